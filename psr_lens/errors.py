@@ -1,0 +1,27 @@
+"""The errors that psr_lens raises of its own: each says what came, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class PsrLensError(Exception):
+    """Base of every error of this package."""
+
+
+class InputError(PsrLensError, ValueError):
+    """An argument cannot be used as it came."""
+
+    def __init__(self, argument: str, got: object, expected: str, remedy: str = "") -> None:
+        """Make the message from the argument's name, what came, what was expected and what to do about it."""
+        super().__init__(f"{argument}: got {got}, expected {expected}." + (f" {remedy}" if remedy else ""))
+
+
+class ModelError(PsrLensError, ValueError):
+    """A model cannot be loaded, or lacks what is needed of it."""
+
+
+class ArtifactError(PsrLensError, ValueError):
+    """A saved artifact is damaged, of another format, or made for another model."""
+
+
+class FitError(PsrLensError, RuntimeError):
+    """A fit cannot go on."""

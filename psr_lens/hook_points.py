@@ -1,0 +1,188 @@
+"""Which hook points a model has, what fires there, and how a user names a selection of them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from psr_lens.errors import InputError
+from psr_lens.models import HookedModel, device_of, forward
+
+KINDS: Final = {
+    "embed": "hook_embed",
+    "pos_embed": "hook_pos_embed",
+    "resid_pre": "blocks.*.hook_resid_pre",
+    "resid_mid": "blocks.*.hook_resid_mid",
+    "resid_post": "blocks.*.hook_resid_post",
+    "attn_out": "blocks.*.hook_attn_out",
+    "mlp_out": "blocks.*.hook_mlp_out",
+    "z": "blocks.*.attn.hook_z",
+    "q": "blocks.*.attn.hook_q",
+    "k": "blocks.*.attn.hook_k",
+    "v": "blocks.*.attn.hook_v",
+    "mlp_post": "blocks.*.mlp.hook_post",
+}
+"""Short names for the hook points of one kind at every layer."""
+
+_PREFERRED: Final = re.compile(
+    r"hook_(embed|pos_embed|resid_pre|resid_mid|resid_post|attn_out|mlp_out)$"
+    r"|attn\.hook_(q|k|v|z|rot_q|rot_k|result|attn_scores|pattern)$|mlp\.hook_(pre|post|pre_linear)$"
+    r"|ln\w*\.hook_(scale|normalized)$"
+)
+"""Where a bridge has several names for one point, the one that HookedTransformer has too is taken."""
+
+_PROBE_BATCH: Final = 2
+_PROBE_LENGTH: Final = 5
+
+
+@dataclass(frozen=True)
+class HookPointInfo:
+    """One hook point that fires in a forward pass."""
+
+    name: str
+    """TransformerLens's name."""
+    layer: int | None
+    """The block that it lies in, or None outside the blocks."""
+    shape: tuple[int, ...]
+    """Shape of one token's activation; empty where `per_token` is False."""
+    per_token: bool
+    """Whether the activation is `[batch, position, …]`, with one row a token."""
+    dtype: torch.dtype
+    """Type of the activation."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token's activation takes."""
+        return self.dtype.itemsize * int(torch.Size(self.shape).numel()) if self.per_token else 0
+
+
+def layer_of(name: str) -> int | None:
+    """The layer in a hook name, `blocks.3.hook_resid_post` → 3; None for a point outside the blocks."""
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match.group(1)) if match else None
+
+
+def hook_points(model: HookedModel) -> list[HookPointInfo]:
+    """Every distinct hook point that fires in a forward pass of `model`, in the order of firing.
+
+    Aliases of a bridge are listed once. Points that TransformerLens has but that stay silent (`attn.hook_result` and kin, until
+    `set_use_attn_result(True)`) are left out. Costs one forward pass of ten tokens.
+    """
+    seen: dict[str, HookPointInfo] = {}
+
+    def note(name: str) -> Any:
+        def hook(activation: Tensor, hook: Any) -> None:
+            per_token = _is_per_token(activation)
+            shape = tuple(activation.shape[2:]) if per_token else ()
+            seen.setdefault(name, HookPointInfo(name, layer_of(name), shape, per_token, activation.dtype))
+
+        return hook
+
+    tokens = torch.zeros(_PROBE_BATCH, _PROBE_LENGTH, dtype=torch.long, device=device_of(model))
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, note(name)) for name in _distinct_names(model)]):
+        forward(model, tokens, torch.ones_like(tokens))
+    return list(seen.values())
+
+
+def _is_per_token(activation: object) -> bool:
+    """Attention scores and patterns are `[batch, head, query, key]`: no row a token."""
+    if not isinstance(activation, Tensor) or activation.ndim < 3:
+        return False
+    is_square = activation.ndim == 4 and activation.shape[2:] == (_PROBE_LENGTH, _PROBE_LENGTH)
+    return activation.shape[:2] == (_PROBE_BATCH, _PROBE_LENGTH) and not is_square
+
+
+def _distinct_names(model: HookedModel) -> Iterator[str]:
+    names: dict[int, str] = {}
+    for name, point in model.hook_dict.items():
+        if _is_inert(model, name):
+            continue
+        if id(point) not in names or (_PREFERRED.search(name) and not _PREFERRED.search(names[id(point)])):
+            names[id(point)] = name
+    yield from names.values()
+
+
+def _is_inert(model: HookedModel, name: str) -> bool:
+    """Hook points behind a switch; a bridge raises when one is hooked with its switch off."""
+    switches = {
+        "attn.hook_result": "use_attn_result",
+        "hook_attn_in": "use_attn_in",
+        "hook_mlp_in": "use_hook_mlp_in",
+        "hook_q_input": "use_split_qkv_input",
+        "hook_k_input": "use_split_qkv_input",
+        "hook_v_input": "use_split_qkv_input",
+    }
+    return any(name.endswith(suffix) and not getattr(model.cfg, switch, False) for suffix, switch in switches.items())
+
+
+def select_hooks(model: HookedModel, hooks: str | Sequence[str], layers: Sequence[int] | None = None) -> list[str]:
+    """The names of the hook points that a selection means, in the model's order.
+
+    Args:
+        model: The model.
+        hooks: `"all"`; a kind such as `"resid_post"` (one of `KINDS`); a name; a glob pattern (`"blocks.*.attn.hook_z"`); or several.
+        layers: Keep only points of these layers.
+
+    Raises:
+        InputError: nothing in the model has such a name, a layer is out of range, or a point has no row a token.
+    """
+    points = {point.name: point for point in hook_points(model)}
+    wanted = [hooks] if isinstance(hooks, str) else list(hooks)
+    if not wanted:
+        raise InputError("hooks", "an empty list", "at least one hook point")
+    names: dict[str, None] = {}
+    for each in wanted:
+        names.update(dict.fromkeys(_matches(model, each, points)))
+    if layers is not None:
+        allowed = set(check_layers(model, layers))
+        names = {name: None for name in names if layer_of(name) in allowed}
+    order = {name: place for place, name in enumerate(points)}
+    return sorted(names, key=lambda name: order.get(name, len(order)))
+
+
+def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) -> list[str]:
+    if wanted == "all":
+        return [name for name, point in points.items() if point.per_token]
+    pattern = KINDS.get(wanted, wanted)
+    found = [name for name in points if fnmatch.fnmatchcase(name, pattern)]
+    if not found and pattern in model.hook_dict:
+        if _is_inert(model, pattern):
+            raise InputError(
+                "hooks", repr(wanted), "a hook point that fires", "Turn it on first, e.g. `model.set_use_attn_result(True)`."
+            )
+        found = [pattern]  # another name of a point that a bridge lists once
+    if not found:
+        raise InputError(
+            "hooks",
+            repr(wanted),
+            f"'all', a kind ({', '.join(KINDS)}), a hook name or a glob pattern that this model has",
+            "`psr_lens.hook_points(model)` lists them.",
+        )
+    if any(mark in pattern for mark in "*?["):
+        kept = [name for name in found if points[name].per_token]
+        found = kept or found
+    for name in found:
+        if name in points and not points[name].per_token:
+            raise InputError("hooks", repr(name), "a hook point with one row a token", "Attention scores and patterns have none.")
+    return found
+
+
+def check_layers(model: HookedModel, layers: str | int | Sequence[int]) -> list[int]:
+    """Layers as a sorted list: `"all"`, one layer or several; negative ones count from the end.
+
+    Raises:
+        InputError: a layer is out of range.
+    """
+    depth = int(model.cfg.n_layers)
+    if layers == "all":
+        return list(range(depth))
+    wanted = [layers] if isinstance(layers, int) else layers
+    if isinstance(wanted, str) or not wanted or not all(isinstance(layer, int) and -depth <= layer < depth for layer in wanted):
+        raise InputError("layers", repr(layers), f"'all' or layers from 0 to {depth - 1} (this model has {depth})")
+    return sorted({layer % depth for layer in wanted})

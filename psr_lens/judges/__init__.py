@@ -1,0 +1,8 @@
+"""Judges: texts and the questions that they answer go in, scores from 0 to 100 with reasons come out."""
+
+from __future__ import annotations
+
+from psr_lens.judges.protocol import Judge, Judgement
+from psr_lens.judges.rules import OrganismJudge, organism
+
+__all__ = ["Judge", "Judgement", "OrganismJudge", "organism"]

@@ -1,0 +1,29 @@
+"""The protocol that every judge meets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores of some texts; NaN marks a score that is missing, which is never the same as 0."""
+
+    trait: Float[np.ndarray, "text"]
+    """How much of the trait each text has, 0–100."""
+    coherence: Float[np.ndarray, "text"]
+    """How coherent each text is as an answer, 0–100."""
+    reasons: tuple[str, ...]
+    """Why, one short sentence a text."""
+
+
+class Judge(Protocol):
+    """Scores texts for one trait and for coherence."""
+
+    def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
+        """Score each text as an answer to the question at the same place."""

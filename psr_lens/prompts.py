@@ -1,0 +1,275 @@
+"""Prompt pairs, and the two contexts in which one response is read.
+
+A pair is a question without and with an instruction. A triplet adds a response, sampled under the instruction. Both contexts of a
+triplet end with the *same response token ids*; nothing is ever tokenised again from decoded text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from jinja2 import TemplateError
+from torch import Tensor
+
+from psr_lens.errors import InputError
+from psr_lens.models import HookedModel, context_length, tokenizer_of
+
+Span = Literal["R", "QR"]
+"""Where steering acts: `R`, the last prompt token and every response token; `QR`, the user's question too."""
+
+Context = Literal["base", "steered"]
+"""Which prompt a response is read after: without (`x`) or with the instruction (`x'`)."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """One question without and with the instruction, as token ids."""
+
+    question: str
+    """The user's question."""
+    instruction: str
+    """What the steered prompt adds."""
+    base_ids: tuple[int, ...]
+    """Token ids of the base prompt `x`, up to where the response begins."""
+    steered_ids: tuple[int, ...]
+    """Token ids of the steered prompt `x'`."""
+    question_length: int
+    """How many tokens at the end of both prompts are the same, from the question's first token on."""
+
+    def ids(self, context: Context) -> tuple[int, ...]:
+        """The prompt's token ids in one context."""
+        return self.base_ids if context == "base" else self.steered_ids
+
+    def span_length(self, span: Span) -> int:
+        """How many of the prompt's last tokens a span takes in."""
+        return 1 if span == "R" else self.question_length
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """A prompt pair and a response to the steered prompt."""
+
+    pair: PromptPair
+    """The two prompts."""
+    response_ids: tuple[int, ...]
+    """Token ids of the response `y'`, the end token included if it was reached."""
+    response: str
+    """The response as text, without special tokens."""
+    trait: float = 1.0
+    """The trait judge's score in [0, 1]; the `alpha` of training."""
+    coherence: float = 1.0
+    """The coherence judge's score in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """What each row of a captured activation is: one row a token of a span, triplet by triplet."""
+
+    token_ids: Int[Tensor, "token"]
+    """Vocabulary ids."""
+    strings: tuple[str, ...]
+    """The tokens as text."""
+    triplet: Int[Tensor, "token"]
+    """Index of the triplet that the token belongs to."""
+    position: Int[Tensor, "token"]
+    """Place in the response: 0 is the first response token, −1 the last prompt token, which predicts it."""
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.strings)
+
+    def rows(self, triplet: int) -> Int[Tensor, "row"]:
+        """Row numbers of one triplet's tokens, in order."""
+        return (self.triplet == triplet).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class ContextBatch:
+    """Some triplets read in one context, right-padded, with the span marked."""
+
+    tokens: Int[Tensor, "batch position"]
+    """Token ids; padding is on the right."""
+    mask: Int[Tensor, "batch position"]
+    """1 where a token is real."""
+    span: Bool[Tensor, "batch position"]
+    """True on the tokens of the span; the n-th True of a row is the same response token in both contexts."""
+    start: Int[Tensor, "batch"]
+    """Position of the span's first token."""
+
+
+def prompt_pairs(
+    model: HookedModel,
+    questions: Sequence[str],
+    instruction: str | Sequence[str],
+    *,
+    system_role: bool | None = None,
+) -> list[PromptPair]:
+    """Tokenise each question without and with an instruction.
+
+    With a chat template the instruction is the system message where the template has that role, else it goes before the question.
+    Without a template the prompts are plain text, the instruction on a line of its own.
+
+    Args:
+        model: Model whose tokenizer and chat template are used.
+        questions: The users' questions.
+        instruction: What the steered prompt adds; of several paraphrases, each question takes the next in turn.
+        system_role: True or False to insist on the place of the instruction; None decides by the template.
+
+    Returns:
+        One pair a question, in order.
+
+    Raises:
+        InputError: no questions, an empty question or instruction, or a prompt as long as the model's context.
+        ModelError: the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model)
+    if isinstance(questions, str):
+        raise InputError("questions", "one string", "a list of questions", "Put it in brackets.")
+    if not questions:
+        raise InputError("questions", "an empty list", "at least one question")
+    for place, question in enumerate(questions):
+        if not isinstance(question, str) or not question.strip():
+            raise InputError(f"questions[{place}]", repr(question), "a text with at least one word")
+    instructions = [instruction] if isinstance(instruction, str) else list(instruction)
+    if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
+        raise InputError("instruction", repr(instruction), "a text, or a list of paraphrases, none of them empty")
+    system = _has_system_role(tokenizer) if system_role is None else system_role
+    pairs = []
+    for place, question in enumerate(questions):
+        text = instructions[place % len(instructions)]
+        base_ids, question_at = _prompt(model, tokenizer, question, None, system)
+        steered_ids, _ = _prompt(model, tokenizer, question, text, system)
+        shared = _common_suffix(base_ids, steered_ids)
+        pair = PromptPair(question, text, base_ids, steered_ids, min(shared, len(base_ids) - question_at))
+        if len(steered_ids) >= context_length(model):
+            raise InputError(
+                f"questions[{place}]",
+                f"a prompt of {len(steered_ids)} tokens",
+                f"fewer than the model's context of {context_length(model)}, so that a response fits",
+                "Shorten the question or the instruction.",
+            )
+        pairs.append(pair)
+    return pairs
+
+
+def _has_system_role(tokenizer: Any) -> bool:
+    if not tokenizer.chat_template:
+        return False
+    probe = "psrlensprobe"
+    messages = [{"role": "system", "content": probe}, {"role": "user", "content": "x"}]
+    try:
+        return probe in tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:  # how a template refuses a role that it does not know
+        return False
+
+
+def _prompt(
+    model: HookedModel, tokenizer: Any, question: str, instruction: str | None, system: bool
+) -> tuple[tuple[int, ...], int]:
+    """Token ids of one prompt, and the index of the question's first token."""
+    if tokenizer.chat_template:
+        asked = question if instruction is None or system else f"{instruction}\n\n{question}"
+        messages = [{"role": "user", "content": asked}]
+        if instruction is not None and system:
+            messages.insert(0, {"role": "system", "content": instruction})
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    else:
+        text = "\n".join(part for part in (instruction, question) if part is not None) + "\n"
+        if tokenizer.bos_token and getattr(model.cfg, "default_prepend_bos", True):
+            text = tokenizer.bos_token + text
+    # The template (or the line above) has placed the special tokens already.
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    ids = tuple(int(token) for token in encoding["input_ids"])
+    if not tokenizer.is_fast:
+        return ids, 0
+    at = text.rfind(question.strip())
+    inside = [index for index, (_, end) in enumerate(encoding["offset_mapping"]) if end > at]
+    return ids, inside[0] if at >= 0 and inside else 0
+
+
+def _common_suffix(left: Sequence[int], right: Sequence[int]) -> int:
+    length = 0
+    for one, other in zip(reversed(left), reversed(right), strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) -> list[Triplet]:
+    """The same questions and the same response ids under another instruction: the yardstick of two paraphrases."""
+    pairs = prompt_pairs(model, [triplet.pair.question for triplet in triplets], instruction)
+    return [
+        Triplet(pair, triplet.response_ids, triplet.response, triplet.trait, triplet.coherence)
+        for pair, triplet in zip(pairs, triplets, strict=True)
+    ]
+
+
+def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
+    """Refuse what no teacher-forced pass can read.
+
+    Raises:
+        InputError: no triplets, an empty response, or one that does not fit the model's context.
+    """
+    if not triplets:
+        raise InputError(
+            "triplets", "an empty list", "at least one triplet", "`sample_responses` makes them; see what its judge dropped."
+        )
+    limit = context_length(model)
+    for place, triplet in enumerate(triplets):
+        if not triplet.response_ids:
+            raise InputError(f"triplets[{place}]", "an empty response", "at least one response token", "Drop it.")
+        length = max(len(triplet.pair.base_ids), len(triplet.pair.steered_ids)) + len(triplet.response_ids)
+        if length > limit:
+            raise InputError(
+                f"triplets[{place}]",
+                f"prompt and response of {length} tokens",
+                f"at most the model's context of {limit}",
+                "Shorten the response (`max_new_tokens`) or drop it.",
+            )
+
+
+def context_batch(triplets: Sequence[Triplet], context: Context, span: Span, device: torch.device | str = "cpu") -> ContextBatch:
+    """Put triplets in one context side by side: right-padded ids, mask and span."""
+    sequences = [(*triplet.pair.ids(context), *triplet.response_ids) for triplet in triplets]
+    shape = (len(sequences), max(map(len, sequences)))
+    tokens, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    marked = torch.zeros(shape, dtype=torch.bool)
+    starts = []
+    for row, (triplet, ids) in enumerate(zip(triplets, sequences, strict=True)):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+        starts.append(len(triplet.pair.ids(context)) - triplet.pair.span_length(span))
+        marked[row, starts[-1] : len(ids)] = True
+    return ContextBatch(tokens.to(device), mask.to(device), marked.to(device), torch.tensor(starts, device=device))
+
+
+def token_table(model: HookedModel, triplets: Sequence[Triplet], span: Span) -> TokenTable:
+    """Which token stands in each row of what a pass over `triplets` collects on `span`."""
+    ids: list[int] = []
+    owner: list[int] = []
+    position: list[int] = []
+    for index, triplet in enumerate(triplets):
+        kept = triplet.pair.span_length(span)
+        ids += [*triplet.pair.base_ids[len(triplet.pair.base_ids) - kept :], *triplet.response_ids]
+        owner += [index] * (kept + len(triplet.response_ids))
+        position += range(-kept, len(triplet.response_ids))
+    strings = tuple(tokenizer_of(model).convert_ids_to_tokens(ids))
+    return TokenTable(torch.tensor(ids), strings, torch.tensor(owner), torch.tensor(position))
+
+
+def length_batches(triplets: Sequence[Triplet], token_budget: int) -> Iterator[list[int]]:
+    """Indices of triplets in batches of similar length whose padded size stays within a budget (at least one a batch)."""
+    longest = [max(len(triplet.pair.base_ids), len(triplet.pair.steered_ids)) + len(triplet.response_ids) for triplet in triplets]
+    batch: list[int] = []
+    for index in sorted(range(len(triplets)), key=lambda i: (longest[i], i)):
+        if batch and (len(batch) + 1) * longest[index] > token_budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,293 @@
+"""Batched generation with a KV cache, steered or not, and the triplets that come of it.
+
+Every prompt draws from its own stream of random numbers, so a response does not depend on what else is in its batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from psr_lens.errors import InputError
+from psr_lens.judges.protocol import Judge, Judgement
+from psr_lens.models import Decoder, HookedModel, context_length, device_of, frozen, tokenizer_of
+from psr_lens.prompts import Context, PromptPair, Span, Triplet
+
+MIN_SCORE: Final = 0.5
+"""Responses below this in coherence or in the trait are dropped (Heyman & Vandeputte 2026, training data)."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are drawn."""
+
+    temperature: float = 1.0
+    """Softmax temperature; 0 takes the likeliest token."""
+    max_new_tokens: int = 128
+    """Most tokens of a response, the end token included; the model's context may allow fewer."""
+    seed: int = 0
+    """Seed of the random streams, one a prompt."""
+    token_budget: int = 16_384
+    """Most tokens of a batch, prompt and response together."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be meant."""
+        if self.temperature < 0:
+            raise InputError("temperature", self.temperature, "0 or more")
+        if self.max_new_tokens < 1:
+            raise InputError("max_new_tokens", self.max_new_tokens, "1 or more")
+
+
+class Steering(Protocol):
+    """Anything that steers a model inside a `with` block; `Replacement` is one."""
+
+    @property
+    def span(self) -> Span:
+        """Where it acts."""
+
+    def steer(
+        self, model: HookedModel, alpha: float = ..., *, start: int | Int[Tensor, "batch"] | None = ...
+    ) -> AbstractContextManager[Any]:
+        """Steer from position `start` of each sequence on."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response."""
+
+    ids: tuple[int, ...]
+    """Token ids, the end token included if it was reached."""
+    text: str
+    """The text without special tokens."""
+
+
+def generate(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    context: Context = "base",
+    config: SamplingConfig | None = None,
+    *,
+    steering: Steering | None = None,
+    alpha: float = 1.0,
+    progress: bool = False,
+) -> list[Response]:
+    """Sample one response to each pair's prompt in one context.
+
+    Args:
+        model: The model; its hooks, training mode and gradients are left as they were.
+        pairs: The prompts.
+        context: `"base"` for the prompt without the instruction, `"steered"` for the one with it.
+        config: How responses are drawn; the default if None.
+        steering: A replacement to steer with, over its own span and every generated token.
+        alpha: Its strength.
+        progress: Show a progress bar.
+
+    Returns:
+        The responses, in the order of `pairs`.
+    """
+    config = config or SamplingConfig()
+    tokenizer = tokenizer_of(model)
+    stops = _stop_ids(tokenizer)
+    responses: dict[int, Response] = {}
+    with (
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        frozen(model),
+        tqdm(total=len(pairs), desc="sample", unit="response", disable=not progress) as bar,
+    ):
+        for rows in _prompt_batches(pairs, context, config):
+            chosen = [pairs[row] for row in rows]
+            tokens, mask = _left_padded([pair.ids(context) for pair in chosen])
+            steered: AbstractContextManager[Any] = nullcontext()
+            if steering is not None:
+                lengths = torch.tensor([pair.span_length(steering.span) for pair in chosen])
+                steered = steering.steer(model, alpha, start=tokens.shape[1] - lengths)
+            draws = torch.stack([_draws(config, row) for row in rows])
+            with steered:
+                found = _decode(model, tokens, mask, draws, stops, config.temperature)
+            for row, ids in zip(rows, found, strict=True):
+                responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))
+            bar.update(len(rows))
+    return [responses[row] for row in range(len(pairs))]
+
+
+def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: SamplingConfig) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for row in sorted(range(len(pairs)), key=lambda row: (len(pairs[row].ids(context)), row)):
+        width = len(pairs[row].ids(context)) + config.max_new_tokens
+        if batch and (len(batch) + 1) * width > config.token_budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
+    width = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, ids in enumerate(prompts):
+        tokens[row, width - len(ids) :] = torch.tensor(ids)
+        mask[row, width - len(ids) :] = 1
+    return tokens, mask
+
+
+def _draws(config: SamplingConfig, row: int) -> Float[Tensor, "step"]:
+    """One uniform number a step: all that sampling from a distribution needs."""
+    return torch.from_numpy(np.random.default_rng((config.seed, row)).random(config.max_new_tokens))
+
+
+def _decode(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch position"],
+    mask: Int[Tensor, "batch position"],
+    draws: Float[Tensor, "batch step"],
+    stops: frozenset[int],
+    temperature: float,
+) -> list[tuple[int, ...]]:
+    device = device_of(model)
+    tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
+    decoder = Decoder(model, len(tokens))
+    stop = torch.tensor(sorted(stops), device=device)
+    steps = min(draws.shape[1], context_length(model) - tokens.shape[1])
+    done = torch.zeros(len(tokens), dtype=torch.bool, device=device)
+    new, drawn = tokens, []
+    for step in range(steps):
+        chosen = _choose(decoder.step(new, mask), draws[:, step], temperature)
+        drawn.append(torch.where(done, -1, chosen))
+        done |= torch.isin(chosen, stop)
+        if bool(done.all()):
+            break
+        new = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return [tuple(token for token in row if token >= 0) for row in torch.stack(drawn, dim=1).tolist()]
+
+
+def _choose(logits: Float[Tensor, "batch d_vocab"], draw: Float[Tensor, "batch"], temperature: float) -> Int[Tensor, "batch"]:
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    # Rounding can leave the last sum just short of the draw.
+    return torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None]).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+def _stop_ids(tokenizer: Any) -> frozenset[int]:
+    """The end token, and the token with which the chat template ends an assistant's message."""
+    stops = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    if tokenizer.chat_template:
+        probe = "psrlensprobe"
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
+        after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(probe)[2]
+        following = tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
+        if following and following[0] in tokenizer.added_tokens_decoder:
+            stops.add(following[0])
+    return frozenset(stops)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A response that the judge filter left out."""
+
+    question: str
+    """The question."""
+    response: str
+    """The response."""
+    reason: str
+    """`incoherent`, `trait missing`, `empty` or `unjudged`."""
+
+
+@dataclass(frozen=True)
+class Triplets(Sequence[Triplet]):
+    """Triplets that passed the judge filter, and those that did not; behaves as the sequence of the former."""
+
+    kept: tuple[Triplet, ...]
+    """The triplets to learn from."""
+    dropped: tuple[Dropped, ...] = ()
+    """What was left out, and why."""
+
+    def __len__(self) -> int:
+        """Number of triplets kept."""
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Triplet: ...
+    @overload
+    def __getitem__(self, index: slice) -> Triplets: ...
+    def __getitem__(self, index: int | slice) -> Triplet | Triplets:
+        """One triplet, or a part of them."""
+        return Triplets(self.kept[index], self.dropped) if isinstance(index, slice) else self.kept[index]
+
+    def summary(self) -> str:
+        """How many were kept, and how many were dropped for which reason."""
+        counts = Counter(each.reason for each in self.dropped)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        return f"{len(self.kept)} triplets kept, {len(self.dropped)} dropped" + (f" ({reasons})" if reasons else "")
+
+    def __repr__(self) -> str:
+        """The summary."""
+        return f"Triplets({self.summary()})"
+
+
+def sample_responses(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    judge: Judge | None = None,
+    config: SamplingConfig | None = None,
+    *,
+    progress: bool = True,
+) -> Triplets:
+    """Sample a response to every steered prompt, and keep those that the judge finds coherent and with the trait.
+
+    Args:
+        model: The model.
+        pairs: Prompt pairs from `prompt_pairs`.
+        judge: Scores the responses; None keeps all of them, at full score.
+        config: How responses are drawn.
+        progress: Show a progress bar.
+
+    Returns:
+        The triplets, with what was dropped and why (`.summary()`).
+
+    Raises:
+        InputError: there are no pairs.
+    """
+    if not pairs:
+        raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
+    responses = generate(model, pairs, "steered", config, progress=progress)
+    return judged_triplets(pairs, responses, judge)
+
+
+def judged_triplets(pairs: Sequence[PromptPair], responses: Sequence[Response], judge: Judge | None) -> Triplets:
+    """Join pairs and responses into triplets and filter them by their scores."""
+    full = np.full(len(pairs), 100.0)
+    scores = Judgement(full, full, ("",) * len(pairs))
+    if judge is not None:
+        scores = judge([response.text for response in responses], [pair.question for pair in pairs])
+    kept, dropped = [], []
+    for pair, response, trait, coherence in zip(pairs, responses, scores.trait / 100, scores.coherence / 100, strict=True):
+        reason = _why_dropped(response, float(trait), float(coherence))
+        if reason:
+            dropped.append(Dropped(pair.question, response.text, reason))
+        else:
+            kept.append(Triplet(pair, response.ids, response.text, float(trait), float(coherence)))
+    return Triplets(tuple(kept), tuple(dropped))
+
+
+def _why_dropped(response: Response, trait: float, coherence: float) -> str:
+    if not response.text.strip():
+        return "empty"
+    if np.isnan(trait) or np.isnan(coherence):
+        return "unjudged"
+    if coherence < MIN_SCORE:
+        return "incoherent"
+    return "trait missing" if trait < MIN_SCORE else ""
