@@ -46,7 +46,7 @@ class _Pass(threading.Thread):
                 forward(self.model, self.batch.tokens, self.batch.mask, self.stop_at_layer)
         except _Stop:
             pass
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised again in the thread that waits)
             self.error = error
         self.activation = None
         self._halted.release()
