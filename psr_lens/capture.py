@@ -101,6 +101,7 @@ def collect(
     *,
     steering: Steering | None = None,
     alpha: float = 1.0,
+    arriving: bool = False,
     token_budget: int = TOKEN_BUDGET,
     progress: bool = False,
 ) -> dict[str, Float[Tensor, "token ..."]]:
@@ -114,6 +115,7 @@ def collect(
         span: Which tokens to keep.
         steering: A replacement to steer with over its own span, if any.
         alpha: Its strength.
+        arriving: Where the replacement acts, read what arrives there instead of what the model goes on with.
         token_budget: Most tokens in a batch, padding included.
         progress: Show a progress bar.
 
@@ -135,8 +137,10 @@ def collect(
             if steering is not None:
                 steered = steering.steer(model, alpha, start=_starts(chosen, context, steering.span))
             held: dict[str, Tensor] = {}
-            # Reading hooks come after the steering ones, so that they see what the model goes on with.
-            with steered, model.hooks(fwd_hooks=[(name, _keep(held, name, batch.span)) for name in names]):
+            reading = model.hooks(fwd_hooks=[(name, _keep(held, name, batch.span)) for name in names])
+            # Hooks of one point run in the order in which they were added.
+            first, second = (reading, steered) if arriving else (steered, reading)
+            with first, second:
                 forward(model, batch.tokens, batch.mask, stop)
             for name, rows in held.items():
                 for index, piece in zip(indices, rows.cpu().split(counts), strict=True):

@@ -1,0 +1,201 @@
+"""Where the prompt steers and where its replacements steer, side by side on the same tokens.
+
+All strengths are norms of accumulated differences, `‖A − A_base‖` at `hook_resid_post`, so that a prompt and a replacement are
+measured alike. Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the span, as in figure 3 of Heyman & Vandeputte 2026: 1 is no steering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psr_lens.capture import TOKEN_BUDGET, collect
+from psr_lens.errors import InputError
+from psr_lens.evaluate import Scores
+from psr_lens.hook_points import check_layers, layer_of
+from psr_lens.models import HookedModel, fingerprint
+from psr_lens.prompts import Context, Span, TokenTable, Triplet, check_triplets, rephrase, token_table
+from psr_lens.replacement import Replacement
+
+PROMPT: Final = "prompt"
+"""The method name under which the prompt itself stands."""
+
+PARAPHRASE: Final = "paraphrase"
+"""The name under which the yardstick stands: the same instruction in other words."""
+
+
+@dataclass(frozen=True)
+class MethodTrace:
+    """What one replacement did on the compared tokens."""
+
+    strength: Float[Tensor, "token layer"]
+    """‖Δ_AS‖ after each layer: how far the replacement has moved the residual stream from the unsteered run."""
+    relative_rmse: Float[Tensor, "layer"]
+    """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
+    site_layers: tuple[int, ...]
+    """Layers at which the replacement acts."""
+    coefficient: Float[Tensor, "token site"]
+    """α·‖λ(A)·z‖, the length of what is added at each site, in the activation's units."""
+    projection: Float[Tensor, "token site"]
+    """What the coefficient stands for: the part of (prompted activation − arriving activation) along the site's directions."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A prompt and its replacements on the same response tokens."""
+
+    instruction: str
+    """The instruction of the prompt; the first, where there are several."""
+    model: Mapping[str, object]
+    """Fingerprint of the model."""
+    span: Span
+    """Which tokens were compared."""
+    tokens: TokenTable
+    """What each row is."""
+    layers: tuple[int, ...]
+    """The layers of the columns."""
+    strength: Float[Tensor, "token layer"]
+    """‖Δ_acc‖ of the prompt after each layer."""
+    rank1_share: Float[Tensor, "layer"]
+    """Share of Δ_acc's energy in its first singular direction, after each layer."""
+    methods: Mapping[str, MethodTrace]
+    """The replacements, by the names they were given."""
+    paraphrase_rmse: Float[Tensor, "layer"] | None
+    """Relative RMSE between the instruction and a paraphrase of it, the yardstick; None if no paraphrase was given."""
+    alpha: float
+    """Strength at which the replacements ran."""
+    scores: tuple[Scores, ...] = ()
+    """Trait and coherence by method, if they were measured."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What is needed to run it again."""
+
+    def quantile(self, q: float) -> Float[Tensor, "layer"]:
+        """A quantile of ‖Δ_acc‖ over tokens, after each layer."""
+        return self.strength.quantile(q, dim=0)
+
+
+def compare(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    replacements: Mapping[str, Replacement],
+    *,
+    paraphrase: str | None = None,
+    layers: str | int | Sequence[int] = "all",
+    span: Span = "R",
+    alpha: float = 1.0,
+    scores: Sequence[Scores] = (),
+    settings: Mapping[str, object] | None = None,
+    token_budget: int = TOKEN_BUDGET,
+    progress: bool = False,
+) -> Comparison:
+    """Read the same responses under the prompt and under each replacement, and compare token by token.
+
+    Args:
+        model: The model.
+        triplets: Responses to compare on, best ones that nothing was fitted on.
+        replacements: Names and replacements.
+        paraphrase: The instruction in other words, for the yardstick.
+        layers: Layers after which the residual stream is compared.
+        span: Which tokens.
+        alpha: Strength of every replacement.
+        scores: Results of `evaluate`, to be shown beside.
+        settings: Anything that a reader needs to run it again.
+        token_budget: Most tokens in a batch, padding included.
+        progress: Show progress bars.
+
+    Returns:
+        A typed result, for `psr_lens.plots` and `psr_lens.report`.
+
+    Raises:
+        InputError: no triplets, no replacements, a reserved name, a layer out of range.
+        ArtifactError: a replacement was made for another model.
+    """
+    check_triplets(model, triplets)
+    if not replacements:
+        raise InputError("replacements", "none", "at least one name and replacement")
+    for name, replacement in replacements.items():
+        if name in (PROMPT, PARAPHRASE):
+            raise InputError("replacements", repr(name), "names other than 'prompt' and 'paraphrase', which are taken")
+        replacement.check_model(model)
+    wanted = check_layers(model, layers)
+    names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
+
+    def read(chosen: Sequence[Triplet], context: Context) -> dict[str, Tensor]:
+        return collect(model, chosen, names, context, span, token_budget=token_budget, progress=progress)
+
+    base, prompted = read(triplets, "base"), read(triplets, "steered")
+    delta = {name: prompted[name].float() - base[name].float() for name in names}
+    yardstick = None
+    if paraphrase is not None:
+        other = read(rephrase(model, triplets, paraphrase), "steered")
+        yardstick = torch.stack([_relative(other[name] - base[name], delta[name]) for name in names])
+    traces = {}
+    for label, replacement in replacements.items():
+        steered = collect(
+            model, triplets, names, "base", span, steering=replacement, alpha=alpha, token_budget=token_budget, progress=progress
+        )
+        moved = {name: steered[name].float() - base[name].float() for name in names}
+        coefficient, projection = _coefficients(model, triplets, replacement, span, alpha, token_budget)
+        traces[label] = MethodTrace(
+            torch.stack([moved[name].norm(dim=1) for name in names], dim=1),
+            torch.stack([_relative(moved[name], delta[name]) for name in names]),
+            tuple(layer for name in replacement.sites if (layer := layer_of(name)) is not None),
+            coefficient,
+            projection,
+        )
+    return Comparison(
+        triplets[0].pair.instruction,
+        fingerprint(model),
+        span,
+        token_table(model, triplets, span),
+        tuple(wanted),
+        torch.stack([delta[name].norm(dim=1) for name in names], dim=1),
+        torch.stack([_rank1_share(delta[name]) for name in names]),
+        traces,
+        yardstick,
+        alpha,
+        tuple(scores),
+        settings or {},
+    )
+
+
+def _relative(moved: Float[Tensor, "token d_model"], wanted: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
+    error: Tensor = torch.linalg.vector_norm((moved.float() - wanted).double())
+    return (error / torch.linalg.vector_norm(wanted.double())).float()
+
+
+def _rank1_share(delta: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
+    energies: Tensor = torch.linalg.eigvalsh(delta.double().T @ delta.double())
+    return (energies[-1] / energies.clamp(min=0).sum()).float()
+
+
+def _coefficients(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    replacement: Replacement,
+    span: Span,
+    alpha: float,
+    token_budget: int,
+) -> tuple[Float[Tensor, "token site"], Float[Tensor, "token site"]]:
+    """Length of what is added at each site, and of what would have been right along the site's directions."""
+    sites = list(replacement.sites)
+    arriving = collect(
+        model, triplets, sites, "base", span, steering=replacement, alpha=alpha, arriving=True, token_budget=token_budget
+    )
+    targets = collect(model, triplets, sites, "steered", span, token_budget=token_budget)
+    lengths, projections = [], []
+    for name in sites:
+        site = replacement.sites[name].to(torch.device("cpu"), torch.float32)
+        added = alpha * site.intervention(arriving[name].float())
+        basis = torch.linalg.qr(site.directions.T).Q
+        missing = (targets[name].float() - arriving[name].float()) @ basis
+        lengths.append(added.norm(dim=1))
+        # Along one direction the sign is kept: a prompt may push against it, which a ReLU cannot.
+        along = torch.sign((site.directions @ basis)[0, 0]) * missing[:, 0] if basis.shape[1] == 1 else missing.norm(dim=1)
+        projections.append(along)
+    return torch.stack(lengths, dim=1), torch.stack(projections, dim=1)

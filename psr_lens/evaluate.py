@@ -1,0 +1,134 @@
+"""How well a method does what the prompt did: trait and coherence of sampled answers, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+
+from psr_lens.errors import InputError
+from psr_lens.judges.protocol import Judge
+from psr_lens.models import HookedModel
+from psr_lens.prompts import Context, PromptPair
+from psr_lens.replacement import Replacement
+from psr_lens.sampling import SamplingConfig, generate
+
+RESAMPLES: Final = 2_000
+"""Bootstrap resamples."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one method scored on a set of questions."""
+
+    method: str
+    """Name of the method; `none` and `prompt` for the model without steering."""
+    alpha: float | None
+    """Strength of the steering; None without."""
+    n: int
+    """Number of answers with both scores."""
+    missing: int
+    """Number of answers that the judge could not score."""
+    trait: float
+    """Mean trait score, 0–100."""
+    coherence: float
+    """Mean coherence score, 0–100."""
+    trait_interval: Interval
+    """95 % bootstrap interval of the trait."""
+    coherence_interval: Interval
+    """95 % bootstrap interval of the coherence."""
+
+
+def evaluate(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    judge: Judge,
+    replacement: Replacement | None = None,
+    *,
+    alpha: float = 1.0,
+    context: Context = "base",
+    method: str | None = None,
+    config: SamplingConfig | None = None,
+    progress: bool = False,
+) -> Scores:
+    """Sample an answer to every question and score it.
+
+    Args:
+        model: The model.
+        pairs: Questions that nothing was fitted on. The same pairs and seed give every method the same random streams.
+        judge: Scores the answers.
+        replacement: What to steer with; None for the model as it is.
+        alpha: Strength of the replacement.
+        context: `"base"` for the prompt without the instruction, `"steered"` for the one with it.
+        method: Name for the table; by default the replacement's, `prompt` or `none`.
+        config: How answers are drawn.
+        progress: Show a progress bar.
+
+    Returns:
+        Mean scores with 95 % bootstrap intervals over questions.
+
+    Raises:
+        InputError: there are no pairs.
+    """
+    if not pairs:
+        raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
+    responses = generate(model, pairs, context, config, steering=replacement, alpha=alpha, progress=progress)
+    verdict = judge([response.text for response in responses], [pair.question for pair in pairs])
+    present = np.isfinite(verdict.trait) & np.isfinite(verdict.coherence)
+    unsteered = "prompt" if context == "steered" else "none"
+    return Scores(
+        method or (replacement.method if replacement else unsteered),
+        alpha if replacement else None,
+        int(present.sum()),
+        int((~present).sum()),
+        _mean(verdict.trait[present]),
+        _mean(verdict.coherence[present]),
+        bootstrap_interval(verdict.trait[present]),
+        bootstrap_interval(verdict.coherence[present]),
+    )
+
+
+def best_alpha(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    judge: Judge,
+    replacement: Replacement,
+    alphas: Sequence[float],
+    *,
+    min_coherence: float = 95.0,
+    method: str | None = None,
+    config: SamplingConfig | None = None,
+) -> Scores:
+    """The scores at the strength with the highest trait whose coherence is still at least `min_coherence`.
+
+    Where no strength is that coherent, the most coherent one is taken.
+
+    Raises:
+        InputError: no strengths were given.
+    """
+    if not alphas:
+        raise InputError("alphas", "an empty list", "at least one strength")
+    curve = [evaluate(model, pairs, judge, replacement, alpha=alpha, method=method, config=config) for alpha in alphas]
+    coherent = [scores for scores in curve if scores.coherence >= min_coherence]
+    if not coherent:
+        return max(curve, key=lambda scores: scores.coherence)
+    return max(coherent, key=lambda scores: (scores.trait, scores.coherence))
+
+
+def bootstrap_interval(values: Float[np.ndarray, "sample"], *, seed: int = 0, level: float = 0.95) -> Interval:
+    """Percentile bootstrap interval of the mean; NaN where there are no values."""
+    if len(values) == 0:
+        return (float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    means = rng.choice(values, size=(RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return (float(low), float(high))
+
+
+def _mean(values: Float[np.ndarray, "sample"]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
