@@ -1,7 +1,8 @@
 """Where the prompt steers and where its replacements steer, side by side on the same tokens.
 
 All strengths are norms of accumulated differences, `‖A − A_base‖` at `hook_resid_post`, so that a prompt and a replacement are
-measured alike. Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the span, as in figure 3 of Heyman & Vandeputte 2026: 1 is no steering.
+measured alike.
+Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the span, as in figure 3 of Heyman & Vandeputte 2026: 1 is no steering.
 """
 
 from __future__ import annotations
@@ -166,7 +167,8 @@ def compare(
 
 def _relative(moved: Float[Tensor, "token d_model"], wanted: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
     error: Tensor = torch.linalg.vector_norm((moved.float() - wanted).double())
-    return (error / torch.linalg.vector_norm(wanted.double())).float()
+    relative: Tensor = (error / torch.linalg.vector_norm(wanted.double())).float()
+    return relative
 
 
 def _rank1_share(delta: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
