@@ -14,7 +14,7 @@ from psr_lens.judges.protocol import Judge
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import Replacement
-from psr_lens.sampling import SamplingConfig, generate
+from psr_lens.sampling import Response, SamplingConfig, generate
 
 RESAMPLES: Final = 2_000
 """Bootstrap resamples."""
@@ -78,12 +78,20 @@ def evaluate(
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     responses = generate(model, pairs, context, config, steering=replacement, alpha=alpha, progress=progress)
+    unsteered = "prompt" if context == "steered" else "none"
+    name = method or (replacement.method if replacement else unsteered)
+    return score(name, pairs, responses, judge, alpha=alpha if replacement else None)
+
+
+def score(
+    method: str, pairs: Sequence[PromptPair], responses: Sequence[Response], judge: Judge, *, alpha: float | None = None
+) -> Scores:
+    """Score answers that are there already, one a pair."""
     verdict = judge([response.text for response in responses], [pair.question for pair in pairs])
     present = np.isfinite(verdict.trait) & np.isfinite(verdict.coherence)
-    unsteered = "prompt" if context == "steered" else "none"
     return Scores(
-        method or (replacement.method if replacement else unsteered),
-        alpha if replacement else None,
+        method,
+        alpha,
         int(present.sum()),
         int((~present).sum()),
         _mean(verdict.trait[present]),

@@ -87,15 +87,19 @@ def load_model(
         raise InputError("backend", repr(backend), "'auto', 'hooked_transformer' or 'bridge'")
     hooked = _use_hooked_transformer(backend)
     name = str(name_or_path)
+    label = name
     if name in EMBEDDED:
         folder = Path(__file__).parent / "organism" / "weights" / EMBEDDED[name]
     elif Path(name).is_dir():
         folder = Path(name)
+        label = folder.resolve().name
     else:
         return _from_name(name, device, dtype, hooked)
     if not (folder / "config.json").is_file():
         raise ModelError(f"model: {folder} holds no config.json. Give a folder saved with `save_pretrained`.")
-    return _from_folder(folder, device, dtype, hooked)
+    model = _from_folder(folder, device, dtype, hooked)
+    model.cfg.model_name = label
+    return model
 
 
 def has_hooked_transformer() -> bool:
@@ -199,7 +203,6 @@ def _hooked_config(folder: Path, device: str | torch.device, dtype: torch.dtype)
             f"model: TransformerLens took {architecture} for {cfg.original_architecture}, since the temporary folder {neutral} "
             "has the name of an architecture in it. Set TMPDIR to another place."
         )
-    cfg.model_name = folder.name
     return cfg
 
 

@@ -31,6 +31,8 @@ Rule = Literal["relu", "constant"]
 FORMAT: Final = 1
 WEIGHTS_FILE: Final = "replacement.safetensors"
 SETTINGS_FILE: Final = "replacement.json"
+FIRST_POINT: Final = "blocks.0.hook_resid_pre"
+"""The first point that fires in every call; `hook_embed` stays silent in `HookedTransformer.generate`."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Replacement:
         if not isinstance(alpha, Tensor) and alpha == 0:
             return []
         tracker = _PositionTracker(start)
-        added: list[tuple[str, Any]] = [("hook_embed", tracker.see)]
+        added: list[tuple[str, Any]] = [(FIRST_POINT, tracker.see)]
         added += [(name, _steering_hook(site, alpha, tracker)) for name, site in self.sites.items()]
         return added
 
@@ -256,8 +258,8 @@ def _site_from(tensors: Mapping[str, Tensor], name: str, rule: str) -> Site:
 class _PositionTracker:
     """Knows, at every call of the model inside one `with` block, which positions are to be steered.
 
-    It looks at the embeddings: the same tokens always have the same embeddings, so a call that repeats what came before and adds to it
-    is generation without a KV cache, and a call of a single token after a prompt is a decode step.
+    It looks at what enters the first block: the same tokens at the same places always enter alike, so a call that repeats what came
+    before and adds to it is generation without a KV cache, and a call of a single token after a prompt is a decode step.
     """
 
     def __init__(self, start: int | Int[Tensor, "batch"] | None) -> None:

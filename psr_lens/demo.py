@@ -1,0 +1,194 @@
+"""The whole line on the embedded model: prompt, triplets, fits, scores, comparison."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from psr_lens import organism
+from psr_lens.compare import Comparison, compare
+from psr_lens.errors import InputError
+from psr_lens.evaluate import Scores, best_alpha, evaluate, score
+from psr_lens.fit import FitConfig, fit
+from psr_lens.judges import organism as organism_judge
+from psr_lens.models import EMBEDDED, HookedModel, load_model
+from psr_lens.prompts import prompt_pairs
+from psr_lens.replacement import Replacement
+from psr_lens.report import report
+from psr_lens.sampling import SamplingConfig, generate, judged_triplets, sample_responses
+
+RESULTS_FORMAT: Final = 1
+CONSTANT_ALPHAS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Strengths among which the constant baseline may take its best."""
+MIN_COHERENCE: Final = 95.0
+"""Coherence that the constant baseline must keep."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Settings of the demonstration."""
+
+    model: str = "organism"
+    """`"organism"` or `"organism-gpt2"`."""
+    fit_questions: int = 240
+    """Questions to fit on, from the training side."""
+    held_out_questions: int = 120
+    """Questions to score and compare on, which neither the model nor a fit has seen; at least 100."""
+    single_layer: int = 2
+    """Layer of S-PSR and of the constant baseline."""
+    seed: int = 0
+    """Seed of questions, sampling and fits."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be meant."""
+        if self.model not in EMBEDDED:
+            raise InputError(
+                "model", repr(self.model), f"one of {', '.join(EMBEDDED)}", "The demonstration needs its exact judges."
+            )
+        if self.held_out_questions < 100:
+            raise InputError("held_out_questions", self.held_out_questions, "100 or more, so that the scores mean something")
+
+    def fits(self) -> dict[str, FitConfig]:
+        """The methods and how each is fitted."""
+        return {
+            "A-PSR": FitConfig(solver="sequential", seed=self.seed),
+            "S-PSR": FitConfig(
+                layers=self.single_layer, solver="joint", epochs=10, batch_size=8, learning_rate=1e-2, seed=self.seed
+            ),
+            "S-Const DiM": FitConfig(layers=self.single_layer, solver="dim", seed=self.seed),
+        }
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration found for one trait."""
+
+    comparison: Comparison
+    """Prompt and replacements on held-out responses, with the scores."""
+    replacements: Mapping[str, Replacement]
+    """The fitted methods."""
+    seconds: float
+    """Wall time."""
+
+
+def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[[str], None] = lambda text: None) -> DemoResult:
+    """Fit the methods on one trait and measure them on held-out questions.
+
+    Args:
+        model: The loaded model of `config`.
+        trait: One of `organism.TRAITS`.
+        config: Settings.
+        say: Told what is being done.
+    """
+    began = time.perf_counter()
+    judge = organism_judge(trait)
+    instruction = organism.instruction(trait)
+    say("sampling under the prompt")
+    pairs = prompt_pairs(model, organism.questions(config.fit_questions, seed=config.seed), instruction)
+    triplets = sample_responses(model, pairs, judge, SamplingConfig(seed=config.seed), progress=False)
+    replacements = {}
+    for name, settings in config.fits().items():
+        say(f"fitting {name} on {len(triplets)} triplets")
+        replacements[name] = fit(model, triplets, settings)
+
+    held_out = prompt_pairs(model, organism.questions(config.held_out_questions, split="held_out", seed=config.seed), instruction)
+    sampling = SamplingConfig(seed=config.seed + 1)
+    say(f"answering {len(held_out)} held-out questions")
+    prompted = generate(model, held_out, "steered", sampling)
+    scores = [evaluate(model, held_out, judge, config=sampling), score("prompt", held_out, prompted, judge)]
+    for name, replacement in replacements.items():
+        say(f"answering with {name}")
+        if "Const" in name:
+            found = best_alpha(
+                model, held_out, judge, replacement, CONSTANT_ALPHAS, min_coherence=MIN_COHERENCE, method=name, config=sampling
+            )
+        else:
+            found = evaluate(model, held_out, judge, replacement, method=name, config=sampling)
+        scores.append(found)
+    say("comparing token by token")
+    comparison = compare(
+        model,
+        judged_triplets(held_out, prompted, judge),
+        replacements,
+        paraphrase=organism.instruction(trait, 1),
+        scores=scores,
+        settings={
+            "command": f"psr-lens demo --trait {trait} --model {config.model} --seed {config.seed}",
+            **asdict(config),
+            "fitted_on": triplets.summary(),
+            "paraphrase": organism.instruction(trait, 1),
+            "constant_alphas": list(CONSTANT_ALPHAS),
+            "sampling": asdict(sampling),
+        },
+    )
+    return DemoResult(comparison, replacements, time.perf_counter() - began)
+
+
+def run_demo(
+    out: str | Path, traits: Sequence[str], config: DemoConfig | None = None, say: Callable[[str], None] = lambda text: None
+) -> dict[str, DemoResult]:
+    """Run the demonstration and write `report.html`, `results.json` and the artifacts into a folder.
+
+    Raises:
+        InputError: an unknown trait, or `out` is a file.
+    """
+    config = config or DemoConfig()
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError("out", str(out), "a folder, or a path where one can be made", "A file is in the way.")
+    traits = list(dict.fromkeys(traits))
+    for trait in traits:
+        organism.instruction(trait)  # refuses an unknown one before anything costly runs
+    say(f"loading {config.model}")
+    model = load_model(config.model)
+    results = {}
+    for trait in traits:
+        results[trait] = run_trait(model, trait, config, lambda text, trait=trait: say(f"{trait}: {text}"))
+        for name, replacement in results[trait].replacements.items():
+            replacement.save(out / "artifacts" / trait / name.replace(" ", "-"))
+    say("writing the report")
+    write_results(results, out / "results.json")
+    report({trait: result.comparison for trait, result in results.items()}, out / "report.html")
+    return results
+
+
+def write_results(results: Mapping[str, DemoResult], path: Path) -> None:
+    """Write the numbers as JSON, at once or not at all."""
+    content = {"format": RESULTS_FORMAT, "traits": {trait: _as_json(result.comparison) for trait, result in results.items()}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _as_json(result: Comparison) -> dict[str, Any]:
+    def numbers(values: Any) -> list[float]:
+        return [round(float(value), 4) for value in values]
+
+    rmse = {name: numbers(trace.relative_rmse) for name, trace in result.methods.items()}
+    if result.paraphrase_rmse is not None:
+        rmse["paraphrase"] = numbers(result.paraphrase_rmse)
+    return {
+        "methods": {each.method: _score_as_json(each) for each in result.scores},
+        "strength": {
+            "median": numbers(result.quantile(0.5)),
+            "p99": numbers(result.quantile(0.99)),
+            "rank1_share": numbers(result.rank1_share),
+        },
+        "relative_rmse": rmse,
+    }
+
+
+def _score_as_json(scores: Scores) -> dict[str, Any]:
+    return {
+        "trait": round(scores.trait, 2),
+        "coherence": round(scores.coherence, 2),
+        "alpha": scores.alpha,
+        "n": scores.n,
+        "trait_interval": [round(bound, 2) for bound in scores.trait_interval],
+        "coherence_interval": [round(bound, 2) for bound in scores.coherence_interval],
+    }
