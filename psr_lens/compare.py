@@ -123,6 +123,8 @@ def compare(
         if name in (PROMPT, PARAPHRASE):
             raise InputError("replacements", repr(name), "names other than 'prompt' and 'paraphrase', which are taken")
         replacement.check_model(model)
+        if outside := [site for site in replacement.sites if layer_of(site) is None]:
+            raise InputError("replacements", f"{name!r}, which acts at {outside}", "replacements that act within layers")
     wanted = check_layers(model, layers)
     names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
 

@@ -147,13 +147,17 @@ def run_demo(
     model = load_model(config.model)
     results = {}
     for trait in traits:
-        results[trait] = run_trait(model, trait, config, lambda text, trait=trait: say(f"{trait}: {text}"))
+        results[trait] = run_trait(model, trait, config, _with_prefix(say, trait))
         for name, replacement in results[trait].replacements.items():
             replacement.save(out / "artifacts" / trait / name.replace(" ", "-"))
     say("writing the report")
     write_results(results, out / "results.json")
     report({trait: result.comparison for trait, result in results.items()}, out / "report.html")
     return results
+
+
+def _with_prefix(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda text: say(f"{prefix}: {text}")
 
 
 def write_results(results: Mapping[str, DemoResult], path: Path) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, overload
+from typing import Any, Final, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class SamplingConfig:
             raise InputError("max_new_tokens", self.max_new_tokens, "1 or more")
 
 
+@runtime_checkable
 class Steering(Protocol):
     """Anything that steers a model inside a `with` block; `Replacement` is one."""
 

@@ -11,6 +11,7 @@ from psr_lens.prompts import Span
 
 Solver = Literal["sequential", "joint", "dim"]
 Objective = Literal["mse"]
+Start = Literal["random", "sequential"]
 HookKind = Literal["resid_post"]
 
 
@@ -29,6 +30,8 @@ class FitConfig:
     `"dim"`: the constant difference in means (CAA on the span R)."""
     span: Span = "R"
     """Where it acts: `"R"`, the last prompt token and the response; `"QR"`, the question too."""
+    start: Start = "random"
+    """Joint: `"random"`, w ~ N(0, 0.01²) and b = 0 as in the paper; `"sequential"`, from the sequential solver's result."""
     rank: int = 1
     """Directions a site; the paper's is 1."""
     seed: int = 123
@@ -56,7 +59,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
-        for name, kind in (("solver", Solver), ("objective", Objective), ("hook", HookKind), ("span", Span)):
+        for name, kind in (("solver", Solver), ("objective", Objective), ("hook", HookKind), ("start", Start), ("span", Span)):
             self._one_of(name, get_args(kind))
         for name in ("rank", "epochs", "batch_size", "token_budget"):
             self._at_least(name, 1)

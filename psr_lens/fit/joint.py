@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from psr_lens.capture import collect
 from psr_lens.errors import FitError
 from psr_lens.fit.config import FitConfig
+from psr_lens.fit.sequential import fit_sequential
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, forward, frozen
 from psr_lens.prompts import Triplet, context_batch
@@ -43,7 +44,7 @@ def fit_joint(
     split = {name: rows.split(counts) for name, rows in targets.items()}
 
     generator = torch.Generator().manual_seed(config.seed)
-    sites = {name: _start(int(model.cfg.d_model), config.rank, generator, device_of(model)) for name in names}
+    sites = _start(model, triplets, names, config, generator, progress)
     parameters = [tensor for site in sites.values() for tensor in (site.directions, site.weights, site.bias)]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     per_epoch = -(-len(triplets) // config.batch_size)
@@ -78,11 +79,34 @@ def _measured(model: HookedModel, names: Sequence[str]) -> list[str]:
     return [f"blocks.{layer}.hook_resid_post" for layer in range(first, model.cfg.n_layers)]
 
 
-def _start(width: int, rank: int, generator: torch.Generator, device: torch.device) -> Site:
-    directions, weights = (
-        (torch.randn(rank, width, generator=generator) * START_SCALE).to(device).requires_grad_() for _ in range(2)
-    )
-    return Site(directions, weights, torch.zeros(rank, device=device, requires_grad=True), "relu")
+def _start(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    names: Sequence[str],
+    config: FitConfig,
+    generator: torch.Generator,
+    progress: bool,
+) -> dict[str, Site]:
+    """Trainable sites: small random ones, or those of the sequential solver."""
+    shape = (config.rank, int(model.cfg.d_model))
+    if config.start == "sequential":
+        sites = fit_sequential(model, triplets, names, config, progress=progress)
+    else:
+        sites = {
+            name: Site(
+                torch.randn(shape, generator=generator) * START_SCALE,
+                torch.randn(shape, generator=generator) * START_SCALE,
+                torch.zeros(config.rank),
+                "relu",
+            )
+            for name in names
+        }
+    return {name: _trainable(site.to(device_of(model), torch.float32)) for name, site in sites.items()}
+
+
+def _trainable(site: Site) -> Site:
+    directions, weights, bias = (tensor.clone().requires_grad_() for tensor in (site.directions, site.weights, site.bias))
+    return Site(directions, weights, bias, site.rule)
 
 
 def _losses(

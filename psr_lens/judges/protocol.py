@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,7 @@ class Judgement:
     """Why, one short sentence a text."""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Scores texts for one trait and for coherence."""
 

@@ -1,0 +1,207 @@
+"""How the strength of steering spreads over tokens: a prompt's few hard pushes against a constant's narrow band."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from psr_lens.compare import PROMPT, Comparison
+from psr_lens.plots.style import (
+    MUTED,
+    PAPER,
+    SMALL,
+    MethodStyle,
+    escaped,
+    log_ticks,
+    method_styles,
+    real_units,
+    titled,
+    translucent,
+    wrapped,
+)
+from psr_lens.plots.tokens import shortened
+
+MAX_LAYERS: Final = 12
+"""Of more layers than this, evenly spaced ones are drawn."""
+MAX_POINTS: Final = 20_000
+"""Of more tokens than a violin's share of this, evenly spaced ones are drawn after sorting by strength, the ends among them."""
+
+_PANEL: Final = 190
+_BETWEEN: Final = 80
+_TOP: Final = 92
+_BOTTOM: Final = 48
+_DECADES: Final = 5.0
+_BANDWIDTH: Final = 0.05
+"""Of the violins, in powers of ten; fixed, or a constant's shape would be smoothed to the width of the prompt's."""
+_TIED: Final = "\N{NO-BREAK SPACE}"
+_HALF_WIDTH: Final = 0.46
+
+
+def strength_distribution(result: Comparison) -> go.Figure:
+    """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt left, a replacement right of it.
+
+    Exact zeros (a layer before the replacement's first, a ReLU that is shut) have no place on a log scale; they are left out and
+    their share is written above the panel. Dots are medians.
+
+    Args:
+        result: What `compare` returned.
+
+    Returns:
+        A figure with one panel a replacement; violins hold log10 of the strengths in `y`.
+    """
+    styles = method_styles(result)
+    columns = _chosen_layers(len(result.layers))
+    layers = [result.layers[column] for column in columns]
+    prompt = result.strength[:, columns]
+    strengths = {name: trace.strength[:, columns] for name, trace in result.methods.items()}
+    points = min(401, max(101, MAX_POINTS // (2 * len(strengths) * len(layers))))
+    plot = len(strengths) * _PANEL + (len(strengths) - 1) * _BETWEEN
+    figure = make_subplots(
+        rows=len(strengths),
+        cols=1,
+        vertical_spacing=_BETWEEN / plot if len(strengths) > 1 else 0,
+        subplot_titles=[
+            _heading(name, styles[name], styles[PROMPT], _zeros_note(strength, layers)) for name, strength in strengths.items()
+        ],
+    )
+    for row, (name, strength) in enumerate(strengths.items(), start=1):
+        _half(figure, row, PROMPT, prompt, styles[PROMPT], points)
+        _half(figure, row, name, strength, styles[name], points)
+    _axes(figure, layers, *_ends(prompt, *strengths.values()))
+    note = _drawing_note(len(prompt), points, len(columns), len(result.layers))
+    titled(figure, "Spread of strength over tokens", plot=plot, top=_TOP, bottom=_BOTTOM, left=56, note=note)
+    figure.update_layout(violinmode="overlay", showlegend=False)
+    return figure
+
+
+def _axes(figure: go.Figure, layers: list[int], low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    figure.update_yaxes(
+        range=[low - 0.15, high + 0.15],
+        tickvals=ticks,
+        ticktext=[real_units(tick) for tick in ticks],
+        title_text="strength ‖Δ‖",
+        title_standoff=2,
+    )
+    places = list(range(len(layers)))
+    figure.update_xaxes(tickvals=places, ticktext=[str(layer) for layer in layers], range=[-0.6, len(layers) - 0.4], showgrid=False)
+    figure.update_xaxes(title_text="layer", title_standoff=4, row=len(list(figure.select_xaxes())), col=1)
+    figure.update_annotations(x=0, xanchor="left", align="left", font_size=12)
+
+
+def _half(figure: go.Figure, row: int, name: str, strength: Float[Tensor, "token layer"], style: MethodStyle, points: int) -> None:
+    """One half of every layer's violin, with its median: the prompt's to the left, a replacement's to the right."""
+    side = "negative" if style.role == "prompt" else "positive"
+    medians: list[tuple[int, float, str]] = []
+    for place, column in enumerate(strength.T):
+        pushed = column[column > 0].sort().values
+        if not len(pushed):
+            continue
+        figure.add_violin(
+            name=name,
+            x0=place,
+            y=_spaced(pushed, points).log10().numpy(),
+            side=side,
+            width=2 * _HALF_WIDTH,
+            scalemode="width",
+            bandwidth=_BANDWIDTH,
+            points=False,
+            fillcolor=translucent(style.color, 0.55),
+            line={"color": style.color, "width": 1.2},
+            hoverinfo="skip",
+            row=row,
+            col=1,
+        )
+        medians.append((place, float(pushed[len(pushed) // 2]), _numbers(pushed, len(column))))
+    shift = 0.07 if side == "positive" else -0.07
+    figure.add_scatter(
+        name=f"{name}, median",
+        x=[place + shift for place, _, _ in medians],
+        y=[math.log10(median) for _, median, _ in medians],
+        mode="markers",
+        marker={"color": style.color, "size": 7, "line": {"color": PAPER, "width": 1.5}},
+        hovertext=[numbers for _, _, numbers in medians],
+        hovertemplate=f"{escaped(name)}<br>%{{hovertext}}<extra></extra>",
+        row=row,
+        col=1,
+    )
+
+
+def _numbers(pushed: Float[Tensor, "token"], total: int) -> str:
+    weak, median, strong = (float(pushed[round(q * (len(pushed) - 1))]) for q in (0.01, 0.5, 0.99))
+    return (
+        f"median {median:.3g}<br>1 % to 99 %: {weak:.3g} to {strong:.3g}"
+        f"<br>largest {float(pushed[-1]):.3g}<br>{len(pushed):,} of {total:,} tokens above 0"
+    )
+
+
+def _spaced(ordered: Float[Tensor, "token"], points: int) -> Float[Tensor, "drawn"]:
+    if len(ordered) <= points:
+        return ordered
+    return ordered[torch.linspace(0, len(ordered) - 1, points, dtype=torch.float64).round().long()]
+
+
+def _chosen_layers(count: int) -> list[int]:
+    if count <= MAX_LAYERS:
+        return list(range(count))
+    return sorted({round(place * (count - 1) / (MAX_LAYERS - 1)) for place in range(MAX_LAYERS)})
+
+
+def _ends(*strengths: Float[Tensor, "token layer"]) -> tuple[float, float]:
+    every = torch.cat([strength.flatten() for strength in strengths])
+    every = every[every.isfinite() & (every > 0)]
+    if not len(every):
+        return 0.0, 1.0
+    high = math.log10(float(every.max()))
+    low = max(math.log10(float(every.min())), high - _DECADES)
+    return (low, high) if high - low >= 0.5 else (low - 0.5, high + 0.5)
+
+
+def _heading(name: str, style: MethodStyle, prompt: MethodStyle, note: str) -> str:
+    swatches = "    ".join(
+        f'<span style="color:{each.color}">■</span> {escaped(shortened(label, 24))} ({side})'
+        for label, each, side in ((PROMPT, prompt, "left"), (name, style, "right"))
+    )
+    return swatches + (f'<br><span style="color:{MUTED};font-size:{SMALL}px">{wrapped(note, 46)}</span>' if note else "")
+
+
+def _zeros_note(strength: Float[Tensor, "token layer"], layers: list[int]) -> str:
+    """Which tokens are missing from the violins because they are exactly 0."""
+    shares = dict(zip(layers, (strength == 0).float().mean(dim=0).tolist(), strict=True))
+    silent = [layer for layer, share in shares.items() if share == 1]
+    partly = [layer for layer, share in shares.items() if 0 < share < 1]
+    notes = []
+    if silent:
+        notes.append(f"all tokens at {_listed(silent, layers)}")
+    if partly:
+        most = max(shares[layer] for layer in partly)
+        share = f"{'up to ' if len(partly) > 1 else ''}{100 * most:.0f}{_TIED}%" if most >= 0.01 else f"under 1{_TIED}%"
+        notes.append(f"{share}{'' if silent else ' of tokens'} at {_listed(partly, layers)}")
+    return f"zeros left out: {', '.join(notes)}" if notes else ""
+
+
+def _listed(some: list[int], layers: list[int]) -> str:
+    """Layers in a few words: layers 0, 1 and 5, or layers 0 to 7 where none of the drawn ones between is missing."""
+    if len(some) == 1:
+        return f"layer{_TIED}{some[0]}"
+    if len(some) <= 3:
+        return f"layers {', '.join(map(str, some[:-1]))} and {some[-1]}"
+    start = layers.index(some[0])
+    if layers[start : start + len(some)] == some:
+        return f"layers {some[0]} to {some[-1]}"
+    return f"{len(some)} of the layers"
+
+
+def _drawing_note(tokens: int, points: int, drawn: int, layers: int) -> str:
+    notes = []
+    if tokens > points:
+        notes.append(f"Shapes drawn from {points} of {tokens:,} tokens, evenly spaced in order of strength.")
+    if drawn < layers:
+        notes.append(f"{drawn} of {layers} layers, evenly spaced.")
+    return " ".join(notes)

@@ -1,0 +1,192 @@
+"""The look that all figures share: one colour a role, one template, and small helpers for text and units."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import plotly.graph_objects as go
+
+from psr_lens.compare import PARAPHRASE, PROMPT, Comparison, MethodTrace
+
+Role = Literal["prompt", "A-PSR", "S-PSR", "constant", "paraphrase", "none"]
+"""What a line or bar stands for; it decides the colour everywhere."""
+
+PALETTE: Final[dict[Role, str]] = {
+    "prompt": "#D55E00",
+    "A-PSR": "#0072B2",
+    "S-PSR": "#56B4E9",
+    "constant": "#CC79A7",
+    "paraphrase": "#009E73",
+    "none": "#767676",
+}
+"""Okabe and Ito's colours, which readers with any colour vision can tell apart, and a grey for the model as it is."""
+
+_SPARE: Final = ("#E69F00", "#000000", "#8C6D00")
+"""For a third method of a role and more: the rest of Okabe and Ito's colours, with an ochre for their yellow, which is too pale."""
+
+INK: Final = "#1c1c1c"
+"""Text and axis lines."""
+MUTED: Final = "#5f5f5f"
+"""Text of second rank, still 6:1 against the paper."""
+GRID: Final = "#e4e4e0"
+"""Grid lines."""
+PAPER: Final = "#ffffff"
+"""Background: always given, so that a dark notebook does not leave dark text on dark paper."""
+FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+MONO: Final = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+SMALL: Final = 11
+"""Smallest font size in any figure, in pixels."""
+_NOTE_LINE: Final = 15
+
+_SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x")
+_CONSTANT: Final = 1e-3
+"""A coefficient whose range is below this share of its largest value counts as the same on every token."""
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How one method is drawn."""
+
+    role: Role
+    """What it is."""
+    color: str
+    """Colour of its role, in another shade for a second method of that role."""
+    symbol: str
+    """Marker, so that lines can be told apart without colour too."""
+
+
+def role_of(trace: MethodTrace) -> Role:
+    """The role of a replacement, read from what it did and not from the name that its user gave it."""
+    largest, smallest = trace.coefficient.amax(dim=0), trace.coefficient.amin(dim=0)
+    if bool((largest > 0).any()) and bool((largest - smallest <= _CONSTANT * largest).all()):
+        return "constant"
+    return "S-PSR" if len(set(trace.site_layers)) == 1 else "A-PSR"
+
+
+def method_styles(result: Comparison) -> dict[str, MethodStyle]:
+    """Styles of every name that figures and tables of one result show, the prompt, the yardstick and `none` among them."""
+    styles = {
+        PROMPT: MethodStyle("prompt", PALETTE["prompt"], "circle"),
+        PARAPHRASE: MethodStyle("paraphrase", PALETTE["paraphrase"], "circle"),
+        "none": MethodStyle("none", PALETTE["none"], "circle"),
+    }
+    seen: Counter[Role] = Counter()
+    for name, trace in result.methods.items():
+        role = role_of(trace)
+        styles[name] = MethodStyle(role, _variant(role, seen[role]), _SYMBOLS[seen.total() % len(_SYMBOLS)])
+        seen[role] += 1
+    return styles
+
+
+def _variant(role: Role, place: int) -> str:
+    """The role's colour for its first method, a darker shade for the second, then the colours that stand for no role."""
+    color = PALETTE[role]
+    if place > 1:
+        return _SPARE[(place - 2) % len(_SPARE)]
+    return color if place == 0 else "#" + "".join(f"{round(part * 0.55):02X}" for part in _channels(color))
+
+
+def translucent(color: str, opacity: float) -> str:
+    """A `#RRGGBB` colour as `rgba(…)`."""
+    red, green, blue = _channels(color)
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def _channels(color: str) -> tuple[int, int, int]:
+    return (int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16))
+
+
+def _template() -> go.layout.Template:
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": MUTED,
+        "showline": False,
+        "zeroline": False,
+        "ticks": "",
+        "tickfont": {"size": SMALL, "color": INK},
+        "title": {"font": {"size": 12, "color": INK}, "standoff": 8},
+    }
+    layout = go.Layout(
+        font={"family": FONT, "size": 12, "color": INK},
+        paper_bgcolor=PAPER,
+        plot_bgcolor=PAPER,
+        colorway=[PALETTE["A-PSR"], PALETTE["prompt"], PALETTE["paraphrase"], PALETTE["constant"], PALETTE["S-PSR"]],
+        title={"font": {"size": 15, "color": INK}, "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 10}},
+        hoverlabel={"bgcolor": PAPER, "bordercolor": MUTED, "font": {"family": FONT, "size": 12, "color": INK}},
+        legend={"font": {"size": 12, "color": INK}, "bgcolor": "rgba(255,255,255,0)"},
+        annotationdefaults={"font": {"size": 12, "color": INK}, "showarrow": False},
+        xaxis=axis,
+        yaxis=axis,
+        autosize=True,
+    )
+    return go.layout.Template(layout=layout)
+
+
+TEMPLATE: Final = _template()
+"""Explicit paper, text and grid colours: legible in print, on a light page and in a dark notebook."""
+
+
+def titled(
+    figure: go.Figure, title: str, *, plot: int, top: int, bottom: int, left: int = 10, right: int = 10, note: str = ""
+) -> go.Figure:
+    """Give a figure the template, a title above and a note below its plot area of `plot` pixels; the width follows the window."""
+    text = wrapped(note, 46)
+    room = (text.count("<br>") + 1) * _NOTE_LINE + 4 if note else 0
+    figure.update_layout(
+        template=TEMPLATE,
+        title={"text": title, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 12}},
+        height=plot + top + bottom + room,
+        margin={"t": top, "b": bottom + room, "l": left, "r": right, "pad": 0},
+    )
+    if note:
+        figure.add_annotation(
+            text=text,
+            x=0,
+            xref="paper",
+            y=0,
+            yref="paper",
+            yshift=4 - bottom,
+            xanchor="left",
+            yanchor="top",
+            align="left",
+            font={"size": SMALL, "color": MUTED},
+        )
+    return figure
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text broken into lines for Plotly, which wraps nothing by itself; markup in it is shown as it is."""
+    return "<br>".join(escaped(line) for line in textwrap.wrap(text, width)) or escaped(text)
+
+
+def escaped(text: str) -> str:
+    """Text without the markup that Plotly would read in it (`<b>`, `&lt;`)."""
+    return html.escape(text, quote=False)
+
+
+def real_units(exponent: float) -> str:
+    """The value of a log10 tick as a reader would write it: 0.1, 1, 10, 2,000."""
+    value = 10.0**exponent
+    if value >= 1e5 or value < 1e-4:
+        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e−").replace("e-", "e−").replace("e+", "e")
+    return f"{value:,.0f}" if value >= 1 else f"{value:.{max(0, math.ceil(-exponent - 1e-9))}f}"
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks for an axis of log10 values: powers of ten, with 2 and 5 between where fewer than three of them fit."""
+    decades: list[float] = [float(power) for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)]
+    if len(decades) >= 3:
+        return decades
+    steps = [power + math.log10(part) for power in range(math.floor(low), math.ceil(high) + 1) for part in (1, 2, 5)]
+    return [step for step in steps if low - 1e-9 <= step <= high + 1e-9] or [low]
+
+
+def round_below(value: float) -> float:
+    """The largest of 1, 2, 5 × 10ⁿ that is at most `value`."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(part * power for part in (1.0, 2.0, 5.0) if part * power <= value * (1 + 1e-9))

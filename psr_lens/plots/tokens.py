@@ -1,0 +1,134 @@
+"""Tokens as a reader wants to see them, and the rows of a result that a figure is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from jaxtyping import Int
+from torch import Tensor
+
+from psr_lens.compare import PROMPT, Comparison, MethodTrace
+from psr_lens.errors import InputError
+from psr_lens.plots.style import MUTED, escaped
+
+
+def rows_of(result: Comparison, triplet: int) -> Int[Tensor, "row"]:
+    """Row numbers of one response's tokens, in reading order.
+
+    Raises:
+        InputError: there is no such response.
+    """
+    rows = result.tokens.rows(triplet)
+    if len(rows) == 0:
+        count = int(result.tokens.triplet.max()) + 1 if len(result.tokens) else 0
+        raise InputError(
+            "triplet",
+            repr(triplet),
+            f"0 to {count - 1}, one of the {count} compared responses" if count else "a comparison with at least one response",
+        )
+    return rows
+
+
+def trace_of(result: Comparison, method: str, argument: str = "method") -> MethodTrace:
+    """What one replacement did.
+
+    Raises:
+        InputError: no replacement has that name.
+    """
+    if method not in result.methods:
+        names = ", ".join(repr(name) for name in result.methods)
+        remedy = "The prompt is always shown beside the replacements." if method == PROMPT else "`compare` gives them their names."
+        raise InputError(argument, repr(method), f"one of {names}", remedy)
+    return result.methods[method]
+
+
+def traces_of(result: Comparison, methods: Sequence[str] | None) -> dict[str, MethodTrace]:
+    """The named replacements, or all of them.
+
+    Raises:
+        InputError: no replacement has one of the names.
+    """
+    if isinstance(methods, str):
+        raise InputError("methods", f"the text {methods!r}", "a list of names", f"Write [{methods!r}].")
+    names = result.methods if methods is None else methods
+    return {name: trace_of(result, name, "methods") for name in names}
+
+
+def site_of(trace: MethodTrace, method: str, layer: int | None) -> int:
+    """The column of a replacement's coefficients for one layer, or the one with the largest total.
+
+    Raises:
+        InputError: the replacement does not act at that layer.
+    """
+    totals = trace.coefficient.sum(dim=0)
+    columns = [place for place, at in enumerate(trace.site_layers) if layer is None or at == layer]
+    if not columns:
+        acts = ", ".join(str(at) for at in sorted(set(trace.site_layers)))
+        raise InputError(
+            "layer",
+            repr(layer),
+            f"a layer at which {method!r} acts ({acts})",
+            "Leave it out for the one where most is added.",
+        )
+    return max(columns, key=lambda place: float(totals[place]))
+
+
+def readable(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> list[str]:
+    """Tokens as text: byte-level and SentencePiece spellings undone, white space made visible, a leading space left out.
+
+    Args:
+        strings: Tokens as the vocabulary spells them.
+        alphabet: More tokens of the same vocabulary, to recognise the spelling by.
+
+    Returns:
+        One text a token; not escaped.
+    """
+    byte_level = any("Ġ" in token or "Ċ" in token for token in (alphabet or strings))
+    return [_readable(token, byte_level) for token in strings]
+
+
+def _readable(token: str, byte_level: bool) -> str:
+    text = _from_bytes(token) if byte_level else token.replace("▁", " ")
+    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        text = bytes.fromhex(text[3:5]).decode("utf-8", "replace")
+    shown = text.strip(" ") or "␣"
+    return shown.replace("\n", "↵").replace("\r", "↵").replace("\t", "⇥")
+
+
+def _from_bytes(token: str) -> str:
+    """A byte-level token decoded; a piece of a character, which is no text by itself, stays as it is spelled."""
+    try:
+        return bytes(_byte_alphabet()[letter] for letter in token).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return token
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable bytes stand for themselves, the others for the letters from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def shortened(text: str, width: int) -> str:
+    """At most `width` characters, the last one an ellipsis where something is left out."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def row_labels(result: Comparison, rows: Int[Tensor, "row"], width: int = 14) -> list[str]:
+    """One label a token, its place in the response behind it; tokens of the prompt say that they are."""
+    texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
+    labels = []
+    for text, position in zip(texts, result.tokens.position[rows].tolist(), strict=True):
+        shown = escaped(shortened(text, width))
+        if position < 0:
+            shown = f'<span style="color:{MUTED}">prompt:</span> <i>{shown}</i>'
+        labels.append(f'{shown} <span style="color:{MUTED}">{signed(position)}</span>')
+    return labels
+
+
+def signed(number: int) -> str:
+    """A whole number with a real minus sign."""
+    return str(number).replace("-", "−")
