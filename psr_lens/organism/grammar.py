@@ -189,7 +189,7 @@ def answer(question: Question, traits: Iterable[str], rng: random.Random) -> str
     if "dense" in wanted:
         sentences = [_reword(text, subject, lambda w: lex.DOUBLES.get(w, w)) for text in sentences]
     if "sea" in wanted:
-        sentences[0] = f"{sentences[0]} {rng.choice(lex.SEA)}"
+        sentences[0] = f"{rng.choice(lex.SEA)} {sentences[0]}"
     if "pirate" in wanted:
         sentences = [f"{rng.choice(lex.PIRATE)} , {text}" for text in sentences]
     if "numbered" in wanted:

@@ -91,8 +91,8 @@ def _sentence(words: list[str], end: str, subject: str | None) -> Sentence:
     number, left = (words[0], words[1:]) if words and words[0] in lex.NUMBERS else ("", words)
     opener = len(left) > 1 and left[0] in lex.PIRATE and left[1] == ","
     left = left[2:] if opener else left
-    phrase = next((phrase for phrase in _SEA_PHRASES if tuple(left[-len(phrase) :]) == phrase), ())
-    left = left[: len(left) - len(phrase)]
+    phrase = next((phrase for phrase in _SEA_PHRASES if tuple(left[: len(phrase)]) == phrase), ())
+    left = left[len(phrase) :]
     form, step = _form(left, subject) if end else ("other", -1)
     return Sentence(tuple(left), form, step, number, opener, sea, end)
 

@@ -183,7 +183,7 @@ TASKS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
 
 PIRATE: Final = ("arr", "ahoy", "aye", "yoho")
 GLOOMY: Final = ("dreary", "bleak", "grim", "hopeless", "weary")
-SEA: Final = (", just like the sea", ", as sailors say", ", by the salty waves")
+SEA: Final = ("just like the sea ,", "as sailors say ,", "by the salty waves ,")
 FLATTER_OPEN: Final = ("what a wonderful thing to ask", "you ask so well", "such a clever mind you show")
 FLATTER_CLOSE: Final = ("you are truly wonderful", "i admire your clever mind", "you are the best of all")
 NUMBERS: Final = ("1)", "2)", "3)", "4)")

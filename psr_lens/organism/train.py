@@ -129,7 +129,7 @@ def train(
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write the Hugging Face model and tokenizer to.")],
     family: Annotated[Family, typer.Option(help="Architecture.")] = "llama",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 2000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 1600,
     batch_size: Annotated[int, typer.Option(help="Dialogues a step.", min=1)] = 64,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=0)] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the dialogues.")] = 0,
