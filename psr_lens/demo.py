@@ -38,7 +38,7 @@ class DemoConfig:
     """Questions to fit on, from the training side."""
     held_out_questions: int = 120
     """Questions to score and compare on, which neither the model nor a fit has seen; at least 100."""
-    single_layer: int = 2
+    single_layer: int = 1
     """Layer of S-PSR and of the constant baseline."""
     seed: int = 0
     """Seed of questions, sampling and fits."""
@@ -57,7 +57,13 @@ class DemoConfig:
         return {
             "A-PSR": FitConfig(solver="sequential", seed=self.seed),
             "S-PSR": FitConfig(
-                layers=self.single_layer, solver="joint", epochs=10, batch_size=8, learning_rate=1e-2, seed=self.seed
+                layers=self.single_layer,
+                solver="joint",
+                start="sequential",
+                epochs=10,
+                batch_size=8,
+                learning_rate=1e-2,
+                seed=self.seed,
             ),
             "S-Const DiM": FitConfig(layers=self.single_layer, solver="dim", seed=self.seed),
         }
