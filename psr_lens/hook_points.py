@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -141,7 +141,9 @@ def select_hooks(model: HookedModel, hooks: str | Sequence[str], layers: Sequenc
         names.update(dict.fromkeys(_matches(model, each, points)))
     if layers is not None:
         allowed = set(check_layers(model, layers))
-        names = {name: None for name in names if layer_of(name) in allowed}
+        chosen, names = list(names), {name: None for name in names if layer_of(name) in allowed}
+        if not names:
+            raise InputError("layers", repr(layers), f"layers with one of the hook points chosen ({', '.join(chosen)})")
     order = {name: place for place, name in enumerate(points)}
     return sorted(names, key=lambda name: order.get(name, len(order)))
 
@@ -183,6 +185,11 @@ def check_layers(model: HookedModel, layers: str | int | Sequence[int]) -> list[
     if layers == "all":
         return list(range(depth))
     wanted = [layers] if isinstance(layers, int) else layers
-    if isinstance(wanted, str) or not wanted or not all(isinstance(layer, int) and -depth <= layer < depth for layer in wanted):
+    if (
+        isinstance(wanted, str)
+        or not isinstance(wanted, Iterable)
+        or not (wanted := list(wanted))
+        or not all(isinstance(layer, int) and -depth <= layer < depth for layer in wanted)
+    ):
         raise InputError("layers", repr(layers), f"'all' or layers from 0 to {depth - 1} (this model has {depth})")
     return sorted({layer % depth for layer in wanted})

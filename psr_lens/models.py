@@ -20,8 +20,11 @@ from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 import torch
 import transformer_lens
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 
 from psr_lens.errors import InputError, ModelError
 
@@ -153,7 +156,7 @@ def _known_names() -> list[str]:
 def _from_folder(folder: Path, device: str | torch.device, dtype: torch.dtype, hooked: bool) -> HookedModel:
     try:
         hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model: {folder} cannot be loaded by transformers ({error}).") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -161,8 +164,17 @@ def _from_folder(folder: Path, device: str | torch.device, dtype: torch.dtype, h
         tokenizer = None  # Weights without a tokenizer are a model all the same; what needs text says so then.
     if not hooked:
         hf_model = hf_model.to(device)
-        return _ready(_bridge_class().boot_transformers(str(folder), hf_model=hf_model, tokenizer=tokenizer, device=str(device)))
+        stand_in = tokenizer or _empty_tokenizer()
+        bridge = _bridge_class().boot_transformers(str(folder), hf_model=hf_model, tokenizer=stand_in, device=str(device))
+        if tokenizer is None:
+            bridge.tokenizer = None
+        return _ready(bridge)
     return _ready(_hooked_from_hf(folder, hf_model, tokenizer, device, dtype))
+
+
+def _empty_tokenizer() -> Any:
+    """What a bridge gets that has none of its own: it would look for one itself, and fail."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")), eos_token="a")
 
 
 def _hooked_from_hf(folder: Path, hf_model: Any, tokenizer: Any, device: str | torch.device, dtype: torch.dtype) -> Any:
@@ -170,13 +182,15 @@ def _hooked_from_hf(folder: Path, hf_model: Any, tokenizer: Any, device: str | t
     from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
     cfg = _hooked_config(folder, device, dtype)
+    if tokenizer is None:
+        cfg.tokenizer_name = None  # HookedTransformer would look for it itself
     with _quiet():
         state = get_pretrained_state_dict(".", cfg, hf_model, dtype=dtype)
         model = HookedTransformer(cfg, tokenizer, move_to_device=False)
         model.load_and_process_state_dict(
             state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
         )
-    return model.to(device)
+    return model.to(device, print_details=False)
 
 
 def _hooked_config(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
@@ -257,9 +271,13 @@ def tokenizer_of(model: HookedModel) -> Any:
     """
     if model.tokenizer is None:
         raise ModelError("model: it has no tokenizer. Set `model.tokenizer` to the one it was trained with.")
-    if model not in _tokenizers:
-        _tokenizers[model] = copy.deepcopy(model.tokenizer)
-    return _tokenizers[model]
+    source = model.tokenizer
+    ours, origin = _tokenizers.get(model, (None, None))
+    # The user may put in another tokenizer, or a chat template, at any time.
+    if origin is not source or getattr(ours, "chat_template", None) != getattr(source, "chat_template", None):
+        ours = copy.deepcopy(source)
+        _tokenizers[model] = (ours, source)
+    return ours
 
 
 def forward(
@@ -316,7 +334,10 @@ class Decoder:
 def frozen(model: HookedModel) -> Iterator[None]:
     """Evaluation mode and no gradients to the weights for the length of a `with` block; both are put back after."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in cast(torch.nn.Module, model).modules()]
+    modules = set(cast(torch.nn.Module, model).modules())
+    if is_bridge(model):  # some modules of the model that it wraps are not its own, GPT-2's first dropout for one
+        modules |= set(cast(Any, model).original_model.modules())
+    modes = [(module, module.training) for module in modules]
     try:
         for parameter, _ in wanted:
             parameter.requires_grad_(False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,6 +20,9 @@ from psr_lens.models import HookedModel, context_length, tokenizer_of
 
 Span = Literal["R", "QR"]
 """Where steering acts: `R`, the last prompt token and every response token; `QR`, the user's question too."""
+
+_PROBE: Final = "psrlensprobe"
+"""A word that stands in no chat template."""
 
 Context = Literal["base", "steered"]
 """Which prompt a response is read after: without (`x`) or with the instruction (`x'`)."""
@@ -46,6 +49,8 @@ class PromptPair:
 
     def span_length(self, span: Span) -> int:
         """How many of the prompt's last tokens a span takes in."""
+        if span not in get_args(Span):
+            raise InputError("span", repr(span), "'R' or 'QR'")
         return 1 if span == "R" else self.question_length
 
 
@@ -137,7 +142,12 @@ def prompt_pairs(
     instructions = [instruction] if isinstance(instruction, str) else list(instruction)
     if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
         raise InputError("instruction", repr(instruction), "a text, or a list of paraphrases, none of them empty")
-    system = _has_system_role(tokenizer) if system_role is None else system_role
+    has_role = _has_system_role(tokenizer)
+    if system_role and not has_role:
+        raise InputError(
+            "system_role", True, "a chat template that has a system role", "Leave it at None: the instruction then goes first."
+        )
+    system = has_role if system_role is None else system_role
     pairs = []
     for place, question in enumerate(questions):
         text = instructions[place % len(instructions)]
@@ -159,10 +169,9 @@ def prompt_pairs(
 def _has_system_role(tokenizer: Any) -> bool:
     if not tokenizer.chat_template:
         return False
-    probe = "psrlensprobe"
-    messages = [{"role": "system", "content": probe}, {"role": "user", "content": "x"}]
+    messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
     try:
-        return probe in tokenizer.apply_chat_template(messages, tokenize=False)
+        return _PROBE in tokenizer.apply_chat_template(messages, tokenize=False)
     except TemplateError:  # how a template refuses a role that it does not know
         return False
 
@@ -186,9 +195,20 @@ def _prompt(
     ids = tuple(int(token) for token in encoding["input_ids"])
     if not tokenizer.is_fast:
         return ids, 0
-    at = text.rfind(question.strip())
+    at = _question_at(tokenizer, text, question.strip()) if instruction is None else -1
     inside = [index for index, (_, end) in enumerate(encoding["offset_mapping"]) if end > at]
     return ids, inside[0] if at >= 0 and inside else 0
+
+
+def _question_at(tokenizer: Any, text: str, question: str) -> int:
+    """Where the question begins in a base prompt. Its words may stand in the template too ("user"), so a probe shows its place."""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": _PROBE}]
+        at = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)).find(_PROBE)
+        at += len(text[at:]) - len(text[at:].lstrip())  # a template may keep the space before the question
+        if text.startswith(question, max(at, 0)):
+            return max(at, 0)
+    return text.rfind(question)
 
 
 def _common_suffix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -104,7 +104,7 @@ class Replacement:
         """Steer `model` inside a `with` block: forward, `run_with_cache` and `generate`, with or without a KV cache.
 
         The first call with several tokens counts as the prompt; every token after it is steered. A call that repeats the sequence
-        of the one before and goes on from there (generation without a KV cache) continues it; anything else is a new prompt.
+        of the one before and adds one token to it (generation without a KV cache) continues it; anything else is a new prompt.
 
         Args:
             model: The model that the replacement was made for, or one with the same sizes and hook names.
@@ -127,7 +127,7 @@ class Replacement:
         self.check_model(model)
         if not bool(torch.isfinite(torch.as_tensor(alpha)).all()):
             raise InputError("alpha", alpha, "a finite number, or one a sequence")
-        if isinstance(start, int) and start < 0:
+        if start is not None and bool((torch.as_tensor(start) < 0).any()):
             raise InputError("start", start, "a position counted from the left, 0 or more")
         if start is None and self.span == "QR":
             if self.question_start is None:
@@ -137,7 +137,7 @@ class Replacement:
             start = self.question_start
         if not isinstance(alpha, Tensor) and alpha == 0:
             return []
-        tracker = _PositionTracker(start)
+        tracker = _PositionTracker(start, alpha)
         added: list[tuple[str, Any]] = [(FIRST_POINT, tracker.see)]
         added += [(name, _steering_hook(site, alpha, tracker)) for name, site in self.sites.items()]
         return added
@@ -155,8 +155,14 @@ class Replacement:
                     f"model: this replacement was made for {self.model.get('model_name')} with {key}={self.model[key]}, "
                     f"this model ({theirs['model_name']}) has {key}={theirs[key]}. Load the model that it was made for, or fit a new one."
                 )
-        for name in self.sites:
-            if name not in model.hook_dict:
+        hook_dict = model.hook_dict
+        for name, site in self.sites.items():
+            if site.directions.shape[1] != theirs["d_model"]:
+                raise ArtifactError(
+                    f"model: the directions at {name} are {site.directions.shape[1]} wide, this model ({theirs['model_name']}) has "
+                    f"d_model={theirs['d_model']}. Load the model that they were made for, or fit a new replacement."
+                )
+            if name not in hook_dict:
                 raise ArtifactError(
                     f"model: it has no hook point {name!r}, where this replacement acts. "
                     "Load the model that it was made for; `psr_lens.hook_points(model)` lists what this one has."
@@ -208,14 +214,10 @@ class Replacement:
         tensors = _read_tensors(folder / WEIGHTS_FILE)
         try:
             sites = {each["hook"]: _site_from(tensors, each["hook"], each["rule"]) for each in settings["sites"]}
-            return cls(
-                sites,
-                settings["span"],
-                str(settings["method"]),
-                dict(settings["model"]),
-                settings["question_start"],
-                dict(settings["settings"]),
-            )
+            start = settings["question_start"]
+            if start is not None and (not isinstance(start, int) or start < 0):
+                raise ValueError(f"question_start is {start!r}")
+            return cls(sites, settings["span"], str(settings["method"]), dict(settings["model"]), start, dict(settings["settings"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{folder}: the settings and the tensors do not belong together ({error}). Save it anew."
@@ -258,32 +260,36 @@ def _site_from(tensors: Mapping[str, Tensor], name: str, rule: str) -> Site:
 class _PositionTracker:
     """Knows, at every call of the model inside one `with` block, which positions are to be steered.
 
-    It looks at what enters the first block: the same tokens at the same places always enter alike, so a call that repeats what came
-    before and adds to it is generation without a KV cache, and a call of a single token after a prompt is a decode step.
+    It looks at what enters the first block: the same tokens at the same places always enter alike, so a call that repeats the one
+    before and adds one token to it is generation without a KV cache, and a call of a single token after a prompt is a decode step.
     """
 
-    def __init__(self, start: int | Int[Tensor, "batch"] | None) -> None:
+    def __init__(self, start: int | Int[Tensor, "batch"] | None, alpha: float | Float[Tensor, "batch"]) -> None:
         self._asked = start
+        self._alpha = alpha
         self._sequence: Tensor | None = None
         self._prompt_start: int | Tensor = 0
         self._start: int | Tensor = 0
 
     def see(self, activation: Tensor, hook: Any) -> None:
         """Take note of a new call."""
-        length = activation.shape[1]
+        batch, length = activation.shape[:2]
+        for name, given in (("start", self._asked), ("alpha", self._alpha)):
+            if isinstance(given, Tensor) and given.shape not in ((1,), (batch,)):
+                raise InputError(name, f"{given.numel()} numbers", f"one, or one for each of the {batch} sequences of a call")
         if length == 1 and self._sequence is not None:
             self._start = 0  # a decode step: the one token is a response token
             return
         if not self._continues(activation):
             self._prompt_start = length - 1 if self._asked is None else self._asked
-            self._sequence = activation.detach()
+        self._sequence = activation.detach()
         self._start = self._prompt_start
 
     def _continues(self, activation: Tensor) -> bool:
         known = self._sequence
-        if known is None or known.shape[0] != activation.shape[0] or known.shape[1] >= activation.shape[1]:
+        if known is None or known.shape[0] != activation.shape[0] or known.shape[1] + 1 != activation.shape[1]:
             return False
-        return torch.equal(known, activation[:, : known.shape[1]])
+        return torch.equal(known, activation[:, :-1])
 
     def steered(self, length: int, device: torch.device) -> int | Bool[Tensor, "batch position"]:
         """First steered position where it is the same for all sequences, else a mask."""

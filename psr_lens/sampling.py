@@ -41,10 +41,12 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
-        if self.temperature < 0:
-            raise InputError("temperature", self.temperature, "0 or more")
-        if self.max_new_tokens < 1:
-            raise InputError("max_new_tokens", self.max_new_tokens, "1 or more")
+        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < float("inf"):
+            raise InputError("temperature", self.temperature, "a finite number, 0 or more")
+        for name, least in (("max_new_tokens", 1), ("token_budget", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise InputError(name, value, f"a whole number, {least} or more")
 
 
 @runtime_checkable
@@ -105,7 +107,7 @@ def generate(
         frozen(model),
         tqdm(total=len(pairs), desc="sample", unit="response", disable=not progress) as bar,
     ):
-        for rows in _prompt_batches(pairs, context, config):
+        for rows in _prompt_batches(pairs, context, config, context_length(model)):
             chosen = [pairs[row] for row in rows]
             tokens, mask = _left_padded([pair.ids(context) for pair in chosen])
             steered: AbstractContextManager[Any] = nullcontext()
@@ -121,11 +123,21 @@ def generate(
     return [responses[row] for row in range(len(pairs))]
 
 
-def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: SamplingConfig) -> Iterator[list[int]]:
+def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: SamplingConfig, limit: int) -> Iterator[list[int]]:
+    lengths = [len(pair.ids(context)) for pair in pairs]
     batch: list[int] = []
-    for row in sorted(range(len(pairs)), key=lambda row: (len(pairs[row].ids(context)), row)):
-        width = len(pairs[row].ids(context)) + config.max_new_tokens
-        if batch and (len(batch) + 1) * width > config.token_budget:
+    for row in sorted(range(len(pairs)), key=lambda row: (lengths[row], row)):
+        if lengths[row] >= limit:
+            raise InputError(
+                f"pairs[{row}]",
+                f"a prompt of {lengths[row]} tokens",
+                f"fewer than the model's context of {limit}, so that a response fits",
+                "Shorten the question or the instruction.",
+            )
+        room = min(config.max_new_tokens, limit - lengths[row])
+        # Near the context's limit only prompts of one length share a batch: padding would take room from the shorter ones.
+        crowded = batch and room < config.max_new_tokens and lengths[row] != lengths[batch[0]]
+        if batch and (crowded or (len(batch) + 1) * (lengths[row] + room) > config.token_budget):
             yield batch
             batch = []
         batch.append(row)

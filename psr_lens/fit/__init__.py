@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from psr_lens.fit.baselines import difference_in_means
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.joint import fit_joint
@@ -39,7 +41,8 @@ def fit(model: HookedModel, triplets: Sequence[Triplet], config: FitConfig | Non
     layers = check_layers(model, config.layers)
     names = select_hooks(model, [f"blocks.{layer}.hook_{config.hook}" for layer in layers])
     solver = {"sequential": fit_sequential, "joint": fit_joint, "dim": difference_in_means}[config.solver]
-    sites = solver(model, triplets, names, config, progress=progress)
+    with torch.inference_mode(mode=False):  # what is made in inference mode can have no gradients
+        sites = solver(model, triplets, names, config, progress=progress)
     starts = {len(triplet.pair.base_ids) - triplet.pair.question_length for triplet in triplets}
     return Replacement(
         sites,
@@ -58,4 +61,5 @@ def _method(config: FitConfig, sites: int) -> str:
 
 def _settings(config: FitConfig, triplets: Sequence[Triplet]) -> dict[str, Any]:
     instructions = sorted({triplet.pair.instruction for triplet in triplets})
-    return {**asdict(config), "triplets": len(triplets), "instructions": instructions}
+    layers = config.layers if isinstance(config.layers, str | int) else list(config.layers)  # a range is no JSON
+    return {**asdict(config), "layers": layers, "triplets": len(triplets), "instructions": instructions}

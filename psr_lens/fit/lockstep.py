@@ -32,6 +32,7 @@ class _Pass(threading.Thread):
     def __init__(self, model: HookedModel, batch: ContextBatch, stop_at_layer: int) -> None:
         super().__init__(daemon=True)
         self.model, self.batch, self.stop_at_layer = model, batch, stop_at_layer
+        self.name = ""
         self.activation: Tensor | None = None
         self.error: BaseException | None = None
         self.abandoned = False
@@ -58,11 +59,11 @@ class _Pass(threading.Thread):
         if self.error is not None:
             raise self.error
 
-    def halt(self, activation: Tensor) -> Tensor:
+    def halt(self, name: str, activation: Tensor) -> Tensor:
         """Called within the pass's own thread, by a hook."""
         if self.abandoned:
             raise _Stop
-        self.activation = activation
+        self.name, self.activation = name, activation
         self._halted.release()
         self._go.acquire()
         if self.abandoned or self.activation is None:
@@ -88,18 +89,21 @@ def lockstep(model: HookedModel, batches: Sequence[ContextBatch], names: Sequenc
     """
     passes = [_Pass(model, batch, stop_at_layer) for batch in batches]
 
-    def hook(activation: Tensor, hook: Any) -> Tensor | None:
-        current = threading.current_thread()
-        return current.halt(activation) if isinstance(current, _Pass) else None
+    def hook_at(name: str) -> Any:
+        def hook(activation: Tensor, hook: Any) -> Tensor | None:
+            current = threading.current_thread()
+            return current.halt(name, activation) if isinstance(current, _Pass) else None
 
-    with model.hooks(fwd_hooks=[(name, hook) for name in names]):
+        return hook
+
+    with model.hooks(fwd_hooks=[(name, hook_at(name)) for name in names]):
         for each in passes:
             each.start()
         try:
             for name in names:
                 for each in passes:
                     each.advance()
-                arrived = [each.activation for each in passes if each.activation is not None]
+                arrived = [each.activation for each in passes if each.activation is not None and each.name == name]
                 if len(arrived) < len(passes):
                     raise FitError(f"sequential: the hook point {name} did not fire, or not in the order asked for.")
                 for each, activation in zip(passes, visit(name, arrived), strict=True):

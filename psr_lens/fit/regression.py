@@ -61,7 +61,8 @@ def closed_form(
     directions, projections = directions * sign[:, None], projections * sign / alpha.double().clamp(min=1e-3)[:, None]
     design = inputs.double()
     gram = design.T @ design
-    gram.diagonal().add_(config.ridge * float(design.square().mean()) * len(design))
+    # Never quite 0, or fewer tokens than dimensions would leave the system singular.
+    gram.diagonal().add_(max(config.ridge * float(design.square().mean()), 1e-9) * len(design))
     mean = projections.mean(0)
     weights = torch.linalg.solve(gram, design.T @ (projections - mean)).T
     return Site(directions.float(), weights.float(), mean.float(), "relu")

@@ -43,10 +43,12 @@ def fit_sequential(
         inputs = torch.cat([activation[batch.span] for activation, batch in zip(arrived, batches, strict=True)])
         wanted = torch.cat([split[name][index] for index in order]).to(device)
         sites[name] = fit_site(inputs, wanted - inputs, alpha, config)
-        here = sites[name].to(device, torch.promote_types(inputs.dtype, torch.float32))
+        precise = torch.promote_types(inputs.dtype, torch.float32)
+        here = sites[name].to(device, precise)
         bar.update()
         return [
-            activation + (strength[:, None, None] * batch.span[..., None] * here.intervention(activation)).to(activation.dtype)
+            activation
+            + (strength[:, None, None] * batch.span[..., None] * here.intervention(activation.to(precise))).to(activation.dtype)
             for activation, batch, strength in zip(arrived, batches, per_batch, strict=True)
         ]
 

@@ -1,0 +1,104 @@
+"""What all tests share: run-time shape checks, no network, few threads, tiny random models and the shipped organisms."""
+
+# ruff: noqa: E402
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+install_import_hook("psr_lens", "typecheck.checked")
+
+import hypothesis
+import oracles
+import pytest
+import torch
+import transformers
+from helpers import BACKENDS, ORGANISMS, TINY, Case, save_tiny
+
+import psr_lens as psr
+from psr_lens.sampling import Triplets
+
+torch.set_num_threads(1)  # the models are tiny: threads only get in each other's way
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+hypothesis.settings.register_profile("psr_lens", derandomize=True, deadline=None, max_examples=25, database=None)
+hypothesis.settings.load_profile("psr_lens")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Hugging Face folders by family: the tiny random models and the shipped organisms."""
+    root = tmp_path_factory.mktemp("models")
+    shipped = Path(psr.organism.__file__).parent / "weights"
+    tiny = {family: save_tiny(family, root / family) for family in TINY}
+    return tiny | {"organism": shipped / "llama", "organism-gpt2": shipped / "gpt2"}
+
+
+@pytest.fixture(scope="session")
+def load(folders: dict[str, Path]) -> Callable[[str, str], Case]:
+    """`load(family, backend)`: a model that no test may change, loaded once."""
+
+    @cache
+    def loaded(family: str, backend: str) -> Case:
+        name = family if family in ORGANISMS else folders[family]
+        return Case(family, backend, folders[family], psr.load_model(name, backend=backend), oracles.transformer(folders[family]))
+
+    return loaded
+
+
+def _each(*families: str) -> list:
+    return [pytest.param((family, backend), id=f"{family}-{backend}") for family in families for backend in BACKENDS]
+
+
+@pytest.fixture(scope="session", params=_each(*TINY))
+def tiny(request: pytest.FixtureRequest, load: Callable[[str, str], Case]) -> Case:
+    """Each tiny architecture in each of TransformerLens's classes."""
+    return load(*request.param)
+
+
+@pytest.fixture(scope="session", params=_each(*ORGANISMS))
+def shipped(request: pytest.FixtureRequest, load: Callable[[str, str], Case]) -> Case:
+    """Each shipped organism in each of TransformerLens's classes."""
+    return load(*request.param)
+
+
+@pytest.fixture(params=_each("llama", "gpt2"))
+def fresh(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Case:
+    """Tiny models that a test may change as it likes."""
+    family, backend = request.param
+    model = psr.load_model(folders[family], backend=backend)
+    return Case(family, backend, folders[family], model, oracles.transformer(folders[family]))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(load: Callable[[str, str], Case]) -> Case:
+    """One tiny model, where the architecture cannot matter."""
+    return load("llama", BACKENDS[0])
+
+
+@pytest.fixture(scope="session")
+def organism(load: Callable[[str, str], Case]) -> Case:
+    """The Llama-like organism."""
+    return load("organism", BACKENDS[0])
+
+
+@pytest.fixture(scope="session")
+def pirate_triplets(organism: Case) -> Triplets:
+    """Sixty responses of the organism as a pirate, judged."""
+    questions = psr.organism.questions(60, split="train", seed=1)
+    pairs = psr.prompt_pairs(organism.model, questions, psr.organism.INSTRUCTIONS["pirate"])
+    return psr.sample_responses(organism.model, pairs, psr.judges.organism("pirate"), progress=False)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without run-time types, as users have it: what bad input does then is our own to say."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)

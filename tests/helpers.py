@@ -1,0 +1,151 @@
+"""Small things that many tests make: tiny models, random triplets and replacements, and a look at a model's state."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import psr_lens as psr
+from psr_lens.capture import collect
+from psr_lens.models import fingerprint, has_hooked_transformer
+from psr_lens.organism.tokenizer import build_tokenizer
+from psr_lens.prompts import Span
+from psr_lens.replacement import Replacement, Site
+
+TINY = ("llama", "llama-gqa", "gpt2")
+ORGANISMS = ("organism", "organism-gpt2")
+BACKENDS = ("hooked_transformer", "bridge") if has_hooked_transformer() else ("bridge",)
+LAYERS, WIDTH, CONTEXT = 3, 32, 96
+
+
+@dataclass(frozen=True, repr=False)
+class Case:
+    """One model under test, and transformers' own reading of the same weights."""
+
+    family: str
+    backend: str
+    folder: Path
+    model: Any
+    hf: Any
+
+
+def save_tiny(family: str, folder: Path, *, layers: int = LAYERS, width: int = WIDTH, seed: int = 0) -> Path:
+    """A random model with large weights and uneven norms, so that no step of a forward pass can be left out unnoticed."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    ids = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family == "gpt2":  # its default dropout of 0.1 stays: only evaluation mode turns it off
+        model = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=4, n_positions=CONTEXT, n_ctx=CONTEXT, **ids))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=width,
+                intermediate_size=48,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=2 if family == "llama-gqa" else 4,
+                max_position_embeddings=CONTEXT,
+                **ids,
+            )
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm_weight = parameter.ndim == 1 and name.endswith("weight")
+            parameter.normal_(mean=1.0 if is_norm_weight else 0.0, std=0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pairs_of(model: Any, count: int, *, trait: str = "pirate", seed: int = 0) -> list[psr.PromptPair]:
+    """Prompt pairs of unequal lengths."""
+    return psr.prompt_pairs(model, psr.organism.questions(count, seed=seed), psr.organism.INSTRUCTIONS[trait])
+
+
+def random_triplets(model: Any, count: int, *, seed: int = 0, longest: int = 10) -> list[psr.Triplet]:
+    """Triplets whose responses are random words of random lengths, with random trait scores."""
+    rng = random.Random(seed)
+    words = range(10, model.cfg.d_vocab)
+    return [
+        psr.Triplet(pair, tuple(rng.choices(words, k=rng.randint(1, longest))), "", rng.uniform(0.5, 1.0))
+        for pair in pairs_of(model, count, seed=seed)
+    ]
+
+
+def random_replacement(
+    model: Any, *, layers: Sequence[int] | None = None, span: Span = "R", rank: int = 1, seed: int = 0, size: float = 0.5
+) -> Replacement:
+    """A replacement with random probes and directions that changes every layer visibly."""
+    generator = torch.Generator().manual_seed(seed)
+    width = model.cfg.d_model
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * size
+
+    sites = {
+        f"blocks.{layer}.hook_resid_post": Site(draw(rank, width), draw(rank, width), draw(rank), "relu")
+        for layer in (range(model.cfg.n_layers) if layers is None else layers)
+    }
+    return Replacement(sites, span, "random", fingerprint(model))
+
+
+def logits_of(model: Any, ids: Sequence[int]) -> torch.Tensor:
+    """Logits of one unpadded sequence, `[position, d_vocab]`."""
+    with torch.no_grad():
+        return model(torch.tensor([list(ids)]))[0]
+
+
+def relative_error(model: Any, triplets: Sequence[psr.Triplet], replacement: Replacement) -> float:
+    """Σ_l ‖A_{l|AS} − A_{l|PS}‖² / Σ_l ‖A_l − A_{l|PS}‖² over the first layer where the replacement acts and all later ones."""
+    first = min(int(name.split(".")[1]) for name in replacement.sites)
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(first, model.cfg.n_layers)]
+    wanted, plain = (collect(model, triplets, names, context, replacement.span) for context in ("steered", "base"))
+    found = collect(model, triplets, names, "base", replacement.span, steering=replacement)
+    left, whole = (sum(float((each[name] - wanted[name]).square().sum()) for name in names) for each in (found, plain))
+    return left / whole
+
+
+class State(NamedTuple):
+    """Everything about a model that the package must put back."""
+
+    weights: dict[str, torch.Tensor]
+    gradients: list[bool]
+    modes: list[bool]
+    hooks: int
+    logits: torch.Tensor
+
+
+def hook_count(model: Any) -> int:
+    """How many forward and backward hooks sit on a model's hook points."""
+    points = {id(point): point for point in model.hook_dict.values()}
+    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in points.values())
+
+
+def state_of(model: Any) -> State:
+    """A copy of a model's state."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gradients = [parameter.requires_grad for parameter in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(0)  # a model in training mode draws its dropout
+    return State(weights, gradients, modes, hook_count(model), logits_of(model, range(10, 20)))
+
+
+def assert_unchanged(model: Any, before: State) -> None:
+    """The model is as `state_of` found it, to the last bit."""
+    after = state_of(model)
+    assert before.weights.keys() == after.weights.keys()
+    assert all(torch.equal(before.weights[name], after.weights[name]) for name in before.weights)
+    assert after.gradients == before.gradients
+    assert after.modes == before.modes
+    assert after.hooks == before.hooks
+    assert torch.equal(after.logits, before.logits)
+    assert all(parameter.grad is None for parameter in model.parameters())
