@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from psr_lens.compare import compare as compare
     from psr_lens.evaluate import Scores as Scores
     from psr_lens.evaluate import best_alpha as best_alpha
+    from psr_lens.evaluate import best_layer as best_layer
     from psr_lens.evaluate import evaluate as evaluate
     from psr_lens.fit import FitConfig as FitConfig
     from psr_lens.fit import fit as fit
@@ -53,6 +54,7 @@ _HOME = {
     "Replacement": "replacement",
     "Scores": "evaluate",
     "best_alpha": "evaluate",
+    "best_layer": "evaluate",
     "evaluate": "evaluate",
     "Comparison": "compare",
     "compare": "compare",

@@ -12,7 +12,7 @@ from typing import Any, Final
 from psr_lens import organism
 from psr_lens.compare import Comparison, compare
 from psr_lens.errors import InputError
-from psr_lens.evaluate import Scores, best_alpha, evaluate, score
+from psr_lens.evaluate import Scores, best_alpha, best_layer, evaluate, score
 from psr_lens.fit import FitConfig, fit
 from psr_lens.judges import organism as organism_judge
 from psr_lens.models import EMBEDDED, HookedModel, load_model
@@ -38,8 +38,10 @@ class DemoConfig:
     """Questions to fit on, from the training side."""
     held_out_questions: int = 120
     """Questions to score and compare on, which neither the model nor a fit has seen; at least 100."""
-    single_layer: int = 1
-    """Layer of S-PSR and of the constant baseline."""
+    single_layers: tuple[int, ...] = (1, 2)
+    """Layers among which S-PSR takes the one that scores best on validation questions; the constant baseline acts there too."""
+    validation_questions: int = 40
+    """Questions for that choice, from the training side, not fitted on."""
     seed: int = 0
     """Seed of questions, sampling and fits."""
 
@@ -52,21 +54,17 @@ class DemoConfig:
         if self.held_out_questions < 100:
             raise InputError("held_out_questions", self.held_out_questions, "100 or more, so that the scores mean something")
 
-    def fits(self) -> dict[str, FitConfig]:
-        """The methods and how each is fitted."""
-        return {
-            "A-PSR": FitConfig(solver="sequential", seed=self.seed),
-            "S-PSR": FitConfig(
-                layers=self.single_layer,
-                solver="joint",
-                start="sequential",
-                epochs=10,
-                batch_size=8,
-                learning_rate=1e-2,
-                seed=self.seed,
-            ),
-            "S-Const DiM": FitConfig(layers=self.single_layer, solver="dim", seed=self.seed),
-        }
+    def single_layer_fit(self) -> FitConfig:
+        """How S-PSR is fitted; its layer is chosen by validation."""
+        return FitConfig(
+            layers=self.single_layers[0],
+            solver="joint",
+            start="sequential",
+            epochs=10,
+            batch_size=8,
+            learning_rate=1e-2,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,16 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
     judge = organism_judge(trait)
     instruction = organism.instruction(trait)
     say("sampling under the prompt")
-    pairs = prompt_pairs(model, organism.questions(config.fit_questions, seed=config.seed), instruction)
+    known = organism.questions(config.fit_questions + config.validation_questions, seed=config.seed)
+    pairs = prompt_pairs(model, known, instruction)
+    pairs, validation = pairs[: config.fit_questions], pairs[config.fit_questions :]
     triplets = sample_responses(model, pairs, judge, SamplingConfig(seed=config.seed), progress=False)
-    replacements = {}
-    for name, settings in config.fits().items():
-        say(f"fitting {name} on {len(triplets)} triplets")
-        replacements[name] = fit(model, triplets, settings)
+    say(f"fitting A-PSR on {len(triplets)} triplets")
+    all_layers = fit(model, triplets, FitConfig(solver="sequential", seed=config.seed))
+    say("fitting S-PSR and choosing its layer")
+    single = best_layer(model, triplets, validation, judge, config.single_layer_fit(), config.single_layers)
+    constant = fit(model, triplets, FitConfig(layers=single.settings["layers"], solver="dim", seed=config.seed))
+    replacements = {"A-PSR": all_layers, "S-PSR": single, "S-Const DiM": constant}
 
     held_out = prompt_pairs(model, organism.questions(config.held_out_questions, split="held_out", seed=config.seed), instruction)
     sampling = SamplingConfig(seed=config.seed + 1)
@@ -126,6 +128,7 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
             "command": f"psr-lens demo --trait {trait} --model {config.model} --seed {config.seed}",
             **asdict(config),
             "fitted_on": triplets.summary(),
+            "single_layer": single.settings["layers"],
             "paraphrase": organism.instruction(trait, 1),
             "constant_alphas": list(CONSTANT_ALPHAS),
             "sampling": asdict(sampling),

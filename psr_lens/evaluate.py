@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, cast
 
 import numpy as np
 from jaxtyping import Float
 
 from psr_lens.errors import InputError
+from psr_lens.fit import FitConfig, fit
 from psr_lens.judges.protocol import Judge
 from psr_lens.models import HookedModel
-from psr_lens.prompts import Context, PromptPair
+from psr_lens.prompts import Context, PromptPair, Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.sampling import Response, SamplingConfig, generate
 
@@ -126,6 +127,44 @@ def best_alpha(
     if not coherent:
         return max(curve, key=lambda scores: scores.coherence)
     return max(coherent, key=lambda scores: (scores.trait, scores.coherence))
+
+
+def best_layer(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    pairs: Sequence[PromptPair],
+    judge: Judge,
+    config: FitConfig,
+    layers: Sequence[int],
+    *,
+    sampling: SamplingConfig | None = None,
+) -> Replacement:
+    """Fit a single-layer replacement at each of some layers, and keep the one that scores best on validation questions.
+
+    Args:
+        model: The model.
+        triplets: What to fit on.
+        pairs: Validation questions, neither fitted on nor used for the final scores.
+        judge: Scores the answers.
+        config: How to fit; its `layers` is replaced by each candidate.
+        layers: Candidates.
+        sampling: How answers are drawn.
+
+    Returns:
+        The replacement with the highest sum of trait and coherence at alpha 1.
+
+    Raises:
+        InputError: no layers were given.
+    """
+    if not layers:
+        raise InputError("layers", "an empty list", "at least one candidate layer")
+    best: tuple[float, Replacement] | None = None
+    for layer in layers:
+        candidate = fit(model, triplets, replace(config, layers=layer))
+        scores = evaluate(model, pairs, judge, candidate, config=sampling)
+        if best is None or scores.trait + scores.coherence > best[0]:
+            best = (scores.trait + scores.coherence, candidate)
+    return cast(tuple[float, Replacement], best)[1]
 
 
 def bootstrap_interval(values: Float[np.ndarray, "sample"], *, seed: int = 0, level: float = 0.95) -> Interval:

@@ -62,9 +62,11 @@ class FitConfig:
         for name, kind in (("solver", Solver), ("objective", Objective), ("hook", HookKind), ("start", Start), ("span", Span)):
             self._one_of(name, get_args(kind))
         for name in ("rank", "epochs", "batch_size", "token_budget"):
-            self._at_least(name, 1)
-        for name in ("regression_steps", "learning_rate", "weight_decay", "regulariser", "ridge", "regression_learning_rate"):
-            self._at_least(name, 0)
+            self._whole(name, 1)
+        for name in ("regression_steps", "seed"):
+            self._whole(name, 0)
+        for name in ("learning_rate", "weight_decay", "regulariser", "ridge", "regression_learning_rate"):
+            self._not_negative(name)
         if self.solver == "dim" and self.rank != 1:
             raise InputError("rank", self.rank, "1 with solver='dim', which has a single direction")
 
@@ -72,7 +74,12 @@ class FitConfig:
         if (value := getattr(self, name)) not in allowed:
             raise InputError(name, repr(value), f"one of {', '.join(map(repr, allowed))}")
 
-    def _at_least(self, name: str, least: float) -> None:
+    def _whole(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-            raise InputError(name, repr(value), f"a number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(name, repr(value), f"a whole number of at least {least}")
+
+    def _not_negative(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise InputError(name, repr(value), "a finite number of at least 0")
