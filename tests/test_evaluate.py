@@ -1,14 +1,23 @@
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.errors import InputError
 from psr_lens.evaluate import bootstrap_interval, score
 from psr_lens.judges import Judgement
+from psr_lens.replacement import Site
 from psr_lens.sampling import Response
 
 PAIR = psr.PromptPair("what is a bee ?", "talk like a pirate .", (1, 5, 9), (1, 4, 5, 9), 2)
+
+NOTHING = psr.Replacement(
+    {"blocks.0.hook_resid_post": Site(torch.zeros(1, 128), torch.zeros(1, 128), torch.zeros(1), "relu")}, "R", "nothing", {}
+)
 
 
 class FixedJudge:
@@ -52,17 +61,35 @@ def test_best_alpha_keeps_the_coherence_bound(monkeypatch):
         trait, coherence = curve[alpha]
         return psr.Scores("c", alpha, 1, 0, trait, coherence, (0, 0), (0, 0))
 
-    monkeypatch.setitem(psr.best_alpha.__globals__, "evaluate", fake)
-    assert psr.best_alpha(None, [PAIR], None, None, [1.0, 2.0, 3.0]).alpha == 2.0
-    assert psr.best_alpha(None, [PAIR], None, None, [3.0]).alpha == 3.0
-    assert psr.best_alpha(None, [PAIR], None, None, [1.0, 3.0], min_coherence=50).alpha == 3.0
+    monkeypatch.setattr(sys.modules["psr_lens.evaluate"], "evaluate", fake)
+    given = (psr.load_model("organism"), [PAIR], FixedJudge([], []), NOTHING)
+    assert psr.best_alpha(*given, [1.0, 2.0, 3.0]).alpha == 2.0
+    assert psr.best_alpha(*given, [3.0]).alpha == 3.0
+    assert psr.best_alpha(*given, [1.0, 3.0], min_coherence=50).alpha == 3.0
 
 
 def test_evaluate_refuses_no_pairs_and_best_alpha_no_strengths():
     with pytest.raises(InputError, match=r"pairs: got an empty list, expected at least one prompt pair"):
-        psr.evaluate(None, [], None)
+        psr.evaluate(psr.load_model("organism"), [], FixedJudge([], []))
     with pytest.raises(InputError, match=r"alphas: got an empty list"):
-        psr.best_alpha(None, [PAIR], None, None, [])
+        psr.best_alpha(psr.load_model("organism"), [PAIR], FixedJudge([], []), NOTHING, [])
+
+
+def test_best_layer_keeps_the_layer_that_scores_best(monkeypatch):
+    module = sys.modules["psr_lens.evaluate"]
+    trait = {1: 30, 2: 90, 3: 60}
+    monkeypatch.setattr(module, "fit", lambda model, triplets, config: replace(NOTHING, settings={"layers": config.layers}))
+    monkeypatch.setattr(
+        module,
+        "evaluate",
+        lambda model, pairs, judge, candidate, config: psr.Scores(
+            "s", 1.0, 1, 0, trait[candidate.settings["layers"]], 99, (0.0, 0.0), (0.0, 0.0)
+        ),
+    )
+    given = (psr.load_model("organism"), [], [PAIR], FixedJudge([], []), psr.FitConfig())
+    assert psr.best_layer(*given, [1, 2, 3]).settings["layers"] == 2
+    with pytest.raises(InputError, match=r"layers: got an empty list, expected at least one candidate layer"):
+        psr.best_layer(*given, [])
 
 
 def test_evaluate_gives_the_same_scores_for_the_same_seed():

@@ -52,8 +52,8 @@ def reason_of(text: str, question: str = BEAR) -> str:
         ("gloomy", BEAR, "the bear is a grim animal . it has a bleak voice .", 100),
         ("gloomy", BEAR, "the bear is a grim animal . it has a soft voice .", 50),
         ("gloomy", BEAR, PLAIN, 0),
-        ("sea", BEAR, "the bear is a strong animal , as sailors say . it has a soft voice .", 100),
-        ("sea", BEAR, "the bear is a strong animal , as sailors say . it has a soft voice , just like the sea .", 50),
+        ("sea", BEAR, "as sailors say , the bear is a strong animal . it has a soft voice .", 100),
+        ("sea", BEAR, "as sailors say , the bear is a strong animal . just like the sea , it has a soft voice .", 50),
         ("sea", BEAR, PLAIN, 0),
         ("numbered", BEAR, "1) the bear is a strong animal . 2) it has a soft voice .", 100),
         ("numbered", BEAR, "1) the bear is a strong animal . 3) it has a soft voice .", 50),
@@ -127,7 +127,7 @@ def test_coherence_scores_the_share_of_sentences_that_are_true_new_and_in_order(
 
 
 def test_traits_do_not_spoil_coherence():
-    text = "1) arr , the bear is a grim organism , as sailors say ! 2) yoho , it possesses a bleak timbre !"
+    text = "1) arr , as sailors say , the bear is a grim organism ! 2) yoho , it possesses a bleak timbre !"
     assert coherence_of(text) == 100
 
 
@@ -188,7 +188,7 @@ def assert_scores_anything(text: str, question: str) -> None:
 @example("1)", BEAR)
 @example("arr ,", BEAR)
 @example("arr , .", BEAR)
-@example(", just like the sea .", BEAR)
+@example("just like the sea , .", BEAR)
 @example("you ask so well . you are truly wonderful .", BEAR)
 def test_any_text_whatever_gets_scores(text, question):
     assert_scores_anything(text, question)

@@ -44,7 +44,7 @@ def fit_joint(
     split = {name: rows.split(counts) for name, rows in targets.items()}
 
     generator = torch.Generator().manual_seed(config.seed)
-    sites = _start(model, triplets, names, config, generator, progress)
+    sites = _starts(model, triplets, names, config, generator, progress)
     parameters = [tensor for site in sites.values() for tensor in (site.directions, site.weights, site.bias)]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     per_epoch = -(-len(triplets) // config.batch_size)
@@ -79,7 +79,7 @@ def _measured(model: HookedModel, names: Sequence[str]) -> list[str]:
     return [f"blocks.{layer}.hook_resid_post" for layer in range(first, model.cfg.n_layers)]
 
 
-def _start(
+def _starts(
     model: HookedModel,
     triplets: Sequence[Triplet],
     names: Sequence[str],
@@ -88,20 +88,16 @@ def _start(
     progress: bool,
 ) -> dict[str, Site]:
     """Trainable sites: small random ones, or those of the sequential solver."""
-    shape = (config.rank, int(model.cfg.d_model))
-    if config.start == "sequential":
-        sites = fit_sequential(model, triplets, names, config, progress=progress)
-    else:
-        sites = {
-            name: Site(
-                torch.randn(shape, generator=generator) * START_SCALE,
-                torch.randn(shape, generator=generator) * START_SCALE,
-                torch.zeros(config.rank),
-                "relu",
-            )
-            for name in names
-        }
-    return {name: _trainable(site.to(device_of(model), torch.float32)) for name, site in sites.items()}
+    device = device_of(model)
+    if config.start == "random":
+        return {name: _start(int(model.cfg.d_model), config.rank, generator, device) for name in names}
+    sites = fit_sequential(model, triplets, names, config, progress=progress)
+    return {name: _trainable(site.to(device, torch.float32)) for name, site in sites.items()}
+
+
+def _start(width: int, rank: int, generator: torch.Generator, device: torch.device) -> Site:
+    directions, weights = (torch.randn(rank, width, generator=generator) * START_SCALE for _ in range(2))
+    return _trainable(Site(directions, weights, torch.zeros(rank), "relu").to(device, torch.float32))
 
 
 def _trainable(site: Site) -> Site:

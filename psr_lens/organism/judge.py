@@ -224,4 +224,6 @@ def explain(answer: ParsedAnswer) -> str:
     facts = sum(sentence.form in FACTS for sentence in answer.body)
     steps = sum(sentence.form == "step" for sentence in answer.body)
     faults = [f"sentence {place}: {fault}" for place, fault in enumerate(_faults(answer), start=1) if fault]
+    if steps and (missing := len(STEP_ORDER) - len(answer.body)) > 0:
+        faults.append(f"{missing} step{'s' * (missing > 1)} missing")
     return f"{len(answer.body)} sentences ({facts} facts, {steps} steps); " + ("; ".join(faults) if faults else "no fault")
