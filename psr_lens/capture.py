@@ -1,29 +1,35 @@
-"""What an instruction does to the activations: teacher-forced passes over both contexts of the same responses.
+"""What an instruction does to the activations, at any set of hook points, into memory, into statistics or onto the disk.
 
 `Δ_acc = A_{l,i|PS} − A_{l,i}` (Heyman & Vandeputte 2026, section 3): response token `i` at hook point `l`, read once after the prompt with
-the instruction and once after the prompt without it. Only the token's position differs between the two runs.
+the instruction and once after the prompt without it. Only the token's position differs between the two runs. `Δ_loc` is what layer `l`
+alone adds because of the prompt: the difference when every block's input on the span is the prompt-steered residual stream already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Protocol, TypeVar, get_args, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from psr_lens.errors import InputError
-from psr_lens.hook_points import layer_of, select_hooks
-from psr_lens.models import HookedModel, device_of, forward, frozen
-from psr_lens.prompts import Context, Span, TokenTable, Triplet, check_triplets, context_batch, length_batches, token_table
-from psr_lens.sampling import Steering
+from psr_lens.hook_points import hook_shapes, is_pattern, select_hooks
+from psr_lens.models import HookedModel, frozen
+from psr_lens.passes import TOKEN_BUDGET, Difference, Reading, Rows
+from psr_lens.patterns import INSTRUCTION, key_counts
+from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
 
-TOKEN_BUDGET: Final = 8_192
-"""Tokens of a batch, padding included, unless the caller says otherwise."""
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Destination(Protocol[T_co]):
+    """Where differences go: `InMemory`, `Statistics`, `OnDisk`, or one of your own."""
+
+    def receive(self, reading: Reading) -> T_co:
+        """Read what there is to read, batch by batch, and make the result of it."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,19 @@ class Captured:
     """The differences that an instruction causes, aligned token by token; `captured[name]` is one hook point's."""
 
     deltas: Mapping[str, Float[Tensor, "token ..."]]
-    """Hook name to Δ_acc, in the activation's own units; rows are the tokens of `tokens`."""
+    """Hook name to Δ, in the activation's own units; rows are the tokens of `tokens`.
+
+    An attention pattern is `[token, head, key]`, the keys those of the base context (`psr_lens.patterns`), and the attention to the
+    instruction stands beside it under the same name with `:instruction` at its end."""
     tokens: TokenTable
     """What each row is."""
     span: Span
     """Which tokens were captured."""
+    difference: Difference = "accumulated"
+    """Which difference was taken."""
 
     def __getitem__(self, name: str) -> Float[Tensor, "token ..."]:
-        """Δ_acc at one hook point, `[token, …]`.
+        """Δ at one hook point, `[token, …]`.
 
         Raises:
             InputError: that hook point was not captured.
@@ -52,9 +63,57 @@ class Captured:
         return len(self.tokens)
 
     def strength(self, name: str) -> Float[Tensor, "token"]:
-        """‖Δ_acc‖ of every token at one hook point."""
+        """‖Δ‖ of every token at one hook point."""
         norms: Tensor = torch.linalg.vector_norm(self[name].flatten(start_dim=1), dim=1)
         return norms
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Keep every difference in main memory."""
+
+    dtype: torch.dtype | None = None
+    """Type to keep numbers in; None leaves them as the model computes them."""
+
+    def receive(self, reading: Reading) -> Captured:
+        """Read everything."""
+        rows = Rows(reading.triplets, reading.span, self.dtype)
+        with reading.bar() as bar:
+            for indices in reading.batches(range(len(reading.triplets))):
+                rows.put(indices, reading.read(indices))
+                bar.update(sum(rows.counts[index] for index in indices))
+        deltas = {name: rows.tensors[name] for name in reading.shapes}
+        return Captured(deltas, token_table(reading.model, reading.triplets, reading.span), reading.span, reading.difference)
+
+
+@overload
+def capture(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    hooks: str | Sequence[str] = ...,
+    *,
+    to: None = ...,
+    layers: Sequence[int] | None = ...,
+    span: Span = ...,
+    difference: Difference = ...,
+    token_budget: int = ...,
+    progress: bool = ...,
+) -> Captured: ...
+
+
+@overload
+def capture(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    hooks: str | Sequence[str] = ...,
+    *,
+    to: Destination[T_co],
+    layers: Sequence[int] | None = ...,
+    span: Span = ...,
+    difference: Difference = ...,
+    token_budget: int = ...,
+    progress: bool = ...,
+) -> T_co: ...
 
 
 def capture(
@@ -62,99 +121,54 @@ def capture(
     triplets: Sequence[Triplet],
     hooks: str | Sequence[str] = "resid_post",
     *,
+    to: Destination[object] | None = None,
     layers: Sequence[int] | None = None,
     span: Span = "R",
+    difference: Difference = "accumulated",
     token_budget: int = TOKEN_BUDGET,
     progress: bool = False,
-) -> Captured:
-    """Capture Δ_acc at any set of hook points, in memory.
+) -> object:
+    """Capture Δ at any set of hook points.
 
     Args:
         model: The model; left as it was.
         triplets: Prompt pairs with responses.
         hooks: `"all"`, a kind, a hook name, a glob pattern, or several (see `select_hooks`).
+        to: Where the differences go: `InMemory()` if None, `Statistics()`, `OnDisk(folder)`.
         layers: Only hook points of these layers.
         span: `"R"` or `"QR"`.
+        difference: `"accumulated"` (against the unsteered run) or `"local"` (what each layer adds by itself).
         token_budget: Most tokens in a batch, padding included.
         progress: Show a progress bar.
 
     Returns:
-        The differences on the CPU, with a row for every token of the span.
+        What the destination makes: `Captured`, `CapturedStatistics` or a `Store`, with a row for every token of the span.
 
     Raises:
-        InputError: no triplets, an empty response or one too long, an unknown hook point, a layer out of range.
+        InputError: no triplets, an empty response or one too long, an unknown hook point or difference, a layer out of range.
     """
+    if difference not in get_args(Difference):
+        raise InputError("difference", repr(difference), "'accumulated' or 'local'")
+    if token_budget < 1:
+        raise InputError("token_budget", token_budget, "at least 1")
+    if to is not None and not callable(getattr(to, "receive", None)):
+        raise InputError("to", repr(to), "InMemory(), Statistics(), OnDisk(folder), or something with a method `receive`")
+    triplets = list(triplets)
     names = select_hooks(model, hooks, layers)
-    deltas: dict[str, Tensor] = {}
-    for context in ("base", "steered"):
-        rows = collect(model, triplets, names, context, span, token_budget=token_budget, progress=progress)
-        deltas = rows if context == "base" else {name: rows[name] - deltas[name] for name in names}
-    return Captured(deltas, token_table(model, triplets, span), span)
-
-
-def collect(
-    model: HookedModel,
-    triplets: Sequence[Triplet],
-    names: Sequence[str],
-    context: Context,
-    span: Span,
-    *,
-    steering: Steering | None = None,
-    alpha: float = 1.0,
-    arriving: bool = False,
-    token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
-) -> dict[str, Float[Tensor, "token ..."]]:
-    """Activations at hook points on the span, from one teacher-forced pass over all triplets in one context.
-
-    Args:
-        model: The model.
-        triplets: Prompt pairs with responses.
-        names: Hook names.
-        context: Which prompt the responses are read after.
-        span: Which tokens to keep.
-        steering: A replacement to steer with over its own span, if any.
-        alpha: Its strength.
-        arriving: Where the replacement acts, read what arrives there instead of what the model goes on with.
-        token_budget: Most tokens in a batch, padding included.
-        progress: Show a progress bar.
-
-    Returns:
-        Hook name to `[token, …]` on the CPU, rows in the order of `token_table`.
-    """
     check_triplets(model, triplets)
-    pieces: dict[str, dict[int, Tensor]] = {name: {} for name in names}
-    layers = [layer_of(name) for name in names]
-    inside = [layer for layer in layers if layer is not None]
-    stop = max(inside) + 1 if inside and len(inside) == len(names) else None
-    bar = tqdm(total=len(triplets), desc=f"read {context}", unit="triplet", disable=not progress)
-    with torch.no_grad(), frozen(model), bar:
-        for indices in length_batches(triplets, token_budget):
-            chosen = [triplets[index] for index in indices]
-            batch = context_batch(chosen, context, span, device_of(model))
-            counts = batch.span.sum(1).tolist()
-            steered: AbstractContextManager[Any] = nullcontext()
-            if steering is not None:
-                steered = steering.steer(model, alpha, start=_starts(chosen, context, steering.span))
-            held: dict[str, Tensor] = {}
-            reading = model.hooks(fwd_hooks=[(name, _keep(held, name, batch.span)) for name in names])
-            # Hooks of one point run in the order in which they were added.
-            first, second = (reading, steered) if arriving else (steered, reading)
-            with first, second:
-                forward(model, batch.tokens, batch.mask, stop)
-            for name, rows in held.items():
-                for index, piece in zip(indices, rows.cpu().split(counts), strict=True):
-                    pieces[name][index] = piece
-            bar.update(len(indices))
-    return {name: torch.cat([found[index] for index in range(len(triplets))]) for name, found in pieces.items()}
+    dtype = next(iter(model.parameters())).dtype
+    shapes = _row_shapes(model, triplets, names)
+    reading = Reading(model, triplets, shapes, dtype, span, difference, token_budget, progress)
+    with torch.no_grad(), frozen(model):
+        return (InMemory() if to is None else to).receive(reading)
 
 
-def _starts(triplets: Sequence[Triplet], context: Context, span: Span) -> Tensor:
-    return torch.tensor([len(triplet.pair.ids(context)) - triplet.pair.span_length(span) for triplet in triplets])
-
-
-def _keep(held: dict[str, Tensor], name: str, span: Tensor) -> Any:
-    def hook(activation: Tensor, hook: Any) -> None:
-        held[name] = activation.detach().expand(len(span), *activation.shape[1:])[span]
-
-    return hook
+def _row_shapes(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    columns = key_counts(triplets) if any(map(is_pattern, names)) else (0, 0)
+    for name, shape in hook_shapes(model, names).items():
+        if is_pattern(name):
+            shapes |= {name: (*shape, columns[0]), f"{name}{INSTRUCTION}": (*shape, columns[1])}
+        else:
+            shapes[name] = shape
+    return shapes

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens.capture import TOKEN_BUDGET, collect
+from psr_lens.passes import TOKEN_BUDGET, collect
 from psr_lens.errors import InputError
 from psr_lens.evaluate import Scores
 from psr_lens.hook_points import check_layers, layer_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ KINDS: Final = {
     "q": "blocks.*.attn.hook_q",
     "k": "blocks.*.attn.hook_k",
     "v": "blocks.*.attn.hook_v",
+    "result": "blocks.*.attn.hook_result",
+    "pattern": "blocks.*.attn.hook_pattern",
     "mlp_post": "blocks.*.mlp.hook_post",
 }
 """Short names for the hook points of one kind at every layer."""
@@ -50,16 +53,75 @@ class HookPointInfo:
     layer: int | None
     """The block that it lies in, or None outside the blocks."""
     shape: tuple[int, ...]
-    """Shape of one token's activation; empty where `per_token` is False."""
+    """Shape of one token's activation; of an attention pattern the heads, each of which has a number for every key."""
     per_token: bool
     """Whether the activation is `[batch, position, …]`, with one row a token."""
     dtype: torch.dtype
     """Type of the activation."""
 
     @property
+    def is_pattern(self) -> bool:
+        """Whether it is an attention pattern, whose keys are aligned between the contexts."""
+        return is_pattern(self.name)
+
+    @property
     def bytes_per_token(self) -> int:
-        """Bytes that one token's activation takes."""
-        return self.dtype.itemsize * int(torch.Size(self.shape).numel()) if self.per_token else 0
+        """Bytes that one token's activation takes (for an attention pattern: with one key); 0 where it cannot be captured."""
+        return self.dtype.itemsize * int(torch.Size(self.shape).numel()) if self.per_token or self.is_pattern else 0
+
+
+class HookPointTable(tuple[HookPointInfo, ...]):
+    """The hook points of a model in the order of firing; shows itself as a table, the layers of one kind on one line."""
+
+    def __str__(self) -> str:
+        """Plain text, one line a kind."""
+        rows = [("hook point", "layers", "shape of a token", "bytes a token", "captured"), *map(self._row, self._kinds())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = ("hook point", "layers", "shape of a token", "bytes a token", "captured")
+        cells = [[f"<td>{html.escape(cell)}</td>" for cell in self._row(kind)] for kind in self._kinds()]
+        body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+        return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
+
+    def _kinds(self) -> list[list[HookPointInfo]]:
+        kinds: dict[tuple[str, tuple[int, ...]], list[HookPointInfo]] = {}
+        for point in self:
+            kinds.setdefault((_every_layer(point.name), point.shape), []).append(point)
+        return list(kinds.values())
+
+    @staticmethod
+    def _row(kind: list[HookPointInfo]) -> tuple[str, str, str, str, str]:
+        point, layers = kind[0], [each.layer for each in kind if each.layer is not None]
+        shape, size = " × ".join(map(str, point.shape)), f"{point.bytes_per_token:,}"
+        how = "yes" if point.per_token else "no row a token"
+        if point.is_pattern:
+            shape, size, how = f"{shape} × key", f"{size} × keys", "on request: keys aligned"
+        return (
+            _every_layer(point.name),
+            _spans(layers) if layers else "–",
+            shape if point.bytes_per_token else "–",
+            size if point.bytes_per_token else "–",
+            how,
+        )
+
+
+def _every_layer(name: str) -> str:
+    return re.sub(r"^blocks\.\d+\.", "blocks.*.", name)
+
+
+def _spans(layers: Sequence[int]) -> str:
+    if list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}–{layers[-1]}" if len(layers) > 1 else str(layers[0])
+    return ", ".join(map(str, layers))
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a hook name is that of an attention pattern, `[batch, head, query, key]`."""
+    return name.endswith("attn.hook_pattern")
 
 
 def layer_of(name: str) -> int | None:
@@ -68,24 +130,36 @@ def layer_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def hook_points(model: HookedModel) -> list[HookPointInfo]:
-    """Every distinct hook point that fires in a forward pass of `model`, in the order of firing.
+def hook_points(model: HookedModel) -> HookPointTable:
+    """Every distinct hook point that fires in a forward pass of `model`, in the order of firing, as a table.
 
     Aliases of a bridge are listed once. Points that TransformerLens has but that stay silent (`attn.hook_result` and kin, until
     `set_use_attn_result(True)`) are left out. Costs one forward pass of ten tokens.
     """
+    return HookPointTable(_probe(model, _distinct_names(model)))
+
+
+def hook_shapes(model: HookedModel, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Name to the shape of one token's activation, for names that fire; of an attention pattern the heads."""
+    found = {point.name: point.shape for point in _probe(model, names)}
+    return {name: found[name] for name in names}
+
+
+def _probe(model: HookedModel, names: Iterable[str]) -> list[HookPointInfo]:
     seen: dict[str, HookPointInfo] = {}
 
     def note(name: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
             per_token = _is_per_token(activation)
             shape = tuple(activation.shape[2:]) if per_token else ()
+            if is_pattern(name):
+                shape = (activation.shape[1],)
             seen.setdefault(name, HookPointInfo(name, layer_of(name), shape, per_token, activation.dtype))
 
         return hook
 
     tokens = torch.zeros(_PROBE_BATCH, _PROBE_LENGTH, dtype=torch.long, device=device_of(model))
-    with torch.no_grad(), model.hooks(fwd_hooks=[(name, note(name)) for name in _distinct_names(model)]):
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, note(name)) for name in names]):
         forward(model, tokens, torch.ones_like(tokens))
     return list(seen.values())
 
@@ -131,6 +205,8 @@ def select_hooks(model: HookedModel, hooks: str | Sequence[str], layers: Sequenc
 
     Raises:
         InputError: nothing in the model has such a name, a layer is out of range, or a point has no row a token.
+
+    Attention patterns are taken where they are asked for by name or as `"pattern"`; neither `"all"` nor a wider glob takes them in.
     """
     points = {point.name: point for point in hook_points(model)}
     wanted = [hooks] if isinstance(hooks, str) else list(hooks)
@@ -170,8 +246,13 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
         kept = [name for name in found if points[name].per_token]
         found = kept or found
     for name in found:
-        if name in points and not points[name].per_token:
-            raise InputError("hooks", repr(name), "a hook point with one row a token", "Attention scores and patterns have none.")
+        if name in points and not (points[name].per_token or points[name].is_pattern):
+            raise InputError(
+                "hooks",
+                repr(name),
+                "a hook point with one row a token, or an attention pattern",
+                f"It has neither; `{name.rpartition('.')[0]}.hook_pattern` has the attention." if "attn" in name else "",
+            )
     return found
 
 

@@ -319,15 +319,32 @@ class Decoder:
 
             self._cache = TransformerLensKeyValueCache.init_cache(model.cfg, device_of(model), batch)
 
-    def step(self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"]) -> Float[Tensor, "batch d_vocab"]:
-        """Feed the new tokens; `mask` covers all tokens so far, the new ones included. Returns the logits after the last one."""
+    def step(
+        self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"], stop_at_layer: int | None = None
+    ) -> Float[Tensor, "batch last"]:
+        """Feed the new tokens; `mask` covers all tokens so far, the new ones included.
+
+        Returns:
+            The logits after the last one, or its residual stream where the model stops at a layer.
+        """
         width = new.shape[1]
+        if stop_at_layer is not None and stop_at_layer >= self._model.cfg.n_layers:
+            stop_at_layer = None
         if is_bridge(self._model):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-            logits = self._model(new, attention_mask=mask, position_ids=positions, past_key_values=self._cache, use_cache=True)
+            given = {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
         else:
-            logits = self._model(new, attention_mask=mask[:, -width:], past_kv_cache=self._cache)
-        return cast(Tensor, logits)[:, -1]
+            given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
+        return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))[:, -1]
+
+    def select(self, rows: Int[Tensor, "row"]) -> None:
+        """Go on with these sequences of the batch, some of them more than once."""
+        if is_bridge(self._model):
+            self._cache.batch_select_indices(rows)
+            return
+        for entry in self._cache.entries:
+            entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
+        self._cache.previous_attention_mask = self._cache.previous_attention_mask[rows]
 
 
 @contextmanager

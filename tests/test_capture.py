@@ -6,7 +6,7 @@ import torch
 from helpers import LAYERS, WIDTH, assert_unchanged, random_replacement, random_triplets, state_of
 
 import psr_lens as psr
-from psr_lens.capture import collect
+from psr_lens.passes import collect
 from psr_lens.errors import InputError
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from psr_lens.capture import collect
+from psr_lens.passes import collect
 from psr_lens.errors import FitError
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.sequential import fit_sequential

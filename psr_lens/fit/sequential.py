@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from psr_lens.capture import collect
+from psr_lens.passes import collect
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.lockstep import lockstep
 from psr_lens.fit.regression import fit_site

@@ -1,0 +1,311 @@
+"""Teacher-forced passes: the same responses read in both contexts, batch by batch, with the rows of the span taken out.
+
+Everything that captures goes through here: `collect` for one context, a `Reading` for what an instruction changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from psr_lens.hook_points import is_pattern, layer_of
+from psr_lens.models import Decoder, HookedModel, device_of, forward, frozen
+from psr_lens.patterns import INSTRUCTION, PatternColumns
+from psr_lens.prompts import (
+    Context,
+    ContextBatch,
+    Span,
+    Triplet,
+    check_triplets,
+    context_batch,
+    length_batches,
+    suffix_batch,
+)
+from psr_lens.sampling import Steering
+
+Difference = Literal["accumulated", "local"]
+"""`accumulated`: against the unsteered run; `local`: what a layer alone adds when its input is the prompt-steered one already."""
+
+TOKEN_BUDGET: Final = 8_192
+"""Tokens of a batch, padding included, unless the caller says otherwise."""
+
+MOST_PADDING: Final = 0.15
+"""Both contexts share one forward pass where that pads them by no more than this share."""
+
+LEAST_SAVED: Final = 0.3
+"""Responses to one prompt share its computation where that saves at least this share of the tokens."""
+
+
+def collect(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    names: Sequence[str],
+    context: Context,
+    span: Span,
+    *,
+    steering: Steering | None = None,
+    alpha: float = 1.0,
+    arriving: bool = False,
+    token_budget: int = TOKEN_BUDGET,
+    progress: bool = False,
+) -> dict[str, Float[Tensor, "token ..."]]:
+    """Activations at hook points on the span, from one teacher-forced pass over all triplets in one context.
+
+    Args:
+        model: The model.
+        triplets: Prompt pairs with responses.
+        names: Hook names.
+        context: Which prompt the responses are read after.
+        span: Which tokens to keep.
+        steering: A replacement to steer with over its own span, if any.
+        alpha: Its strength.
+        arriving: Where the replacement acts, read what arrives there instead of what the model goes on with.
+        token_budget: Most tokens in a batch, padding included.
+        progress: Show a progress bar.
+
+    Returns:
+        Hook name to `[token, …]` on the CPU, rows in the order of `token_table`.
+    """
+    check_triplets(model, triplets)
+    gathered = Rows(triplets, span)
+    bar = tqdm(total=len(triplets), desc=f"read {context}", unit="triplet", disable=not progress)
+    with torch.no_grad(), frozen(model), bar:
+        for indices in length_batches(triplets, token_budget):
+            chosen = [triplets[index] for index in indices]
+            batch = context_batch(chosen, context, span, device_of(model))
+            steered: AbstractContextManager[Any] = nullcontext()
+            if steering is not None:
+                steered = steering.steer(model, alpha, start=_starts(chosen, context, steering.span))
+            held: dict[str, Tensor] = {}
+            reading = model.hooks(fwd_hooks=[(name, _keep(held, name, batch)) for name in names])
+            # Hooks of one point run in the order in which they were added.
+            first, second = (reading, steered) if arriving else (steered, reading)
+            with first, second:
+                forward(model, batch.tokens, batch.mask, _layers_needed(names))
+            gathered.put(indices, held)
+            bar.update(len(indices))
+    return {name: gathered.tensors[name] for name in names}
+
+
+class Rows:
+    """Tensors with one row a token in the order of the triplets, filled batch by batch in any order."""
+
+    def __init__(self, triplets: Sequence[Triplet], span: Span, dtype: torch.dtype | None = None) -> None:
+        """Know where each triplet's rows begin; numbers are kept as `dtype`, or as they come."""
+        self.counts = row_counts(triplets, span)
+        self.offsets = [0]
+        for count in self.counts:
+            self.offsets.append(self.offsets[-1] + count)
+        self.tensors: dict[str, Tensor] = {}
+        self._dtype = dtype
+
+    def put(self, indices: Sequence[int], rows: Mapping[str, Float[Tensor, "token ..."]]) -> None:
+        """Put a batch's rows, triplet after triplet of `indices`, where they belong, on the CPU."""
+        into = torch.cat([torch.arange(self.offsets[index], self.offsets[index + 1]) for index in indices])
+        for name, values in rows.items():
+            if name not in self.tensors:
+                self.tensors[name] = torch.empty(self.offsets[-1], *values.shape[1:], dtype=self._dtype or values.dtype)
+            self.tensors[name][into] = values.to("cpu", self.tensors[name].dtype)
+
+
+def row_counts(triplets: Sequence[Triplet], span: Span) -> list[int]:
+    """How many tokens each triplet has on a span."""
+    return [triplet.pair.span_length(span) + len(triplet.response_ids) for triplet in triplets]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an instruction changes at hook points, read batch by batch; what is done with it is the destination's."""
+
+    model: HookedModel
+    """The model."""
+    triplets: Sequence[Triplet]
+    """Prompt pairs with responses."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Name to the shape of one token's row. An attention pattern has two: its own name, and one for the instruction's columns."""
+    dtype: torch.dtype
+    """Type in which the model computes."""
+    span: Span
+    """Which tokens are read."""
+    difference: Difference
+    """Which difference is taken."""
+    token_budget: int
+    """Most tokens in a batch, padding included."""
+    progress: bool
+    """Whether a progress bar is wanted."""
+
+    @property
+    def hooks(self) -> list[str]:
+        """Names of the hook points to read."""
+        return [name for name in self.shapes if not name.endswith(INSTRUCTION)]
+
+    def bar(self, tokens: int | None = None) -> Any:
+        """A progress bar over the tokens of all triplets, or over as many as are said."""
+        total = sum(row_counts(self.triplets, self.span)) if tokens is None else tokens
+        return tqdm(total=total, desc="capture", unit="token", unit_scale=True, disable=not self.progress)
+
+    def batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
+        """Put some triplets together for `read`: of like length, or by prompt where the responses to one share its computation."""
+        triplets = [self.triplets[index] for index in chosen]
+        for batch in length_batches(triplets, self.token_budget, by_prompt=self._shares_prompts(triplets)):
+            yield [chosen[place] for place in batch]
+
+    def read(self, indices: Sequence[int]) -> dict[str, Float[Tensor, "token ..."]]:
+        """The differences of one batch: name to the rows of its spans, triplet after triplet, on the model's device.
+
+        Nothing is kept of the model's activations but these rows, and blocks behind the last hook point are not run.
+        """
+        triplets = [self.triplets[index] for index in indices]
+        device = device_of(self.model)
+        make = suffix_batch if self._shares_prompts(triplets) else context_batch
+        base, steered = (make(triplets, context, self.span, device) for context in ("base", "steered"))
+        columns = self._pattern_columns(triplets, device)
+        if self.difference == "local":
+            return self._local(base, steered, columns)
+        return self._accumulated(base, steered, columns)
+
+    def _pattern_columns(self, triplets: Sequence[Triplet], device: torch.device) -> PatternColumns | None:
+        for name in self.hooks:
+            if is_pattern(name):
+                keys, instruction_keys = self.shapes[name][-1], self.shapes[f"{name}{INSTRUCTION}"][-1]
+                return PatternColumns.of(triplets, self.span, keys, instruction_keys, device)
+        return None
+
+    def _shares_prompts(self, triplets: Sequence[Triplet]) -> bool:
+        if any(is_pattern(name) for name in self.hooks):
+            return False  # the columns of a pattern are all of the context
+        whole = computed = 0
+        seen: set[tuple[int, ...]] = set()
+        for triplet in triplets:
+            kept = triplet.pair.span_length(self.span)
+            for ids in (triplet.pair.base_ids, triplet.pair.steered_ids):
+                prefix = len(ids) - kept
+                if prefix == 0:
+                    return False
+                whole += len(ids) + len(triplet.response_ids)
+                computed += kept + len(triplet.response_ids) + (prefix if ids not in seen else 0)
+                seen.add(ids)
+        return computed <= (1 - LEAST_SAVED) * whole
+
+    def _accumulated(self, base: ContextBatch, steered: ContextBatch, columns: PatternColumns | None) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if base.prefix is None and _fit_together(base, steered):
+            both = _side_by_side(base, steered)
+            in_base, in_steered = both.rows.chunk(2)
+
+            def subtract(name: str) -> Any:
+                def hook(activation: Tensor, hook: Any) -> None:
+                    rows = [_gather(activation, both, these, name) for these in (in_base, in_steered)]
+                    found.update(_difference(name, rows[0], rows[1], columns))
+
+                return hook
+
+            self._run(both, [(name, subtract(name)) for name in self.hooks])
+            return found
+        held: dict[str, Tensor] = {}
+        self._run(base, [(name, _keep(held, name, base)) for name in self.hooks])
+
+        def subtract_held(name: str) -> Any:
+            def hook(activation: Tensor, hook: Any) -> None:
+                if name in held:  # HookedTransformer fires the points of a LayerNorm more than once
+                    last = held.pop(name)
+                    found.update(_difference(name, last, _gather(activation, steered, steered.rows, name), columns))
+
+            return hook
+
+        self._run(steered, [(name, subtract_held(name)) for name in self.hooks])
+        return found
+
+    def _local(self, base: ContextBatch, steered: ContextBatch, columns: PatternColumns | None) -> dict[str, Tensor]:
+        """Every block's output on the span is replaced by the prompt-steered one, so that each block starts from the right input."""
+        depth = _layers_needed(self.hooks)
+        outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(self.model.cfg.n_layers if depth is None else depth)]
+        wanted: dict[str, Tensor] = {}
+        self._run(steered, [(name, _keep(wanted, name, steered)) for name in dict.fromkeys([*self.hooks, *outputs])])
+
+        def replace(name: str) -> Any:
+            def hook(activation: Tensor, hook: Any) -> Tensor:
+                replaced = activation.clone()
+                replaced.flatten(0, 1)[base.rows] = wanted[name]
+                return replaced
+
+            return hook
+
+        reached: dict[str, Tensor] = {}
+        # At a block's output the reading hook comes first: it sees what the block itself made.
+        reading = [(name, _keep(reached, name, base)) for name in self.hooks]
+        self._run(base, [*reading, *((name, replace(name)) for name in outputs)])
+        found: dict[str, Tensor] = {}
+        for name in self.hooks:
+            found.update(_difference(name, reached.pop(name), wanted.pop(name), columns))
+        return found
+
+    def _run(self, batch: ContextBatch, hooks: list[tuple[str, Any]]) -> None:
+        depth = _layers_needed([name for name, _ in hooks])
+        if batch.prefix is None:
+            with self.model.hooks(fwd_hooks=hooks):
+                forward(self.model, batch.tokens, batch.mask, depth)
+            return
+        decoder = Decoder(self.model, len(batch.prefix.tokens))
+        decoder.step(batch.prefix.tokens, batch.prefix.mask, depth)
+        decoder.select(batch.prefix.owner)
+        with self.model.hooks(fwd_hooks=hooks):
+            decoder.step(batch.tokens, torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1), depth)
+
+
+def _starts(triplets: Sequence[Triplet], context: Context, span: Span) -> Tensor:
+    return torch.tensor([len(triplet.pair.ids(context)) - triplet.pair.span_length(span) for triplet in triplets])
+
+
+def _layers_needed(names: Sequence[str]) -> int | None:
+    """The first layer that no hook point needs; None where all are needed."""
+    layers = [layer_of(name) for name in names]
+    inside = [layer for layer in layers if layer is not None]
+    before = all(name in ("hook_embed", "hook_pos_embed") for name, layer in zip(names, layers, strict=True) if layer is None)
+    return max(inside) + 1 if inside and before else None
+
+
+def _fit_together(base: ContextBatch, steered: ContextBatch) -> bool:
+    short, long = sorted((base.tokens.shape[1], steered.tokens.shape[1]))
+    return short >= (1 - MOST_PADDING) * long
+
+
+def _side_by_side(base: ContextBatch, steered: ContextBatch) -> ContextBatch:
+    width = max(base.tokens.shape[1], steered.tokens.shape[1])
+    parts = [
+        torch.cat([torch.nn.functional.pad(values, (0, width - values.shape[1])) for values in pair])
+        for pair in ((base.tokens, steered.tokens), (base.mask, steered.mask), (base.span, steered.span))
+    ]
+    return ContextBatch(parts[0], parts[1], parts[2], torch.cat([base.start, steered.start]))
+
+
+def _gather(activation: Tensor, batch: ContextBatch, rows: Int[Tensor, "token"], name: str) -> Tensor:
+    """Some tokens' rows, copied once; `[token, head, key]` of an attention pattern."""
+    width = batch.tokens.shape[1]
+    if is_pattern(name):
+        return activation[rows // width, :, rows % width]
+    if len(activation) < len(batch.tokens):  # shared by the batch, as GPT-2's position embeddings may be
+        return activation[0, rows % width]
+    return activation.flatten(0, 1).index_select(0, rows)
+
+
+def _keep(held: dict[str, Tensor], name: str, batch: ContextBatch) -> Any:
+    def hook(activation: Tensor, hook: Any) -> None:
+        held[name] = _gather(activation.detach(), batch, batch.rows, name)
+
+    return hook
+
+
+def _difference(name: str, base: Tensor, steered: Tensor, columns: PatternColumns | None) -> dict[str, Tensor]:
+    """What changed; `steered` is written over."""
+    if columns is not None and is_pattern(name):
+        changed, on_instruction = columns.align(base, steered)
+        return {name: changed, f"{name}{INSTRUCTION}": on_instruction}
+    return {name: steered.sub_(base)}
