@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,20 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.store_format import (
+from psr_lens.store.files import RESUME, Layout, raw_bytes, verify_file, write_parts
+from psr_lens.store.format import (
     MANIFEST_FILE,
-    RESUME,
     TOKENS_FILE,
-    Layout,
+    TRIPLETS_FILE,
     StoreSpec,
     differences,
     manifest_bytes,
-    raw_bytes,
     read_manifest,
+    read_triplets,
     shard_layout,
     token_tensors,
     tokens_layout,
-    verify_file,
+    triplets_bytes,
 )
 
 _TEMPORARY: Final = re.compile(r"\.(?P<file>.+)\.rank(?P<rank>\d+)-pid\d+\.tmp")
@@ -73,8 +73,11 @@ class StoreWriter:
             writer.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ArtifactError(f"{folder}: is a file, or lies under one. Give a folder, or a name that is not taken.") from error
-        writer._clean()
+        except OSError as error:
+            raise _unwritable(writer.folder, error) from error
         writer._put_manifest()
+        writer._clean()
+        writer._put_triplets()
         writer._put_tokens()
         return writer
 
@@ -128,13 +131,10 @@ class StoreWriter:
         try:
             yield temporary
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise ArtifactError(
-                f"{path}: could not be written, {'the disk is full' if full else error}. All shards written before are kept. "
-                f"{'Make room' if full else 'Mend that'}, then: {RESUME}"
-            ) from error
+            raise _unwritable(path, error) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # it would hide the error above; the next run removes what is left
+                temporary.unlink(missing_ok=True)
 
     def _put_manifest(self) -> None:
         path = self.folder / MANIFEST_FILE
@@ -149,6 +149,15 @@ class StoreWriter:
                 "Give another folder, or delete this one."
             )
 
+    def _put_triplets(self) -> None:
+        path = self.folder / TRIPLETS_FILE
+        try:
+            read_triplets(path, self.spec.content["triplets_file"])
+        except ArtifactError:
+            with self._temporary(path) as temporary:
+                write_parts(temporary, [triplets_bytes(self.spec)])
+                temporary.replace(path)
+
     def _put_tokens(self) -> None:
         path, layout = self.folder / TOKENS_FILE, tokens_layout(self.spec)
         if not _is_whole(path, layout):
@@ -161,16 +170,18 @@ class StoreWriter:
             match = _TEMPORARY.fullmatch(path.name)
             if match is None:
                 continue
-            shared = match["file"] in (MANIFEST_FILE, TOKENS_FILE) and int(match["rank"]) % self._world_size == self.rank
+            shared = (
+                match["file"] in (MANIFEST_FILE, TRIPLETS_FILE, TOKENS_FILE) and int(match["rank"]) % self._world_size == self.rank
+            )
             if shared or match["file"] in ours:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
 
-def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file from its parts; a part larger than a buffer goes to the system as it is, without a copy."""
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason, remedy = ("the disk is full", "Make room") if full else (error.strerror or error, "Mend that")
+    return ArtifactError(f"{path}: could not be written, {reason}. All shards written before are kept. {remedy}, then: {RESUME}")
 
 
 def _put_first(temporary: Path, path: Path) -> None:
