@@ -1,10 +1,10 @@
 """Small stores made by hand, without a model, and what can go wrong with them."""
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 
@@ -17,12 +17,11 @@ MODEL = {"model_name": "made by hand", "n_layers": 2, "d_model": 8}
 
 def triplet_of(tokens: int, seed: int, span: Span = "R") -> Triplet:
     """A triplet of random ids with as many tokens in its span."""
-    rng = random.Random(seed)
-    question = rng.randint(1, tokens) if span == "QR" else rng.randint(1, 3)
-    asked = tuple(rng.choices(range(50), k=question))
+    rng = np.random.default_rng(seed)
+    question = int(rng.integers(1, tokens + 1)) if span == "QR" else int(rng.integers(1, 4))
+    asked, response = (tuple(rng.integers(50, size=n).tolist()) for n in (question, tokens - (question if span == "QR" else 1)))
     pair = PromptPair(f"what is {seed} ?", "talk like a “pirate” 🏴", (1, *asked), (1, 7, 8, *asked), question)
-    response = tuple(rng.choices(range(50), k=tokens - (question if span == "QR" else 1)))
-    return Triplet(pair, response, f"arr\n{seed}\u2028\x00", rng.random(), rng.random())
+    return Triplet(pair, response, f"arr\n{seed}\u2028\x00", float(rng.random()), float(rng.random()))
 
 
 def spec_of(counts: Sequence[int], *, shard_bytes: int = 400, span: Span = "R", seed: int = 0, **parts: Any) -> StoreSpec:
@@ -80,13 +79,17 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 SHAPES = st.lists(st.integers(1, 3), max_size=2).map(tuple)
 
 
-@st.composite
-def specs(draw: st.DrawFn) -> StoreSpec:
-    """Any small spec."""
-    span = draw(st.sampled_from(["R", "QR"]))
-    counts = draw(st.lists(st.integers(1, 9), min_size=1, max_size=8))
-    shapes = draw(st.lists(SHAPES, min_size=1, max_size=3))
-    hooks = {f"blocks.{layer}.hook_z": shape for layer, shape in enumerate(shapes)}
-    dtype = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
-    shard_bytes = draw(st.integers(1, 600))
-    return spec_of(counts, shard_bytes=shard_bytes, span=span, seed=draw(st.integers(0, 99)), hooks=hooks, dtype=dtype)
+HOOK_SETS = st.lists(SHAPES, min_size=1, max_size=3).map(
+    lambda shapes: {f"blocks.{layer}.hook_z": shape for layer, shape in enumerate(shapes)}
+)
+SPEC_PARTS = st.fixed_dictionaries(
+    {
+        "counts": st.lists(st.integers(1, 9), min_size=1, max_size=8),
+        "shard_bytes": st.integers(1, 600),
+        "span": st.sampled_from(["R", "QR"]),
+        "seed": st.integers(0, 99),
+        "hooks": HOOK_SETS,
+        "dtype": st.sampled_from(["float32", "bfloat16", "float16"]),
+    }
+)
+"""Arguments of `spec_of` for any small spec."""
