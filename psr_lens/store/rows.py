@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from psr_lens.errors import ArtifactError, InputError
 from psr_lens.store.files import RESUME, read_checksums
 from psr_lens.store.format import StoreSpec, shard_layout
 
-_MOST_OPEN: Final = 64
+_MOST_OPEN: Final = 4096  # a map holds no file descriptor, and Linux allows 65,530 maps a process
 
 
 class RowError(InputError, IndexError):
@@ -79,6 +79,7 @@ class StoredRows:
         """`(token, …)`."""
         self.dtype = spec.torch_dtype
         """Type of the numbers."""
+        self._starts = torch.tensor([shard.rows.start for shard in spec.shards])
 
     def __repr__(self) -> str:
         """Name, shape and type."""
@@ -93,7 +94,7 @@ class StoredRows:
         for _, rows in self.shards():
             yield from rows.clone()
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor | NDArray[Any]) -> Tensor:
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Sequence[bool] | Tensor | NDArray[Any]) -> Tensor:
         """Some rows: `[…]` for a number, else `[row, …]`.
 
         Args:
@@ -105,7 +106,7 @@ class StoredRows:
         """
         chosen = rows_of(index, len(self))
         if isinstance(chosen, int):
-            return self._gather(torch.tensor([chosen]))[0]
+            return self._range(range(chosen, chosen + 1))[0]
         return self._range(chosen) if isinstance(chosen, range) else self._gather(chosen)
 
     def tensor(self) -> Tensor:
@@ -131,7 +132,10 @@ class StoredRows:
         if wanted.step < 0:
             return self._range(wanted[::-1]).flip(0)
         found = torch.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
-        for shard in self._spec.shards:
+        if not wanted:
+            return found
+        one, other = self._owners(torch.tensor([wanted[0], wanted[-1]])).tolist()
+        for shard in self._spec.shards[one : other + 1]:
             # How many of the wanted rows lie before this shard, and before the next.
             first, last = (
                 min(max(-((wanted.start - row) // wanted.step), 0), len(wanted)) for row in (shard.rows.start, shard.rows.stop)
@@ -141,13 +145,16 @@ class StoredRows:
                 found[first:last] = self._files.mapped(shard.number, self.name)[inside]
         return found
 
+    def _owners(self, wanted: Int64[Tensor, "row"]) -> Int64[Tensor, "row"]:
+        """In which shard each row lies."""
+        return torch.bucketize(wanted, self._starts, right=True) - 1
+
     def _gather(self, wanted: Int64[Tensor, "row"]) -> Tensor:
-        starts = torch.tensor([shard.rows.start for shard in self._spec.shards])
-        owners = torch.bucketize(wanted, starts, right=True) - 1
+        owners, order = self._owners(wanted).sort()
         found = torch.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
-        for number in owners.unique().tolist():
-            at = (owners == number).nonzero().flatten()
-            found[at] = self._files.mapped(number, self.name)[wanted[at] - starts[number]]
+        numbers, counts = owners.unique_consecutive(return_counts=True)
+        for number, at in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
+            found[at] = self._files.mapped(number, self.name)[wanted[at] - self._starts[number]]
         return found
 
 
