@@ -1,6 +1,7 @@
 """Reading a store: what was written comes back, only what is asked for is read, and nothing damaged is let through."""
 
 import dataclasses
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -245,6 +246,16 @@ def test_a_data_loader_reads_every_row(made, workers, start):
     batches = list(loader)
     for name in (POST, Z):
         assert torch.equal(torch.cat([batch[name] for batch in batches]), numbers[name])
+
+
+def test_a_forked_process_opens_its_files_anew(made, opened):
+    store = Store.open(made[0].folder)
+    before = store[Z][0]
+    found = multiprocessing.get_context("fork").Queue()
+    process = multiprocessing.get_context("fork").Process(target=lambda: found.put((store[Z][0].tolist(), list(opened))))
+    process.start()
+    assert found.get(timeout=60) == (before.tolist(), ["shard-00000.safetensors"] * 2)
+    process.join(60)
 
 
 def test_a_batch_of_items_is_read_at_once(made, monkeypatch):

@@ -118,6 +118,20 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path):
     assert bytes_of(folder) == bytes_of(tmp_path / "one")
 
 
+def test_a_file_has_its_name_only_once_it_is_whole(tmp_path, monkeypatch):
+    written = {}
+
+    def watched(path, parts):
+        name = path.name[1:].split(".rank")[0]
+        assert name not in bytes_of(tmp_path)
+        write_parts(path, parts)
+        written[name] = path.stat().st_ino
+
+    monkeypatch.setattr(writer, "write_parts", watched)
+    write_store(tmp_path, spec_of(COUNTS))
+    assert written == {path.name: path.stat().st_ino for path in tmp_path.iterdir()}  # renamed, not copied
+
+
 def test_a_rank_leaves_the_others_temporary_files_alone(tmp_path):
     spec = spec_of(COUNTS)
     write_store(tmp_path, spec)

@@ -74,7 +74,7 @@ def read_checksums(path: Path, layout: Layout) -> dict[str, str]:
         raise ArtifactError(f"{path}: is truncated or damaged, it ends within its header. {RESUME}")
     try:
         metadata = dict(json.loads(text)["__metadata__"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: is damaged, its header cannot be read. {RESUME}") from error
     if metadata.get("store") != layout.store:
         raise ArtifactError(
@@ -99,14 +99,17 @@ def verify_file(path: Path, layout: Layout) -> None:
         ArtifactError: what `read_checksums` raises, or a tensor is not what was written.
     """
     checksums = read_checksums(path, layout)
-    with path.open("rb") as file:
-        file.seek(len(layout.header(checksums)))
-        for name, size in layout.sizes.items():
-            digest = xxhash.xxh3_128()
-            while size > 0 and (chunk := file.read(min(size, _CHUNK))):
-                digest.update(chunk)
-                size -= len(chunk)
-            check_sum(path, name, digest.hexdigest(), checksums[name])
+    try:
+        with path.open("rb") as file:
+            file.seek(len(layout.header(checksums)))
+            for name, size in layout.sizes.items():
+                digest = xxhash.xxh3_128()
+                while size > 0 and (chunk := file.read(min(size, _CHUNK))):
+                    digest.update(chunk)
+                    size -= len(chunk)
+                check_sum(path, name, digest.hexdigest(), checksums[name])
+    except OSError as error:  # a failing disk
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}). {RESUME}") from error
 
 
 def check_sum(path: Path, name: str, found: str, expected: str) -> None:

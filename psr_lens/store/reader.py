@@ -319,7 +319,7 @@ def _check_model(folder: Path, spec: StoreSpec, model: HookedModel) -> None:
     if theirs != dict(spec.model):
         raise ArtifactError(
             f"{folder}: was captured from another model than this one, {differences(spec.model, theirs, 'in the store', 'of this model')}. "
-            "Load the model that it was captured from, or capture anew."
+            "Load the model that it was captured from, or capture anew; without `model` the store opens all the same."
         )
     if spec.tokenizer and tokenizer_fingerprint(tokenizer_of(model)) != spec.tokenizer:
         raise ArtifactError(
