@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from psr_lens import organism as organism
     from psr_lens import plots as plots
     from psr_lens.capture import Captured as Captured
+    from psr_lens.capture import InMemory as InMemory
     from psr_lens.capture import capture as capture
     from psr_lens.compare import Comparison as Comparison
     from psr_lens.compare import compare as compare
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from psr_lens.sampling import SamplingConfig as SamplingConfig
     from psr_lens.sampling import generate as generate
     from psr_lens.sampling import sample_responses as sample_responses
+    from psr_lens.statistics import CapturedStatistics as CapturedStatistics
+    from psr_lens.statistics import Statistics as Statistics
+    from psr_lens.store import OnDisk as OnDisk
+    from psr_lens.store import Store as Store
 
 _HOME = {
     "load_model": "models",
@@ -48,7 +53,12 @@ _HOME = {
     "generate": "sampling",
     "sample_responses": "sampling",
     "Captured": "capture",
+    "InMemory": "capture",
     "capture": "capture",
+    "CapturedStatistics": "statistics",
+    "Statistics": "statistics",
+    "OnDisk": "store",
+    "Store": "store",
     "FitConfig": "fit",
     "fit": "fit",
     "Replacement": "replacement",

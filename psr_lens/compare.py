@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens.passes import TOKEN_BUDGET, collect
 from psr_lens.errors import InputError
 from psr_lens.evaluate import Scores
 from psr_lens.hook_points import check_layers, layer_of
 from psr_lens.models import HookedModel, fingerprint
+from psr_lens.passes import TOKEN_BUDGET, collect
 from psr_lens.prompts import Context, Span, TokenTable, Triplet, check_triplets, rephrase, token_table
 from psr_lens.replacement import Replacement
 

@@ -42,9 +42,7 @@ def align_keys(triplet: Triplet) -> KeyAlignment:
     end = _shared(base[::-1], steered[::-1])
     start = min(_shared(base, steered), len(base) - end, len(steered) - end)
     shift = len(steered) - len(base)
-    counterpart = [
-        place if place < start else place + shift if place >= len(base) - end else None for place in range(len(base))
-    ]
+    counterpart = [place if place < start else place + shift if place >= len(base) - end else None for place in range(len(base))]
     return KeyAlignment(tuple(counterpart), tuple(range(start, len(steered) - end)))
 
 

@@ -10,9 +10,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import psr_lens as psr
-from psr_lens.passes import collect
 from psr_lens.models import fingerprint, has_hooked_transformer
 from psr_lens.organism.tokenizer import build_tokenizer
+from psr_lens.passes import collect
 from psr_lens.prompts import Span
 from psr_lens.replacement import Replacement, Site
 

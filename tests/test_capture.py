@@ -6,8 +6,8 @@ import torch
 from helpers import LAYERS, WIDTH, assert_unchanged, random_replacement, random_triplets, state_of
 
 import psr_lens as psr
-from psr_lens.passes import collect
 from psr_lens.errors import InputError
+from psr_lens.passes import collect
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 

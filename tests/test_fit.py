@@ -5,8 +5,8 @@ import torch
 from helpers import BACKENDS, logits_of, random_triplets, relative_error
 
 import psr_lens as psr
-from psr_lens.passes import collect
 from psr_lens.models import fingerprint
+from psr_lens.passes import collect
 from psr_lens.replacement import Replacement
 from psr_lens.sampling import SamplingConfig
 

@@ -10,10 +10,10 @@ import torch
 from helpers import LAYERS, WIDTH, assert_unchanged, random_replacement, random_triplets, relative_error, state_of
 
 import psr_lens as psr
-from psr_lens.passes import collect
 from psr_lens.errors import FitError
 from psr_lens.fit import joint
 from psr_lens.fit.joint import _losses, _start
+from psr_lens.passes import collect
 from psr_lens.replacement import Site
 
 PARTS = ("directions", "weights", "bias")

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from psr_lens.passes import collect
 from psr_lens.errors import FitError
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.sequential import fit_sequential
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, forward, frozen
+from psr_lens.passes import collect
 from psr_lens.prompts import Triplet, context_batch
 from psr_lens.replacement import Site
 

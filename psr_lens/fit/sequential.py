@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from psr_lens.passes import collect
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.lockstep import lockstep
 from psr_lens.fit.regression import fit_site
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, frozen
+from psr_lens.passes import collect
 from psr_lens.prompts import Triplet, context_batch, length_batches
 from psr_lens.replacement import Site
 

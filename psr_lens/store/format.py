@@ -22,11 +22,9 @@ from torch import Tensor
 
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
+from psr_lens.passes import Difference
 from psr_lens.prompts import PromptPair, Span, TokenTable, Triplet, token_table
 from psr_lens.store.files import RESUME, Layout, raw_bytes, verify_file
-
-Difference = Literal["accumulated", "local"]
-"""`accumulated`: Δ with everything before the hook point changed too; `local`: only what this point's own component adds."""
 
 StoreDtype = Literal["float32", "bfloat16", "float16"]
 """How numbers are stored."""
