@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from psr_lens import datasets as datasets
     from psr_lens import judges as judges
     from psr_lens import organism as organism
     from psr_lens import plots as plots
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from psr_lens.prompts import Triplet as Triplet
     from psr_lens.prompts import prompt_pairs as prompt_pairs
     from psr_lens.prompts import rephrase as rephrase
+    from psr_lens.prompts import with_responses as with_responses
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.report import report as report
     from psr_lens.sampling import SamplingConfig as SamplingConfig
@@ -49,6 +51,7 @@ _HOME = {
     "Triplet": "prompts",
     "prompt_pairs": "prompts",
     "rephrase": "prompts",
+    "with_responses": "prompts",
     "SamplingConfig": "sampling",
     "generate": "sampling",
     "sample_responses": "sampling",
@@ -72,7 +75,7 @@ _HOME = {
 }
 """Public names and the modules that they live in."""
 
-_MODULES = ("judges", "organism", "plots")
+_MODULES = ("datasets", "judges", "organism", "plots")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

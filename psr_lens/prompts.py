@@ -240,6 +240,26 @@ def _common_suffix(left: Sequence[int], right: Sequence[int]) -> int:
     return length
 
 
+def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[Triplet]:
+    """Triplets of responses that were written elsewhere, tokenised here once, without special tokens.
+
+    Raises:
+        InputError: not one response a pair, or an empty one.
+        ModelError: the model has no tokenizer.
+    """
+    if isinstance(responses, str) or len(responses) != len(pairs):
+        got = "one string" if isinstance(responses, str) else f"{len(responses)} of them"
+        raise InputError("responses", got, f"one for each of {len(pairs)} pairs")
+    tokenizer = tokenizer_of(model)
+    triplets = []
+    for place, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
+        ids = tuple(int(token) for token in tokenizer(response, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise InputError(f"responses[{place}]", repr(response), "a text of at least one token", "Drop it with its pair.")
+        triplets.append(Triplet(pair, ids, response))
+    return triplets
+
+
 def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) -> list[Triplet]:
     """The same questions and the same response ids under another instruction: the yardstick of two paraphrases."""
     pairs = prompt_pairs(model, [triplet.pair.question for triplet in triplets], instruction)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import torch
-
+from psr_lens.launch import rank_and_world_size, wait_for_all
 from psr_lens.passes import Reading, Rows
 from psr_lens.store.format import SHARD_BYTES, StoreDtype, StoreSpec
 from psr_lens.store.reader import Store
@@ -33,6 +31,8 @@ class OnDisk:
     """The trait, or another group, of each triplet, to be kept beside it."""
     shard_bytes: int = SHARD_BYTES
     """Most bytes of a shard. A process holds one shard in memory at a time, and a killed one loses the shard that it was at."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How the triplets came about, or whatever else is to stand in the manifest; JSON only. Other settings make another store."""
 
     def receive(self, reading: Reading) -> Store:
         """Write what is missing of the store.
@@ -51,9 +51,9 @@ class OnDisk:
             groups=self.groups,
             shard_bytes=self.shard_bytes,
             # It decides which triplets are read together, and so the last bits of every number.
-            settings={"token_budget": reading.token_budget},
+            settings={**self.settings, "token_budget": reading.token_budget},
         )
-        rank, world_size = _place()
+        rank, world_size = rank_and_world_size()
         writer = StoreWriter.create(self.folder, spec, rank, world_size)
         missing = writer.missing()
         tokens = sum(len(spec.shards[number].rows) for number in writer.shards)
@@ -70,17 +70,5 @@ class OnDisk:
                 writer.write(number, rows.tensors)
                 written += len(shard.rows) * spec.bytes_per_token
                 bar.set_postfix_str(f"{written / 1e6:,.0f} MB written")
-        if world_size > 1:
-            torch.distributed.barrier()
+        wait_for_all()
         return Store.open(self.folder)
-
-
-def _place() -> tuple[int, int]:
-    """Rank and number of processes, of a launcher's environment or of a process group that the caller has made."""
-    if torch.distributed.is_available() and not torch.distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=not torch.cuda.is_available())
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
