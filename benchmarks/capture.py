@@ -1,0 +1,190 @@
+"""What capture costs, as ratios measured side by side in one run.
+
+python benchmarks/capture.py                 # organism and a random GPT-2-small-sized model; about ten minutes on 2 cores
+python benchmarks/capture.py --quick         # organism and fewer repeats, under a minute
+python benchmarks/capture.py --json out.json
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import psr_lens as psr
+from psr_lens import organism
+from psr_lens.hook_points import select_hooks
+from psr_lens.models import HookedModel, device_of, forward
+from psr_lens.prompts import PromptPair, Triplet, context_batch, length_batches
+from psr_lens.store import StoreSpec, StoreWriter
+
+TOKEN_BUDGET = 4_096
+GPT2_SMALL = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1_024, "vocab_size": 50_257}
+
+
+def organism_triplets(model: HookedModel, count: int) -> list[Triplet]:
+    """Real ones; each response several times if there are not enough."""
+    pairs = psr.prompt_pairs(model, organism.questions(min(count, 200)), organism.instruction("pirate"))
+    sampled = list(psr.sample_responses(model, pairs, progress=False))
+    return [sampled[index % len(sampled)] for index in range(count)]
+
+
+def random_triplets(vocabulary: int, count: int, seed: int = 0) -> list[Triplet]:
+    """Random token ids, of the lengths of a chat: a question of 20 to 60 tokens, an instruction of 8 to 16, a response of 40 to 120."""
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(vocabulary) for _ in range(draw.randint(low, high)))
+
+    triplets = []
+    for _ in range(count):
+        question = ids(20, 60)
+        triplets.append(Triplet(PromptPair("", "", question, (*ids(8, 16), *question), len(question)), ids(40, 120), ""))
+    return triplets
+
+
+def gpt2_small() -> HookedModel:
+    """GPT-2 small with random weights, saved and loaded as a user's own folder is."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        GPT2LMHeadModel(GPT2Config(**GPT2_SMALL)).save_pretrained(folder)
+        model = psr.load_model(folder)
+    model.tokenizer = psr.load_model("organism-gpt2").tokenizer  # a store's rows have strings; which ones costs nothing
+    return model
+
+
+def side_by_side(jobs: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, float]:
+    """Median seconds of each job; the jobs take turns, so that a busy machine slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for job in jobs.values():
+        job()
+    for _ in tqdm(range(repeats), desc=label, leave=False):
+        for name, job in jobs.items():
+            began = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: int) -> list[dict[str, Any]]:
+    """Capture against bare forwards and against `run_with_cache`, on the same batches."""
+    batches = [[triplets[index] for index in indices] for indices in length_batches(triplets, TOKEN_BUDGET)]
+    contexts = [context_batch(batch, context, "R", device_of(model)) for batch in batches for context in ("base", "steered")]
+    every = [*select_hooks(model, "all"), *select_hooks(model, "pattern")]
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in contexts:
+                forward(model, batch.tokens, batch.mask)
+
+    def cached() -> None:
+        for batch in contexts:
+            model.run_with_cache(batch.tokens, attention_mask=batch.mask)  # type: ignore[attr-defined]
+
+    def captured(hooks: Sequence[str], to: Any = None) -> Callable[[], object]:
+        return lambda: psr.capture(model, triplets, hooks, to=to, token_budget=TOKEN_BUDGET)
+
+    name = model.cfg.model_name
+    found = side_by_side({"bare": bare, "captured": captured(["resid_post"])}, repeats, f"{name}, resid_post")
+    rows = [
+        {
+            "model": name,
+            "what": "resid_post of every layer / two bare forwards",
+            "ratio": found["captured"] / found["bare"],
+            "bound": "≤ 1.15",
+            "seconds": found,
+        }
+    ]
+    jobs = {"cached": cached, "captured": captured(every), "statistics": captured(every, psr.Statistics())}
+    found = side_by_side(jobs, max(3, repeats // 2), f"{name}, every hook")
+    for job, bound in (("captured", "≤ 1.3"), ("statistics", "")):
+        into = "in memory" if job == "captured" else "statistics"
+        what = f"every hook point and pattern, {into} / two run_with_cache"
+        rows.append({"model": name, "what": what, "ratio": found[job] / found["cached"], "bound": bound, "seconds": found})
+    return rows
+
+
+def peak_memory(count: int) -> float:
+    """Peak resident megabytes of a process that captures statistics of `count` triplets."""
+    code = f"from benchmarks.capture import streamed; streamed({count})"
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    return float(run.stdout.split()[-1])
+
+
+def streamed(count: int) -> None:
+    """What `peak_memory` runs."""
+    model = psr.load_model("organism")
+    psr.capture(model, organism_triplets(model, count), ["all", "pattern"], to=psr.Statistics(), token_budget=TOKEN_BUDGET)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def disk_write(megabytes: int, repeats: int) -> dict[str, Any]:
+    """A shard with its checksums against plain safetensors writing of the same bytes, both onto the same disk and synced."""
+    model = psr.load_model("organism")
+    hooks = {f"blocks.{layer}.hook_resid_post": (768,) for layer in range(12)}
+    counts = megabytes * 10**6 // (4 * 768 * 12)
+    triplet = replace(organism_triplets(model, 1)[0], response_ids=(1,) * (counts - 1))
+    spec = StoreSpec.of(model, [triplet], hooks, shard_bytes=2 * megabytes * 10**6)
+    tensors = {name: torch.randn(counts, *shape) for name, shape in hooks.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        writer = StoreWriter.create(Path(folder) / "store", spec)
+        jobs: dict[str, Callable[[], object]] = {
+            "plain": lambda: save_file(tensors, Path(folder) / "plain.safetensors"),
+            "store": lambda: writer.write(0, tensors),
+        }
+        found = side_by_side(jobs, repeats, "disk")
+    return {
+        "model": "–",
+        "what": f"bytes a second written to a store / plain safetensors ({megabytes} MB)",
+        "ratio": found["plain"] / found["store"],
+        "bound": "≥ 0.7",
+        "seconds": found,
+    }
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="organism only, fewer repeats.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+) -> None:
+    """Run the benchmark and print its table."""
+    small = psr.load_model("organism")
+    rows = cost_of_capture(small, organism_triplets(small, 100 if quick else 200), 5 if quick else 15)
+    if not quick:
+        rows += cost_of_capture(gpt2_small(), random_triplets(GPT2_SMALL["vocab_size"], 48), 5)
+    few, many = (peak_memory(count) for count in (100, 1_000))
+    peak = {"100": few, "1000": many}
+    what = "peak memory of streaming statistics, 1,000 triplets / 100"
+    rows.append({"model": "organism", "what": what, "ratio": many / few, "bound": "0.9–1.1", "megabytes": peak})
+    rows.append(disk_write(50 if quick else 250, 3 if quick else 7))
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    table = Table(title=f"Capture, ratios of medians ({machine})")
+    for heading in ("model", "what / against what", "ratio", "wanted"):
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(row["model"], row["what"], f"{row['ratio']:.2f}", row["bound"])
+    Console(width=140).print(table)
+    if json_file:
+        json_file.write_text(json.dumps({"format": 1, "machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
