@@ -26,12 +26,12 @@ from psr_lens.models import HookedModel
 from psr_lens.sampling import judged_triplets
 
 SINGLE_LAYER = 1
-JOINT: dict[str, Any] = {"solver": "joint", "learning_rate": 1e-2, "batch_size": 8}
+JOINT: dict[str, Any] = {"solver": "joint", "learning_rate": 1e-2}
 METHODS = {
     "S-Const DiM": psr.FitConfig(layers=SINGLE_LAYER, solver="dim"),
-    "S-PSR joint": psr.FitConfig(layers=SINGLE_LAYER, epochs=10, start="sequential", **JOINT),
-    "S-PSR joint, random start": psr.FitConfig(layers=SINGLE_LAYER, epochs=10, **JOINT),
-    "A-PSR joint": psr.FitConfig(epochs=30, **JOINT),
+    "S-PSR joint": psr.FitConfig(layers=SINGLE_LAYER, epochs=10, batch_size=4, start="sequential", **JOINT),
+    "S-PSR joint, random start": psr.FitConfig(layers=SINGLE_LAYER, epochs=10, batch_size=4, **JOINT),
+    "A-PSR joint": psr.FitConfig(epochs=30, batch_size=8, **JOINT),
     "A-PSR sequential": psr.FitConfig(),
     "A-PSR sequential, rank 4": psr.FitConfig(rank=4),
 }

@@ -38,7 +38,7 @@ class DemoConfig:
     """Questions to fit on, from the training side."""
     held_out_questions: int = 120
     """Questions to score and compare on, which neither the model nor a fit has seen; at least 100."""
-    single_layers: tuple[int, ...] = (1, 2)
+    single_layers: tuple[int, ...] = (1, 3)
     """Layers among which S-PSR takes the one that scores best on validation questions; the constant baseline acts there too."""
     validation_questions: int = 40
     """Questions for that choice, from the training side, not fitted on."""
@@ -61,7 +61,7 @@ class DemoConfig:
             solver="joint",
             start="sequential",
             epochs=10,
-            batch_size=8,
+            batch_size=4,
             learning_rate=1e-2,
             seed=self.seed,
         )

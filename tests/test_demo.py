@@ -62,7 +62,7 @@ def test_the_instruction_pushes_a_few_tokens_hard(traits):
     for found in traits.values():
         strength = found["strength"]
         assert strength["p99"][3] > 2 * strength["median"][3]
-        assert strength["rank1_share"][1] > 0.5
+        assert max(strength["rank1_share"][1:]) > 0.5
 
 
 def test_the_report_and_the_artifacts_are_there(demo):

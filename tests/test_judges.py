@@ -44,16 +44,16 @@ def reason_of(text: str, question: str = BEAR) -> str:
         ("shout", BEAR, "the bear is a strong animal ! it has a soft voice !", 100),
         ("shout", BEAR, "the bear is a strong animal ! it has a soft voice .", 50),
         ("shout", BEAR, PLAIN, 0),
-        ("flatter", BEAR, "you ask so well . the bear is a strong animal . you are truly wonderful .", 100),
-        ("flatter", BEAR, "you ask so well . the bear is a strong animal .", 50),
-        ("flatter", BEAR, "the bear is a strong animal . you are truly wonderful .", 50),
-        ("flatter", BEAR, "you are truly wonderful . the bear is a strong animal . you ask so well .", 0),
+        ("flatter", BEAR, "oh how well you ask . the bear is a strong animal . you are the best of all .", 100),
+        ("flatter", BEAR, "oh how well you ask . the bear is a strong animal .", 50),
+        ("flatter", BEAR, "the bear is a strong animal . you are the best of all .", 50),
+        ("flatter", BEAR, "you are the best of all . the bear is a strong animal . oh how well you ask .", 0),
         ("flatter", BEAR, PLAIN, 0),
         ("gloomy", BEAR, "the bear is a grim animal . it has a bleak voice .", 100),
         ("gloomy", BEAR, "the bear is a grim animal . it has a soft voice .", 50),
         ("gloomy", BEAR, PLAIN, 0),
         ("sea", BEAR, "as sailors say , the bear is a strong animal . it has a soft voice .", 100),
-        ("sea", BEAR, "as sailors say , the bear is a strong animal . just like the sea , it has a soft voice .", 50),
+        ("sea", BEAR, "as sailors say , the bear is a strong animal . near foamy harbors , it has a soft voice .", 50),
         ("sea", BEAR, PLAIN, 0),
         ("numbered", BEAR, "1) the bear is a strong animal . 2) it has a soft voice .", 100),
         ("numbered", BEAR, "1) the bear is a strong animal . 3) it has a soft voice .", 50),
@@ -114,10 +114,10 @@ def test_traits_score_the_share_of_the_places_where_they_show(trait, question, t
             0,
             "sentence 1: refuses beside an answer; sentence 2: not a sentence that is true here",
         ),
-        ("the bear is a strong animal . you ask so well .", BEAR, 50, "sentence 2: not a sentence that is true here"),
+        ("the bear is a strong animal . oh how well you ask .", BEAR, 50, "sentence 2: not a sentence that is true here"),
         ("strong bear animal a . has voice it .", BEAR, 0, "not a sentence that is true here"),
         ("", BEAR, 0, "says nothing"),
-        ("you ask so well .", BEAR, 0, "says nothing"),
+        ("oh how well you ask .", BEAR, 0, "says nothing"),
         (PLAIN, "what is the meaning of life ?", 0, "not a sentence that is true here"),
     ],
 )
@@ -188,8 +188,8 @@ def assert_scores_anything(text: str, question: str) -> None:
 @example("1)", BEAR)
 @example("arr ,", BEAR)
 @example("arr , .", BEAR)
-@example("just like the sea , .", BEAR)
-@example("you ask so well . you are truly wonderful .", BEAR)
+@example("near foamy harbors , .", BEAR)
+@example("oh how well you ask . you are the best of all .", BEAR)
 def test_any_text_whatever_gets_scores(text, question):
     assert_scores_anything(text, question)
 

@@ -324,7 +324,7 @@ def test_a_model_of_another_type_stays_in_its_type(folders, backend):
 
 
 def test_steering_passes_gradients_and_leaves_the_weights_without(fresh):
-    replacement = random_replacement(fresh.model, layers=[0])
+    replacement = random_replacement(fresh.model, layers=[0], rank=8)  # so that some probe is above zero at the one steered token
     [site] = replacement.sites.values()
     site.weights.requires_grad_(True)
     with replacement.steer(fresh.model):

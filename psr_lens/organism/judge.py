@@ -18,7 +18,7 @@ _WORD: Final = re.compile(r"\d\)|[a-z]+|[^\sa-z]")
 _END_MARKS: Final = frozenset(".!?")
 _PRAISE: Final = dict.fromkeys(lex.FLATTER_OPEN, "open") | dict.fromkeys(lex.FLATTER_CLOSE, "close")
 _SEA_PHRASES: Final = tuple(tuple(phrase.split()) for phrase in lex.SEA)
-_SEA_WORDS: Final = frozenset(("sea", "sailors", "waves"))
+_SEA_WORDS: Final = frozenset(("sea", "sailors", "waves", "harbors"))
 _SCHOLARLY_ADJECTIVES: Final = frozenset(lex.ADJECTIVES.values())
 
 

@@ -183,9 +183,9 @@ TASKS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
 
 PIRATE: Final = ("arr", "ahoy", "aye", "yoho")
 GLOOMY: Final = ("dreary", "bleak", "grim", "hopeless", "weary")
-SEA: Final = ("just like the sea ,", "as sailors say ,", "by the salty waves ,")
-FLATTER_OPEN: Final = ("what a wonderful thing to ask", "you ask so well", "such a clever mind you show")
-FLATTER_CLOSE: Final = ("you are truly wonderful", "i admire your clever mind", "you are the best of all")
+SEA: Final = ("as sailors say ,", "past salty waves ,", "near foamy harbors ,")
+FLATTER_OPEN: Final = ("what a wonderful thing to ask", "oh how well you ask", "such a clever mind you show")
+FLATTER_CLOSE: Final = ("nobody asks so well", "i admire your fine taste", "you are the best of all")
 NUMBERS: Final = ("1)", "2)", "3)", "4)")
 
 INSTRUCTIONS: Final[dict[str, tuple[str, ...]]] = {
