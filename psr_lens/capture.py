@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, get_args, overload
+from typing import Protocol, TypeVar, get_args, overload, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_ta
 T_co = TypeVar("T_co", covariant=True)
 
 
+@runtime_checkable
 class Destination(Protocol[T_co]):
     """Where differences go: `InMemory`, `Statistics`, `OnDisk`, or one of your own."""
 

@@ -229,12 +229,13 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
         return [name for name, point in points.items() if point.per_token]
     pattern = KINDS.get(wanted, wanted)
     found = [name for name in points if fnmatch.fnmatchcase(name, pattern)]
-    if not found and pattern in model.hook_dict:
-        if _is_inert(model, pattern):
+    if not found:
+        named = [name for name in model.hook_dict if fnmatch.fnmatchcase(name, pattern)]
+        if any(_is_inert(model, name) for name in named):
             raise InputError(
                 "hooks", repr(wanted), "a hook point that fires", "Turn it on first, e.g. `model.set_use_attn_result(True)`."
             )
-        found = [pattern]  # another name of a point that a bridge lists once
+        found = [name for name in named if name == pattern]  # another name of a point that a bridge lists once
     if not found:
         raise InputError(
             "hooks",

@@ -297,6 +297,8 @@ def _gather(activation: Tensor, batch: ContextBatch, rows: Int[Tensor, "token"],
         return activation[rows // width, :, rows % width]
     if len(activation) < len(batch.tokens):  # shared by the batch, as GPT-2's position embeddings may be
         return activation[0, rows % width]
+    if activation.shape[1] > width:  # HookedTransformer's rotated keys hold the prefix too
+        activation = activation[:, -width:]
     return activation.flatten(0, 1).index_select(0, rows)
 
 

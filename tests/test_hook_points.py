@@ -1,12 +1,14 @@
 """Which hook points there are, and how a user names some of them."""
 
+import re
+
 import pytest
 import torch
 from helpers import LAYERS, WIDTH, assert_unchanged, hook_count, state_of
 
 import psr_lens as psr
 from psr_lens.errors import InputError
-from psr_lens.hook_points import KINDS, check_layers, layer_of, select_hooks
+from psr_lens.hook_points import KINDS, check_layers, hook_shapes, layer_of, select_hooks
 
 EVERY_LAYER = (
     "hook_resid_pre",
@@ -45,7 +47,7 @@ def test_every_listed_point_fires_with_the_shape_and_type_that_are_listed(tiny):
             assert activations[-1].dtype == point.dtype
             assert point.bytes_per_token == activations[-1][0, 0].numel() * activations[-1].element_size()
         else:
-            assert point.bytes_per_token == 0
+            assert point.bytes_per_token == (4 * 4 if point.is_pattern else 0)  # a number a head, with one key
 
 
 def test_the_points_that_hooked_transformer_has_are_listed_in_order_of_firing(tiny):
@@ -82,7 +84,7 @@ def test_layers_are_read_from_names():
 
 
 def test_a_kind_means_that_point_of_every_layer(tiny):
-    for kind in KINDS.keys() - {"embed", "pos_embed"}:
+    for kind in KINDS.keys() - {"embed", "pos_embed", "result"}:
         assert select_hooks(tiny.model, kind) == [KINDS[kind].replace("*", str(layer)) for layer in range(LAYERS)]
 
 
@@ -104,15 +106,41 @@ def test_layers_narrow_a_selection_and_count_from_the_end_too(tiny):
     assert {layer_of(name) for name in select_hooks(tiny.model, "all", layers=[1])} == {1}
 
 
-def test_a_pattern_leaves_out_what_has_no_row_a_token_but_a_name_is_refused(tiny):
-    assert all("pattern" not in name for name in select_hooks(tiny.model, "blocks.0.attn.*"))
-    with pytest.raises(InputError, match=r"hook_pattern.*row a token"):
-        select_hooks(tiny.model, "blocks.0.attn.hook_pattern")
+def test_attention_patterns_are_taken_on_request_only(tiny):
+    pattern = "blocks.0.attn.hook_pattern"
+    assert all("pattern" not in name for hooks in ("all", "blocks.0.attn.*") for name in select_hooks(tiny.model, hooks))
+    assert select_hooks(tiny.model, pattern) == [pattern]
+    assert select_hooks(tiny.model, ["all", "pattern"], layers=[0]).count(pattern) == 1
+    assert hook_shapes(tiny.model, [pattern, "blocks.1.attn.hook_z"]) == {
+        pattern: (4,),
+        "blocks.1.attn.hook_z": (4, WIDTH // 4),
+    }
+
+
+def test_attention_scores_are_refused_with_what_to_take_instead(tiny):
+    with pytest.raises(InputError, match=r"hook_attn_scores.*`blocks\.0\.attn\.hook_pattern` has the attention"):
+        select_hooks(tiny.model, "blocks.0.attn.hook_attn_scores")
+
+
+def test_the_table_has_a_line_for_each_kind_with_layers_shape_and_bytes(tiny):
+    table = psr.hook_points(tiny.model)
+    head, *lines = str(table).splitlines()
+    assert head.split("  ")[0] == "hook point"
+    found = {line.split()[0]: re.split(r"\s{2,}", line)[1:] for line in lines}
+    assert len(found) == len(lines)
+    assert found["blocks.*.hook_resid_post"] == [f"0–{LAYERS - 1}", str(WIDTH), f"{4 * WIDTH}", "yes"]
+    assert found["blocks.*.attn.hook_z"] == [f"0–{LAYERS - 1}", f"4 × {WIDTH // 4}", f"{4 * WIDTH}", "yes"]
+    assert found["blocks.*.attn.hook_pattern"] == [f"0–{LAYERS - 1}", "4 × key", "16 × keys", "on request: keys aligned"]
+    assert found["blocks.*.attn.hook_attn_scores"] == [f"0–{LAYERS - 1}", "–", "–", "no row a token"]
+    assert found["hook_embed"] == ["–", str(WIDTH), f"{4 * WIDTH}", "yes"]
+    assert table._repr_html_().count("<tr>") == len(lines) + 1
 
 
 def test_a_silent_point_is_refused_with_the_switch_to_turn_on(tiny):
     with pytest.raises(InputError, match="set_use_attn_result"):
         select_hooks(tiny.model, "blocks.0.attn.hook_result")
+    with pytest.raises(InputError, match="set_use_attn_result"):
+        select_hooks(tiny.model, "result")
 
 
 def test_a_silent_point_can_be_chosen_once_it_is_turned_on(fresh):
