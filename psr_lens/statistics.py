@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -100,8 +101,7 @@ class HookStatistics:
         """
         if not 0 <= q <= 1:
             raise InputError("q", q, "a number from 0 to 1")
-        # In whole tokens, and without the rounding error of q × tokens.
-        wanted = max(1, -int(-q * self.tokens + 1e-9))
+        wanted = max(1, math.ceil(q * self.tokens - 1e-9))  # without the rounding error of the product
         place = int(torch.searchsorted(self.histogram.cumsum(0), torch.tensor(wanted)))
         return float(10 ** (DECADES[0] + (place - 0.5) / BINS_PER_DECADE)) if place else 0.0
 
