@@ -11,6 +11,7 @@ import json
 import platform
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -161,6 +162,46 @@ def disk_write(megabytes: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def kills(trials: int, seed: int = 0) -> dict[str, Any]:
+    """Captures that are killed with SIGKILL at a random moment and then resumed; how many end as an undisturbed one, to the byte."""
+    model = psr.load_model("organism")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = [
+            {"question": triplet.pair.question, "instruction": triplet.pair.instruction, "response": triplet.response}
+            for triplet in organism_triplets(model, 100)
+        ]
+        (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+        def start(out: str) -> subprocess.Popen[bytes]:
+            given = ["--pairs", str(folder / "pairs.jsonl"), "--out", str(folder / out), "--hooks", "all", "--shard-mb", "2"]
+            command = [sys.executable, "-m", "psr_lens", "capture", *given]
+            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        began = time.perf_counter()
+        start("whole").wait()
+        seconds = time.perf_counter() - began
+        wanted = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
+        draw, same, shards = random.Random(seed), 0, []
+        for trial in tqdm(range(trials), desc="kills", leave=False):
+            process = start(f"trial {trial}")
+            time.sleep(draw.uniform(0.3, 1.0) * seconds)  # before that, it is only importing
+            process.kill()
+            process.wait()
+            shards.append(len(list((folder / f"trial {trial}").glob("shard*"))))
+            start(f"trial {trial}").wait()
+            same += {path.name: path.read_bytes() for path in (folder / f"trial {trial}").iterdir()} == wanted
+            shutil.rmtree(folder / f"trial {trial}")
+    return {
+        "model": "organism",
+        "what": f"captures killed at a random moment and resumed that end the same to the byte, of {trials}",
+        "ratio": same / trials,
+        "bound": "1",
+        "shards_at_kill": shards,
+        "shards": len(wanted) - 3,
+    }
+
+
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="organism only, fewer repeats.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
@@ -175,6 +216,8 @@ def main(
     what = "peak memory of streaming statistics, 1,000 triplets / 100"
     rows.append({"model": "organism", "what": what, "ratio": many / few, "bound": "0.9–1.1", "megabytes": peak})
     rows.append(disk_write(50 if quick else 250, 3 if quick else 7))
+    if not quick:
+        rows.append(kills(30))
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     table = Table(title=f"Capture, ratios of medians ({machine})")
     for heading in ("model", "what / against what", "ratio", "wanted"):
