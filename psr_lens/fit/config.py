@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
 
-Solver = Literal["sequential", "joint", "dim"]
-Objective = Literal["mse"]
-Start = Literal["random", "sequential"]
-HookKind = Literal["resid_post"]
+Solver = Literal["sequential", "local", "joint", "dim", "actadd", "last_token", "stolfo", "reft_r1"]
+Objective = Literal["mse", "ll"]
+Start = Literal["random", "sequential", "local"]
+HookKind = Literal["resid_post", "attn_out", "mlp_out", "z"]
+FittedRule = Literal["relu", "sigmoid", "constant"]
+Autocast = Literal["none", "bfloat16"]
+PresetName = Literal["persona", "ifeval", "axbench"]
+
+CLOSED_FORM: Final = ("dim", "actadd", "last_token", "stolfo", "reft_r1")
+"""Baselines, which have one direction a site."""
 
 
 @dataclass(frozen=True)
@@ -22,24 +28,27 @@ class FitConfig:
     layers: str | int | Sequence[int] = "all"
     """Layers to act at: `"all"` (A-PSR), one number (S-PSR) or several; negative ones count from the end."""
     hook: HookKind = "resid_post"
-    """Hook point within each layer."""
-    objective: Objective = "mse"
-    """`"mse"`: be close to the prompt-steered activations (prompt steering imitation)."""
+    """Hook point within each layer: the residual stream after it, what its attention or its MLP writes, or `"z"`, each head's own."""
     solver: Solver = "sequential"
-    """`"sequential"`: layer by layer within one forward pass; `"joint"`: gradient descent through the model, as in the paper;
-    `"dim"`: the constant difference in means (CAA on the span R)."""
+    """`"sequential"`: layer by layer within one forward pass; `"local"`: every layer by itself, on the prompted model's own inputs;
+    `"joint"`: gradient descent through the model, as in the paper; the others are baselines (`psr_lens.fit.baselines`, `.reft`)."""
+    objective: Objective = "mse"
+    """Joint: `"mse"`, be close to the prompt-steered activations (prompt steering imitation), or `"ll"`, make the response likely."""
+    rule: FittedRule = "relu"
+    """How a token's coefficient comes about: `"relu"`, max(0, A·w + b), the paper's (eq. 8); `"sigmoid"`, a gate between 0 and 1;
+    `"constant"`, the same on every token."""
     span: Span = "R"
     """Where it acts: `"R"`, the last prompt token and the response; `"QR"`, the question too."""
-    start: Start = "random"
-    """Joint: `"random"`, w ~ N(0, 0.01²) and b = 0 as in the paper; `"sequential"`, from the sequential solver's result."""
     rank: int = 1
     """Directions a site; the paper's is 1."""
     seed: int = 123
-    """Seed of the start and of the shuffling."""
+    """Seed of the start, of the shuffling and of the validation split."""
+    start: Start = "random"
+    """Joint: `"random"`, w ~ N(0, 0.01²) and b = 0 as in the paper; or from the result of `"sequential"` or `"local"`."""
     epochs: int = 15
     """Joint: passes over the triplets."""
     batch_size: int = 16
-    """Joint: triplets a step."""
+    """Joint: triplets a step; those of more than `token_budget` tokens are computed in parts whose gradients are added up."""
     learning_rate: float = 1e-3
     """Joint: AdamW's, falling linearly to 0."""
     weight_decay: float = 1e-6
@@ -48,27 +57,52 @@ class FitConfig:
     """Joint: weight of max(0, 1 − Σ_i λ_i), against probes that never fire."""
     normalise: bool = True
     """Joint: divide the error by the unsteered error, so that it balances against the regulariser."""
+    learned_offset: bool = False
+    """Joint: coefficients are (α + b_m)·λ with a learned b_m, from −0.5; triplets without the trait then teach as negative examples."""
+    validation: float = 0.0
+    """Joint: share of the triplets to leave out of training and to measure the loss on after every epoch."""
+    patience: int | None = None
+    """Joint: stop after so many epochs without a lower validation loss, and take the best state; None trains to the end."""
+    autocast: Autocast = "none"
+    """Joint: type in which the model computes; probes, directions and losses stay in float32."""
     ridge: float = 0.1
-    """Sequential: ridge of the starting regression, times the mean variance of the inputs."""
+    """Sequential, local: ridge of the starting regression, times the mean variance of the inputs."""
     regression_steps: int = 300
-    """Sequential: Adam steps a layer."""
+    """Sequential, local: Adam steps a layer."""
     regression_learning_rate: float = 1e-2
-    """Sequential: Adam's, falling to 0, in units of standardised inputs and targets."""
+    """Sequential, local: Adam's, falling to 0, in units of standardised inputs and targets."""
+    polish_epochs: int = 0
+    """Sequential, local: epochs of joint training after them, from their result."""
     token_budget: int = 8_192
     """Most tokens of a batch in a forward pass, padding included."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
-        for name, kind in (("solver", Solver), ("objective", Objective), ("hook", HookKind), ("start", Start), ("span", Span)):
+        for name, kind in _CHOICES.items():
             self._one_of(name, get_args(kind))
         for name in ("rank", "epochs", "batch_size", "token_budget"):
             self._whole(name, 1)
-        for name in ("regression_steps", "seed"):
+        for name in ("regression_steps", "seed", "polish_epochs"):
             self._whole(name, 0)
-        for name in ("learning_rate", "weight_decay", "regulariser", "ridge", "regression_learning_rate"):
+        for name in ("learning_rate", "weight_decay", "regulariser", "ridge", "regression_learning_rate", "validation"):
             self._not_negative(name)
-        if self.solver == "dim" and self.rank != 1:
-            raise InputError("rank", self.rank, "1 with solver='dim', which has a single direction")
+        self._belong_together()
+
+    def _belong_together(self) -> None:
+        if self.solver in CLOSED_FORM and self.rank != 1:
+            raise InputError("rank", self.rank, f"1 with solver={self.solver!r}, which has a single direction")
+        if self.solver in ("sequential", "local") and self.rule != "relu":
+            raise InputError(
+                "rule", repr(self.rule), f"'relu' with solver={self.solver!r}", "solver='joint' trains the other rules."
+            )
+        if self.rule == "constant" and self.rank != 1:
+            raise InputError("rank", self.rank, "1 with rule='constant', whose directions add up to one")
+        if self.validation >= 1:
+            raise InputError("validation", self.validation, "a share of the triplets below 1")
+        if self.patience is not None:
+            self._whole("patience", 1)
+            if not self.validation:
+                raise InputError("validation", self.validation, "a share above 0 with patience, e.g. 0.1")
 
     def _one_of(self, name: str, allowed: tuple[Any, ...]) -> None:
         if (value := getattr(self, name)) not in allowed:
@@ -83,3 +117,14 @@ class FitConfig:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise InputError(name, repr(value), "a finite number of at least 0")
+
+
+_CHOICES: Final = {
+    "solver": Solver,
+    "objective": Objective,
+    "hook": HookKind,
+    "rule": FittedRule,
+    "start": Start,
+    "span": Span,
+    "autocast": Autocast,
+}
