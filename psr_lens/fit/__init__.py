@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-from psr_lens.fit.baselines import difference_in_means
+from psr_lens.fit import baselines
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.joint import fit_joint
 from psr_lens.fit.sequential import fit_sequential
@@ -18,6 +18,15 @@ from psr_lens.prompts import Triplet, check_triplets
 from psr_lens.replacement import Replacement
 
 __all__ = ["FitConfig", "fit"]
+
+BASELINE_NAMES: Final = {
+    "dim": "Const DiM",
+    "actadd": "ActAdd",
+    "last_token": "Last token",
+    "stolfo": "Stolfo",
+    "reft_r1": "ReFT-r1",
+}
+"""What the solvers of baselines are called in tables."""
 
 
 def fit(model: HookedModel, triplets: Sequence[Triplet], config: FitConfig | None = None, *, progress: bool = False) -> Replacement:
@@ -39,8 +48,9 @@ def fit(model: HookedModel, triplets: Sequence[Triplet], config: FitConfig | Non
     config = config or FitConfig()
     check_triplets(model, triplets)
     layers = check_layers(model, config.layers)
-    names = select_hooks(model, [f"blocks.{layer}.hook_{config.hook}" for layer in layers])
-    solver = {"sequential": fit_sequential, "joint": fit_joint, "dim": difference_in_means}[config.solver]
+    point = "attn.hook_z" if config.hook == "z" else f"hook_{config.hook}"
+    names = select_hooks(model, [f"blocks.{layer}.{point}" for layer in layers])
+    solver = {"sequential": fit_sequential, "joint": fit_joint, **baselines.SOLVERS}[config.solver]
     with torch.inference_mode(mode=False):  # what is made in inference mode can have no gradients
         sites = solver(model, triplets, names, config, progress=progress)
     starts = {len(triplet.pair.base_ids) - triplet.pair.question_length for triplet in triplets}
@@ -55,8 +65,15 @@ def fit(model: HookedModel, triplets: Sequence[Triplet], config: FitConfig | Non
 
 
 def _method(config: FitConfig, sites: int) -> str:
-    reach = "S" if sites == 1 else "A"
-    return f"{reach}-Const DiM" if config.solver == "dim" else f"{reach}-PSR"
+    """S or A for one site or several, as in the paper, and the method's name there."""
+    objective = config.objective.upper() if config.solver == "joint" else "MSE"
+    if config.solver in BASELINE_NAMES:
+        name = BASELINE_NAMES[config.solver]
+    elif config.rule == "constant":
+        name = f"Const {objective}"
+    else:
+        name = ("PSR" if config.rule == "relu" else "gated PSR") + (" LL" if objective == "LL" else "")
+    return f"{'S' if sites == 1 else 'A'}-{name}"
 
 
 def _settings(config: FitConfig, triplets: Sequence[Triplet]) -> dict[str, Any]:

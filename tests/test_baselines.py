@@ -1,0 +1,139 @@
+"""The closed-form baselines against their definitions, computed with plain transformers; presets and settings."""
+
+import json
+
+import oracles
+import pytest
+import torch
+from helpers import BACKENDS, random_triplets
+
+import psr_lens as psr
+from psr_lens.errors import InputError
+
+TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
+
+
+def last_tokens(case, triplets, layer):
+    """Residual stream after a layer at the last prompt token, without and with the instruction, `[triplet, d_model]` each."""
+    with torch.no_grad():
+        return [
+            torch.stack([oracles.read(case.hf, triplet.pair.ids(context)).residuals[layer][-1] for triplet in triplets])
+            for context in ("base", "steered")
+        ]
+
+
+def fitted(case, triplets, solver, **settings):
+    return psr.fit(case.model, triplets, psr.FitConfig(solver=solver, **settings))
+
+
+def test_actadd_is_the_first_pairs_difference_at_the_last_prompt_token(tiny):
+    triplets = random_triplets(tiny.model, 4)
+    replacement = fitted(tiny, triplets, "actadd", layers=1)
+    base, steered = last_tokens(tiny, triplets, 1)
+    [site] = replacement.sites.values()
+    torch.testing.assert_close(site.intervention(torch.randn(3, 32)), (steered[0] - base[0]).expand(3, -1), **TOLERANCE)
+    assert (replacement.method, replacement.tokens) == ("S-ActAdd", "span")
+
+
+def test_the_last_token_baseline_is_the_mean_difference_there_and_acts_only_there(tiny):
+    triplets = random_triplets(tiny.model, 4)
+    replacement = fitted(tiny, triplets, "last_token", layers=1)
+    base, steered = last_tokens(tiny, triplets, 1)
+    [site] = replacement.sites.values()
+    torch.testing.assert_close(site.directions[0], (steered - base).mean(0), **TOLERANCE)
+    assert (replacement.method, replacement.tokens) == ("S-Last token", "last")
+
+
+def test_stolfo_moves_every_tokens_projection_to_the_prompted_mean(tiny):
+    triplets = random_triplets(tiny.model, 5)
+    replacement = fitted(tiny, triplets, "stolfo", layers=2)
+    base, steered = last_tokens(tiny, triplets, 2)
+    unit = torch.nn.functional.normalize((steered - base).mean(0), dim=0)
+    target = (steered @ unit).mean()
+    [site] = replacement.sites.values()
+    tokens = torch.randn(6, 32)
+    torch.testing.assert_close((tokens + site.intervention(tokens)) @ unit, target.expand(6), **TOLERANCE)
+    across = torch.eye(32) - torch.outer(unit, unit)
+    torch.testing.assert_close((tokens + site.intervention(tokens)) @ across, tokens @ across, **TOLERANCE)
+    assert replacement.method == "S-Stolfo"
+
+
+def test_with_several_layers_the_mean_is_of_what_each_layer_adds_by_itself(tiny):
+    triplets = random_triplets(tiny.model, 4)
+    local = psr.capture(tiny.model, triplets, difference="local")
+    for name, site in fitted(tiny, triplets, "dim").sites.items():
+        torch.testing.assert_close(site.directions[0], local[name].mean(0), **TOLERANCE)
+
+
+@pytest.mark.parametrize("solver", ["dim", "actadd", "last_token", "stolfo"])
+@pytest.mark.parametrize(("hook", "point"), [("attn_out", "hook_attn_out"), ("mlp_out", "hook_mlp_out"), ("z", "attn.hook_z")])
+def test_baselines_act_at_other_hook_points_too(tiny_llama, solver, hook, point):
+    triplets = random_triplets(tiny_llama.model, 3)
+    replacement = fitted(tiny_llama, triplets, solver, hook=hook, layers=[0, 2])
+    assert list(replacement.sites) == [f"blocks.0.{point}", f"blocks.2.{point}"]
+    delta = psr.capture(tiny_llama.model, triplets, f"blocks.2.{point}")[f"blocks.2.{point}"]
+    site = replacement.sites[f"blocks.2.{point}"]
+    assert site.intervention(delta).shape == delta.shape
+    assert site.directions.shape == ((4, 1, 8) if hook == "z" else (1, 32))
+
+
+def test_the_mean_does_not_depend_on_the_batches(tiny_llama):
+    triplets = random_triplets(tiny_llama.model, 7)
+    one, many = (fitted(tiny_llama, triplets, "dim", token_budget=budget).sites for budget in (1, 4_096))
+    for name, site in one.items():
+        torch.testing.assert_close(site.directions, many[name].directions, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_baselines_leave_the_model_as_it_was(load, backend):
+    case = load("gpt2", backend)
+    before = case.model(torch.tensor([[5, 6, 7]])).clone()
+    for solver in ("dim", "actadd", "last_token", "stolfo"):
+        fitted(case, random_triplets(case.model, 2), solver)
+    assert torch.equal(case.model(torch.tensor([[5, 6, 7]])), before)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "span", "objective", "regulariser", "normalise", "epochs"),
+    [("persona", "QR", "mse", 0.1, True, 15), ("ifeval", "R", "ll", 0.0, False, 7), ("axbench", "R", "mse", 0.0, False, 15)],
+)
+def test_presets_carry_the_published_settings(name, span, objective, regulariser, normalise, epochs):
+    config = psr.FitConfig.preset(name)
+    assert (config.span, config.objective, config.regulariser, config.normalise) == (span, objective, regulariser, normalise)
+    assert (config.epochs, config.solver, config.layers, config.rank) == (epochs, "joint", "all", 1)
+    assert (config.learning_rate, config.weight_decay, config.seed) == (1e-3, 1e-6, 123)
+
+
+def test_a_preset_takes_changes_and_keeps_the_epochs_of_the_objective():
+    config = psr.FitConfig.preset("persona", objective="ll", layers=3)
+    assert (config.objective, config.epochs, config.layers, config.span) == ("ll", 7, 3, "QR")
+    assert psr.FitConfig.preset("ifeval", epochs=2).epochs == 2
+
+
+def test_settings_come_from_a_mapping_as_a_file_gives_it():
+    assert psr.FitConfig.of({"preset": "axbench", "rank": 4}) == psr.FitConfig.preset("axbench", rank=4)
+    assert psr.FitConfig.of(json.loads('{"layers": [1, 2], "solver": "local"}')) == psr.FitConfig(layers=[1, 2], solver="local")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "chat"}, "preset: got 'chat', expected one of 'persona', 'ifeval', 'axbench'"),
+        ({"learning_rat": 1}, "config: got the setting 'learning_rat', expected one that there is. Did you mean 'learning_rate'?"),
+        ({"solver": "newton"}, "solver: got 'newton', expected one of 'sequential'"),
+        ({"solver": "stolfo", "rank": 2}, "rank: got 2, expected 1 with solver='stolfo'"),
+        ({"solver": "local", "rule": "sigmoid"}, "rule: got 'sigmoid', expected 'relu' with solver='local'"),
+        ({"rule": "constant", "rank": 3, "solver": "joint"}, "rank: got 3, expected 1 with rule='constant'"),
+        ({"patience": 2}, "validation: got 0.0, expected a share above 0 with patience"),
+        ({"validation": 1.5}, "validation: got 1.5, expected a share of the triplets below 1"),
+        ({"hook": "resid_mid"}, "hook: got 'resid_mid', expected one of 'resid_post', 'attn_out', 'mlp_out', 'z'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_settings_that_cannot_be_meant_are_refused(settings, message):
+    with pytest.raises(InputError) as caught:
+        psr.FitConfig.of(settings)
+    assert str(caught.value).startswith(message)
