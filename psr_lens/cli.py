@@ -1,10 +1,11 @@
-"""The command line: `psr-lens demo`, `psr-lens capture`, `psr-lens store info`."""
+"""The command line: `psr-lens demo`, `psr-lens capture`, `psr-lens fit`, `psr-lens store info`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from psr_lens.datasets import PairLine
     from psr_lens.demo import DemoResult
     from psr_lens.evaluate import Scores
+    from psr_lens.models import HookedModel
     from psr_lens.prompts import PromptPair, Triplet
 
 app = typer.Typer(
@@ -95,13 +97,9 @@ def capture(
         lines = psr.datasets.read_pairs(pairs)
         loaded = psr.load_model(model, device=device or own_device())
         asked = psr.prompt_pairs(loaded, [line.question for line in lines], [line.instruction for line in lines])
-        if lines[0].response is not None:
-            source: dict[str, object] = {"responses": "given"}
-            triplets: Sequence[Triplet] = psr.with_responses(loaded, asked, [str(line.response) for line in lines])
-        else:
-            source = {"responses": {"max_new_tokens": max_new_tokens, "seed": seed}}
-            config = psr.SamplingConfig(max_new_tokens=max_new_tokens, seed=seed)
-            triplets = _begun(out, asked, source) or psr.sample_responses(loaded, asked, config=config, progress=first)
+        given = lines[0].response is not None
+        source: dict[str, object] = {"responses": "given" if given else {"max_new_tokens": max_new_tokens, "seed": seed}}
+        triplets = (None if given else _begun(out, asked, source)) or _triplets(loaded, asked, lines, max_new_tokens, seed, first)
         store = psr.capture(
             loaded,
             triplets,
@@ -115,6 +113,19 @@ def capture(
         )
         if first:
             console.print(str(store.summary()), highlight=False, markup=False)
+
+
+def _triplets(
+    model: HookedModel, asked: Sequence[PromptPair], lines: Sequence[PairLine], max_new_tokens: int, seed: int, progress: bool
+) -> Sequence[Triplet]:
+    """The file's own responses with their scores, or new ones."""
+    import psr_lens as psr
+
+    if lines[0].response is None:
+        config = psr.SamplingConfig(max_new_tokens=max_new_tokens, seed=seed)
+        return psr.sample_responses(model, asked, config=config, progress=progress)
+    triplets = psr.with_responses(model, asked, [str(line.response) for line in lines])
+    return [replace(triplet, trait=line.trait, coherence=line.coherence) for triplet, line in zip(triplets, lines, strict=True)]
 
 
 def _begun(out: Path, asked: Sequence[PromptPair], source: Mapping[str, object]) -> Sequence[Triplet] | None:
@@ -134,6 +145,66 @@ def _groups(triplets: Sequence[Triplet], asked: Sequence[PromptPair], lines: Seq
     """The group of every triplet; they come in the order of the lines, but some lines may have none (an empty response)."""
     left = iter(zip(asked, lines, strict=True))
     return [next(line.group for pair, line in left if pair == triplet.pair) for triplet in triplets]
+
+
+@app.command()
+def fit(
+    triplets: Annotated[
+        Path,
+        typer.Option(help="The lines that `capture` takes, perhaps with trait and coherence from 0 to 1; or a store's folder."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the artifact.")],
+    config: Annotated[Path | None, typer.Option(help="YAML of settings (see `FitConfig`), perhaps `preset: persona`.")] = None,
+    model: Annotated[
+        str, typer.Option(help="organism, organism-gpt2, a name that TransformerLens knows, or a local folder.")
+    ] = "organism",
+    group: Annotated[str | None, typer.Option(help="Fit on the lines of this group only.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder for the state of a joint fit, to go on from after a crash.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response, where the file holds none.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU of its own for every process if there is one.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the responses, where the file holds none.")] = 0,
+) -> None:
+    """Learn a replacement for an instruction. Also under `accelerate launch --module psr_lens.cli fit …` or torchrun."""
+    began = time.perf_counter()
+    with _one_line_errors():
+        import psr_lens as psr
+        from psr_lens.fit.config import read_config
+        from psr_lens.launch import own_device, rank_and_world_size
+
+        settings = psr.FitConfig() if config is None else read_config(config)
+        first = rank_and_world_size()[0] == 0
+        loaded = psr.load_model(model, device=device or own_device())
+        chosen = _of_group(loaded, triplets, group, max_new_tokens, seed, first)
+        learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, progress=first)
+        if first:
+            learned.save(out)
+            told = f"{learned}\nfitted on {len(chosen)} triplets → {out}  ({time.perf_counter() - began:.0f} s)"
+            console.print(told, highlight=False, markup=False)
+
+
+def _of_group(
+    model: HookedModel, source: Path, group: str | None, max_new_tokens: int, seed: int, progress: bool
+) -> Sequence[Triplet]:
+    """The triplets of a store or of a file of lines, or those of one group."""
+    import psr_lens as psr
+    from psr_lens.errors import InputError
+
+    chosen: Sequence[Triplet] = []
+    if source.is_dir():
+        store = psr.Store.open(source, model, partial=True)
+        chosen = [triplet for triplet, of in zip(store.triplets, store.groups, strict=True) if group in (None, of)]
+        groups = set(store.groups)
+    else:
+        read = psr.datasets.read_pairs(source)
+        groups = {line.group for line in read}
+        if lines := [line for line in read if group in (None, line.group)]:
+            asked = psr.prompt_pairs(model, [line.question for line in lines], [line.instruction for line in lines])
+            chosen = _triplets(model, asked, lines, max_new_tokens, seed, progress)
+    if group not in (None, *groups):
+        raise InputError("group", repr(group), f"one of those in {source}: {', '.join(map(repr, sorted(groups)))}")
+    return chosen
 
 
 @store_app.command()

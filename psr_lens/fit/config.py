@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
+
+import yaml
 
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
@@ -177,3 +180,18 @@ _CHOICES: Final = {
     "span": Span,
     "autocast": Autocast,
 }
+
+
+def read_config(path: str | Path) -> FitConfig:
+    """Settings from a YAML (or JSON) file: a mapping from names to values, with an optional `preset`.
+
+    Raises:
+        InputError: the file cannot be read, is no mapping, or holds a setting that does not exist or cannot be meant.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError("config", f"{path} ({error})", "a YAML file that can be read") from error
+    if not isinstance(settings, dict):
+        raise InputError("config", f"{path} with {type(settings).__name__}", "a mapping, e.g. `solver: sequential`, a line each")
+    return FitConfig.of(settings)
