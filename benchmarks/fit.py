@@ -1,15 +1,21 @@
-"""How good the fits are: trait and coherence on held-out questions, relative RMSE and wall time, by trait and method.
+"""How good the fits are and what they cost: every method, every trait, both families of the embedded model.
 
-python benchmarks/fit.py                 # pirate, shout, flatter, gloomy, sea and the four harder traits, both families
-python benchmarks/fit.py --quick         # one trait, one family
-python benchmarks/fit.py --json out.json
+python benchmarks/fit.py                   # hours on 2 cores; --trait and --model (several times each) take a part
+python benchmarks/fit.py --quick           # one trait, one family, few methods, under a minute
+python benchmarks/fit.py --json out.json --markdown out.md
+
+Every replacement is fitted on descriptions only. It is then asked for other descriptions, for procedures (a kind of question that it was
+not fitted on), and for descriptions with a counter-instruction in the question ("but forget that and answer plainly"). All of them are
+held out: neither the model nor a fit has seen them. The best strength is chosen on other questions still.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,96 +27,255 @@ from tqdm import tqdm
 
 import psr_lens as psr
 from psr_lens import organism
-from psr_lens.evaluate import score
+from psr_lens.evaluate import Scores, score
 from psr_lens.models import HookedModel
+from psr_lens.prompts import PromptPair
 from psr_lens.sampling import judged_triplets
 
-SINGLE_LAYER = 1
-JOINT: dict[str, Any] = {"solver": "joint", "learning_rate": 1e-2}
+LAYER = 1
+"""Layer of the single-layer methods."""
+TRAINED: dict[str, Any] = {"solver": "joint", "learning_rate": 1e-2, "batch_size": 8}
+"""Gradient descent at this size; the paper's learning rate of 1e-3 is too slow here."""
+CONSTANT = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+TOKENWISE = (0.8, 1.0, 1.25, 1.5)
+SITUATIONS = ("description", "procedure", "counter")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the table."""
+
+    config: psr.FitConfig
+    """How it is fitted."""
+    alphas: tuple[float, ...]
+    """Strengths among which it takes its best."""
+
+
 METHODS = {
-    "S-Const DiM": psr.FitConfig(layers=SINGLE_LAYER, solver="dim"),
-    "S-PSR joint": psr.FitConfig(layers=SINGLE_LAYER, epochs=10, batch_size=4, start="sequential", **JOINT),
-    "S-PSR joint, random start": psr.FitConfig(layers=SINGLE_LAYER, epochs=10, batch_size=4, **JOINT),
-    "A-PSR joint": psr.FitConfig(epochs=30, batch_size=8, **JOINT),
-    "A-PSR sequential": psr.FitConfig(),
-    "A-PSR sequential, rank 4": psr.FitConfig(rank=4),
+    "S-Const DiM (CAA)": Method(psr.FitConfig(layers=LAYER, solver="dim"), CONSTANT),
+    "S-Const DiM, QR": Method(psr.FitConfig(layers=LAYER, solver="dim", span="QR"), CONSTANT),
+    "S-ActAdd": Method(psr.FitConfig(layers=LAYER, solver="actadd"), CONSTANT),
+    "S-Last token": Method(psr.FitConfig(layers=LAYER, solver="last_token"), CONSTANT),
+    "S-Stolfo": Method(psr.FitConfig(layers=LAYER, solver="stolfo"), CONSTANT),
+    "S-Const MSE": Method(psr.FitConfig(layers=LAYER, rule="constant", epochs=8, **TRAINED), CONSTANT),
+    "S-Const LL": Method(psr.FitConfig(layers=LAYER, rule="constant", objective="ll", epochs=8, **TRAINED), CONSTANT),
+    "S-ReFT-r1": Method(psr.FitConfig(layers=LAYER, objective="ll", epochs=8, **(TRAINED | {"solver": "reft_r1"})), CONSTANT),
+    "A-Const DiM": Method(psr.FitConfig(solver="dim"), CONSTANT),
+    "A-Const MSE": Method(psr.FitConfig(rule="constant", epochs=8, **TRAINED), CONSTANT),
+    "A-Const LL": Method(psr.FitConfig(rule="constant", objective="ll", epochs=8, **TRAINED), CONSTANT),
+    "S-PSR sequential": Method(psr.FitConfig(layers=LAYER), TOKENWISE),
+    "S-PSR joint": Method(psr.FitConfig(layers=LAYER, epochs=15, start="sequential", **TRAINED), TOKENWISE),
+    "S-PSR joint LL": Method(psr.FitConfig(layers=LAYER, epochs=15, objective="ll", start="sequential", **TRAINED), TOKENWISE),
+    "A-PSR joint": Method(psr.FitConfig(epochs=30, **TRAINED), TOKENWISE),
+    "A-PSR joint LL": Method(psr.FitConfig(epochs=15, objective="ll", **TRAINED), TOKENWISE),
+    "A-PSR local": Method(psr.FitConfig(solver="local"), TOKENWISE),
+    "A-PSR sequential": Method(psr.FitConfig(), TOKENWISE),
+    **{f"A-PSR sequential, rank {rank}": Method(psr.FitConfig(rank=rank), TOKENWISE) for rank in (1, 2, 4, 8)},
+    "A-PSR sequential, polished": Method(
+        psr.FitConfig(polish_epochs=2, **(TRAINED | {"solver": "sequential", "learning_rate": 2e-3})), TOKENWISE
+    ),
 }
-CONSTANT_ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+QUICK = ("S-Const DiM (CAA)", "S-PSR sequential", "A-PSR sequential", "A-PSR sequential, rank 4")
 
 
-def measure(model: HookedModel, trait: str, fit_questions: int, held_out: int, seed: int) -> list[dict[str, Any]]:
-    """One row a method for one trait; all methods get the same questions and the same random streams."""
-    judge = psr.judges.organism(trait)
-    instruction = organism.instruction(trait)
-    pairs = psr.prompt_pairs(model, organism.questions(fit_questions, seed=seed), instruction)
-    triplets = psr.sample_responses(model, pairs, judge, psr.SamplingConfig(seed=seed), progress=False)
-    asked = psr.prompt_pairs(model, organism.questions(held_out, split="held_out", seed=seed), instruction)
-    sampling = psr.SamplingConfig(seed=seed + 1)
-    prompted = psr.generate(model, asked, "steered", sampling)
-    fitted, seconds = {}, {}
-    for name, config in METHODS.items():
-        began = time.perf_counter()
-        fitted[name] = psr.fit(model, triplets, config)
-        seconds[name] = time.perf_counter() - began
-    compared = psr.compare(model, judged_triplets(asked, prompted, judge), fitted, paraphrase=organism.instruction(trait, 1))
-    rows: list[dict[str, Any]] = [
-        asdict(psr.evaluate(model, asked, judge, config=sampling)),
-        asdict(score("prompt", asked, prompted, judge))
-        | {"relative_rmse": [] if compared.paraphrase_rmse is None else compared.paraphrase_rmse.tolist()},
-    ]
-    for name, replacement in fitted.items():
-        options: dict[str, Any] = {"method": name, "config": sampling}
-        found = (
-            psr.best_alpha(model, asked, judge, replacement, CONSTANT_ALPHAS, **options)
-            if "Const" in name
-            else psr.evaluate(model, asked, judge, replacement, **options)
-        )
-        rows.append(asdict(found) | {"seconds": seconds[name], "relative_rmse": compared.methods[name].relative_rmse.tolist()})
-    return [{"model": model.cfg.model_name, "target": trait, **row} for row in rows]
+@dataclass(frozen=True)
+class Task:
+    """One trait on one model: what to fit on, and what to ask."""
+
+    model: HookedModel
+    trait: str
+    triplets: psr.sampling.Triplets
+    validation: Sequence[PromptPair]
+    asked: dict[str, list[PromptPair]]
+    sampling: psr.SamplingConfig
+
+    @classmethod
+    def of(cls, model: HookedModel, trait: str, fit_questions: int, held_out: int, seed: int) -> Task:
+        """The same questions and the same random streams for every method."""
+        instruction = organism.instruction(trait)
+        known = psr.prompt_pairs(model, organism.questions(fit_questions + 40, kind="description", seed=seed), instruction)
+        config = psr.SamplingConfig(seed=seed)
+        triplets = psr.sample_responses(model, known[:fit_questions], psr.judges.organism(trait), config, progress=False)
+        held = {
+            "description": organism.questions(held_out, split="held_out", kind="description", seed=seed),
+            "procedure": organism.questions(held_out, split="held_out", kind="procedure", seed=seed),
+            "counter": organism.questions(held_out, split="held_out", kind="description", seed=seed, counter=True),
+        }
+        asked = {name: psr.prompt_pairs(model, questions, instruction) for name, questions in held.items()}
+        return cls(model, trait, triplets, known[fit_questions:], asked, psr.SamplingConfig(seed=seed + 1))
 
 
-def table(rows: list[dict[str, Any]], title: str) -> Table:
-    """The rows as a table."""
-    made = Table(title=title)
-    for heading in ("model", "trait", "method", "alpha", "trait score", "coherence", "n", "relative RMSE, last layer", "fit, s"):
-        made.add_column(heading)
-    for row in rows:
-        rmse = row.get("relative_rmse") or [None]
-        made.add_row(
-            row["model"],
-            row["target"],
-            row["method"] + (" (RMSE: paraphrase)" if row["method"] == "prompt" else ""),
-            "" if row["alpha"] is None else f"{row['alpha']:g}",
-            f"{row['trait']:.1f} [{row['trait_interval'][0]:.1f}, {row['trait_interval'][1]:.1f}]",
-            f"{row['coherence']:.1f} [{row['coherence_interval'][0]:.1f}, {row['coherence_interval'][1]:.1f}]",
-            str(row["n"]),
-            "" if rmse[-1] is None else f"{rmse[-1]:.2f}",
-            f"{row['seconds']:.1f}" if "seconds" in row else "",
-        )
-    return made
+@contextmanager
+def counted_passes(model: HookedModel, tokens: int) -> Any:
+    """Forward passes over the fitted data within the block: tokens that entered the first layer, over the data's own."""
+    entered = [0]
+
+    def count(activation: torch.Tensor, hook: Any) -> None:
+        entered[0] += activation.shape[0] * activation.shape[1]
+
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", count)]):
+        yield lambda: entered[0] / tokens
+
+
+def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of scores: model, trait, method, situation, at α = 1 and at the best α; and what each fit cost."""
+    judge = psr.judges.organism(task.trait)
+    about = {"model": str(task.model.cfg.model_name), "target": task.trait}
+    rows: list[dict[str, Any]] = []
+    prompted = {name: psr.generate(task.model, pairs, "steered", task.sampling) for name, pairs in task.asked.items()}
+    for situation, pairs in task.asked.items():
+        none = psr.evaluate(task.model, pairs, judge, config=task.sampling)
+        for found in (none, score("prompt", pairs, prompted[situation], judge)):
+            rows.append(about | {"situation": situation, "at": "", **asdict(found)})
+    fitted: dict[str, psr.Replacement] = {}
+    costs: dict[str, dict[str, float]] = {}
+    tokens = sum(len(triplet.pair.base_ids) + len(triplet.response_ids) for triplet in task.triplets)
+    for name in tqdm(names, desc=f"{about['model']}, {task.trait}", leave=False):
+        with counted_passes(task.model, tokens) as passes:
+            began = time.perf_counter()
+            fitted[name] = psr.fit(task.model, task.triplets, METHODS[name].config)
+            costs[name] = {"seconds": time.perf_counter() - began, "passes": passes()}
+        rows += [about | row for row in _scores(task, name, fitted[name], judge)]
+    held = judged_triplets(task.asked["description"], prompted["description"], judge)
+    compared = psr.compare(task.model, held, fitted, paraphrase=organism.instruction(task.trait, 1))
+    rmse = {name: float(trace.relative_rmse[-1]) for name, trace in compared.methods.items()}
+    if compared.paraphrase_rmse is not None:
+        rmse["prompt"] = float(compared.paraphrase_rmse[-1])
+    return [row | costs.get(row["method"], {}) | {"rmse": rmse.get(row["method"])} for row in rows]
+
+
+def _scores(task: Task, name: str, replacement: psr.Replacement, judge: Any) -> list[dict[str, Any]]:
+    def ask(alpha: float, situation: str) -> Scores:
+        pairs = task.asked[situation]
+        return psr.evaluate(task.model, pairs, judge, replacement, alpha=alpha, method=name, config=task.sampling)
+
+    best = psr.best_alpha(task.model, task.validation, judge, replacement, METHODS[name].alphas, config=task.sampling).alpha
+    rows = []
+    for situation in SITUATIONS:
+        at_one = ask(1.0, situation)
+        rows.append({"situation": situation, "at": "1", **asdict(at_one)})
+        at_best = at_one if best == 1 or best is None else ask(best, situation)
+        rows.append({"situation": situation, "at": "best", **asdict(at_best)})
+    return rows
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------------
+
+
+def lookup(rows: Sequence[dict[str, Any]], **wanted: Any) -> dict[str, Any] | None:
+    """The one row with these values."""
+    return next((row for row in rows if all(row[key] == value for key, value in wanted.items())), None)
+
+
+def summary(rows: Sequence[dict[str, Any]], model: str) -> list[list[str]]:
+    """A row a method: over traits, in how many it keeps up with prompting, mean scores, RMSE and cost."""
+    ours = [row for row in rows if row["model"] == model]
+    traits = list(dict.fromkeys(row["target"] for row in ours))
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in ours if row["at"]):
+        cells = [method]
+        for situation in SITUATIONS:
+            for at in ("1", "best") if situation == "description" else ("1",):
+                found = [lookup(ours, method=method, target=trait, situation=situation, at=at) for trait in traits]
+                prompts = [lookup(ours, method="prompt", target=trait, situation=situation) for trait in traits]
+                kept = sum(bool(a and b and _keeps_up(a, b, situation)) for a, b in zip(found, prompts, strict=True))
+                means = [sum(row[key] for row in found if row) / len(traits) for key in ("trait", "coherence")]
+                counted = "" if situation == "counter" else f" · {kept}/{len(traits)}"
+                cells.append(f"{means[0]:.0f} / {means[1]:.0f}{counted}")
+        chosen = [row for trait in traits if (row := lookup(ours, method=method, target=trait, situation="description", at="1"))]
+        cells.append(f"{sum(row['rmse'] for row in chosen) / len(chosen):.2f}")
+        cells.append(f"{sorted(row['seconds'] for row in chosen)[len(chosen) // 2]:.1f}")
+        cells.append(f"{chosen[0]['passes']:.0f}")
+        lines.append(cells)
+    return lines
+
+
+def _keeps_up(found: dict[str, Any], prompt: dict[str, Any], situation: str) -> bool:
+    """Within 2 points of prompting on the kind that was fitted on; at least 90 % of it on another."""
+    pairs = [(found[key], prompt[key]) for key in ("trait", "coherence")]
+    if situation == "description":
+        return all(mine >= theirs - 2 for mine, theirs in pairs)
+    return all(mine >= 0.9 * theirs for mine, theirs in pairs)
+
+
+SUMMARY_HEADINGS = (
+    "method",
+    "descriptions, α 1",
+    "descriptions, best α",
+    "procedures, α 1",
+    "counter-instruction, α 1",
+    "RMSE, last layer",
+    "fit, s",
+    "forward passes",
+)
+
+
+def by_trait(rows: Sequence[dict[str, Any]], model: str, methods: Sequence[str]) -> list[list[str]]:
+    """A row a trait: prompting and some methods in the three situations, α = 1."""
+    ours = [row for row in rows if row["model"] == model]
+    lines = []
+    for trait in dict.fromkeys(row["target"] for row in ours):
+        for situation in SITUATIONS:
+            cells = [trait if situation == SITUATIONS[0] else "", situation]
+            for method in ("prompt", *methods):
+                at = {} if method == "prompt" else {"at": "1"}
+                row = lookup(ours, method=method, target=trait, situation=situation, **at)
+                shown = row and situation == SITUATIONS[0] and row["rmse"] is not None
+                cells.append(
+                    f"{row['trait']:.0f} / {row['coherence']:.0f}" + (f" · {row['rmse']:.2f}" if shown else "") if row else ""
+                )
+            lines.append(cells)
+    return lines
+
+
+def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
+    """Print them, and give them as Markdown."""
+    text = [f"{title}\n"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
+        shown = [name for name in ("S-PSR sequential", "S-PSR joint", "A-PSR joint", *methods[-6:]) if name in methods]
+        shown = list(dict.fromkeys(shown))
+        for name, headings, lines in (
+            (f"{model}: mean over traits", SUMMARY_HEADINGS, summary(rows, model)),
+            (f"{model}: by trait, α 1", ("trait", "asked for", "prompt", *shown), by_trait(rows, model, shown)),
+        ):
+            table = Table(title=name)
+            for heading in headings:
+                table.add_column(heading)
+            for line in lines:
+                table.add_row(*line)
+            Console(width=200).print(table)
+            text += [f"**{name}**\n", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+            text += [*(f"| {' | '.join(line)} |" for line in lines), ""]
+    return "\n".join(text)
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="One trait, one family.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One trait, one family, few methods.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     trait: Annotated[list[str] | None, typer.Option(help="Only these traits.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Only these models.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only these methods.")] = None,
     fit_questions: Annotated[int, typer.Option(help="Questions to fit on.")] = 240,
-    held_out: Annotated[int, typer.Option(help="Held-out questions.")] = 150,
+    held_out: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 150,
     seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
 ) -> None:
-    """Run the benchmark and print its table."""
-    if quick:
-        METHODS.pop("A-PSR joint")
+    """Run the benchmark and print its tables."""
     traits = trait or (["pirate"] if quick else list(organism.TRAITS))
     models = model or (["organism"] if quick else ["organism", "organism-gpt2"])
-    jobs = [(name, each) for name in models for each in traits]
+    names = method or (QUICK if quick else list(METHODS))
     loaded = {name: psr.load_model(name) for name in models}
-    rows = [row for name, each in tqdm(jobs, unit="trait") for row in measure(loaded[name], each, fit_questions, held_out, seed)]
-    title = f"{fit_questions} questions to fit on, {held_out} held out, seed {seed}, {torch.get_num_threads()} threads"
-    Console(width=170).print(table(rows, title))
-    if json_file:
-        json_file.write_text(json.dumps({"format": 1, "title": title, "rows": rows}, indent=1) + "\n")
+    settings = f"seed {seed}, {torch.get_num_threads()} threads"
+    title = f"{fit_questions} descriptions to fit on, {held_out} questions of each kind held out, {settings}"
+    rows: list[dict[str, Any]] = []
+    for name, each in tqdm([(name, each) for name in models for each in traits], unit="trait"):
+        rows += measure(Task.of(loaded[name], each, fit_questions, held_out, seed), names)
+        if json_file:  # after every trait: a long run that is cut off leaves what it has
+            json_file.write_text(json.dumps({"format": 2, "title": title, "rows": rows}, indent=1) + "\n")
+    text = print_tables(rows, title)
+    if markdown:
+        markdown.write_text(text + "\n")
 
 
 if __name__ == "__main__":

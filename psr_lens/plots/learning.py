@@ -1,0 +1,58 @@
+"""How a fit by gradient descent went."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import plotly.graph_objects as go
+
+from psr_lens.curve import LearningCurve
+from psr_lens.errors import InputError
+from psr_lens.plots.style import MUTED, PALETTE, PAPER, SMALL, log_ticks, real_units, titled
+
+_PLOT: Final = 240
+
+
+def learning_curve(curve: LearningCurve | None) -> go.Figure:
+    """Training and validation loss by epoch, on a log scale, with the epoch whose state was kept.
+
+    Args:
+        curve: `replacement.curve`; None stands for a fit without gradient descent, which has none.
+
+    Raises:
+        InputError: there is no epoch to draw.
+    """
+    if curve is None or not curve.train:
+        raise InputError("curve", curve, "the `curve` of a replacement that was fitted by gradient descent (solver='joint')")
+    figure = go.Figure()
+    lines = {"training": (curve.train, PALETTE["A-PSR"], "solid"), "validation": (curve.validation, PALETTE["prompt"], "dash")}
+    drawn = [value for losses, _, _ in lines.values() for value in losses if math.isfinite(value) and value > 0]
+    for name, (losses, color, dash) in lines.items():
+        if losses:
+            figure.add_scatter(
+                name=name,
+                x=list(range(1, len(losses) + 1)),
+                y=[math.log10(value) if math.isfinite(value) and value > 0 else None for value in losses],
+                customdata=losses,
+                mode="lines+markers",
+                line={"color": color, "width": 2.5, "dash": dash},
+                marker={"size": 7},
+                hovertemplate=f"epoch %{{x}}: %{{customdata:.4g}}<extra>{name}</extra>",
+            )
+    if curve.kept is not None and curve.kept + 1 < len(curve.train):
+        figure.add_vline(
+            x=curve.kept + 1,
+            line={"color": MUTED, "width": 1.5, "dash": "dot"},
+            annotation={"text": "kept", "font": {"size": SMALL, "color": MUTED}, "bgcolor": PAPER},
+        )
+    low, high = (math.log10(bound) for bound in (min(drawn, default=1.0), max(drawn, default=1.0)))
+    margin = max(0.1 * (high - low), 0.02)
+    ticks = log_ticks(low - margin, high + margin)
+    figure.update_yaxes(
+        title_text="loss", range=[low - margin, high + margin], tickvals=ticks, ticktext=list(map(real_units, ticks))
+    )
+    figure.update_xaxes(title_text="epoch", dtick=max(1, math.ceil(len(curve.train) / 10)), showgrid=False, showline=True)
+    titled(figure, "Loss by epoch", plot=_PLOT, top=50, bottom=70, left=60)
+    figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
+    return figure
