@@ -86,6 +86,12 @@ def layer_edits(sites: Mapping[str, Any], alpha: float, start: int) -> dict[int,
     return {int(name.split(".")[1]): steering(site, alpha, start) for name, site in sites.items()}
 
 
+def steered_logits(hf: Any, ids: Sequence[int], sites: Mapping[str, Any], alpha: float, start: int) -> Tensor:
+    """What the model says when a replacement's sites act from position `start` on, `[position, d_vocab]`."""
+    with torch.no_grad():
+        return read(hf, ids, layer_edits(sites, alpha, start)).logits
+
+
 def greedy(hf: Any, prompt: Sequence[int], steps: int, edits: Mapping[int, Edit] | None = None) -> list[int]:
     """The likeliest tokens after a prompt, by reading the whole sequence again at every step."""
     ids = list(prompt)

@@ -1,9 +1,11 @@
 """Captured differences on disk: a folder of safetensors shards with a manifest, written shard by shard and read as needed."""
 
 from psr_lens.store.destination import OnDisk
-from psr_lens.store.format import SHARD_BYTES, StoreDtype, StoreSpec, plan_shards, tokenizer_fingerprint, triplet_id
+from psr_lens.store.format import StoreDtype, StoreSpec, tokenizer_fingerprint
 from psr_lens.store.reader import Store, StoreDataset, StoreSummary
 from psr_lens.store.rows import RowError, StoredRows
+from psr_lens.store.shards import SHARD_BYTES, plan_shards
+from psr_lens.store.triplets import triplet_id
 from psr_lens.store.writer import StoreWriter
 
 __all__ = [

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from psr_lens.launch import rank_and_world_size, wait_for_all
 from psr_lens.passes import Reading, Rows
-from psr_lens.store.format import SHARD_BYTES, StoreDtype, StoreSpec
+from psr_lens.store.format import StoreDtype, StoreSpec
 from psr_lens.store.reader import Store
+from psr_lens.store.shards import SHARD_BYTES
 from psr_lens.store.writer import StoreWriter
 
 

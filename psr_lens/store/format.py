@@ -23,57 +23,17 @@ from torch import Tensor
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
 from psr_lens.passes import Difference
-from psr_lens.prompts import PromptPair, Span, TokenTable, Triplet, token_table
-from psr_lens.store.files import RESUME, Layout, raw_bytes, verify_file
+from psr_lens.prompts import Span, TokenTable, Triplet, token_table
+from psr_lens.store.files import RESUME, Layout, digest_of, raw_bytes, verify_file
+from psr_lens.store.shards import SHARD_BYTES, ShardRange, plan_shards
+from psr_lens.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
 
 StoreDtype = Literal["float32", "bfloat16", "float16"]
 """How numbers are stored."""
 
 FORMAT: Final = 1
-SHARD_BYTES: Final = 256 * 2**20
-"""Size that a shard stays within unless the caller says otherwise; only a single triplet may be larger."""
 MANIFEST_FILE: Final = "manifest.json"
 TOKENS_FILE: Final = "tokens.safetensors"
-TRIPLETS_FILE: Final = "triplets.jsonl"
-
-
-@dataclass(frozen=True)
-class ShardRange:
-    """Which consecutive triplets, and so which rows, one shard holds."""
-
-    number: int
-    """Place of the shard in the store."""
-    triplets: range
-    """Indices of its triplets."""
-    rows: range
-    """Rows of the store that it holds, one a token."""
-
-    @property
-    def file(self) -> str:
-        """Name of its file in the folder."""
-        return f"shard-{self.number:05d}.safetensors"
-
-
-def plan_shards(counts: Sequence[int], bytes_per_token: int, shard_bytes: int) -> tuple[ShardRange, ...]:
-    """Cut triplets into consecutive shards, each as full as `shard_bytes` allows and with one triplet at least.
-
-    Nothing else enters, neither a batch budget nor a number of processes, so every run of a capture makes the same shards.
-
-    Args:
-        counts: Tokens of every triplet.
-        bytes_per_token: Bytes of one row at all hook points together.
-        shard_bytes: Most bytes of tensors in a shard.
-    """
-    shards: list[ShardRange] = []
-    first = row = rows = 0
-    for index, count in enumerate(counts):
-        if index > first and (rows + count) * bytes_per_token > shard_bytes:
-            shards.append(ShardRange(len(shards), range(first, index), range(row, row + rows)))
-            first, row, rows = index, row + rows, 0
-        rows += count
-    if len(counts) > first:
-        shards.append(ShardRange(len(shards), range(first, len(counts)), range(row, row + rows)))
-    return tuple(shards)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +153,7 @@ class StoreSpec:
     @cached_property
     def digest(self) -> str:
         """xxh3_128 of the content, in hexadecimal."""
-        return _digest(self.content)
+        return digest_of(self.content)
 
 
 def _check_spec(spec: StoreSpec) -> None:
@@ -248,11 +208,6 @@ def _span_rows(spec: StoreSpec) -> tuple[list[int], list[int], list[int]]:
 # --- identities -------------------------------------------------------------------------------------------------------------
 
 
-def triplet_id(triplet: Triplet) -> str:
-    """xxh3_128 of a triplet's two prompts and its response, all as token ids; 32 hexadecimal digits."""
-    return _digest([list(triplet.pair.base_ids), list(triplet.pair.steered_ids), list(triplet.response_ids)])
-
-
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """xxh3_128 of what decides which ids a text gets; 32 hexadecimal digits.
 
@@ -261,14 +216,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     """
     if getattr(tokenizer, "is_fast", False):
         content = json.loads(tokenizer.backend_tokenizer.to_str())
-        return _digest({key: value for key, value in content.items() if key not in ("padding", "truncation", "post_processor")})
+        return digest_of({key: value for key, value in content.items() if key not in ("padding", "truncation", "post_processor")})
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    return _digest([sorted(tokenizer.get_vocab().items()), sorted(special.items())])
-
-
-def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return xxhash.xxh3_128_hexdigest(text.encode())
+    return digest_of([sorted(tokenizer.get_vocab().items()), sorted(special.items())])
 
 
 # --- the manifest -----------------------------------------------------------------------------------------------------------
@@ -288,7 +238,7 @@ def _content(spec: StoreSpec) -> dict[str, Any]:
             {"id": identity, "tokens": count, "group": group}
             for identity, count, group in zip(spec.ids, spec.counts, spec.groups, strict=True)
         ],
-        "triplets_file": xxhash.xxh3_128_hexdigest(triplets_bytes(spec)),
+        "triplets_file": xxhash.xxh3_128_hexdigest(triplets_bytes(spec.triplets)),
         "tokens": {name: xxhash.xxh3_128_hexdigest(raw_bytes(tensor)) for name, tensor in tokens.items()},
         "vocabulary": _vocabulary(spec.tokens),
         "shard_bytes": spec.shard_bytes,
@@ -342,7 +292,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ArtifactError(f"{path}: has format {found!r}, which is none of a store's. Give the folder that `capture` wrote.")
     digest = content.pop("digest", None)
-    if digest != _digest(content) or text != _manifest_text(digest, content):
+    if digest != digest_of(content) or text != _manifest_text(digest, content):
         raise ArtifactError(f"{path}: is not what was written, by its own digest. Delete this file. {RESUME}")
     return cast(dict[str, Any], content)
 
@@ -368,7 +318,7 @@ def read_spec(folder: Path) -> StoreSpec:
 
 def _spec(folder: Path, content: Mapping[str, Any]) -> StoreSpec:
     path, counts = folder / TOKENS_FILE, [int(each["tokens"]) for each in content["triplets"]]
-    verify_file(path, _tokens_layout(_digest(content), sum(counts)))
+    verify_file(path, _tokens_layout(digest_of(content), sum(counts)))
     held = {name: tensor.long() for name, tensor in load_file(path).items()}
     strings = tuple(content["vocabulary"][place] for place in held["string"].tolist())
     owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
@@ -399,52 +349,6 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], there: str 
 
 
 # --- the files beside it ----------------------------------------------------------------------------------------------------
-
-
-def triplets_bytes(spec: StoreSpec) -> bytes:
-    """The file of the triplets: a line of JSON each."""
-    return "".join(json.dumps(_triplet_json(triplet), sort_keys=True) + "\n" for triplet in spec.triplets).encode()
-
-
-def read_triplets(path: Path, checksum: str) -> tuple[Triplet, ...]:
-    """The triplets of a store.
-
-    Args:
-        path: Their file.
-        checksum: What the manifest says of it, xxh3_128 in hexadecimal.
-
-    Raises:
-        ArtifactError: the file is missing, or not what was written.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror}). {RESUME}") from error
-    found = xxhash.xxh3_128_hexdigest(content)
-    if found != checksum:
-        raise ArtifactError(f"{path}: is damaged, its checksum is {found} instead of {checksum} in {MANIFEST_FILE}. {RESUME}")
-    return tuple(_triplet_from(json.loads(line)) for line in content.decode().splitlines())
-
-
-def _triplet_json(triplet: Triplet) -> dict[str, Any]:
-    pair = triplet.pair
-    return {
-        "question": pair.question,
-        "instruction": pair.instruction,
-        "base_ids": list(pair.base_ids),
-        "steered_ids": list(pair.steered_ids),
-        "question_length": pair.question_length,
-        "response_ids": list(triplet.response_ids),
-        "response": triplet.response,
-        "trait": float(triplet.trait),
-        "coherence": float(triplet.coherence),
-    }
-
-
-def _triplet_from(read: Mapping[str, Any]) -> Triplet:
-    base, steered, response = (tuple(read[key]) for key in ("base_ids", "steered_ids", "response_ids"))
-    pair = PromptPair(read["question"], read["instruction"], base, steered, read["question_length"])
-    return Triplet(pair, response, read["response"], read["trait"], read["coherence"])
 
 
 def shard_layout(spec: StoreSpec, number: int) -> Layout:

@@ -19,17 +19,15 @@ from psr_lens.store.files import RESUME, Layout, raw_bytes, verify_file, write_p
 from psr_lens.store.format import (
     MANIFEST_FILE,
     TOKENS_FILE,
-    TRIPLETS_FILE,
     StoreSpec,
     differences,
     manifest_bytes,
     read_manifest,
-    read_triplets,
     shard_layout,
     token_tensors,
     tokens_layout,
-    triplets_bytes,
 )
+from psr_lens.store.triplets import TRIPLETS_FILE, read_triplets, triplets_bytes
 
 _TEMPORARY: Final = re.compile(r"\.(?P<file>.+)\.rank(?P<rank>\d+)-pid\d+\.tmp")
 
@@ -155,7 +153,7 @@ class StoreWriter:
             read_triplets(path, self.spec.content["triplets_file"])
         except ArtifactError:
             with self._temporary(path) as temporary:
-                write_parts(temporary, [triplets_bytes(self.spec)])
+                write_parts(temporary, [triplets_bytes(self.spec.triplets)])
                 temporary.replace(path)
 
     def _put_tokens(self) -> None:
