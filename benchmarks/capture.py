@@ -68,6 +68,7 @@ def gpt2_small() -> HookedModel:
     with tempfile.TemporaryDirectory() as folder:
         GPT2LMHeadModel(GPT2Config(**GPT2_SMALL)).save_pretrained(folder)
         model = psr.load_model(folder)
+    model.cfg.model_name = "GPT-2 small's size"
     model.tokenizer = psr.load_model("organism-gpt2").tokenizer  # a store's rows have strings; which ones costs nothing
     return model
 

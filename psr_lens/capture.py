@@ -81,7 +81,7 @@ class InMemory:
         rows = Rows(reading.triplets, reading.span, self.dtype)
         with reading.bar() as bar:
             for indices in reading.batches(range(len(reading.triplets))):
-                rows.put(indices, reading.read(indices))
+                reading.read(indices, rows.of(indices))
                 bar.update(sum(rows.counts[index] for index in indices))
         deltas = {name: rows.tensors[name] for name in reading.shapes}
         return Captured(deltas, token_table(reading.model, reading.triplets, reading.span), reading.span, reading.difference)

@@ -5,7 +5,7 @@ Everything that captures goes through here: `collect` for one context, a `Readin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -29,6 +29,9 @@ from psr_lens.prompts import (
     suffix_batch,
 )
 from psr_lens.sampling import Steering
+
+Take = Callable[[str, Float[Tensor, "token ..."]], None]
+"""Is given a hook point's name and a batch's rows there, triplet after triplet."""
 
 Difference = Literal["accumulated", "local"]
 """`accumulated`: against the unsteered run; `local`: what a layer alone adds when its input is the prompt-steered one already."""
@@ -91,7 +94,9 @@ def collect(
             first, second = (reading, steered) if arriving else (steered, reading)
             with first, second:
                 forward(model, batch.tokens, batch.mask, _layers_needed(names))
-            gathered.put(indices, held)
+            take = gathered.of(indices)
+            for name, rows in held.items():
+                take(name, rows)
             bar.update(len(indices))
     return {name: gathered.tensors[name] for name in names}
 
@@ -108,13 +113,16 @@ class Rows:
         self.tensors: dict[str, Tensor] = {}
         self._dtype = dtype
 
-    def put(self, indices: Sequence[int], rows: Mapping[str, Float[Tensor, "token ..."]]) -> None:
-        """Put a batch's rows, triplet after triplet of `indices`, where they belong, on the CPU."""
+    def of(self, indices: Sequence[int]) -> Take:
+        """What puts a batch's rows, triplet after triplet of `indices`, where they belong, on the CPU."""
         into = torch.cat([torch.arange(self.offsets[index], self.offsets[index + 1]) for index in indices])
-        for name, values in rows.items():
+
+        def take(name: str, rows: Float[Tensor, "token ..."]) -> None:
             if name not in self.tensors:
-                self.tensors[name] = torch.empty(self.offsets[-1], *values.shape[1:], dtype=self._dtype or values.dtype)
-            self.tensors[name].index_copy_(0, into, values.to("cpu", self.tensors[name].dtype))
+                self.tensors[name] = torch.empty(self.offsets[-1], *rows.shape[1:], dtype=self._dtype or rows.dtype)
+            self.tensors[name].index_copy_(0, into, rows.to("cpu", self.tensors[name].dtype))
+
+        return take
 
 
 def row_counts(triplets: Sequence[Triplet], span: Span) -> list[int]:
@@ -159,19 +167,25 @@ class Reading:
         for batch in length_batches(triplets, self.token_budget, by_prompt=self._shares_prompts(triplets)):
             yield [chosen[place] for place in batch]
 
-    def read(self, indices: Sequence[int]) -> dict[str, Float[Tensor, "token ..."]]:
-        """The differences of one batch: name to the rows of its spans, triplet after triplet, on the model's device.
+    def read(self, indices: Sequence[int], take: Take) -> None:
+        """Read one batch, and hand over the rows of its spans hook point by hook point, on the model's device, as they come to be known.
 
-        Nothing is kept of the model's activations but these rows, and blocks behind the last hook point are not run.
+        Nothing is kept of the model's activations but what is still to be subtracted, and blocks behind the last hook point are not run.
         """
         triplets = [self.triplets[index] for index in indices]
         device = device_of(self.model)
         make = suffix_batch if self._shares_prompts(triplets) else context_batch
         base, steered = (make(triplets, context, self.span, device) for context in ("base", "steered"))
         columns = self._pattern_columns(triplets, device)
+
+        def subtract(name: str, before: Tensor, after: Tensor) -> None:
+            for part, rows in _difference(name, before, after, columns).items():
+                take(part, rows)
+
         if self.difference == "local":
-            return self._local(base, steered, columns)
-        return self._accumulated(base, steered, columns)
+            self._local(base, steered, subtract)
+        else:
+            self._accumulated(base, steered, subtract)
 
     def _pattern_columns(self, triplets: Sequence[Triplet], device: torch.device) -> PatternColumns | None:
         for name in self.hooks:
@@ -196,38 +210,35 @@ class Reading:
                 seen.add(ids)
         return computed <= (1 - LEAST_SAVED) * whole
 
-    def _accumulated(self, base: ContextBatch, steered: ContextBatch, columns: PatternColumns | None) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def _accumulated(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
+        left = set(self.hooks)  # HookedTransformer fires the points of a LayerNorm once each for queries, keys and values
         if base.prefix is None and _fit_together(base, steered):
             both = _side_by_side(base, steered)
             in_base, in_steered = both.rows.chunk(2)
 
-            def subtract(name: str) -> Any:
+            def subtract_halves(name: str) -> Any:
                 def hook(activation: Tensor, hook: Any) -> None:
-                    if name in found:
-                        return
-                    rows = [_gather(activation, both, these, name) for these in (in_base, in_steered)]
-                    found.update(_difference(name, rows[0], rows[1], columns))
+                    if name in left:
+                        left.remove(name)
+                        subtract(name, *(_gather(activation, both, these, name) for these in (in_base, in_steered)))
 
                 return hook
 
-            self._run(both, [(name, subtract(name)) for name in self.hooks])
-            return found
+            self._run(both, [(name, subtract_halves(name)) for name in self.hooks])
+            return
         held: dict[str, Tensor] = {}
         self._run(base, [(name, _keep(held, name, base)) for name in self.hooks])
 
         def subtract_held(name: str) -> Any:
             def hook(activation: Tensor, hook: Any) -> None:
                 if name in held:
-                    last = held.pop(name)
-                    found.update(_difference(name, last, _gather(activation, steered, steered.rows, name), columns))
+                    subtract(name, held.pop(name), _gather(activation, steered, steered.rows, name))
 
             return hook
 
         self._run(steered, [(name, subtract_held(name)) for name in self.hooks])
-        return found
 
-    def _local(self, base: ContextBatch, steered: ContextBatch, columns: PatternColumns | None) -> dict[str, Tensor]:
+    def _local(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
         """Every block's output on the span is replaced by the prompt-steered one, so that each block starts from the right input."""
         depth = _layers_needed(self.hooks)
         outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(self.model.cfg.n_layers if depth is None else depth)]
@@ -246,10 +257,8 @@ class Reading:
         # At a block's output the reading hook comes first: it sees what the block itself made.
         reading = [(name, _keep(reached, name, base)) for name in self.hooks]
         self._run(base, [*reading, *((name, replace(name)) for name in outputs)])
-        found: dict[str, Tensor] = {}
         for name in self.hooks:
-            found.update(_difference(name, reached.pop(name), wanted.pop(name), columns))
-        return found
+            subtract(name, reached.pop(name), wanted.pop(name))
 
     def _run(self, batch: ContextBatch, hooks: list[tuple[str, Any]]) -> None:
         depth = _layers_needed([name for name, _ in hooks])

@@ -225,10 +225,13 @@ class Statistics:
                     if self.groups
                     else {}
                 )
-                for name, rows in reading.read(indices).items():
+
+                def take(name: str, rows: Tensor, positions: Tensor = positions, members: dict[str, Tensor] = members) -> None:
                     overall[name].add(rows, positions)
                     for group, mine in members.items():
                         by_group[group][name].add(rows[mine.to(rows.device)], positions[mine])
+
+                reading.read(indices, take)
                 bar.update(len(owner))
         return CapturedStatistics(
             {name: running.finish(self.rank) for name, running in overall.items()},

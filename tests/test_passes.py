@@ -167,7 +167,7 @@ def test_heads_add_up_to_the_attentions_output(fresh):
 def test_nothing_is_left_after_a_destination_that_fails(fresh):
     class Fails:
         def receive(self, reading):
-            reading.read([0])
+            reading.read([0], lambda name, rows: None)
             raise RuntimeError("no room")
 
     fresh.model.train(True)

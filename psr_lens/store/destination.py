@@ -66,7 +66,7 @@ class OnDisk:
                 rows = Rows(reading.triplets[shard.triplets.start : shard.triplets.stop], reading.span, spec.torch_dtype)
                 for indices in reading.batches(shard.triplets):
                     places = [index - shard.triplets.start for index in indices]
-                    rows.put(places, reading.read(indices))
+                    reading.read(indices, rows.of(places))
                     bar.update(sum(rows.counts[place] for place in places))
                 writer.write(number, rows.tensors)
                 written += len(shard.rows) * spec.bytes_per_token
