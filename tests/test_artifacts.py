@@ -56,7 +56,7 @@ def test_a_loaded_artifact_steers_to_the_last_bit_alike(saved, tiny_llama):
 def test_an_artifact_is_safetensors_and_json_and_nothing_else(saved):
     _, folder = saved
     assert sorted(path.name for path in folder.iterdir()) == ["replacement.json", "replacement.safetensors"]
-    assert json.loads((folder / "replacement.json").read_text())["format"] == 1
+    assert json.loads((folder / "replacement.json").read_text())["format"] == 2
     assert len(load_file(folder / "replacement.safetensors")) == 3 * LAYERS
 
 
@@ -117,7 +117,8 @@ def test_a_damaged_or_missing_file_is_an_artifact_error_that_names_it_and_a_reme
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
+        {"format": 3},
+        {"format": True},
         {"format": "1"},
         {"format": None},
         {"format": "absent"},
