@@ -231,11 +231,11 @@ def _steered(replacement: Replacement, table: TokenTable) -> Float[Tensor, "toke
 def _along(missing: Float[Tensor, "token *head width"], directions: Float[Tensor, "*head rank width"]) -> Float[Tensor, "token"]:
     """Length within the span of the directions, each head's within its own; signed where there is but one direction."""
     _, sizes, basis = torch.linalg.svd(directions, full_matrices=False)
-    basis = basis * (sizes > 1e-6 * sizes.amax(-1, keepdim=True)).unsqueeze(
-        -1
-    )  # directions may be multiples of each other, or zero
+    # Directions may be zero, or multiples of each other.
+    basis = basis * (sizes > 1e-6 * sizes.amax(-1, keepdim=True)).unsqueeze(-1)
     within: Tensor = torch.einsum("t...w,...rw->t...r", missing, basis)
     if directions.shape[:-1] == (1,):
         # A prompt may push against a direction, which a ReLU cannot.
         return within[:, 0] * torch.sign(directions[0] @ basis[0])
-    return torch.linalg.vector_norm(within.flatten(1), dim=1)
+    length: Tensor = torch.linalg.vector_norm(within.flatten(1), dim=1)
+    return length
