@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -33,24 +34,34 @@ def random_gpt2(sizes: dict[str, int], *, device: str = "cpu", dtype: torch.dtyp
     return model
 
 
-def in_turns(jobs: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, list[float]]:
-    """Seconds of each job and repeat; the jobs take turns, so that a busy machine slows all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+class Times(NamedTuple):
+    """What each turn of one job took."""
+
+    wall: list[float]
+    """Seconds."""
+    cpu: list[float]
+    """Seconds of this process's own computing, which other processes on a busy machine do not count in."""
+
+
+def in_turns(jobs: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, Times]:
+    """Times of each job and repeat; the jobs take turns, so that a busy machine slows all of them."""
+    times: dict[str, Times] = {name: Times([], []) for name in jobs}
     for job in jobs.values():
         job()
     for turn in tqdm(range(repeats), desc=label, leave=False):
         for name in list(jobs)[:: 1 if turn % 2 == 0 else -1]:
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             jobs[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
+            times[name].wall.append(time.perf_counter() - began)
+            times[name].cpu.append(time.process_time() - began_cpu)
+    return times
 
 
 def side_by_side(jobs: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, float]:
     """Median seconds of each job."""
-    return {name: statistics.median(values) for name, values in in_turns(jobs, repeats, label).items()}
+    return {name: statistics.median(times.wall) for name, times in in_turns(jobs, repeats, label).items()}
 
 
 def machine(device: str = "cpu") -> str:

@@ -7,7 +7,6 @@ Nothing here waits for a GPU, but for one comparison where a prompt is one token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, cast, get_args
 
@@ -146,15 +145,14 @@ class _Steering:
 
     def __init__(self, name: str, actions: Sequence[Action], calls: _Calls) -> None:
         self._actions, self._calls = actions, calls
-        self._lasting = [place for place, each in enumerate(actions) if not each.last_only]
+        self._lasting = dict.fromkeys(place for place, each in enumerate(actions) if not each.last_only)
         self._fresh = name.endswith(FRESH)
         self._ready: dict[tuple[torch.device, torch.dtype], list[_Fused]] = {}
 
     def __call__(self, activation: Tensor, hook: Any) -> Tensor | None:
         length = activation.shape[1]
         if self._calls.decoding:
-            weights: dict[int, Tensor | None] = dict.fromkeys(self._lasting)
-            return self._changed(activation, weights) if weights else None
+            return self._changed(activation, self._lasting) if self._lasting else None
         starts = [self._calls.start_of(each) for each in self._actions]
         first = min(int(start.min()) if isinstance(start, Tensor) else start for start in starts)
         stop = length
@@ -162,35 +160,40 @@ class _Steering:
             stop = min(length, 1 + max(int(start.max()) if isinstance(start, Tensor) else start for start in starts))
         if first >= stop:
             return None
-        weights = {
+        masks = {
             place: _mask(start, self._actions[place].last_only, first, stop, activation.device)
             for place, start in enumerate(starts)
         }
         if stop - first == length:
-            return self._changed(activation, weights)
+            return self._changed(activation, masks)
         rows = activation[:, first:stop]
-        changed = self._changed(rows, weights)
+        changed = self._changed(rows, masks)
         if self._fresh and self._calls.alone and not activation._is_view() and activation.is_contiguous():
             rows.copy_(changed)
             return activation
         return torch.cat([activation[:, :first], changed, activation[:, stop:]], dim=1)
 
     def _changed(self, rows: Tensor, masks: Mapping[int, Tensor | None]) -> Tensor:
-        """What the model goes on with, of the type that came; probes work in float32 at least."""
-        dtype = rows.dtype if rows.dtype in (torch.float32, torch.float64) else torch.promote_types(rows.dtype, torch.float32)
+        """What the model goes on with, of the type that came."""
         kind = rows.device.type
-        # Autocast would round the whole residual stream.
-        exact: AbstractContextManager[Any] = torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
-        with exact:
-            arriving = rows.to(dtype).flatten(0, 1)
-            if rows.ndim == 4:  # `[head, token, d_head]`
-                arriving = arriving.transpose(0, 1)
-            total = arriving
-            for place, mask in masks.items():
-                total = self._fused(rows.device, dtype)[place].onto(total, arriving, rows.shape[:2], mask)
-            if rows.ndim == 4:
-                total = total.transpose(0, 1)
-            return total.reshape(rows.shape).to(rows.dtype)
+        if not torch.is_autocast_enabled(kind):
+            return self._summed(rows, masks)
+        with torch.autocast(kind, enabled=False):  # it would round the whole residual stream
+            return self._summed(rows, masks)
+
+    def _summed(self, rows: Tensor, masks: Mapping[int, Tensor | None]) -> Tensor:
+        arriving = rows.flatten(0, 1)
+        if rows.dtype not in (torch.float32, torch.float64):  # probes work in float32 at least
+            arriving = arriving.to(torch.float32)
+        if rows.ndim == 4:
+            arriving = arriving.transpose(0, 1)  # `[head, token, d_head]`
+        total, fused = arriving, self._fused(arriving.device, arriving.dtype)
+        for place, mask in masks.items():
+            total = fused[place].onto(total, arriving, rows.shape, mask)
+        if rows.ndim == 4:
+            total = total.transpose(0, 1)
+        total = total.view(rows.shape)
+        return total if total.dtype == rows.dtype else total.to(rows.dtype)
 
     def _fused(self, device: torch.device, dtype: torch.dtype) -> list[_Fused]:
         ready = self._ready.get((device, dtype))
@@ -201,10 +204,6 @@ class _Steering:
         with torch.inference_mode(mode=False), torch.no_grad():  # later calls may want gradients
             ready = self._ready[device, dtype] = [_Fused(each, device, dtype) for each in self._actions]
         return ready
-
-
-def _autocasts(kind: str) -> bool:
-    return torch.is_autocast_enabled(kind)
 
 
 def _learns(action: Action) -> bool:
@@ -260,4 +259,4 @@ class _Fused:
     def _weight(self, shape: torch.Size, mask: Tensor | None) -> Tensor | None:
         """Each token's own strength, `[token, 1]`; None where it is in the directions already."""
         weight = mask if self.alpha is None else self.alpha if mask is None else self.alpha * mask
-        return None if weight is None else weight.expand(*shape).reshape(-1, 1)
+        return None if weight is None else weight.expand(shape[:2]).reshape(-1, 1)
