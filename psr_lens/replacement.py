@@ -183,6 +183,10 @@ class Replacement:
         """Both at once: `pirate + 0.5 * shout`."""
         return self._plan() + other
 
+    def __radd__(self, other: object) -> SteeringPlan:
+        """What is left for Python's `sum`, which starts from 0."""
+        return other + self._plan()
+
     def __sub__(self, other: Replacement | SteeringPlan) -> SteeringPlan:
         """Both at once, the other with its strength reversed."""
         return self._plan() - other

@@ -236,7 +236,8 @@ class _Fused:
             directions = action.strength * directions
         self._rule = site.rule
         self._directions = directions
-        self._probe = (site.directions if site.rule == "projection" else site.weights).transpose(-1, -2)
+        # Copies in memory of their own: rounding depends on how a tensor lies there, and one that was loaded may lie anyhow.
+        self._probe = (site.directions if site.rule == "projection" else site.weights).clone().transpose(-1, -2)
         self._bias = site.bias if site.bias.ndim == 1 else site.bias[:, None]
 
     def onto(self, total: Tensor, arriving: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:
