@@ -8,11 +8,8 @@ python benchmarks/capture.py --json out.json
 from __future__ import annotations
 
 import json
-import platform
 import random
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,21 +21,20 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from _models import GPT2_SMALL, random_gpt2, side_by_side
+from _models import machine as machine_name
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.hook_points import select_hooks
 from psr_lens.models import HookedModel, device_of, forward
+from psr_lens.passes import TOKEN_BUDGET
 from psr_lens.prompts import PromptPair, Triplet, context_batch, length_batches
 from psr_lens.store import StoreSpec, StoreWriter
-
-TOKEN_BUDGET = 4_096
-GPT2_SMALL = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1_024, "vocab_size": 50_257}
 
 
 def organism_triplets(model: HookedModel, count: int) -> list[Triplet]:
@@ -62,30 +58,6 @@ def random_triplets(vocabulary: int, count: int, seed: int = 0) -> list[Triplet]
     return triplets
 
 
-def gpt2_small() -> HookedModel:
-    """GPT-2 small with random weights, saved and loaded as a user's own folder is."""
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config(**GPT2_SMALL)).save_pretrained(folder)
-        model = psr.load_model(folder)
-    model.cfg.model_name = "GPT-2 small's size"
-    model.tokenizer = psr.load_model("organism-gpt2").tokenizer  # a store's rows have strings; which ones costs nothing
-    return model
-
-
-def side_by_side(jobs: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, float]:
-    """Median seconds of each job; the jobs take turns, so that a busy machine slows all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for job in jobs.values():
-        job()
-    for _ in tqdm(range(repeats), desc=label, leave=False):
-        for name, job in jobs.items():
-            began = time.perf_counter()
-            job()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: int) -> list[dict[str, Any]]:
     """Capture against bare forwards and against `run_with_cache`, on the same batches."""
     batches = [[triplets[index] for index in indices] for indices in length_batches(triplets, TOKEN_BUDGET)]
@@ -102,7 +74,7 @@ def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: in
             model.run_with_cache(batch.tokens, attention_mask=batch.mask)  # type: ignore[attr-defined]
 
     def captured(hooks: Sequence[str], to: Any = None) -> Callable[[], object]:
-        return lambda: psr.capture(model, triplets, hooks, to=to, token_budget=TOKEN_BUDGET)
+        return lambda: psr.capture(model, triplets, hooks, to=to)
 
     name = model.cfg.model_name
     found = side_by_side({"bare": bare, "captured": captured(["resid_post"])}, repeats, f"{name}, resid_post")
@@ -126,17 +98,17 @@ def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: in
 
 def peak_memory(count: int) -> float:
     """Peak resident megabytes of a process that captures statistics of `count` triplets."""
-    code = f"from benchmarks.capture import streamed; streamed({count})"
-    root = Path(__file__).parent.parent
-    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    code = f"from capture import streamed; streamed({count})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     return float(run.stdout.split()[-1])
 
 
 def streamed(count: int) -> None:
-    """What `peak_memory` runs."""
+    """What `peak_memory` runs. The kernel's own mark of this process: that of `getrusage` comes down from the parent."""
     model = psr.load_model("organism")
-    psr.capture(model, organism_triplets(model, count), ["all", "pattern"], to=psr.Statistics(), token_budget=TOKEN_BUDGET)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    psr.capture(model, organism_triplets(model, count), ["all", "pattern"], to=psr.Statistics())
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) / 1024)
 
 
 def disk_write(megabytes: int, repeats: int) -> dict[str, Any]:
@@ -179,14 +151,17 @@ def kills(trials: int, seed: int = 0) -> dict[str, Any]:
             command = [sys.executable, "-m", "psr_lens", "capture", *given]
             return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-        began = time.perf_counter()
         start("whole").wait()
-        seconds = time.perf_counter() - began
         wanted = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
+        count = sum(name.startswith("shard") for name in wanted)
         draw, same, shards = random.Random(seed), 0, []
         for trial in tqdm(range(trials), desc="kills", leave=False):
             process = start(f"trial {trial}")
-            time.sleep(draw.uniform(0.3, 1.0) * seconds)  # before that, it is only importing
+            # A process takes seconds to import and a moment to capture, so a moment is a number of shards and a little more.
+            moment = draw.randrange(count)
+            while process.poll() is None and len(list((folder / f"trial {trial}").glob("shard*"))) < moment:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.02))
             process.kill()
             process.wait()
             shards.append(len(list((folder / f"trial {trial}").glob("shard*"))))
@@ -199,7 +174,7 @@ def kills(trials: int, seed: int = 0) -> dict[str, Any]:
         "ratio": same / trials,
         "bound": "1",
         "shards_at_kill": shards,
-        "shards": len(wanted) - 3,
+        "shards": count,
     }
 
 
@@ -211,7 +186,7 @@ def main(
     small = psr.load_model("organism")
     rows = cost_of_capture(small, organism_triplets(small, 100 if quick else 200), 5 if quick else 15)
     if not quick:
-        rows += cost_of_capture(gpt2_small(), random_triplets(GPT2_SMALL["vocab_size"], 48), 5)
+        rows += cost_of_capture(random_gpt2(GPT2_SMALL), random_triplets(GPT2_SMALL["vocab_size"], 48), 5)
     few, many = (peak_memory(count) for count in (100, 1_000))
     peak = {"100": few, "1000": many}
     what = "peak memory of streaming statistics, 1,000 triplets / 100"
@@ -219,7 +194,7 @@ def main(
     rows.append(disk_write(50 if quick else 250, 3 if quick else 7))
     if not quick:
         rows.append(kills(30))
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = machine_name()
     table = Table(title=f"Capture, ratios of medians ({machine})")
     for heading in ("model", "what / against what", "ratio", "wanted"):
         table.add_column(heading)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from psr_lens.capture import capture as capture
     from psr_lens.compare import Comparison as Comparison
     from psr_lens.compare import compare as compare
+    from psr_lens.composition import SteeringPlan as SteeringPlan
     from psr_lens.evaluate import Scores as Scores
     from psr_lens.evaluate import best_alpha as best_alpha
     from psr_lens.evaluate import best_layer as best_layer
@@ -65,6 +66,7 @@ _HOME = {
     "FitConfig": "fit",
     "fit": "fit",
     "Replacement": "replacement",
+    "SteeringPlan": "composition",
     "Scores": "evaluate",
     "best_alpha": "evaluate",
     "best_layer": "evaluate",

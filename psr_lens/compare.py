@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens.composition import Part, SteeringPlan
 from psr_lens.errors import InputError
 from psr_lens.evaluate import Scores
 from psr_lens.hook_points import check_layers, layer_of
@@ -22,6 +23,7 @@ from psr_lens.models import HookedModel, fingerprint
 from psr_lens.passes import TOKEN_BUDGET, collect
 from psr_lens.prompts import Context, Span, TokenTable, Triplet, check_triplets, rephrase, token_table
 from psr_lens.replacement import Replacement
+from psr_lens.site import Site
 
 PROMPT: Final = "prompt"
 """The method name under which the prompt itself stands."""
@@ -39,11 +41,13 @@ class MethodTrace:
     relative_rmse: Float[Tensor, "layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
     site_layers: tuple[int, ...]
-    """Layers at which the replacement acts."""
+    """The layer of each hook point at which the replacement acts; twice the same where it acts at two points of one layer."""
     coefficient: Float[Tensor, "token site"]
-    """α·‖λ(A)·z‖, the length of what is added at each site, in the activation's units."""
+    """‖(α + b_m)·λ(A)·z‖, the length of what is added at each hook point, over all heads, in the activation's units; 0 on tokens
+    that are not steered."""
     projection: Float[Tensor, "token site"]
-    """What the coefficient stands for: the part of (prompted activation − arriving activation) along the site's directions."""
+    """What the coefficient stands for: the length of (prompted activation − arriving activation) within the span of the directions, of
+    each head's own at `attn.hook_z`. Along a single direction it has a sign."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Comparison:
 def compare(
     model: HookedModel,
     triplets: Sequence[Triplet],
-    replacements: Mapping[str, Replacement],
+    replacements: Mapping[str, Replacement | SteeringPlan],
     *,
     paraphrase: str | None = None,
     layers: str | int | Sequence[int] = "all",
@@ -99,7 +103,7 @@ def compare(
     Args:
         model: The model.
         triplets: Responses to compare on, best ones that nothing was fitted on.
-        replacements: Names and replacements.
+        replacements: Names and replacements, or plans of several.
         paraphrase: The instruction in other words, for the yardstick.
         layers: Layers after which the residual stream is compared.
         span: Which tokens.
@@ -122,9 +126,10 @@ def compare(
     for name, replacement in replacements.items():
         if name in (PROMPT, PARAPHRASE):
             raise InputError("replacements", repr(name), "names other than 'prompt' and 'paraphrase', which are taken")
-        replacement.check_model(model)
-        if outside := [site for site in replacement.sites if layer_of(site) is None]:
-            raise InputError("replacements", f"{name!r}, which acts at {outside}", "replacements that act within layers")
+        for part in SteeringPlan.of(replacement).parts:
+            part.replacement.check_model(model)
+            if outside := [site for site in part.replacement.sites if layer_of(site) is None]:
+                raise InputError("replacements", f"{name!r}, which acts at {outside}", "replacements that act within layers")
     wanted = check_layers(model, layers)
     names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
 
@@ -137,17 +142,20 @@ def compare(
     if paraphrase is not None:
         other = read(rephrase(model, triplets, paraphrase), "steered")
         yardstick = torch.stack([_relative(other[name] - base[name], delta[name]) for name in names])
+    table = token_table(model, triplets, span)
     traces = {}
-    for label, replacement in replacements.items():
+    for label, steering in replacements.items():
+        plan = SteeringPlan.of(steering)
         steered = collect(
-            model, triplets, names, "base", span, steering=replacement, alpha=alpha, token_budget=token_budget, progress=progress
+            model, triplets, names, "base", span, steering=plan, alpha=alpha, token_budget=token_budget, progress=progress
         )
         moved = {name: steered[name].float() - base[name].float() for name in names}
-        coefficient, projection = _coefficients(model, triplets, replacement, span, alpha, token_budget)
+        sites = _sites(plan)
+        coefficient, projection = _coefficients(model, triplets, plan, sites, table, span, alpha, token_budget)
         traces[label] = MethodTrace(
             torch.stack([moved[name].norm(dim=1) for name in names], dim=1),
             torch.stack([_relative(moved[name], delta[name]) for name in names]),
-            tuple(layer for name in replacement.sites if (layer := layer_of(name)) is not None),
+            tuple(layer for name in sites if (layer := layer_of(name)) is not None),
             coefficient,
             projection,
         )
@@ -155,7 +163,7 @@ def compare(
         triplets[0].pair.instruction,
         fingerprint(model),
         span,
-        token_table(model, triplets, span),
+        table,
         tuple(wanted),
         torch.stack([delta[name].norm(dim=1) for name in names], dim=1),
         torch.stack([_rank1_share(delta[name]) for name in names]),
@@ -178,28 +186,56 @@ def _rank1_share(delta: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
     return (energies[-1] / energies.clamp(min=0).sum()).float()
 
 
+def _sites(plan: SteeringPlan) -> dict[str, list[tuple[Part, Site]]]:
+    """Hook points at which a plan acts, by layer, and what each of its parts does there."""
+    found: dict[str, list[tuple[Part, Site]]] = {}
+    for part in plan.parts:
+        for name, site in part.replacement.sites.items():
+            found.setdefault(name, []).append((part, site.to(torch.device("cpu"), torch.float32)))
+    return dict(sorted(found.items(), key=lambda item: layer_of(item[0]) or 0))
+
+
 def _coefficients(
     model: HookedModel,
     triplets: Sequence[Triplet],
-    replacement: Replacement,
+    plan: SteeringPlan,
+    sites: Mapping[str, Sequence[tuple[Part, Site]]],
+    table: TokenTable,
     span: Span,
     alpha: float,
     token_budget: int,
 ) -> tuple[Float[Tensor, "token site"], Float[Tensor, "token site"]]:
-    """Length of what is added at each site, and of what would have been right along the site's directions."""
-    sites = list(replacement.sites)
-    arriving = collect(
-        model, triplets, sites, "base", span, steering=replacement, alpha=alpha, arriving=True, token_budget=token_budget
-    )
-    targets = collect(model, triplets, sites, "steered", span, token_budget=token_budget)
+    """Length of what is added at each hook point, and of what would have been right within the span of the directions."""
+    names = list(sites)
+    arriving = collect(model, triplets, names, "base", span, steering=plan, alpha=alpha, arriving=True, token_budget=token_budget)
+    targets = collect(model, triplets, names, "steered", span, token_budget=token_budget)
     lengths, projections = [], []
-    for name in sites:
-        site = replacement.sites[name].to(torch.device("cpu"), torch.float32)
-        added = alpha * site.intervention(arriving[name].float())
-        basis = torch.linalg.qr(site.directions.T).Q
-        missing = (targets[name].float() - arriving[name].float()) @ basis
-        lengths.append(added.norm(dim=1))
-        # Along one direction the sign is kept: a prompt may push against it, which a ReLU cannot.
-        along = torch.sign((site.directions @ basis)[0, 0]) * missing[:, 0] if basis.shape[1] == 1 else missing.norm(dim=1)
-        projections.append(along)
+    for name, at in sites.items():
+        here = arriving[name].float()
+        added = torch.zeros_like(here)
+        for part, site in at:
+            strength = (alpha * part.factor + part.replacement.offset) * _steered(part.replacement, table)
+            added += strength.reshape(-1, *[1] * (here.ndim - 1)) * site.intervention(here)
+        lengths.append(added.flatten(1).norm(dim=1))
+        projections.append(_along(targets[name].float() - here, torch.cat([site.directions for _, site in at], dim=-2)))
     return torch.stack(lengths, dim=1), torch.stack(projections, dim=1)
+
+
+def _steered(replacement: Replacement, table: TokenTable) -> Float[Tensor, "token"]:
+    """1 for each token that a replacement acts on, 0 for the others."""
+    if replacement.span == "QR":
+        return torch.ones(len(table))
+    return (table.position == -1 if replacement.tokens == "last" else table.position >= -1).float()
+
+
+def _along(missing: Float[Tensor, "token *head width"], directions: Float[Tensor, "*head rank width"]) -> Float[Tensor, "token"]:
+    """Length within the span of the directions, each head's within its own; signed where there is but one direction."""
+    _, sizes, basis = torch.linalg.svd(directions, full_matrices=False)
+    # Directions may be zero, or multiples of each other.
+    basis = basis * (sizes > 1e-6 * sizes.amax(-1, keepdim=True)).unsqueeze(-1)
+    within: Tensor = torch.einsum("t...w,...rw->t...r", missing, basis)
+    if directions.shape[:-1] == (1,):
+        # A prompt may push against a direction, which a ReLU cannot.
+        return within[:, 0] * torch.sign(directions[0] @ basis[0])
+    length: Tensor = torch.linalg.vector_norm(within.flatten(1), dim=1)
+    return length

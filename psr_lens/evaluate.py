@@ -9,6 +9,7 @@ from typing import Final, cast
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens.composition import SteeringPlan
 from psr_lens.errors import InputError
 from psr_lens.fit import FitConfig, fit
 from psr_lens.judges.protocol import Judge
@@ -49,7 +50,7 @@ def evaluate(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     judge: Judge,
-    replacement: Replacement | None = None,
+    replacement: Replacement | SteeringPlan | None = None,
     *,
     alpha: float = 1.0,
     context: Context = "base",
@@ -63,10 +64,10 @@ def evaluate(
         model: The model.
         pairs: Questions that nothing was fitted on. The same pairs and seed give every method the same random streams.
         judge: Scores the answers.
-        replacement: What to steer with; None for the model as it is.
+        replacement: What to steer with, one replacement or a plan of several; None for the model as it is.
         alpha: Strength of the replacement.
-        context: `"base"` for the prompt without the instruction, `"steered"` for the one with it.
-        method: Name for the table; by default the replacement's, `prompt` or `none`.
+        context: `"base"` for the prompt without the instruction, `"steered"` for the one with it, steered too if there is a replacement.
+        method: Name for the table; by default `none`, `prompt`, the replacement's own (`A-PSR`), or both (`A-PSR + prompt`).
         config: How answers are drawn.
         progress: Show a progress bar.
 
@@ -79,8 +80,8 @@ def evaluate(
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     responses = generate(model, pairs, context, config, steering=replacement, alpha=alpha, progress=progress)
-    unsteered = "prompt" if context == "steered" else "none"
-    name = method or (replacement.method if replacement else unsteered)
+    parts = ([replacement.method] if replacement else []) + (["prompt"] if context == "steered" else [])
+    name = method or " + ".join(parts) or "none"
     return score(name, pairs, responses, judge, alpha=alpha if replacement else None)
 
 
@@ -106,7 +107,7 @@ def best_alpha(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     judge: Judge,
-    replacement: Replacement,
+    replacement: Replacement | SteeringPlan,
     alphas: Sequence[float],
     *,
     min_coherence: float = 95.0,

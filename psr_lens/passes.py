@@ -29,6 +29,7 @@ from psr_lens.prompts import (
     suffix_batch,
 )
 from psr_lens.sampling import Steering
+from psr_lens.steering import SPANS
 
 Take = Callable[[str, Float[Tensor, "token ..."]], None]
 """Is given a hook point's name and a batch's rows there, triplet after triplet."""
@@ -69,7 +70,7 @@ def collect(
         names: Hook names.
         context: Which prompt the responses are read after.
         span: Which tokens to keep.
-        steering: A replacement to steer with over its own span, if any.
+        steering: A replacement or a plan to steer with over its own span, if any.
         alpha: Its strength.
         arriving: Where the replacement acts, read what arrives there instead of what the model goes on with.
         token_budget: Most tokens in a batch, padding included.
@@ -87,7 +88,7 @@ def collect(
             batch = context_batch(chosen, context, span, device_of(model))
             steered: AbstractContextManager[Any] = nullcontext()
             if steering is not None:
-                steered = steering.steer(model, alpha, start=_starts(chosen, context, steering.span))
+                steered = steering.steer(model, alpha, start=_starts(chosen, context))
             held: dict[str, Tensor] = {}
             reading = model.hooks(fwd_hooks=[(name, _keep(held, name, batch)) for name in names])
             # Hooks of one point run in the order in which they were added.
@@ -273,8 +274,13 @@ class Reading:
             decoder.step(batch.tokens, torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1), depth)
 
 
-def _starts(triplets: Sequence[Triplet], context: Context, span: Span) -> Tensor:
-    return torch.tensor([len(triplet.pair.ids(context)) - triplet.pair.span_length(span) for triplet in triplets])
+def _starts(triplets: Sequence[Triplet], context: Context) -> dict[Span, Tensor]:
+    """Where each span begins in right-padded sequences."""
+    lengths = [len(triplet.pair.ids(context)) for triplet in triplets]
+    return {
+        span: torch.tensor([length - triplet.pair.span_length(span) for length, triplet in zip(lengths, triplets, strict=True)])
+        for span in SPANS
+    }
 
 
 def _layers_needed(names: Sequence[str]) -> int | None:

@@ -8,71 +8,38 @@ References:
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens.artifacts import read_settings, read_tensors, write_artifact
+from psr_lens.curve import LearningCurve
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, fingerprint
+from psr_lens.models import HookedModel, fingerprint, is_bridge
 from psr_lens.prompts import Span
+from psr_lens.site import Rule, Site
+from psr_lens.steering import Action, Position, Start, checked_start, steering_hooks
 
-Rule = Literal["relu", "sigmoid", "constant", "projection"]
-"""`relu`: λ = max(0, A·w + b), read from each token's activation (eq. 8); `sigmoid`: λ = 1 / (1 + exp(−A·w − b)), a gate;
-`constant`: λ = b, the same on every token; `projection`: λ = b − A·z, which moves the projection on a direction of length 1 to b
-(Stolfo et al. 2025, "Improving Instruction-Following in Language Models through Activation Steering", arXiv 2410.12877)."""
+if TYPE_CHECKING:
+    from psr_lens.composition import SteeringPlan
 
-FORMAT: Final = 1
+__all__ = ["LearningCurve", "Replacement", "Rule", "Site", "Tokens"]
+
+Tokens = Literal["span", "last"]
+"""`span`: the last prompt token (the question too, under `QR`) and every response token; `last`: the last prompt token alone."""
+
+FORMAT: Final = 2
+"""Version of the artifact's files. 2 added `offset`, `tokens` and `curve`; 1 can be read."""
 WEIGHTS_FILE: Final = "replacement.safetensors"
 SETTINGS_FILE: Final = "replacement.json"
-FIRST_POINT: Final = "blocks.0.hook_resid_pre"
-"""The first point that fires in every call; `hook_embed` stays silent in `HookedTransformer.generate`."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """What a replacement does at one hook point."""
-
-    directions: Float[Tensor, "*head rank width"]
-    """The directions `z` that are added, `[rank, d_model]`; at `attn.hook_z` each head has its own, `[head, rank, d_head]`."""
-    weights: Float[Tensor, "*head rank width"]
-    """The probes `w`, shaped as the directions; all zero under the rules that have none."""
-    bias: Float[Tensor, "*head rank"]
-    """The offsets `b`; the coefficient itself under the constant rule, the target under the projection rule."""
-    rule: Rule
-    """How a token's coefficients come about."""
-
-    def coefficients(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token rank"]:
-        """λ of every token (eq. 8), in units of the directions; of every token and head at `attn.hook_z`."""
-        if self.rule == "constant":
-            return self.bias.expand(*activation.shape[:-1], self.bias.shape[-1])
-        read = _per_head(activation, (self.directions if self.rule == "projection" else self.weights).transpose(-1, -2))
-        if self.rule == "projection":
-            return self.bias - read
-        return torch.relu(read + self.bias) if self.rule == "relu" else torch.sigmoid(read + self.bias)
-
-    def intervention(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token width"]:
-        """λ(A)·z, what is added to every token's activation at `alpha` 1 (eq. 7)."""
-        return _per_head(self.coefficients(activation), self.directions)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Site:
-        """The same site with its tensors on another device and of another type."""
-        return Site(self.directions.to(device, dtype), self.weights.to(device, dtype), self.bias.to(device, dtype), self.rule)
-
-
-def _per_head(rows: Float[Tensor, "*token left"], matrix: Float[Tensor, "*head left right"]) -> Float[Tensor, "*token right"]:
-    """Rows times a matrix, or every head's rows times its own."""
-    if matrix.ndim == 2:
-        return rows @ matrix
-    return (rows.unsqueeze(-2) @ matrix).squeeze(-2)
 
 
 @dataclass(frozen=True)
@@ -91,6 +58,12 @@ class Replacement:
     """Under `QR`, the position of the question's first token, if it was the same in all training prompts."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How it was made."""
+    offset: float = 0.0
+    """The learned `b_m`: what is added is `(α + b_m)·λ·z`. With another value than 0 a strength of 0 is not "no steering"."""
+    tokens: Tokens = "span"
+    """Whether it acts on its whole span, or on the last prompt token alone and at no decode step."""
+    curve: LearningCurve | None = None
+    """How the fit went, epoch by epoch, where it had epochs."""
 
     def __post_init__(self) -> None:
         """Refuse parts that cannot belong together."""
@@ -98,20 +71,27 @@ class Replacement:
             raise InputError("sites", "none", "at least one hook point")
         if self.span not in get_args(Span):
             raise InputError("span", repr(self.span), "'R' or 'QR'")
+        if self.tokens not in get_args(Tokens):
+            raise InputError("tokens", repr(self.tokens), "'span' or 'last'")
+        if self.tokens == "last" and self.span != "R":
+            raise InputError("span", repr(self.span), "'R', since tokens='last' steers the last prompt token alone")
+        if isinstance(self.offset, bool) or not isinstance(self.offset, int | float) or not math.isfinite(self.offset):
+            raise InputError("offset", repr(self.offset), "a finite number")
 
     def __repr__(self) -> str:
         """Method, sites and span in a line."""
-        ranks = sorted({site.directions.shape[0] for site in self.sites.values()})
+        ranks = sorted({site.rank for site in self.sites.values()})
         return (
             f"Replacement({self.method}, {len(self.sites)} hook points from {next(iter(self.sites))}, "
-            f"rank {'–'.join(map(str, ranks))}, span {self.span}, for {self.model.get('model_name')})"
+            f"rank {'–'.join(map(str, ranks))}, span {self.span}{', last token only' if self.tokens == 'last' else ''}, "
+            f"for {self.model.get('model_name')})"
         )
 
     # --- steering -----------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def steer(
-        self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: int | Int[Tensor, "batch"] | None = None
+        self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None
     ) -> Iterator[HookedModel]:
         """Steer `model` inside a `with` block: forward, `run_with_cache` and `generate`, with or without a KV cache.
 
@@ -120,9 +100,10 @@ class Replacement:
 
         Args:
             model: The model that the replacement was made for, or one with the same sizes and hook names.
-            alpha: Strength, one number or one a sequence; 0 leaves every activation bit-identical.
-            start: First steered position in the prompt, counted from the left with padding, one number or one a sequence. The
-                default is the last position for the span `R`, and for `QR` the question's first token in an unpadded prompt.
+            alpha: Strength, one number or one a sequence; with an `offset` of 0, 0 leaves every activation bit-identical.
+            start: First steered position in the prompt, counted from the left with padding, one number or one a sequence; or a
+                mapping with one such entry a span, of which the replacement's own counts. The default is the last position for
+                the span `R`, and for `QR` the question's first token in an unpadded prompt.
 
         Raises:
             ArtifactError: the model has other sizes, or lacks one of the hook points.
@@ -133,26 +114,28 @@ class Replacement:
             yield model
 
     def hooks(
-        self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: int | Int[Tensor, "batch"] | None = None
+        self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None
     ) -> list[tuple[str, Any]]:
         """The forward hooks that `steer` adds, for `model.hooks(fwd_hooks=…)` or `run_with_hooks`."""
         self.check_model(model)
+        return steering_hooks(model, {name: [action] for name, action in self.actions(alpha, start=start).items()})
+
+    def actions(self, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> dict[str, Action]:
+        """What is done at each hook point at one strength; arguments and errors as for `steer`."""
         if not bool(torch.isfinite(torch.as_tensor(alpha)).all()):
             raise InputError("alpha", alpha, "a finite number, or one a sequence")
-        if start is not None and bool((torch.as_tensor(start) < 0).any()):
-            raise InputError("start", start, "a position counted from the left, 0 or more")
+        at, strength = self._start(start), alpha + self.offset
+        return {name: Action(site, strength, at, self.tokens == "last") for name, site in self.sites.items()}
+
+    def _start(self, given: Start | None) -> Position | None:
+        start = given.get(self.span) if isinstance(given, Mapping) else given
         if start is None and self.span == "QR":
             if self.question_start is None:
                 raise InputError(
-                    "start", None, "the position of the question's first token", "The training prompts differed in it."
+                    "start", given, "the position of the question's first token", "The training prompts differed in it."
                 )
             start = self.question_start
-        if not isinstance(alpha, Tensor) and alpha == 0:
-            return []
-        tracker = _PositionTracker(start, alpha)
-        added: list[tuple[str, Any]] = [(FIRST_POINT, tracker.see)]
-        added += [(name, _steering_hook(site, alpha, tracker)) for name, site in self.sites.items()]
-        return added
+        return None if start is None else checked_start(start)
 
     def check_model(self, model: HookedModel) -> None:
         """Refuse a model that the replacement cannot act on.
@@ -169,16 +152,59 @@ class Replacement:
                 )
         hook_dict = model.hook_dict
         for name, site in self.sites.items():
-            if site.directions.shape[1] != theirs["d_model"]:
-                raise ArtifactError(
-                    f"model: the directions at {name} are {site.directions.shape[1]} wide, this model ({theirs['model_name']}) has "
-                    f"d_model={theirs['d_model']}. Load the model that they were made for, or fit a new replacement."
-                )
             if name not in hook_dict:
                 raise ArtifactError(
                     f"model: it has no hook point {name!r}, where this replacement acts. "
                     "Load the model that it was made for; `psr_lens.hook_points(model)` lists what this one has."
                 )
+            if name.endswith(".hook_resid_mid") and is_bridge(model):
+                raise ArtifactError(
+                    f"model: what is changed at {name} reaches only the MLP of a TransformerBridge, and not the stream past it. "
+                    "Fit at `hook_attn_out` instead, or load the model with backend='hooked_transformer'."
+                )
+            self._check_width(name, site, model)
+
+    def _check_width(self, name: str, site: Site, model: HookedModel) -> None:
+        per_head = re.search(r"attn\.hook_(q|z)$", name) is not None
+        if not per_head and not re.search(r"hook_(embed|resid_pre|resid_mid|resid_post|attn_out|mlp_out)$", name):
+            return
+        keys = ("n_heads", "d_head") if per_head else ("d_model",)
+        wanted = tuple(int(getattr(model.cfg, key)) for key in keys)
+        if site.width != wanted:
+            raise ArtifactError(
+                f"model: the directions at {name} are {' × '.join(map(str, site.width))} wide, this model "
+                f"({fingerprint(model)['model_name']}) has {', '.join(f'{key}={size}' for key, size in zip(keys, wanted, strict=True))}. "
+                "Load the model that they were made for, or fit a new replacement."
+            )
+
+    # --- composition --------------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Replacement | SteeringPlan) -> SteeringPlan:
+        """Both at once: `pirate + 0.5 * shout`."""
+        return self._plan() + other
+
+    def __radd__(self, other: object) -> SteeringPlan:
+        """What is left for Python's `sum`, which starts from 0."""
+        return other + self._plan()
+
+    def __sub__(self, other: Replacement | SteeringPlan) -> SteeringPlan:
+        """Both at once, the other with its strength reversed."""
+        return self._plan() - other
+
+    def __mul__(self, factor: float) -> SteeringPlan:
+        """The same with its strength times a number."""
+        return self._plan() * factor
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringPlan:
+        """The same with its strength reversed."""
+        return -self._plan()
+
+    def _plan(self) -> SteeringPlan:
+        from psr_lens.composition import SteeringPlan
+
+        return SteeringPlan.of(self)
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
@@ -188,30 +214,23 @@ class Replacement:
         Returns:
             The folder.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {
-            f"{name}/{part}": getattr(site, part).detach().cpu().contiguous()
-            for name, site in self.sites.items()
-            for part in ("directions", "weights", "bias")
+            f"{name}/{part}": getattr(site, part) for name, site in self.sites.items() for part in ("directions", "weights", "bias")
         }
         settings = {
             "format": FORMAT,
             "method": self.method,
             "span": self.span,
+            "tokens": self.tokens,
+            "offset": self.offset,
             "question_start": self.question_start,
             "model": dict(self.model),
             "settings": dict(self.settings),
+            "curve": None if self.curve is None else self.curve.to_json(),
             "sites": [{"hook": name, "rule": site.rule} for name, site in self.sites.items()],
         }
-        text = json.dumps(settings, indent=2) + "\n"  # before anything is written: it may refuse
-        for file in (WEIGHTS_FILE, SETTINGS_FILE):
-            temporary = folder / f".{file}.new"
-            if file == WEIGHTS_FILE:
-                save_file(tensors, temporary)
-            else:
-                temporary.write_text(text)
-            temporary.replace(folder / file)
+        folder = Path(folder)
+        write_artifact(folder, (SETTINGS_FILE, settings), (WEIGHTS_FILE, tensors))
         return folder
 
     @classmethod
@@ -222,113 +241,38 @@ class Replacement:
             ArtifactError: a file is missing, damaged, of a newer format, or the two do not belong together.
         """
         folder = Path(folder)
-        settings = _read_settings(folder / SETTINGS_FILE)
-        tensors = _read_tensors(folder / WEIGHTS_FILE)
+        settings = read_settings(folder / SETTINGS_FILE, range(1, FORMAT + 1), "Replacement.save")
+        tensors = read_tensors(folder / WEIGHTS_FILE, "Replacement.save")
+        if settings["format"] == 1:
+            settings |= {"tokens": "span", "offset": 0.0, "curve": None}
         try:
             sites = {each["hook"]: _site_from(tensors, each["hook"], each["rule"]) for each in settings["sites"]}
-            start = settings["question_start"]
-            if start is not None and (not isinstance(start, int) or start < 0):
+            start, curve = settings["question_start"], settings["curve"]
+            if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
                 raise ValueError(f"question_start is {start!r}")
-            return cls(sites, settings["span"], str(settings["method"]), dict(settings["model"]), start, dict(settings["settings"]))
+            return cls(
+                sites,
+                settings["span"],
+                str(settings["method"]),
+                dict(settings["model"]),
+                start,
+                dict(settings["settings"]),
+                settings["offset"],
+                settings["tokens"],
+                None if curve is None else LearningCurve.from_json(curve),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{folder}: the settings and the tensors do not belong together ({error}). Save it anew."
             ) from error
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: no such file. Give the folder that `Replacement.save` wrote.") from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read as JSON ({error}). Save the replacement anew.") from error
-    found = settings.get("format") if isinstance(settings, dict) else None
-    if found != FORMAT:
-        raise ArtifactError(f"{path}: has format {found!r}, this version reads {FORMAT}. Update psr_lens, or save it anew.")
-    return cast(dict[str, Any], settings)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return cast(dict[str, Tensor], load_file(path))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: no such file. Give the folder that `Replacement.save` wrote.") from error
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path}: cannot be read as safetensors ({error}). Save the replacement anew.") from error
-
-
 def _site_from(tensors: Mapping[str, Tensor], name: str, rule: str) -> Site:
     if rule not in get_args(Rule):
         raise ValueError(f"unknown rule {rule!r} at {name}")
     directions, weights, bias = (tensors[f"{name}/{part}"] for part in ("directions", "weights", "bias"))
-    if directions.ndim != 2 or weights.shape != directions.shape or bias.shape != directions.shape[:1]:
+    if directions.ndim not in (2, 3) or weights.shape != directions.shape or bias.shape != directions.shape[:-1]:
         raise ValueError(f"shapes at {name}: {tuple(directions.shape)}, {tuple(weights.shape)}, {tuple(bias.shape)}")
     if not all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in (directions, weights, bias)):
         raise ValueError(f"numbers at {name} are not all finite")
     return Site(directions, weights, bias, cast(Rule, rule))
-
-
-class _PositionTracker:
-    """Knows, at every call of the model inside one `with` block, which positions are to be steered.
-
-    It looks at what enters the first block: the same tokens at the same places always enter alike, so a call that repeats the one
-    before and adds one token to it is generation without a KV cache, and a call of a single token after a prompt is a decode step.
-    """
-
-    def __init__(self, start: int | Int[Tensor, "batch"] | None, alpha: float | Float[Tensor, "batch"]) -> None:
-        self._asked = start
-        self._alpha = alpha
-        self._sequence: Tensor | None = None
-        self._prompt_start: int | Tensor = 0
-        self._start: int | Tensor = 0
-
-    def see(self, activation: Tensor, hook: Any) -> None:
-        """Take note of a new call."""
-        batch, length = activation.shape[:2]
-        for name, given in (("start", self._asked), ("alpha", self._alpha)):
-            if isinstance(given, Tensor) and given.shape not in ((1,), (batch,)):
-                raise InputError(name, f"{given.numel()} numbers", f"one, or one for each of the {batch} sequences of a call")
-        if length == 1 and self._sequence is not None:
-            self._start = 0  # a decode step: the one token is a response token
-            return
-        if not self._continues(activation):
-            self._prompt_start = length - 1 if self._asked is None else self._asked
-        self._sequence = activation.detach()
-        self._start = self._prompt_start
-
-    def _continues(self, activation: Tensor) -> bool:
-        known = self._sequence
-        if known is None or known.shape[0] != activation.shape[0] or known.shape[1] + 1 != activation.shape[1]:
-            return False
-        return torch.equal(known, activation[:, :-1])
-
-    def steered(self, length: int, device: torch.device) -> int | Bool[Tensor, "batch position"]:
-        """First steered position where it is the same for all sequences, else a mask."""
-        if isinstance(self._start, int):
-            return self._start
-        return torch.arange(length, device=device)[None, :] >= self._start.to(device)[:, None]
-
-
-def _steering_hook(site: Site, alpha: float | Tensor, tracker: _PositionTracker) -> Any:
-    placed: dict[tuple[torch.device, torch.dtype], Site] = {}
-
-    def strength(key: tuple[torch.device, torch.dtype]) -> float | Tensor:
-        return alpha.to(*key)[:, None, None] if isinstance(alpha, Tensor) else alpha
-
-    def hook(activation: Tensor, hook: Any) -> Tensor:
-        # Probes work in float32 at least; what is returned has the type that came.
-        key = (activation.device, torch.promote_types(activation.dtype, torch.float32))
-        if key not in placed:
-            placed[key] = site.to(*key)
-        here = placed[key]
-        steered = tracker.steered(activation.shape[1], activation.device)
-        if isinstance(steered, int):
-            tail = activation[:, steered:]
-            added = strength(key) * here.intervention(tail.to(key[1]))
-            changed = (tail + added).to(activation.dtype)
-            return changed if steered == 0 else torch.cat([activation[:, :steered], changed], dim=1)
-        added = strength(key) * here.intervention(activation.to(key[1]))
-        return torch.where(steered[..., None], (activation + added).to(activation.dtype), activation)
-
-    return hook

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from psr_lens.errors import InputError
 from psr_lens.judges.protocol import Judge, Judgement
 from psr_lens.models import Decoder, HookedModel, context_length, device_of, frozen, tokenizer_of
-from psr_lens.prompts import Context, PromptPair, Span, Triplet
+from psr_lens.prompts import Context, PromptPair, Triplet
+from psr_lens.steering import SPANS, Start
 
 MIN_SCORE: Final = 0.5
 """Responses below this in coherence or in the trait are dropped (Heyman & Vandeputte 2026, training data)."""
@@ -51,16 +52,10 @@ class SamplingConfig:
 
 @runtime_checkable
 class Steering(Protocol):
-    """Anything that steers a model inside a `with` block; `Replacement` is one."""
+    """Anything that steers a model inside a `with` block; `Replacement` and `SteeringPlan` are."""
 
-    @property
-    def span(self) -> Span:
-        """Where it acts."""
-
-    def steer(
-        self, model: HookedModel, alpha: float = ..., *, start: int | Int[Tensor, "batch"] | None = ...
-    ) -> AbstractContextManager[Any]:
-        """Steer from position `start` of each sequence on."""
+    def steer(self, model: HookedModel, alpha: float = ..., *, start: Start | None = ...) -> AbstractContextManager[Any]:
+        """Steer from position `start` of each sequence on; callers here give one position a span and sequence."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def generate(
         pairs: The prompts.
         context: `"base"` for the prompt without the instruction, `"steered"` for the one with it.
         config: How responses are drawn; the default if None.
-        steering: A replacement to steer with, over its own span and every generated token.
+        steering: A replacement or a plan to steer with, over its own span and every generated token.
         alpha: Its strength.
         progress: Show a progress bar.
 
@@ -112,8 +107,8 @@ def generate(
             tokens, mask = _left_padded([pair.ids(context) for pair in chosen])
             steered: AbstractContextManager[Any] = nullcontext()
             if steering is not None:
-                lengths = torch.tensor([pair.span_length(steering.span) for pair in chosen])
-                steered = steering.steer(model, alpha, start=tokens.shape[1] - lengths)
+                starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
+                steered = steering.steer(model, alpha, start=starts)
             draws = torch.stack([_draws(config, row) for row in rows])
             with steered:
                 found = _decode(model, tokens, mask, draws, stops, config.temperature)

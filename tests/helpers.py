@@ -98,6 +98,27 @@ def random_replacement(
     return Replacement(sites, span, "random", fingerprint(model))
 
 
+def random_site(model: Any, kind: str, *, rank: int = 2, rule: str = "relu", seed: int = 0, size: float = 0.3) -> Site:
+    """A random site for a hook point of a kind, `"attn.hook_z"` or any in the residual stream's basis."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = (model.cfg.n_heads,) if kind == "attn.hook_z" else ()
+    width = model.cfg.d_head if heads else model.cfg.d_model
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*heads, *shape, generator=generator) * size
+
+    return Site(draw(rank, width), draw(rank, width), draw(rank), rule)
+
+
+def replacement_at(
+    model: Any, kind: str, layers: Sequence[int], *, span: Span = "R", tokens: str = "span", **site: Any
+) -> Replacement:
+    """A replacement with a random site at one kind of hook point; see `random_site`."""
+    seed = site.pop("seed", 0)
+    sites = {f"blocks.{layer}.{kind}": random_site(model, kind, seed=seed + layer, **site) for layer in layers}
+    return Replacement(sites, span, "random", fingerprint(model), tokens=tokens)
+
+
 def logits_of(model: Any, ids: Sequence[int]) -> torch.Tensor:
     """Logits of one unpadded sequence, `[position, d_vocab]`."""
     with torch.no_grad():

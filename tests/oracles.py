@@ -3,7 +3,8 @@
 Nothing here uses psr_lens or TransformerLens for what it computes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,4 +99,82 @@ def greedy(hf: Any, prompt: Sequence[int], steps: int, edits: Mapping[int, Edit]
     with torch.no_grad():
         for _ in range(steps):
             ids.append(int(read(hf, ids, edits).logits[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+# --- any rule, at any point -------------------------------------------------------------------------------------------------
+
+
+def coefficient(rule: str, row: Tensor, w: Tensor, b: Tensor, z: Tensor) -> Tensor:
+    """One direction's λ on one token, by the rule's definition."""
+    if rule == "relu":
+        return torch.clamp(row.dot(w) + b, min=0)
+    if rule == "sigmoid":
+        return 1 / (1 + torch.exp(-(row.dot(w) + b)))
+    if rule == "projection":
+        return b - row.dot(z)
+    return b
+
+
+def added(site: Any, activation: Tensor, alpha: float, start: int, stop: int | None = None) -> Tensor:
+    """α·λ(A)·z on the positions from `start` to `stop`, and zeros elsewhere, token by token and head by head."""
+    result = torch.zeros_like(activation)
+    for position in range(start, len(activation) if stop is None else stop):
+        if activation.ndim == 2:
+            heads = [(activation[position], site.weights, site.bias, site.directions, result[position])]
+        else:
+            heads = list(zip(activation[position], site.weights, site.bias, site.directions, result[position], strict=True))
+        for row, weights, bias, directions, into in heads:
+            for w, b, z in zip(weights, bias, directions, strict=True):
+                into += alpha * coefficient(site.rule, row, w, b, z) * z
+    return result
+
+
+def all_added(*acting: tuple) -> Edit:
+    """Several sites at one point: each `(site, alpha, start[, stop])` reads what arrives, and what they add is summed."""
+    return lambda activation: activation + sum(added(each[0], activation, *each[1:]) for each in acting)
+
+
+@contextmanager
+def edited(hf: Any, edits: Mapping[str, Edit]) -> Iterator[None]:
+    """The model with activations edited at points that have TransformerLens's names, by PyTorch's own hooks on its modules."""
+
+    def after(edit: Edit) -> Callable:
+        def hook(module: Any, arguments: Any, output: Any) -> Any:
+            return (edit(output[0][0])[None], *output[1:]) if isinstance(output, tuple) else edit(output[0])[None]
+
+        return hook
+
+    def before(edit: Edit, heads: int) -> Callable:
+        return lambda module, arguments: (edit(arguments[0][0].unflatten(-1, (heads, -1))).flatten(-2)[None], *arguments[1:])
+
+    handles = []
+    for name, edit in edits.items():
+        layer, point = int(name.split(".")[1]), name.split(".", 2)[2]
+        block = blocks(hf)[layer]
+        attention = block.attn if hasattr(block, "attn") else block.self_attn
+        if point == "attn.hook_z":
+            output = attention.c_proj if hasattr(attention, "c_proj") else attention.o_proj
+            handles.append(output.register_forward_pre_hook(before(edit, hf.config.num_attention_heads)))
+        else:
+            module = {"hook_resid_post": block, "hook_attn_out": attention, "hook_mlp_out": block.mlp}[point]
+            handles.append(module.register_forward_hook(after(edit)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def edited_logits(hf: Any, ids: Sequence[int], edits: Mapping[str, Edit]) -> Tensor:
+    """What the model says with its activations edited, `[position, d_vocab]`."""
+    with torch.no_grad(), edited(hf, edits):
+        return hf(torch.tensor([list(ids)])).logits[0]
+
+
+def edited_greedy(hf: Any, prompt: Sequence[int], steps: int, edits: Mapping[str, Edit]) -> list[int]:
+    """The likeliest tokens after a prompt with activations edited, by reading the whole sequence again at every step."""
+    ids = list(prompt)
+    for _ in range(steps):
+        ids.append(int(edited_logits(hf, ids, edits)[-1].argmax()))
     return ids[len(prompt) :]

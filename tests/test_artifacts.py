@@ -4,14 +4,27 @@ import json
 import shutil
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import oracles
 import pytest
 import torch
-from helpers import BACKENDS, LAYERS, WIDTH, assert_unchanged, logits_of, random_replacement, random_triplets, save_tiny, state_of
+from helpers import (
+    BACKENDS,
+    LAYERS,
+    WIDTH,
+    assert_unchanged,
+    logits_of,
+    random_replacement,
+    random_triplets,
+    replacement_at,
+    save_tiny,
+    state_of,
+)
 from safetensors.torch import load_file, save_file
 
 import psr_lens as psr
+from psr_lens.curve import LearningCurve
 from psr_lens.errors import ArtifactError
 from psr_lens.replacement import Replacement
 
@@ -56,7 +69,7 @@ def test_a_loaded_artifact_steers_to_the_last_bit_alike(saved, tiny_llama):
 def test_an_artifact_is_safetensors_and_json_and_nothing_else(saved):
     _, folder = saved
     assert sorted(path.name for path in folder.iterdir()) == ["replacement.json", "replacement.safetensors"]
-    assert json.loads((folder / "replacement.json").read_text())["format"] == 1
+    assert json.loads((folder / "replacement.json").read_text())["format"] == 2
     assert len(load_file(folder / "replacement.safetensors")) == 3 * LAYERS
 
 
@@ -117,7 +130,8 @@ def test_a_damaged_or_missing_file_is_an_artifact_error_that_names_it_and_a_reme
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
+        {"format": 3},
+        {"format": True},
         {"format": "1"},
         {"format": None},
         {"format": "absent"},
@@ -220,3 +234,64 @@ def test_a_copied_folder_loads(saved, tmp_path):
     made, folder = saved
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert Replacement.load(tmp_path / "elsewhere").model == made.model
+
+
+def test_an_artifact_of_the_first_format_still_loads(tmp_path, tiny_llama):
+    back = Replacement.load(Path(__file__).parent / "data" / "replacement-v1")
+    wanted = random_replacement(tiny_llama.model, rank=2, span="QR")  # what it was made from
+    assert (back.span, back.method, back.question_start, back.settings) == ("QR", "random", 4, {"epochs": 3, "note": "größer"})
+    assert (back.offset, back.tokens, back.curve) == (0.0, "span", None)
+    assert back.model == wanted.model
+    for name, site in wanted.sites.items():
+        assert all(torch.equal(getattr(back.sites[name], part), getattr(site, part)) for part in ("directions", "weights", "bias"))
+    again = Replacement.load(back.save(tmp_path))
+    with back.steer(tiny_llama.model), again.steer(tiny_llama.model, -1.0):
+        assert logits_of(tiny_llama.model, range(10, 20)).isfinite().all()
+    assert json.loads((tmp_path / "replacement.json").read_text())["format"] == 2
+
+
+def test_offset_tokens_curve_and_per_head_sites_come_back(tmp_path, tiny):
+    curve = LearningCurve((3.0, 2.0, 1.5), (3.5, 2.5), (0.1, 0.2, 0.3), 1)
+    made = replace(replacement_at(tiny.model, "attn.hook_z", [0, 2]), offset=-0.5, tokens="last", curve=curve)
+    back = Replacement.load(made.save(tmp_path))
+    assert (back.offset, back.tokens, back.curve) == (-0.5, "last", curve)
+    found = []
+    for each in (made, back):
+        with each.steer(tiny.model):
+            found.append(logits_of(tiny.model, range(10, 20)))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"offset": "absent"},
+        {"offset": "half"},
+        {"offset": None},
+        {"tokens": "first"},
+        {"tokens": "last"},  # with the span QR
+        {"curve": 3},
+        {"curve": {"train": [1.0]}},
+        {"curve": {"train": ["x"], "validation": [], "seconds": [1.0], "kept": 0}},
+        {"curve": {"train": [1.0], "validation": [], "seconds": [1.0], "kept": "first"}},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_the_second_format_added_is_checked_too(saved, changes):
+    _, folder = saved
+    edit_settings(folder, **changes)
+    with pytest.raises(ArtifactError, match="Save it anew") as caught:
+        Replacement.load(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_per_head_tensors_that_do_not_belong_together_are_refused(tmp_path, tiny_llama):
+    folder = replacement_at(tiny_llama.model, "attn.hook_z", [1]).save(tmp_path)
+    path = folder / "replacement.safetensors"
+    tensors = load_file(path)
+    for part, tensor in (("bias", torch.zeros(2)), ("weights", torch.zeros(2, 8)), ("directions", torch.zeros(4, 2, 7))):
+        save_file(tensors | {f"blocks.1.attn.hook_z/{part}": tensor}, path)
+        with pytest.raises(ArtifactError, match=r"blocks\.1\.attn\.hook_z.*Save it anew"):
+            Replacement.load(folder)

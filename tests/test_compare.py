@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from helpers import BACKENDS, replacement_at
 
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.passes import collect
 from psr_lens.replacement import Site
 
 
@@ -91,3 +95,64 @@ def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
     foreign = psr.Replacement(replacements["CAA"].sites, "R", "CAA", {"model_name": "other", "d_model": 64, "n_layers": 6})
     with pytest.raises(ArtifactError, match="made for other with d_model=64"):
         psr.compare(model, triplets, {"foreign": foreign})
+
+
+KINDS = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
+
+
+@pytest.fixture(scope="module")
+def few(triplets):
+    return triplets[:4]
+
+
+def activations(model, triplets, point, context, steering=None):
+    """What the model goes on with at a point, on the span QR."""
+    return collect(model, triplets, [point], context, "QR", steering=steering)[point]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_every_point_the_coefficient_is_the_length_of_what_is_added_and_the_projection_of_what_was_called_for(
+    few, kind, backend
+):
+    model = psr.load_model("organism", backend=backend)
+    replacement = replace(replacement_at(model, kind, [1], rank=2, size=0.1), offset=0.5)
+    trace = psr.compare(model, few, {"x": replacement}, span="QR").methods["x"]
+    [(point, site)] = replacement.sites.items()
+    plain, steered = (activations(model, few, point, "base", steering).double() for steering in (None, replacement))
+    assert trace.site_layers == (1,)
+    # Nothing before the point is steered, so the difference there is what was added.
+    torch.testing.assert_close(trace.coefficient[:, 0].double(), (steered - plain).flatten(1).norm(dim=1), rtol=1e-3, atol=1e-4)
+    missing = activations(model, few, point, "steered").double() - plain
+    directions = site.directions.double()
+    if directions.ndim == 2:
+        missing, directions = missing[:, None], directions[None]
+    within = [
+        z.T @ torch.linalg.lstsq(z.T, rows.T).solution for z, rows in zip(directions, missing.transpose(0, 1), strict=True)
+    ]  # each head's least-squares fit, `[width, token]`
+    wanted = torch.stack([each.square().sum(0) for each in within]).sum(0).sqrt()
+    torch.testing.assert_close(trace.projection[:, 0].double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", ["span", "last"])
+def test_tokens_that_are_not_steered_have_a_coefficient_of_zero(model, few, tokens):
+    replacement = replacement_at(model, "hook_resid_post", [1], rule="constant", tokens=tokens)
+    result = psr.compare(model, few, {"x": replacement}, span="QR")
+    steered = result.tokens.position == -1 if tokens == "last" else result.tokens.position >= -1
+    assert ((result.methods["x"].coefficient[:, 0] > 0) == steered).all()
+    assert ((result.methods["x"].strength[:, 1] > 0) == steered).all()
+
+
+def test_a_plan_is_compared_as_its_sum(model, few):
+    first, second = (replacement_at(model, "hook_resid_post", layers, seed=layers[0], size=0.1) for layers in ([1, 2], [2, 4]))
+    plan = first - 0.5 * replace(second, span="QR")
+    trace = psr.compare(model, few, {"plan": plan}, span="QR", alpha=0.8).methods["plan"]
+    assert trace.site_layers == (1, 2, 4)
+    point = "blocks.2.hook_resid_post"
+    without = replace(first, sites={"blocks.1.hook_resid_post": first.sites["blocks.1.hook_resid_post"]})
+    before, after = (collect(model, few, [point], "base", "QR", steering=each, alpha=0.8)[point] for each in (without, plan))
+    torch.testing.assert_close(trace.coefficient[:, 1], (after - before).norm(dim=1), rtol=1e-3, atol=1e-4)
+    same = psr.compare(model, few, {"once": first, "twice": 0.5 * first + 0.5 * first}, span="QR").methods
+    # The same directions twice span no more than once; the sign is that of a single direction.
+    torch.testing.assert_close(same["once"].projection.abs(), same["twice"].projection.abs(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(same["once"].coefficient, same["twice"].coefficient, rtol=1e-4, atol=1e-5)

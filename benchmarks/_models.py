@@ -1,0 +1,73 @@
+"""What several benchmarks share: random models of real sizes, fair timing, and the machine's name."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import psr_lens as psr
+from psr_lens.models import HookedModel
+
+GPT2_SMALL = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1_024, "vocab_size": 50_257}
+LARGE = {"n_layer": 24, "n_embd": 2_048, "n_head": 16, "n_positions": 1_024, "vocab_size": 50_257}
+
+
+def random_gpt2(sizes: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> HookedModel:
+    """A GPT-2 with random weights (seed 0), saved and loaded as a user's own folder is."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / f"random {sizes['n_layer']} × {sizes['n_embd']}"
+        with torch.device(device):
+            GPT2LMHeadModel(GPT2Config(**sizes)).to(dtype).save_pretrained(folder)
+        model = psr.load_model(folder, device=device, dtype=dtype)
+    model.tokenizer = psr.load_model("organism-gpt2").tokenizer  # a store's rows have strings; which ones costs nothing
+    return model
+
+
+class Times(NamedTuple):
+    """What each turn of one job took."""
+
+    wall: list[float]
+    """Seconds."""
+    cpu: list[float]
+    """Seconds of this process's own computing, which other processes on a busy machine do not count in."""
+
+
+def in_turns(jobs: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, Times]:
+    """Times of each job and repeat; the jobs take turns, so that a busy machine slows all of them."""
+    times: dict[str, Times] = {name: Times([], []) for name in jobs}
+    for job in jobs.values():
+        job()
+    for turn in tqdm(range(repeats), desc=label, leave=False):
+        for name in list(jobs)[:: 1 if turn % 2 == 0 else -1]:
+            began, began_cpu = time.perf_counter(), time.process_time()
+            jobs[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].wall.append(time.perf_counter() - began)
+            times[name].cpu.append(time.process_time() - began_cpu)
+    return times
+
+
+def side_by_side(jobs: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, float]:
+    """Median seconds of each job."""
+    return {name: statistics.median(times.wall) for name, times in in_turns(jobs, repeats, label).items()}
+
+
+def machine(device: str = "cpu") -> str:
+    """What a measurement was made on."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"

@@ -1,0 +1,63 @@
+"""What a replacement does at one hook point: directions, and the rule that gives each token its coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Rule = Literal["relu", "sigmoid", "constant", "projection"]
+"""`relu`: λ = max(0, A·w + b), read from each token's activation (eq. 8); `sigmoid`: λ = 1 / (1 + exp(−A·w − b)), a gate;
+`constant`: λ = b, the same on every token; `projection`: λ = b − A·z, which moves the projection on a direction of length 1 to b
+(Stolfo et al. 2025, "Improving Instruction-Following in Language Models through Activation Steering", arXiv 2410.12877)."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a replacement does at one hook point (Heyman & Vandeputte 2026, eq. 7 and 8)."""
+
+    directions: Float[Tensor, "*head rank width"]
+    """The directions `z` that are added, `[rank, d_model]`; at `attn.hook_z` each head has its own, `[head, rank, d_head]`."""
+    weights: Float[Tensor, "*head rank width"]
+    """The probes `w`, shaped as the directions; all zero under the rules that have none."""
+    bias: Float[Tensor, "*head rank"]
+    """The offsets `b`; the coefficient itself under the constant rule, the target under the projection rule."""
+    rule: Rule
+    """How a token's coefficients come about."""
+
+    @property
+    def width(self) -> tuple[int, ...]:
+        """Shape of one token's activation: `(d_model,)`, or `(n_heads, d_head)`."""
+        return (*self.directions.shape[:-2], self.directions.shape[-1])
+
+    @property
+    def rank(self) -> int:
+        """Number of directions; of each head, where each has its own."""
+        return self.directions.shape[-2]
+
+    def coefficients(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token rank"]:
+        """λ of every token (eq. 8), in units of the directions; of every token and head at `attn.hook_z`."""
+        if self.rule == "constant":
+            return self.bias.expand(*activation.shape[:-1], self.bias.shape[-1])
+        read = _per_head(activation, (self.directions if self.rule == "projection" else self.weights).transpose(-1, -2))
+        if self.rule == "projection":
+            return self.bias - read
+        return torch.relu(read + self.bias) if self.rule == "relu" else torch.sigmoid(read + self.bias)
+
+    def intervention(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token width"]:
+        """λ(A)·z, what is added to every token's activation at `alpha` 1 (eq. 7)."""
+        return _per_head(self.coefficients(activation), self.directions)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Site:
+        """The same site with its tensors on another device and of another type."""
+        return Site(self.directions.to(device, dtype), self.weights.to(device, dtype), self.bias.to(device, dtype), self.rule)
+
+
+def _per_head(rows: Float[Tensor, "*token left"], matrix: Float[Tensor, "*head left right"]) -> Float[Tensor, "*token right"]:
+    """Rows times a matrix, or every head's rows times its own."""
+    if matrix.ndim == 2:
+        return rows @ matrix
+    return (rows.unsqueeze(-2) @ matrix).squeeze(-2)
