@@ -1,0 +1,38 @@
+"""How a fit went, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Losses of a fit by gradient descent, one number an epoch."""
+
+    train: tuple[float, ...]
+    """Mean training loss of each epoch, measured while it trained: what is minimised, the regulariser included."""
+    validation: tuple[float, ...]
+    """Loss on the validation triplets after each epoch; empty where none were left out."""
+    seconds: tuple[float, ...]
+    """Wall time of each epoch, in seconds."""
+    kept: int | None
+    """Index of the epoch whose state was kept; None where the state before the first epoch was."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As lists and numbers, for `json.dumps`."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> LearningCurve:
+        """What `to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        losses = [tuple(float(value) for value in found[name]) for name in ("train", "validation", "seconds")]
+        kept = found["kept"]
+        if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int)):
+            raise ValueError(f"kept is {kept!r}")
+        return cls(losses[0], losses[1], losses[2], kept)
