@@ -12,9 +12,9 @@ class LearningCurve:
     """Losses of a fit by gradient descent, one number an epoch."""
 
     train: tuple[float, ...]
-    """Mean training loss of each epoch, measured while it trained: what is minimised, the regulariser included."""
+    """Mean error of each epoch, measured while it trained; as a share of the unsteered error where that is set. No regulariser in it."""
     validation: tuple[float, ...]
-    """Loss on the validation triplets after each epoch; empty where none were left out."""
+    """The same error on the validation triplets, after each epoch; empty where none were left out."""
     seconds: tuple[float, ...]
     """Wall time of each epoch, in seconds."""
     kept: int | None
