@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from psr_lens.curve import LearningCurve
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import Span
@@ -91,6 +92,10 @@ class Replacement:
     """Under `QR`, the position of the question's first token, if it was the same in all training prompts."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How it was made."""
+    offset: float = 0.0
+    """b_m: a token's coefficient is (alpha + b_m)·λ; 0 unless it was learned."""
+    curve: LearningCurve | None = None
+    """How training went, where there was any."""
 
     def __post_init__(self) -> None:
         """Refuse parts that cannot belong together."""

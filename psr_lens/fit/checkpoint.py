@@ -69,6 +69,11 @@ class Checkpoint:
         if found is not None:
             self._compare(found)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.folder / STATE_FILE).exists()
+
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and the numbers that `save` was given last; None where it was not.
 
@@ -76,7 +81,7 @@ class Checkpoint:
             ArtifactError: the file is damaged.
         """
         path = self.folder / STATE_FILE
-        if not path.exists():
+        if not self.begun:
             return None
         try:
             with safe_open(path, "pt") as file:

@@ -50,8 +50,8 @@ def fit_joint(
     """
 
     def objective(begun: bool) -> Objective:
-        random = starts is None or begun
-        parameters = Parameters.random(model, names, config) if random else Parameters.of(model, starts(), config)
+        given = None if starts is None or begun else starts()
+        parameters = Parameters.random(model, names, config) if given is None else Parameters.of(model, given, config)
         return OBJECTIVES[config.objective](model, triplets, parameters, config)
 
     return train(model, triplets, names, config, objective, checkpoint=checkpoint, progress=progress)

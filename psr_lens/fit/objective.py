@@ -5,6 +5,7 @@ Heyman & Vandeputte 2026, "Training". Both read the base context with the sites 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +26,12 @@ from psr_lens.replacement import Site
 HELD_BYTES: Final = 2 * 2**30
 """Prompt-steered activations up to this size stay in the CPU's memory; larger ones are computed anew for every batch."""
 
+EXPLODED: Final = 1e3
+"""An error of so many times the unsteered one is an explosion."""
+
+SURPRISED: Final = 10.0
+"""So is a −log p of so many times that of a uniform guess."""
+
 
 class Losses(NamedTuple):
     """The losses of some triplets as sums, so that parts of a batch add up to the whole."""
@@ -38,13 +45,15 @@ class Losses(NamedTuple):
 class Objective(ABC):
     """Base of both objectives: the pass with the sites in force, and how it counts tokens."""
 
-    scale: float
+    scale: float = 1.0
     """What the mean error is divided by."""
+    ceiling: float
+    """A mean error above this, in units of the scale, means that training has gone astray."""
 
     def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: FitConfig) -> None:
         """Know model, data and parameters."""
         self.model, self.triplets, self.parameters, self.config = model, triplets, parameters, config
-        self.scale = 1.0
+        self.device = device_of(model)
 
     def prepare(self, training: Sequence[int], *, progress: bool) -> None:
         """Compute what stays the same while the sites change; nothing, unless an objective says otherwise."""
@@ -62,22 +71,36 @@ class Objective(ABC):
         """Put back what must hold of the parameters after every step; nothing, unless an objective says otherwise."""
         return
 
+    def sites(self) -> dict[str, Site]:
+        """The result."""
+        return self.parameters.finished()
+
+    def where_it_broke(self, indices: Sequence[int]) -> str:
+        """The first hook point whose activations are not finite; where all are, the one that has grown most by the sites."""
+        batch, points = self._batch(indices), measured_points(self.model, self.parameters.names)
+        sizes: dict[bool, list[Tensor]] = {False: [], True: []}
+        for steered, found in sizes.items():
+            hooks = self._steering(batch, indices, []) if steered else []
+            hooks += [(name, _size_hook(batch, found)) for name in points]
+            with torch.no_grad(), self.precision(), self.model.hooks(fwd_hooks=hooks):
+                read_residuals(self.model, batch, points[-1])
+        growth = torch.stack(sizes[True]) / torch.stack(sizes[False])
+        astray = (~growth.isfinite()).nonzero().flatten()
+        return points[int(astray[0] if len(astray) else growth.argmax())]
+
     def _batch(self, indices: Sequence[int]) -> ContextBatch:
-        return context_batch([self.triplets[index] for index in indices], "base", self.config.span, device_of(self.model))
+        return context_batch([self.triplets[index] for index in indices], "base", self.config.span, self.device)
 
-    def _alpha(self, indices: Sequence[int]) -> Float[Tensor, "batch"]:
-        return torch.tensor([self.triplets[index].trait for index in indices], device=device_of(self.model))
-
-    def _steering(self, batch: ContextBatch, alpha: Float[Tensor, "batch"], penalties: list[Tensor]) -> list[tuple[str, Any]]:
+    def _steering(self, batch: ContextBatch, indices: Sequence[int], penalties: list[Tensor]) -> list[tuple[str, Any]]:
+        """The hooks that let the sites act, at each triplet's trait score; each adds its share of the regulariser to `penalties`."""
+        alpha = torch.tensor([self.triplets[index].trait for index in indices], device=self.device)
         strengths = alpha + self.parameters.offset
-        return [
-            (name, _steering_hook(site, strengths, batch.span, penalties)) for name, site in self.parameters.sites().items()
-        ]
+        return [(name, _steering_hook(site, strengths, batch.span, penalties)) for name, site in self.parameters.sites().items()]
 
     def precision(self) -> AbstractContextManager[Any]:
         """The type in which the model computes."""
         wanted = self.config.autocast == "bfloat16"
-        return torch.autocast(device_of(self.model).type, torch.bfloat16, enabled=wanted)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
 
 class Imitation(Objective):
@@ -98,13 +121,21 @@ class Imitation(Objective):
         """Read the prompt-steered activations, if there is room for them, and the unsteered error of the training triplets."""
         size = sum(self._counts) * int(self.model.cfg.d_model) * len(self.measured) * next(self.model.parameters()).itemsize
         if size <= HELD_BYTES:
-            budget = {"token_budget": self.config.token_budget, "progress": progress}
             with self.precision():
-                rows = collect(self.model, self.triplets, self.measured, "steered", self.config.span, **budget)
+                rows = collect(
+                    self.model,
+                    self.triplets,
+                    self.measured,
+                    "steered",
+                    self.config.span,
+                    token_budget=self.config.token_budget,
+                    progress=progress,
+                )
             self._held = {name: values.split(self._counts) for name, values in rows.items()}
-        if self.config.normalise:
-            # Never quite 0, as it is for an instruction that changes nothing.
-            self.scale = max(self._unsteered_error(training) / self.count(training), 1e-12)
+        # Never quite 0, as it is for an instruction that changes nothing.
+        unsteered = max(self._unsteered_error(training) / self.count(training), 1e-12)
+        self.scale = unsteered if self.config.normalise else 1.0
+        self.ceiling = EXPLODED * unsteered / self.scale
 
     def losses(self, indices: Sequence[int]) -> Losses:
         """Squared error and regulariser."""
@@ -112,7 +143,7 @@ class Imitation(Objective):
         targets = self._targets(indices)
         errors: list[Tensor] = []
         penalties: list[Tensor] = []
-        hooks = self._steering(batch, self._alpha(indices), penalties)
+        hooks = self._steering(batch, indices, penalties)
         hooks += [(name, _error_hook(targets.pop(name), batch, errors)) for name in self.measured]
         with self.precision(), self.model.hooks(fwd_hooks=hooks):
             read_residuals(self.model, batch, self.measured[-1])
@@ -132,15 +163,18 @@ class Imitation(Objective):
             indices = [training[place] for place in places]
             chosen, wanted = [self.triplets[index] for index in indices], self._targets(indices)
             with self.precision():
-                plain = collect(
-                    self.model, chosen, self.measured, "base", self.config.span, token_budget=self.config.token_budget
-                )
+                plain = collect(self.model, chosen, self.measured, "base", self.config.span, token_budget=self.config.token_budget)
             total += sum(float((torch.cat(list(wanted[name])).double() - plain[name]).square().sum()) for name in self.measured)
         return total
 
 
 class Likelihood(Objective):
     """LL: −log p_AS(y' | x), a mean over response tokens."""
+
+    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: FitConfig) -> None:
+        """Know what a guess is worth."""
+        super().__init__(model, triplets, parameters, config)
+        self.ceiling = SURPRISED * math.log(int(model.cfg.d_vocab))
 
     def count(self, indices: Sequence[int]) -> int:
         """Response tokens."""
@@ -150,7 +184,7 @@ class Likelihood(Objective):
         """−log p and regulariser."""
         batch = self._batch(indices)
         penalties: list[Tensor] = []
-        with self.precision(), self.model.hooks(fwd_hooks=self._steering(batch, self._alpha(indices), penalties)):
+        with self.precision(), self.model.hooks(fwd_hooks=self._steering(batch, indices, penalties)):
             error = self._surprise(batch, indices)
         return Losses(error, torch.stack(penalties).sum())
 
@@ -197,13 +231,20 @@ def _steering_hook(
             coefficients = coefficients * inside
             penalties.append(torch.relu(1 - coefficients.sum(1)).sum())
             # The strength goes to the few coefficients: times the wide intervention, autograd would keep a copy of that.
-            added = _spread(coefficients * strengths.reshape(-1, *[1] * (coefficients.ndim - 1)), site.directions)
+            added = spread(coefficients * strengths.reshape(-1, *[1] * (coefficients.ndim - 1)), site.directions)
             return activation + added.to(activation.dtype)
 
     return hook
 
 
-def _spread(
+def _size_hook(batch: ContextBatch, sizes: list[Tensor]) -> Any:
+    def hook(activation: Tensor, hook: Any) -> None:
+        sizes.append(activation.flatten(0, 1).index_select(0, batch.rows).double().norm())
+
+    return hook
+
+
+def spread(
     coefficients: Float[Tensor, "*token rank"], directions: Float[Tensor, "*head rank width"]
 ) -> Float[Tensor, "*token width"]:
     """Coefficients times directions, each head's times its own."""

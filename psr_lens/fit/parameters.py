@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens.fit.config import FitConfig, FittedRule
+from psr_lens.errors import InputError
+from psr_lens.fit.config import FitConfig
 from psr_lens.hook_points import hook_shapes
 from psr_lens.models import HookedModel, device_of
 from psr_lens.replacement import Rule, Site
@@ -51,33 +52,34 @@ class Parameters:
             directions.append(drawn[0])
             weights.append(drawn[1])
         stacked = torch.stack(directions), torch.stack(weights)
-        return cls._trainable(model, names, config, config.rule, stacked[0], stacked[1], torch.zeros(stacked[0].shape[:-1]))
+        return cls._trainable(model, names, config, stacked[0], stacked[1], torch.zeros(stacked[0].shape[:-1]))
 
     @classmethod
     def of(cls, model: HookedModel, sites: Mapping[str, Site], config: FitConfig) -> Parameters:
-        """Start from sites that are there already."""
+        """Start from sites that are there already.
+
+        Raises:
+            InputError: a site has another rule than the settings.
+        """
+        for name, site in sites.items():
+            if site.rule != config.rule:
+                raise InputError(
+                    "sites", f"the rule {site.rule!r} at {name}", f"{config.rule!r}, as in the settings", "Set `rule`."
+                )
         parts = [torch.stack([getattr(site, part) for site in sites.values()]) for part in ("directions", "weights", "bias")]
-        [rule] = {site.rule for site in sites.values()}
-        return cls._trainable(model, list(sites), config, rule, parts[0], parts[1], parts[2])
+        return cls._trainable(model, list(sites), config, parts[0], parts[1], parts[2])
 
     @classmethod
     def _trainable(
-        cls,
-        model: HookedModel,
-        names: Sequence[str],
-        config: FitConfig,
-        rule: FittedRule | Rule,
-        directions: Tensor,
-        weights: Tensor,
-        bias: Tensor,
+        cls, model: HookedModel, names: Sequence[str], config: FitConfig, directions: Tensor, weights: Tensor, bias: Tensor
     ) -> Parameters:
-        if rule == "constant":  # its direction is all that there is to learn
+        if config.rule == "constant":  # its direction is all that there is to learn
             directions, weights, bias = directions * bias[..., None], torch.zeros_like(weights), torch.ones_like(bias)
         offset = torch.tensor(START_OFFSET if config.learned_offset else 0.0)
         device = device_of(model)
         placed = [tensor.to(device, torch.float32, copy=True) for tensor in (directions, weights, bias, offset)]
-        made = cls(tuple(names), rule, placed[0], placed[1], placed[2], placed[3])
-        wanted = ("directions",) if rule == "constant" else ("directions", "weights", "bias")
+        made = cls(tuple(names), config.rule, placed[0], placed[1], placed[2], placed[3])
+        wanted = ("directions",) if config.rule == "constant" else ("directions", "weights", "bias")
         for part in (*wanted, *(("offset",) if config.learned_offset else ())):
             getattr(made, part).requires_grad_()
         return made
@@ -95,7 +97,8 @@ class Parameters:
 
     def finished(self) -> dict[str, Site]:
         """Each hook point's site as a result: copies on the CPU, without gradients."""
-        return {
-            name: Site(*(getattr(site, part).detach().cpu().clone() for part in ("directions", "weights", "bias")), site.rule)
-            for name, site in self.sites().items()
-        }
+        found = {}
+        for name, site in self.sites().items():
+            parts = [tensor.detach().cpu().clone() for tensor in (site.directions, site.weights, site.bias)]
+            found[name] = Site(parts[0], parts[1], parts[2], site.rule)
+        return found

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from psr_lens.curve import LearningCurve
 from psr_lens.errors import FitError, InputError
 from psr_lens.fit.checkpoint import Checkpoint, identity
 from psr_lens.fit.config import FitConfig
-from psr_lens.fit.curve import LearningCurve
 from psr_lens.fit.objective import Objective
 from psr_lens.launch import rank_and_world_size, same_as_first, sum_over_processes, wait_for_all
 from psr_lens.models import HookedModel, frozen
@@ -35,8 +35,8 @@ class Trained:
     """What is done at each hook point."""
     offset: float
     """b_m; 0 where none was learned."""
-    curve: LearningCurve
-    """How it went."""
+    curve: LearningCurve | None
+    """How it went, epoch by epoch; None where there were none."""
 
 
 def train(
@@ -44,12 +44,13 @@ def train(
     triplets: Sequence[Triplet],
     names: Sequence[str],
     config: FitConfig,
-    objective_of: Callable[[], Objective],
+    objective_of: Callable[[bool], Objective],
     *,
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Trained:
-    """Train for `config.epochs`, or go on from a checkpoint; `objective_of` makes the objective with its starting parameters.
+    """Train for `config.epochs`, or go on from a checkpoint; `objective_of` makes the objective with its parameters:
+    with those to start from, or, given True, with any, over which those of the checkpoint are written.
 
     Under `accelerate launch` or `torchrun` every process calls this with the same arguments, takes its share of each step's batch, and
     ends with the same sites.
@@ -63,7 +64,7 @@ def train(
     _check_agreement(wanted)
     kept = None if checkpoint is None else Checkpoint(checkpoint, wanted)
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
-        return _Run(triplets, config, objective_of(), kept, progress).go()
+        return _Run(triplets, config, objective_of(kept is not None and kept.begun), kept, progress).go()
 
 
 def split(count: int, config: FitConfig) -> tuple[list[int], list[int]]:
@@ -90,7 +91,10 @@ def _check_agreement(wanted: Mapping[str, Any]) -> None:
     sum_over_processes([total])
     if total.item() != processes * own:
         raise InputError(
-            "triplets", "other arguments than another process", "the same model, triplets and config in all of them", "Fix the seeds."
+            "triplets",
+            "other arguments than another process",
+            "the same model, triplets and config in all of them",
+            "Fix the seeds.",
         )
 
 
@@ -107,9 +111,7 @@ class _Run:
         self.tensors = objective.parameters.trained
         self.good = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         self.best: dict[str, Tensor] = {}
-        self.optimiser = torch.optim.AdamW(
-            list(self.tensors.values()), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimiser = torch.optim.AdamW(list(self.tensors.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.train_losses: list[float] = []
         self.validation_losses: list[float] = []
         self.seconds: list[float] = []
@@ -183,7 +185,7 @@ class _Run:
         return error, penalty
 
     def _parts(self, chosen: Sequence[int]) -> Iterator[list[int]]:
-        """This process's share, in parts within the token budget."""
+        """The share of this process, in parts within the token budget."""
         share = chosen[self.rank :: self.processes]
         for places in length_batches([self.triplets[index] for index in share], self.config.token_budget):
             yield [share[place] for place in places]
