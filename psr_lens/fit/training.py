@@ -60,8 +60,10 @@ def train(
         ArtifactError: the checkpoint is damaged, or of another run.
         FitError: the loss is no longer finite, or has exploded; its `partial` is what had been learned before.
     """
-    wanted = identity(model, triplets, names, config)
-    _check_agreement(wanted)
+    alone = rank_and_world_size()[1] == 1
+    wanted = {} if alone and checkpoint is None else identity(model, triplets, names, config)
+    if not alone:
+        _check_agreement(wanted)
     kept = None if checkpoint is None else Checkpoint(checkpoint, wanted)
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
         return _Run(triplets, config, objective_of(kept is not None and kept.begun), kept, progress).go()
