@@ -253,7 +253,7 @@ def spread(
     return (coefficients.unsqueeze(-2) @ directions).squeeze(-2)
 
 
-def _error_hook(targets: Sequence[Float[Tensor, "token d_model"]], batch: ContextBatch, errors: list[Tensor]) -> Any:
+def _error_hook(targets: Sequence[Tensor], batch: ContextBatch, errors: list[Tensor]) -> Any:
     def hook(activation: Tensor, hook: Any) -> None:
         with torch.autocast(activation.device.type, enabled=False):
             found = activation.flatten(0, 1).index_select(0, batch.rows).float()
