@@ -59,7 +59,7 @@ def test_loss_and_gradient_are_those_of_the_definition(tiny, monkeypatch):
 def test_the_result_is_constant_steering_with_the_strength_of_training(tiny):
     triplets = random_triplets(tiny.model, 5, longest=20)
     fitted = psr.fit(tiny.model, triplets, settings())
-    assert fitted.method == "ReFT-r1"
+    assert fitted.method == "S-ReFT-r1"
     [(name, site)] = fitted.sites.items()
     assert name == "blocks.1.hook_resid_post"
     assert site.rule == "constant"

@@ -23,6 +23,9 @@ from psr_lens.replacement import Replacement, Site
 
 _SOLVERS: Final[dict[str, Callable[..., dict[str, Site]]]] = {"sequential": fit_sequential, "dim": difference_in_means}
 
+BASELINE_NAMES: Final = {"dim": "Const DiM", "reft_r1": "ReFT-r1"}
+"""What the solvers of baselines are called in tables."""
+
 __all__ = ["FitConfig", "fit"]
 
 
@@ -105,14 +108,15 @@ def _solve(
 
 
 def _method(config: FitConfig, sites: int) -> str:
-    reach = "S" if sites == 1 else "A"
-    if config.solver == "dim":
-        return f"{reach}-Const DiM"
-    if config.solver == "reft_r1":
-        return "ReFT-r1"
-    kind = {"relu": "PSR", "sigmoid": "PSR sigmoid", "constant": "Const"}[config.rule]
-    said = config.objective == "ll" or config.rule == "constant"  # PSR is by MSE, if nothing is said
-    return f"{reach}-{kind}{f' {config.objective.upper()}' if said else ''}"
+    """S or A for one site or several, as in the paper, and the method's name there."""
+    objective = config.objective.upper() if config.solver == "joint" else "MSE"
+    if config.solver in BASELINE_NAMES:
+        name = BASELINE_NAMES[config.solver]
+    elif config.rule == "constant":
+        name = f"Const {objective}"
+    else:
+        name = ("PSR" if config.rule == "relu" else "gated PSR") + (" LL" if objective == "LL" else "")
+    return f"{'S' if sites == 1 else 'A'}-{name}"
 
 
 def _settings(config: FitConfig, triplets: Sequence[Triplet]) -> dict[str, Any]:
