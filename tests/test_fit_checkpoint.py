@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, FitError, InputError
+from psr_lens.fit import training
 from psr_lens.fit.objective import Imitation, Objective
 from psr_lens.fit.training import _Run
 
@@ -216,3 +217,14 @@ def test_two_processes_end_with_the_sites_of_one(tiny_llama, tmp_path):
         for part in ("directions", "weights", "bias"):
             assert torch.equal(getattr(first[name], part), getattr(second[name], part))
             torch.testing.assert_close(getattr(first[name], part), getattr(site, part), atol=1e-4, rtol=0)
+
+
+def test_processes_that_were_given_different_things_are_told_so(tiny_llama, monkeypatch):
+    def from_another(tensors):
+        for tensor in tensors:
+            tensor.detach().mul_(2).add_(1)
+
+    monkeypatch.setattr(training, "rank_and_world_size", lambda: (0, 2))
+    monkeypatch.setattr(training, "sum_over_processes", from_another)
+    with pytest.raises(InputError, match="triplets: got other arguments than another process, expected the same model, triplets"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(**SETTINGS))
