@@ -30,7 +30,7 @@ JOBS = ("bare, to the last residual stream", "bare, to the logits", "A-PSR joint
 
 
 def resident(field: str) -> float:
-    """This process's resident megabytes, now (`VmRSS`) or at their peak (`VmHWM`)."""
+    """Resident megabytes of the process, now (`VmRSS`) or at their peak (`VmHWM`)."""
     [kilobytes] = re.findall(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(kilobytes) / 1024
 
