@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PsrLensError(Exception):
     """Base of every error of this package."""
@@ -25,3 +27,9 @@ class ArtifactError(PsrLensError, ValueError):
 
 class FitError(PsrLensError, RuntimeError):
     """A fit cannot go on."""
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        """Keep what was learned before, if anything was."""
+        super().__init__(message)
+        self.partial = partial
+        """The last good state, a `Replacement`, where training had begun; else None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed
@@ -25,6 +26,25 @@ def wait_for_all() -> None:
     """Return when every process has come this far."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
+    """Add up tensors over all processes, in place: every process gets the same sums. All of one type."""
+    if rank_and_world_size()[1] < 2:
+        return
+    device = own_device() if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+    flat = torch.cat([tensor.detach().flatten().to(device) for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.detach().copy_(total.view_as(tensor))
+
+
+def same_as_first(tensors: Sequence[torch.Tensor]) -> None:
+    """Give tensors in every process the values that they have in the first one, in place."""
+    if rank_and_world_size()[0] > 0:
+        for tensor in tensors:
+            tensor.detach().zero_()
+    sum_over_processes(tensors)
 
 
 def own_device() -> torch.device:

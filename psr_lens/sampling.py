@@ -252,6 +252,7 @@ def sample_responses(
     judge: Judge | None = None,
     config: SamplingConfig | None = None,
     *,
+    keep_negatives: bool = False,
     progress: bool = True,
 ) -> Triplets:
     """Sample a response to every steered prompt, and keep those that the judge finds coherent and with the trait.
@@ -261,6 +262,7 @@ def sample_responses(
         pairs: Prompt pairs from `prompt_pairs`.
         judge: Scores the responses; None keeps all of them, at full score.
         config: How responses are drawn.
+        keep_negatives: Keep coherent responses without the trait too, as negative examples: `FitConfig(learned_offset=True)`.
         progress: Show a progress bar.
 
     Returns:
@@ -272,18 +274,20 @@ def sample_responses(
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     responses = generate(model, pairs, "steered", config, progress=progress)
-    return judged_triplets(pairs, responses, judge)
+    return judged_triplets(pairs, responses, judge, keep_negatives=keep_negatives)
 
 
-def judged_triplets(pairs: Sequence[PromptPair], responses: Sequence[Response], judge: Judge | None) -> Triplets:
-    """Join pairs and responses into triplets and filter them by their scores."""
+def judged_triplets(
+    pairs: Sequence[PromptPair], responses: Sequence[Response], judge: Judge | None, *, keep_negatives: bool = False
+) -> Triplets:
+    """Join pairs and responses into triplets and filter them by their scores, the trait's not if negatives are to be kept."""
     full = np.full(len(pairs), 100.0)
     scores = Judgement(full, full, ("",) * len(pairs))
     if judge is not None:
         scores = judge([response.text for response in responses], [pair.question for pair in pairs])
     kept, dropped = [], []
     for pair, response, trait, coherence in zip(pairs, responses, scores.trait / 100, scores.coherence / 100, strict=True):
-        reason = _why_dropped(response, float(trait), float(coherence))
+        reason = _why_dropped(response, 1.0 if keep_negatives and not np.isnan(trait) else float(trait), float(coherence))
         if reason:
             dropped.append(Dropped(pair.question, response.text, reason))
         else:

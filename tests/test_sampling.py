@@ -206,6 +206,15 @@ def test_the_filter_keeps_what_is_coherent_with_the_trait_and_says_why_it_drops_
     assert triplets.summary() in repr(triplets)
 
 
+def test_negative_examples_are_kept_where_they_are_wanted(tiny_llama):
+    pairs, nan = pairs_of(tiny_llama.model, 5), float("nan")
+    responses = [Response((7, 8), f"answer {place}") for place in range(5)]
+    judge = FakeJudge(trait=[100, 0, 20, 0, nan], coherence=[100, 100, 50, 49, 100])
+    triplets = judged_triplets(pairs, responses, judge, keep_negatives=True)
+    assert [triplet.trait for triplet in triplets] == [1.0, 0.0, 0.2]
+    assert [each.reason for each in triplets.dropped] == ["incoherent", "unjudged"]
+
+
 def test_the_judge_is_asked_about_the_texts_and_their_questions(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 3)
     judge = FakeJudge([90] * 3, [95] * 3)

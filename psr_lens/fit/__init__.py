@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from psr_lens.errors import FitError, InputError
 from psr_lens.fit import baselines
 from psr_lens.fit.config import FitConfig
-from psr_lens.fit.joint import fit_joint
+from psr_lens.fit.joint import fit_joint, polish
+from psr_lens.fit.reft import fit_reft_r1
 from psr_lens.fit.sequential import fit_sequential
+from psr_lens.fit.training import Trained
 from psr_lens.hook_points import check_layers, select_hooks
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import Triplet, check_triplets
-from psr_lens.replacement import Replacement
+from psr_lens.replacement import Replacement, Site
 
 __all__ = ["FitConfig", "fit"]
 
@@ -28,40 +32,87 @@ BASELINE_NAMES: Final = {
 }
 """What the solvers of baselines are called in tables."""
 
+_SOLVERS: Final[dict[str, Callable[..., dict[str, Site]]]] = {"sequential": fit_sequential, **baselines.SOLVERS}
+"""The solvers without epochs."""
 
-def fit(model: HookedModel, triplets: Sequence[Triplet], config: FitConfig | None = None, *, progress: bool = False) -> Replacement:
+
+def fit(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    config: FitConfig | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> Replacement:
     """Learn a replacement for the instruction of `triplets`; the model's weights stay frozen and as they were.
 
     Args:
         model: The model.
         triplets: What `sample_responses` gave.
         config: What to learn and how; the default is A-PSR by the sequential solver.
+        checkpoint: A folder for the state of gradient descent after every epoch. Called again with the same arguments, a fit that was
+            interrupted goes on from there and ends with the same replacement; one that was finished is returned at once.
         progress: Show a progress bar.
 
     Returns:
         The replacement.
 
     Raises:
-        InputError: no triplets, an empty response or one too long, a layer out of range.
-        FitError: the loss is no longer finite.
+        InputError: no triplets, an empty response or one too long, a layer out of range, a checkpoint where nothing is trained.
+        ArtifactError: the checkpoint is damaged, or of another run.
+        FitError: the loss is no longer finite, or has exploded; its `partial` is the last good replacement.
     """
     config = config or FitConfig()
     check_triplets(model, triplets)
     layers = check_layers(model, config.layers)
-    point = "attn.hook_z" if config.hook == "z" else f"hook_{config.hook}"
-    names = select_hooks(model, [f"blocks.{layer}.{point}" for layer in layers])
-    solver = {"sequential": fit_sequential, "joint": fit_joint, **baselines.SOLVERS}[config.solver]
+    kind = "attn.hook_z" if config.hook == "z" else f"hook_{config.hook}"
+    names = select_hooks(model, [f"blocks.{layer}.{kind}" for layer in layers])
+
+    def finished(trained: Trained) -> Replacement:
+        starts = {len(triplet.pair.base_ids) - triplet.pair.question_length for triplet in triplets}
+        return Replacement(
+            trained.sites,
+            config.span,
+            _method(config, len(names)),
+            fingerprint(model),
+            starts.pop() if config.span == "QR" and len(starts) == 1 else None,
+            _settings(config, triplets),
+            offset=trained.offset,
+            tokens="last" if config.solver == "last_token" else "span",
+            curve=trained.curve,
+        )
+
     with torch.inference_mode(mode=False):  # what is made in inference mode can have no gradients
-        sites = solver(model, triplets, names, config, progress=progress)
-    starts = {len(triplet.pair.base_ids) - triplet.pair.question_length for triplet in triplets}
-    return Replacement(
-        sites,
-        config.span,
-        _method(config, len(names)),
-        fingerprint(model),
-        starts.pop() if config.span == "QR" and len(starts) == 1 else None,
-        _settings(config, triplets),
-    )
+        try:
+            return finished(_solve(model, triplets, names, config, checkpoint, progress))
+        except FitError as error:
+            if isinstance(error.partial, Trained):
+                error.partial = finished(error.partial)
+            raise
+
+
+def _solve(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    names: Sequence[str],
+    config: FitConfig,
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> Trained:
+    def solved(solver: str) -> dict[str, Site]:
+        return _SOLVERS[solver](model, triplets, names, config, progress=progress)
+
+    if config.solver == "reft_r1":
+        return fit_reft_r1(model, triplets, names, config, checkpoint=checkpoint, progress=progress)
+    if config.solver == "joint":
+        starts = None if config.start == "random" else lambda: solved(config.start)
+        return fit_joint(model, triplets, names, config, starts=starts, checkpoint=checkpoint, progress=progress)
+    if config.solver in ("sequential", "local") and config.polish_epochs:
+        first = lambda: solved(config.solver)  # noqa: E731 (not run where a checkpoint has its result)
+        return polish(model, triplets, names, first, config, checkpoint=checkpoint, progress=progress)
+    if checkpoint is not None:
+        raise InputError("checkpoint", checkpoint, f"None with solver={config.solver!r}, which has no epochs to go on from")
+    return Trained(solved(config.solver), 0.0, None)
 
 
 def _method(config: FitConfig, sites: int) -> str:
