@@ -16,7 +16,7 @@ from torch import Tensor
 from psr_lens.capture import capture
 from psr_lens.fit.config import FitConfig
 from psr_lens.models import HookedModel
-from psr_lens.passes import Reading, collect
+from psr_lens.passes import Reading, collect, row_counts
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site
 
@@ -106,17 +106,17 @@ class _Means:
     def receive(self, reading: Reading) -> dict[str, Float[Tensor, "..."]]:
         """Add up what is read, in double precision."""
         sums: dict[str, Tensor] = {}
-        count = 0
+        counts = row_counts(reading.triplets, reading.span)
+
+        def take(name: str, rows: Tensor) -> None:
+            total = rows.double().sum(0).cpu()
+            sums[name] = sums[name] + total if name in sums else total
+
         with reading.bar() as bar:
             for indices in reading.batches(range(len(reading.triplets))):
-                found = reading.read(indices)
-                for name, rows in found.items():
-                    total = rows.double().sum(0).cpu()
-                    sums[name] = sums[name] + total if name in sums else total
-                tokens = len(next(iter(found.values())))
-                count += tokens
-                bar.update(tokens)
-        return {name: total / count for name, total in sums.items()}
+                reading.read(indices, take)
+                bar.update(sum(counts[index] for index in indices))
+        return {name: total / sum(counts) for name, total in sums.items()}
 
 
 def _last_prompt_token(
