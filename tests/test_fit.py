@@ -54,11 +54,11 @@ def test_under_qr_the_questions_place_is_remembered_where_it_was_the_same_in_all
 
 
 @pytest.mark.parametrize("span", ["R", "QR"])
-def test_the_difference_in_means_is_the_mean_of_the_captured_differences(tiny, span):
+def test_the_difference_in_means_at_one_layer_is_the_mean_of_the_captured_differences(tiny, span):
     triplets = random_triplets(tiny.model, 5)
     captured = psr.capture(tiny.model, triplets, span=span)
-    fitted = psr.fit(tiny.model, triplets, psr.FitConfig(solver="dim", span=span))
-    for name, site in fitted.sites.items():
+    fits = [psr.fit(tiny.model, triplets, psr.FitConfig(layers=layer, solver="dim", span=span)) for layer in (0, 2)]
+    for name, site in [*fits[0].sites.items(), *fits[1].sites.items()]:
         torch.testing.assert_close(site.directions[0], captured[name].mean(0), atol=1e-6, rtol=1e-6)
         assert site.rule == "constant"
         assert site.coefficients(captured[name]).unique().tolist() == [1.0]

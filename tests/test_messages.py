@@ -207,10 +207,10 @@ def test_an_unknown_span_is_answered_with_the_two_there_are(tiny_llama):
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("solver", "adam", "'sequential', 'joint', 'dim'"),
-        ("solver", None, "'sequential', 'joint', 'dim'"),
+        ("solver", "adam", "'sequential', 'local', 'joint', 'dim'"),
+        ("solver", None, "'sequential', 'local', 'joint', 'dim'"),
         ("objective", "mae", "'mse'"),
-        ("hook", "mlp_out", "'resid_post'"),
+        ("hook", "resid_mid", "'resid_post', 'attn_out'"),
         ("span", "Q", "'R', 'QR'"),
         ("rank", 0, "at least 1"),
         ("rank", 1.5, "whole number"),
