@@ -114,9 +114,8 @@ def table_of(rows: list[dict[str, Any]], on: str) -> Table:
     for row in rows:
         speeds = [f"{row[f'{what} tokens a second']:.0f}" for what in ("steered", "other")]
         ratios = [f"{row[key]:.3f}" for key in ("ratio", "ratio of CPU time")]
-        table.add_row(
-            *(str(row[key]) for key in first), *speeds, f"{row['steered ms a step']:.1f}", *ratios, f"≥ {row['wanted']:.2f}"
-        )
+        wanted = f"≥ {row['wanted']:.2f}" if row["wanted"] else "–"
+        table.add_row(*(str(row[key]) for key in first), *speeds, f"{row['steered ms a step']:.1f}", *ratios, wanted)
     return table
 
 
