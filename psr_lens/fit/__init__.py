@@ -11,6 +11,7 @@ import torch
 from psr_lens.fit.baselines import difference_in_means
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.joint import fit_joint
+from psr_lens.fit.local import fit_local
 from psr_lens.fit.sequential import fit_sequential
 from psr_lens.hook_points import check_layers, select_hooks
 from psr_lens.models import HookedModel, fingerprint
@@ -40,7 +41,7 @@ def fit(model: HookedModel, triplets: Sequence[Triplet], config: FitConfig | Non
     check_triplets(model, triplets)
     layers = check_layers(model, config.layers)
     names = select_hooks(model, [f"blocks.{layer}.hook_{config.hook}" for layer in layers])
-    solver = {"sequential": fit_sequential, "joint": fit_joint, "dim": difference_in_means}[config.solver]
+    solver = {"sequential": fit_sequential, "local": fit_local, "joint": fit_joint, "dim": difference_in_means}[config.solver]
     with torch.inference_mode(mode=False):  # what is made in inference mode can have no gradients
         sites = solver(model, triplets, names, config, progress=progress)
     starts = {len(triplet.pair.base_ids) - triplet.pair.question_length for triplet in triplets}

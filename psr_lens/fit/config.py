@@ -68,7 +68,7 @@ class FitConfig:
     ridge: float = 0.03
     """Sequential, local: weight of Σ_i |w_i|²·|z_i|² in the regressions (see there), in units of the inputs' mean variance: against
     probes that misfire on texts unlike those fitted on."""
-    relative: float = 1.0
+    relative: float = 2.0
     """Sequential, local at `resid_post`: a token's squared error is divided by the length of its prompt-steered activation to this
     power; 0 weighs all tokens alike, 2 is the relative error."""
     regression_steps: int = 60
