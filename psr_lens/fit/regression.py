@@ -76,7 +76,7 @@ def fit_site(
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some tokens, on the device, in float32."""
+    """Some tokens, on the device, in float64: in float32 rounding ends the line search early, and where depends on the chunks."""
 
     inputs: Float[Tensor, "row width"]
     """Activations that arrive, as they come or in standard units."""
@@ -99,7 +99,7 @@ class _Data:
 
     def raw(self) -> Iterator[Chunk]:
         for parts in zip(*self._parts, strict=True):
-            inputs, targets, alpha = (part.to(self._device, torch.float32) for part in parts)
+            inputs, targets, alpha = (part.to(self._device, torch.float64) for part in parts)
             if not bool(torch.isfinite(inputs).all() and torch.isfinite(targets).all()):
                 raise FitError("the activations are not all finite. Load the model in float32 or bfloat16.")
             weight = (inputs + targets).norm(dim=1).clamp(min=1e-12) ** -self._relative
@@ -111,7 +111,7 @@ class _Data:
             yield from self._kept
             return
         for raw in self.raw():
-            inputs = (raw.inputs - moments.centre.float()) / moments.spread
+            inputs = (raw.inputs - moments.centre) / moments.spread
             chunk = Chunk(inputs, raw.targets / moments.size, raw.alpha, raw.weight / moments.weight)
             if len(self._parts[0]) == 1:
                 self._kept.append(chunk)
@@ -142,22 +142,20 @@ class Moments:
     @classmethod
     def of(cls, data: _Data) -> Moments:
         """Gather them in two passes over the data; centring comes first, for the sake of precision."""
-        weight, total = 0.0, torch.zeros(())
+        weight = total = torch.zeros(())
         for chunk in data.raw():
-            rows = (chunk.weight[:, None] * chunk.inputs).double().sum(0)
-            weight, total = weight + float(chunk.weight.double().sum()), rows + total.to(rows)
+            weight, total = weight + chunk.weight.sum(), total + chunk.weight @ chunk.inputs
         centre = total / weight
         sums: list[Tensor] = []
         for chunk in data.raw():
-            inputs, targets = chunk.inputs.double() - centre, chunk.targets.double()
-            scaled = chunk.weight.double()[:, None] / weight
-            per_strength = scaled * targets / chunk.alpha.double().clamp(min=1e-3)[:, None]
+            inputs, targets, scaled = chunk.inputs - centre, chunk.targets, chunk.weight[:, None] / weight
+            per_strength = scaled * targets / chunk.alpha.clamp(min=1e-3)[:, None]
             terms = [inputs.T @ (scaled * inputs), targets.T @ (scaled * targets), per_strength.sum(0), inputs.T @ per_strength]
             sums = [old + new for old, new in zip(sums, terms, strict=True)] if sums else terms
         width = len(centre)
         spread = max(float(sums[0].trace() / width) ** 0.5, 1e-12)
         size = max(float(sums[1].trace() / width) ** 0.5, 1e-12)
-        return cls(centre, spread, size, weight, sums[0] / spread**2, sums[1] / size**2, sums[2] / size, sums[3] / (spread * size))
+        return cls(centre, spread, size, float(weight), sums[0] / spread**2, sums[1] / size**2, sums[2] / size, sums[3] / (spread * size))
 
 
 @dataclass(frozen=True)
@@ -208,10 +206,10 @@ def _descend(data: _Data, moments: Moments, basis: Basis, start: Parts, config: 
     if config.regression_steps == 0 or scale == 0:
         return start
     # XW = (XUS⁻¹)(SUᵀW): the probes in coordinates in which the inputs are white.
-    components, metric = basis.components.float(), basis.metric.float()
-    root = basis.ridged(max(config.ridge, LEAST_RIDGE)).sqrt().float()
-    white = start[1].float() @ components * root
-    parameters = [each.contiguous() for each in (start[0].float(), white, start[2].float())]
+    components, metric = basis.components, basis.metric
+    root = basis.ridged(max(config.ridge, LEAST_RIDGE)).sqrt()
+    white = start[1] @ components * root
+    parameters = [each.clone(memory_format=torch.contiguous_format) for each in (start[0], white, start[2])]
     optimiser = torch.optim.LBFGS(
         parameters,
         max_iter=config.regression_steps,
@@ -240,13 +238,13 @@ def _descend(data: _Data, moments: Moments, basis: Basis, start: Parts, config: 
 
     optimiser.step(closure)
     directions, white, bias = best[1]
-    return directions.double(), (white / root @ components.T).double(), bias.double()
+    return directions, white / root @ components.T, bias
 
 
 def _error(data: _Data, moments: Moments, parts: Parts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ k·|α·λ·Z − T|², and its gradients, added up over the chunks; written out, since they share all that is costly."""
     directions, weights, bias = parts
-    total = torch.zeros((), device=bias.device)
+    total = bias.new_zeros(())
     to_directions, to_weights, to_bias = (torch.zeros_like(part) for part in parts)
     for chunk in data.standard(moments):
         read = chunk.inputs @ weights.T + bias
