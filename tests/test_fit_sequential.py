@@ -6,6 +6,7 @@ import torch
 from helpers import assert_unchanged, random_triplets, relative_error, state_of
 
 import psr_lens as psr
+from psr_lens.errors import FitError
 from psr_lens.fit.regression import fit_site
 
 PARTS = ("directions", "weights", "bias")
@@ -36,7 +37,7 @@ def close(found, wanted, inputs: torch.Tensor, tolerance: float) -> bool:
 @pytest.mark.parametrize(("span", "rank", "layers"), [("R", 1, [0, 1, 2]), ("QR", 2, [0, 1, 2]), ("R", 1, [0, 2]), ("R", 1, [1])])
 def test_the_replacement_is_that_of_the_reference(tiny, span, rank, layers):
     triplets = random_triplets(tiny.model, 5)
-    config = psr.FitConfig(regression_steps=15, token_budget=120, span=span, rank=rank, layers=layers)
+    config = psr.FitConfig(regression_steps=5, ridge=0.3, token_budget=120, span=span, rank=rank, layers=layers)
     wanted = reference_sequential(tiny.hf, triplets, layers, config)
     found = psr.fit(tiny.model, triplets, config).sites
     assert list(found) == [f"blocks.{layer}.hook_resid_post" for layer in layers]
@@ -49,7 +50,8 @@ def test_the_replacement_is_that_of_the_reference(tiny, span, rank, layers):
 def test_the_batching_changes_nothing(tiny):
     triplets = random_triplets(tiny.model, 6)
     first, *others = (
-        psr.fit(tiny.model, triplets, psr.FitConfig(token_budget=budget, regression_steps=60)).sites for budget in (8_192, 100, 1)
+        psr.fit(tiny.model, triplets, psr.FitConfig(token_budget=budget, regression_steps=5, ridge=0.3)).sites
+        for budget in (8_192, 100, 1)
     )
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) * 3
     for other in others:
@@ -58,7 +60,7 @@ def test_the_batching_changes_nothing(tiny):
 
 
 def test_the_order_of_the_triplets_changes_nothing(tiny_llama):
-    triplets, config = random_triplets(tiny_llama.model, 6), psr.FitConfig(token_budget=100, regression_steps=60)
+    triplets, config = random_triplets(tiny_llama.model, 6), psr.FitConfig(token_budget=100, regression_steps=5, ridge=0.3)
     forwards, backwards = (psr.fit(tiny_llama.model, each, config).sites for each in (triplets, triplets[::-1]))
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) * 3
     for name, site in forwards.items():
@@ -104,3 +106,44 @@ def test_gradients_turned_off_outside_do_not_matter(tiny_llama):
     for name, site in wanted.items():
         assert torch.equal(found[name].weights, site.weights)
         assert not found[name].weights.requires_grad
+
+
+@pytest.mark.parametrize("solver", ["sequential", "local"])
+def test_a_layer_whose_activations_are_not_finite_is_named(tiny, solver):
+    def spoil(activation, hook):
+        return activation * float("inf")
+
+    triplets = random_triplets(tiny.model, 3)
+    before = state_of(tiny.model)
+    with tiny.model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", spoil)]):
+        spoiled = pytest.raises(FitError, match=rf"{solver}: at blocks\.1\.hook_resid_post .*not all finite")
+        with spoiled:
+            psr.fit(tiny.model, triplets, psr.FitConfig(solver=solver, regression_steps=2))
+    assert_unchanged(tiny.model, before)
+
+
+def test_progress_goes_by_layer_and_shows_its_error(tiny_llama, capsys):
+    psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(regression_steps=2), progress=True)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "layer" in shown
+    assert "hook=blocks.2.hook_resid_post" in shown
+    assert "error=0." in shown
+
+
+def test_each_context_is_read_once(tiny_llama):
+    triplets, calls = random_triplets(tiny_llama.model, 6), []
+    with tiny_llama.model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda activation, hook: calls.append(len(activation)))]):
+        psr.fit(tiny_llama.model, triplets, psr.FitConfig(regression_steps=2, token_budget=80))
+    assert sum(calls) == 2 * len(triplets)
+
+
+def test_rows_in_main_memory_give_the_same(tiny_llama):
+    triplets = random_triplets(tiny_llama.model, 6)
+    whole, chunked = (
+        psr.fit(tiny_llama.model, triplets, psr.FitConfig(regression_steps=5, ridge=0.3, regression_batch=batch)).sites
+        for batch in (65_536, 11)
+    )
+    inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) * 3
+    for name, site in whole.items():
+        assert close(chunked[name], site, inputs, 1e-5)

@@ -13,6 +13,7 @@ from psr_lens.errors import FitError, InputError
 from psr_lens.fit import baselines
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.joint import fit_joint, polish
+from psr_lens.fit.local import fit_local
 from psr_lens.fit.reft import fit_reft_r1
 from psr_lens.fit.sequential import fit_sequential
 from psr_lens.fit.training import Trained
@@ -32,7 +33,11 @@ BASELINE_NAMES: Final = {
 }
 """What the solvers of baselines are called in tables."""
 
-_SOLVERS: Final[dict[str, Callable[..., dict[str, Site]]]] = {"sequential": fit_sequential, **baselines.SOLVERS}
+_SOLVERS: Final[dict[str, Callable[..., dict[str, Site]]]] = {
+    "sequential": fit_sequential,
+    "local": fit_local,
+    **baselines.SOLVERS,
+}
 """The solvers without epochs."""
 
 

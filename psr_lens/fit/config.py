@@ -69,12 +69,16 @@ class FitConfig:
     """Joint: stop after so many epochs without a lower validation loss, and take the best state; None trains to the end."""
     autocast: Autocast = "none"
     """Joint: type in which the model computes; probes, directions and losses stay in float32."""
-    ridge: float = 0.1
-    """Sequential, local: ridge of the starting regression, times the mean variance of the inputs."""
-    regression_steps: int = 300
-    """Sequential, local: Adam steps a layer."""
-    regression_learning_rate: float = 1e-2
-    """Sequential, local: Adam's, falling to 0, in units of standardised inputs and targets."""
+    ridge: float = 0.03
+    """Sequential, local: weight of Σ_i |w_i|²·|z_i|² in the regressions (see there), in units of the inputs' mean variance: against
+    probes that misfire on texts unlike those fitted on."""
+    relative: float = 2.0
+    """Sequential, local at `resid_post`: a token's squared error is divided by the length of its prompt-steered activation to this
+    power; 0 weighs all tokens alike, 2 is the relative error."""
+    regression_steps: int = 60
+    """Sequential, local: most steps of L-BFGS a layer; 0 stays with the closed form."""
+    regression_batch: int = 65_536
+    """Sequential, local: most tokens of a regression on the device at once; more than that wait in main memory."""
     polish_epochs: int = 0
     """Sequential, local: epochs of joint training after them, from their result."""
     token_budget: int = 8_192
@@ -84,11 +88,11 @@ class FitConfig:
         """Refuse settings that cannot be meant."""
         for name, kind in _CHOICES.items():
             self._one_of(name, get_args(kind))
-        for name in ("rank", "epochs", "batch_size", "token_budget"):
+        for name in ("rank", "epochs", "batch_size", "token_budget", "regression_batch"):
             self._whole(name, 1)
         for name in ("regression_steps", "seed", "polish_epochs"):
             self._whole(name, 0)
-        for name in ("learning_rate", "weight_decay", "regulariser", "ridge", "regression_learning_rate", "validation"):
+        for name in ("learning_rate", "weight_decay", "regulariser", "ridge", "relative", "validation"):
             self._not_negative(name)
         self._belong_together()
 

@@ -105,7 +105,7 @@ def lockstep(model: HookedModel, batches: Sequence[ContextBatch], names: Sequenc
                     each.advance()
                 arrived = [each.activation for each in passes if each.activation is not None and each.name == name]
                 if len(arrived) < len(passes):
-                    raise FitError(f"sequential: the hook point {name} did not fire, or not in the order asked for.")
+                    raise FitError(f"the hook point {name} did not fire, or not in the order asked for.")
                 for each, activation in zip(passes, visit(name, arrived), strict=True):
                     each.activation = activation
         finally:
