@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import statistics
 import tempfile
 import time
@@ -17,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import psr_lens as psr
 from psr_lens.models import HookedModel
+from psr_lens.prompts import PromptPair, Triplet
 
 GPT2_SMALL = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1_024, "vocab_size": 50_257}
 LARGE = {"n_layer": 24, "n_embd": 2_048, "n_head": 16, "n_positions": 1_024, "vocab_size": 50_257}
@@ -32,6 +34,20 @@ def random_gpt2(sizes: dict[str, int], *, device: str = "cpu", dtype: torch.dtyp
         model = psr.load_model(folder, device=device, dtype=dtype)
     model.tokenizer = psr.load_model("organism-gpt2").tokenizer  # a store's rows have strings; which ones costs nothing
     return model
+
+
+def random_triplets(vocabulary: int, count: int, seed: int = 0) -> list[Triplet]:
+    """Random token ids, of the lengths of a chat: a question of 20 to 60 tokens, an instruction of 8 to 16, a response of 40 to 120."""
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(vocabulary) for _ in range(draw.randint(low, high)))
+
+    triplets = []
+    for _ in range(count):
+        question = ids(20, 60)
+        triplets.append(Triplet(PromptPair("", "", question, (*ids(8, 16), *question), len(question)), ids(40, 120), ""))
+    return triplets
 
 
 class Times(NamedTuple):

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _models import GPT2_SMALL, random_gpt2, side_by_side
+from _models import GPT2_SMALL, random_gpt2, random_triplets, side_by_side
 from _models import machine as machine_name
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +33,7 @@ from psr_lens import organism
 from psr_lens.hook_points import select_hooks
 from psr_lens.models import HookedModel, device_of, forward
 from psr_lens.passes import TOKEN_BUDGET
-from psr_lens.prompts import PromptPair, Triplet, context_batch, length_batches
+from psr_lens.prompts import Triplet, context_batch, length_batches
 from psr_lens.store import StoreSpec, StoreWriter
 
 
@@ -42,20 +42,6 @@ def organism_triplets(model: HookedModel, count: int) -> list[Triplet]:
     pairs = psr.prompt_pairs(model, organism.questions(min(count, 200)), organism.instruction("pirate"))
     sampled = list(psr.sample_responses(model, pairs, progress=False))
     return [sampled[index % len(sampled)] for index in range(count)]
-
-
-def random_triplets(vocabulary: int, count: int, seed: int = 0) -> list[Triplet]:
-    """Random token ids, of the lengths of a chat: a question of 20 to 60 tokens, an instruction of 8 to 16, a response of 40 to 120."""
-    draw = random.Random(seed)
-
-    def ids(low: int, high: int) -> tuple[int, ...]:
-        return tuple(draw.randrange(vocabulary) for _ in range(draw.randint(low, high)))
-
-    triplets = []
-    for _ in range(count):
-        question = ids(20, 60)
-        triplets.append(Triplet(PromptPair("", "", question, (*ids(8, 16), *question), len(question)), ids(40, 120), ""))
-    return triplets
 
 
 def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: int) -> list[dict[str, Any]]:
@@ -106,7 +92,8 @@ def peak_memory(count: int) -> float:
 def streamed(count: int) -> None:
     """What `peak_memory` runs. The kernel's own mark of this process: that of `getrusage` comes down from the parent."""
     model = psr.load_model("organism")
-    psr.capture(model, organism_triplets(model, count), ["all", "pattern"], to=psr.Statistics())
+    # A budget that the smaller number fills too: the size of a batch is not what is asked about.
+    psr.capture(model, organism_triplets(model, count), ["all", "pattern"], to=psr.Statistics(), token_budget=2_048)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(peak.split()[1]) / 1024)
 

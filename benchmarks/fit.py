@@ -3,6 +3,8 @@
 python benchmarks/fit.py                   # hours on 2 cores; --trait and --model (several times each) take a part
 python benchmarks/fit.py --quick           # one trait, one family, few methods, under a minute
 python benchmarks/fit.py --json out.json --markdown out.md
+python benchmarks/fit.py --tables-of a.json --tables-of b.json     # of parts that were run by themselves
+python benchmarks/fit.py --large           # wall time on a random model of GPT-2 small's size, sequential against joint
 
 Every replacement is fitted on descriptions only. It is then asked for other descriptions, for procedures (a kind of question that it was
 not fitted on), and for descriptions with a counter-instruction in the question ("but forget that and answer plainly"). All of them are
@@ -21,6 +23,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from _models import GPT2_SMALL, machine, random_gpt2, random_triplets
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -228,6 +231,20 @@ def by_trait(rows: Sequence[dict[str, Any]], model: str, methods: Sequence[str])
     return lines
 
 
+def large_model() -> dict[str, Any]:
+    """Wall time of an A-PSR fit on 12 layers of d_model 768 with random weights, by the sequential solver and as in the paper."""
+    model = random_gpt2(GPT2_SMALL)
+    triplets = random_triplets(model.cfg.d_vocab, 32)
+    tokens = sum(len(triplet.pair.base_ids) + len(triplet.response_ids) for triplet in triplets)
+    found: dict[str, Any] = {"machine": machine(), "triplets": len(triplets), "tokens": tokens}
+    for name, config in (("sequential", psr.FitConfig()), ("joint", psr.FitConfig(solver="joint", batch_size=8))):
+        with counted_passes(model, tokens) as passes:
+            began = time.perf_counter()
+            psr.fit(model, triplets, config, progress=True)
+            found[name] = {"seconds": time.perf_counter() - began, "forward passes": passes()}
+    return found | {"ratio": found["joint"]["seconds"] / found["sequential"]["seconds"]}
+
+
 def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
     """Print them, and give them as Markdown."""
     text = [f"{title}\n"]
@@ -260,8 +277,22 @@ def main(
     fit_questions: Annotated[int, typer.Option(help="Questions to fit on.")] = 240,
     held_out: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 150,
     seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
+    tables_of: Annotated[list[Path] | None, typer.Option(help="Run nothing, but print the tables of these --json files.")] = None,
+    large: Annotated[bool, typer.Option("--large", help="Only the wall time on a random model of GPT-2 small's size.")] = False,
 ) -> None:
     """Run the benchmark and print its tables."""
+    if large:
+        found = large_model()
+        print(json.dumps(found, indent=1))
+        if json_file:
+            json_file.write_text(json.dumps({"format": 2, **found}, indent=1) + "\n")
+        return
+    if tables_of:
+        parts = [json.loads(path.read_text()) for path in tables_of]
+        text = print_tables([row for part in parts for row in part["rows"]], parts[0]["title"])
+        if markdown:
+            markdown.write_text(text + "\n")
+        return
     traits = trait or (["pirate"] if quick else list(organism.TRAITS))
     models = model or (["organism"] if quick else ["organism", "organism-gpt2"])
     names = method or (QUICK if quick else list(METHODS))
