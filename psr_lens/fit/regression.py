@@ -155,7 +155,9 @@ class Moments:
         width = len(centre)
         spread = max(float(sums[0].trace() / width) ** 0.5, 1e-12)
         size = max(float(sums[1].trace() / width) ** 0.5, 1e-12)
-        return cls(centre, spread, size, float(weight), sums[0] / spread**2, sums[1] / size**2, sums[2] / size, sums[3] / (spread * size))
+        return cls(
+            centre, spread, size, float(weight), sums[0] / spread**2, sums[1] / size**2, sums[2] / size, sums[3] / (spread * size)
+        )
 
 
 @dataclass(frozen=True)
