@@ -8,6 +8,7 @@ from helpers import assert_unchanged, random_triplets, relative_error, state_of
 import psr_lens as psr
 from psr_lens.errors import FitError
 from psr_lens.fit.regression import fit_site
+from psr_lens.fit.sequential import fit_sequential
 
 PARTS = ("directions", "weights", "bias")
 
@@ -134,7 +135,7 @@ def test_progress_goes_by_layer_and_shows_its_error(tiny_llama, capsys):
 def test_each_context_is_read_once(tiny_llama):
     triplets, calls = random_triplets(tiny_llama.model, 6), []
     with tiny_llama.model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda activation, hook: calls.append(len(activation)))]):
-        psr.fit(tiny_llama.model, triplets, psr.FitConfig(regression_steps=2, token_budget=80))
+        fit_sequential(tiny_llama.model, triplets, ["blocks.1.hook_resid_post"], psr.FitConfig(regression_steps=2, token_budget=80))
     assert sum(calls) == 2 * len(triplets)
 
 
@@ -147,3 +148,8 @@ def test_rows_in_main_memory_give_the_same(tiny_llama):
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) * 3
     for name, site in whole.items():
         assert close(chunked[name], site, inputs, 1e-5)
+
+
+def test_the_rank_is_the_solvers_own_unless_it_is_given():
+    assert [psr.FitConfig(solver=solver).rank for solver in ("sequential", "local", "joint", "dim")] == [4, 4, 1, 1]
+    assert psr.FitConfig(rank=2).rank == 2

@@ -229,7 +229,8 @@ def test_an_unknown_span_is_answered_with_the_two_there_are(tiny_llama):
         ("weight_decay", -1, "at least 0"),
         ("regulariser", -0.1, "at least 0"),
         ("ridge", -0.1, "at least 0"),
-        ("regression_learning_rate", None, "at least 0"),
+        ("relative", None, "at least 0"),
+        ("regression_batch", 0, "at least 1"),
         ("seed", "lucky", "whole number"),
     ],
 )

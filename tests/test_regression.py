@@ -49,7 +49,7 @@ def objective(site: Site, inputs: Tensor, targets: Tensor, alpha: Tensor, ridge:
 
 def test_a_planted_rank_1_map_is_recovered():
     inputs, targets, alpha, truth = planted(tokens=900)
-    found = fit_site(inputs[:500], targets[:500], alpha[:500], psr.FitConfig(ridge=0.0))
+    found = fit_site(inputs[:500], targets[:500], alpha[:500], psr.FitConfig(rank=1, ridge=0.0))
     assert relative_error(found, inputs[:500], targets[:500], alpha[:500]) < 1e-6
     assert relative_error(found, inputs[500:], targets[500:], alpha[500:]) < 1e-5
     cosine = torch.nn.functional.cosine_similarity
@@ -146,7 +146,7 @@ def test_chunks_change_nothing(size):
 def test_the_ridge_keeps_probes_from_directions_that_hardly_vary():
     inputs, targets, alpha, _ = planted(tokens=100, noise=1.0)
     inputs[:, 0] = inputs[:, 0].mean() + 1e-3 * (inputs[:, 0] - inputs[:, 0].mean())
-    free, ridged = (fit_site(inputs, targets, alpha, psr.FitConfig(ridge=ridge)) for ridge in (0.0, 0.03))
+    free, ridged = (fit_site(inputs, targets, alpha, psr.FitConfig(rank=1, ridge=ridge)) for ridge in (0.0, 0.03))
     elsewhere = inputs.clone()
     elsewhere[:, 0] += 3.0  # as other texts might
     change = [float((site.intervention(elsewhere) - site.intervention(inputs)).norm()) for site in (free, ridged)]
@@ -164,8 +164,8 @@ def test_the_units_of_the_data_do_not_matter(scale):
 
 def test_tokens_of_a_weaker_trait_ask_for_weaker_steering():
     inputs, targets, alpha, _ = planted()
-    full = fit_site(inputs, targets / alpha[:, None], torch.ones(len(inputs)), psr.FitConfig(ridge=0.0))
-    partial = fit_site(inputs, targets, alpha, psr.FitConfig(ridge=0.0))
+    full = fit_site(inputs, targets / alpha[:, None], torch.ones(len(inputs)), psr.FitConfig(rank=1, ridge=0.0))
+    partial = fit_site(inputs, targets, alpha, psr.FitConfig(rank=1, ridge=0.0))
     assert relative_error(partial, inputs, full.intervention(inputs), torch.ones(len(inputs))) < 1e-3
 
 

@@ -25,6 +25,12 @@ CLOSED_FORM: Final = ("dim", "actadd", "last_token", "stolfo", "reft_r1")
 """Baselines, which have one direction a site."""
 
 
+OWN_RANK: Final = -1
+"""Stands for the solver's own rank until a configuration is made."""
+LAYERWISE_RANK: Final = 4
+"""The rank of the solvers that fit layer by layer, where none is asked for."""
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """What to learn and how. Defaults of the joint solver are the paper's (Heyman & Vandeputte 2026, persona setting)."""
@@ -43,8 +49,9 @@ class FitConfig:
     `"constant"`, the same on every token."""
     span: Span = "R"
     """Where it acts: `"R"`, the last prompt token and the response; `"QR"`, the question too."""
-    rank: int = 1
-    """Directions a site; the paper's is 1."""
+    rank: int = OWN_RANK
+    """Directions a site; by default 4 with `"sequential"` and `"local"`, chosen by how they do on other kinds of question than they were
+    fitted on, and 1, the paper's, with the other solvers."""
     seed: int = 123
     """Seed of the start, of the shuffling and of the validation split."""
     start: Start = "random"
@@ -88,6 +95,8 @@ class FitConfig:
         """Refuse settings that cannot be meant."""
         for name, kind in _CHOICES.items():
             self._one_of(name, get_args(kind))
+        if self.rank == OWN_RANK:
+            object.__setattr__(self, "rank", LAYERWISE_RANK if self.solver in ("sequential", "local") else 1)
         for name in ("rank", "epochs", "batch_size", "token_budget", "regression_batch"):
             self._whole(name, 1)
         for name in ("regression_steps", "seed", "polish_epochs"):
