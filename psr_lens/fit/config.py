@@ -155,7 +155,7 @@ class FitConfig:
 
     def _belong_together(self) -> None:
         if self.solver in CLOSED_FORM and self.rank != 1:
-            raise InputError("rank", self.rank, f"1 with solver={self.solver!r}, which has a single direction")
+            raise InputError("rank", self.rank, f"1 with solver={self.solver!r}, which has a single direction", "Give `rank=1`.")
         if self.solver in ("sequential", "local") and self.rule != "relu":
             raise InputError(
                 "rule", repr(self.rule), f"'relu' with solver={self.solver!r}", "solver='joint' trains the other rules."
