@@ -39,8 +39,10 @@ LAYER = 1
 """Layer of the single-layer methods."""
 TRAINED: dict[str, Any] = {"solver": "joint", "learning_rate": 1e-2, "batch_size": 8}
 """Gradient descent at this size; the paper's learning rate of 1e-3 is too slow here."""
-CONSTANT = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-TOKENWISE = (0.8, 1.0, 1.25, 1.5)
+CONSTANT = (0.5, 1.0, 2.0, 4.0)
+TOKENWISE = (0.8, 1.0, 1.25)
+LONGEST = 64
+"""Tokens of an answer at most; the model's own have up to 46."""
 SITUATIONS = ("description", "procedure", "counter")
 
 
@@ -105,7 +107,7 @@ class Task:
             "counter": organism.questions(held_out, split="held_out", kind="description", seed=seed, counter=True),
         }
         asked = {name: psr.prompt_pairs(model, questions, instruction) for name, questions in held.items()}
-        return cls(model, trait, triplets, known[fit_questions:], asked, psr.SamplingConfig(seed=seed + 1))
+        return cls(model, trait, triplets, known[fit_questions:], asked, psr.SamplingConfig(seed=seed + 1, max_new_tokens=LONGEST))
 
 
 @contextmanager

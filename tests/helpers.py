@@ -170,3 +170,17 @@ def assert_unchanged(model: Any, before: State) -> None:
     assert after.hooks == before.hooks
     assert torch.equal(after.logits, before.logits)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def generated(model: Any, prompt: Sequence[int], steps: int, *, cached: bool) -> list[int]:
+    """TransformerLens's own generation, greedy."""
+    output = model.generate(
+        torch.tensor([list(prompt)]),
+        max_new_tokens=steps,
+        do_sample=False,
+        stop_at_eos=False,
+        use_past_kv_cache=cached,
+        return_type="tokens",
+        verbose=False,
+    )
+    return output[0, len(prompt) :].tolist()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
-from helpers import logits_of, pairs_of, random_replacement, random_triplets, replacement_at
+from helpers import generated, logits_of, pairs_of, random_replacement, random_triplets, replacement_at
 
 import psr_lens as psr
 from psr_lens.composition import Part, SteeringPlan
@@ -96,17 +96,9 @@ def test_transformer_lenss_own_generation_is_steered_by_a_plan(tiny, cached):
     first, second = two(tiny.model, span="QR")
     plan = first + replace(second, question_start=3)
     with plan.steer(tiny.model, 0.7):
-        output = tiny.model.generate(
-            torch.tensor([PROMPT]),
-            max_new_tokens=STEPS,
-            do_sample=False,
-            stop_at_eos=False,
-            use_past_kv_cache=cached,
-            return_type="tokens",
-            verbose=False,
-        )
+        found = generated(tiny.model, PROMPT, STEPS, cached=cached)
     wanted = oracles.edited_greedy(tiny.hf, PROMPT, STEPS, edits_of((first, 0.7, len(PROMPT) - 1), (second, 0.7, 3)))
-    assert output[0, len(PROMPT) :].tolist() == wanted
+    assert found == wanted
 
 
 def test_a_teacher_forced_pass_over_a_padded_batch_is_each_alone(tiny):

@@ -11,6 +11,7 @@ from helpers import (
     LAYERS,
     WIDTH,
     assert_unchanged,
+    generated,
     hook_count,
     logits_of,
     pairs_of,
@@ -28,20 +29,6 @@ from psr_lens.sampling import SamplingConfig
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
 STEPS = 8
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=STEPS)
-
-
-def generated(model, prompt, *, cached: bool, **steering) -> list[int]:
-    """TransformerLens's own generation, greedy."""
-    output = model.generate(
-        torch.tensor([list(prompt)]),
-        max_new_tokens=STEPS,
-        do_sample=False,
-        stop_at_eos=False,
-        use_past_kv_cache=cached,
-        return_type="tokens",
-        verbose=False,
-    )
-    return output[0, len(prompt) :].tolist()
 
 
 @pytest.fixture
@@ -113,7 +100,7 @@ def test_generate_steers_the_last_prompt_token_and_every_decode_step(tiny, promp
     replacement = random_replacement(tiny.model, size=0.3)
     edits = oracles.layer_edits(replacement.sites, 1.3, len(prompt) - 1)
     with replacement.steer(tiny.model, 1.3):
-        steered = generated(tiny.model, prompt, cached=cached)
+        steered = generated(tiny.model, prompt, STEPS, cached=cached)
     assert steered == oracles.greedy(tiny.hf, prompt, STEPS, edits)
     assert steered != oracles.greedy(tiny.hf, prompt, STEPS)
     only_the_prompt = [oracles.greedy(tiny.hf, prompt, 1, edits)[0]]
@@ -125,7 +112,7 @@ def test_each_generation_within_one_block_is_steered_from_its_own_prompt(tiny, c
     replacement = random_replacement(tiny.model, size=0.3)
     prompts = [pair.base_ids for pair in pairs_of(tiny.model, 3)]
     with replacement.steer(tiny.model):
-        found = [generated(tiny.model, each, cached=cached) for each in (*prompts, prompts[0])]
+        found = [generated(tiny.model, each, STEPS, cached=cached) for each in (*prompts, prompts[0])]
     wanted = [oracles.greedy(tiny.hf, each, STEPS, oracles.layer_edits(replacement.sites, 1.0, len(each) - 1)) for each in prompts]
     assert found == [*wanted, wanted[0]]
 
@@ -134,7 +121,7 @@ def test_each_generation_within_one_block_is_steered_from_its_own_prompt(tiny, c
 def test_a_prompt_of_a_single_token_is_steered(tiny, cached):
     replacement = random_replacement(tiny.model, size=0.3)
     with replacement.steer(tiny.model):
-        found = generated(tiny.model, [17], cached=cached)
+        found = generated(tiny.model, [17], STEPS, cached=cached)
     assert found == oracles.greedy(tiny.hf, [17], STEPS, oracles.layer_edits(replacement.sites, 1.0, 0))
 
 
@@ -196,17 +183,17 @@ def test_under_qr_the_question_is_steered_too_from_where_it_was_in_training(tiny
     replacement = replace(random_replacement(tiny.model, span="QR", size=0.3), question_start=2)
     with replacement.steer(tiny.model):
         steered = logits_of(tiny.model, prompt)
-        tokens = generated(tiny.model, prompt, cached=True)
+        tokens = generated(tiny.model, prompt, STEPS, cached=True)
     torch.testing.assert_close(steered, oracles.steered_logits(tiny.hf, prompt, replacement.sites, 1.0, 2), **TOLERANCE)
     assert tokens == oracles.greedy(tiny.hf, prompt, STEPS, oracles.layer_edits(replacement.sites, 1.0, 2))
 
 
 @pytest.mark.parametrize("alpha", [0, 0.0, -0.0, torch.zeros(1)], ids=["0", "0.0", "-0.0", "tensor"])
 def test_alpha_zero_is_bit_for_bit_no_steering(tiny, prompt, alpha):
-    plain, tokens = logits_of(tiny.model, prompt), generated(tiny.model, prompt, cached=True)
+    plain, tokens = logits_of(tiny.model, prompt), generated(tiny.model, prompt, STEPS, cached=True)
     with random_replacement(tiny.model).steer(tiny.model, alpha):
         assert torch.equal(logits_of(tiny.model, prompt), plain)
-        assert generated(tiny.model, prompt, cached=True) == tokens
+        assert generated(tiny.model, prompt, STEPS, cached=True) == tokens
 
 
 def test_after_the_block_nothing_is_left_of_it(tiny, prompt):
@@ -215,7 +202,7 @@ def test_after_the_block_nothing_is_left_of_it(tiny, prompt):
     with replacement.steer(tiny.model) as model:
         assert model is tiny.model
         assert hook_count(tiny.model) > before.hooks
-        generated(tiny.model, prompt, cached=True)
+        generated(tiny.model, prompt, STEPS, cached=True)
     assert_unchanged(tiny.model, before)
 
 
@@ -261,7 +248,7 @@ def test_nested_steering_of_two_replacements_applies_both(tiny, prompt):
     with outer.steer(tiny.model):
         with inner.steer(tiny.model, 0.5):
             nested = logits_of(tiny.model, prompt)
-            tokens = generated(tiny.model, prompt, cached=True)
+            tokens = generated(tiny.model, prompt, STEPS, cached=True)
         only_outer = logits_of(tiny.model, prompt)
     with torch.no_grad():
         torch.testing.assert_close(nested, oracles.read(tiny.hf, prompt, both).logits, **TOLERANCE)
@@ -283,7 +270,7 @@ def test_two_models_steered_at_once_by_one_replacement_share_no_state(folders, p
                 torch.testing.assert_close(logits_of(model, prompt[:length]), wanted, **TOLERANCE)
         for model, alpha in zip(models, alphas, strict=True):
             edits = oracles.layer_edits(replacement.sites, alpha, len(prompt) - 1)
-            assert generated(model, prompt, cached=True) == oracles.greedy(tiny.hf, prompt, STEPS, edits)
+            assert generated(model, prompt, STEPS, cached=True) == oracles.greedy(tiny.hf, prompt, STEPS, edits)
 
 
 def test_a_longer_prompt_that_begins_like_the_one_before_is_a_new_prompt(tiny, prompt):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
-from helpers import WIDTH, hook_count, logits_of, pairs_of, random_replacement, replacement_at
+from helpers import WIDTH, generated, hook_count, logits_of, pairs_of, random_replacement, replacement_at
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import psr_lens as psr
@@ -18,19 +18,6 @@ GREEDY = SamplingConfig(temperature=0, max_new_tokens=STEPS)
 PROMPT = list(range(20, 29))
 RULES = ("relu", "sigmoid", "constant", "projection")
 KINDS = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
-
-
-def generated(model, *, cached: bool) -> list[int]:
-    output = model.generate(
-        torch.tensor([PROMPT]),
-        max_new_tokens=STEPS,
-        do_sample=False,
-        stop_at_eos=False,
-        use_past_kv_cache=cached,
-        return_type="tokens",
-        verbose=False,
-    )
-    return output[0, len(PROMPT) :].tolist()
 
 
 def edits_of(replacement, alpha: float, start: int, stop: int | None = None) -> dict:
@@ -46,7 +33,7 @@ def test_every_rule_at_every_point_is_its_definition_in_a_pass_and_in_generation
     replacement = replacement_at(tiny.model, kind, [0, 2], rule=rule)
     edits = edits_of(replacement, 1.4, len(PROMPT) - 1)
     with replacement.steer(tiny.model, 1.4):
-        logits, tokens = logits_of(tiny.model, PROMPT), generated(tiny.model, cached=True)
+        logits, tokens = logits_of(tiny.model, PROMPT), generated(tiny.model, PROMPT, STEPS, cached=True)
     torch.testing.assert_close(logits, oracles.edited_logits(tiny.hf, PROMPT, edits), **TOLERANCE)
     assert (logits - logits_of(tiny.model, PROMPT))[-1].abs().max() > 0.05
     assert tokens == oracles.edited_greedy(tiny.hf, PROMPT, STEPS, edits)
@@ -68,11 +55,11 @@ def test_starts_and_strengths_may_differ_by_sequence_under_every_rule(tiny, kind
 def test_last_steers_the_last_prompt_token_and_no_decode_step(tiny, cached):
     replacement = replacement_at(tiny.model, "hook_resid_post", [0, 2], tokens="last", size=0.5)
     with replacement.steer(tiny.model):
-        tokens = generated(tiny.model, cached=cached)
+        tokens = generated(tiny.model, PROMPT, STEPS, cached=cached)
     last = len(PROMPT) - 1
     assert tokens == oracles.edited_greedy(tiny.hf, PROMPT, STEPS, edits_of(replacement, 1.0, last, last + 1))
     with replace(replacement, tokens="span").steer(tiny.model):
-        assert generated(tiny.model, cached=cached) != tokens
+        assert generated(tiny.model, PROMPT, STEPS, cached=cached) != tokens
 
 
 def test_last_steers_the_one_position_that_start_names(tiny):
@@ -241,7 +228,7 @@ def test_a_hook_of_pytorchs_own_on_any_module_keeps_what_it_saw(fresh):
 def test_a_pass_with_gradients_after_generation_in_the_same_block(fresh):
     replacement = random_replacement(fresh.model, rank=8)
     with replacement.steer(fresh.model):
-        generated(fresh.model, cached=True)  # HookedTransformer's runs in inference mode
+        generated(fresh.model, PROMPT, STEPS, cached=True)  # HookedTransformer's runs in inference mode
         fresh.model.requires_grad_(True)
         fresh.model(torch.tensor([PROMPT])).square().sum().backward()
     assert all(
