@@ -173,7 +173,7 @@ def main(
     small = psr.load_model("organism")
     rows = cost_of_capture(small, organism_triplets(small, 100 if quick else 200), 5 if quick else 15)
     if not quick:
-        rows += cost_of_capture(random_gpt2(GPT2_SMALL), random_triplets(GPT2_SMALL["vocab_size"], 48), 5)
+        rows += cost_of_capture(random_gpt2(GPT2_SMALL), random_triplets(GPT2_SMALL["vocab_size"], 24), 3)
     few, many = (peak_memory(count) for count in (100, 1_000))
     peak = {"100": few, "1000": many}
     what = "peak memory of streaming statistics, 1,000 triplets / 100"
