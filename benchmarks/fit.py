@@ -79,6 +79,17 @@ METHODS = {
     "A-PSR sequential, polished": Method(
         psr.FitConfig(polish_epochs=2, **(TRAINED | {"solver": "sequential", "learning_rate": 2e-3})), TOKENWISE
     ),
+    "A-PSR sequential, rank 8, polished": Method(
+        psr.FitConfig(
+            rank=8,
+            relative=0,
+            ridge=1e-3,
+            regression_steps=200,
+            polish_epochs=5,
+            **(TRAINED | {"solver": "sequential", "learning_rate": 2e-3}),
+        ),
+        TOKENWISE,
+    ),
 }
 QUICK = ("S-Const DiM (CAA)", "S-PSR sequential", "A-PSR sequential")
 
