@@ -247,7 +247,7 @@ def by_trait(rows: Sequence[dict[str, Any]], model: str, methods: Sequence[str])
 def large_model() -> dict[str, Any]:
     """Wall time of an A-PSR fit on 12 layers of d_model 768 with random weights, by the sequential solver and as in the paper."""
     model = random_gpt2(GPT2_SMALL)
-    triplets = random_triplets(model.cfg.d_vocab, 32)
+    triplets = random_triplets(model.cfg.d_vocab, 16)
     tokens = sum(len(triplet.pair.base_ids) + len(triplet.response_ids) for triplet in triplets)
     found: dict[str, Any] = {"machine": machine(), "triplets": len(triplets), "tokens": tokens}
     for name, config in (("sequential", psr.FitConfig()), ("joint", psr.FitConfig(solver="joint", batch_size=8))):
