@@ -10,22 +10,19 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from capture import random_triplets
+from _models import GPT2_SMALL, random_gpt2, random_triplets
 from rich.console import Console
 from rich.table import Table
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import psr_lens as psr
 from psr_lens.models import HookedModel, forward, frozen
 from psr_lens.prompts import Triplet, context_batch
 
-SIZES = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1_024, "vocab_size": 50_257}
 JOBS = ("bare, to the last residual stream", "bare, to the logits", "A-PSR joint, MSE", "A-PSR joint, LL")
 
 
@@ -53,11 +50,8 @@ def bare(model: HookedModel, triplets: list[Triplet], to_logits: bool) -> None:
 
 def measure(job: str, count: int) -> dict[str, Any]:
     """What the process that does one job needs beyond the loaded model."""
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config(**SIZES)).save_pretrained(folder)
-        model = psr.load_model(folder)
-    triplets = random_triplets(SIZES["vocab_size"], count)
+    model = random_gpt2(GPT2_SMALL)
+    triplets = random_triplets(GPT2_SMALL["vocab_size"], count)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
     if job.startswith("bare"):
@@ -81,7 +75,7 @@ def main(
     for each in JOBS:
         command = [sys.executable, __file__, "--job", each, "--count", str(count)]
         rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
-    title = f"{SIZES['n_layer']} layers, d_model {SIZES['n_embd']}, {count} triplets"
+    title = f"{GPT2_SMALL['n_layer']} layers, d_model {GPT2_SMALL['n_embd']}, {count} triplets"
     table = Table("job", "MB beyond the model", "against bare", title=title)
     for row in rows:
         against = rows[1] if row["job"].endswith(("LL", "logits")) else rows[0]

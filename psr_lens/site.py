@@ -42,21 +42,21 @@ class Site:
         """λ of every token (eq. 8), in units of the directions; of every token and head at `attn.hook_z`."""
         if self.rule == "constant":
             return self.bias.expand(*activation.shape[:-1], self.bias.shape[-1])
-        read = _per_head(activation, (self.directions if self.rule == "projection" else self.weights).transpose(-1, -2))
+        read = per_head(activation, (self.directions if self.rule == "projection" else self.weights).transpose(-1, -2))
         if self.rule == "projection":
             return self.bias - read
         return torch.relu(read + self.bias) if self.rule == "relu" else torch.sigmoid(read + self.bias)
 
     def intervention(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token width"]:
         """λ(A)·z, what is added to every token's activation at `alpha` 1 (eq. 7)."""
-        return _per_head(self.coefficients(activation), self.directions)
+        return per_head(self.coefficients(activation), self.directions)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Site:
         """The same site with its tensors on another device and of another type."""
         return Site(self.directions.to(device, dtype), self.weights.to(device, dtype), self.bias.to(device, dtype), self.rule)
 
 
-def _per_head(rows: Float[Tensor, "*token left"], matrix: Float[Tensor, "*head left right"]) -> Float[Tensor, "*token right"]:
+def per_head(rows: Float[Tensor, "*token left"], matrix: Float[Tensor, "*head left right"]) -> Float[Tensor, "*token right"]:
     """Rows times a matrix, or every head's rows times its own."""
     if matrix.ndim == 2:
         return rows @ matrix

@@ -21,7 +21,7 @@ from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, forward
 from psr_lens.passes import collect, row_counts
 from psr_lens.prompts import ContextBatch, Triplet, context_batch, length_batches
-from psr_lens.replacement import Site
+from psr_lens.site import Site, per_head
 
 HELD_BYTES: Final = 2 * 2**30
 """Prompt-steered activations up to this size stay in the CPU's memory; larger ones are computed anew for every batch."""
@@ -231,7 +231,7 @@ def _steering_hook(
             coefficients = coefficients * inside
             penalties.append(torch.relu(1 - coefficients.sum(1)).sum())
             # The strength goes to the few coefficients: times the wide intervention, autograd would keep a copy of that.
-            added = spread(coefficients * strengths.reshape(-1, *[1] * (coefficients.ndim - 1)), site.directions)
+            added = per_head(coefficients * strengths.reshape(-1, *[1] * (coefficients.ndim - 1)), site.directions)
             return activation + added.to(activation.dtype)
 
     return hook
@@ -242,15 +242,6 @@ def _size_hook(batch: ContextBatch, sizes: list[Tensor]) -> Any:
         sizes.append(activation.flatten(0, 1).index_select(0, batch.rows).double().norm())
 
     return hook
-
-
-def spread(
-    coefficients: Float[Tensor, "*token rank"], directions: Float[Tensor, "*head rank width"]
-) -> Float[Tensor, "*token width"]:
-    """Coefficients times directions, each head's times its own."""
-    if directions.ndim == 2:
-        return coefficients @ directions
-    return (coefficients.unsqueeze(-2) @ directions).squeeze(-2)
 
 
 def _error_hook(targets: Sequence[Tensor], batch: ContextBatch, errors: list[Tensor]) -> Any:

@@ -25,12 +25,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from psr_lens.fit.config import FitConfig
-from psr_lens.fit.objective import Likelihood, measured_points, read_residuals, spread
+from psr_lens.fit.objective import Likelihood, measured_points, read_residuals
 from psr_lens.fit.parameters import Parameters
 from psr_lens.fit.training import Trained, train
 from psr_lens.models import HookedModel
 from psr_lens.prompts import ContextBatch, Triplet, length_batches
-from psr_lens.replacement import Site
+from psr_lens.site import Site, per_head
 
 TOP_K: Final = 8
 """Latents of a sequence that make its strength; of a shorter span all."""
@@ -123,7 +123,7 @@ def _reft_hook(
             penalties.append((latents.sum(1) - largest).sum())
             strength = largest / span.sum(1).clamp(max=TOP_K).reshape(-1, *[1] * (largest.ndim - 1))
             strengths.append(strength.detach())
-            added = spread(strength[:, None] * inside, directions)
+            added = per_head(strength[:, None] * inside, directions)
             return activation + added.to(activation.dtype)
 
     return hook
