@@ -37,6 +37,16 @@ def write_artifact(folder: Path, settings: tuple[str, Mapping[str, Any]], tensor
     temporary.replace(folder / settings[0])
 
 
+def remove_artifact(folder: Path, names: Collection[str]) -> bool:
+    """Remove the named files of an artifact, and its folder where nothing else is in it; False where none of them was there."""
+    present = [folder / name for name in names if (folder / name).is_file()]
+    for path in present:
+        path.unlink()
+    if present and not any(folder.iterdir()):
+        folder.rmdir()
+    return bool(present)
+
+
 def read_settings(path: Path, formats: Collection[int], writer: str) -> dict[str, Any]:
     """Read a settings file of one of some formats.
 

@@ -16,10 +16,10 @@ from typing import Any, Final
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens.artifacts import read_settings, write_artifact
+from psr_lens.artifacts import read_settings, remove_artifact, write_artifact
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel
-from psr_lens.replacement import Replacement
+from psr_lens.replacement import SETTINGS_FILE, WEIGHTS_FILE, Replacement
 from psr_lens.steering import Action, Start, steering_hooks
 
 FORMAT: Final = 1
@@ -159,7 +159,9 @@ class SteeringPlan:
     # --- saving -------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write a folder with `plan.json` and one artifact a part, `part-0` and so on; an older plan there is replaced.
+        """Write a folder with `plan.json` and one artifact a part, `part-0` and so on.
+
+        An older plan there is replaced: parts that it had more of are taken away, but no file that this package did not write.
 
         Returns:
             The folder.
@@ -168,6 +170,9 @@ class SteeringPlan:
         for place, part in enumerate(self.parts):
             part.replacement.save(folder / f"part-{place}")
         write_artifact(folder, (PLAN_FILE, {"format": FORMAT, "factors": [part.factor for part in self.parts]}), None)
+        surplus = len(self.parts)
+        while remove_artifact(folder / f"part-{surplus}", (SETTINGS_FILE, WEIGHTS_FILE)):
+            surplus += 1
         return folder
 
     @classmethod

@@ -284,11 +284,15 @@ def test_a_plan_comes_back_from_disk_and_steers_to_the_last_bit_alike(saved, tin
     assert torch.equal(steered(back, tiny_llama.model), steered(plan, tiny_llama.model))
 
 
-def test_saving_a_shorter_plan_replaces_a_longer_one(saved, tiny_llama):
+def test_saving_a_shorter_plan_replaces_a_longer_one_and_spares_what_is_not_ours(saved, tiny_llama):
     plan, folder = saved
-    shorter = SteeringPlan(plan.parts[:2])
+    (folder / "part-1" / "notes.txt").write_text("mine")
+    shorter = SteeringPlan(plan.parts[:1])
     shorter.save(folder)
-    assert len(SteeringPlan.load(folder).parts) == 2
+    assert len(SteeringPlan.load(folder).parts) == 1
+    left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert left == ["part-0/replacement.json", "part-0/replacement.safetensors", "part-1/notes.txt", "plan.json"]
+    assert not (folder / "part-2").exists()
 
 
 @pytest.mark.usefixtures("unchecked")
