@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from psr_lens.fit import FitConfig as FitConfig
     from psr_lens.fit import fit as fit
     from psr_lens.hook_points import hook_points as hook_points
+    from psr_lens.meaning import cosines as cosines
+    from psr_lens.meaning import logit_lens as logit_lens
+    from psr_lens.meaning import top_tokens as top_tokens
     from psr_lens.models import load_model as load_model
     from psr_lens.prompts import PromptPair as PromptPair
     from psr_lens.prompts import Triplet as Triplet
@@ -73,6 +76,9 @@ _HOME = {
     "evaluate": "evaluate",
     "Comparison": "compare",
     "compare": "compare",
+    "cosines": "meaning",
+    "logit_lens": "meaning",
+    "top_tokens": "meaning",
     "report": "report",
 }
 """Public names and the modules that they live in."""
