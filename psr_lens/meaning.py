@@ -305,7 +305,8 @@ class _Search:
     def _strength(self, name: str, activation: Float[Tensor, "token ..."]) -> Float[Tensor, "token"]:
         site = self.replacement.sites[name].to(torch.device("cpu"), torch.float32)
         if self.direction is None:
-            return torch.linalg.vector_norm(site.intervention(activation).flatten(1), dim=1)
+            whole: Tensor = torch.linalg.vector_norm(site.intervention(activation).flatten(1), dim=1)
+            return whole
         own: Tensor = site.coefficients(activation)[..., self.direction].reshape(len(activation), -1).amax(dim=1)
         return own
 

@@ -371,7 +371,7 @@ def test_tokens_are_read_as_their_vocabulary_spells_them(spelled, read):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda result: plots.strength_heatmap(result, 3), "triplet: got 3, expected 0 to 2, one of the 3 compared responses."),
+        (lambda result: plots.strength_heatmap(result, 3), "triplet: got 3, expected 0 to 2, one of the 3 responses."),
         (lambda result: plots.strength_heatmap(result, -1), "triplet: got -1, expected 0 to 2"),
         (lambda result: plots.strength_heatmap(result, methods=["CAA"]), "methods: got 'CAA', expected one of 'A-PSR', 'S-PSR'"),
         (lambda result: plots.strength_heatmap(result, methods="A-PSR"), "methods: got the text 'A-PSR', expected a list of names"),

@@ -1,9 +1,29 @@
 """Figures: each function takes a typed result, most a `Comparison`, and returns a Plotly figure. No renderer is set, nothing is shown."""
 
 from psr_lens.plots.coefficients import coefficient_text as coefficient_text
+from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
 from psr_lens.plots.distribution import strength_distribution as strength_distribution
 from psr_lens.plots.heatmap import strength_heatmap as strength_heatmap
+from psr_lens.plots.kinds import strength_by_kind as strength_by_kind
 from psr_lens.plots.learning import learning_curve as learning_curve
+from psr_lens.plots.lens import logit_lens as logit_lens
+from psr_lens.plots.rank import rank_energy as rank_energy
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
+from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
+from psr_lens.plots.strips import strength_strips as strength_strips
+from psr_lens.plots.top_tokens import top_tokens as top_tokens
 
-__all__ = ["coefficient_text", "learning_curve", "relative_rmse", "strength_distribution", "strength_heatmap"]
+__all__ = [
+    "coefficient_scatter",
+    "coefficient_text",
+    "cosine_matrix",
+    "learning_curve",
+    "logit_lens",
+    "rank_energy",
+    "relative_rmse",
+    "strength_by_kind",
+    "strength_distribution",
+    "strength_heatmap",
+    "strength_strips",
+    "top_tokens",
+]

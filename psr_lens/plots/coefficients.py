@@ -10,17 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.compare import PROMPT, Comparison
+from psr_lens.plots.flow import LINE, Place, flow
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
 from psr_lens.plots.tokens import readable, row_labels, rows_of, shortened, site_of, trace_of
 
 MAX_TOKENS: Final = 400
 """Of a longer response the first tokens are drawn."""
 
-_LINE: Final = 42
-"""Characters of a line: at 12 pixels of fixed-width type it fits a window of 390 pixels."""
 _SLOT: Final = 5
 """Least characters of a token's place, so that two bars fit under it."""
-_LONGEST: Final = 16
 _BAR: Final = 1.4
 """Width of a bar in characters."""
 _PIXELS: Final = 84
@@ -28,18 +26,6 @@ _PIXELS: Final = 84
 _TEXT: Final = 0.5
 _GAP: Final = 0.2
 """Heights of the text and of the space under the bars, in shares of the longest bar."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where one token stands."""
-
-    text: str
-    """What is written."""
-    line: int
-    """Line of the text."""
-    center: float
-    """Characters from the left edge to the token's middle."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +79,7 @@ def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: i
     site = site_of(trace, method, layer)
     rows = every[:MAX_TOKENS]
     added, wanted = trace.coefficient[rows, site], trace.projection[rows, site]
-    places = _flow(readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings))
+    places = flow(readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings), _SLOT)
     scale = _Scale(max(0.0, -float(wanted.min())), max(0.0, float(added.max()), float(wanted.max())))
     lines = places[-1].line + 1
     styles = method_styles(result)
@@ -109,23 +95,7 @@ def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: i
     return figure
 
 
-def _flow(texts: list[str]) -> list[_Place]:
-    """Set tokens like words on a page: lines of at most `_LINE` characters, a new one after a line break."""
-    places: list[_Place] = []
-    line, at = 0, 0
-    for text in texts:
-        shown = shortened(text, _LONGEST)
-        width = max(_SLOT, len(shown) + 1)
-        if at and at + width > _LINE:
-            line, at = line + 1, 0
-        places.append(_Place(shown, line, at + width / 2))
-        at += width
-        if "↵" in text:
-            line, at = line + 1, 0
-    return places
-
-
-def _bars(name: str, values: Float[Tensor, "row"], places: list[_Place], scale: _Scale, color: str, side: int) -> go.Bar:
+def _bars(name: str, values: Float[Tensor, "row"], places: list[Place], scale: _Scale, color: str, side: int) -> go.Bar:
     return go.Bar(
         name=escaped(name),
         x=[place.center for place in places],
@@ -141,7 +111,7 @@ def _bars(name: str, values: Float[Tensor, "row"], places: list[_Place], scale: 
 def _words(
     result: Comparison,
     rows: Int[Tensor, "row"],
-    places: list[_Place],
+    places: list[Place],
     scale: _Scale,
     added: Float[Tensor, "row"],
     wanted: Float[Tensor, "row"],
@@ -178,4 +148,4 @@ def _axes(figure: go.Figure, lines: int, scale: _Scale) -> None:
         title_text="activation units",
         title_font_size=SMALL,
     )
-    figure.update_xaxes(range=[0, _LINE], visible=False)
+    figure.update_xaxes(range=[0, LINE], visible=False)

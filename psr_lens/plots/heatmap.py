@@ -15,27 +15,26 @@ from torch import Tensor
 
 from psr_lens.compare import PROMPT, Comparison
 from psr_lens.errors import InputError
-from psr_lens.plots.style import SMALL, escaped, log_ticks, real_units, titled
-from psr_lens.plots.tokens import row_labels, rows_of, shortened, signed, traces_of
+from psr_lens.plots.style import SEQUENTIAL, SMALL, escaped, log_ticks, real_units, titled
+from psr_lens.plots.tokens import Tokened, row_labels, rows_of, shortened, signed, traces_of
 
 MAX_LAYERS: Final = 64
 """More layers than this are drawn in groups."""
 
-_ROW: Final = 17
+ROW: Final = 17
 """Height of a token's row in pixels: one line of text."""
-_LEAST: Final = 72
+LEAST: Final = 72
 """Least height of a panel."""
-_TOP: Final = 128
+TOP: Final = 128
 """Title and colour bar."""
 _TITLE_LINE: Final = 15
-_BOTTOM: Final = 52
+BOTTOM: Final = 52
+"""Layers and the axis's name."""
 _NARROW: Final = 12
 """More layers than this touch each other, or the gaps would take up the cells of a narrow window."""
 _PANELS: Final = 5
 _DECADES: Final = 4.0
 """Most powers of ten that the colours span."""
-_SCALE: Final = ["#fbfaf3", "#e3ecc5", "#aad8b5", "#5fbcbb", "#2a93b8", "#2b62a5", "#2a3784", "#1a1547"]
-"""Light to dark in even steps, close to ColorBrewer's YlGnBu: it survives grey printing, and its light end is nearly the paper."""
 
 
 def strength_heatmap(
@@ -65,13 +64,13 @@ def strength_heatmap(
     traces = traces_of(result, methods)
     panels = {PROMPT: result.strength[rows]} | {name: trace.strength[rows] for name, trace in traces.items()}
     tall, wide = math.ceil(len(rows) / max_tokens), math.ceil(len(result.layers) / MAX_LAYERS)
-    labels, layers = _token_labels(result, rows, tall), _layer_labels(result.layers, wide)
+    labels, layers = token_labels(result, rows, tall), layer_labels(result.layers, wide)
     low, high = colour_range(result)
     titles = [_panel_title(name) for name in panels]
     above = _TITLE_LINE * (1 + max(title.count("<br>") for title in titles))
     lines = math.ceil(len(panels) / _PANELS)
     columns = math.ceil(len(panels) / lines)
-    panel, between = max(_LEAST, len(labels) * _ROW), _BOTTOM + above
+    panel, between = max(LEAST, len(labels) * ROW), BOTTOM + above
     plot = lines * panel + (lines - 1) * between
     figure = make_subplots(
         lines,
@@ -83,11 +82,11 @@ def strength_heatmap(
     )
     for place, (name, strength) in enumerate(panels.items()):
         line, column = divmod(place, columns)
-        figure.add_trace(_panel(name, _pooled(strength, tall, wide), layers, low), row=line + 1, col=column + 1)
-    _axes(figure, labels)
-    figure.update_layout(coloraxis=_coloraxis(low, high, (above + 64) / plot))
-    note = _grouping_note(len(rows), len(result.layers), tall, wide)
-    titled(figure, "Strength of steering by token and layer", plot=plot, top=_TOP + above - _TITLE_LINE, bottom=_BOTTOM, note=note)
+        figure.add_trace(strength_panel(name, pooled(strength, tall, wide), layers, low), row=line + 1, col=column + 1)
+    token_axis(figure, labels)
+    figure.update_layout(coloraxis=strength_axis(low, high, (above + 64) / plot))
+    note = grouping_note(len(rows), len(result.layers), tall, wide)
+    titled(figure, "Strength of steering by token and layer", plot=plot, top=TOP + above - _TITLE_LINE, bottom=BOTTOM, note=note)
     return figure
 
 
@@ -97,18 +96,23 @@ def colour_range(result: Comparison) -> tuple[float, float]:
     The lower end is the power of ten under all but the weakest hundredth of the prompt's strengths; all that is weaker, and the
     exact 0 before a replacement's first layer, has its colour.
     """
-    every = torch.stack([result.strength, *(trace.strength for trace in result.methods.values())])
+    return colour_ends(torch.stack([result.strength, *(trace.strength for trace in result.methods.values())]), result.strength)
+
+
+def colour_ends(every: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> tuple[float, float]:
+    """The same for any strengths, the lower end by the strengths of reference."""
     every = every[every.isfinite() & (every > 0)]
     if not len(every):
         return 0.0, 1.0
-    pushed = result.strength[result.strength > 0].sort().values
+    pushed = reference[reference > 0].sort().values
     high = math.log10(float(every.max()))
     weakest = float(pushed[len(pushed) // 100]) if len(pushed) else 10 ** (high - 2)
     low = max(math.floor(math.log10(weakest)), math.ceil(high - _DECADES))
     return (float(low), high) if high - low >= 0.5 else (high - 1, high)
 
 
-def _panel(name: str, strength: Float[Tensor, "row column"], layers: list[str], low: float) -> go.Heatmap:
+def strength_panel(name: str, strength: Float[Tensor, "row column"], layers: list[str], low: float) -> go.Heatmap:
+    """One panel on the common colour axis."""
     return go.Heatmap(
         name=name,
         z=strength.clamp(min=10.0**low).log10().numpy(),
@@ -122,7 +126,8 @@ def _panel(name: str, strength: Float[Tensor, "row column"], layers: list[str], 
     )
 
 
-def _axes(figure: go.Figure, labels: list[str]) -> None:
+def token_axis(figure: go.Figure, labels: list[str]) -> None:
+    """Layers across and tokens down, every token in a row of its own."""
     figure.update_xaxes(
         type="category", title_text="layer", title_standoff=4, showgrid=False, autotickangles=[0, 90], tickfont_size=SMALL
     )
@@ -144,7 +149,8 @@ def _panel_title(name: str) -> str:
     return "<br>".join(escaped(shortened(line, 9)) for line in lines)
 
 
-def _coloraxis(low: float, high: float, above: float) -> dict[str, object]:
+def strength_axis(low: float, high: float, above: float, what: str = "‖Δ‖ after the layer") -> dict[str, object]:
+    """The colour axis of strengths, its bar `above` the plot (in shares of the plot's height); its ends are powers of ten."""
     ticks = log_ticks(low, high)
     names = [real_units(tick) for tick in ticks]
     if ticks[0] - low < 1e-6:
@@ -152,7 +158,7 @@ def _coloraxis(low: float, high: float, above: float) -> dict[str, object]:
     return {
         "cmin": low,
         "cmax": high,
-        "colorscale": _SCALE,
+        "colorscale": SEQUENTIAL,
         "colorbar": {
             "orientation": "h",
             "thickness": 10,
@@ -162,7 +168,7 @@ def _coloraxis(low: float, high: float, above: float) -> dict[str, object]:
             # Not "bottom": above the plot, that would make Plotly push the figure's own titles off their places.
             "y": 1 + above,
             "yanchor": "top",
-            "title": {"text": "‖Δ‖ after the layer (activation units)", "side": "top", "font": {"size": 12}},
+            "title": {"text": f"{what} (activation units)", "side": "top", "font": {"size": 12}},
             "tickvals": ticks,
             "ticktext": names,
             "tickfont": {"size": SMALL},
@@ -171,7 +177,7 @@ def _coloraxis(low: float, high: float, above: float) -> dict[str, object]:
     }
 
 
-def _pooled(strength: Float[Tensor, "token layer"], tall: int, wide: int) -> Float[Tensor, "row column"]:
+def pooled(strength: Float[Tensor, "token layer"], tall: int, wide: int) -> Float[Tensor, "row column"]:
     """Largest value of each group of `tall` tokens and `wide` layers; the last group may be smaller."""
     if tall == wide == 1:
         return strength
@@ -179,7 +185,8 @@ def _pooled(strength: Float[Tensor, "token layer"], tall: int, wide: int) -> Flo
     return pooled
 
 
-def _token_labels(result: Comparison, rows: Int[Tensor, "token"], tall: int) -> list[str]:
+def token_labels(result: Tokened, rows: Int[Tensor, "token"], tall: int) -> list[str]:
+    """A label a row of `tall` tokens each."""
     labels = row_labels(result, rows[::tall])
     if tall == 1:
         return labels
@@ -187,12 +194,14 @@ def _token_labels(result: Comparison, rows: Int[Tensor, "token"], tall: int) -> 
     return [f"{label} … {signed(places[min(at * tall + tall, len(places)) - 1])}" for at, label in enumerate(labels)]
 
 
-def _layer_labels(layers: Sequence[int], wide: int) -> list[str]:
+def layer_labels(layers: Sequence[int], wide: int) -> list[str]:
+    """A label a column of `wide` layers each."""
     groups = [layers[at : at + wide] for at in range(0, len(layers), wide)]
     return [str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}" for group in groups]
 
 
-def _grouping_note(tokens: int, layers: int, tall: int, wide: int) -> str:
+def grouping_note(tokens: int, layers: int, tall: int, wide: int) -> str:
+    """What a reader must know where neighbours share a cell."""
     groups = [f"{size} {word}" for size, word in ((tall, "tokens"), (wide, "layers")) if size > 1]
     if not groups:
         return ""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from psr_lens.compare import PARAPHRASE, PROMPT, Comparison, MethodTrace
 
@@ -42,6 +43,11 @@ MONO: Final = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono'
 SMALL: Final = 11
 """Smallest font size in any figure, in pixels."""
 _NOTE_LINE: Final = 15
+
+SEQUENTIAL: Final = ["#fbfaf3", "#e3ecc5", "#aad8b5", "#5fbcbb", "#2a93b8", "#2b62a5", "#2a3784", "#1a1547"]
+"""Light to dark in even steps, close to ColorBrewer's YlGnBu: it survives grey printing, and its light end is nearly the paper."""
+DIVERGING: Final = ["#a6450c", "#e08a4f", "#f6d3b5", "#fbfaf3", "#b9d7ea", "#5a9fce", "#0a5d9c"]
+"""Below zero the prompt's family of orange, above it blue; the middle is nearly the paper. Not red and green."""
 
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x")
 _CONSTANT: Final = 1e-3
@@ -95,6 +101,12 @@ def translucent(color: str, opacity: float) -> str:
     """A `#RRGGBB` colour as `rgba(…)`."""
     red, green, blue = _channels(color)
     return f"rgba({red},{green},{blue},{opacity})"
+
+
+def layer_colors(count: int) -> list[str]:
+    """Light to dark for layers in order, without the lightest shades, which would be lost on the paper."""
+    places = [0.3 + 0.7 * place / max(1, count - 1) for place in range(count)] if count > 1 else [0.8]
+    return [str(color) for color in sample_colorscale(SEQUENTIAL, places)]
 
 
 def _channels(color: str) -> tuple[int, int, int]:

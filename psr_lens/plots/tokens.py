@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -11,9 +12,19 @@ from torch import Tensor
 from psr_lens.compare import PROMPT, Comparison, MethodTrace
 from psr_lens.errors import InputError
 from psr_lens.plots.style import MUTED, escaped
+from psr_lens.prompts import TokenTable
 
 
-def rows_of(result: Comparison, triplet: int) -> Int[Tensor, "row"]:
+@runtime_checkable
+class Tokened(Protocol):
+    """A result whose rows are tokens: a `Comparison`, a `Captured`."""
+
+    @property
+    def tokens(self) -> TokenTable:
+        """What each row is."""
+
+
+def rows_of(result: Tokened, triplet: int) -> Int[Tensor, "row"]:
     """Row numbers of one response's tokens, in reading order.
 
     Raises:
@@ -25,7 +36,7 @@ def rows_of(result: Comparison, triplet: int) -> Int[Tensor, "row"]:
         raise InputError(
             "triplet",
             repr(triplet),
-            f"0 to {count - 1}, one of the {count} compared responses" if count else "a comparison with at least one response",
+            f"0 to {count - 1}, one of the {count} responses" if count else "a result with at least one response",
         )
     return rows
 
@@ -117,7 +128,7 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def row_labels(result: Comparison, rows: Int[Tensor, "row"], width: int = 14) -> list[str]:
+def row_labels(result: Tokened, rows: Int[Tensor, "row"], width: int = 14) -> list[str]:
     """One label a token, its place in the response behind it; tokens of the prompt say that they are."""
     texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
     labels = []

@@ -1,0 +1,99 @@
+"""Where in a block the prompt steers: attention, MLP and the residual stream, tokens by layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from psr_lens.capture import Captured
+from psr_lens.errors import InputError
+from psr_lens.hook_points import KINDS, layer_of
+from psr_lens.plots.heatmap import (
+    BOTTOM,
+    LEAST,
+    MAX_LAYERS,
+    ROW,
+    TOP,
+    colour_ends,
+    grouping_note,
+    layer_labels,
+    pooled,
+    strength_axis,
+    strength_panel,
+    token_axis,
+    token_labels,
+)
+from psr_lens.plots.style import escaped, titled
+from psr_lens.plots.tokens import rows_of
+
+NAMES: Final = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "resid_mid": "between", "resid_pre": "before"}
+"""How kinds of hook points are called over their panels; others keep TransformerLens's name."""
+
+
+def strength_by_kind(
+    captured: Captured, triplet: int = 0, kinds: Sequence[str] = ("attn_out", "mlp_out", "resid_post"), *, max_tokens: int = 400
+) -> go.Figure:
+    """‖Δ‖ of one response at several kinds of hook points, a panel each, on one colour scale.
+
+    With `difference="local"` a panel shows what the layer itself adds because of the prompt.
+
+    Args:
+        captured: What `capture` returned in memory, with these kinds at every layer that is to be shown.
+        triplet: Which response.
+        kinds: Short names as in `capture`, `"attn_out"`, `"mlp_out"`, `"resid_post"`, `"z"`, …
+        max_tokens: Most rows; of more tokens, neighbours share a cell, which shows their largest value.
+
+    Returns:
+        A figure with one heatmap a panel; `customdata` holds strengths in the activation's units, `z` their log10.
+
+    Raises:
+        InputError: a kind was not captured, or there is no such response.
+    """
+    if max_tokens < 1:
+        raise InputError("max_tokens", max_tokens, "1 or more")
+    rows = rows_of(captured, triplet)
+    panels = {kind: _of_kind(captured, kind) for kind in kinds}
+    if not panels:
+        raise InputError("kinds", "none", "at least one")
+    layers = sorted({layer for found in panels.values() for layer in found})
+    tall, wide = math.ceil(len(rows) / max_tokens), math.ceil(len(layers) / MAX_LAYERS)
+    every = torch.cat([strength for found in panels.values() for strength in found.values()])
+    low, high = colour_ends(every, every)
+    labels = token_labels(captured, rows, tall)
+    titles = [escaped(NAMES.get(kind, kind)) for kind in panels]
+    figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=titles)
+    for column, (kind, found) in enumerate(panels.items(), start=1):
+        strength = pooled(torch.stack([found[layer][rows] for layer in found], dim=1), tall, wide)
+        figure.add_trace(strength_panel(NAMES.get(kind, kind), strength, layer_labels(list(found), wide), low), row=1, col=column)
+    token_axis(figure, labels)
+    plot = max(LEAST, len(labels) * ROW)
+    figure.update_layout(coloraxis=strength_axis(low, high, 92 / plot, "‖Δ‖"))
+    note = grouping_note(len(rows), len(layers), tall, wide)
+    what = "What each layer adds" if captured.difference == "local" else "Strength of the prompt"
+    return titled(figure, f"{what}, by part of the block", plot=plot, top=TOP, bottom=BOTTOM, note=note)
+
+
+def _of_kind(captured: Captured, kind: str) -> dict[int, Float[Tensor, "token"]]:
+    if kind not in KINDS:
+        raise InputError("kinds", repr(kind), f"one of {', '.join(KINDS)}")
+    ending = KINDS[kind].removeprefix("blocks.*.")
+    found = {}
+    for name in captured.deltas:
+        layer = layer_of(name)
+        if layer is not None and name == f"blocks.{layer}.{ending}":
+            found[layer] = captured.strength(name).float()
+    if not found:
+        raise InputError(
+            "kinds",
+            repr(kind),
+            f"kinds that were captured: {', '.join(sorted(captured.deltas)[:6])}, …",
+            f'Capture with hooks=["{kind}", …].',
+        )
+    return dict(sorted(found.items()))

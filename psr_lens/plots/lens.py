@@ -1,0 +1,97 @@
+"""The words that a replacement's directions promote and suppress."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import plotly.graph_objects as go
+
+from psr_lens.errors import InputError
+from psr_lens.meaning import LensRow, LogitLens
+from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
+from psr_lens.plots.tokens import readable, shortened
+
+MAX_ROWS: Final = 48
+"""More directions than this are thinned out evenly."""
+MAX_COLUMNS: Final = 6
+"""Most tokens at either end."""
+
+_ROW: Final = 24
+_LONGEST: Final = 10
+
+
+def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
+    """Tokens that each direction promotes, on the left, and suppresses, on the right, coloured by their logits.
+
+    Args:
+        lens: What `psr_lens.logit_lens` returned.
+        columns: How many tokens at either end, at most 6; the strongest stand outside.
+
+    Returns:
+        A figure with one heatmap, a row a direction; `customdata` holds the tokens as the vocabulary spells them, `z` the logits.
+
+    Raises:
+        InputError: there is no direction, or not as many columns.
+    """
+    if not lens.rows:
+        raise InputError("lens", "no directions", "at least one")
+    there = min(MAX_COLUMNS, *(len(row.promoted) for row in lens.rows))
+    if not 1 <= columns <= MAX_COLUMNS:
+        raise InputError("columns", columns, f"1 to {MAX_COLUMNS}")
+    columns = min(columns, there)
+    step = -(-len(lens.rows) // MAX_ROWS)
+    rows = lens.rows[::step]
+    spelled = [[*row.promoted[:columns], *reversed(row.suppressed[:columns])] for row in rows]
+    alphabet = [token for row in lens.rows for token in (*row.promoted, *row.suppressed)]
+    shown = [[escaped(shortened(text, _LONGEST)) for text in readable(line, alphabet)] for line in spelled]
+    values = np.array(
+        [[*row.promoted_logits[:columns].tolist(), *reversed(row.suppressed_logits[:columns].tolist())] for row in rows]
+    )
+    limit = float(np.abs(values).max()) or 1.0
+    labels = [_label(row, lens) for row in rows]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=list(range(2 * columns)),
+            y=list(range(len(rows))),
+            text=shown,
+            texttemplate="%{text}",
+            textfont={"size": SMALL},
+            customdata=[[escaped(token) for token in line] for line in spelled],
+            colorscale=DIVERGING,
+            zmin=-limit,
+            zmax=limit,
+            xgap=2,
+            ygap=2,
+            hovertemplate="%{y}<br>%{customdata}<br>%{z:+.2f} logits<extra></extra>",
+            colorbar={"title": {"text": "logit", "side": "top"}, "thickness": 10, "tickfont": {"size": SMALL}},
+        )
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(range(len(rows))),
+        ticktext=labels,
+        range=[len(rows) - 0.5, -0.5],
+        showgrid=False,
+        automargin=True,
+    )
+    figure.update_xaxes(
+        tickmode="array",
+        tickvals=[(columns - 1) / 2, columns + (columns - 1) / 2],
+        ticktext=["promotes", "suppresses"],
+        side="top",
+        showgrid=False,
+    )
+    figure.add_vline(x=columns - 0.5, line={"color": MUTED, "width": 1})
+    what = "is added" if lens.part == "directions" else "is looked for"
+    note = f"{len(rows)} of {len(lens.rows)} directions, evenly spaced." if step > 1 else ""
+    return titled(figure, f"What {what}, in words", plot=len(rows) * _ROW, top=72, bottom=12, note=note)
+
+
+def _label(row: LensRow, lens: LogitLens) -> str:
+    several = sum(other.hook == row.hook for other in lens.rows) > 1
+    place = row.hook if row.layer is None else f"layer {row.layer}"
+    mixed = len({other.hook.rsplit(".", 1)[-1] for other in lens.rows}) > 1
+    kind = f" {row.hook.rsplit('.', 1)[-1].removeprefix('hook_')}" if mixed and row.layer is not None else ""
+    return escaped(f"{place}{kind}") + (f' <span style="color:{MUTED}">#{row.direction}</span>' if several else "")

@@ -1,0 +1,77 @@
+"""How many directions it takes to hold what a prompt does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import plotly.graph_objects as go
+
+from psr_lens.errors import InputError
+from psr_lens.hook_points import layer_of
+from psr_lens.plots.style import escaped, layer_colors, titled
+from psr_lens.statistics import CapturedStatistics
+
+MAX_LINES: Final = 12
+"""More hook points than this are thinned out evenly."""
+
+_PLOT: Final = 280
+
+
+def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = None) -> go.Figure:
+    """Share of Δ's energy in its first k singular directions, one line a hook point (assumption 3.1 of Heyman & Vandeputte 2026).
+
+    Args:
+        statistics: What `capture(…, to=Statistics(rank=…))` returned.
+        hooks: Hook points to draw; all of them by default.
+
+    Returns:
+        A figure whose lines end at the rank that was kept.
+
+    Raises:
+        InputError: a hook point was not captured, or none has any energy.
+    """
+    names = [name for name in (hooks or statistics.overall) if statistics[name].energy > 0]
+    if not names:
+        raise InputError("statistics", "hook points without a difference", "at least one where Δ is not 0")
+    step = -(-len(names) // MAX_LINES)
+    drawn = names[::step]
+    figure = go.Figure()
+    for name, color in zip(drawn, layer_colors(len(drawn)), strict=True):
+        found = statistics[name]
+        ranks = list(range(1, len(found.singular_values) + 1))
+        label = _label(name, drawn)
+        figure.add_scatter(
+            name=escaped(label),
+            x=ranks,
+            y=[found.rank_share(rank) for rank in ranks],
+            mode="lines+markers",
+            line={"color": color, "width": 2},
+            marker={"size": 5},
+            hovertemplate=f"{escaped(label)}<br>first %{{x}} directions: %{{y:.1%}}<extra></extra>",
+        )
+    most = max(len(statistics[name].singular_values) for name in drawn)
+    figure.update_xaxes(
+        title_text="number of directions", dtick=1 if most <= 16 else None, range=[0.7, most + 0.3], showgrid=False, showline=True
+    )
+    figure.update_yaxes(title_text="share of the energy of Δ", range=[0, 1.02], tickformat=".0%")
+    note = f"{len(drawn)} of {len(names)} hook points, evenly spaced." if step > 1 else ""
+    bottom = 54 + 20 * math.ceil(len(drawn) / 3)
+    titled(
+        figure,
+        "How few directions hold what the prompt does",
+        plot=_PLOT,
+        top=50,
+        bottom=bottom,
+        left=64,
+        note=note,
+    )
+    figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
+    return figure
+
+
+def _label(name: str, drawn: Sequence[str]) -> str:
+    layer, kinds = layer_of(name), {each.split(".", 2)[-1] for each in drawn}
+    if layer is None or len(kinds) > 1:
+        return name.replace("blocks.", "").replace("hook_", "")
+    return f"layer {layer}"

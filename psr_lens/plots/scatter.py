@@ -1,0 +1,112 @@
+"""What a replacement adds to each token against what the prompt calls for."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Int
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from psr_lens.compare import Comparison
+from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
+from psr_lens.plots.tokens import readable, shortened, trace_of
+
+MAX_POINTS: Final = 1_200
+"""Most points of a panel; of more tokens every n-th in order of the wanted strength is drawn, so that the strong ones stay."""
+MAX_PANELS: Final = 12
+"""More layers than this are thinned out evenly."""
+
+_COLUMNS: Final = 3
+_PANEL: Final = 190
+_BETWEEN: Final = 56
+
+
+def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
+    """One panel a layer, one point a token: what the prompt calls for along the directions, and what the replacement adds.
+
+    On the diagonal, the coefficient is right (assumption 3.2a of Heyman & Vandeputte 2026: strength can be read from the token's own
+    activation); a constant is a level line.
+
+    Args:
+        result: What `compare` returned.
+        method: Which replacement.
+
+    Returns:
+        A figure with a panel a site; Pearson's correlation over all tokens is in its heading.
+
+    Raises:
+        InputError: there is no such replacement.
+    """
+    trace = trace_of(result, method)
+    style = method_styles(result)[method]
+    every = list(range(len(trace.site_layers)))
+    sites = every if len(every) <= MAX_PANELS else sorted({round(place) for place in np.linspace(0, len(every) - 1, MAX_PANELS)})
+    columns = min(_COLUMNS, len(sites))
+    lines = math.ceil(len(sites) / columns)
+    plot = lines * _PANEL + (lines - 1) * _BETWEEN
+    figure = make_subplots(
+        lines,
+        columns,
+        horizontal_spacing=0.08,
+        vertical_spacing=_BETWEEN / plot if lines > 1 else 0,
+        subplot_titles=[_heading(trace.site_layers[site], trace.coefficient[:, site], trace.projection[:, site]) for site in sites],
+    )
+    texts = readable(result.tokens.strings)
+    for place, site in enumerate(sites):
+        row, column = divmod(place, columns)
+        added, wanted = trace.coefficient[:, site], trace.projection[:, site]
+        shown = _spread(wanted.argsort(descending=True), MAX_POINTS)
+        ends = [min(0.0, float(wanted.min())), max(float(wanted.max()), float(added.max()), 1e-6)]
+        figure.add_scatter(
+            x=ends,
+            y=ends,
+            mode="lines",
+            line={"color": MUTED, "width": 1, "dash": "dot"},
+            hoverinfo="skip",
+            row=row + 1,
+            col=column + 1,
+        )
+        figure.add_scatter(
+            x=wanted[shown].numpy(),
+            y=added[shown].numpy(),
+            mode="markers",
+            marker={"color": translucent(style.color, 0.45), "size": 5, "line": {"width": 0}},
+            hovertext=[escaped(shortened(texts[at], 24)) for at in shown.tolist()],
+            hovertemplate="%{hovertext}<br>called for %{x:.3g}<br>added %{y:.3g}<extra></extra>",
+            row=row + 1,
+            col=column + 1,
+        )
+    figure.update_xaxes(title_text="prompt calls for", title_font_size=SMALL, title_standoff=2, nticks=5)
+    figure.update_yaxes(nticks=5)
+    figure.update_yaxes(title_text="replacement adds", title_font_size=SMALL, col=1)
+    figure.update_annotations(font={"size": 12, "color": INK})
+    notes = []
+    if len(result.tokens) > MAX_POINTS:
+        notes.append(f"{MAX_POINTS:,} of {len(result.tokens):,} tokens a panel, evenly spaced in order of strength.")
+    if len(sites) < len(every):
+        notes.append(f"{len(sites)} of {len(every)} layers.")
+    titled(
+        figure,
+        f"{escaped(shortened(method, 24))}: strength read from the token against strength called for",
+        plot=plot,
+        top=76,
+        bottom=48,
+        left=58,
+        note=" ".join(notes),
+    )
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def _heading(layer: int, added: Tensor, wanted: Tensor) -> str:
+    pair = np.stack([added.double().numpy(), wanted.double().numpy()])
+    flat = len(added) < 2 or bool((pair.std(axis=1) == 0).any())
+    return f"layer {layer} · " + ("no spread" if flat else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
+
+
+def _spread(order: Int[Tensor, "token"], most: int) -> Int[Tensor, "shown"]:
+    return order if len(order) <= most else order[np.linspace(0, len(order) - 1, most).round().astype(int)]

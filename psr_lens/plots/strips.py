@@ -1,0 +1,124 @@
+"""A response as text, coloured by how hard each token is pushed: under the prompt, and under each replacement below it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import plotly.graph_objects as go
+from jaxtyping import Float, Int
+from plotly.colors import sample_colorscale
+from torch import Tensor
+
+from psr_lens.compare import PROMPT, Comparison
+from psr_lens.errors import InputError
+from psr_lens.plots.flow import LINE, Place, flow
+from psr_lens.plots.heatmap import colour_range, strength_axis
+from psr_lens.plots.style import INK, MONO, SEQUENTIAL, SMALL, escaped, method_styles, titled
+from psr_lens.plots.tokens import readable, row_labels, rows_of, shortened, traces_of
+
+MAX_TOKENS: Final = 300
+"""Of a longer response the first tokens are drawn."""
+
+_ROW: Final = 22
+"""Height of a strip in pixels."""
+_GAP: Final = 0.55
+"""Space between lines of text, in strips."""
+_DARK: Final = 0.55
+"""From this share of the scale on, letters are white."""
+
+
+def strength_strips(
+    result: Comparison, triplet: int = 0, layer: int | None = None, methods: Sequence[str] | None = None
+) -> go.Figure:
+    """One response as lines of text, each under the prompt and under every replacement, coloured by ‖Δ‖ after one layer.
+
+    Colours are on the log scale of `strength_heatmap`, the same for every response of a result.
+
+    Args:
+        result: What `compare` returned.
+        triplet: Which response.
+        layer: After which layer; by default the last one that was compared.
+        methods: Replacements to show, in this order; all by default.
+
+    Returns:
+        A figure with one bar trace a method, a bar a token; `customdata` holds strengths in the activation's units.
+
+    Raises:
+        InputError: no such response, replacement or layer.
+    """
+    if layer is None:
+        layer = result.layers[-1]
+    if layer not in result.layers:
+        raise InputError("layer", repr(layer), f"one of those compared ({', '.join(map(str, result.layers))})")
+    column = result.layers.index(layer)
+    traces = traces_of(result, methods)
+    every = rows_of(result, triplet)
+    rows = every[:MAX_TOKENS]
+    strengths = {PROMPT: result.strength[rows, column]} | {name: trace.strength[rows, column] for name, trace in traces.items()}
+    texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
+    places = flow(texts, least=1)
+    low, high = colour_range(result)
+    figure = go.Figure()
+    pitch = len(strengths) + _GAP
+    for order, (name, strength) in enumerate(strengths.items()):
+        heights = [place.line * pitch + order for place in places]
+        figure.add_trace(_strip(result, rows, name, strength, places, heights, (low, high)))
+    lines = places[-1].line + 1
+    styles = method_styles(result)
+    figure.update_yaxes(
+        range=[lines * pitch - _GAP + 0.1, -0.1],
+        tickmode="array",
+        tickvals=[line * pitch + order + 0.5 for line in range(lines) for order in range(len(strengths))],
+        ticktext=[f'<span style="color:{styles[name].color}">■</span> {escaped(shortened(name, 12))}' for name in strengths]
+        * lines,
+        ticklabelstandoff=4,
+        showgrid=False,
+        automargin=True,
+    )
+    figure.update_xaxes(range=[0, LINE], visible=False)
+    plot = round(lines * pitch * _ROW)
+    # Bars have no colour bar of their own: an empty trace brings it.
+    figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": [low], "coloraxis": "coloraxis"}, showlegend=False)
+    figure.update_layout(barmode="overlay", showlegend=False, coloraxis=strength_axis(low, high, 66 / plot))
+    note = "" if len(rows) == len(every) else f"The first {len(rows):,} of {len(every):,} tokens."
+    return titled(figure, f"Strength after layer {layer}, token by token", plot=plot, top=112, bottom=10, note=note)
+
+
+def _strip(
+    result: Comparison,
+    rows: Int[Tensor, "row"],
+    name: str,
+    strength: Float[Tensor, "row"],
+    places: Sequence[Place],
+    heights: Sequence[float],
+    ends: tuple[float, float],
+) -> go.Bar:
+    shares = [_share(value, *ends) for value in strength.tolist()]
+    labels = row_labels(result, rows, width=40)
+    return go.Bar(
+        name=escaped(name),
+        orientation="h",
+        base=[place.center - place.width / 2 for place in places],
+        x=[place.width - 0.12 for place in places],
+        y=[height + 0.5 for height in heights],
+        width=[0.94] * len(places),
+        marker={"color": sample_colorscale(SEQUENTIAL, shares), "line": {"width": 0}},
+        customdata=strength.numpy(),
+        text=[escaped(place.text) for place in places],
+        textposition="inside",
+        insidetextanchor="middle",
+        textangle=0,
+        constraintext="none",
+        textfont={"family": MONO, "size": SMALL, "color": ["#ffffff" if share > _DARK else INK for share in shares]},
+        hovertext=[f"{label}<br>strength {value:.3g}" for label, value in zip(labels, strength.tolist(), strict=True)],
+        hovertemplate=f"%{{hovertext}}<extra>{escaped(name)}</extra>",
+    )
+
+
+def _share(strength: float, low: float, high: float) -> float:
+    """Place of a strength on the colour scale."""
+    if not math.isfinite(strength) or strength <= 0:
+        return 0.0
+    return min(1.0, max(0.0, (math.log10(strength) - low) / (high - low)))
