@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, get_args, overload, runtime_checkable
+from typing import Final, Protocol, TypeVar, get_args, overload, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,11 +18,15 @@ from torch import Tensor
 from psr_lens.errors import InputError
 from psr_lens.hook_points import hook_shapes, is_pattern, select_hooks
 from psr_lens.models import HookedModel, frozen
+from psr_lens.notebook import table
 from psr_lens.passes import TOKEN_BUDGET, Difference, Reading, Rows
 from psr_lens.patterns import INSTRUCTION, key_counts
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
 
 T_co = TypeVar("T_co", covariant=True)
+
+_SHOWN: Final = 2_000
+"""Tokens, evenly spaced, whose strengths a notebook is shown."""
 
 
 @runtime_checkable
@@ -62,6 +66,17 @@ class Captured:
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.tokens)
+
+    def _repr_html_(self) -> str:
+        some = torch.arange(0, len(self), max(1, len(self) // _SHOWN))
+        rows = []
+        for name, delta in self.deltas.items():
+            norms = torch.linalg.vector_norm(delta[some].flatten(1).float(), dim=1)
+            sizes = " × ".join(map(str, delta.shape[1:]))
+            rows.append((name, sizes, float(norms.median()), float(norms.quantile(0.99)), delta.nbytes / 1e6))
+        responses = len(self.tokens.triplet.unique())
+        about = f"{self.difference} Δ of {len(self):,} tokens of {responses:,} responses, span {self.span}"
+        return table(("hook point", "shape of a token", "median ‖Δ‖", "99 % within", "MB"), rows, about)
 
     def strength(self, name: str) -> Float[Tensor, "token"]:
         """‖Δ‖ of every token at one hook point."""

@@ -20,6 +20,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluate import Scores
 from psr_lens.hook_points import check_layers, layer_of
 from psr_lens.models import HookedModel, fingerprint
+from psr_lens.notebook import table
 from psr_lens.passes import TOKEN_BUDGET, collect
 from psr_lens.prompts import Context, Span, TokenTable, Triplet, check_triplets, rephrase, token_table
 from psr_lens.replacement import Replacement
@@ -78,6 +79,24 @@ class Comparison:
     """Trait and coherence by method, if they were measured."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """What is needed to run it again."""
+
+    def _repr_html_(self) -> str:
+        scores = {each.method: each for each in self.scores}
+        rmse = {name: trace.relative_rmse for name, trace in self.methods.items()}
+        if self.paraphrase_rmse is not None:
+            rmse[PARAPHRASE] = self.paraphrase_rmse
+        rows = []
+        for name in dict.fromkeys([*scores, *rmse]):
+            score = scores.get(name)
+            rows.append(
+                (
+                    name,
+                    *((score.trait, score.coherence, score.n) if score else ("", "", "")),
+                    float(rmse[name][-1]) if name in rmse else "",
+                )
+            )
+        head = ("method", "trait", "coherence", "questions", f"relative RMSE, layer {self.layers[-1]}")
+        return table(head, rows, f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.alpha:g}")
 
     def quantile(self, q: float) -> Float[Tensor, "layer"]:
         """A quantile of ‖Δ_acc‖ over tokens, after each layer."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from psr_lens.artifacts import read_settings, remove_artifact, write_artifact
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel
+from psr_lens.notebook import table
 from psr_lens.replacement import SETTINGS_FILE, WEIGHTS_FILE, Replacement
 from psr_lens.steering import Action, Start, steering_hooks
 
@@ -119,6 +120,10 @@ class SteeringPlan:
     def __neg__(self) -> SteeringPlan:
         """The same parts with their strength reversed."""
         return self * -1
+
+    def _repr_html_(self) -> str:
+        rows = [(part.factor, repr(part.replacement)) for part in self.parts]
+        return table(("strength", "replacement"), rows, f"SteeringPlan of {len(self.parts)} parts")
 
     # --- steering -----------------------------------------------------------------------------------------------------------
 

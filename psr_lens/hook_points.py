@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, device_of, forward
+from psr_lens.notebook import table
 
 KINDS: Final = {
     "embed": "hook_embed",
@@ -83,9 +83,7 @@ class HookPointTable(tuple[HookPointInfo, ...]):
 
     def _repr_html_(self) -> str:
         head = ("hook point", "layers", "shape of a token", "bytes a token", "captured")
-        cells = [[f"<td>{html.escape(cell)}</td>" for cell in self._row(kind)] for kind in self._kinds()]
-        body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-        return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
+        return table(head, [self._row(kind) for kind in self._kinds()])
 
     def _kinds(self) -> list[list[HookPointInfo]]:
         kinds: dict[tuple[str, tuple[int, ...]], list[HookPointInfo]] = {}

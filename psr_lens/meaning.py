@@ -20,6 +20,7 @@ from psr_lens.composition import SteeringPlan
 from psr_lens.errors import InputError
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, frozen, tokenizer_of
+from psr_lens.notebook import table
 from psr_lens.passes import TOKEN_BUDGET, collect
 from psr_lens.prompts import Span, Triplet, check_triplets, length_batches, token_table
 from psr_lens.replacement import Replacement
@@ -63,6 +64,10 @@ class LogitLens:
     """Whether they are what is added or what is looked for."""
     rows: tuple[LensRow, ...]
     """One a direction, by layer."""
+
+    def _repr_html_(self) -> str:
+        rows = [(row.hook, row.direction, ", ".join(row.promoted), ", ".join(row.suppressed)) for row in self.rows]
+        return table(("hook point", "direction", "promotes", "suppresses"), rows)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,11 @@ class TopTokens:
     """Number of tokens that were looked at."""
     active: int
     """Number of them with a coefficient above 0."""
+
+    def _repr_html_(self) -> str:
+        rows = [(each.coefficient, " ".join(each.before), each.token, " ".join(each.after)) for each in self.tokens]
+        about = f"{self.hook}: {self.active:,} of {self.searched:,} tokens are pushed at all"
+        return table(("coefficient", "before", "token", "after"), rows, about)
 
 
 def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = "directions") -> LogitLens:

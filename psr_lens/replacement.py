@@ -24,6 +24,7 @@ from psr_lens.artifacts import read_settings, read_tensors, write_artifact
 from psr_lens.curve import LearningCurve
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, fingerprint, is_bridge
+from psr_lens.notebook import table
 from psr_lens.prompts import Span
 from psr_lens.site import Rule, Site
 from psr_lens.steering import Action, Position, Start, checked_start, steering_hooks
@@ -86,6 +87,19 @@ class Replacement:
             f"rank {'–'.join(map(str, ranks))}, span {self.span}{', last token only' if self.tokens == 'last' else ''}, "
             f"for {self.model.get('model_name')})"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                site.rule,
+                site.rank,
+                float(torch.linalg.vector_norm(site.directions)),
+                float(torch.linalg.vector_norm(site.weights)),
+            )
+            for name, site in self.sites.items()
+        ]
+        return table(("hook point", "rule", "rank", "‖z‖", "‖w‖"), rows, repr(self))
 
     # --- steering -----------------------------------------------------------------------------------------------------------
 

@@ -20,11 +20,16 @@ from tqdm.auto import tqdm
 from psr_lens.errors import InputError
 from psr_lens.judges.protocol import Judge, Judgement
 from psr_lens.models import Decoder, HookedModel, context_length, device_of, frozen, tokenizer_of
+from psr_lens.notebook import table
 from psr_lens.prompts import Context, PromptPair, Triplet
 from psr_lens.steering import SPANS, Start
 
 MIN_SCORE: Final = 0.5
 """Responses below this in coherence or in the trait are dropped (Heyman & Vandeputte 2026, training data)."""
+
+
+_SHOWN: Final = 8
+"""Responses that a notebook is shown."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,10 @@ class Triplets(Sequence[Triplet]):
         counts = Counter(each.reason for each in self.dropped)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         return f"{len(self.kept)} triplets kept, {len(self.dropped)} dropped" + (f" ({reasons})" if reasons else "")
+
+    def _repr_html_(self) -> str:
+        rows = [(each.pair.question, each.response, each.trait, each.coherence) for each in self.kept[:_SHOWN]]
+        return table(("question", "response", "trait", "coherence"), rows, f"{self.summary()}; the first of them:")
 
     def __repr__(self) -> str:
         """The summary."""

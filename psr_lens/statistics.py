@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.errors import InputError
+from psr_lens.notebook import table
 from psr_lens.passes import Reading, row_counts
 from psr_lens.prompts import Span
 
@@ -173,6 +174,22 @@ class CapturedStatistics:
     """Group (a trait, say) to hook name to statistics; empty if no groups were given."""
     span: Span
     """Which tokens were taken in."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                found.tokens,
+                found.mean_strength,
+                found.quantile(0.5),
+                found.quantile(0.99),
+                found.mean_cosine,
+                found.rank_share(1),
+            )
+            for name, found in self.overall.items()
+        ]
+        head = ("hook point", "tokens", "mean ‖Δ‖", "median", "99 % within", "cosine to the mean", "energy in one direction")
+        return table(head, rows, f"Δ on the span {self.span}" + (f", groups {', '.join(self.by_group)}" if self.by_group else ""))
 
     def __getitem__(self, name: str) -> HookStatistics:
         """The statistics over all tokens at one hook point.

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
+from psr_lens.notebook import table
 from psr_lens.prompts import TokenTable, Triplet
 from psr_lens.store.files import RESUME, read_checksums, verify_file
 from psr_lens.store.format import StoreSpec, differences, read_spec, shard_layout, tokenizer_fingerprint
@@ -179,6 +180,14 @@ class Store:
                 faults.append(str(error))
         if faults:
             raise ArtifactError("\n".join(faults))
+
+    def _repr_html_(self) -> str:
+        rows = [(name, " × ".join(map(str, shape))) for name, shape in self.spec.hooks.items()]
+        missing = f", {len(self.missing)} of {len(self.spec.shards)} shards missing" if self.missing else ""
+        about = (
+            f"{self.folder}: {self.spec.difference} Δ of {len(self):,} tokens as {self.spec.dtype}, span {self.spec.span}{missing}"
+        )
+        return table(("hook point", "shape of a token"), rows, about)
 
     def summary(self) -> StoreSummary:
         """What the store holds, and how much of it is there."""

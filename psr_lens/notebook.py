@@ -1,0 +1,36 @@
+"""How objects show themselves at the end of a notebook's cell: small HTML tables, with everything escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Final
+
+MAX_ROWS: Final = 64
+"""Of a longer table the first and the last rows are shown."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:
+    """A table as HTML.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells; numbers are set to the right, in four significant digits.
+        caption: A line above it.
+    """
+    shown: list[Sequence[object]] = list(rows)
+    if len(rows) > MAX_ROWS:
+        half = MAX_ROWS // 2
+        left_out = f"… {len(rows) - 2 * half} more"
+        shown = [*rows[:half], [left_out, *[""] * (len(head) - 1)], *rows[-half:]]
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in shown)
+    above = f'<caption style="caption-side:top;text-align:left">{html.escape(caption)}</caption>' if caption else ""
+    headings = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in head)
+    return f"<table>{above}<thead><tr>{headings}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f'<td style="text-align:left">{html.escape(str(value))}</td>'
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f'<td style="text-align:right">{text}</td>'
