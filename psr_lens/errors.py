@@ -33,3 +33,7 @@ class FitError(PsrLensError, RuntimeError):
         super().__init__(message)
         self.partial = partial
         """The last good state, a `Replacement`, where training had begun; else None."""
+
+
+class JudgeError(PsrLensError, RuntimeError):
+    """A judge cannot score anything: its server, its key or its model is not there."""
