@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from psr_lens.judges.llm.judge import LLMJudge, llm
-from psr_lens.judges.llm.settings import Backoff, LLMSettings, Usage
+from psr_lens.judges.llm.settings import Backoff, LLMSettings, LLMUsage
 from psr_lens.judges.llm.template import COHERENCE_PROMPT
 
-__all__ = ["COHERENCE_PROMPT", "Backoff", "LLMJudge", "LLMSettings", "Usage", "llm"]
+__all__ = ["COHERENCE_PROMPT", "Backoff", "LLMJudge", "LLMSettings", "LLMUsage", "llm"]

@@ -116,6 +116,8 @@ def _lock(file: int) -> None:
 
 def _parse(line: bytes) -> tuple[str, Reply]:
     found = json.loads(line)
+    if not isinstance(found, dict) or not isinstance(found.get("key"), str):
+        raise ValueError("it is no entry")
     if found.pop("check") != _check(found):
         raise ValueError("the checksum is another")
     return found["key"], Reply.from_json(found["reply"])

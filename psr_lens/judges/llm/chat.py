@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, cast
 
 from psr_lens.errors import JudgeError
 from psr_lens.judges.llm.reply import MalformedReplyError, Reply
-from psr_lens.judges.llm.settings import LLMSettings, Usage
+from psr_lens.judges.llm.settings import LLMSettings, LLMUsage
 from psr_lens.judges.texts import sendable, shortened
 
 TOP: Final = 20
@@ -83,7 +83,7 @@ class Chat:
     def __init__(self, client: Any, settings: LLMSettings, dialect: Dialect) -> None:
         """Start with what is known of the server's dialect."""
         self.dialect = dialect
-        self.usage = Usage()
+        self.usage = LLMUsage()
         self._client = client
         self._settings = settings
         self._jitter = random.Random()
@@ -124,21 +124,22 @@ class Chat:
             found = await self._send(prompt, dialect.parameters(self._settings))
             if isinstance(found, Reply):
                 self.dialect = replace(dialect, proven=dialect.proven or found.numbers is not None)
-                return self._with_logprobs(found)
+                return self._as_wanted(found)
             simpler = dialect.simpler(found) if found.status in (400, 422) else None
             if simpler is None or (self._settings.logprobs is True and not simpler.logprobs):
                 return found
             dialect = simpler
 
-    def _with_logprobs(self, reply: Reply) -> Reply | Failure:
+    def _as_wanted(self, reply: Reply) -> Reply | Failure:
+        """With logprobs where they are insisted on, without where they are not wanted; some servers give them unasked."""
         if self._settings.logprobs is True and reply.numbers is None and reply.text:
             return Failure("the server gives no logprobs; use logprobs='auto'", "final")
-        return reply
+        return reply if self._settings.logprobs else replace(reply, numbers=None, whole=False)
 
     async def _send(self, prompt: str, parameters: Mapping[str, Any]) -> Reply | Failure:
         import openai
 
-        self.usage += Usage(requests=1)
+        self.usage += LLMUsage(requests=1)
         # The client's overloads do not know of parameters by mapping.
         create = cast(Any, self._client.chat.completions.with_raw_response.create)
         messages = [{"role": "user", "content": prompt}]
@@ -223,8 +224,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if seconds < float("inf") else None
 
 
-def _tokens(body: Mapping[str, Any]) -> Usage:
+def _tokens(body: Mapping[str, Any]) -> LLMUsage:
     usage = body.get("usage")
     counts = [usage.get(name) if isinstance(usage, Mapping) else 0 for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
-    return Usage(prompt_tokens=prompt, completion_tokens=completion)
+    return LLMUsage(prompt_tokens=prompt, completion_tokens=completion)

@@ -15,7 +15,7 @@ from psr_lens.judges.llm.asking import ask_all, run_blocking
 from psr_lens.judges.llm.cache import ReplyCache, key_of
 from psr_lens.judges.llm.chat import Chat, Dialect, Failure, client_of
 from psr_lens.judges.llm.reply import Reply
-from psr_lens.judges.llm.settings import Backoff, LLMSettings, Usage
+from psr_lens.judges.llm.settings import Backoff, LLMSettings, LLMUsage
 from psr_lens.judges.llm.template import COHERENCE_PROMPT, PromptTemplate
 from psr_lens.judges.protocol import Judgement
 from psr_lens.judges.texts import sendable
@@ -29,7 +29,7 @@ class _State:
     """What a judge learns while it is used."""
 
     dialect: Dialect
-    usage: Usage = field(default_factory=Usage)
+    usage: LLMUsage = field(default_factory=LLMUsage)
     cache: ReplyCache | None = None
 
 
@@ -85,7 +85,7 @@ class LLMJudge:
         )
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> LLMUsage:
         """Requests, tokens and cached replies of all calls so far."""
         return self._state.usage
 
@@ -103,7 +103,7 @@ class LLMJudge:
         if state.cache is not None:
             state.cache.refresh()
             found = {prompt: reply for prompt in prompts if (reply := state.cache.get(keys[prompt])) is not None}
-        state.usage += Usage(cached=len(found))
+        state.usage += LLMUsage(cached=len(found))
         missing = [prompt for prompt in prompts if prompt not in found]
         if missing:
             asked = run_blocking(lambda: self._ask(missing, [keys[prompt] for prompt in missing], answered=bool(found)))
@@ -129,7 +129,7 @@ class LLMJudge:
             finally:
                 state.dialect = chat.dialect
                 state.usage += chat.usage
-        state.usage += Usage(failed=sum(isinstance(each, Failure) for each in asked))
+        state.usage += LLMUsage(failed=sum(isinstance(each, Failure) for each in asked))
         if unwritten:
             warnings.warn(
                 f"{self.cache}: {len(unwritten)} replies could not be kept ({unwritten[0]}).", RuntimeWarning, stacklevel=2

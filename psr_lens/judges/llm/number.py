@@ -7,10 +7,10 @@
 | `3 metaphors. Score: 85`, `4 of 5 are good: 85/100` | 85: a number with a label or over 100 goes before others |
 | `<think>… 30? …</think>85` | 85: thinking is left out |
 | `REFUSAL`, ` refusal.`, `REFUSAL, but 85` | missing, a refusal |
-| `-5`, `101`, `1e9` | missing, outside 0–100 |
+| `-5`, `101` | missing, outside 0–100 |
 | `8/10`, `4 out of 5` | missing, another scale |
 | `80-90`, `80 or 90` | missing, two numbers |
-| `1,000`, `85,5`, `1.2.3`, `1e1` | missing, no plain number |
+| `1,000`, `85,5`, `1.2.3`, `1e1`, `1e9` | missing, no plain number |
 | the empty text, `eighty`, `٨٥`, `85th`, `.5` | missing, no number |
 
 Nothing is guessed: `0.85` is 0.85, since it lies on the scale that was asked for.

@@ -123,7 +123,7 @@ class LLMSettings:
 
 
 @dataclass(frozen=True)
-class Usage:
+class LLMUsage:
     """What asking a judge has cost so far."""
 
     requests: int = 0
@@ -137,9 +137,9 @@ class Usage:
     failed: int = 0
     """Questions that got no reply after all attempts."""
 
-    def __add__(self, other: Usage) -> Usage:
+    def __add__(self, other: LLMUsage) -> LLMUsage:
         """Both together."""
-        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+        return LLMUsage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
 def _check_number(name: str, value: object, least: float) -> None:
@@ -149,16 +149,19 @@ def _check_number(name: str, value: object, least: float) -> None:
 
 def _check_address(address: object) -> None:
     expected = "an address such as 'http://localhost:8000/v1'"
-    try:
-        parts = urlsplit(address) if isinstance(address, str) else None
-    except ValueError:
-        parts = None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError("base_url", repr(address) if parts and not parts.username else "no address", expected)
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if not isinstance(address, str):
+        raise InputError("base_url", type(address).__name__, expected)
+    if any(mark in address for mark in "@?#"):
         raise InputError(
             "base_url",
-            "an address with a user, a password, a query or a fragment (not shown)",
+            "an address with a user, a query or a fragment (not shown)",
             expected,
             "Secrets belong into the environment variable of api_key_env.",
         )
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise InputError("base_url", repr(address), expected)
