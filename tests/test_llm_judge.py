@@ -1,7 +1,6 @@
 """The judge that asks a language model, against a real local server that answers well, badly, late or not at all."""
 
 import asyncio
-import builtins
 import copy
 import math
 import re
@@ -21,7 +20,7 @@ import pytest
 from chat_server import KEY, Answer, ChatServer, completion, error, tops
 
 import psr_lens as psr
-from psr_lens.errors import InputError, JudgeError
+from psr_lens.errors import InputError, JudgeError, MissingPackageError
 from psr_lens.judges.llm import COHERENCE_PROMPT, Backoff, LLMJudge
 from psr_lens.judges.llm.asking import GIVE_UP, run_blocking
 
@@ -562,17 +561,12 @@ def test_no_key_is_sent_where_none_is_wanted(serve):
         trait_of(judge, "2")
 
 
-def test_without_the_openai_package_the_extra_is_named(serve, monkeypatch):
-    real = builtins.__import__
-
-    def importing(name, *args, **kwargs):
-        if name == "openai":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", importing)
-    with pytest.raises(JudgeError, match=re.escape("pip install psr-lens[llm]")):
-        trait_of(judge_at(serve(echo)), "1")
+def test_without_the_openai_package_the_extra_is_named(serve, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingPackageError, match=re.escape("openai is not installed. `pip install psr-lens[llm]`")):
+        judge_at(serve(echo))
+    with pytest.raises(MissingPackageError):
+        trait_of(judge_at(serve(echo), cache=tmp_path), "1")
 
 
 # --- input ------------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from psr_lens.judges.classifier import ClassifierJudge, classifier
 from psr_lens.judges.llm import Backoff, LLMJudge, LLMUsage, llm
 from psr_lens.judges.protocol import Judge, Judgement
 from psr_lens.judges.rules import OrganismJudge, organism
 
-__all__ = ["Backoff", "Judge", "Judgement", "LLMJudge", "LLMUsage", "OrganismJudge", "llm", "organism"]
+__all__ = [
+    "Backoff",
+    "ClassifierJudge",
+    "Judge",
+    "Judgement",
+    "LLMJudge",
+    "LLMUsage",
+    "OrganismJudge",
+    "classifier",
+    "llm",
+    "organism",
+]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, cast
 
-from psr_lens.errors import JudgeError
+from psr_lens.extras import package
 from psr_lens.judges.llm.reply import MalformedReplyError, Reply
 from psr_lens.judges.llm.settings import LLMSettings, LLMUsage
 from psr_lens.judges.texts import sendable, shortened
@@ -191,15 +191,12 @@ def client_of(settings: LLMSettings) -> Any:
     """A client for the settings' server; it holds the key, so it lives no longer than one call of a judge.
 
     Raises:
-        JudgeError: the package `openai` is missing, or the key.
+        MissingPackageError: `openai` is not installed.
+        JudgeError: the key is missing or cannot be sent.
     """
-    try:
-        import openai
-    except ImportError:
-        raise JudgeError("The package openai is not installed. Install it with `pip install psr-lens[llm]`.") from None
-    return openai.AsyncOpenAI(
-        api_key=settings.key(), base_url=settings.address, timeout=settings.timeout, max_retries=0
-    )  # it would try again by itself, out of our count
+    openai = package("openai", "llm")
+    # The client would try again by itself, out of our count.
+    return openai.AsyncOpenAI(api_key=settings.key(), base_url=settings.address, timeout=settings.timeout, max_retries=0)
 
 
 def _error_of(body: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from psr_lens.errors import InputError, JudgeError
+from psr_lens.extras import package
 from psr_lens.judges.llm.asking import ask_all, run_blocking
 from psr_lens.judges.llm.cache import ReplyCache, key_of
 from psr_lens.judges.llm.chat import Chat, Dialect, Failure, client_of
@@ -21,7 +22,6 @@ from psr_lens.judges.protocol import Judgement
 from psr_lens.judges.texts import sendable
 
 _SIDES: Final = ("trait", "coherence")
-_NOT_ASKED: Final = (float("nan"), "not asked for")
 
 
 @dataclass
@@ -50,9 +50,10 @@ class LLMJudge:
     _state: _State = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Open the cache, and miss the key now rather than after hours of sampling; replies on disk need none."""
+        """Open the cache. Without one, miss the package or the key now rather than after hours of sampling."""
         cache = ReplyCache(self.cache) if self.cache is not None else None
         if cache is None:
+            package("openai", "llm")
             self.settings.key()
         object.__setattr__(self, "_state", _State(Dialect(logprobs=self.settings.logprobs is not False), cache=cache))
 
@@ -77,12 +78,8 @@ class LLMJudge:
         }
         outcomes = self._outcomes(list(dict.fromkeys(prompt for side in prompts.values() for prompt in side)))
         scores = {side: [_score(outcomes[prompt]) for prompt in prompts[side]] for side in prompts}
-        trait, coherence = (scores.get(side, [_NOT_ASKED] * len(texts)) for side in _SIDES)
-        return Judgement(
-            np.array([score for score, _ in trait], dtype=float),
-            np.array([score for score, _ in coherence], dtype=float),
-            tuple(f"trait: {one}; coherence: {other}" for (_, one), (_, other) in zip(trait, coherence, strict=True)),
-        )
+        trait, coherence = ([score for score, _ in scores[side]] if side in scores else [np.nan] * len(texts) for side in _SIDES)
+        return Judgement(np.array(trait, dtype=float), np.array(coherence, dtype=float), _reasons(scores, len(texts)))
 
     @property
     def usage(self) -> LLMUsage:
@@ -187,6 +184,7 @@ def llm(
 
     Raises:
         InputError: a prompt has no {answer}, or a setting cannot be meant.
+        MissingPackageError: `openai` is not installed.
         JudgeError: the key is not in the environment, and neither `base_url` nor `cache` is given.
     """
     if trait_prompt is None and coherence_prompt is None:
@@ -218,6 +216,13 @@ def _score(outcome: Reply | Failure) -> tuple[float, str]:
         return float("nan"), f"missing: {outcome.reason}"
     score, reason = outcome.score()
     return score, reason if np.isnan(score) else f"{score:.4g}, {reason}"
+
+
+def _reasons(scores: Mapping[str, Sequence[tuple[float, str]]], count: int) -> tuple[str, ...]:
+    """A reason a text; with the side before it where there are two."""
+    if len(scores) == 1:
+        return tuple(reason for side in scores.values() for _, reason in side)
+    return tuple("; ".join(f"{side}: {scores[side][place][1]}" for side in scores) for place in range(count))
 
 
 def _complain(asked: Sequence[Reply | Failure], cached: int) -> None:
