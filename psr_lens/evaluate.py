@@ -126,7 +126,7 @@ def best_alpha(
     curve = [evaluate(model, pairs, judge, replacement, alpha=alpha, method=method, config=config) for alpha in alphas]
     coherent = [scores for scores in curve if scores.coherence >= min_coherence]
     if not coherent:
-        return max(curve, key=lambda scores: scores.coherence)
+        return max(curve, key=lambda scores: _below_all_if_missing(scores.coherence))
     return max(coherent, key=lambda scores: (scores.trait, scores.coherence))
 
 
@@ -163,8 +163,9 @@ def best_layer(
     for layer in layers:
         candidate = fit(model, triplets, replace(config, layers=layer))
         scores = evaluate(model, pairs, judge, candidate, config=sampling)
-        if best is None or scores.trait + scores.coherence > best[0]:
-            best = (scores.trait + scores.coherence, candidate)
+        merit = _below_all_if_missing(scores.trait + scores.coherence)
+        if best is None or merit > best[0]:
+            best = (merit, candidate)
     return cast(tuple[float, Replacement], best)[1]
 
 
@@ -180,3 +181,8 @@ def bootstrap_interval(values: Float[np.ndarray, "sample"], *, seed: int = 0, le
 
 def _mean(values: Float[np.ndarray, "sample"]) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def _below_all_if_missing(score: float) -> float:
+    """For comparing: nothing is greater than NaN, so that where one came first it would be taken for the best."""
+    return score if np.isfinite(score) else float("-inf")

@@ -68,6 +68,23 @@ def test_best_alpha_keeps_the_coherence_bound(monkeypatch):
     assert psr.best_alpha(*given, [1.0, 3.0], min_coherence=50).alpha == 3.0
 
 
+@pytest.mark.parametrize("order", [(1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (2.0, 1.0, 3.0)])
+def test_what_could_not_be_scored_is_never_the_best(monkeypatch, order):
+    module = sys.modules["psr_lens.evaluate"]
+    coherence = {1.0: np.nan, 2.0: 60.0, 3.0: np.nan}
+    monkeypatch.setattr(module, "fit", lambda model, triplets, config: replace(NOTHING, settings={"layers": config.layers}))
+
+    def fake(model, pairs, judge, replacement, *, alpha=None, method=None, config=None):
+        value = coherence[alpha or replacement.settings["layers"]]
+        return psr.Scores("c", alpha, 0, 1, value, value, (0, 0), (0, 0))
+
+    monkeypatch.setattr(module, "evaluate", fake)
+    model = psr.load_model("organism")
+    assert psr.best_alpha(model, [PAIR], FixedJudge([], []), NOTHING, order).alpha == 2.0
+    layers = [int(alpha) for alpha in order]
+    assert psr.best_layer(model, [], [PAIR], FixedJudge([], []), psr.FitConfig(), layers).settings["layers"] == 2
+
+
 def test_evaluate_refuses_no_pairs_and_best_alpha_no_strengths():
     with pytest.raises(InputError, match=r"pairs: got an empty list, expected at least one prompt pair"):
         psr.evaluate(psr.load_model("organism"), [], FixedJudge([], []))
