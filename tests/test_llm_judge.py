@@ -4,9 +4,11 @@ import asyncio
 import copy
 import math
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -168,6 +170,30 @@ def test_an_error_within_a_running_event_loop_comes_out_as_it_is():
         asyncio.run(cell())
 
 
+def test_an_interrupt_in_a_notebook_ends_the_asking(serve):
+    server = serve(always(Answer(completion("1").body, delay=0.4)))
+    judge = judge_at(server, concurrency=1)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    async def cell() -> None:
+        trait_of(judge, *map(str, range(100)))
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(cell())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    asked = len(server.requests)
+    assert 1 <= asked <= 4
+    assert judge.usage.requests == asked
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
+
+
 def test_a_progress_bar_counts_replies(serve, capsys):
     trait_of(judge_at(serve(echo), progress=True), "1", "2", "3")
     assert "3/3" in capsys.readouterr().err
@@ -221,7 +247,7 @@ def test_a_broken_answer_is_asked_again_and_missing_if_it_stays_so(serve, bad):
         found = judge_at(stubborn, max_retries=1)(["good", "bad", "fine"], ["q"] * 3)
     assert found.trait[[0, 2]].tolist() == [40, 40]
     assert math.isnan(found.trait[1])
-    assert "after 2 attempts" in found.reasons[1]
+    assert "attempts: 2" in found.reasons[1]
     assert len(stubborn.requests) == 4
 
 
@@ -229,7 +255,7 @@ def test_a_time_out_is_asked_again(serve):
     server = serve(lambda request, number: Answer(completion("40").body, delay=1.5 if number == 0 else 0))
     assert trait_of(judge_at(server, timeout=0.7), "a") == [40]
     assert len(server.requests) == 2
-    with pytest.raises(JudgeError, match=r"no answer within 0\.05 s \(after 1 attempts\)"):
+    with pytest.raises(JudgeError, match=r"no answer within 0\.05 s \(attempts: 1\)"):
         trait_of(judge_at(serve(always(Answer({}, delay=0.3))), timeout=0.05, max_retries=0), "a")
 
 
@@ -272,6 +298,19 @@ def test_a_prompt_of_its_own_fault_does_not_touch_the_others_and_is_not_asked_ag
     assert np.isnan(found[1:-1]).all()
     assert len(server.requests) == len(texts)
     assert judge.usage.failed == 2 * GIVE_UP
+
+
+def test_a_server_that_has_answered_before_may_refuse_all_of_the_next_texts_for_their_own_fault(serve, tmp_path):
+    server = serve(lambda request, number: error(413, "too long") if "bad" in prompt_of(request) else echo(request, number))
+    judge = judge_at(server, cache=tmp_path)
+    with pytest.raises(JudgeError, match="413: too long"):
+        trait_of(judge, "bad")
+    assert trait_of(judge, "5") == [5]
+    for later in (judge, judge_at(server, cache=tmp_path)):
+        with pytest.warns(RuntimeWarning, match="1 of 1 prompts"):
+            found = trait_of(later, "5", "bad")
+        assert found[0] == 5
+        assert math.isnan(found[1])
 
 
 @pytest.mark.parametrize("code", ["content_filter", "content_policy_violation"])
@@ -317,7 +356,7 @@ def test_where_nothing_is_answered_it_gives_up_soon(serve):
 
 def test_no_server_at_all_is_our_error():
     judge = psr.judges.llm(TRAIT, base_url="http://127.0.0.1:9/v1", max_retries=1, backoff=QUICK)
-    with pytest.raises(JudgeError, match=r"no reply to any of 2 prompts: no connection .*after 2 attempts"):
+    with pytest.raises(JudgeError, match=r"no reply to any of 2 prompts: no connection .*attempts: 2"):
         judge(["a"], ["q"])
 
 
@@ -586,6 +625,7 @@ def test_without_the_openai_package_the_extra_is_named(serve, monkeypatch, tmp_p
         ({"base_url": "http://[x"}, "base_url: got"),
         ({"base_url": "ftp://x/v1"}, "base_url: got"),
         ({"base_url": "http://x:99999/v1"}, "base_url: got"),
+        ({"base_url": "http://x/\x00"}, "base_url: got"),
         ({"base_url": 3}, "base_url: got int"),
         ({"base_url": f"https://user:{KEY}@x/v1"}, "base_url: got an address with a user"),
         ({"base_url": f"https://x/v1?key={KEY}"}, "base_url: got an address with a user"),

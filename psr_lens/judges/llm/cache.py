@@ -81,7 +81,8 @@ class ReplyCache:
         line = json.dumps({**content, "check": _check(content)}, separators=(",", ":")).encode() + b"\n"
         with self._locked() as file:
             size = os.fstat(file).st_size
-            if size and os.pread(file, 1, size - 1) != b"\n":  # someone was killed in the middle of a line
+            os.lseek(file, max(size - 1, 0), os.SEEK_SET)
+            if os.read(file, 1) not in (b"", b"\n"):  # someone was killed in the middle of a line
                 line = b"\n" + line
             while line:
                 line = line[os.write(file, line) :]
@@ -98,7 +99,7 @@ class ReplyCache:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         try:
             _lock(file)
             yield file

@@ -99,7 +99,7 @@ class Chat:
                 return found
             wait = self._wait(attempt, found)
             if wait is None:
-                return replace(found, reason=f"{found.reason} (after {attempt + 1} attempts)")
+                return replace(found, reason=f"{found.reason} (attempts: {attempt + 1})")
             await asyncio.sleep(wait)
             attempt += 1
 
@@ -151,7 +151,7 @@ class Chat:
             return Failure(f"no answer within {self._settings.timeout:g} s", "passing")
         except openai.APIStatusError as error:
             return self._refused(error.status_code, error.response.headers, error.response.text)
-        except openai.APIConnectionError as error:
+        except openai.OpenAIError as error:
             cause = error.__cause__ or error
             return Failure(f"no connection ({type(cause).__name__}: {shortened(self._clean(str(cause)))})", "passing")
         try:

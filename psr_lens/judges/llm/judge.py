@@ -31,6 +31,7 @@ class _State:
     dialect: Dialect
     usage: LLMUsage = field(default_factory=LLMUsage)
     cache: ReplyCache | None = None
+    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,16 @@ class LLMJudge:
             state.cache.refresh()
             found = {prompt: reply for prompt in prompts if (reply := state.cache.get(keys[prompt])) is not None}
         state.usage += LLMUsage(cached=len(found))
+        state.answered |= bool(found)
         missing = [prompt for prompt in prompts if prompt not in found]
         if missing:
-            asked = run_blocking(lambda: self._ask(missing, [keys[prompt] for prompt in missing], answered=bool(found)))
-            _complain(asked, len(found))
+            asked = run_blocking(lambda: self._ask(missing, [keys[prompt] for prompt in missing]))
+            _complain(asked, len(found), state.answered)
+            state.answered |= any(isinstance(each, Reply) for each in asked)
             found |= zip(missing, asked, strict=True)
         return found
 
-    async def _ask(self, prompts: Sequence[str], keys: Sequence[str], *, answered: bool) -> list[Reply | Failure]:
+    async def _ask(self, prompts: Sequence[str], keys: Sequence[str]) -> list[Reply | Failure]:
         state, settings = self._state, self.settings
         unwritten: list[str] = []
 
@@ -122,7 +125,7 @@ class LLMJudge:
         async with client_of(settings) as client:
             chat = Chat(client, settings, state.dialect)
             try:
-                asked = await ask_all(chat, prompts, settings.concurrency, keep, answered=answered, progress=self.progress)
+                asked = await ask_all(chat, prompts, settings.concurrency, keep, answered=state.answered, progress=self.progress)
             finally:
                 state.dialect = chat.dialect
                 state.usage += chat.usage
@@ -225,18 +228,24 @@ def _reasons(scores: Mapping[str, Sequence[tuple[float, str]]], count: int) -> t
     return tuple("; ".join(f"{side}: {scores[side][place][1]}" for side in scores) for place in range(count))
 
 
-def _complain(asked: Sequence[Reply | Failure], cached: int) -> None:
-    """Raise if nothing at all was answered, warn if something was not.
+def _complain(asked: Sequence[Reply | Failure], cached: int, answered: bool) -> None:
+    """Raise if the server answers nothing at all, warn if it did not answer something.
+
+    Args:
+        asked: What came of each request.
+        cached: How many other replies were known.
+        answered: Whether the server has answered such prompts before.
 
     Raises:
-        JudgeError: no prompt got a reply, and it is not that others had theirs before.
+        JudgeError: no prompt got a reply, and neither is it these prompts' own fault nor are there others that had theirs before.
     """
     failures = [each for each in asked if isinstance(each, Failure)]
     if not failures:
         return
-    first = next((each for each in failures if each.kind == "final"), failures[0])
-    stopped = any(each.kind == "final" for each in failures)
-    if len(failures) == len(asked) and (stopped or not cached):
+    final = [each for each in failures if each.kind == "final"]
+    first = (final or failures)[0]
+    own = answered and all(each.kind == "own" for each in failures)
+    if len(failures) == len(asked) and (final or not (cached or own)):
         raise JudgeError(f"The judge got no reply to any of {len(asked)} prompts: {first.reason}")
     warnings.warn(
         f"{len(failures)} of {len(asked)} prompts got no reply, their scores are missing: {first.reason}",

@@ -114,8 +114,8 @@ class LLMSettings:
 
     def matters(self) -> dict[str, Any]:
         """The settings that a reply depends on."""
-        names = ("model", "temperature", "max_tokens", "seed", "logprobs")
-        return {name: getattr(self, name) for name in names} | {"address": self.address}
+        names = ("model", "max_tokens", "seed", "logprobs")
+        return {name: getattr(self, name) for name in names} | {"temperature": float(self.temperature), "address": self.address}
 
     def to_json(self) -> dict[str, Any]:
         """All settings; the key is not one of them."""
@@ -160,7 +160,13 @@ def _check_address(address: object) -> None:
         )
     try:
         parts = urlsplit(address)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good = (
+            address.isprintable()
+            and " " not in address
+            and parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+        )
     except ValueError:
         good = False
     if not good:
