@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import psr_lens as psr
+from psr_lens.judges.llm import Backoff, LLMJudge
 
 KEY = "sk-test-0123456789-very-secret"
 
@@ -119,3 +123,36 @@ class ChatServer:
                 pass
 
         return Handler
+
+
+# --- the judge under test ---------------------------------------------------------------------------------------------------
+
+TRAIT = "How piratic? Q: {question} A: {answer}"
+COHERENCE = "How coherent? Q: {question} A: {answer}"
+QUICK = Backoff(first=0.01, longest=0.02)
+
+
+def judge_at(server: ChatServer, **options: Any) -> LLMJudge:
+    """A judge of the trait alone that asks the server and does not wait for long."""
+    given = {"coherence_prompt": None, "timeout": 5.0, "max_retries": 3, "backoff": QUICK, "base_url": server.url}
+    return psr.judges.llm(TRAIT, **(given | options))
+
+
+def trait_of(judge: LLMJudge, *texts: str) -> list[float]:
+    return judge(texts, ["why ?"] * len(texts)).trait.tolist()
+
+
+# --- what the server may answer ---------------------------------------------------------------------------------------------
+
+
+def prompt_of(request: Mapping[str, Any]) -> str:
+    return request["messages"][0]["content"]
+
+
+def always(answer: Answer) -> Callable[..., Answer]:
+    return lambda request, number: answer
+
+
+def echo(request: Mapping[str, Any], number: int) -> Answer:
+    """A score that is written in the answer to be judged."""
+    return completion(re.search(r"A: (.*)", prompt_of(request), re.DOTALL)[1])
