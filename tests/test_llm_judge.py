@@ -188,6 +188,7 @@ def test_a_progress_bar_counts_replies(serve, capsys):
         ({"concurrency": True}, "concurrency: got True"),
         ({"max_retries": -1}, "max_retries: got -1"),
         ({"max_tokens": 1.5}, "max_tokens: got 1.5"),
+        ({"seed": "x"}, "seed: got 'x'"),
         ({"timeout": 0}, "timeout: got 0"),
         ({"timeout": float("inf")}, "timeout: got inf"),
         ({"temperature": float("nan")}, "temperature: got nan"),

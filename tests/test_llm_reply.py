@@ -189,7 +189,7 @@ def test_a_number_that_may_go_on_is_missing_where_the_reply_was_cut_off():
     assert reply_of("85", finish="length", logprobs=tops(("85", {"85": 0.9, "80": 0.1}))).score()[0] == pytest.approx(84.5)
 
 
-@pytest.mark.parametrize("logprob", [float("nan"), float("inf"), 3, "x", None, True, -1e9])
+@pytest.mark.parametrize("logprob", [float("nan"), float("inf"), 3, "x", None, True, -1e9, -(10**400)])
 def test_odd_probabilities_do_no_harm(logprob):
     body = completion("85", logprobs=tops(("85", {"85": 0.9}))).body
     body["choices"][0]["logprobs"]["content"][0]["top_logprobs"].append({"token": "20", "logprob": logprob})

@@ -29,7 +29,7 @@ class Reply:
     text: str
     """The reply."""
     finish: str = "stop"
-    """Why it ended, in the server's word: `stop`, `length`, `content_filter`, …"""
+    """Why it ended: `length` if it was cut off, `content_filter` if it was refused, else `stop`."""
     numbers: tuple[tuple[int, float], ...] | None = None
     """Whole numbers 0–100 among the likeliest tokens where the score stands, with their probabilities; None without logprobs."""
     whole: bool = False
@@ -48,7 +48,8 @@ class Reply:
         message = choices[0].get("message")
         if not isinstance(message, Mapping):
             raise MalformedReplyError("the answer has no message")
-        finish = str(choices[0].get("finish_reason") or "stop")
+        finish = choices[0].get("finish_reason")
+        finish = finish if finish in ("length", _FILTERED) else "stop"
         if message.get("refusal"):
             finish = _FILTERED
         text = sendable(_text_of(message.get("content")))
@@ -104,7 +105,8 @@ class Reply:
     def _weighted(self, number: Number) -> tuple[float, str]:
         mass = sum(probability for _, probability in self.numbers or ())
         if mass < MIN_MASS:
-            return math.nan, f"{number.reason}; only {mass:.2f} of the probability lies on numbers"
+            why = f"missing: only {mass:.2f} of the probability lies on numbers"
+            return math.nan, why if number.digits else f"{number.reason}; {why.removeprefix('missing: ')}"
         score = sum(value * probability for value, probability in self.numbers or ()) / mass
         return min(max(score, 0.0), 100.0), f"weighted over the numbers, on which {mass:.2f} of the probability lies"
 
@@ -141,4 +143,4 @@ def _number_and_probability(token: Mapping[str, Any]) -> tuple[int, float] | Non
         return None
     if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not logprob <= 0.01:  # NaN is refused too
         return None
-    return int(text), math.exp(min(logprob, 0.0))
+    return int(text), math.exp(max(min(logprob, 0.0), -1e6))  # a whole number may be larger than a float can be

@@ -74,6 +74,8 @@ class LLMSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(name, repr(value), f"a whole number, {least} or more")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+            raise InputError("seed", repr(self.seed), "a whole number, or None")
         _check_number("temperature", self.temperature, 0)
         _check_number("timeout", self.timeout, 0.001)
         if self.base_url is not None:
