@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from psr_lens.prompts import PromptPair as PromptPair
     from psr_lens.prompts import Triplet as Triplet
     from psr_lens.prompts import prompt_pairs as prompt_pairs
+    from psr_lens.prompts import prompt_pairs_from_texts as prompt_pairs_from_texts
     from psr_lens.prompts import rephrase as rephrase
     from psr_lens.prompts import with_responses as with_responses
     from psr_lens.replacement import Replacement as Replacement
@@ -54,6 +55,7 @@ _HOME = {
     "PromptPair": "prompts",
     "Triplet": "prompts",
     "prompt_pairs": "prompts",
+    "prompt_pairs_from_texts": "prompts",
     "rephrase": "prompts",
     "with_responses": "prompts",
     "SamplingConfig": "sampling",

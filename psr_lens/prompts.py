@@ -152,13 +152,7 @@ def prompt_pairs(
         ModelError: the model has no tokenizer.
     """
     tokenizer = tokenizer_of(model)
-    if isinstance(questions, str):
-        raise InputError("questions", "one string", "a list of questions", "Put it in brackets.")
-    if not questions:
-        raise InputError("questions", "an empty list", "at least one question")
-    for place, question in enumerate(questions):
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(f"questions[{place}]", repr(question), "a text with at least one word")
+    questions = _checked_texts("questions", questions, "question")
     instructions = [instruction] if isinstance(instruction, str) else list(instruction)
     if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
         raise InputError("instruction", repr(instruction), "a text, or a list of paraphrases, none of them empty")
@@ -175,15 +169,74 @@ def prompt_pairs(
         steered_ids, _ = _prompt(model, tokenizer, question, text, system)
         shared = _common_suffix(base_ids, steered_ids)
         pair = PromptPair(question, text, base_ids, steered_ids, min(shared, len(base_ids) - question_at))
-        if len(steered_ids) >= context_length(model):
-            raise InputError(
-                f"questions[{place}]",
-                f"a prompt of {len(steered_ids)} tokens",
-                f"fewer than the model's context of {context_length(model)}, so that a response fits",
-                "Shorten the question or the instruction.",
-            )
+        _check_room(model, pair, f"questions[{place}]", "Shorten the question or the instruction.")
         pairs.append(pair)
     return pairs
+
+
+def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], steered: Sequence[str]) -> list[PromptPair]:
+    """Tokenise prompts that come in two versions, where the steered one is not simply an instruction and the question.
+
+    With a chat template each text is the user's message, else plain text with a line's end. A pair's `question` is its base text, its
+    `instruction` what the steered text has before or after that; the whole steered text where it does not contain the base one.
+
+    Args:
+        model: Model whose tokenizer and chat template are used.
+        base: The prompts without the instruction, IFEval's `prompt_without_instruction` for one.
+        steered: The same prompts with it, one for each.
+
+    Returns:
+        One pair a prompt, in order. Its span `QR` begins where both prompts go on alike to their ends, so it is hardly longer than `R`
+        where the instruction comes last.
+
+    Raises:
+        InputError: no prompts, an empty one, not as many of one kind as of the other, or a prompt as long as the model's context.
+        ModelError: the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model)
+    base, steered = _checked_texts("base", base, "prompt"), _checked_texts("steered", steered, "prompt")
+    if len(base) != len(steered):
+        raise InputError("steered", f"{len(steered)} of them", f"one for each of {len(base)} base prompts")
+    pairs = []
+    for place, (question, text) in enumerate(zip(base, steered, strict=True)):
+        base_ids, question_at = _prompt(model, tokenizer, question, None, False)
+        steered_ids, _ = _prompt(model, tokenizer, text, None, False)
+        shared = min(_common_suffix(base_ids, steered_ids), len(base_ids) - question_at)
+        # Where not even the last token is the same, R is still that token of each.
+        pair = PromptPair(question, _added(question, text), base_ids, steered_ids, max(shared, 1))
+        _check_room(model, pair, f"steered[{place}]", "Shorten the prompt.")
+        pairs.append(pair)
+    return pairs
+
+
+def _checked_texts(argument: str, texts: Sequence[str], noun: str) -> list[str]:
+    if isinstance(texts, str):
+        raise InputError(argument, "one string", f"a list of {noun}s", "Put it in brackets.")
+    if not texts:
+        raise InputError(argument, "an empty list", f"at least one {noun}")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{argument}[{place}]", repr(text), "a text with at least one word")
+    return list(texts)
+
+
+def _check_room(model: HookedModel, pair: PromptPair, argument: str, remedy: str) -> None:
+    longest = max(len(pair.base_ids), len(pair.steered_ids))
+    if longest >= context_length(model):
+        raise InputError(
+            argument,
+            f"a prompt of {longest} tokens",
+            f"fewer than the model's context of {context_length(model)}, so that a response fits",
+            remedy,
+        )
+
+
+def _added(base: str, steered: str) -> str:
+    """What the steered text has before or after the base one."""
+    for rest in (steered.removeprefix(base), steered.removesuffix(base)):
+        if rest != steered and rest.strip():
+            return rest.strip()
+    return steered
 
 
 def _has_system_role(tokenizer: Any) -> bool:
