@@ -303,14 +303,22 @@ def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: S
     if isinstance(responses, str) or len(responses) != len(pairs):
         got = "one string" if isinstance(responses, str) else f"{len(responses)} of them"
         raise InputError("responses", got, f"one for each of {len(pairs)} pairs")
-    tokenizer = tokenizer_of(model)
     triplets = []
     for place, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
-        ids = tuple(int(token) for token in tokenizer(response, add_special_tokens=False)["input_ids"])
+        ids = response_ids(model, response)
         if not ids:
             raise InputError(f"responses[{place}]", repr(response), "a text of at least one token", "Drop it with its pair.")
         triplets.append(Triplet(pair, ids, response))
     return triplets
+
+
+def response_ids(model: HookedModel, response: str) -> tuple[int, ...]:
+    """Token ids of a response that was written elsewhere, without special tokens.
+
+    Raises:
+        ModelError: the model has no tokenizer.
+    """
+    return tuple(int(token) for token in tokenizer_of(model)(response, add_special_tokens=False)["input_ids"])
 
 
 def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) -> list[Triplet]:

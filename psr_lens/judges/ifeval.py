@@ -14,7 +14,7 @@ from psr_lens.judges.ifeval_checks import Check, check_for
 from psr_lens.judges.protocol import Judgement
 
 Accuracy = Literal["strict", "loose"]
-"""`strict`: the answer as it is; `loose`: any of its eight versions, without the first line, the last, both or neither, and without asterisks."""
+"""`strict`: the answer as it is; `loose`: any of eight versions, without first line, last line, both or neither, with asterisks or not."""
 
 Score = Literal["all", "share"]
 """`all`: 100 where every instruction is followed, else 0 (prompt level); `share`: the share of them that is (instruction level)."""

@@ -1,8 +1,9 @@
 """IFEval's 25 verifiable instructions (Zhou et al. 2023, arXiv 2311.07911), each decided as in google-research/instruction_following_eval.
 
 A check is given a text and says what is wrong with it, in a few words; an empty string where the instruction is followed. Every check takes
-time in proportion to the text. Two things are not as in the original: keywords, markers and section names are taken literally where the
-original reads them as regular expressions, and an instruction with an argument missing is refused where the original draws one at random.
+time in proportion to the text. What is not as in the original: keywords, markers and section names are taken literally where it reads them
+as regular expressions; an instruction with an argument missing is refused where it draws one at random; and JSON may have numbers of any
+length, and be nested too deeply to be read, which is then no JSON.
 """
 
 from __future__ import annotations
