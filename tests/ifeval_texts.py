@@ -38,8 +38,8 @@ IN_THE_FILES = [
             "mum",
             "momm".replace("m", "n"),
             "m*om*",
-            "mеm",  # noqa: RUF001 - Cyrillic
-            "ｍｏｍ",  # noqa: RUF001 - full width
+            "mеm",
+            "ｍｏｍ",
             "123",
         ],
     ),
@@ -121,7 +121,12 @@ IN_THE_FILES = [
         "language:response_language",
         {"language": "kn"},
         ["ಇದು ತುಂಬಾ ಒಳ್ಳೆಯ ದಿನ.", "ನಮಸ್ಕಾರ", "ಬೆಂಗಳೂರು ಕರ್ನಾಟಕದ ರಾಜಧಾನಿ.", "ನಾನು TV ನೋಡುತ್ತೇನೆ ಮತ್ತು ಪುಸ್ತಕಗಳನ್ನು ಓದುತ್ತೇನೆ."],
-        ["Namaskara, how are you my friend?", "இது மிகவும் நல்ல நாள்.", "ఇది చాలా మంచి రోజు.", "The word ದಿನ means day in the Kannada language of India."],
+        [
+            "Namaskara, how are you my friend?",
+            "இது மிகவும் நல்ல நாள்.",
+            "ఇది చాలా మంచి రోజు.",
+            "The word ದಿನ means day in the Kannada language of India.",
+        ],
     ),
     Case(
         "detectable_format:number_highlighted_sections",
@@ -200,11 +205,11 @@ IN_THE_FILES = [
             "semicolons; are fine",
             "1.000.000",
             "a،b",  # an Arabic comma
-            "一，二",  # noqa: RUF001 - full width
+            "一，二",
             "an apostrophe's fine",
             "a、b",
             "line\nline",
-            "‚low quote‘",  # noqa: RUF001
+            "‚low quote‘",
             "comma",
             "\u02bb",
         ],
@@ -231,7 +236,7 @@ IN_THE_FILES = [
             '""',
             '"a" and "b"',
             '"\n\n"',
-            '"She said: \'no\'."',
+            "\"She said: 'no'.\"",
             '"""',
             '"1"',
             '\t"x"\t',
@@ -339,7 +344,7 @@ IN_THE_FILES = [
             "a * one\na * two",
             "* one\n- two\n---",
             "*\n*",  # the line's end counts as what follows the first asterisk
-            "– one\n– two",  # noqa: RUF001
+            "– one\n– two",
         ],
     ),
     Case(
@@ -529,8 +534,19 @@ OTHERS = [
     Case(
         "length_constraints:number_sentences",
         {"num_sentences": 3, "relation": "at least"},
-        ["One. Two. Three.", "What? Yes! No.", "Dr. No went home. He slept. He woke.", "One.\nTwo.\nThree", "e.g. this and i.e. that"],
-        ["Dr. Smith paid $3.50 for it. Good.", "One, two, three", "Mr. Jones of Acme Corp. is in Washington, D.C. today", "Wait... what?"],
+        [
+            "One. Two. Three.",
+            "What? Yes! No.",
+            "Dr. No went home. He slept. He woke.",
+            "One.\nTwo.\nThree",
+            "e.g. this and i.e. that",
+        ],
+        [
+            "Dr. Smith paid $3.50 for it. Good.",
+            "One, two, three",
+            "Mr. Jones of Acme Corp. is in Washington, D.C. today",
+            "Wait... what?",
+        ],
     ),
     Case(
         "length_constraints:number_paragraphs",
@@ -547,7 +563,12 @@ OTHERS = [
     Case(
         "length_constraints:nth_paragraph_first_word",
         {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "President"},
-        ["One.\n\nPresident of all.", "One.\n\n\"president's\" word", "One.\n\nPRESIDENT! Yes.", "One.\nStill one.\n\n president, so"],
+        [
+            "One.\n\nPresident of all.",
+            'One.\n\n"president\'s" word',
+            "One.\n\nPRESIDENT! Yes.",
+            "One.\nStill one.\n\n president, so",
+        ],
         ["President of all.", "President.\n\nTwo.", "One.\n\nPresidents of all.", "One.\n\n\n\nPresident", "One.\n\n(President)"],
     ),
     Case(

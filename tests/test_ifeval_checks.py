@@ -115,7 +115,11 @@ def test_a_language_is_the_same_every_time_and_langdetect_is_left_alone():
         ("detectable_format:number_bullet_lists", {"num_bullets": -1}, "num_bullets: got -1"),
         ("detectable_format:number_bullet_lists", {"num_bullets": float("nan")}, "num_bullets: got nan"),
         ("detectable_format:number_bullet_lists", {"num_bullets": 2.5}, "num_bullets: got 2.5"),
-        ("length_constraints:number_words", {"num_words": 3, "relation": "at most"}, "relation: got 'at most', expected 'less than'"),
+        (
+            "length_constraints:number_words",
+            {"num_words": 3, "relation": "at most"},
+            "relation: got 'at most', expected 'less than'",
+        ),
         ("language:response_language", {"language": "English"}, "language: got 'English', expected one of af, ar, "),
         ("keywords:letter_frequency", {"letter": "ab", "let_frequency": 1, "let_relation": "at least"}, "letter: got 'ab'"),
         (
