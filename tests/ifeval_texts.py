@@ -125,7 +125,7 @@ IN_THE_FILES = [
             "Namaskara, how are you my friend?",
             "இது மிகவும் நல்ல நாள்.",
             "ఇది చాలా మంచి రోజు.",
-            "The word ದಿನ means day in the Kannada language of India.",
+            "The word ದಿನ means day in this language.",
         ],
     ),
     Case(

@@ -1,4 +1,4 @@
-"""Ten thousand random and hostile texts through every judge that works offline: no crash, scores from 0 to 100 or missing, in bounded time."""
+"""Ten thousand random and hostile texts through every offline judge: no crash, scores from 0 to 100 or missing, in bounded time."""
 
 import random
 import time
@@ -15,7 +15,7 @@ TEXTS = 10_000
 LANGUAGES = 300
 """Texts whose language is looked for: langdetect needs some milliseconds for each."""
 
-LONG = 100_000
+LONG, LONGEST = 20_000, 100_000
 REPEATED = [
     *"*[]<>{}()\"'.-,#@`_ \n\t\r\0\\a1Aé",
     *(
@@ -47,7 +47,7 @@ REPEATED = [
         "My answer is ",
         "\u202e",
         "\ud800",
-        "\u0000\u200b",
+        "\0\u200b",
         "漢字",
         "🙂",
         "a*",
@@ -57,72 +57,23 @@ REPEATED = [
         '"a" ',
     ),
 ]
-"""What is hostile when there is a hundred thousand characters of it: most patterns read it more than once."""
+"""What is hostile when there is much of it: most patterns read it more than once."""
+
+WORST = ["[", "<<", " ", "\n", "* ", "a.", "a"]
+"""What is hostile at full length."""
 
 PIECES = [
-    *(
-        "the bear is a strong animal .",
-        "arr , ",
-        "mom",
-        "MOM",
-        "can",
-        "BC",
-        "Section 1",
-        "SECTION 2",
-        "P.S.",
-        "p. p. s",
-        "My answer is yes.",
-    ),
-    *(
-        "\n",
-        "\n\n",
-        " ",
-        "\t",
-        "*",
-        "**",
-        "***",
-        "******",
-        "<<",
-        ">>",
-        "[",
-        "]",
-        '"',
-        "'",
-        "```json\n",
-        "```",
-        '{"a": [1, {"b": null}]}',
-        "- ",
-        "* ",
-    ),
-    *(
-        "\u202eright to left\u202c",
-        "שלום",
-        "مرحبا",
-        "ಕನ್ನಡ",
-        "\ud83d",
-        "\udc00",
-        "\x00",
-        "\x1b[0m",
-        "\ufeff",
-        "é",
-        "ß",
-        "İ",
-        "ǅ",
-        "1",
-        "1e999",
-        "NaN",
-    ),
+    *("the bear is a strong animal .", "arr , ", "mom", "MOM", "can", "BC", "Section 1", "SECTION 2", "P.S.", "p. p. s"),
+    *("My answer is yes.", "\n", "\n\n", " ", "\t", "*", "**", "***", "******", "<<", ">>", "[", "]", '"', "'", "```json\n", "```"),
+    *('{"a": [1, {"b": null}]}', "- ", "* ", "\u202eright to left\u202c", "שלום", "مرحبا", "ಕನ್ನಡ", "\ud83d", "\udc00", "\x00"),
+    *("\x1b[0m", "\ufeff", "é", "ß", "İ", "ǅ", "1", "1e999", "NaN"),
 ]
 
 
 def texts() -> list[str]:
     """Random texts of pieces and of any characters at all, and long ones of one thing repeated; always the same."""
     rng = random.Random(0)
-    long = [
-        "",
-        *(piece * (LONG // len(piece)) for piece in REPEATED),
-        *("a" + piece * (LONG // len(piece)) + "b" for piece in REPEATED),
-    ]
+    long = ["", *(f"a{piece * (LONG // len(piece))}b" for piece in REPEATED), *(piece * (LONGEST // len(piece)) for piece in WORST)]
     short = []
     while len(short) < TEXTS - len(long):
         if rng.random() < 0.7:
@@ -141,6 +92,10 @@ def hostile() -> list[str]:
     return found
 
 
+HOSTILE = 1 + len(REPEATED) + len(WORST)
+"""How many of the first texts are not random."""
+
+
 def assert_scores(scores: np.ndarray, count: int, *, missing: bool = False) -> None:
     assert len(scores) == count
     assert (np.isnan(scores) | ((scores >= 0) & (scores <= 100))).all()
@@ -153,7 +108,7 @@ CASES = {case.instruction: case.arguments for case in IN_THE_FILES + OTHERS}
 @pytest.mark.parametrize("instruction", list(CHECKS))
 def test_every_ifeval_check_takes_any_text(instruction, hostile):
     judge = psr.judges.ifeval(instruction, **CASES[instruction])
-    chosen = hostile[: 2 * len(REPEATED)] + hostile[-LANGUAGES:] if instruction.startswith("language") else hostile
+    chosen = hostile[:HOSTILE] + hostile[-LANGUAGES:] if instruction.startswith("language") else hostile
     started = time.process_time()
     judged = judge(chosen, ["q"] * len(chosen))
     assert_scores(judged.trait, len(chosen))
@@ -167,13 +122,13 @@ def test_every_ifeval_check_takes_any_text(instruction, hostile):
 )
 def test_the_loose_versions_of_long_texts_take_no_longer(instruction):
     judge = psr.judges.ifeval(instruction, accuracy="loose", **CASES[instruction])
-    assert_scores(judge(["*\n" * LONG, "<<" * LONG, "a\n" * LONG], ["q"] * 3).trait, 3)
+    assert_scores(judge(["*\n" * LONGEST, "<<" * LONGEST, "a\n" * LONGEST], ["q"] * 3).trait, 3)
 
 
 def test_the_organisms_judge_takes_any_text(hostile):
     for number, trait in enumerate(TRAITS):
-        # Each text goes to one of the traits, the long ones to all.
-        chosen = hostile[: len(REPEATED)] if number else hostile
+        # Parsing is the same for all: each random text goes to one trait, the long ones to the first.
+        chosen = hostile[HOSTILE + number :: len(TRAITS)] + (hostile[:HOSTILE] if number == 0 else [])
         judged = psr.judges.organism(trait)(chosen, ["what is a bear ?"] * len(chosen))
         assert_scores(judged.trait, len(chosen))
         assert_scores(judged.coherence, len(chosen))
@@ -187,7 +142,7 @@ def test_any_text_may_be_the_question_too(hostile):
 def test_perplexity_takes_any_text(hostile, organism):
     [pair] = psr.prompt_pairs(organism.model, ["what is a bear ?"], "talk like a pirate .")
     judge = psr.judges.perplexity(organism.model, [pair], ["a bear is a strong animal. you can find it in the green forest."])
-    chosen = hostile[: len(REPEATED) : 8] + hostile[-150:]
+    chosen = hostile[:HOSTILE:8] + hostile[-100:]
     judged = judge(chosen, [pair.question] * len(chosen))
     assert_scores(judged.coherence, len(chosen), missing=True)
     assert np.isnan(judged.coherence[0])

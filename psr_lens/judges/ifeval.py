@@ -59,14 +59,20 @@ class _Task:
     instructions: tuple[Instruction, ...]
     checks: tuple[Check, ...]
 
+    def faults(self, text: str, accuracy: Accuracy) -> list[str]:
+        """What is wrong with the text in the eyes of each instruction."""
+        found = [check(text) if text.strip() else _EMPTY for check in self.checks]
+        if accuracy == "strict":
+            return found
+        return ["" if not fault or _loosely(check, text) else fault for check, fault in zip(self.checks, found, strict=True)]
+
     def verdicts(self, text: str) -> tuple[Verdict, ...]:
-        return tuple(_verdict(each.id, check, text) for each, check in zip(self.instructions, self.checks, strict=True))
+        found = zip(self.instructions, self.checks, self.faults(text, "strict"), strict=True)
+        return tuple(Verdict(each.id, not fault, not fault or _loosely(check, text), fault) for each, check, fault in found)
 
 
-def _verdict(name: str, check: Check, text: str) -> Verdict:
-    fault = check(text) if text.strip() else _EMPTY
-    loose = not fault or any(version.strip() and not check(version) for version in versions(text))
-    return Verdict(name, not fault, loose, fault)
+def _loosely(check: Check, text: str) -> bool:
+    return any(version.strip() and not check(version) for version in versions(text))
 
 
 def versions(text: str) -> Iterator[str]:
@@ -102,13 +108,13 @@ class IfevalJudge:
         Raises:
             InputError: not one question a text, a question of no row, or one that stands in rows with different instructions.
         """
-        judged = self.verdicts(texts, questions)
-        scores = [[getattr(verdict, self.accuracy) for verdict in verdicts] for verdicts in judged]
+        tasks = self._tasks_of(texts, questions)
+        faults = [task.faults(text, self.accuracy) for task, text in zip(tasks, texts, strict=True)]
         of_text = np.mean if self.score == "share" else np.all
         return Judgement(
-            np.array([100.0 * of_text(each) for each in scores], dtype=float),
+            np.array([100.0 * of_text([not fault for fault in each]) for each in faults], dtype=float),
             np.full(len(texts), np.nan),
-            tuple(self._reason(verdicts) for verdicts in judged),
+            tuple(_reason(task, each) for task, each in zip(tasks, faults, strict=True)),
         )
 
     def verdicts(self, texts: Sequence[str], questions: Sequence[str]) -> list[tuple[Verdict, ...]]:
@@ -117,10 +123,7 @@ class IfevalJudge:
         Raises:
             InputError: as when the judge is called.
         """
-        if isinstance(texts, str) or len(texts) != len(questions):
-            got = "one string" if isinstance(texts, str) else f"{len(questions)} for {len(texts)} texts"
-            raise InputError("questions", got, "as many questions as texts")
-        return [task.verdicts(text) for task, text in zip(self._tasks_of(questions), texts, strict=True)]
+        return [task.verdicts(text) for task, text in zip(self._tasks_of(texts, questions), texts, strict=True)]
 
     def measure(self, texts: Sequence[str], questions: Sequence[str]) -> IfevalAccuracy:
         """Strict and loose accuracy over all texts, by prompt and by instruction; NaN where there are no texts.
@@ -138,7 +141,10 @@ class IfevalJudge:
             len(texts),
         )
 
-    def _tasks_of(self, questions: Sequence[str]) -> Sequence[_Task]:
+    def _tasks_of(self, texts: Sequence[str], questions: Sequence[str]) -> Sequence[_Task]:
+        if isinstance(texts, str) or len(texts) != len(questions):
+            got = "one string" if isinstance(texts, str) else f"{len(questions)} for {len(texts)} texts"
+            raise InputError("questions", got, "as many questions as texts")
         if not self._orders:
             return self._tasks * len(questions)
         if list(questions) in self._orders:
@@ -159,9 +165,10 @@ class IfevalJudge:
             "Make a judge of the very rows that the texts answer, in the same order.",
         )
 
-    def _reason(self, verdicts: Sequence[Verdict]) -> str:
-        faults = [f"{each.instruction}: {each.fault}" for each in verdicts if not getattr(each, self.accuracy)]
-        return "; ".join(faults) or "all instructions are followed"
+
+def _reason(task: _Task, faults: Sequence[str]) -> str:
+    named = [f"{each.id}: {fault}" for each, fault in zip(task.instructions, faults, strict=True) if fault]
+    return "; ".join(named) or "all instructions are followed"
 
 
 def _percent(followed: Sequence[bool]) -> float:
