@@ -204,7 +204,8 @@ def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], steered: Se
         shared = min(_common_suffix(base_ids, steered_ids), len(base_ids) - question_at)
         # Where not even the last token is the same, R is still that token of each.
         pair = PromptPair(question, _added(question, text), base_ids, steered_ids, max(shared, 1))
-        _check_room(model, pair, f"steered[{place}]", "Shorten the prompt.")
+        longer = "base" if len(base_ids) > len(steered_ids) else "steered"
+        _check_room(model, pair, f"{longer}[{place}]", "Shorten the prompt.")
         pairs.append(pair)
     return pairs
 

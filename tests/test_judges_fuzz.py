@@ -12,7 +12,7 @@ from psr_lens.judges.ifeval_checks import CHECKS
 from psr_lens.organism.grammar import TRAITS
 
 TEXTS = 10_000
-LANGUAGES = 300
+LANGUAGES = 800
 """Texts whose language is looked for: langdetect needs some milliseconds for each."""
 
 LONG, LONGEST = 20_000, 100_000
@@ -92,6 +92,9 @@ def hostile() -> list[str]:
     return found
 
 
+DETECT = ("language:response_language", "change_case:english_capital", "change_case:english_lowercase")
+"""The instructions that look for the language."""
+
 HOSTILE = 1 + len(REPEATED) + len(WORST)
 """How many of the first texts are not random."""
 
@@ -108,7 +111,7 @@ CASES = {case.instruction: case.arguments for case in IN_THE_FILES + OTHERS}
 @pytest.mark.parametrize("instruction", list(CHECKS))
 def test_every_ifeval_check_takes_any_text(instruction, hostile):
     judge = psr.judges.ifeval(instruction, **CASES[instruction])
-    chosen = hostile[:HOSTILE] + hostile[-LANGUAGES:] if instruction.startswith("language") else hostile
+    chosen = hostile[:HOSTILE] + hostile[-LANGUAGES:] if instruction in DETECT else hostile
     started = time.process_time()
     judged = judge(chosen, ["q"] * len(chosen))
     assert_scores(judged.trait, len(chosen))
@@ -122,13 +125,13 @@ def test_every_ifeval_check_takes_any_text(instruction, hostile):
 )
 def test_the_loose_versions_of_long_texts_take_no_longer(instruction):
     judge = psr.judges.ifeval(instruction, accuracy="loose", **CASES[instruction])
-    assert_scores(judge(["*\n" * LONGEST, "<<" * LONGEST, "a\n" * LONGEST], ["q"] * 3).trait, 3)
+    assert_scores(judge(["*\n" * LONG, "<<" * LONG, "a\n" * LONG], ["q"] * 3).trait, 3)
 
 
 def test_the_organisms_judge_takes_any_text(hostile):
     for number, trait in enumerate(TRAITS):
-        # Parsing is the same for all: each random text goes to one trait, the long ones to the first.
-        chosen = hostile[HOSTILE + number :: len(TRAITS)] + (hostile[:HOSTILE] if number == 0 else [])
+        # Parsing is the same for all: each random text goes to one trait, some long ones to the first.
+        chosen = hostile[HOSTILE + number :: len(TRAITS)] + (hostile[:HOSTILE:3] if number == 0 else [])
         judged = psr.judges.organism(trait)(chosen, ["what is a bear ?"] * len(chosen))
         assert_scores(judged.trait, len(chosen))
         assert_scores(judged.coherence, len(chosen))
