@@ -131,7 +131,7 @@ def test_the_loose_versions_of_long_texts_take_no_longer(instruction):
 def test_the_organisms_judge_takes_any_text(hostile):
     for number, trait in enumerate(TRAITS):
         # Parsing is the same for all: each random text goes to one trait, some long ones to the first.
-        chosen = hostile[HOSTILE + number :: len(TRAITS)] + (hostile[:HOSTILE:3] if number == 0 else [])
+        chosen = hostile[HOSTILE + number :: len(TRAITS)] + (hostile[:HOSTILE:6] if number == 0 else [])
         judged = psr.judges.organism(trait)(chosen, ["what is a bear ?"] * len(chosen))
         assert_scores(judged.trait, len(chosen))
         assert_scores(judged.coherence, len(chosen))

@@ -12,6 +12,7 @@ from psr_lens.datasets.ifeval import IfevalRow, Instruction
 from psr_lens.errors import InputError
 from psr_lens.judges.ifeval_checks import Check, check_for
 from psr_lens.judges.protocol import Judgement
+from psr_lens.judges.texts import shortened
 
 Accuracy = Literal["strict", "loose"]
 """`strict`: the answer as it is; `loose`: any of eight versions, without first line, last line, both or neither, with asterisks or not."""
@@ -155,7 +156,7 @@ class IfevalJudge:
         found = self._by_question.get(question, [])
         if len(found) == 1:
             return found[0]
-        shown = repr(question if len(question) <= 60 else f"{question[:59]}…")
+        shown = repr(shortened(question))
         if not found:
             raise InputError(f"questions[{place}]", shown, f"a prompt of one of the judge's {len(self._tasks)} rows")
         raise InputError(

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from psr_lens.errors import InputError
 from psr_lens.judges import ifeval_text as text_of
+from psr_lens.judges.texts import shortened
 
 Check = Callable[[str], str]
 """What is wrong with a text; empty where nothing is."""
@@ -76,7 +77,7 @@ def _bound(relation: object, threshold: object, name: str) -> Callable[[int, str
 
 
 def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:39]}…")
+    return repr(shortened(text, 40))
 
 
 # --- keywords ---------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.protocol import Judgement
+from psr_lens.judges.texts import sendable
 
 if TYPE_CHECKING:
     from psr_lens.models import HookedModel
@@ -99,8 +100,7 @@ def _triplet(model: HookedModel, pair: PromptPair, text: str) -> Triplet | None:
     from psr_lens.models import context_length
     from psr_lens.prompts import Triplet, response_ids
 
-    # No tokenizer takes half of a surrogate pair.
-    ids = response_ids(model, text.encode("utf-8", "replace").decode("utf-8"))
+    ids = response_ids(model, sendable(text))
     ids = ids[: max(0, context_length(model) - max(len(pair.base_ids), len(pair.steered_ids)))]
     return Triplet(pair, ids, text) if ids else None
 
