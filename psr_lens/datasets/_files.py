@@ -45,7 +45,7 @@ def json_object(text: str, where: str, argument: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(argument, f"{where}: no JSON ({error})", "one JSON object") from error
     if not isinstance(found, dict):
-        raise InputError(argument, f"{where}: {type(found).__name__}", 'a JSON object, {"name": …}')
+        raise InputError(argument, f"{where}: {type(found).__name__}", 'an object, {"name": …}')
     return found
 
 
