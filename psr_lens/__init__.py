@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from psr_lens.evaluate import best_alpha as best_alpha
     from psr_lens.evaluate import best_layer as best_layer
     from psr_lens.evaluate import evaluate as evaluate
+    from psr_lens.faithfulness import Faithfulness as Faithfulness
+    from psr_lens.faithfulness import faithfulness as faithfulness
     from psr_lens.fit import FitConfig as FitConfig
     from psr_lens.fit import fit as fit
     from psr_lens.hook_points import hook_points as hook_points
@@ -68,6 +70,8 @@ _HOME = {
     "Statistics": "statistics",
     "OnDisk": "store",
     "Store": "store",
+    "Faithfulness": "faithfulness",
+    "faithfulness": "faithfulness",
     "FitConfig": "fit",
     "fit": "fit",
     "Replacement": "replacement",

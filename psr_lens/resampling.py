@@ -14,7 +14,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Int
 
-from psr_lens.evaluate import RESAMPLES, Interval
+from psr_lens.results import Interval
+
+RESAMPLES: Final = 2_000
+"""Resamples of a number."""
 
 RANK_RESAMPLES: Final = 500
 """Resamples of a rank correlation, for which every one sorts anew."""
@@ -100,9 +103,7 @@ def pearson(x: Float[np.ndarray, "token"], y: Float[np.ndarray, "token"], respon
     return estimate(statistic, n)
 
 
-def spearman(
-    x: Float[np.ndarray, "token"], y: Float[np.ndarray, "token"], response: Int[np.ndarray, "token"], n: int
-) -> Estimate:
+def spearman(x: Float[np.ndarray, "token"], y: Float[np.ndarray, "token"], response: Int[np.ndarray, "token"], n: int) -> Estimate:
     """Spearman's rank correlation, ties at their mean rank; arguments as for `pearson`. Every resample is ranked anew."""
     if _flat(x) or _flat(y):
         return _unknown(n)
@@ -131,7 +132,8 @@ def _ranker(
 
     def ranks(drawn: Float[np.ndarray, "resample token"]) -> Float[np.ndarray, "resample token"]:
         alike = np.add.reduceat(drawn[:, order], starts, axis=1)
-        return (alike.cumsum(axis=1) - alike / 2)[:, group]
+        middle: np.ndarray = alike.cumsum(axis=1) - alike / 2
+        return middle[:, group]
 
     return ranks
 
