@@ -60,14 +60,14 @@ def estimate(statistic: Statistic, n: int, *, resamples: int = RESAMPLES, seed: 
         level: What the interval covers.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = statistic(np.ones((1, n)))[0]
+        value = np.asarray(statistic(np.ones((1, n)))[0])
         drawn = statistic(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float))
     if n < 2:
         return Estimate(value, np.full_like(value, np.nan), np.full_like(value, np.nan), n)
     # A resample on which the statistic is undefined says nothing about its spread.
     known = np.isfinite(drawn).any(axis=0) & np.isfinite(value)
     low, high = np.nanquantile(np.where(known, drawn, 0.0), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return Estimate(value, np.where(known, low, np.nan), np.where(known, high, np.nan), n)
+    return Estimate(value, np.asarray(np.where(known, low, np.nan)), np.asarray(np.where(known, high, np.nan)), n)
 
 
 def ratio(
