@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from psr_lens.capture import Captured as Captured
     from psr_lens.capture import InMemory as InMemory
     from psr_lens.capture import capture as capture
+    from psr_lens.collateral import Collateral as Collateral
+    from psr_lens.collateral import collateral as collateral
+    from psr_lens.collateral import standing_pairs as standing_pairs
     from psr_lens.compare import Comparison as Comparison
     from psr_lens.compare import compare as compare
     from psr_lens.composition import SteeringPlan as SteeringPlan
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from psr_lens.report import report as report
     from psr_lens.results import Result as Result
     from psr_lens.results import ResultTable as ResultTable
+    from psr_lens.robustness import Robustness as Robustness
+    from psr_lens.robustness import robustness as robustness
     from psr_lens.sampling import SamplingConfig as SamplingConfig
     from psr_lens.sampling import generate as generate
     from psr_lens.sampling import sample_responses as sample_responses
@@ -72,6 +77,11 @@ _HOME = {
     "Store": "store",
     "Faithfulness": "faithfulness",
     "faithfulness": "faithfulness",
+    "Collateral": "collateral",
+    "collateral": "collateral",
+    "standing_pairs": "collateral",
+    "Robustness": "robustness",
+    "robustness": "robustness",
     "FitConfig": "fit",
     "fit": "fit",
     "Replacement": "replacement",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,14 @@ from psr_lens.models import HookedModel, device_of, forward, frozen
 from psr_lens.prompts import Context, ContextBatch, Span, Triplet, context_batch
 from psr_lens.sampling import Steering
 from psr_lens.steering import SPANS
+
+_LOGITS: Final = 2**29
+"""Most logits in memory at once: 2 GiB in single precision."""
+
+
+def logits_budget(model: HookedModel, token_budget: int, readings: int) -> int:
+    """Most tokens in a batch, padding included, if the logits of so many readings of it are held at once."""
+    return max(1, min(token_budget, _LOGITS // (int(model.cfg.d_vocab) * readings)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from tqdm.auto import tqdm
 
-from psr_lens.batch_reading import read_batch
+from psr_lens.batch_reading import logits_budget, read_batch
 from psr_lens.closeness import Closeness, ClosenessSums, SiteFaithfulness, SiteSums
 from psr_lens.composition import SteeringPlan
 from psr_lens.effects import NONE, PARAPHRASE, PROMPT, ActingSite, checked_plans, positions, strengths
@@ -28,9 +28,6 @@ from psr_lens.results import NO_INTERVAL, Result, ResultTable
 
 HELD_OUT_PARAPHRASE: Final = "held-out paraphrase"
 """The block under which the table has what replacements share with paraphrases that they were not fitted on."""
-
-_LOGITS: Final = 2**29
-"""Most logits in memory at once: 2 GiB in single precision."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ def faithfulness(
     found = {}
     for name, chosen in asked.items():
         others = [rephrase(model, chosen, text) for text in texts]
-        budget = max(1, min(token_budget, _LOGITS // (int(model.cfg.d_vocab) * (3 + len(others)))))
+        budget = logits_budget(model, token_budget, 3 + len(others))
         found[name] = _block(model, chosen, others, plans, alphas, names, span, budget, progress)
     return Faithfulness(
         asked[""][0].pair.instruction, texts, fingerprint(model), span, tuple(wanted), alphas, found, trait, settings or {}

@@ -98,7 +98,8 @@ def pearson(x: Float[np.ndarray, "token"], y: Float[np.ndarray, "token"], respon
 
     def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, "resample"]:
         count, sx, sy, sxx, syy, sxy = (weights @ sums).T
-        return (count * sxy - sx * sy) / np.sqrt((count * sxx - sx**2) * (count * syy - sy**2))
+        found: Float[np.ndarray, "resample"] = (count * sxy - sx * sy) / np.sqrt((count * sxx - sx**2) * (count * syy - sy**2))
+        return found
 
     return estimate(statistic, n)
 
@@ -132,8 +133,8 @@ def _ranker(
 
     def ranks(drawn: Float[np.ndarray, "resample token"]) -> Float[np.ndarray, "resample token"]:
         alike = np.add.reduceat(drawn[:, order], starts, axis=1)
-        middle: np.ndarray = alike.cumsum(axis=1) - alike / 2
-        return middle[:, group]
+        middle: Float[np.ndarray, "resample token"] = (alike.cumsum(axis=1) - alike / 2)[:, group]
+        return middle
 
     return ranks
 
