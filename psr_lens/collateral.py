@@ -76,6 +76,9 @@ class Collateral:
         mean = ratio(self.surprise[method] - self.surprise[NONE], self.text_tokens)
         return estimate(lambda weights: np.exp(mean(weights)), len(self.text_tokens))
 
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def table(self) -> ResultTable:
         """All numbers, one a row: mean scores over questions, and each score less the prompt's on the same question (`… − prompt`)."""
         rows: list[Result] = []

@@ -20,6 +20,7 @@ from psr_lens.effects import NONE, PARAPHRASE, PROMPT, ActingSite, checked_plans
 from psr_lens.errors import InputError
 from psr_lens.hook_points import check_layers
 from psr_lens.models import HookedModel, device_of, fingerprint
+from psr_lens.notebook import table
 from psr_lens.passes import TOKEN_BUDGET, row_counts
 from psr_lens.prompts import Span, Triplet, check_triplets, length_batches, rephrase
 from psr_lens.replacement import Replacement
@@ -66,6 +67,21 @@ class Faithfulness:
     """Name of the trait, for the table."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """What is needed to run it again."""
+
+    def _repr_html_(self) -> str:
+        last = f"relative RMSE, layer {self.layers[-1]}"
+        rows = [
+            (
+                name,
+                method,
+                *(float(each.value) for each in (found.divergence, found.divergence_removed(block.methods[NONE]), found.agreement)),
+                float(found.relative_rmse.value[-1]),
+            )
+            for name, block in self.blocks.items()
+            for method, found in block.methods.items()
+        ]
+        head = ("questions", "method", "KL", "KL removed", "top-1 agreement", last)
+        return table(head, rows, f"{self.instruction!r} on {self.blocks[''].responses} responses; all numbers are in `.table()`")
 
     def table(self) -> ResultTable:
         """All numbers, one a row; `n` counts responses.

@@ -56,6 +56,9 @@ class Robustness:
         difference: Float[np.ndarray, "question"] = self.countered[method].trait - self.plain[method].trait
         return difference
 
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def table(self) -> ResultTable:
         """Trait and coherence by block, and two differences that are paired by question.
 

@@ -32,7 +32,7 @@ from psr_lens.resampling import Estimate
 _ROW: Final = 24
 _PANEL: Final = 190
 _BETWEEN: Final = 74
-_LEGEND_LINE: Final = 20
+_LEGEND_LINE: Final = 29
 _TICKS: Final = 9
 _LEAST_KL: Final = 1e-7
 """In nats; a smaller one is drawn here: it is rounding."""
@@ -85,7 +85,7 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
         tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - 0.5, -0.5], showgrid=False, showline=True
     )
     note = f"{found.responses} responses, {int(next(iter(found.methods.values())).predicted.sum()):,} tokens."
-    bottom = 52 + _LEGEND_LINE * (len(series) > 1)
+    bottom = 50 + _LEGEND_LINE * (len(series) > 1)
     titled(figure, f"Next token, against the prompted model{_of(block)}", plot=plot, top=50, bottom=bottom, left=128, note=note)
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -46 / plot, "yanchor": "top", "itemsizing": "constant"},
@@ -119,7 +119,7 @@ def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
             _line(figure, row, name, layers, points, styles[name], legend=row == 1)
     _layer_axes(figure, result.layers)
     figure.update_yaxes(range=[lowest - 0.05 * (lowest < 0), 1.03], title_text="correlation")
-    note = f"Not shown: {', '.join(without)}, which add the same to every token." if without else ""
+    note = f"Not shown, since the strength is the same on every token: {', '.join(without)}." if without else ""
     bottom = _legend_room(len(found.sites) - len(without))
     titled(figure, f"Does the strength follow the prompt?{_of(block)}", plot=plot, top=72, bottom=bottom, left=58, note=note)
     return _with_legend(figure, plot)
@@ -302,7 +302,7 @@ def _layer_axes(figure: go.Figure, layers: Sequence[int]) -> None:
 
 def _legend_room(entries: int) -> int:
     # In a narrow window a line of the legend holds two entries.
-    return 52 + _LEGEND_LINE * math.ceil(entries / 2)
+    return 50 + _LEGEND_LINE * math.ceil(entries / 2)
 
 
 def _with_legend(figure: go.Figure, plot: int) -> go.Figure:
