@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from psr_lens.capture import Captured as Captured
     from psr_lens.capture import InMemory as InMemory
     from psr_lens.capture import capture as capture
+    from psr_lens.collateral import Collateral as Collateral
+    from psr_lens.collateral import collateral as collateral
+    from psr_lens.collateral import standing_pairs as standing_pairs
     from psr_lens.compare import Comparison as Comparison
     from psr_lens.compare import compare as compare
     from psr_lens.composition import SteeringPlan as SteeringPlan
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from psr_lens.evaluate import best_alpha as best_alpha
     from psr_lens.evaluate import best_layer as best_layer
     from psr_lens.evaluate import evaluate as evaluate
+    from psr_lens.faithfulness import Faithfulness as Faithfulness
+    from psr_lens.faithfulness import faithfulness as faithfulness
     from psr_lens.fit import FitConfig as FitConfig
     from psr_lens.fit import fit as fit
     from psr_lens.hook_points import hook_points as hook_points
@@ -41,6 +46,10 @@ if TYPE_CHECKING:
     from psr_lens.prompts import with_responses as with_responses
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.report import report as report
+    from psr_lens.results import Result as Result
+    from psr_lens.results import ResultTable as ResultTable
+    from psr_lens.robustness import Robustness as Robustness
+    from psr_lens.robustness import robustness as robustness
     from psr_lens.sampling import SamplingConfig as SamplingConfig
     from psr_lens.sampling import generate as generate
     from psr_lens.sampling import sample_responses as sample_responses
@@ -68,10 +77,19 @@ _HOME = {
     "Statistics": "statistics",
     "OnDisk": "store",
     "Store": "store",
+    "Faithfulness": "faithfulness",
+    "faithfulness": "faithfulness",
+    "Collateral": "collateral",
+    "collateral": "collateral",
+    "standing_pairs": "collateral",
+    "Robustness": "robustness",
+    "robustness": "robustness",
     "FitConfig": "fit",
     "fit": "fit",
     "Replacement": "replacement",
     "SteeringPlan": "composition",
+    "Result": "results",
+    "ResultTable": "results",
     "Scores": "evaluate",
     "best_alpha": "evaluate",
     "best_layer": "evaluate",

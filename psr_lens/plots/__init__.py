@@ -3,6 +3,9 @@
 from psr_lens.plots.coefficients import coefficient_text as coefficient_text
 from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
 from psr_lens.plots.distribution import strength_distribution as strength_distribution
+from psr_lens.plots.faithfulness import coefficient_correlation as coefficient_correlation
+from psr_lens.plots.faithfulness import explained_energy as explained_energy
+from psr_lens.plots.faithfulness import next_token as next_token
 from psr_lens.plots.heatmap import strength_heatmap as strength_heatmap
 from psr_lens.plots.kinds import strength_by_kind as strength_by_kind
 from psr_lens.plots.learning import learning_curve as learning_curve
@@ -14,11 +17,14 @@ from psr_lens.plots.strips import strength_strips as strength_strips
 from psr_lens.plots.top_tokens import top_tokens as top_tokens
 
 __all__ = [
+    "coefficient_correlation",
     "coefficient_scatter",
     "coefficient_text",
     "cosine_matrix",
+    "explained_energy",
     "learning_curve",
     "logit_lens",
+    "next_token",
     "rank_energy",
     "relative_rmse",
     "strength_by_kind",
