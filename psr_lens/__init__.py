@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from psr_lens.prompts import with_responses as with_responses
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.report import report as report
+    from psr_lens.results import Result as Result
+    from psr_lens.results import ResultTable as ResultTable
     from psr_lens.sampling import SamplingConfig as SamplingConfig
     from psr_lens.sampling import generate as generate
     from psr_lens.sampling import sample_responses as sample_responses
@@ -70,6 +72,8 @@ _HOME = {
     "fit": "fit",
     "Replacement": "replacement",
     "SteeringPlan": "composition",
+    "Result": "results",
+    "ResultTable": "results",
     "Scores": "evaluate",
     "best_alpha": "evaluate",
     "best_layer": "evaluate",
