@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from psr_lens.compare import Comparison as Comparison
     from psr_lens.compare import compare as compare
     from psr_lens.composition import SteeringPlan as SteeringPlan
+    from psr_lens.evaluate import Calibration as Calibration
+    from psr_lens.evaluate import Evaluation as Evaluation
     from psr_lens.evaluate import Scores as Scores
     from psr_lens.evaluate import best_alpha as best_alpha
     from psr_lens.evaluate import best_layer as best_layer
     from psr_lens.evaluate import evaluate as evaluate
+    from psr_lens.evaluate import scores_at as scores_at
     from psr_lens.fit import FitConfig as FitConfig
     from psr_lens.fit import fit as fit
     from psr_lens.hook_points import hook_points as hook_points
@@ -77,7 +80,10 @@ _HOME = {
     "Scores": "evaluate",
     "best_alpha": "evaluate",
     "best_layer": "evaluate",
+    "Calibration": "evaluate",
+    "Evaluation": "evaluate",
     "evaluate": "evaluate",
+    "scores_at": "evaluate",
     "Comparison": "compare",
     "compare": "compare",
     "cosines": "meaning",

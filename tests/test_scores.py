@@ -61,7 +61,7 @@ def test_best_alpha_keeps_the_coherence_bound(monkeypatch):
         trait, coherence = curve[alpha]
         return psr.Scores("c", alpha, 1, 0, trait, coherence, (0, 0), (0, 0))
 
-    monkeypatch.setattr(sys.modules["psr_lens.evaluate"], "evaluate", fake)
+    monkeypatch.setattr(sys.modules["psr_lens.evaluate.scores"], "scores_at", fake)
     given = (psr.load_model("organism"), [PAIR], FixedJudge([], []), NOTHING)
     assert psr.best_alpha(*given, [1.0, 2.0, 3.0]).alpha == 2.0
     assert psr.best_alpha(*given, [3.0]).alpha == 3.0
@@ -70,7 +70,7 @@ def test_best_alpha_keeps_the_coherence_bound(monkeypatch):
 
 @pytest.mark.parametrize("order", [(1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (2.0, 1.0, 3.0)])
 def test_what_could_not_be_scored_is_never_the_best(monkeypatch, order):
-    module = sys.modules["psr_lens.evaluate"]
+    module = sys.modules["psr_lens.evaluate.scores"]
     coherence = {1.0: np.nan, 2.0: 60.0, 3.0: np.nan}
     monkeypatch.setattr(module, "fit", lambda model, triplets, config: replace(NOTHING, settings={"layers": config.layers}))
 
@@ -78,27 +78,27 @@ def test_what_could_not_be_scored_is_never_the_best(monkeypatch, order):
         value = coherence[alpha or replacement.settings["layers"]]
         return psr.Scores("c", alpha, 0, 1, value, value, (0, 0), (0, 0))
 
-    monkeypatch.setattr(module, "evaluate", fake)
+    monkeypatch.setattr(module, "scores_at", fake)
     model = psr.load_model("organism")
     assert psr.best_alpha(model, [PAIR], FixedJudge([], []), NOTHING, order).alpha == 2.0
     layers = [int(alpha) for alpha in order]
     assert psr.best_layer(model, [], [PAIR], FixedJudge([], []), psr.FitConfig(), layers).settings["layers"] == 2
 
 
-def test_evaluate_refuses_no_pairs_and_best_alpha_no_strengths():
+def test_scores_at_refuses_no_pairs_and_best_alpha_no_strengths():
     with pytest.raises(InputError, match=r"pairs: got an empty list, expected at least one prompt pair"):
-        psr.evaluate(psr.load_model("organism"), [], FixedJudge([], []))
+        psr.scores_at(psr.load_model("organism"), [], FixedJudge([], []))
     with pytest.raises(InputError, match=r"alphas: got an empty list"):
         psr.best_alpha(psr.load_model("organism"), [PAIR], FixedJudge([], []), NOTHING, [])
 
 
 def test_best_layer_keeps_the_layer_that_scores_best(monkeypatch):
-    module = sys.modules["psr_lens.evaluate"]
+    module = sys.modules["psr_lens.evaluate.scores"]
     trait = {1: 30, 2: 90, 3: 60}
     monkeypatch.setattr(module, "fit", lambda model, triplets, config: replace(NOTHING, settings={"layers": config.layers}))
     monkeypatch.setattr(
         module,
-        "evaluate",
+        "scores_at",
         lambda model, pairs, judge, candidate, config: psr.Scores(
             "s", 1.0, 1, 0, trait[candidate.settings["layers"]], 99, (0.0, 0.0), (0.0, 0.0)
         ),
@@ -109,12 +109,12 @@ def test_best_layer_keeps_the_layer_that_scores_best(monkeypatch):
         psr.best_layer(*given, [])
 
 
-def test_evaluate_gives_the_same_scores_for_the_same_seed():
+def test_scores_at_gives_the_same_scores_for_the_same_seed():
     model = psr.load_model("organism")
     pairs = psr.prompt_pairs(model, organism.questions(20, split="held_out"), organism.instruction("gloomy"))
     judge = psr.judges.organism("gloomy")
-    first = psr.evaluate(model, pairs, judge, context="steered")
-    assert first == psr.evaluate(model, pairs, judge, context="steered")
+    first = psr.scores_at(model, pairs, judge, context="steered")
+    assert first == psr.scores_at(model, pairs, judge, context="steered")
     assert first.method == "prompt"
     assert first.alpha is None
     assert first.trait >= 95
