@@ -25,50 +25,49 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("reached", "above", "below", "unmeasured
 class AtTarget(NamedTuple):
     """What was read off curves at a target coherence."""
 
-    trait: Float[np.ndarray, "*resample"]
+    trait: Float[np.ndarray, "curve"]
     """Trait there; NaN where it is unmeasured."""
-    alpha: Float[np.ndarray, "*resample"]
+    alpha: Float[np.ndarray, "curve"]
     """The strength; NaN where it is unmeasured."""
-    outcome: Int[np.ndarray, "*resample"]
+    outcome: Int[np.ndarray, "curve"]
     """Index into `OUTCOMES`."""
 
 
 def at_target(
     alphas: Float[np.ndarray, "alpha"],
-    trait: Float[np.ndarray, "*resample alpha"],
-    coherence: Float[np.ndarray, "*resample alpha"],
-    target: float | Float[np.ndarray, "*resample"],
+    trait: Float[np.ndarray, "curve alpha"],
+    coherence: Float[np.ndarray, "curve alpha"],
+    target: float | Float[np.ndarray, "curve"],
 ) -> AtTarget:
-    """Read strength and trait off one curve, or off one a resample, at a target coherence; see above for what is taken.
+    """Read strength and trait off curves, one a resample of the questions, at a target coherence; see above for what is taken.
 
     Args:
         alphas: Strengths, ascending.
         trait: Mean trait at each.
         coherence: Mean coherence at each; NaN counts as not at the target.
-        target: The coherence, one number or one a resample.
+        target: The coherence, one number or one a curve.
     """
-    reached = coherence >= np.asarray(target)[..., None]
-    last = reached.shape[-1] - 1 - np.argmax(reached[..., ::-1], axis=-1)
+    wanted = np.broadcast_to(np.asarray(target, dtype=float), len(coherence))
+    reached = coherence >= wanted[:, None]
+    last = reached.shape[1] - 1 - np.argmax(reached[:, ::-1], axis=1)
     following = np.minimum(last + 1, len(alphas) - 1)
-    outcome = np.where(~reached.any(-1), 2, np.where(last == len(alphas) - 1, 1, 0))
-    outcome = np.where(np.isnan(coherence).all(-1), 3, outcome)
+    outcome = np.where(~reached.any(1), 2, np.where(last == len(alphas) - 1, 1, 0))
+    outcome = np.where(np.isnan(coherence).all(1), 3, outcome)
     high, low = _take(coherence, last), _take(coherence, following)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.nan_to_num((high - target) / (high - low))  # no coherence at the next strength: stay at the last one
-    best = np.argmax(np.where(reached, np.nan_to_num(trait, nan=-np.inf), -np.inf), axis=-1)
-    calmest = np.argmax(np.nan_to_num(coherence, nan=-np.inf), axis=-1)
-    places = np.broadcast_to(alphas, coherence.shape)
+    falls = (outcome == 0) & ~np.isnan(low)  # without a coherence at the next strength: stay at the last one
+    share = np.divide(high - wanted, high - low, out=np.zeros(len(wanted)), where=falls)
+    best = np.argmax(np.where(reached, np.nan_to_num(trait, nan=-np.inf), -np.inf), axis=1)
+    calmest = np.argmax(np.nan_to_num(coherence, nan=-np.inf), axis=1)
 
-    def read(values: Float[np.ndarray, "*resample alpha"]) -> Float[np.ndarray, "*resample"]:
+    def read(values: Float[np.ndarray, "curve alpha"]) -> Float[np.ndarray, "curve"]:
         between = (1 - share) * _take(values, last) + np.where(share > 0, share * _take(values, following), 0.0)
-        choices = [between, _take(values, best), _take(values, calmest), np.full(outcome.shape, np.nan)]
-        return np.choose(outcome, choices)
+        return np.choose(outcome, [between, _take(values, best), _take(values, calmest), np.full(len(wanted), np.nan)])
 
-    return AtTarget(read(trait), read(places), outcome)
+    return AtTarget(read(trait), read(np.broadcast_to(alphas, coherence.shape)), outcome)
 
 
-def _take(values: Float[np.ndarray, "*resample alpha"], place: Int[np.ndarray, "*resample"]) -> Float[np.ndarray, "*resample"]:
-    found: Float[np.ndarray, "*resample"] = np.take_along_axis(values, np.asarray(place)[..., None], axis=-1)[..., 0]
+def _take(values: Float[np.ndarray, "curve alpha"], place: Int[np.ndarray, "curve"]) -> Float[np.ndarray, "curve"]:
+    found: Float[np.ndarray, "curve"] = np.take_along_axis(values, place[:, None], axis=1)[:, 0]
     return found
 
 

@@ -178,8 +178,8 @@ class Evaluation:
 
     def _at_target(self, points: tuple[Point, ...], metric: str) -> _Number:
         alphas = np.array([point.alpha for point in points], dtype=float)
-        trait, coherence = (np.array([point.mean(score) for point in points]) for score in SCORES)
-        value, at, outcome = at_target(alphas, trait, coherence, self.targets[metric])
+        trait, coherence = (np.array([[point.mean(score) for point in points]]) for score in SCORES)
+        (value,), (at,), (outcome,) = at_target(alphas, trait, coherence, self.targets[metric])
         target: float | Float[np.ndarray, "resample"] = self.targets[metric]
         if metric == PROMPT_TARGET:
             prompt = self.curves["prompt"][0]
