@@ -6,6 +6,7 @@ import html
 import math
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -87,6 +88,28 @@ def method_styles(result: Comparison) -> dict[str, MethodStyle]:
         styles[name] = MethodStyle(role, _variant(role, seen[role]), _SYMBOLS[seen.total() % len(_SYMBOLS)])
         seen[role] += 1
     return styles
+
+
+def named_styles(names: Sequence[str]) -> dict[str, MethodStyle]:
+    """Styles of methods of which only the names are known; they follow the paper's: S- or A- for one layer or all, Const for constants."""
+    styles: dict[str, MethodStyle] = {}
+    seen: Counter[Role] = Counter()
+    for name in names:
+        role = _role_by_name(name)
+        styles[name] = MethodStyle(role, _variant(role, seen[role]), _SYMBOLS[seen.total() % len(_SYMBOLS)])
+        if name not in ("none", "prompt"):
+            seen[role] += 1
+    return styles
+
+
+def _role_by_name(name: str) -> Role:
+    if name == "none":
+        return "none"
+    if name == "prompt" or name.endswith("+ prompt"):
+        return "prompt"
+    if "PSR" not in name:
+        return "constant"
+    return "S-PSR" if name.startswith("S-") else "A-PSR"
 
 
 def _variant(role: Role, place: int) -> str:
