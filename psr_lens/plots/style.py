@@ -96,8 +96,10 @@ def named_styles(names: Sequence[str]) -> dict[str, MethodStyle]:
     seen: Counter[Role] = Counter()
     for name in names:
         role = _role_by_name(name)
-        styles[name] = MethodStyle(role, _variant(role, seen[role]), _SYMBOLS[seen.total() % len(_SYMBOLS)])
-        if name not in ("none", "prompt"):
+        if name in ("none", "prompt"):
+            styles[name] = MethodStyle(role, PALETTE[role], "circle")
+        else:
+            styles[name] = MethodStyle(role, _variant(role, seen[role]), _SYMBOLS[seen.total() % len(_SYMBOLS)])
             seen[role] += 1
     return styles
 
