@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from psr_lens import organism
+from psr_lens.artifacts import write_text
 from psr_lens.errors import ArtifactError, InputError, PsrLensError
 from psr_lens.evaluate import Calibration, Point, bootstrap_interval, evaluate
 from psr_lens.evaluate.answers import Answers, Steering
@@ -141,7 +142,7 @@ def run_benchmark(
     tables = {family: run_family(out, family, config, say) for family in config.families}
     for family, table in tables.items():
         table.to_json(out / f"results-{family}.json")
-    (out / "results.md").write_text("\n".join(markdown(FAMILIES[family], table) for family, table in tables.items()))
+    write_text(out / "results.md", "\n".join(markdown(FAMILIES[family], table) for family, table in tables.items()))
     return tables
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import html
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,6 +13,8 @@ import numpy as np
 
 from psr_lens.artifacts import read_settings, write_artifact
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.extras import package
+from psr_lens.notebook import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,14 +134,12 @@ class ResultTable:
         """A data frame with a column a field; the interval is `low` and `high`.
 
         Raises:
-            InputError: pandas is not installed.
+            MissingPackageError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise InputError("to_pandas", "no pandas", "it to be installed", "`pip install psr-lens[pandas]`") from error
+        pandas = package("pandas", "pandas")
         columns = [part for name in _FIELDS for part in (("low", "high") if name == "interval" else (name,))]
-        return pd.DataFrame([_flat(row) for row in self.rows], columns=columns)
+        frame: pd.DataFrame = pandas.DataFrame([_flat(row) for row in self.rows], columns=columns)
+        return frame
 
     def to_json(self, path: str | Path) -> Path:
         """Write a file, at once or not at all; NaN is written as null, so that every reader of JSON can read it.
@@ -190,8 +189,7 @@ class ResultTable:
             head, body = self._cells(["method", *(name for name in varying if name != "method")], "metric")
         except InputError:  # the same thing measured twice
             head, body = list(_flat(self.rows[0])), [[_text(value) for value in _flat(row).values()] for row in self.rows]
-        table = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in body)
-        return f"<table><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{table}</table>"
+        return table(head, body)
 
     def _cells(self, rows: str | Sequence[str], columns: str | Sequence[str]) -> tuple[list[str], list[list[str]]]:
         down, across = ([each] if isinstance(each, str) else list(each) for each in (rows, columns))

@@ -138,6 +138,22 @@ class Evaluation:
             rows += [self._row(method, metric, each, each.value, percentiles(each.draws)) for metric, each in found]
         return ResultTable(tuple(rows), {**self.settings, "targets": dict(self.targets), "notes": self.notes})
 
+    def to_markdown(self) -> str:
+        """Two tables, what methods reach at the targets and their curves, and a sentence for every target that was not reached."""
+        table = self.table()
+        curves = table.select(metric=SCORES).to_markdown(("method", "alpha"), "metric")
+        reached = table.select(metric=tuple(self.targets))
+        targets = ", ".join(f"{metric}: coherence {target:.1f}" for metric, target in self.targets.items())
+        lines = [f"{len(self.questions)} questions; mean scores 0–100 with 95 % bootstrap intervals.\n"]
+        if len(reached):
+            lines += [
+                f"Trait at a target coherence ({targets}):\n",
+                reached.to_markdown(),
+                *(f"- {note}" for note in self.notes),
+                "",
+            ]
+        return "\n".join([*lines, "At every strength:\n", curves])
+
     @property
     def notes(self) -> list[str]:
         """A sentence for every target that was not reached."""
