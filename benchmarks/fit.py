@@ -140,7 +140,7 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     prompted = {name: psr.generate(task.model, pairs, "steered", task.sampling) for name, pairs in task.asked.items()}
     for situation, pairs in task.asked.items():
-        none = psr.evaluate(task.model, pairs, judge, config=task.sampling)
+        none = psr.scores_at(task.model, pairs, judge, config=task.sampling)
         for found in (none, score("prompt", pairs, prompted[situation], judge)):
             rows.append(about | {"situation": situation, "at": "", **asdict(found)})
     fitted: dict[str, psr.Replacement] = {}
@@ -163,7 +163,7 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
 def _scores(task: Task, name: str, replacement: psr.Replacement, judge: Any) -> list[dict[str, Any]]:
     def ask(alpha: float, situation: str) -> Scores:
         pairs = task.asked[situation]
-        return psr.evaluate(task.model, pairs, judge, replacement, alpha=alpha, method=name, config=task.sampling)
+        return psr.scores_at(task.model, pairs, judge, replacement, alpha=alpha, method=name, config=task.sampling)
 
     best = psr.best_alpha(task.model, task.validation, judge, replacement, METHODS[name].alphas, config=task.sampling).alpha
     rows = []

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from psr_lens.compare import Comparison as Comparison
     from psr_lens.compare import compare as compare
     from psr_lens.composition import SteeringPlan as SteeringPlan
+    from psr_lens.evaluate import Calibration as Calibration
+    from psr_lens.evaluate import Evaluation as Evaluation
     from psr_lens.evaluate import Scores as Scores
     from psr_lens.evaluate import best_alpha as best_alpha
     from psr_lens.evaluate import best_layer as best_layer
     from psr_lens.evaluate import evaluate as evaluate
+    from psr_lens.evaluate import scores_at as scores_at
     from psr_lens.faithfulness import Faithfulness as Faithfulness
     from psr_lens.faithfulness import faithfulness as faithfulness
     from psr_lens.fit import FitConfig as FitConfig
@@ -93,7 +96,10 @@ _HOME = {
     "Scores": "evaluate",
     "best_alpha": "evaluate",
     "best_layer": "evaluate",
+    "Calibration": "evaluate",
+    "Evaluation": "evaluate",
     "evaluate": "evaluate",
+    "scores_at": "evaluate",
     "Comparison": "compare",
     "compare": "compare",
     "cosines": "meaning",

@@ -123,7 +123,7 @@ def compare(
         layers: Layers after which the residual stream is compared.
         span: Which tokens.
         alpha: Strength of every replacement.
-        scores: Results of `evaluate`, to be shown beside.
+        scores: Results of `scores_at`, to be shown beside.
         settings: Anything that a reader needs to run it again.
         token_budget: Most tokens in a batch, padding included.
         progress: Show progress bars.

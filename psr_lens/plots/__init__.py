@@ -10,6 +10,7 @@ from psr_lens.plots.heatmap import strength_heatmap as strength_heatmap
 from psr_lens.plots.kinds import strength_by_kind as strength_by_kind
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
+from psr_lens.plots.pareto import pareto as pareto
 from psr_lens.plots.rank import rank_energy as rank_energy
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
@@ -25,6 +26,7 @@ __all__ = [
     "learning_curve",
     "logit_lens",
     "next_token",
+    "pareto",
     "rank_energy",
     "relative_rmse",
     "strength_by_kind",
