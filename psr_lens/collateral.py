@@ -10,20 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from tqdm.auto import tqdm
+from torch import Tensor
 
 from psr_lens.answers import answer_all, mean_row
-from psr_lens.batch_reading import logits_budget, read_batch
-from psr_lens.closeness import by_response
 from psr_lens.composition import SteeringPlan
 from psr_lens.effects import NONE, PROMPT, checked_plans, strengths
 from psr_lens.errors import InputError
 from psr_lens.judges.protocol import Judge
+from psr_lens.likelihood import log_likelihoods
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
 from psr_lens.passes import TOKEN_BUDGET
-from psr_lens.prompts import Context, PromptPair, Triplet, check_triplets, length_batches, prompt_pairs
+from psr_lens.prompts import Context, PromptPair, Triplet, prompt_pairs
 from psr_lens.replacement import Replacement
 from psr_lens.resampling import Estimate, estimate, ratio
 from psr_lens.results import NO_INTERVAL, Result, ResultTable
@@ -163,7 +161,17 @@ def collateral(
     written = {name: [each.text for each in found] for name, found in answers.items()}
     contexts: dict[str, Context] = {PROMPT: "steered"}
     surprise = {
-        name: _surprise(model, neutral, contexts.get(name, "base"), plans.get(name), alphas.get(name, 1.0), token_budget, progress)
+        name: _surprise(
+            log_likelihoods(
+                model,
+                neutral,
+                contexts.get(name, "base"),
+                steering=plans.get(name),
+                alpha=alphas.get(name, 1.0),
+                token_budget=token_budget,
+                progress=progress,
+            )
+        )
         for name in answers
     }
     return Collateral(
@@ -253,24 +261,6 @@ def _neutral(model: HookedModel, texts: Sequence[str | Triplet], instruction: st
     return neutral
 
 
-def _surprise(
-    model: HookedModel,
-    triplets: Sequence[Triplet],
-    context: Context,
-    steering: SteeringPlan | None,
-    alpha: float,
-    token_budget: int,
-    progress: bool,
-) -> Float[np.ndarray, "text"]:
-    """Σ −log p of each response in one context, steered or not, in nats."""
-    check_triplets(model, triplets)
-    found = np.zeros(len(triplets))
-    batches = list(length_batches(triplets, logits_budget(model, token_budget, 3)))
-    for indices in tqdm(batches, desc="neutral texts", unit="batch", disable=not progress):
-        chosen = [triplets[index] for index in indices]
-        logits = read_batch(model, chosen, [], context, "R", steering=steering, alpha=alpha, logits=True).logits
-        if logits is not None:
-            ids = torch.tensor([token for each in chosen for token in each.response_ids], device=logits.device)
-            losses = torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
-            found[indices] = by_response(losses, [len(each.response_ids) for each in chosen])
-    return found
+def _surprise(likelihoods: Sequence[Tensor]) -> Float[np.ndarray, "text"]:
+    """Σ −log p of each response, in nats."""
+    return np.array([-float(each.double().sum()) for each in likelihoods])
