@@ -168,18 +168,23 @@ class ResultTable:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path}: holds no table of results ({error}). Save it anew with `ResultTable.to_json`.") from error
 
-    def to_markdown(self, rows: str | Sequence[str] = "method", columns: str | Sequence[str] = "metric") -> str:
+    def to_markdown(
+        self, rows: str | Sequence[str] = "method", columns: str | Sequence[str] = "metric", *, order: Sequence[str] = ()
+    ) -> str:
         """A Markdown table with `value [low, high]` in its cells; `missing` is a value that could not be measured.
 
         Args:
             rows: The field, or the fields, with a row for each value.
             columns: The field, or the fields, with a column for each value.
+            order: Headings of columns that come first, in this order; the others follow as they appear.
 
         Raises:
             InputError: there is no such field, or two results fall into one cell.
         """
         head, body = self._cells(rows, columns)
-        lines = [head, ["---"] * len(head), *body]
+        left = 1 if isinstance(rows, str) else len(rows)
+        places = sorted(range(left, len(head)), key=lambda at: order.index(head[at]) if head[at] in order else len(order))
+        lines = [[line[at] for at in (*range(left), *places)] for line in (head, ["---"] * len(head), *body)]
         return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
 
     def _repr_html_(self) -> str:

@@ -96,6 +96,9 @@ def test_markdown_has_a_row_a_method_and_says_what_is_missing():
         "| A-PSR | 90 [89, 91] (2 missing) | 80 [79, 81] |\n"
         "| S-Const DiM | missing | 79.5 [78.5, 80.5] |\n"
     )
+    turned = TABLE.to_markdown(order=["coherence", "nothing"])
+    assert turned.splitlines()[0] == "| method | coherence | TA@C80 |"
+    assert "| A-PSR | 80 [79, 81] | 90 [89, 91] (2 missing) |" in turned
     assert "a\\|b" in ResultTable((row("a|b"),)).to_markdown()
     two = ResultTable((row(value=0.1234, interval=NO_INTERVAL), row(value=101.26, block="procedures", interval=NO_INTERVAL)))
     assert two.to_markdown(rows=("method", "trait"), columns=("metric", "block")).splitlines() == [
