@@ -116,7 +116,8 @@ class ResultTable:
 
         The interval says how the mean would move with other traits of this kind: whole traits are drawn with replacement, and the
         spread is widened by √(T/(T−1)), by which resampling T values is too narrow. Noise within a trait is part of its value and so of
-        the spread. With fewer than about eight traits it is still somewhat narrow. A single trait keeps its own interval.
+        the spread. It ends where the outermost trait's own interval does. With fewer than about eight traits it is still somewhat narrow.
+        A single trait keeps its own interval.
 
         Raises:
             InputError: `over` is neither trait nor block.
@@ -266,7 +267,8 @@ def _mean(rows: Sequence[Result], over: str) -> Result:
     elif len(values):
         draws = np.random.default_rng(0).choice(values, size=(_RESAMPLES, len(values))).mean(axis=1)
         wider = values.mean() + (draws - values.mean()) * math.sqrt(len(values) / (len(values) - 1))
-        low, high = np.quantile(wider, [0.025, 0.975])
+        ends = np.array([[row.value, *row.interval] for row in rows], dtype=float)
+        low, high = np.clip(np.quantile(wider, [0.025, 0.975]), np.nanmin(ends), np.nanmax(ends))
         interval = (float(low), float(high))
     of = f"{len(rows)}" if len(values) == len(rows) else f"{len(values)} of {len(rows)}"
     same = {

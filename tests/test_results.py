@@ -148,6 +148,12 @@ def test_the_mean_over_traits_joins_what_was_found_at_each_traits_own_strength()
     assert mean.interval[0] < 70 < mean.interval[1]
 
 
+def test_the_interval_of_a_mean_does_not_leave_what_the_traits_can_reach():
+    rows = tuple(row(trait=trait, value=value, interval=(value, value)) for trait, value in (("a", 0.0), ("b", 0.0), ("c", 100.0)))
+    (mean,) = ResultTable(rows).mean_over()
+    assert mean.interval == (0.0, 100.0)
+
+
 def test_a_curve_is_averaged_strength_by_strength():
     rows = [row(metric="trait", trait=trait, alpha=alpha, value=10 * alpha) for trait in "ab" for alpha in (1.0, 2.0)]
     assert [(each.alpha, each.value) for each in ResultTable(tuple(rows)).mean_over("trait")] == [(1.0, 10.0), (2.0, 20.0)]
