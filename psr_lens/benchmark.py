@@ -314,19 +314,23 @@ class _Trait:
 def markdown(model: str, table: ResultTable) -> str:
     """Tables of one family: means over traits with intervals, then trait by trait."""
     blocks, traits = (list(dict.fromkeys(getattr(row, name) for row in table if row.block)) for name in ("block", "trait"))
-    metrics = list(dict.fromkeys(row.metric for row in table if row.metric.startswith("TA@")))
+    metrics = sorted({row.metric for row in table if row.metric.startswith("TA@")})
     mean = table.mean_over("trait")
 
+    methods = list(dict.fromkeys(row.method for row in table))
+
     def part(source: ResultTable, names: Sequence[str], columns: Sequence[str]) -> str:
-        chosen = sorted(
-            source.select(metric=names), key=lambda row: (blocks.index(row.block) if row.block else 0, names.index(row.metric))
-        )
-        order = {method: place for place, method in enumerate(dict.fromkeys(row.method for row in table))}
-        return ResultTable(tuple(sorted(chosen, key=lambda row: order[row.method]))).to_markdown("method", columns)
+        chosen = sorted(source.select(metric=names), key=lambda row: methods.index(row.method))
+        order = [f"{block}, {name}" for block in blocks for name in names]
+        return ResultTable(tuple(chosen)).to_markdown("method", columns, order=order)
 
     coherences = [metric.replace("TA@", "coherence at ") for metric in metrics]
     strengths = [metric.replace("TA@", "α at ") for metric in metrics]
-    text = [f"## {model}\n", f"Mean over {len(traits)} traits ({', '.join(traits)}):\n", part(mean, metrics, ("block", "metric"))]
+    text = [
+        f"## {model}\n",
+        f"Mean over the traits {', '.join(traits)}; intervals are over traits:\n",
+        part(mean, metrics, ("block", "metric")),
+    ]
     text += ["Coherence there:\n", part(mean, coherences, ("block", "metric"))]
     for block in blocks:
         for metric in metrics:

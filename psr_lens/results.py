@@ -116,7 +116,8 @@ class ResultTable:
 
         The interval says how the mean would move with other traits of this kind: whole traits are drawn with replacement, and the
         spread is widened by √(T/(T−1)), by which resampling T values is too narrow. Noise within a trait is part of its value and so of
-        the spread. With fewer than about eight traits it is still somewhat narrow. A single trait keeps its own interval.
+        the spread. It ends where the outermost trait's own interval does. With fewer than about eight traits it is still somewhat narrow.
+        A single trait keeps its own interval.
 
         Raises:
             InputError: `over` is neither trait nor block.
@@ -168,18 +169,23 @@ class ResultTable:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path}: holds no table of results ({error}). Save it anew with `ResultTable.to_json`.") from error
 
-    def to_markdown(self, rows: str | Sequence[str] = "method", columns: str | Sequence[str] = "metric") -> str:
+    def to_markdown(
+        self, rows: str | Sequence[str] = "method", columns: str | Sequence[str] = "metric", *, order: Sequence[str] = ()
+    ) -> str:
         """A Markdown table with `value [low, high]` in its cells; `missing` is a value that could not be measured.
 
         Args:
             rows: The field, or the fields, with a row for each value.
             columns: The field, or the fields, with a column for each value.
+            order: Headings of columns that come first, in this order; the others follow as they appear.
 
         Raises:
             InputError: there is no such field, or two results fall into one cell.
         """
         head, body = self._cells(rows, columns)
-        lines = [head, ["---"] * len(head), *body]
+        left = 1 if isinstance(rows, str) else len(rows)
+        places = sorted(range(left, len(head)), key=lambda at: order.index(head[at]) if head[at] in order else len(order))
+        lines = [[line[at] for at in (*range(left), *places)] for line in (head, ["---"] * len(head), *body)]
         return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
 
     def _repr_html_(self) -> str:
@@ -261,7 +267,8 @@ def _mean(rows: Sequence[Result], over: str) -> Result:
     elif len(values):
         draws = np.random.default_rng(0).choice(values, size=(_RESAMPLES, len(values))).mean(axis=1)
         wider = values.mean() + (draws - values.mean()) * math.sqrt(len(values) / (len(values) - 1))
-        low, high = np.quantile(wider, [0.025, 0.975])
+        ends = np.array([[row.value, *row.interval] for row in rows], dtype=float)
+        low, high = np.clip(np.quantile(wider, [0.025, 0.975]), np.nanmin(ends), np.nanmax(ends))
         interval = (float(low), float(high))
     of = f"{len(rows)}" if len(values) == len(rows) else f"{len(values)} of {len(rows)}"
     same = {

@@ -43,7 +43,7 @@ def settings(organism, tmp_path):
 
 
 def written(tmp_path, settings):
-    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return tmp_path / "eval.yaml"
 
 
@@ -152,6 +152,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, content):
     assert "config: got" in output
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_judge_gets_what_the_file_cannot_say_and_may_be_put_together_of_two(organism, monkeypatch, tmp_path):
     calls = {}
 

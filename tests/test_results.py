@@ -96,6 +96,9 @@ def test_markdown_has_a_row_a_method_and_says_what_is_missing():
         "| A-PSR | 90 [89, 91] (2 missing) | 80 [79, 81] |\n"
         "| S-Const DiM | missing | 79.5 [78.5, 80.5] |\n"
     )
+    turned = TABLE.to_markdown(order=["coherence", "nothing"])
+    assert turned.splitlines()[0] == "| method | coherence | TA@C80 |"
+    assert "| A-PSR | 80 [79, 81] | 90 [89, 91] (2 missing) |" in turned
     assert "a\\|b" in ResultTable((row("a|b"),)).to_markdown()
     two = ResultTable((row(value=0.1234, interval=NO_INTERVAL), row(value=101.26, block="procedures", interval=NO_INTERVAL)))
     assert two.to_markdown(rows=("method", "trait"), columns=("metric", "block")).splitlines() == [
@@ -143,6 +146,12 @@ def test_the_mean_over_traits_joins_what_was_found_at_each_traits_own_strength()
     assert (mean.value, mean.n, mean.missing, mean.alpha) == (70.0, 300, 3, None)
     assert mean.trait == "mean of 3"
     assert mean.interval[0] < 70 < mean.interval[1]
+
+
+def test_the_interval_of_a_mean_does_not_leave_what_the_traits_can_reach():
+    rows = tuple(row(trait=trait, value=value, interval=(value, value)) for trait, value in (("a", 0.0), ("b", 0.0), ("c", 100.0)))
+    (mean,) = ResultTable(rows).mean_over()
+    assert mean.interval == (0.0, 100.0)
 
 
 def test_a_curve_is_averaged_strength_by_strength():
