@@ -121,7 +121,12 @@ def test_more_steps_never_do_worse_than_the_start():
         inputs, targets, alpha, _ = planted(tokens=60, rank=4, seed=seed, noise=2.0)
         found = [
             objective(
-                fit_site(inputs, targets, alpha, psr.FitConfig(rank=2, regression_steps=steps)), inputs, targets, alpha, 0.03, 2.0
+                fit_site(inputs, targets, alpha, psr.FitConfig(rank=2, regression_steps=steps, ridge=0.03, relative=2.0)),
+                inputs,
+                targets,
+                alpha,
+                0.03,
+                2.0,
             )
             for steps in (0, 1, 5, 30, 200)
         ]
