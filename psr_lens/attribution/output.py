@@ -1,7 +1,7 @@
 """How the outputs of a layer's heads become what the layer adds to the residual stream.
 
-In most models `attn_out = Σ_h z_h W_O,h + b_O`, and the bias is the same in both contexts. Gemma-2, Gemma-3 and OLMo-2 put an RMSNorm behind it: every token's sum is then divided
-by a scale of its own and multiplied with fixed gains. The gains are found by regression from one batch, which is exact, rather than read
+In most models `attn_out = Σ_h z_h W_O,h + b_O`, and the bias is the same in both contexts. Gemma-2, Gemma-3 and OLMo-2 put an RMSNorm
+behind it: every token's sum is then divided by a scale of its own and multiplied with fixed gains. The gains are found by regression from one batch, which is exact, rather than read
 from the weights: their names and their conventions (w or 1 + w) differ from model to model, and a norm of another kind is found out.
 """
 
@@ -93,8 +93,8 @@ def _output(model: HookedModel, layer: int, z: Tensor, out: Float[Tensor, "token
     if _relative(out - gains * scaled, out) <= allowed and not bool(bias.any()):  # a scaled bias would belong to no head
         return HeadOutput(plain.weights * gains, True)
     raise ModelError(
-        f"model: the attention output of layer {layer} is neither the sum of its heads' outputs nor that sum, without a bias, after an RMSNorm; "
-        "how the heads share in it is not known for this architecture."
+        f"model: the attention output of layer {layer} is neither the sum of its heads' outputs nor that sum, without a bias, after an "
+        "RMSNorm; how the heads share in it is not known for this architecture."
     )
 
 

@@ -136,7 +136,7 @@ class Attribution:
     def by_layer(self, token: int | None = None) -> dict[str, Float[Tensor, "layer"]]:
         """Share of each part at each layer, summed over heads, and of `mlp` and `direct`; the mean over tokens as in `reading`."""
         weights = self._weights()
-        named = {part: self.share.heads[..., place].sum(-1) for place, part in enumerate(PARTS)}
+        named: dict[str, Tensor] = {part: self.share.heads[..., place].sum(-1) for place, part in enumerate(PARTS)}
         named |= {"mlp": self.share.mlp, "direct": self.share.direct}
         return {name: (share * weights).sum(0) if token is None else share[token] for name, share in named.items()}
 
