@@ -1,8 +1,9 @@
 """How the outputs of a layer's heads become what the layer adds to the residual stream.
 
 In most models `attn_out = Σ_h z_h W_O,h + b_O`, and the bias is the same in both contexts. Gemma-2, Gemma-3 and OLMo-2 put an RMSNorm
-behind it: every token's sum is then divided by a scale of its own and multiplied with fixed gains. The gains are found by regression from one batch, which is exact, rather than read
-from the weights: their names and their conventions (w or 1 + w) differ from model to model, and a norm of another kind is found out.
+behind it: every token's sum is then divided by a scale of its own and multiplied with fixed gains. The gains are found by regression
+from one batch, which is exact, rather than read from the weights: their names and conventions (w or 1 + w) differ from model to model,
+and a norm of another kind is found out.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def log_probabilities(model: HookedModel, place: Place, copies: int = 1) -> Floa
     return logits[:, place.start : -1].float().log_softmax(-1)
 
 
-def divergence(full: Float[Tensor, "copy row d_vocab"], other: Float[Tensor, "copy row d_vocab"]) -> Float[Tensor, "copy"]:
+def divergence(full: Float[Tensor, "row d_vocab"], other: Float[Tensor, "copy row d_vocab"]) -> Float[Tensor, "copy"]:
     """KL(full ‖ other) in nats, summed over the tokens of the span."""
     rows: Tensor = (full.exp() * (full - other)).sum(-1)
     return rows.double().sum(-1)
@@ -66,7 +66,7 @@ def divergences(
     place: Place,
     cells: Sequence[Cell],
     patched: Callable[[Sequence[Cell]], AbstractContextManager[Any]],
-    full: Float[Tensor, "copy row d_vocab"],
+    full: Float[Tensor, "row d_vocab"],
     token_budget: int,
 ) -> Float[Tensor, "cell"]:
     """KL(full ‖ cell) of every cell; `patched` is given those of one batch, copy by copy."""

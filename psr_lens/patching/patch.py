@@ -82,7 +82,7 @@ def patch(
             there, here = Place.of(triplet, source, span), Place.of(triplet, into, span)
             given, other = _read(model, names, there)
             own = log_probabilities(model, here)
-            full, base = (other, own) if into == "base" else (own, other)
+            full, base = (other[0], own) if into == "base" else (own[0], other)
             rows: Sequence[int | None] = range(here.rows - 1) if cells == "token" else [None]
             chosen = [Cell(column, row, head) for column in range(len(names)) for row in rows for head in heads]
 
