@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, is_bridge
 from psr_lens.steering import FIRST_POINT
 
 
@@ -39,7 +39,9 @@ class PromptRows:
     @contextmanager
     def watch(self, model: HookedModel) -> Iterator[None]:
         """Take note of every call of the model inside a `with` block."""
-        handle = cast(torch.nn.Module, model).register_forward_pre_hook(self._note, with_kwargs=True)
+        # A bridge's own methods go past its `__call__`, but not past that of the model that it wraps.
+        called: Any = cast(Any, model).original_model if is_bridge(model) else model
+        handle = called.register_forward_pre_hook(self._note, with_kwargs=True)
         try:
             with model.hooks(fwd_hooks=[(FIRST_POINT, self._check)]):
                 yield
