@@ -3,9 +3,10 @@
 python benchmarks/attribution.py                    # nine traits, both families; a quarter of an hour on one core
 python benchmarks/attribution.py --trait pirate --model organism --json out.json
 
-Heads are named on answers to training questions (`attribute(…, target=-1)`, the share of Δ after the last layer that they read from the
-instruction). Held-out questions are then asked under the prompt, with the instruction hidden from the first k of them, and from k others
-drawn at random, several draws.
+Heads are named on answers to training questions: those whose reading of the instruction has the largest share of Δ after their own layer
+(`attribute(…).top_heads(k)`). Held-out questions are then asked under the prompt, with the instruction hidden from these heads, and from k
+others drawn at random, several draws. `--target -1` names them by their share of Δ after the last layer instead, which finds those that
+write to it themselves, and misses early ones whose reading others pass on.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import psr_lens as psr
 from psr_lens import organism
 from psr_lens.patching import knock_out
 
-COUNTS = (1, 2, 4)
-DRAWS = 5
-NAMED_ON, ASKED = 60, 60
+COUNTS = (1, 4, 8)
+DRAWS = 3
+NAMED_ON, ASKED = 60, 40
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class Row:
     """Wall time of `attribute` on 60 answers."""
 
 
-def rows_of(name: str, trait: str) -> list[Row]:
+def rows_of(name: str, trait: str, target: int | None) -> list[Row]:
     """Name heads, knock them and others out, score."""
     model, judge = psr.load_model(name), psr.judges.organism(trait)
     instruction = organism.INSTRUCTIONS[trait][0]
     asked = psr.prompt_pairs(model, organism.questions(NAMED_ON, seed=1), instruction)
     triplets = psr.sample_responses(model, asked, judge, progress=False)
     began = time.perf_counter()
-    result = psr.attribute(model, triplets, target=-1)
+    result = psr.attribute(model, triplets, target=target)
     seconds = time.perf_counter() - began
     pairs = psr.prompt_pairs(model, organism.questions(ASKED, split="held_out"), instruction)
 
@@ -119,6 +120,7 @@ def table(rows: list[Row]) -> Table:
 def main(
     model: Annotated[list[str] | None, typer.Option(help="A family; several times for several.")] = None,
     trait: Annotated[list[str] | None, typer.Option(help="A trait; several times for several.")] = None,
+    target: Annotated[int | None, typer.Option(help="Name heads by their share of Δ after this layer.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here.")] = None,
 ) -> None:
     """Measure and print."""
@@ -126,7 +128,7 @@ def main(
     rows: list[Row] = []
     for name in model or ("organism", "organism-gpt2"):
         for each in trait or organism.TRAITS:
-            rows += rows_of(name, each)
+            rows += rows_of(name, each, target)
             if json_file is not None:
                 json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     Console(width=150).print(table(rows))

@@ -143,7 +143,9 @@ class Attribution:
     def top_heads(self, count: int, part: Part = "instruction", measure: Measure = "share") -> tuple[HeadReading, ...]:
         """The heads with the most of one part, the largest first.
 
-        With a `target` all heads are measured against one Δ, and so against each other; without, each against its own layer's.
+        Without a `target` each head is measured against Δ after its own layer. That finds early heads that read the instruction, of
+        which later layers make the most; on the embedded models these are the heads without which the trait is gone. With a `target`
+        all heads are measured against one Δ, which finds those that write to it themselves.
 
         Raises:
             InputError: `count` is not from 1 to the number of heads; no such part or measure.

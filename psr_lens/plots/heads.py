@@ -11,7 +11,7 @@ from psr_lens.attribution import PARTS, Attribution
 from psr_lens.attribution.result import Measure, Part
 from psr_lens.errors import InputError
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis
-from psr_lens.plots.shares import BAR, grouped, share_axis, share_panel, strongest, strongest_note
+from psr_lens.plots.shares import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import INK, PALETTE, escaped, titled
 from psr_lens.plots.tokens import readable, shortened
 
@@ -66,12 +66,12 @@ def head_map(result: Attribution, part: Part = "instruction", measure: Measure =
     figure = go.Figure(panel)
     token_axis(figure, rows)
     figure.update_yaxes(title_text="head", title_standoff=4)
-    plot = max(LEAST, len(rows) * (ROW + 5))
+    plot, bottom = max(LEAST, len(rows) * (ROW + 5)), BOTTOM + TURNED * (wide > 1)
     unit = _share_of(result) if measure == "share" else "length (activation units)"
     figure.update_layout(coloraxis=share_axis(shown, plot, unit, signed=measure == "share"))
     where = "" if token is None else f", on “{escaped(_token(result, token))}”"
     note = strongest_note({"heads": (len(values), tall), "layers": (len(result.layers), wide)})
-    return titled(figure, f"{_sentence(part)}, by head{where}", plot=plot, top=_TOP, bottom=BOTTOM, left=44, note=note)
+    return titled(figure, f"{_sentence(part)}, by head{where}", plot=plot, top=_TOP, bottom=bottom, left=44, note=note)
 
 
 def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
@@ -150,11 +150,11 @@ def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share",
     panel.customdata = [[label] * shown.shape[1] for label in labels]
     figure = go.Figure(panel)
     token_axis(figure, labels)
-    plot = max(LEAST, len(labels) * (ROW + 5))
+    plot, bottom = max(LEAST, len(labels) * (ROW + 5)), BOTTOM + TURNED * (wide > 1)
     unit = _share_of(result) if measure == "share" else "attention, mean over heads"
     figure.update_layout(coloraxis=share_axis(shown, plot, unit, signed=measure == "share"))
     note = strongest_note({"tokens": (len(words), tall), "layers": (len(result.layers), wide)})
-    return titled(figure, "Which words of the instruction are read", plot=plot, top=_TOP, bottom=BOTTOM, note=note)
+    return titled(figure, "Which words of the instruction are read", plot=plot, top=_TOP, bottom=bottom, note=note)
 
 
 def _share_of(result: Attribution) -> str:

@@ -14,7 +14,7 @@ from psr_lens.errors import InputError
 from psr_lens.patching import PatchGrid
 from psr_lens.plots.heads import MAX_HEADS
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis, token_labels
-from psr_lens.plots.shares import BAR, grouped, share_axis, share_panel, strongest, strongest_note
+from psr_lens.plots.shares import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import escaped, titled
 from psr_lens.plots.tokens import rows_of, signed
 
@@ -60,6 +60,8 @@ def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = No
     token_axis(figure, labels)
     if grid.cells == "all" and heads > 1:
         figure.update_yaxes(title_text="head", title_standoff=4)
+    elif grid.cells == "token" and triplet is None:
+        figure.update_yaxes(title_text="place in the response", title_standoff=4)
     plot = max(LEAST, len(labels) * (ROW if grid.cells == "token" else ROW + 5))
     whose = "prompt’s" if grid.reference == "prompt" else "replacement’s"
     figure.update_layout(coloraxis=share_axis(shown, plot, f"share of the {whose} effect {grid.measured}"))
@@ -67,7 +69,8 @@ def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = No
     notes = [strongest_note(sizes)]
     if grid.cells == "token" and heads > 1 and head is None:
         notes.append(f"Of {heads} heads, a cell is the one furthest from 0.")
-    return titled(figure, _title(grid), plot=plot, top=_TOP, bottom=BOTTOM, left=44, note=" ".join(filter(None, notes)))
+    bottom = BOTTOM + TURNED * (wide > 1)
+    return titled(figure, _title(grid), plot=plot, top=_TOP, bottom=bottom, left=44, note=" ".join(filter(None, notes)))
 
 
 def _title(grid: PatchGrid) -> str:

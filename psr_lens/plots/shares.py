@@ -14,6 +14,8 @@ from psr_lens.plots.style import DIVERGING, SEQUENTIAL, SMALL, escaped
 
 BAR: Final = 66
 """Pixels from the top of the colour bar's title to the plot."""
+TURNED: Final = 18
+"""Pixels more below the plot for layers in groups, whose labels are turned upright."""
 _NARROW: Final = 12
 _TEXT_UP_TO: Final = 12
 
