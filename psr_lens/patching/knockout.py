@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from psr_lens.attribution import HeadReading
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel
 from psr_lens.patching.rows import PromptRows
@@ -26,7 +28,7 @@ from psr_lens.prompts import PromptPair, Span, Triplet
 @contextmanager
 def knock_out(
     model: HookedModel,
-    heads: Sequence[tuple[int, ...] | tuple[int, int, float]],
+    heads: Sequence[tuple[int, int] | HeadReading],
     pairs: Sequence[PromptPair | Triplet],
     *,
     span: Span | None = None,
@@ -59,32 +61,39 @@ def knock_out(
 
     def hide(chosen: list[int]) -> Any:
         def hook(pattern: Tensor, hook: Any) -> Tensor:
-            at = torch.zeros(len(pattern), rows.length, dtype=torch.bool, device=pattern.device)
-            at[rows.places(hidden, pattern.device)] = True
-            at = at[:, -pattern.shape[3] :]  # a cache may have let go of keys outside a sliding window
-            reads = torch.ones(len(pattern), pattern.shape[2], dtype=torch.bool, device=pattern.device)
-            if not rows.decoding:
-                begins = [start + first[number] for number, start in zip(rows.numbers, rows.starts, strict=True)]
-                reads = (
-                    torch.arange(pattern.shape[2], device=pattern.device) >= torch.tensor(begins, device=pattern.device)[:, None]
-                )
+            keys = torch.zeros(len(pattern), rows.length, dtype=torch.bool, device=pattern.device)
+            keys[rows.places(hidden, pattern.device)] = True
+            keys = keys[:, -pattern.shape[3] :]  # a cache may have let go of keys outside a sliding window
             changed = pattern.clone()
-            before = pattern[:, chosen].float()
-            after = before.masked_fill(at[:, None, None] & reads[:, None, :, None], 0)
-            left = after.sum(-1, keepdim=True)
-            factor = torch.where(left > 0, before.sum(-1, keepdim=True) / left.clamp(min=torch.finfo(left.dtype).tiny), 0)
-            changed[:, chosen] = torch.where(
-                after.sum(-1, keepdim=True) == before.sum(-1, keepdim=True), before, after * factor
-            ).to(pattern.dtype)
+            changed[:, chosen] = _without(pattern[:, chosen], keys[:, None] & readers(pattern)[..., None])
             return changed
 
         return hook
+
+    def readers(pattern: Tensor) -> Tensor:
+        """Which queries the instruction is hidden from, `[batch, query]`."""
+        places = torch.arange(pattern.shape[2], device=pattern.device)
+        if rows.decoding:
+            return torch.ones_like(places, dtype=torch.bool).expand(len(pattern), -1)
+        begins = [start + first[number] for number, start in zip(rows.numbers, rows.starts, strict=True)]
+        return places >= torch.tensor(begins, device=pattern.device)[:, None]
 
     with (
         rows.watch(model),
         model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", hide(at)) for layer, at in by_layer.items()]),
     ):
         yield model
+
+
+def _without(
+    pattern: Float[Tensor, "batch head query key"], hidden: Bool[Tensor, "batch query key"]
+) -> Float[Tensor, "batch head query key"]:
+    """Attention with some keys hidden, each row summing to what it did before; 0 where nothing is left to attend to."""
+    before = pattern.float()
+    after = before.masked_fill(hidden[:, None], 0)
+    taken, left = (before - after).sum(-1, keepdim=True), after.sum(-1, keepdim=True)
+    factor = torch.where(taken > 0, before.sum(-1, keepdim=True) / left.clamp(min=torch.finfo(left.dtype).tiny), 1)
+    return (after * factor).to(pattern.dtype)
 
 
 def _first_reader(pair: PromptPair, instruction: Sequence[int], span: Span | None) -> int:
@@ -94,7 +103,7 @@ def _first_reader(pair: PromptPair, instruction: Sequence[int], span: Span | Non
     return instruction[-1] + 1 if instruction else 0
 
 
-def _by_layer(model: HookedModel, heads: Sequence[tuple[int, ...] | tuple[int, int, float]]) -> dict[int, list[int]]:
+def _by_layer(model: HookedModel, heads: Sequence[tuple[int, int] | HeadReading]) -> dict[int, list[int]]:
     depth, width = int(model.cfg.n_layers), int(model.cfg.n_heads)
     found: dict[int, list[int]] = {}
     for each in heads:
