@@ -25,6 +25,7 @@ from rich.table import Table
 
 import psr_lens as psr
 from psr_lens import organism
+from psr_lens.evaluate import Scores, scores_at
 from psr_lens.patching import knock_out
 
 COUNTS = (1, 4, 8)
@@ -69,11 +70,11 @@ def rows_of(name: str, trait: str, target: int | None) -> list[Row]:
     seconds = time.perf_counter() - began
     pairs = psr.prompt_pairs(model, organism.questions(ASKED, split="held_out"), instruction)
 
-    def score(heads: Any) -> psr.Scores:
+    def score(heads: Any) -> Scores:
         with knock_out(model, heads, pairs):
-            return psr.evaluate(model, pairs, judge, context="steered")
+            return scores_at(model, pairs, judge, context="steered")
 
-    prompt, rng = psr.evaluate(model, pairs, judge, context="steered").trait, random.Random(0)
+    prompt, rng = scores_at(model, pairs, judge, context="steered").trait, random.Random(0)
     every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     rows = []
     for count in COUNTS:

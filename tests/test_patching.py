@@ -8,6 +8,7 @@ from torch.nn.functional import kl_div
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.evaluate import scores_at
 from psr_lens.models import forward
 from psr_lens.patching import PatchGrid, ablate, knock_out, patch, transplant, transplanted_scores
 from psr_lens.patterns import align_keys
@@ -244,9 +245,9 @@ def test_the_heads_that_attribution_names_carry_the_trait(load, family):
     others = [(layer, head) for layer in range(6) for head in range(4) if (layer, head) not in named][::5]
     held_out = psr.prompt_pairs(model, psr.organism.questions(16, split="held_out"), psr.organism.instruction("pirate"))
     with knock_out(model, top, held_out):
-        assert psr.evaluate(model, held_out, judge, context="steered").trait < 10
+        assert scores_at(model, held_out, judge, context="steered").trait < 10
     with knock_out(model, others, held_out):
-        assert psr.evaluate(model, held_out, judge, context="steered").trait > 90
+        assert scores_at(model, held_out, judge, context="steered").trait > 90
 
 
 # --- generation from transplanted prompts -----------------------------------------------------------------------------------

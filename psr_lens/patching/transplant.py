@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.evaluate import Scores, evaluate
+from psr_lens.evaluate import Scores, scores_at
 from psr_lens.hook_points import check_layers
 from psr_lens.judges.protocol import Judge
 from psr_lens.models import HookedModel
@@ -121,5 +121,5 @@ def transplanted_scores(
     scores = {}
     for layer in check_layers(model, layers):
         with transplant(model, pairs, hook, layers=layer, into=into, span=span):
-            scores[layer] = evaluate(model, pairs, judge, context=into, method=f"{hook} {layer}", config=config)
+            scores[layer] = scores_at(model, pairs, judge, context=into, method=f"{hook} {layer}", config=config)
     return scores
