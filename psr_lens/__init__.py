@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from psr_lens import judges as judges
     from psr_lens import organism as organism
     from psr_lens import plots as plots
+    from psr_lens.attribution import Attribution as Attribution
+    from psr_lens.attribution import attribute as attribute
     from psr_lens.capture import Captured as Captured
     from psr_lens.capture import InMemory as InMemory
     from psr_lens.capture import capture as capture
@@ -105,6 +107,8 @@ _HOME = {
     "cosines": "meaning",
     "logit_lens": "meaning",
     "top_tokens": "meaning",
+    "Attribution": "attribution",
+    "attribute": "attribution",
     "report": "report",
 }
 """Public names and the modules that they live in."""

@@ -213,7 +213,7 @@ class Reading:
     def _accumulated(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
         left = set(self.hooks)  # HookedTransformer fires the points of a LayerNorm once each for queries, keys and values
         if base.prefix is None and _fit_together(base, steered):
-            both = _side_by_side(base, steered)
+            both = side_by_side(base, steered)
             in_base, in_steered = both.rows.chunk(2)
 
             def subtract_halves(name: str) -> Any:
@@ -278,7 +278,8 @@ def _fit_together(base: ContextBatch, steered: ContextBatch) -> bool:
     return short >= (1 - MOST_PADDING.get(base.tokens.device.type, MOST_PADDING_ELSEWHERE)) * long
 
 
-def _side_by_side(base: ContextBatch, steered: ContextBatch) -> ContextBatch:
+def side_by_side(base: ContextBatch, steered: ContextBatch) -> ContextBatch:
+    """Both contexts of some triplets as one batch, the base sequences first, padded on the right to one width."""
     width = max(base.tokens.shape[1], steered.tokens.shape[1])
     parts = [
         torch.cat([torch.nn.functional.pad(values, (0, width - values.shape[1])) for values in pair])
