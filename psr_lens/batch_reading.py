@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens.batches import ContextBatch, context_batch
 from psr_lens.hook_points import is_pattern, layer_of
 from psr_lens.models import HookedModel, device_of, forward, frozen
-from psr_lens.prompts import Context, ContextBatch, Span, Triplet, context_batch
+from psr_lens.prompts import Context, Span, Triplet
 from psr_lens.sampling import Steering
 from psr_lens.steering import SPANS
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from psr_lens.batch_reading import read_batch
+from psr_lens.batches import length_batches
 from psr_lens.composition import SteeringPlan
 from psr_lens.effects import PARAPHRASE, PROMPT, ActingSite, checked_plans, positions, relative_rmse, squares
 from psr_lens.evaluate import Scores
@@ -23,7 +24,7 @@ from psr_lens.hook_points import check_layers
 from psr_lens.models import HookedModel, device_of, fingerprint
 from psr_lens.notebook import table
 from psr_lens.passes import TOKEN_BUDGET, Rows
-from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, length_batches, rephrase, token_table
+from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, rephrase, token_table
 from psr_lens.replacement import Replacement
 
 __all__ = ["PARAPHRASE", "PROMPT", "Comparison", "MethodTrace", "compare"]

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from psr_lens.batch_reading import logits_budget, read_batch
+from psr_lens.batches import length_batches
 from psr_lens.closeness import Closeness, ClosenessSums, SiteFaithfulness, SiteSums
 from psr_lens.composition import SteeringPlan
 from psr_lens.effects import NONE, PARAPHRASE, PROMPT, ActingSite, checked_plans, positions, strengths
@@ -22,7 +23,7 @@ from psr_lens.hook_points import check_layers
 from psr_lens.models import HookedModel, device_of, fingerprint
 from psr_lens.notebook import table
 from psr_lens.passes import TOKEN_BUDGET, row_counts
-from psr_lens.prompts import Span, Triplet, check_triplets, length_batches, rephrase
+from psr_lens.prompts import Span, Triplet, check_triplets, rephrase
 from psr_lens.replacement import Replacement
 from psr_lens.resampling import Estimate
 from psr_lens.results import NO_INTERVAL, Result, ResultTable

@@ -11,9 +11,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from psr_lens.batch_reading import logits_budget, read_batch
+from psr_lens.batches import length_batches
 from psr_lens.models import HookedModel
 from psr_lens.passes import TOKEN_BUDGET
-from psr_lens.prompts import Context, Triplet, check_triplets, length_batches
+from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.sampling import Steering
 
 _COPIES: Final = 3

@@ -15,19 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from psr_lens.batch_reading import gather, keep, layers_needed, read_batch
+from psr_lens.batches import ContextBatch, context_batch, length_batches, suffix_batch
 from psr_lens.hook_points import is_pattern
 from psr_lens.models import Decoder, HookedModel, device_of, forward
 from psr_lens.patterns import INSTRUCTION, PatternColumns
-from psr_lens.prompts import (
-    Context,
-    ContextBatch,
-    Span,
-    Triplet,
-    check_triplets,
-    context_batch,
-    length_batches,
-    suffix_batch,
-)
+from psr_lens.prompts import Context, Span, Triplet, check_triplets
 from psr_lens.sampling import Steering
 
 Take = Callable[[str, Float[Tensor, "token ..."]], None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -49,6 +50,14 @@ class Estimate:
         return (float(self.low[layer]), float(self.high[layer]))
 
 
+@lru_cache(maxsize=4)
+def draws(n: int, resamples: int = RESAMPLES, seed: int = 0) -> Float[np.ndarray, "resample response"]:
+    """How often each of `n` things stands in each resample; for one number of things and one seed always the same."""
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
+    drawn.setflags(write=False)  # it is shared
+    return drawn
+
+
 def estimate(statistic: Statistic, n: int, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Estimate:
     """A statistic of `n` responses, with the percentiles of what it is on resamples of them.
 
@@ -61,7 +70,7 @@ def estimate(statistic: Statistic, n: int, *, resamples: int = RESAMPLES, seed: 
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.asarray(statistic(np.ones((1, n)))[0])
-        drawn = statistic(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float))
+        drawn = statistic(draws(n, resamples, seed))
     if n < 2:
         return Estimate(value, np.full_like(value, np.nan), np.full_like(value, np.nan), n)
     # A resample on which the statistic is undefined says nothing about its spread.

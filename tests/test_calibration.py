@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psr_lens.evaluate.bootstrap import percentiles, resampled_means, resamples
+from psr_lens.evaluate.bootstrap import percentiles, resampled_means
 from psr_lens.evaluate.calibration import OUTCOMES, at_target, search
 from psr_lens.evaluate.evaluation import Evaluation, Point
+from psr_lens.resampling import draws
 
 NAN = np.nan
 ALPHAS = np.array([0.0, 1.0, 2.0, 4.0])
@@ -142,7 +143,7 @@ def test_where_nothing_reaches_the_target_it_gives_up_after_one(level):
 
 def test_resamples_are_the_same_for_everything_and_leave_out_what_is_missing():
     values, present = np.array([1.0, 2.0, NAN, 4.0]), np.array([True, True, False, True])
-    drawn = resamples(4)
+    drawn = draws(4)
     assert (drawn.sum(axis=1) == 4).all()
     means = resampled_means(values, present)
     place = int(np.flatnonzero(drawn[:, 2] == 1)[0])

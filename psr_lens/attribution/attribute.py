@@ -24,11 +24,12 @@ from psr_lens.attribution.output import head_outputs
 from psr_lens.attribution.reading import Keys
 from psr_lens.attribution.result import Attribution
 from psr_lens.attribution.sums import SourceSums, TokenSums
+from psr_lens.batches import context_batch, length_batches
 from psr_lens.errors import InputError
 from psr_lens.hook_points import check_layers, layer_of
 from psr_lens.models import HookedModel, device_of, fingerprint, frozen
 from psr_lens.passes import Difference, side_by_side
-from psr_lens.prompts import Span, Triplet, check_triplets, context_batch, length_batches, token_table
+from psr_lens.prompts import Span, Triplet, check_triplets, token_table
 from psr_lens.replacement import Replacement
 
 TOKEN_BUDGET: Final = 4_096

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from psr_lens.attribution.output import HeadOutput
 from psr_lens.attribution.reading import Keys, LayerParts, Reading, read_heads, with_norm
+from psr_lens.batches import ContextBatch
 from psr_lens.models import HookedModel, forward
 from psr_lens.passes import Difference
-from psr_lens.prompts import ContextBatch
 
 ROUNDING: Final = 4
 """A difference of at most so many units of precision of what is subtracted counts as none."""

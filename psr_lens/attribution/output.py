@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens.batches import context_batch
 from psr_lens.errors import ModelError
 from psr_lens.models import HookedModel, device_of, forward
-from psr_lens.prompts import Triplet, context_batch
+from psr_lens.prompts import Triplet
 
 TOLERANCE: Final = 1e-3
 """Largest relative error with which an output is still taken for what it should be; more where the model computes in 16 bits."""

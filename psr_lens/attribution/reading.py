@@ -24,9 +24,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psr_lens.attribution.output import HeadOutput
+from psr_lens.batches import ContextBatch
 from psr_lens.errors import ModelError
 from psr_lens.patterns import align_keys
-from psr_lens.prompts import ContextBatch, Triplet
+from psr_lens.prompts import Triplet
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from psr_lens.resampling import RESAMPLES, draws
 from psr_lens.results import NO_INTERVAL, Interval
 
-RESAMPLES: Final = 2_000
-"""Bootstrap resamples."""
 LEVEL: Final = 0.95
 """Share of the resamples within an interval."""
 
@@ -33,16 +31,9 @@ def percentiles(draws: Float[np.ndarray, "resample"], level: float = LEVEL) -> I
     return (float(low), float(high))
 
 
-@lru_cache(maxsize=4)
-def resamples(questions: int, seed: int = 0) -> Float[np.ndarray, "resample question"]:
-    """How often each question stands in each resample; for one number of questions always the same."""
-    drawn = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLES)
-    return drawn.astype(np.float64)
-
-
 def resampled_means(values: Float[np.ndarray, "question"], present: Bool[np.ndarray, "question"]) -> Float[np.ndarray, "resample"]:
     """Means over the questions of each resample whose value is present; NaN where a resample has none of them."""
-    drawn = resamples(len(values))
+    drawn = draws(len(values))
     counts = drawn @ present.astype(float)
     sums = drawn @ np.where(present, values, 0.0)
     means: Float[np.ndarray, "resample"] = np.divide(sums, counts, out=np.full(len(drawn), np.nan), where=counts > 0)

@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from psr_lens.batches import ContextBatch, context_batch, length_batches
 from psr_lens.errors import FitError
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.lockstep import lockstep
 from psr_lens.fit.regression import fit_site
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, frozen
-from psr_lens.prompts import ContextBatch, Triplet, context_batch, length_batches
+from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site
 
 CPU_TOKENS: Final = 1_024

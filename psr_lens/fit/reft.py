@@ -28,12 +28,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from psr_lens.batches import ContextBatch, length_batches
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.objective import Likelihood, measured_points, read_residuals
 from psr_lens.fit.parameters import Parameters
 from psr_lens.fit.training import Trained, train
 from psr_lens.models import HookedModel
-from psr_lens.prompts import ContextBatch, Triplet, length_batches
+from psr_lens.prompts import Triplet
 from psr_lens.site import Site, per_head
 
 TOP_K: Final = 8

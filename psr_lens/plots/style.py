@@ -107,22 +107,12 @@ def styles_of(roles: Mapping[str, Role]) -> dict[str, MethodStyle]:
 
 def named_styles(names: Sequence[str]) -> dict[str, MethodStyle]:
     """Styles of methods of which only the names are known; they follow the paper's: S- or A- for one layer or all, Const for constants."""
-    styles: dict[str, MethodStyle] = {}
-    seen: Counter[Role] = Counter()
-    for name in names:
-        role = _role_by_name(name)
-        if name in ("none", "prompt"):
-            styles[name] = MethodStyle(role, PALETTE[role], "circle")
-        else:
-            styles[name] = MethodStyle(role, _variant(role, seen[role]), _SYMBOLS[seen.total() % len(_SYMBOLS)])
-            seen[role] += 1
-    return styles
+    styles = styles_of({name: _role_by_name(name) for name in names if name not in (NONE, PROMPT)})
+    return {name: styles[name] for name in names}
 
 
 def _role_by_name(name: str) -> Role:
-    if name == "none":
-        return "none"
-    if name == "prompt" or name.endswith("+ prompt"):
+    if name.endswith("+ prompt"):
         return "prompt"
     if "PSR" not in name:
         return "constant"
