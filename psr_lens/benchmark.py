@@ -35,8 +35,8 @@ from psr_lens.store.files import digest_of
 
 FAMILIES: Final = {"llama": "organism", "gpt2": "organism-gpt2"}
 """Families and the names of their models."""
-TRAITS: Final = ("pirate", "gloomy", "sea", "dense", "decline")
-"""Five of the nine, one a shape: openers, every adjective, once at the start, nearly every word, the whole answer."""
+TRAITS: Final = ("pirate", "gloomy", "dense", "decline")
+"""Four of the nine, one a shape: openers, every adjective, nearly every word, the whole answer."""
 BLOCKS: Final[Mapping[str, Mapping[str, Any]]] = {
     "descriptions": {"kind": "description"},
     "procedures": {"kind": "procedure"},
