@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 import psr_lens as psr
 from psr_lens import organism
+from psr_lens.batches import context_batch, length_batches
 from psr_lens.hook_points import select_hooks
 from psr_lens.models import HookedModel, device_of, forward
 from psr_lens.passes import TOKEN_BUDGET
-from psr_lens.prompts import Triplet, context_batch, length_batches
+from psr_lens.prompts import Triplet
 from psr_lens.store import StoreSpec, StoreWriter
 
 

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import psr_lens as psr
+from psr_lens.batches import context_batch
 from psr_lens.models import HookedModel, forward, frozen
-from psr_lens.prompts import Triplet, context_batch
+from psr_lens.prompts import Triplet
 
 JOBS = ("bare, to the last residual stream", "bare, to the logits", "A-PSR joint, MSE", "A-PSR joint, LL")
 

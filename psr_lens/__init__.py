@@ -16,16 +16,26 @@ if TYPE_CHECKING:
     from psr_lens import judges as judges
     from psr_lens import organism as organism
     from psr_lens import plots as plots
+    from psr_lens.attribution import Attribution as Attribution
+    from psr_lens.attribution import attribute as attribute
     from psr_lens.capture import Captured as Captured
     from psr_lens.capture import InMemory as InMemory
     from psr_lens.capture import capture as capture
+    from psr_lens.collateral import Collateral as Collateral
+    from psr_lens.collateral import collateral as collateral
+    from psr_lens.collateral import standing_pairs as standing_pairs
     from psr_lens.compare import Comparison as Comparison
     from psr_lens.compare import compare as compare
     from psr_lens.composition import SteeringPlan as SteeringPlan
+    from psr_lens.evaluate import Calibration as Calibration
+    from psr_lens.evaluate import Evaluation as Evaluation
     from psr_lens.evaluate import Scores as Scores
     from psr_lens.evaluate import best_alpha as best_alpha
     from psr_lens.evaluate import best_layer as best_layer
     from psr_lens.evaluate import evaluate as evaluate
+    from psr_lens.evaluate import scores_at as scores_at
+    from psr_lens.faithfulness import Faithfulness as Faithfulness
+    from psr_lens.faithfulness import faithfulness as faithfulness
     from psr_lens.fit import FitConfig as FitConfig
     from psr_lens.fit import fit as fit
     from psr_lens.hook_points import hook_points as hook_points
@@ -36,10 +46,15 @@ if TYPE_CHECKING:
     from psr_lens.prompts import PromptPair as PromptPair
     from psr_lens.prompts import Triplet as Triplet
     from psr_lens.prompts import prompt_pairs as prompt_pairs
+    from psr_lens.prompts import prompt_pairs_from_texts as prompt_pairs_from_texts
     from psr_lens.prompts import rephrase as rephrase
     from psr_lens.prompts import with_responses as with_responses
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.report import report as report
+    from psr_lens.results import Result as Result
+    from psr_lens.results import ResultTable as ResultTable
+    from psr_lens.robustness import Robustness as Robustness
+    from psr_lens.robustness import robustness as robustness
     from psr_lens.sampling import SamplingConfig as SamplingConfig
     from psr_lens.sampling import generate as generate
     from psr_lens.sampling import sample_responses as sample_responses
@@ -54,6 +69,7 @@ _HOME = {
     "PromptPair": "prompts",
     "Triplet": "prompts",
     "prompt_pairs": "prompts",
+    "prompt_pairs_from_texts": "prompts",
     "rephrase": "prompts",
     "with_responses": "prompts",
     "SamplingConfig": "sampling",
@@ -66,19 +82,33 @@ _HOME = {
     "Statistics": "statistics",
     "OnDisk": "store",
     "Store": "store",
+    "Faithfulness": "faithfulness",
+    "faithfulness": "faithfulness",
+    "Collateral": "collateral",
+    "collateral": "collateral",
+    "standing_pairs": "collateral",
+    "Robustness": "robustness",
+    "robustness": "robustness",
     "FitConfig": "fit",
     "fit": "fit",
     "Replacement": "replacement",
     "SteeringPlan": "composition",
+    "Result": "results",
+    "ResultTable": "results",
     "Scores": "evaluate",
     "best_alpha": "evaluate",
     "best_layer": "evaluate",
+    "Calibration": "evaluate",
+    "Evaluation": "evaluate",
     "evaluate": "evaluate",
+    "scores_at": "evaluate",
     "Comparison": "compare",
     "compare": "compare",
     "cosines": "meaning",
     "logit_lens": "meaning",
     "top_tokens": "meaning",
+    "Attribution": "attribution",
+    "attribute": "attribution",
     "report": "report",
 }
 """Public names and the modules that they live in."""

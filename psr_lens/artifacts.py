@@ -32,9 +32,15 @@ def write_artifact(folder: Path, settings: tuple[str, Mapping[str, Any]], tensor
         temporary = folder / f".{name}.new"
         save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, temporary)
         temporary.replace(folder / name)
-    temporary = folder / f".{settings[0]}.new"
-    temporary.write_text(text)
-    temporary.replace(folder / settings[0])
+    write_text(folder / settings[0], text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8 text, at once or not at all; its folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def remove_artifact(folder: Path, names: Collection[str]) -> bool:

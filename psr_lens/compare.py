@@ -9,28 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from psr_lens.composition import Part, SteeringPlan
-from psr_lens.errors import InputError
+from psr_lens.batch_reading import read_batch
+from psr_lens.batches import length_batches
+from psr_lens.composition import SteeringPlan
+from psr_lens.effects import PARAPHRASE, PROMPT, ActingSite, checked_plans, positions, relative_rmse, squares
 from psr_lens.evaluate import Scores
-from psr_lens.hook_points import check_layers, layer_of
-from psr_lens.models import HookedModel, fingerprint
+from psr_lens.hook_points import check_layers
+from psr_lens.models import HookedModel, device_of, fingerprint
 from psr_lens.notebook import table
-from psr_lens.passes import TOKEN_BUDGET, collect
-from psr_lens.prompts import Context, Span, TokenTable, Triplet, check_triplets, rephrase, token_table
+from psr_lens.passes import TOKEN_BUDGET, Rows
+from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, rephrase, token_table
 from psr_lens.replacement import Replacement
-from psr_lens.site import Site
 
-PROMPT: Final = "prompt"
-"""The method name under which the prompt itself stands."""
-
-PARAPHRASE: Final = "paraphrase"
-"""The name under which the yardstick stands: the same instruction in other words."""
+__all__ = ["PARAPHRASE", "PROMPT", "Comparison", "MethodTrace", "compare"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def compare(
         layers: Layers after which the residual stream is compared.
         span: Which tokens.
         alpha: Strength of every replacement.
-        scores: Results of `evaluate`, to be shown beside.
+        scores: Results of `scores_at`, to be shown beside.
         settings: Anything that a reader needs to run it again.
         token_budget: Most tokens in a batch, padding included.
         progress: Show progress bars.
@@ -140,121 +137,70 @@ def compare(
         ArtifactError: a replacement was made for another model.
     """
     check_triplets(model, triplets)
-    if not replacements:
-        raise InputError("replacements", "none", "at least one name and replacement")
-    for name, replacement in replacements.items():
-        if name in (PROMPT, PARAPHRASE):
-            raise InputError("replacements", repr(name), "names other than 'prompt' and 'paraphrase', which are taken")
-        for part in SteeringPlan.of(replacement).parts:
-            part.replacement.check_model(model)
-            if outside := [site for site in part.replacement.sites if layer_of(site) is None]:
-                raise InputError("replacements", f"{name!r}, which acts at {outside}", "replacements that act within layers")
+    plans = checked_plans(model, replacements, (PROMPT, PARAPHRASE))
     wanted = check_layers(model, layers)
     names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
-
-    def read(chosen: Sequence[Triplet], context: Context) -> dict[str, Tensor]:
-        return collect(model, chosen, names, context, span, token_budget=token_budget, progress=progress)
-
-    base, prompted = read(triplets, "base"), read(triplets, "steered")
-    delta = {name: prompted[name].float() - base[name].float() for name in names}
-    yardstick = None
-    if paraphrase is not None:
-        other = read(rephrase(model, triplets, paraphrase), "steered")
-        yardstick = torch.stack([_relative(other[name] - base[name], delta[name]) for name in names])
-    table = token_table(model, triplets, span)
-    traces = {}
-    for label, steering in replacements.items():
-        plan = SteeringPlan.of(steering)
-        steered = collect(
-            model, triplets, names, "base", span, steering=plan, alpha=alpha, token_budget=token_budget, progress=progress
+    tokens = token_table(model, triplets, span)
+    sites = {label: ActingSite.all_of(plan, device_of(model)) for label, plan in plans.items()}
+    acting = [site.name for at in sites.values() for site in at]
+    other = [] if paraphrase is None else rephrase(model, triplets, paraphrase)
+    # Of each token only numbers are kept, and the prompt's own difference for its singular values.
+    rows, errors = Rows(triplets, span), {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
+    for indices in tqdm(list(length_batches(triplets, token_budget)), desc="compare", unit="batch", disable=not progress):
+        chosen, take = [triplets[index] for index in indices], rows.of(indices)
+        position = positions(chosen, span)
+        base = read_batch(model, chosen, names, "base", span).rows
+        prompted = read_batch(model, chosen, [*dict.fromkeys([*names, *acting])], "steered", span).rows
+        delta = {name: prompted[name].float() - base[name].float() for name in names}
+        for name, values in delta.items():
+            take(name, values)
+        if other:
+            found = read_batch(model, [other[index] for index in indices], names, "steered", span).rows
+            errors[PARAPHRASE] += _errors(found, base, delta)
+        for label, plan in plans.items():
+            points = [site.name for site in sites[label]]
+            steered = read_batch(model, chosen, names, "base", span, steering=plan, alpha=alpha, arriving=points)
+            errors[label] += _errors(steered.rows, base, delta)
+            take(f"{label}/strength", torch.stack([(steered.rows[n].float() - base[n].float()).norm(dim=1) for n in names], dim=1))
+            read = [site.read(steered.arriving[site.name], prompted[site.name], position, alpha) for site in sites[label]]
+            take(f"{label}/coefficient", torch.stack([each.coefficient.abs() for each in read], dim=1))
+            take(f"{label}/projection", torch.stack([each.projection for each in read], dim=1))
+    energy = torch.stack([squares(rows.tensors[name]).sum() for name in names])
+    traces = {
+        label: MethodTrace(
+            rows.tensors[f"{label}/strength"],
+            relative_rmse(errors[label], energy).float(),
+            tuple(site.layer for site in sites[label]),
+            rows.tensors[f"{label}/coefficient"],
+            rows.tensors[f"{label}/projection"],
         )
-        moved = {name: steered[name].float() - base[name].float() for name in names}
-        sites = _sites(plan)
-        coefficient, projection = _coefficients(model, triplets, plan, sites, table, span, alpha, token_budget)
-        traces[label] = MethodTrace(
-            torch.stack([moved[name].norm(dim=1) for name in names], dim=1),
-            torch.stack([_relative(moved[name], delta[name]) for name in names]),
-            tuple(layer for name in sites if (layer := layer_of(name)) is not None),
-            coefficient,
-            projection,
-        )
+        for label in plans
+    }
     return Comparison(
         triplets[0].pair.instruction,
         fingerprint(model),
         span,
-        table,
+        tokens,
         tuple(wanted),
-        torch.stack([delta[name].norm(dim=1) for name in names], dim=1),
-        torch.stack([_rank1_share(delta[name]) for name in names]),
+        torch.stack([rows.tensors[name].norm(dim=1) for name in names], dim=1),
+        torch.stack([_rank1_share(rows.tensors[name]) for name in names]),
         traces,
-        yardstick,
+        relative_rmse(errors[PARAPHRASE], energy).float() if other else None,
         alpha,
         tuple(scores),
         settings or {},
     )
 
 
-def _relative(moved: Float[Tensor, "token d_model"], wanted: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
-    error: Tensor = torch.linalg.vector_norm((moved.float() - wanted).double())
-    relative: Tensor = (error / torch.linalg.vector_norm(wanted.double())).float()
-    return relative
+def _errors(
+    found: Mapping[str, Float[Tensor, "token d_model"]],
+    base: Mapping[str, Float[Tensor, "token d_model"]],
+    delta: Mapping[str, Float[Tensor, "token d_model"]],
+) -> Float[Tensor, "layer"]:
+    """Sum of ‖Δ_AS − Δ_acc‖² over some tokens, at each point of `delta`."""
+    return torch.stack([squares(found[name].float() - base[name].float() - wanted).sum() for name, wanted in delta.items()]).cpu()
 
 
 def _rank1_share(delta: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
     energies: Tensor = torch.linalg.eigvalsh(delta.double().T @ delta.double())
     return (energies[-1] / energies.clamp(min=0).sum()).float()
-
-
-def _sites(plan: SteeringPlan) -> dict[str, list[tuple[Part, Site]]]:
-    """Hook points at which a plan acts, by layer, and what each of its parts does there."""
-    found: dict[str, list[tuple[Part, Site]]] = {}
-    for part in plan.parts:
-        for name, site in part.replacement.sites.items():
-            found.setdefault(name, []).append((part, site.to(torch.device("cpu"), torch.float32)))
-    return dict(sorted(found.items(), key=lambda item: layer_of(item[0]) or 0))
-
-
-def _coefficients(
-    model: HookedModel,
-    triplets: Sequence[Triplet],
-    plan: SteeringPlan,
-    sites: Mapping[str, Sequence[tuple[Part, Site]]],
-    table: TokenTable,
-    span: Span,
-    alpha: float,
-    token_budget: int,
-) -> tuple[Float[Tensor, "token site"], Float[Tensor, "token site"]]:
-    """Length of what is added at each hook point, and of what would have been right within the span of the directions."""
-    names = list(sites)
-    arriving = collect(model, triplets, names, "base", span, steering=plan, alpha=alpha, arriving=True, token_budget=token_budget)
-    targets = collect(model, triplets, names, "steered", span, token_budget=token_budget)
-    lengths, projections = [], []
-    for name, at in sites.items():
-        here = arriving[name].float()
-        added = torch.zeros_like(here)
-        for part, site in at:
-            strength = (alpha * part.factor + part.replacement.offset) * _steered(part.replacement, table)
-            added += strength.reshape(-1, *[1] * (here.ndim - 1)) * site.intervention(here)
-        lengths.append(added.flatten(1).norm(dim=1))
-        projections.append(_along(targets[name].float() - here, torch.cat([site.directions for _, site in at], dim=-2)))
-    return torch.stack(lengths, dim=1), torch.stack(projections, dim=1)
-
-
-def _steered(replacement: Replacement, table: TokenTable) -> Float[Tensor, "token"]:
-    """1 for each token that a replacement acts on, 0 for the others."""
-    if replacement.span == "QR":
-        return torch.ones(len(table))
-    return (table.position == -1 if replacement.tokens == "last" else table.position >= -1).float()
-
-
-def _along(missing: Float[Tensor, "token *head width"], directions: Float[Tensor, "*head rank width"]) -> Float[Tensor, "token"]:
-    """Length within the span of the directions, each head's within its own; signed where there is but one direction."""
-    _, sizes, basis = torch.linalg.svd(directions, full_matrices=False)
-    # Directions may be zero, or multiples of each other.
-    basis = basis * (sizes > 1e-6 * sizes.amax(-1, keepdim=True)).unsqueeze(-1)
-    within: Tensor = torch.einsum("t...w,...rw->t...r", missing, basis)
-    if directions.shape[:-1] == (1,):
-        # A prompt may push against a direction, which a ReLU cannot.
-        return within[:, 0] * torch.sign(directions[0] @ basis[0])
-    length: Tensor = torch.linalg.vector_norm(within.flatten(1), dim=1)
-    return length

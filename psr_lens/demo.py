@@ -12,7 +12,7 @@ from typing import Any, Final
 from psr_lens import organism
 from psr_lens.compare import Comparison, compare
 from psr_lens.errors import InputError
-from psr_lens.evaluate import Scores, best_alpha, best_layer, evaluate, score
+from psr_lens.evaluate import Scores, best_alpha, best_layer, score, scores_at
 from psr_lens.fit import FitConfig, fit
 from psr_lens.judges import organism as organism_judge
 from psr_lens.models import EMBEDDED, HookedModel, load_model
@@ -107,7 +107,7 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
     sampling = SamplingConfig(seed=config.seed + 1)
     say(f"answering {len(held_out)} held-out questions")
     prompted = generate(model, held_out, "steered", sampling)
-    scores = [evaluate(model, held_out, judge, config=sampling), score("prompt", held_out, prompted, judge)]
+    scores = [scores_at(model, held_out, judge, config=sampling), score("prompt", held_out, prompted, judge)]
     for name, replacement in replacements.items():
         say(f"answering with {name}")
         if "Const" in name:
@@ -115,7 +115,7 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
                 model, held_out, judge, replacement, CONSTANT_ALPHAS, min_coherence=MIN_COHERENCE, method=name, config=sampling
             )
         else:
-            found = evaluate(model, held_out, judge, replacement, method=name, config=sampling)
+            found = scores_at(model, held_out, judge, replacement, method=name, config=sampling)
         scores.append(found)
     say("comparing token by token")
     comparison = compare(

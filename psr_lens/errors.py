@@ -17,6 +17,14 @@ class InputError(PsrLensError, ValueError):
         super().__init__(f"{argument}: got {got}, expected {expected}." + (f" {remedy}" if remedy else ""))
 
 
+class MissingPackageError(PsrLensError, ImportError):
+    """A package that only some parts need is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        """Make the message from the package's name and the extra that brings it."""
+        super().__init__(f"{package} is not installed. `pip install psr-lens[{extra}]` brings it.")
+
+
 class ModelError(PsrLensError, ValueError):
     """A model cannot be loaded, or lacks what is needed of it."""
 
@@ -33,3 +41,7 @@ class FitError(PsrLensError, RuntimeError):
         super().__init__(message)
         self.partial = partial
         """The last good state, a `Replacement`, where training had begun; else None."""
+
+
+class JudgeError(PsrLensError, RuntimeError):
+    """A judge cannot score anything: its server, its key or its model is not there."""

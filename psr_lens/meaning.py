@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens.batches import length_batches
 from psr_lens.composition import SteeringPlan
 from psr_lens.errors import InputError
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, frozen, tokenizer_of
 from psr_lens.notebook import table
 from psr_lens.passes import TOKEN_BUDGET, collect
-from psr_lens.prompts import Span, Triplet, check_triplets, length_batches, token_table
+from psr_lens.prompts import Span, Triplet, check_triplets, token_table
 from psr_lens.replacement import Replacement
 from psr_lens.statistics import CapturedStatistics
 

@@ -6,30 +6,21 @@ Everything that captures goes through here: `collect` for one context, a `Readin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from psr_lens.hook_points import is_pattern, layer_of
-from psr_lens.models import Decoder, HookedModel, device_of, forward, frozen
+from psr_lens.batch_reading import gather, keep, layers_needed, read_batch
+from psr_lens.batches import ContextBatch, context_batch, length_batches, suffix_batch
+from psr_lens.hook_points import is_pattern
+from psr_lens.models import Decoder, HookedModel, device_of, forward
 from psr_lens.patterns import INSTRUCTION, PatternColumns
-from psr_lens.prompts import (
-    Context,
-    ContextBatch,
-    Span,
-    Triplet,
-    check_triplets,
-    context_batch,
-    length_batches,
-    suffix_batch,
-)
+from psr_lens.prompts import Context, Span, Triplet, check_triplets
 from psr_lens.sampling import Steering
-from psr_lens.steering import SPANS
 
 Take = Callable[[str, Float[Tensor, "token ..."]], None]
 """Is given a hook point's name and a batch's rows there, triplet after triplet."""
@@ -82,21 +73,21 @@ def collect(
     check_triplets(model, triplets)
     gathered = Rows(triplets, span)
     bar = tqdm(total=len(triplets), desc=f"read {context}", unit="triplet", disable=not progress)
-    with torch.no_grad(), frozen(model), bar:
+    with bar:
         for indices in length_batches(triplets, token_budget):
             chosen = [triplets[index] for index in indices]
-            batch = context_batch(chosen, context, span, device_of(model))
-            steered: AbstractContextManager[Any] = nullcontext()
-            if steering is not None:
-                steered = steering.steer(model, alpha, start=_starts(chosen, context))
-            held: dict[str, Tensor] = {}
-            reading = model.hooks(fwd_hooks=[(name, _keep(held, name, batch)) for name in names])
-            # Hooks of one point run in the order in which they were added.
-            first, second = (reading, steered) if arriving else (steered, reading)
-            with first, second:
-                forward(model, batch.tokens, batch.mask, _layers_needed(names))
+            found = read_batch(
+                model,
+                chosen,
+                [] if arriving else names,
+                context,
+                span,
+                steering=steering,
+                alpha=alpha,
+                arriving=names if arriving else (),
+            )
             take = gathered.of(indices)
-            for name, rows in held.items():
+            for name, rows in (found.arriving if arriving else found.rows).items():
                 take(name, rows)
             bar.update(len(indices))
     return {name: gathered.tensors[name] for name in names}
@@ -214,26 +205,26 @@ class Reading:
     def _accumulated(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
         left = set(self.hooks)  # HookedTransformer fires the points of a LayerNorm once each for queries, keys and values
         if base.prefix is None and _fit_together(base, steered):
-            both = _side_by_side(base, steered)
+            both = side_by_side(base, steered)
             in_base, in_steered = both.rows.chunk(2)
 
             def subtract_halves(name: str) -> Any:
                 def hook(activation: Tensor, hook: Any) -> None:
                     if name in left:
                         left.remove(name)
-                        subtract(name, *(_gather(activation, both, these, name) for these in (in_base, in_steered)))
+                        subtract(name, *(gather(activation, both, these, name) for these in (in_base, in_steered)))
 
                 return hook
 
             self._run(both, [(name, subtract_halves(name)) for name in self.hooks])
             return
         held: dict[str, Tensor] = {}
-        self._run(base, [(name, _keep(held, name, base)) for name in self.hooks])
+        self._run(base, [(name, keep(held, name, base)) for name in self.hooks])
 
         def subtract_held(name: str) -> Any:
             def hook(activation: Tensor, hook: Any) -> None:
                 if name in held:
-                    subtract(name, held.pop(name), _gather(activation, steered, steered.rows, name))
+                    subtract(name, held.pop(name), gather(activation, steered, steered.rows, name))
 
             return hook
 
@@ -241,10 +232,10 @@ class Reading:
 
     def _local(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
         """Every block's output on the span is replaced by the prompt-steered one, so that each block starts from the right input."""
-        depth = _layers_needed(self.hooks)
+        depth = layers_needed(self.hooks)
         outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(self.model.cfg.n_layers if depth is None else depth)]
         wanted: dict[str, Tensor] = {}
-        self._run(steered, [(name, _keep(wanted, name, steered)) for name in dict.fromkeys([*self.hooks, *outputs])])
+        self._run(steered, [(name, keep(wanted, name, steered)) for name in dict.fromkeys([*self.hooks, *outputs])])
 
         def replace(name: str) -> Any:
             def hook(activation: Tensor, hook: Any) -> Tensor:
@@ -256,13 +247,13 @@ class Reading:
 
         reached: dict[str, Tensor] = {}
         # At a block's output the reading hook comes first: it sees what the block itself made.
-        reading = [(name, _keep(reached, name, base)) for name in self.hooks]
+        reading = [(name, keep(reached, name, base)) for name in self.hooks]
         self._run(base, [*reading, *((name, replace(name)) for name in outputs)])
         for name in self.hooks:
             subtract(name, reached.pop(name), wanted.pop(name))
 
     def _run(self, batch: ContextBatch, hooks: list[tuple[str, Any]]) -> None:
-        depth = _layers_needed([name for name, _ in hooks])
+        depth = layers_needed([name for name, _ in hooks])
         if batch.prefix is None:
             with self.model.hooks(fwd_hooks=hooks):
                 forward(self.model, batch.tokens, batch.mask, depth)
@@ -274,55 +265,19 @@ class Reading:
             decoder.step(batch.tokens, torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1), depth)
 
 
-def _starts(triplets: Sequence[Triplet], context: Context) -> dict[Span, Tensor]:
-    """Where each span begins in right-padded sequences."""
-    lengths = [len(triplet.pair.ids(context)) for triplet in triplets]
-    return {
-        span: torch.tensor([length - triplet.pair.span_length(span) for length, triplet in zip(lengths, triplets, strict=True)])
-        for span in SPANS
-    }
-
-
-def _layers_needed(names: Sequence[str]) -> int | None:
-    """The first layer that no hook point needs; None where all are needed."""
-    layers = [layer_of(name) for name in names]
-    inside = [layer for layer in layers if layer is not None]
-    before = all(name in ("hook_embed", "hook_pos_embed") for name, layer in zip(names, layers, strict=True) if layer is None)
-    return max(inside) + 1 if inside and before else None
-
-
 def _fit_together(base: ContextBatch, steered: ContextBatch) -> bool:
     short, long = sorted((base.tokens.shape[1], steered.tokens.shape[1]))
     return short >= (1 - MOST_PADDING.get(base.tokens.device.type, MOST_PADDING_ELSEWHERE)) * long
 
 
-def _side_by_side(base: ContextBatch, steered: ContextBatch) -> ContextBatch:
+def side_by_side(base: ContextBatch, steered: ContextBatch) -> ContextBatch:
+    """Both contexts of some triplets as one batch, the base sequences first, padded on the right to one width."""
     width = max(base.tokens.shape[1], steered.tokens.shape[1])
     parts = [
         torch.cat([torch.nn.functional.pad(values, (0, width - values.shape[1])) for values in pair])
         for pair in ((base.tokens, steered.tokens), (base.mask, steered.mask), (base.span, steered.span))
     ]
     return ContextBatch(parts[0], parts[1], parts[2], torch.cat([base.start, steered.start]))
-
-
-def _gather(activation: Tensor, batch: ContextBatch, rows: Int[Tensor, "token"], name: str) -> Tensor:
-    """Some tokens' rows, copied once; `[token, head, key]` of an attention pattern."""
-    width = batch.tokens.shape[1]
-    if is_pattern(name):
-        return activation[rows // width, :, rows % width]
-    if len(activation) < len(batch.tokens):  # shared by the batch, as GPT-2's position embeddings may be
-        return activation[0, rows % width]
-    if activation.shape[1] > width:  # HookedTransformer's rotated keys hold the prefix too
-        activation = activation[:, -width:]
-    return activation.flatten(0, 1).index_select(0, rows)
-
-
-def _keep(held: dict[str, Tensor], name: str, batch: ContextBatch) -> Any:
-    def hook(activation: Tensor, hook: Any) -> None:
-        if name not in held:  # HookedTransformer fires the points of a LayerNorm once each for queries, keys and values
-            held[name] = _gather(activation.detach(), batch, batch.rows, name)
-
-    return hook
 
 
 def _difference(name: str, base: Tensor, steered: Tensor, columns: PatternColumns | None) -> dict[str, Tensor]:

@@ -6,13 +6,12 @@ triplet end with the *same response token ids*; nothing is ever tokenised again 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from jinja2 import TemplateError
 from torch import Tensor
 
@@ -93,39 +92,6 @@ class TokenTable:
         return (self.triplet == triplet).nonzero().flatten()
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """What comes before the spans of a batch, each prompt once."""
-
-    tokens: Int[Tensor, "prompt position"]
-    """Token ids; padding is on the left."""
-    mask: Int[Tensor, "prompt position"]
-    """1 where a token is real."""
-    owner: Int[Tensor, "batch"]
-    """Which prompt each sequence of the batch goes on from."""
-
-
-@dataclass(frozen=True)
-class ContextBatch:
-    """Some triplets read in one context, right-padded, with the span marked."""
-
-    tokens: Int[Tensor, "batch position"]
-    """Token ids; padding is on the right."""
-    mask: Int[Tensor, "batch position"]
-    """1 where a token is real."""
-    span: Bool[Tensor, "batch position"]
-    """True on the tokens of the span; the n-th True of a row is the same response token in both contexts."""
-    start: Int[Tensor, "batch"]
-    """Position of the span's first token."""
-    prefix: Prefix | None = None
-    """What the sequences go on from, where they do not hold their whole context."""
-
-    @cached_property
-    def rows(self) -> Int[Tensor, "token"]:
-        """Indices of the span's tokens in the flattened batch, sequence after sequence."""
-        return self.span.flatten().nonzero().flatten()
-
-
 def prompt_pairs(
     model: HookedModel,
     questions: Sequence[str],
@@ -152,13 +118,7 @@ def prompt_pairs(
         ModelError: the model has no tokenizer.
     """
     tokenizer = tokenizer_of(model)
-    if isinstance(questions, str):
-        raise InputError("questions", "one string", "a list of questions", "Put it in brackets.")
-    if not questions:
-        raise InputError("questions", "an empty list", "at least one question")
-    for place, question in enumerate(questions):
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(f"questions[{place}]", repr(question), "a text with at least one word")
+    questions = _checked_texts("questions", questions, "question")
     instructions = [instruction] if isinstance(instruction, str) else list(instruction)
     if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
         raise InputError("instruction", repr(instruction), "a text, or a list of paraphrases, none of them empty")
@@ -175,15 +135,75 @@ def prompt_pairs(
         steered_ids, _ = _prompt(model, tokenizer, question, text, system)
         shared = _common_suffix(base_ids, steered_ids)
         pair = PromptPair(question, text, base_ids, steered_ids, min(shared, len(base_ids) - question_at))
-        if len(steered_ids) >= context_length(model):
-            raise InputError(
-                f"questions[{place}]",
-                f"a prompt of {len(steered_ids)} tokens",
-                f"fewer than the model's context of {context_length(model)}, so that a response fits",
-                "Shorten the question or the instruction.",
-            )
+        _check_room(model, pair, f"questions[{place}]", "Shorten the question or the instruction.")
         pairs.append(pair)
     return pairs
+
+
+def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], steered: Sequence[str]) -> list[PromptPair]:
+    """Tokenise prompts that come in two versions, where the steered one is not simply an instruction and the question.
+
+    With a chat template each text is the user's message, else plain text with a line's end. A pair's `question` is its base text, its
+    `instruction` what the steered text has before or after that; the whole steered text where it does not contain the base one.
+
+    Args:
+        model: Model whose tokenizer and chat template are used.
+        base: The prompts without the instruction, IFEval's `prompt_without_instruction` for one.
+        steered: The same prompts with it, one for each.
+
+    Returns:
+        One pair a prompt, in order. Its span `QR` begins where both prompts go on alike to their ends, so it is hardly longer than `R`
+        where the instruction comes last.
+
+    Raises:
+        InputError: no prompts, an empty one, not as many of one kind as of the other, or a prompt as long as the model's context.
+        ModelError: the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model)
+    base, steered = _checked_texts("base", base, "prompt"), _checked_texts("steered", steered, "prompt")
+    if len(base) != len(steered):
+        raise InputError("steered", f"{len(steered)} of them", f"one for each of {len(base)} base prompts")
+    pairs = []
+    for place, (question, text) in enumerate(zip(base, steered, strict=True)):
+        base_ids, question_at = _prompt(model, tokenizer, question, None, False)
+        steered_ids, _ = _prompt(model, tokenizer, text, None, False)
+        shared = min(_common_suffix(base_ids, steered_ids), len(base_ids) - question_at)
+        # Where not even the last token is the same, R is still that token of each.
+        pair = PromptPair(question, _added(question, text), base_ids, steered_ids, max(shared, 1))
+        longer = "base" if len(base_ids) > len(steered_ids) else "steered"
+        _check_room(model, pair, f"{longer}[{place}]", "Shorten the prompt.")
+        pairs.append(pair)
+    return pairs
+
+
+def _checked_texts(argument: str, texts: Sequence[str], noun: str) -> list[str]:
+    if isinstance(texts, str):
+        raise InputError(argument, "one string", f"a list of {noun}s", "Put it in brackets.")
+    if not texts:
+        raise InputError(argument, "an empty list", f"at least one {noun}")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{argument}[{place}]", repr(text), "a text with at least one word")
+    return list(texts)
+
+
+def _check_room(model: HookedModel, pair: PromptPair, argument: str, remedy: str) -> None:
+    longest = max(len(pair.base_ids), len(pair.steered_ids))
+    if longest >= context_length(model):
+        raise InputError(
+            argument,
+            f"a prompt of {longest} tokens",
+            f"fewer than the model's context of {context_length(model)}, so that a response fits",
+            remedy,
+        )
+
+
+def _added(base: str, steered: str) -> str:
+    """What the steered text has before or after the base one."""
+    for rest in (steered.removeprefix(base), steered.removesuffix(base)):
+        if rest != steered and rest.strip():
+            return rest.strip()
+    return steered
 
 
 def _has_system_role(tokenizer: Any) -> bool:
@@ -250,14 +270,22 @@ def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: S
     if isinstance(responses, str) or len(responses) != len(pairs):
         got = "one string" if isinstance(responses, str) else f"{len(responses)} of them"
         raise InputError("responses", got, f"one for each of {len(pairs)} pairs")
-    tokenizer = tokenizer_of(model)
     triplets = []
     for place, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
-        ids = tuple(int(token) for token in tokenizer(response, add_special_tokens=False)["input_ids"])
+        ids = response_ids(model, response)
         if not ids:
             raise InputError(f"responses[{place}]", repr(response), "a text of at least one token", "Drop it with its pair.")
         triplets.append(Triplet(pair, ids, response))
     return triplets
+
+
+def response_ids(model: HookedModel, response: str) -> tuple[int, ...]:
+    """Token ids of a response that was written elsewhere, without special tokens.
+
+    Raises:
+        ModelError: the model has no tokenizer.
+    """
+    return tuple(int(token) for token in tokenizer_of(model)(response, add_special_tokens=False)["input_ids"])
 
 
 def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) -> list[Triplet]:
@@ -293,41 +321,6 @@ def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
             )
 
 
-def context_batch(triplets: Sequence[Triplet], context: Context, span: Span, device: torch.device | str = "cpu") -> ContextBatch:
-    """Put triplets in one context side by side: right-padded ids, mask and span."""
-    sequences = [(*triplet.pair.ids(context), *triplet.response_ids) for triplet in triplets]
-    tokens, mask = _right_padded(sequences, device)
-    starts = [len(triplet.pair.ids(context)) - triplet.pair.span_length(span) for triplet in triplets]
-    start = torch.tensor(starts, device=device)
-    behind = torch.arange(tokens.shape[1], device=device) >= start[:, None]
-    return ContextBatch(tokens, mask, mask.bool() & behind, start)
-
-
-def suffix_batch(triplets: Sequence[Triplet], context: Context, span: Span, device: torch.device | str = "cpu") -> ContextBatch:
-    """The same, with what comes before the spans as a `prefix` in which each prompt stands once."""
-    prefixes: dict[tuple[int, ...], int] = {}
-    owners, spans = [], []
-    for triplet in triplets:
-        ids = triplet.pair.ids(context)
-        at = len(ids) - triplet.pair.span_length(span)
-        owners.append(prefixes.setdefault(ids[:at], len(prefixes)))
-        spans.append((*ids[at:], *triplet.response_ids))
-    tokens, mask = _right_padded([each[::-1] for each in prefixes], device)
-    prefix = Prefix(tokens.flip(1), mask.flip(1), torch.tensor(owners, device=device))
-    tokens, mask = _right_padded(spans, device)
-    return ContextBatch(tokens, mask, mask.bool(), torch.zeros(len(triplets), dtype=torch.long, device=device), prefix)
-
-
-def _right_padded(sequences: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Token ids and mask."""
-    tokens = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, ids in enumerate(sequences):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-    return tokens.to(device), mask.to(device)
-
-
 def token_table(model: HookedModel, triplets: Sequence[Triplet], span: Span) -> TokenTable:
     """Which token stands in each row of what a pass over `triplets` collects on `span`."""
     ids: list[int] = []
@@ -340,30 +333,3 @@ def token_table(model: HookedModel, triplets: Sequence[Triplet], span: Span) -> 
         position += range(-kept, len(triplet.response_ids))
     strings = tuple(tokenizer_of(model).convert_ids_to_tokens(ids))
     return TokenTable(torch.tensor(ids), strings, torch.tensor(owner), torch.tensor(position))
-
-
-def length_batches(triplets: Sequence[Triplet], token_budget: int, *, by_prompt: bool = False) -> Iterator[list[int]]:
-    """Indices of triplets in batches of similar length whose padded size stays within a budget (at least one a batch).
-
-    Args:
-        triplets: Prompt pairs with responses.
-        token_budget: Most tokens in a batch, padding included.
-        by_prompt: Keep the responses to one prompt together, and sort by the longest of them.
-    """
-    longest = [max(len(triplet.pair.base_ids), len(triplet.pair.steered_ids)) + len(triplet.response_ids) for triplet in triplets]
-    group = [(triplet.pair.base_ids, triplet.pair.steered_ids) if by_prompt else index for index, triplet in enumerate(triplets)]
-    of_group: dict[Any, int] = {}
-    first: dict[Any, int] = {}
-    for index, key in enumerate(group):
-        of_group[key] = max(of_group.get(key, 0), longest[index])
-        first.setdefault(key, index)
-    batch: list[int] = []
-    widest = 0
-    for index in sorted(range(len(triplets)), key=lambda i: (of_group[group[i]], first[group[i]], longest[i], i)):
-        if batch and (len(batch) + 1) * max(widest, longest[index]) > token_budget:
-            yield batch
-            batch, widest = [], 0
-        batch.append(index)
-        widest = max(widest, longest[index])
-    if batch:
-        yield batch

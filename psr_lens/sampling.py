@@ -81,6 +81,7 @@ def generate(
     *,
     steering: Steering | None = None,
     alpha: float = 1.0,
+    streams: Sequence[int] | None = None,
     progress: bool = False,
 ) -> list[Response]:
     """Sample one response to each pair's prompt in one context.
@@ -92,12 +93,20 @@ def generate(
         config: How responses are drawn; the default if None.
         steering: A replacement or a plan to steer with, over its own span and every generated token.
         alpha: Its strength.
+        streams: Number of each pair's random stream; its place in `pairs` if None. With it a part of the pairs gets the answers that it
+            gets among all of them.
         progress: Show a progress bar.
 
     Returns:
         The responses, in the order of `pairs`.
+
+    Raises:
+        InputError: a prompt fills the model's context, or there are not as many streams as pairs.
     """
     config = config or SamplingConfig()
+    streams = range(len(pairs)) if streams is None else streams
+    if len(streams) != len(pairs):
+        raise InputError("streams", f"{len(streams)} for {len(pairs)} pairs", "one a pair")
     tokenizer = tokenizer_of(model)
     stops = _stop_ids(tokenizer)
     responses: dict[int, Response] = {}
@@ -114,7 +123,7 @@ def generate(
             if steering is not None:
                 starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
                 steered = steering.steer(model, alpha, start=starts)
-            draws = torch.stack([_draws(config, row) for row in rows])
+            draws = torch.stack([_draws(config, streams[row]) for row in rows])
             with steered:
                 found = _decode(model, tokens, mask, draws, stops, config.temperature)
             for row, ids in zip(rows, found, strict=True):
@@ -155,9 +164,9 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch p
     return tokens, mask
 
 
-def _draws(config: SamplingConfig, row: int) -> Float[Tensor, "step"]:
+def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, "step"]:
     """One uniform number a step: all that sampling from a distribution needs."""
-    return torch.from_numpy(np.random.default_rng((config.seed, row)).random(config.max_new_tokens))
+    return torch.from_numpy(np.random.default_rng((config.seed, stream)).random(config.max_new_tokens))
 
 
 def _decode(

@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import oracles
 import pytest
 import torch
 import transformers
+from chat_server import KEY, ChatServer
 from helpers import BACKENDS, ORGANISMS, TINY, Case, save_tiny
 
 import psr_lens as psr
@@ -102,3 +104,14 @@ def unchecked() -> Iterator[None]:
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
     jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatServer]]:
+    """`serve(answer)`: a chat server that answers `answer(request, number)`, with its key in the environment and no proxy before it."""
+    for name in ("OPENAI_BASE_URL", *(f"{kind}_proxy" for kind in ("http", "https", "all"))):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with ExitStack() as stack:
+        yield lambda answer: stack.enter_context(ChatServer(answer).running())

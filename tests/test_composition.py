@@ -238,7 +238,7 @@ class CountingJudge:
 def test_a_replacement_or_plan_is_evaluated_with_and_without_the_prompt(tiny, context, composed, name):
     first, second = (replace(each, method=method) for each, method in zip(two(tiny.model), ("A-PSR", "CAA"), strict=True))
     pairs = pairs_of(tiny.model, 3)
-    scores = psr.evaluate(
+    scores = psr.scores_at(
         tiny.model, pairs, CountingJudge(), first + 0.5 * second if composed else first, context=context, config=GREEDY
     )
     lengths = []
@@ -256,9 +256,9 @@ def test_the_replacement_of_a_trait_and_the_prompt_for_another_give_both(organis
     pirate = psr.fit(organism.model, pirate_triplets, psr.FitConfig(regression_steps=60))
     pairs = psr.prompt_pairs(organism.model, psr.organism.questions(20, split="held_out"), psr.organism.instruction("gloomy"))
     for trait in ("pirate", "gloomy"):
-        both = psr.evaluate(organism.model, pairs, psr.judges.organism(trait), pirate, context="steered")
+        both = psr.scores_at(organism.model, pairs, psr.judges.organism(trait), pirate, context="steered")
         assert both.method == "A-PSR + prompt"
-        prompt = psr.evaluate(organism.model, pairs, psr.judges.organism(trait), context="steered")
+        prompt = psr.scores_at(organism.model, pairs, psr.judges.organism(trait), context="steered")
         assert prompt.method == "prompt"
         assert both.trait > (60 if trait == "pirate" else 30)
         assert (prompt.trait < 20) == (trait == "pirate")

@@ -6,13 +6,13 @@ import torch
 from helpers import assert_unchanged, random_triplets, relative_error, state_of
 
 import psr_lens as psr
+from psr_lens.batches import context_batch
 from psr_lens.fit.layerwise import fit_layerwise
 from psr_lens.fit.local import fit_local
 from psr_lens.fit.regression import fit_site
 from psr_lens.fit.sequential import fit_sequential
 from psr_lens.models import forward
 from psr_lens.passes import collect
-from psr_lens.prompts import context_batch
 
 CONFIG = {"solver": "local", "regression_steps": 5, "ridge": 0.3, "token_budget": 120}
 

@@ -5,10 +5,10 @@ import torch
 from helpers import random_triplets
 
 import psr_lens as psr
+from psr_lens.batches import context_batch
 from psr_lens.errors import InputError
 from psr_lens.fit.objective import Imitation, Likelihood
 from psr_lens.fit.training import split
-from psr_lens.prompts import context_batch
 
 PARTS = ("directions", "weights", "bias")
 

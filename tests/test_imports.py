@@ -49,7 +49,7 @@ def test_dir_lists_the_public_names_and_no_other():
     assert dir(psr) == sorted(psr.__all__)
 
 
-@pytest.mark.parametrize("name", ["capture", "fit"])
+@pytest.mark.parametrize("name", ["capture", "fit", "evaluate"])
 def test_a_public_function_stays_the_function_when_its_module_is_imported(name):
     function = getattr(psr, name)
     module = importlib.import_module(f"psr_lens.{name}")

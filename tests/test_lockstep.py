@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import LAYERS, assert_unchanged, random_triplets, state_of
 
+from psr_lens.batches import context_batch
 from psr_lens.errors import FitError
 from psr_lens.fit.lockstep import lockstep
 from psr_lens.models import forward
-from psr_lens.prompts import context_batch
 
 NAMES = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
 

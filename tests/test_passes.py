@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import psr_lens as psr
 from psr_lens import passes
+from psr_lens.batches import length_batches, suffix_batch
 from psr_lens.errors import InputError
-from psr_lens.prompts import length_batches, suffix_batch
 
 EVERYTHING = ["all", "pattern"]
 

@@ -15,11 +15,12 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 import psr_lens as psr
+from psr_lens.batches import context_batch, length_batches
 from psr_lens.errors import InputError, PsrLensError
 from psr_lens.models import forward
 from psr_lens.organism.grammar import all_questions
 from psr_lens.organism.tokenizer import build_tokenizer
-from psr_lens.prompts import PromptPair, Triplet, check_triplets, context_batch, length_batches, rephrase, token_table
+from psr_lens.prompts import PromptPair, Triplet, check_triplets, rephrase, token_table
 
 NO_SYSTEM_ROLE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"

@@ -21,8 +21,8 @@ from helpers import (
 )
 
 import psr_lens as psr
+from psr_lens.batches import context_batch
 from psr_lens.errors import InputError
-from psr_lens.prompts import context_batch
 from psr_lens.replacement import Site
 from psr_lens.sampling import SamplingConfig
 

@@ -70,6 +70,15 @@ def test_a_prompts_random_stream_does_not_depend_on_its_batch(shipped):
     assert [response.text for response in together] == [response.text for response in apart]
 
 
+def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny_llama):
+    pairs, config = pairs_of(tiny_llama.model, 6), SamplingConfig(max_new_tokens=8, seed=2)
+    whole = ids_of(psr.generate(tiny_llama.model, pairs, "base", config))
+    assert ids_of(psr.generate(tiny_llama.model, pairs[2:5], "base", config, streams=range(2, 5))) == whole[2:5]
+    assert ids_of(psr.generate(tiny_llama.model, pairs[2:5], "base", config)) != whole[2:5]
+    with pytest.raises(psr.errors.InputError, match=r"streams: got 2 for 6 pairs, expected one a pair"):
+        psr.generate(tiny_llama.model, pairs, "base", config, streams=[0, 1])
+
+
 def test_the_same_seed_gives_the_same_responses_and_another_seed_others(shipped):
     pairs = pairs_of(shipped.model, 6)
     first, again, other = (psr.generate(shipped.model, pairs, "steered", SamplingConfig(seed=seed)) for seed in (1, 1, 2))

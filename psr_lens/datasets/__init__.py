@@ -1,5 +1,21 @@
 """Readers of files of questions and instructions."""
 
+from psr_lens.datasets.axbench import Axbench, AxbenchConcept, AxbenchRow, read_axbench
+from psr_lens.datasets.ifeval import IfevalRow, Instruction, read_ifeval
 from psr_lens.datasets.pairs import PairLine, read_pairs
+from psr_lens.datasets.persona import Contrast, PersonaTrait, read_persona
 
-__all__ = ["PairLine", "read_pairs"]
+__all__ = [
+    "Axbench",
+    "AxbenchConcept",
+    "AxbenchRow",
+    "Contrast",
+    "IfevalRow",
+    "Instruction",
+    "PairLine",
+    "PersonaTrait",
+    "read_axbench",
+    "read_ifeval",
+    "read_pairs",
+    "read_persona",
+]

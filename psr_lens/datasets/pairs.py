@@ -1,12 +1,15 @@
-"""A file of one JSON object a line: a question, an instruction, and perhaps the response to read after both prompts."""
+"""A file of questions and instructions, perhaps with the response to read after both prompts: JSON, one object a line, or CSV."""
 
 from __future__ import annotations
 
-import json
+import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
+from psr_lens.datasets._files import json_lines, shown, text_of
 from psr_lens.errors import InputError
 
 _TEXTS: Final = {"question": True, "instruction": True, "response": False, "group": False}
@@ -36,18 +39,15 @@ class PairLine:
 def read_pairs(path: str | Path) -> list[PairLine]:
     r"""Read `{"question": …, "instruction": …, "response": …, "group": …}`, one a line; the last two may be left out.
 
-    A response may have a judge's scores beside it, `"trait"` and `"coherence"`, from 0 to 1. Fields of other names are passed over, empty
-    lines too.
+    A file whose name ends in `.csv` is read as such: the first line has the names, an empty cell is a field that is left out. A response
+    may have a judge's scores beside it, `"trait"` and `"coherence"`, from 0 to 1. Fields of other names are passed over, empty lines too.
 
     Raises:
-        InputError: no such file, no line in it, a line that is not such an object, or responses on some lines only.
+        InputError: no such file, no line in it, a line that is not such an object or row, or responses on some lines only.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("pairs", f"{path} ({error})", "a file of UTF-8 text that can be read") from error
-    lines = [_line(path, number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else json_lines(path, "pairs")
+    lines = [_line(where, found) for where, found in rows]
     if not lines:
         raise InputError("pairs", f"{path} without a line", "at least one pair")
     without = sum(line.response is None for line in lines)
@@ -58,25 +58,59 @@ def read_pairs(path: str | Path) -> list[PairLine]:
     return lines
 
 
-def _line(path: Path, number: int, line: str) -> PairLine:
-    where = f"{path}, line {number}"
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(StringIO(text_of(path, "pairs"), newline=""), strict=True)
+    names: list[str] = []
+    number = 0
+    while True:
+        where = f"{path}, line {number + 1}"  # a quoted cell may go on over several lines: this is where the row begins
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InputError("pairs", f"{where}: no CSV ({error})", "cells parted by commas, quoted where they hold one") from error
+        number = reader.line_num
+        if cells is None:
+            return
+        if not any(cell.strip() for cell in cells):
+            continue
+        if not names:
+            names = _names(where, cells)
+            continue
+        if len(cells) != len(names):
+            raise InputError("pairs", f"{where}: {len(cells)} cells", f"{len(names)}, as many as there are names in the first line")
+        found: dict[str, Any] = {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
+        yield where, found | {name: _number(found[name]) for name in _SCORES if name in found}
+
+
+def _names(where: str, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    needed = [name for name, must in _TEXTS.items() if must]
+    if any(name not in names for name in needed) or len(set(names)) < len(names):
+        raise InputError(
+            "pairs", f"{where}: the names {', '.join(map(repr, names))}", f"{' and '.join(needed)} among them, and none twice"
+        )
+    return names
+
+
+def _number(cell: str) -> float | str:
     try:
-        found: Any = json.loads(line)
-    except ValueError as error:
-        raise InputError("pairs", f"{where}: no JSON ({error})", "one JSON object a line") from error
-    if not isinstance(found, dict):
-        raise InputError("pairs", f"{where}: {type(found).__name__}", 'an object such as {"question": …, "instruction": …}')
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _line(where: str, found: dict[str, Any]) -> PairLine:
     values: dict[str, Any] = {}
     for name, needed in _TEXTS.items():
         value = found.get(name)
         if value is None and not needed:
             continue
         if not isinstance(value, str) or not (value.strip() or name == "group"):
-            raise InputError("pairs", f"{where}: {name} is {json.dumps(value)}", f"a text as {name}")
+            raise InputError("pairs", f"{where}: {name} is {shown(value)}", f"a text as {name}")
         values[name] = value
     for name in _SCORES:
         score = found.get(name, 1.0)
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise InputError("pairs", f"{where}: {name} is {json.dumps(score)}", f"a number from 0 to 1 as {name}, or none")
+            raise InputError("pairs", f"{where}: {name} is {shown(score)}", f"a number from 0 to 1 as {name}, or none")
         values[name] = float(score)
     return PairLine(**values)

@@ -29,21 +29,27 @@ _SAMPLE: Final = 1_024
 
 def identity(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig) -> dict[str, Any]:
     """What must be the same for a run to go on: the model and its weights, the triplets in their order, and all settings."""
-    weights, data = hashlib.sha256(), hashlib.sha256()
-    for parameter in model.parameters():
-        flat = parameter.detach().flatten()
-        weights.update(flat[:: max(1, flat.numel() // _SAMPLE)].cpu().float().numpy().tobytes())
+    data = hashlib.sha256()
     for triplet in triplets:
         pair = triplet.pair
         row = [pair.base_ids, pair.steered_ids, pair.question_length, triplet.response_ids, triplet.trait]
         data.update(json.dumps(row).encode())
     settings = asdict(config) | {"layers": None}  # the hook points say it
     return {
-        "model": fingerprint(model) | {"weights": weights.hexdigest()},
+        "model": fingerprint(model) | {"weights": weights_digest(model)},
         "triplets": data.hexdigest(),
         "hook points": list(names),
         "settings": settings,
     }
+
+
+def weights_digest(model: HookedModel) -> str:
+    """Digest of some numbers of each weight, which tells a model from another of the same sizes, such as a fine-tuned one."""
+    weights = hashlib.sha256()
+    for parameter in model.parameters():
+        flat = parameter.detach().flatten()
+        weights.update(flat[:: max(1, flat.numel() // _SAMPLE)].cpu().float().numpy().tobytes())
+    return weights.hexdigest()
 
 
 class Checkpoint:

@@ -76,13 +76,13 @@ class FitConfig:
     """Joint: stop after so many epochs without a lower validation loss, and take the best state; None trains to the end."""
     autocast: Autocast = "none"
     """Joint: type in which the model computes; probes, directions and losses stay in float32."""
-    ridge: float = 0.03
+    ridge: float = 0.003
     """Sequential, local: weight of Σ_i |w_i|²·|z_i|² in the regressions (see there), in units of the inputs' mean variance: against
     probes that misfire on texts unlike those fitted on."""
-    relative: float = 2.0
+    relative: float = 0.0
     """Sequential, local at `resid_post`: a token's squared error is divided by the length of its prompt-steered activation to this
     power; 0 weighs all tokens alike, 2 is the relative error."""
-    regression_steps: int = 60
+    regression_steps: int = 40
     """Sequential, local: most steps of L-BFGS a layer; 0 stays with the closed form."""
     regression_batch: int = 65_536
     """Sequential, local: most tokens of a regression on the device at once; more than that wait in main memory."""

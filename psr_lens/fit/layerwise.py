@@ -8,21 +8,25 @@ activations are held at a time, and no gradient goes through the model. (Neither
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from psr_lens.batches import ContextBatch, context_batch, length_batches
 from psr_lens.errors import FitError
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.lockstep import lockstep
 from psr_lens.fit.regression import fit_site
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, frozen
-from psr_lens.prompts import ContextBatch, Triplet, context_batch, length_batches
+from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site
+
+CPU_TOKENS: Final = 1_024
+"""Most tokens of a batch on a CPU, which gains nothing by larger ones, and loses by their padding."""
 
 GoOn = Literal["steered by the sites", "with the prompt's"]
 """What the base context goes on with after a layer: what arrived plus what the site adds, or the prompt-steered activations."""
@@ -37,7 +41,8 @@ def fit_layerwise(
         FitError: an activation or a site is not finite; names the hook point.
     """
     device = device_of(model)
-    groups = [[triplets[index] for index in indices] for indices in length_batches(triplets, config.token_budget)]
+    budget = min(config.token_budget, CPU_TOKENS) if device.type == "cpu" else config.token_budget
+    groups = [[triplets[index] for index in indices] for indices in length_batches(triplets, budget)]
     base, steered = ([context_batch(group, context, config.span, device) for group in groups] for context in ("base", "steered"))
     alpha = [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)]
     tokens = sum(map(len, alpha))

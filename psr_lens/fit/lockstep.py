@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psr_lens.batches import ContextBatch
 from psr_lens.errors import FitError
 from psr_lens.models import HookedModel, forward
-from psr_lens.prompts import ContextBatch
 
 Visit = Callable[[str, list[Tensor]], list[Tensor]]
 """Takes a hook name and every batch's activation `[batch, position, d_model]` there; returns what they go on with."""

@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from psr_lens.batches import ContextBatch, context_batch, length_batches
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.parameters import Parameters
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, forward
 from psr_lens.passes import collect, row_counts
-from psr_lens.prompts import ContextBatch, Triplet, context_batch, length_batches
+from psr_lens.prompts import Triplet
 from psr_lens.site import Site, per_head
 
 HELD_BYTES: Final = 2 * 2**30

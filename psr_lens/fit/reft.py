@@ -10,7 +10,11 @@ and while it trains every token is steered by the mean of the `k` largest latent
     h_i + (1/k · Σ_{j ∈ TopK(a)} a_j) · w
 
 so that −log p(y' | x) falls, with the penalty Σ_{i ∉ TopK(a)} |a_i| on the other latents, which makes the detector sparse. At inference the
-latents are not read: `w` is added with a strength that the user sets. Here `alpha` 1 is the strength that training saw.
+latents are not read: `w` is added with a strength that the user sets.
+
+Ours and not the paper's are: the values of `TOP_K` and `SPARSITY`, which are a guess and were not checked against the authors' settings;
+that the latent has no bias (AxBench's is ReLU(h_i · w + b)); that the sequence is the span, R or QR; and that `alpha` 1 is the mean
+strength that training saw. So this baseline's numbers are not to be compared with those of their tables.
 """
 
 from __future__ import annotations
@@ -24,19 +28,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from psr_lens.batches import ContextBatch, length_batches
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.objective import Likelihood, measured_points, read_residuals
 from psr_lens.fit.parameters import Parameters
 from psr_lens.fit.training import Trained, train
 from psr_lens.models import HookedModel
-from psr_lens.prompts import ContextBatch, Triplet, length_batches
+from psr_lens.prompts import Triplet
 from psr_lens.site import Site, per_head
 
 TOP_K: Final = 8
-"""Latents of a sequence that make its strength; of a shorter span all."""
+"""Latents of a sequence that make its strength; of a shorter span all. Our choice, not the paper's."""
 
 SPARSITY: Final = 0.005
-"""Weight of the penalty on the other latents."""
+"""Weight of the penalty on the other latents. Our choice, not the paper's."""
 
 
 def fit_reft_r1(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from psr_lens.batches import length_batches
 from psr_lens.curve import LearningCurve
 from psr_lens.errors import FitError, InputError
 from psr_lens.fit.checkpoint import Checkpoint, identity
@@ -23,7 +24,7 @@ from psr_lens.fit.config import FitConfig
 from psr_lens.fit.objective import Objective
 from psr_lens.launch import rank_and_world_size, same_as_first, sum_over_processes, wait_for_all
 from psr_lens.models import HookedModel, frozen
-from psr_lens.prompts import Triplet, length_batches
+from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site
 
 

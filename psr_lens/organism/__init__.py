@@ -10,10 +10,21 @@ from collections.abc import Sequence
 from typing import Final
 
 from psr_lens.errors import InputError
+from psr_lens.organism.checks import facts_right, steps_in_order
 from psr_lens.organism.grammar import TRAITS, Kind, Split, all_questions
 from psr_lens.organism.lexicon import COUNTER_INSTRUCTIONS, INSTRUCTIONS, NEUTRAL_INSTRUCTIONS
 
-__all__ = ["COUNTER_INSTRUCTIONS", "EASY_TRAITS", "INSTRUCTIONS", "NEUTRAL_INSTRUCTIONS", "TRAITS", "instruction", "questions"]
+__all__ = [
+    "COUNTER_INSTRUCTIONS",
+    "EASY_TRAITS",
+    "INSTRUCTIONS",
+    "NEUTRAL_INSTRUCTIONS",
+    "TRAITS",
+    "facts_right",
+    "instruction",
+    "questions",
+    "steps_in_order",
+]
 
 EASY_TRAITS: Final = ("pirate", "shout", "flatter", "gloomy", "sea")
 """Traits of which rank-1 replacements are expected to be as good as prompting; the other four are harder shapes."""

@@ -3,10 +3,18 @@
 from psr_lens.plots.coefficients import coefficient_text as coefficient_text
 from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
 from psr_lens.plots.distribution import strength_distribution as strength_distribution
+from psr_lens.plots.faithfulness import coefficient_correlation as coefficient_correlation
+from psr_lens.plots.faithfulness import explained_energy as explained_energy
+from psr_lens.plots.faithfulness import next_token as next_token
+from psr_lens.plots.heads import head_map as head_map
+from psr_lens.plots.heads import parts_by_layer as parts_by_layer
+from psr_lens.plots.heads import source_map as source_map
 from psr_lens.plots.heatmap import strength_heatmap as strength_heatmap
 from psr_lens.plots.kinds import strength_by_kind as strength_by_kind
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
+from psr_lens.plots.pareto import pareto as pareto
+from psr_lens.plots.patching import patch_map as patch_map
 from psr_lens.plots.rank import rank_energy as rank_energy
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
@@ -14,13 +22,21 @@ from psr_lens.plots.strips import strength_strips as strength_strips
 from psr_lens.plots.top_tokens import top_tokens as top_tokens
 
 __all__ = [
+    "coefficient_correlation",
     "coefficient_scatter",
     "coefficient_text",
     "cosine_matrix",
+    "explained_energy",
+    "head_map",
     "learning_curve",
     "logit_lens",
+    "next_token",
+    "pareto",
+    "parts_by_layer",
+    "patch_map",
     "rank_energy",
     "relative_rmse",
+    "source_map",
     "strength_by_kind",
     "strength_distribution",
     "strength_heatmap",

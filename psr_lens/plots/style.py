@@ -6,13 +6,17 @@ import html
 import math
 import textwrap
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from psr_lens.closeness import SiteFaithfulness
 from psr_lens.compare import PARAPHRASE, PROMPT, Comparison, MethodTrace
+from psr_lens.effects import NONE
 
 Role = Literal["prompt", "A-PSR", "S-PSR", "constant", "paraphrase", "none"]
 """What a line or bar stands for; it decides the colour everywhere."""
@@ -74,19 +78,45 @@ def role_of(trace: MethodTrace) -> Role:
     return "S-PSR" if len(set(trace.site_layers)) == 1 else "A-PSR"
 
 
+def role_of_sites(sites: Sequence[SiteFaithfulness]) -> Role:
+    """The same, from what `faithfulness` found at each hook point."""
+    sizes = [np.abs(site.coefficient) for site in sites if len(site.coefficient)]
+    if any(each.max() > 0 for each in sizes) and all(np.ptp(each) <= _CONSTANT * each.max() for each in sizes):
+        return "constant"
+    return "S-PSR" if len({site.layer for site in sites}) == 1 else "A-PSR"
+
+
 def method_styles(result: Comparison) -> dict[str, MethodStyle]:
     """Styles of every name that figures and tables of one result show, the prompt, the yardstick and `none` among them."""
+    return styles_of({name: role_of(trace) for name, trace in result.methods.items()})
+
+
+def styles_of(roles: Mapping[str, Role]) -> dict[str, MethodStyle]:
+    """Styles of methods by their roles, and of the prompt, the yardstick and `none`."""
     styles = {
         PROMPT: MethodStyle("prompt", PALETTE["prompt"], "circle"),
         PARAPHRASE: MethodStyle("paraphrase", PALETTE["paraphrase"], "circle"),
-        "none": MethodStyle("none", PALETTE["none"], "circle"),
+        NONE: MethodStyle("none", PALETTE["none"], "circle"),
     }
     seen: Counter[Role] = Counter()
-    for name, trace in result.methods.items():
-        role = role_of(trace)
+    for name, role in roles.items():
         styles[name] = MethodStyle(role, _variant(role, seen[role]), _SYMBOLS[seen.total() % len(_SYMBOLS)])
         seen[role] += 1
     return styles
+
+
+def named_styles(names: Sequence[str]) -> dict[str, MethodStyle]:
+    """Styles of methods of which only the names are known; they follow the paper's: S- or A- for one layer or all, Const for constants."""
+    styles = styles_of({name: _role_by_name(name) for name in names if name not in (NONE, PROMPT)})
+    return {name: styles[name] for name in names}
+
+
+def _role_by_name(name: str) -> Role:
+    if name.endswith("+ prompt"):
+        return "prompt"
+    if "PSR" not in name:
+        return "constant"
+    return "S-PSR" if name.startswith("S-") else "A-PSR"
 
 
 def _variant(role: Role, place: int) -> str:

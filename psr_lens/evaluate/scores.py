@@ -1,27 +1,22 @@
-"""How well a method does what the prompt did: trait and coherence of sampled answers, with bootstrap intervals."""
+"""How well one method does at one strength: trait and coherence of sampled answers, with bootstrap intervals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, cast
-
-import numpy as np
-from jaxtyping import Float
+from typing import cast
 
 from psr_lens.composition import SteeringPlan
 from psr_lens.errors import InputError
+from psr_lens.evaluate.bootstrap import bootstrap_interval, mean, present_in
 from psr_lens.fit import FitConfig, fit
 from psr_lens.judges.protocol import Judge
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair, Triplet
 from psr_lens.replacement import Replacement
+from psr_lens.results import Interval
 from psr_lens.sampling import Response, SamplingConfig, generate
-
-RESAMPLES: Final = 2_000
-"""Bootstrap resamples."""
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Scores:
     alpha: float | None
     """Strength of the steering; None without."""
     n: int
-    """Number of answers with both scores."""
+    """Number of answers with both scores, or with the one that a judge of one side gives."""
     missing: int
     """Number of answers that the judge could not score."""
     trait: float
@@ -46,7 +41,7 @@ class Scores:
     """95 % bootstrap interval of the coherence."""
 
 
-def evaluate(
+def scores_at(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     judge: Judge,
@@ -90,14 +85,14 @@ def score(
 ) -> Scores:
     """Score answers that are there already, one a pair."""
     verdict = judge([response.text for response in responses], [pair.question for pair in pairs])
-    present = np.isfinite(verdict.trait) & np.isfinite(verdict.coherence)
+    present = present_in(verdict.trait, verdict.coherence)
     return Scores(
         method,
         alpha,
         int(present.sum()),
         int((~present).sum()),
-        _mean(verdict.trait[present]),
-        _mean(verdict.coherence[present]),
+        mean(verdict.trait, present),
+        mean(verdict.coherence, present),
         bootstrap_interval(verdict.trait[present]),
         bootstrap_interval(verdict.coherence[present]),
     )
@@ -123,10 +118,10 @@ def best_alpha(
     """
     if not alphas:
         raise InputError("alphas", "an empty list", "at least one strength")
-    curve = [evaluate(model, pairs, judge, replacement, alpha=alpha, method=method, config=config) for alpha in alphas]
+    curve = [scores_at(model, pairs, judge, replacement, alpha=alpha, method=method, config=config) for alpha in alphas]
     coherent = [scores for scores in curve if scores.coherence >= min_coherence]
     if not coherent:
-        return max(curve, key=lambda scores: scores.coherence)
+        return max(curve, key=lambda scores: _below_all_if_missing(scores.coherence))
     return max(coherent, key=lambda scores: (scores.trait, scores.coherence))
 
 
@@ -162,21 +157,13 @@ def best_layer(
     best: tuple[float, Replacement] | None = None
     for layer in layers:
         candidate = fit(model, triplets, replace(config, layers=layer))
-        scores = evaluate(model, pairs, judge, candidate, config=sampling)
-        if best is None or scores.trait + scores.coherence > best[0]:
-            best = (scores.trait + scores.coherence, candidate)
+        scores = scores_at(model, pairs, judge, candidate, config=sampling)
+        merit = _below_all_if_missing(scores.trait + scores.coherence)
+        if best is None or merit > best[0]:
+            best = (merit, candidate)
     return cast(tuple[float, Replacement], best)[1]
 
 
-def bootstrap_interval(values: Float[np.ndarray, "sample"], *, seed: int = 0, level: float = 0.95) -> Interval:
-    """Percentile bootstrap interval of the mean; NaN where there are no values."""
-    if len(values) == 0:
-        return (float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    means = rng.choice(values, size=(RESAMPLES, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return (float(low), float(high))
-
-
-def _mean(values: Float[np.ndarray, "sample"]) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+def _below_all_if_missing(score: float) -> float:
+    """For comparing: nothing is greater than NaN, so that where one came first it would be taken for the best."""
+    return score if math.isfinite(score) else -math.inf

@@ -1,0 +1,353 @@
+"""The paper's main table (Heyman & Vandeputte 2026, Table 1) on the embedded models, where trait and coherence are known exactly.
+
+Every method is fitted on *descriptions* ("what is a bear ?"). Its strengths for TA@C80 and TA@Cp are found on other descriptions, once,
+as in the paper; at these strengths it then answers three blocks of questions that neither the model nor a fit has seen: descriptions,
+*procedures* (a kind that it was not fitted on), and descriptions with a *counter-instruction* ("but forget that and answer
+plainly"). The interval of a trait is from resamples of a block's questions at that strength.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from psr_lens import organism
+from psr_lens.artifacts import write_text
+from psr_lens.errors import ArtifactError, InputError, PsrLensError
+from psr_lens.evaluate import Calibration, Point, bootstrap_interval, evaluate
+from psr_lens.evaluate.answers import Answers, Steering
+from psr_lens.evaluate.evaluation import PROMPT_TARGET
+from psr_lens.fit import FitConfig, fit
+from psr_lens.judges import organism as organism_judge
+from psr_lens.models import HookedModel, load_model
+from psr_lens.prompts import Context, PromptPair, prompt_pairs
+from psr_lens.replacement import Replacement
+from psr_lens.results import NO_INTERVAL, Result, ResultTable
+from psr_lens.sampling import SamplingConfig, Triplets, sample_responses
+from psr_lens.store.files import digest_of
+
+FAMILIES: Final = {"llama": "organism", "gpt2": "organism-gpt2"}
+"""Families and the names of their models."""
+TRAITS: Final = ("pirate", "gloomy", "sea", "dense", "decline")
+"""Five of the nine, one a shape: openers, every adjective, once at the start, nearly every word, the whole answer."""
+BLOCKS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "descriptions": {"kind": "description"},
+    "procedures": {"kind": "procedure"},
+    "counter-instruction": {"kind": "description", "counter": True},
+}
+"""Held-out questions by kind."""
+
+_LAYER: Final = 1
+_TRAINED: Final[Mapping[str, Any]] = {"solver": "joint", "learning_rate": 1e-2, "batch_size": 8}
+"""Gradient descent at this size; the paper's learning rate of 1e-3 is too slow here."""
+
+
+def _trained(**settings: Any) -> FitConfig:
+    return FitConfig(**{**_TRAINED, **settings})
+
+
+METHODS: Final[Mapping[str, FitConfig]] = {
+    "S-Const DiM": FitConfig(layers=_LAYER, solver="dim"),
+    "S-Const MSE": _trained(layers=_LAYER, rule="constant", epochs=6),
+    "S-Const LL": _trained(layers=_LAYER, rule="constant", objective="ll", epochs=6),
+    "A-Const MSE": _trained(rule="constant", epochs=6),
+    "S-Stolfo": FitConfig(layers=_LAYER, solver="stolfo"),
+    "S-ReFT-r1": _trained(layers=_LAYER, objective="ll", epochs=6, solver="reft_r1"),
+    "S-PSR MSE": _trained(layers=_LAYER, epochs=12, start="sequential"),
+    "S-PSR LL": _trained(layers=_LAYER, epochs=10, objective="ll", start="sequential"),
+    "A-PSR MSE": _trained(epochs=15),
+    "A-PSR LL": _trained(epochs=8, objective="ll"),
+    "A-PSR sequential, rank 1": FitConfig(rank=1),
+    "A-PSR sequential, rank 4": FitConfig(),
+}
+"""How each method is fitted. Joint A-PSR is the paper's (random start, rank 1); epochs are as few as keep its quality here."""
+WITH_PROMPT: Final = "A-PSR sequential, rank 4"
+"""The method that is tried together with the prompt."""
+QUICK: Final = ("S-Const DiM", "A-PSR sequential, rank 4")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What is run; the defaults take about a quarter of an hour on two cores, a family on each."""
+
+    families: tuple[str, ...] = tuple(FAMILIES)
+    """`"llama"`, `"gpt2"` or both."""
+    traits: tuple[str, ...] = TRAITS
+    """Traits of the organism."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Names from `METHODS`."""
+    fit_questions: int = 160
+    """Descriptions to fit on."""
+    calibration_questions: int = 40
+    """Other descriptions, on which the strengths are found."""
+    held_out: int = 100
+    """Held-out questions of each block."""
+    calibration: Calibration = Calibration(steps=3, tolerance=3.0)  # noqa: RUF009 (frozen)
+    """The search for the strengths."""
+    max_new_tokens: int = 48
+    """Most tokens of an answer; the models' own have up to 46."""
+    seed: int = 0
+    """Seed of questions, sampling and fits."""
+
+    def __post_init__(self) -> None:
+        """Refuse what there is not."""
+        for name, known in (("families", tuple(FAMILIES)), ("traits", organism.TRAITS), ("methods", tuple(METHODS))):
+            chosen = getattr(self, name)
+            if not chosen or (unknown := [each for each in chosen if each not in known]):
+                raise InputError(name, ", ".join(map(repr, unknown)) if chosen else "none", f"some of {', '.join(known)}")
+        for name in ("fit_questions", "calibration_questions", "held_out"):
+            if getattr(self, name) < 1:
+                raise InputError(name, getattr(self, name), "at least 1")
+
+    @classmethod
+    def quick(cls, **changes: Any) -> BenchmarkConfig:
+        """Two methods on one trait of one family, with few questions: under a minute."""
+        few = {"fit_questions": 60, "calibration_questions": 20, "held_out": 30}
+        return cls(**{"families": ("llama",), "traits": ("pirate",), "methods": QUICK, **few, **changes})
+
+
+def run_benchmark(
+    out: str | Path, config: BenchmarkConfig | None = None, *, parallel: bool = True, say: Callable[[str], None] = print
+) -> dict[str, ResultTable]:
+    """Run the benchmark and write `results.md` and a `results-FAMILY.json` for each family.
+
+    What was done already is taken from `out`: finished traits whole, else fits and answers, so that a run that was cut off goes on
+    and ends the same.
+
+    Args:
+        out: Folder of results, fits and answers.
+        config: What is run.
+        parallel: Run several families at once, a process each.
+        say: Told what is being done.
+
+    Returns:
+        The results by family.
+
+    Raises:
+        InputError: an unknown family, trait or method, or `out` is a file.
+    """
+    config = config or BenchmarkConfig()
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError("out", str(out), "a folder, or a path where one can be made", "A file is in the way.")
+    if parallel and len(config.families) > 1:
+        _in_processes(out, config)
+    tables = {family: run_family(out, family, config, say) for family in config.families}
+    for family, table in tables.items():
+        table.to_json(out / f"results-{family}.json")
+    write_text(out / "results.md", "\n".join(markdown(FAMILIES[family], table) for family, table in tables.items()))
+    return tables
+
+
+def _in_processes(out: Path, config: BenchmarkConfig) -> None:
+    """Let a process a family do the work; what they leave in `out` is then only put together."""
+    code = (
+        "import sys, json, torch; torch.set_num_threads(1); from psr_lens import benchmark; "
+        "benchmark.run_family(sys.argv[1], sys.argv[2], benchmark.config_from(json.loads(sys.argv[3])), benchmark.flushed)"
+    )
+    given = json.dumps(asdict(config))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(out), family, given], env=environment) for family in config.families
+    ]
+    try:
+        codes = [process.wait() for process in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+    if any(codes):
+        raise PsrLensError(
+            f"a process of the benchmark ended with code {max(map(abs, codes))}; what it said is above. Run it again to go on."
+        )
+
+
+def config_from(content: Mapping[str, Any]) -> BenchmarkConfig:
+    """A configuration from what `asdict` made of one, after JSON."""
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    calibration = {**content["calibration"], "targets": tuple(content["calibration"]["targets"])}
+    return BenchmarkConfig(**{**values, "calibration": Calibration(**calibration)})
+
+
+def flushed(text: str) -> None:
+    """Print at once, for a process whose output goes through a pipe."""
+    print(text, flush=True)
+
+
+def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Callable[[str], None] = print) -> ResultTable:
+    """All traits of one family; see `run_benchmark`."""
+    folder, model = Path(out) / family, None
+    tables = []
+    for trait in config.traits:
+        about = {
+            **asdict(config),
+            "families": [family],
+            "traits": [trait],
+            "fits": {name: asdict(METHODS[name]) for name in config.methods},
+        }
+        path = folder / f"{trait}-{digest_of(about)[:12]}.json"
+        try:
+            tables.append(ResultTable.from_json(path))
+            continue
+        except ArtifactError:
+            pass  # none there yet, or not whole
+        model = model or load_model(FAMILIES[family])
+        told = _Clock(f"{family}, {trait}", say)
+        table = _Trait.of(model, trait, config, folder).measure(told)
+        told("done")
+        tables.append(ResultTable(table.rows, {**about, **table.settings}))
+        tables[-1].to_json(path)
+    return cast(ResultTable, sum(tables))
+
+
+class _Clock:
+    """Says what is being done, and after how many seconds, of wall time and of this process's own."""
+
+    def __init__(self, about: str, say: Callable[[str], None]) -> None:
+        self._about, self._say, self._began = about, say, (time.perf_counter(), time.process_time())
+
+    def __call__(self, text: str) -> None:
+        wall, own = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        self._say(f"{self._about}, {wall:.0f} s ({own:.0f} s of the processor): {text}")
+
+
+@dataclass(frozen=True)
+class _Trait:
+    """One trait on one model: what to fit on, and what to ask."""
+
+    model: HookedModel
+    trait: str
+    config: BenchmarkConfig
+    folder: Path
+    triplets: Triplets
+    calibration: Sequence[PromptPair]
+    sampling: SamplingConfig
+
+    @classmethod
+    def of(cls, model: HookedModel, trait: str, config: BenchmarkConfig, folder: Path) -> _Trait:
+        count = config.fit_questions + config.calibration_questions
+        known = organism.questions(count, kind="description", seed=config.seed)
+        pairs = prompt_pairs(model, known, organism.instruction(trait))
+        to_fit, other = pairs[: config.fit_questions], pairs[config.fit_questions :]
+        triplets = sample_responses(model, to_fit, organism_judge(trait), SamplingConfig(seed=config.seed), progress=False)
+        sampling = SamplingConfig(seed=config.seed + 1, max_new_tokens=config.max_new_tokens)
+        return cls(model, trait, config, folder, triplets, other, sampling)
+
+    def measure(self, say: Callable[[str], None]) -> ResultTable:
+        methods = {}
+        for name in self.config.methods:
+            methods[name] = self._fitted(name)
+            say(f"fitted {name}")
+        say("searching strengths")
+        found = evaluate(
+            self.model,
+            methods,
+            self.calibration,
+            organism_judge(self.trait),
+            calibration=self.config.calibration,
+            with_prompt=[WITH_PROMPT] if WITH_PROMPT in methods else False,
+            sampling=self.sampling,
+            cache=self._cache,
+        )
+        alphas = {}
+        for name in list(found.curves)[2:]:  # the first two are the model as it is and the prompt
+            for metric in found.targets:
+                alphas[name, metric] = float(f"{found.calibrated(name, metric).alpha:.3g}")
+        say("answering held-out questions")
+        rows = [row for block in BLOCKS for row in self._answered(block, methods, alphas)]
+        rows += [
+            Result(name, metric.replace("TA@", "α at "), alpha, len(self.calibration), NO_INTERVAL, self.trait)
+            for (name, metric), alpha in alphas.items()
+        ]
+        return ResultTable(tuple(rows), {"notes": [f"{self.trait}: {note}" for note in found.notes]})
+
+    @property
+    def _cache(self) -> Path:
+        return self.folder / "answers"
+
+    def _fitted(self, name: str) -> Replacement:
+        """The method's replacement, from the folder if it was fitted before."""
+        settings = METHODS[name]
+        about = [asdict(settings), self.config.fit_questions, self.config.seed, self.trait]
+        path = self.folder / "fits" / digest_of(about)[:16]
+        try:
+            return Replacement.load(path)
+        except ArtifactError:
+            learned = fit(self.model, self.triplets, settings)
+            learned.save(path)
+            return learned
+
+    def _answered(
+        self, block: str, methods: Mapping[str, Replacement], alphas: Mapping[tuple[str, str], float]
+    ) -> Iterator[Result]:
+        """Rows of one block: trait and coherence at each strength that was found."""
+        chosen = organism.questions(self.config.held_out, split="held_out", seed=self.config.seed, **BLOCKS[block])
+        pairs = prompt_pairs(self.model, chosen, organism.instruction(self.trait))
+        answers = Answers(self.model, pairs, organism_judge(self.trait), self.sampling, self._cache)
+
+        def row(method: str, metric: str, steering: Steering | None, alpha: float | None, context: Context) -> Iterator[Result]:
+            judged = answers.of(steering, 1.0 if alpha is None else alpha, context).judgement
+            point = Point(alpha, judged.trait, judged.coherence, ())
+            n = int(point.present.sum())
+            for label, score in ((metric, "trait"), (metric.replace("TA@", "coherence at "), "coherence")):
+                values = getattr(point, score)[point.present]
+                interval = bootstrap_interval(values)
+                yield Result(method, label, point.mean(score), n, interval, self.trait, block, alpha, missing=len(pairs) - n)
+
+        yield from row("none", PROMPT_TARGET, None, None, "base")
+        yield from row("prompt", PROMPT_TARGET, None, None, "steered")
+        for (name, metric), alpha in alphas.items():
+            alone = name.removesuffix(" + prompt")
+            yield from row(name, metric, methods[alone], alpha, "base" if name in methods else "steered")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------------
+
+
+def markdown(model: str, table: ResultTable) -> str:
+    """Tables of one family: means over traits with intervals, then trait by trait."""
+    blocks, traits = (list(dict.fromkeys(getattr(row, name) for row in table if row.block)) for name in ("block", "trait"))
+    metrics = sorted({row.metric for row in table if row.metric.startswith("TA@")})
+    mean = table.mean_over("trait")
+
+    methods = list(dict.fromkeys(row.method for row in table))
+
+    def part(source: ResultTable, names: Sequence[str], columns: Sequence[str]) -> str:
+        chosen = sorted(source.select(metric=names), key=lambda row: methods.index(row.method))
+        order = [f"{block}, {name}" for block in blocks for name in names]
+        return ResultTable(tuple(chosen)).to_markdown("method", columns, order=order)
+
+    coherences = [metric.replace("TA@", "coherence at ") for metric in metrics]
+    strengths = [metric.replace("TA@", "α at ") for metric in metrics]
+    text = [
+        f"## {model}\n",
+        f"Mean over the traits {', '.join(traits)}; intervals are over traits:\n",
+        part(mean, metrics, ("block", "metric")),
+    ]
+    text += ["Coherence there:\n", part(mean, coherences, ("block", "metric"))]
+    for block in blocks:
+        for metric in metrics:
+            text += [f"{metric}, {block}, by trait:\n", part(table.select(block=block), [metric], ("trait",))]
+    for strength in strengths:
+        text += [f"{strength}, by trait:\n", part(table, [strength], ("trait",))]
+    notes = _notes(table.settings.get("notes", []))
+    if notes:
+        text += [
+            "Where a target coherence was not reached while the strengths were searched:\n",
+            "\n".join(f"- {note}" for note in notes),
+            "",
+        ]
+    return "\n".join(text)
+
+
+def _notes(notes: Any) -> list[str]:
+    """The notes of all traits, however many tables were added up."""
+    parts = notes["varies"] if isinstance(notes, Mapping) else [notes]
+    return [note for part in parts for note in part]

@@ -1,0 +1,310 @@
+"""How near replacements come to the prompt: next tokens by method, correlations and explained energy by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from psr_lens.closeness import Closeness
+from psr_lens.effects import NONE, PARAPHRASE, PROMPT
+from psr_lens.errors import InputError
+from psr_lens.faithfulness import BlockFaithfulness, Faithfulness
+from psr_lens.plots.style import (
+    MUTED,
+    PAPER,
+    MethodStyle,
+    escaped,
+    log_ticks,
+    real_units,
+    role_of_sites,
+    styles_of,
+    titled,
+    translucent,
+)
+from psr_lens.plots.tokens import shortened
+from psr_lens.resampling import Estimate
+
+_ROW: Final = 24
+_PANEL: Final = 190
+_BETWEEN: Final = 74
+_LEGEND_LINE: Final = 29
+_TICKS: Final = 9
+_LEAST_KL: Final = 1e-7
+"""In nats; a smaller one is drawn here: it is rounding."""
+_LOWEST: Final = -0.25
+"""Explained energy below this is drawn at the lower edge."""
+
+
+def next_token(result: Faithfulness, block: str = "") -> go.Figure:
+    """KL and top-1 agreement of the next token with the prompted model, a row a method, with 95 % intervals.
+
+    The yardstick is the same instruction in other words. Open markers: against the paraphrases, which nothing was fitted on.
+
+    Args:
+        result: What `faithfulness` returned.
+        block: Which kind of questions; the triplets themselves by default.
+
+    Raises:
+        InputError: there is no such block.
+    """
+    found = _block(result, block)
+    styles = _styles(found)
+    names = [name for name in found.methods if name != PARAPHRASE] + ([PARAPHRASE] if PARAPHRASE in found.methods else [])
+    labels = [escaped("other wording" if name == PARAPHRASE else shortened(name, 20)) for name in names]
+    height = _ROW * len(names) + 16
+    plot = 2 * height + _BETWEEN
+    figure = make_subplots(2, 1, vertical_spacing=_BETWEEN / plot)
+    series: list[tuple[str, Mapping[str, Closeness]]] = [("the instruction", found.methods)]
+    if found.paraphrased:
+        paraphrased = {PARAPHRASE if name == PROMPT else name: each for name, each in found.paraphrased.items()}
+        series.append(("held-out paraphrases", paraphrased))
+    drawn: list[float] = []
+    for number, (title, methods) in enumerate(series):
+        places = [place + (0.18 if number else -0.18) * (len(series) > 1) for place in range(len(names))]
+        divergences = [_clipped(methods[name].divergence) for name in names]
+        agreements = [_numbers(methods[name].agreement) for name in names]
+        drawn += [end for each in divergences for end in each if math.isfinite(end)]
+        for row, values in enumerate((divergences, agreements), start=1):
+            figure.add_trace(_dots(title, names, places, values, styles, open_marker=number > 0, legend=row == 1), row=row, col=1)
+    low, high = math.log10(min(drawn)) - 0.15, math.log10(max(drawn)) + 0.15
+    ticks = log_ticks(low, high)
+    figure.update_xaxes(
+        title_text="KL(prompted ‖ method), nats a token",
+        range=[low, high],
+        tickvals=ticks,
+        ticktext=[real_units(tick) for tick in ticks],
+        row=1,
+    )
+    figure.update_xaxes(title_text="same likeliest token as the prompted model", tickformat=".0%", row=2)
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - 0.5, -0.5], showgrid=False, showline=True
+    )
+    note = f"{found.responses} responses, {int(next(iter(found.methods.values())).predicted.sum()):,} tokens."
+    bottom = 50 + _LEGEND_LINE * (len(series) > 1)
+    titled(figure, f"Next token, against the prompted model{_of(block)}", plot=plot, top=50, bottom=bottom, left=128, note=note)
+    figure.update_layout(
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -46 / plot, "yanchor": "top", "itemsizing": "constant"},
+        showlegend=len(series) > 1,
+    )
+    return figure
+
+
+def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
+    """Correlation over tokens of what each site adds with what the prompt calls for along its directions, by layer.
+
+    Args:
+        result: What `faithfulness` returned.
+        block: Which kind of questions; the triplets themselves by default.
+
+    Raises:
+        InputError: there is no such block.
+    """
+    found = _block(result, block)
+    styles = _styles(found)
+    figure, plot = _panels("Pearson, of strengths", "Spearman, of their ranks")
+    without = [name for name, sites in found.sites.items() if not any(np.isfinite(site.pearson.value) for site in sites)]
+    lowest = 0.0
+    for name, sites in found.sites.items():
+        if name in without:
+            continue
+        layers = [site.layer for site in sites]
+        for row, values in enumerate(([site.pearson for site in sites], [site.spearman for site in sites]), start=1):
+            points = [_numbers(each) for each in values]
+            lowest = min([lowest, *(end for each in points for end in each if math.isfinite(end))])
+            _line(figure, row, name, layers, points, styles[name], legend=row == 1)
+    _layer_axes(figure, result.layers)
+    figure.update_yaxes(range=[lowest - 0.05 * (lowest < 0), 1.03], title_text="correlation")
+    note = f"Not shown, since the strength is the same on every token: {', '.join(without)}." if without else ""
+    bottom = _legend_room(len(found.sites) - len(without))
+    titled(figure, f"Does the strength follow the prompt?{_of(block)}", plot=plot, top=72, bottom=bottom, left=58, note=note)
+    return _with_legend(figure, plot)
+
+
+def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
+    """Share of the prompt's effect that is there after each layer, and what each site could fill in at most.
+
+    Above: 1 − relative RMSE², of all of Δ_acc. Below, site by site: of what is missing when an activation arrives, the share that is filled
+    in (solid), and the share that lies in the span of the directions (dotted), which is the rank's ceiling.
+
+    Args:
+        result: What `faithfulness` returned.
+        block: Which kind of questions; the triplets themselves by default.
+
+    Raises:
+        InputError: there is no such block.
+    """
+    found = _block(result, block)
+    styles = _styles(found)
+    figure, plot = _panels("of the prompt's whole effect", "of what is missing at each site (dotted: ceiling)")
+    layers, lowest = list(result.layers), 0.0
+    for name, close in found.methods.items():
+        if name == NONE:
+            continue
+        points = [_floored(_numbers(close.explained, at)) for at in range(len(layers))]
+        lowest = min([lowest, *(each[0] for each in points if math.isfinite(each[0]))])
+        _line(figure, 1, name, layers, points, styles[name], legend=True, dash="dash" if name == PARAPHRASE else "solid")
+    for name, sites in found.sites.items():
+        at = [site.layer for site in sites]
+        filled = [_floored(_numbers(site.filled)) for site in sites]
+        lowest = min([lowest, *(each[0] for each in filled if math.isfinite(each[0]))])
+        _line(figure, 2, name, at, filled, styles[name], legend=False)
+        ceilings = [_numbers(site.ceiling) for site in sites]
+        _line(figure, 2, f"{name}, ceiling", at, ceilings, styles[name], legend=False, dash="dot", symbol="line-ew-open")
+    _layer_axes(figure, result.layers)
+    figure.update_yaxes(range=[lowest - 0.04, 1.04], tickformat=".0%", title_text="share of the energy")
+    note = f"Below {_LOWEST:.0%} is drawn at the edge." if lowest <= _LOWEST else ""
+    title = f"How much of the prompt's effect is there{_of(block)}"
+    titled(figure, title, plot=plot, top=72, bottom=_legend_room(len(found.methods) - 1), left=66, note=note)
+    return _with_legend(figure, plot)
+
+
+def _block(result: Faithfulness, block: str) -> BlockFaithfulness:
+    if block not in result.blocks:
+        raise InputError("block", repr(block), f"one of {', '.join(map(repr, result.blocks))}")
+    return result.blocks[block]
+
+
+def _of(block: str) -> str:
+    return f" · {escaped(shortened(block, 24))}" if block else ""
+
+
+def _styles(block: BlockFaithfulness) -> dict[str, MethodStyle]:
+    return styles_of({name: role_of_sites(sites) for name, sites in block.sites.items()})
+
+
+Point = tuple[float, float, float]
+"""A value and the ends of its interval; the value itself where there is none."""
+
+
+def _numbers(found: Estimate, *at: int) -> Point:
+    value = float(found.value[at])
+    low, high = (end if math.isfinite(end) else value for end in found.interval(*at))
+    return value, low, high
+
+
+def _clipped(found: Estimate) -> Point:
+    value, low, high = (max(number, _LEAST_KL) for number in _numbers(found))
+    return value, low, high
+
+
+def _floored(point: Point) -> Point:
+    value, low, high = (max(number, _LOWEST) for number in point)
+    return value, low, high
+
+
+def _dots(
+    title: str,
+    names: Sequence[str],
+    places: Sequence[float],
+    points: Sequence[Point],
+    styles: Mapping[str, MethodStyle],
+    *,
+    open_marker: bool,
+    legend: bool,
+) -> go.Scatter:
+    """A dot a method with its interval; on a panel of KL in log10."""
+    shown = np.log10(np.array(points)) if legend else np.array(points)
+    colors = [styles[name].color for name in names]
+    return go.Scatter(
+        name=title,
+        x=shown[:, 0],
+        y=list(places),
+        customdata=np.array(points),
+        mode="markers",
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": shown[:, 2] - shown[:, 0],
+            "arrayminus": shown[:, 0] - shown[:, 1],
+            "color": MUTED,
+            "thickness": 1.2,
+            "width": 3,
+        },
+        marker={
+            "size": 9,
+            "symbol": "circle",
+            "color": PAPER if open_marker else colors,
+            "line": {"color": colors, "width": 2},
+        },
+        hovertext=[escaped(name) for name in names],
+        hovertemplate=f"%{{hovertext}}, {title}<br>%{{customdata[0]:.4g}} "
+        "[%{customdata[1]:.4g}, %{customdata[2]:.4g}]<extra></extra>",
+        showlegend=legend,
+    )
+
+
+def _panels(*titles: str) -> tuple[go.Figure, int]:
+    plot = len(titles) * _PANEL + (len(titles) - 1) * _BETWEEN
+    figure = make_subplots(len(titles), 1, vertical_spacing=_BETWEEN / plot, subplot_titles=titles)
+    figure.update_annotations(font={"size": 12, "color": MUTED}, x=0, xanchor="left")
+    return figure, plot
+
+
+def _line(
+    figure: go.Figure,
+    row: int,
+    name: str,
+    layers: Sequence[int],
+    points: Sequence[Point],
+    style: MethodStyle,
+    *,
+    legend: bool,
+    dash: str = "solid",
+    symbol: str = "",
+) -> None:
+    """A line over layers, with the intervals as a band where they are wide enough to be seen."""
+    values, low, high = (list(each) for each in zip(*points, strict=True))
+    if len(layers) > 1:
+        figure.add_scatter(
+            x=[*layers, *reversed(layers)],
+            y=[*high, *reversed(low)],
+            mode="lines",
+            line={"width": 0},
+            fill="toself",
+            fillcolor=translucent(style.color, 0.15),
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=name,
+            row=row,
+            col=1,
+        )
+    figure.add_scatter(
+        name=escaped(shortened(name, 24)),
+        x=list(layers),
+        y=values,
+        customdata=np.array([low, high]).T,
+        mode="lines+markers",
+        line={"color": style.color, "width": 1.5 if dash == "dot" else 2.5, "dash": dash},
+        marker={"symbol": symbol or style.symbol, "size": 8, "color": style.color},
+        hovertemplate="layer %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
+        showlegend=legend,
+        legendgroup=name,
+        row=row,
+        col=1,
+    )
+
+
+def _layer_axes(figure: go.Figure, layers: Sequence[int]) -> None:
+    room = 0.3 + 0.02 * (layers[-1] - layers[0])
+    figure.update_xaxes(
+        tickvals=list(layers)[:: math.ceil(len(layers) / _TICKS)],
+        range=[layers[0] - room, layers[-1] + room],
+        title_text="layer",
+        showgrid=False,
+        showline=True,
+    )
+
+
+def _legend_room(entries: int) -> int:
+    # In a narrow window a line of the legend holds two entries.
+    return 50 + _LEGEND_LINE * math.ceil(entries / 2)
+
+
+def _with_legend(figure: go.Figure, plot: int) -> go.Figure:
+    figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / plot, "yanchor": "top"}, showlegend=True)
+    return figure

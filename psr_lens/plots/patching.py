@@ -1,0 +1,104 @@
+"""How much of an effect goes through each layer, token and head, as patching found."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psr_lens.errors import InputError
+from psr_lens.patching import PatchGrid
+from psr_lens.plots.heads import MAX_HEADS
+from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis, token_labels
+from psr_lens.plots.shares import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
+from psr_lens.plots.style import escaped, titled
+from psr_lens.plots.tokens import rows_of, signed
+
+_TOP: Final = 46 + BAR
+
+WHAT: Final = {
+    "resid_pre": "stream before",
+    "resid_post": "residual stream",
+    "attn_out": "attention",
+    "mlp_out": "MLP",
+    "z": "heads",
+}
+"""What cells are called in titles."""
+
+
+def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = None, max_tokens: int = 400) -> go.Figure:
+    """Share of the effect by layer and token, or by layer and head where all tokens were patched at once.
+
+    Args:
+        grid: What `patch` or `ablate` returned.
+        triplet: Which response; None for the mean over all, by place in the response.
+        head: Of heads patched token by token, the one to show; None for the one furthest from 0 in each cell.
+        max_tokens: Most rows; of more tokens, neighbours share a cell.
+
+    Returns:
+        A figure with one heatmap.
+
+    Raises:
+        InputError: no such response or head, or no rows are asked for.
+    """
+    if max_tokens < 1:
+        raise InputError("max_tokens", max_tokens, "1 or more")
+    heads = grid.values.shape[2]
+    if head is not None and (grid.cells == "all" or not 0 <= head < heads):
+        raise InputError("head", head, f"None, or with cells='token' a head from 0 to {heads - 1}")
+    values, labels, group = _by_head(grid, triplet) if grid.cells == "all" else _by_token(grid, triplet, head, max_tokens)
+    most = MAX_HEADS if grid.cells == "all" else max_tokens
+    tall, wide = math.ceil(len(values) / most), math.ceil(len(grid.layers) / MAX_LAYERS)
+    shown = strongest(values, tall, wide)
+    panel = share_panel(grid.measured, shown, layer_labels(grid.layers, wide), labels, "%{customdata}", written=grid.cells == "all")
+    panel.customdata = [[label] * shown.shape[1] for label in labels]
+    figure = go.Figure(panel)
+    token_axis(figure, labels)
+    if grid.cells == "all" and heads > 1:
+        figure.update_yaxes(title_text="head", title_standoff=4)
+    elif grid.cells == "token" and triplet is None:
+        figure.update_yaxes(title_text="place in the response", title_standoff=4)
+    plot = max(LEAST, len(labels) * (ROW if grid.cells == "token" else ROW + 5))
+    whose = "prompt’s" if grid.reference == "prompt" else "replacement’s"
+    figure.update_layout(coloraxis=share_axis(shown, plot, f"share of the {whose} effect {grid.measured}"))
+    sizes = {group: (len(values), tall), "layers": (len(grid.layers), wide)}
+    notes = [strongest_note(sizes)]
+    if grid.cells == "token" and heads > 1 and head is None:
+        notes.append(f"Of {heads} heads, a cell is the one furthest from 0.")
+    bottom = BOTTOM + TURNED * (wide > 1)
+    return titled(figure, _title(grid), plot=plot, top=_TOP, bottom=bottom, left=44, note=" ".join(filter(None, notes)))
+
+
+def _title(grid: PatchGrid) -> str:
+    if grid.what == "replacement":
+        return "A replacement with one site left out" if grid.measured == "lost" else "One site of a replacement alone"
+    what = WHAT.get(grid.what, escaped(grid.what))
+    return f"Patched: {what}, into the {'base' if grid.measured == 'recovered' else 'prompted'} run"
+
+
+def _by_head(grid: PatchGrid, triplet: int | None) -> tuple[Float[Tensor, "head layer"], list[str], str]:
+    values = (grid.mean() if triplet is None else grid.of(triplet)[0]).T
+    if len(values) == 1:
+        return values, ["all tokens"], "rows"
+    return values, grouped(len(values), math.ceil(len(values) / MAX_HEADS)), "heads"
+
+
+def _by_token(
+    grid: PatchGrid, triplet: int | None, head: int | None, max_tokens: int
+) -> tuple[Float[Tensor, "row layer"], list[str], str]:
+    if triplet is None:
+        places, values = grid.by_position()
+        tall = math.ceil(len(places) / max_tokens)
+        labels = [signed(int(place)) for place in places[::tall]]
+    else:
+        rows = rows_of(grid, triplet)
+        values = grid.values[rows]
+        labels = token_labels(grid, rows, math.ceil(len(rows) / max_tokens))
+    if head is not None:
+        return values[..., head], labels, "tokens"
+    at = values.abs().nan_to_num(nan=-1.0).argmax(-1, keepdim=True)
+    return torch.gather(values, -1, at).squeeze(-1), labels, "tokens"

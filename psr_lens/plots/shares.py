@@ -1,0 +1,103 @@
+"""Heatmaps of shares, which may be negative: one diverging scale around 0 and its bar above the plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psr_lens.plots.style import DIVERGING, SEQUENTIAL, SMALL, escaped
+
+BAR: Final = 66
+"""Pixels from the top of the colour bar's title to the plot."""
+TURNED: Final = 18
+"""Pixels more below the plot for layers in groups, whose labels are turned upright."""
+_NARROW: Final = 12
+_TEXT_UP_TO: Final = 12
+
+
+def share_panel(
+    name: str,
+    values: Float[Tensor, "row column"],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    hover: str,
+    *,
+    written: bool = False,
+) -> go.Heatmap:
+    """One panel; a number stands in each cell where there are few of them and it is asked for."""
+    few = written and len(columns) <= _TEXT_UP_TO
+    return go.Heatmap(
+        name=name,
+        z=values.numpy(),
+        x=list(columns),
+        y=list(range(len(rows))),
+        coloraxis="coloraxis",
+        xgap=1 if len(columns) <= _NARROW else 0,
+        ygap=1,
+        texttemplate="%{z:.2f}" if few else None,
+        textfont={"size": SMALL},
+        hoverongaps=False,
+        hovertemplate=f"{hover}<br>layer %{{x}}<br>%{{z:.3g}}<extra>{escaped(name)}</extra>",
+    )
+
+
+def share_axis(values: Float[Tensor, "..."], plot: int, title: str, *, signed: bool = True) -> dict[str, object]:
+    """The colour axis: as far below 0 as above it, or from 0 on for what cannot be negative."""
+    seen = values[values.isfinite()]
+    limit = float(seen.abs().max()) if len(seen) else 1.0
+    limit = limit if limit > 0 else 1.0
+    return {
+        "cmin": -limit if signed else 0,
+        "cmax": limit,
+        "colorscale": DIVERGING if signed else SEQUENTIAL,
+        "colorbar": {
+            "orientation": "h",
+            "thickness": 10,
+            "len": 0.96,
+            "x": 0.5,
+            "xanchor": "center",
+            # Not "bottom": above the plot, that would make Plotly push the figure's own titles off their places.
+            "y": 1 + BAR / plot,
+            "yanchor": "top",
+            "title": {"text": title, "side": "top", "font": {"size": 12}},
+            "tickfont": {"size": SMALL},
+            "nticks": 5,
+            "outlinewidth": 0.5,
+        },
+    }
+
+
+def strongest(values: Float[Tensor, "row column"], tall: int, wide: int) -> Float[Tensor, "group_row group_column"]:
+    """The value furthest from 0 of each group of `tall` rows and `wide` columns; NaN where a group has none."""
+    if tall == wide == 1:
+        return values
+    rows = [_furthest(values[at : at + tall], 0) for at in range(0, len(values), tall)]
+    stacked = torch.stack(rows)
+    return torch.stack([_furthest(stacked[:, at : at + wide], 1) for at in range(0, stacked.shape[1], wide)], dim=1)
+
+
+def _furthest(values: Tensor, dim: int) -> Tensor:
+    at = values.abs().nan_to_num(nan=-1.0).argmax(dim, keepdim=True)
+    return values.gather(dim, at).squeeze(dim)
+
+
+def grouped(count: int, size: int) -> list[str]:
+    """Labels of groups of numbers from 0 on."""
+    if size == 1:
+        return [str(number) for number in range(count)]
+    return [f"{at}–{min(at + size, count) - 1}" for at in range(0, count, size)]
+
+
+def strongest_note(sizes: dict[str, tuple[int, int]]) -> str:
+    """What a reader must know where neighbours share a cell; what there is, how many of it and how many to a cell."""
+    shared = {word: (count, size) for word, (count, size) in sizes.items() if size > 1}
+    if not shared:
+        return ""
+    counts = " and ".join(f"{count:,} {word}" for word, (count, _) in shared.items())
+    cells = " × ".join(f"{size} {word}" for word, (_, size) in shared.items())
+    return f"{counts} are too many to draw one by one: a cell is the one furthest from 0 of {cells}."
