@@ -285,6 +285,7 @@ def test_missing_scores_are_counted_and_never_0():
     (found,) = table.select(metric="TA@C80")
     assert (found.value, found.alpha, found.n, found.missing) == (22.5, 0.5, 2, 2)
     assert {(row.trait, row.block) for row in table} == {("sea", "descriptions")}
+    assert evaluation({"m": curve}, TA_C80=80.0)._repr_html_() == table._repr_html_()
 
 
 @pytest.mark.parametrize("side", ["trait", "coherence"])

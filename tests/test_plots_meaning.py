@@ -105,6 +105,14 @@ def test_scatter_points_are_the_coefficients_and_the_projections(method):
         assert heading.endswith("no spread" if "Const" in method else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
 
 
+def test_a_constant_whose_lengths_differ_by_rounding_has_no_spread():
+    result = comparison()
+    trace = result.methods["S-Const DiM"]
+    rounded = replace(trace, coefficient=trace.coefficient * (1 + 1e-7 * torch.rand_like(trace.coefficient)))
+    figure = plots.coefficient_scatter(replace(result, methods={"CAA": rounded}), "CAA")
+    assert figure.layout.annotations[0].text == "layer 2 · no spread"
+
+
 def test_large_scatters_keep_the_strongest_tokens_and_say_what_they_left_out():
     result = comparison(("a", "b") * 1_000, responses=2, layers=20)
     figure = plots.coefficient_scatter(result, "A-PSR")

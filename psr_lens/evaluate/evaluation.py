@@ -138,6 +138,10 @@ class Evaluation:
             rows += [self._row(method, metric, each, each.value, percentiles(each.draws)) for metric, each in found]
         return ResultTable(tuple(rows), {**self.settings, "targets": dict(self.targets), "notes": self.notes})
 
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        return self.table()._repr_html_()
+
     def to_markdown(self) -> str:
         """Two tables, what methods reach at the targets and their curves, and a sentence for every target that was not reached."""
         table = self.table()

@@ -104,7 +104,8 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
 
 def _heading(layer: int, added: Tensor, wanted: Tensor) -> str:
     pair = np.stack([added.double().numpy(), wanted.double().numpy()])
-    flat = len(added) < 2 or bool((pair.std(axis=1) == 0).any())
+    # A constant's lengths differ by rounding.
+    flat = len(added) < 2 or bool((pair.std(axis=1) <= 1e-5 * np.abs(pair).max(axis=1)).any())
     return f"layer {layer} · " + ("no spread" if flat else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
 
 
