@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup test lint demo train benchmark clean
+.PHONY: setup test lint notebooks demo train clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# From a clean kernel each; the model of the fourth is a stand-in, since nothing is downloaded.
+notebooks: setup
+	PSR_LENS_MODEL=$(CURDIR)/psr_lens/organism/weights/llama $(BIN)/python notebooks/execute.py --check
 
 demo: setup
 	$(BIN)/psr-lens demo --out demo
