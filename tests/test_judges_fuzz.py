@@ -1,5 +1,6 @@
 """Ten thousand random and hostile texts through every offline judge: no crash, scores from 0 to 100 or missing, in bounded time."""
 
+import os
 import random
 import time
 
@@ -12,6 +13,8 @@ from psr_lens.judges.ifeval_checks import CHECKS
 from psr_lens.organism.grammar import TRAITS
 
 TEXTS = 10_000
+FULL = os.environ.get("PSR_LENS_FUZZ") == "full"
+"""Every text through every judge, the slow ones too, which else get a part of them."""
 LANGUAGES = 800
 """Texts whose language is looked for: langdetect needs some milliseconds for each."""
 
@@ -111,13 +114,13 @@ CASES = {case.instruction: case.arguments for case in IN_THE_FILES + OTHERS}
 @pytest.mark.parametrize("instruction", list(CHECKS))
 def test_every_ifeval_check_takes_any_text(instruction, hostile):
     judge = psr.judges.ifeval(instruction, **CASES[instruction])
-    chosen = hostile[:HOSTILE] + hostile[-LANGUAGES:] if instruction in DETECT else hostile
+    chosen = hostile[:HOSTILE] + hostile[-LANGUAGES:] if instruction in DETECT and not FULL else hostile
     started = time.process_time()
     judged = judge(chosen, ["q"] * len(chosen))
     assert_scores(judged.trait, len(chosen))
     assert np.isnan(judged.coherence).all()
     assert max(map(len, judged.reasons)) < 400
-    assert time.process_time() - started < 60  # a second or so; a pattern that backtracks would take hours
+    assert time.process_time() - started < (600 if FULL else 60)  # a second or so; a pattern that backtracks would take hours
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_the_loose_versions_of_long_texts_take_no_longer(instruction):
 def test_the_organisms_judge_takes_any_text(hostile):
     for number, trait in enumerate(TRAITS):
         # Parsing is the same for all: each random text goes to one trait, some long ones to the first.
-        chosen = hostile[HOSTILE + number :: len(TRAITS)] + (hostile[:HOSTILE:6] if number == 0 else [])
+        chosen = hostile if FULL else hostile[HOSTILE + number :: len(TRAITS)] + (hostile[:HOSTILE:6] if number == 0 else [])
         judged = psr.judges.organism(trait)(chosen, ["what is a bear ?"] * len(chosen))
         assert_scores(judged.trait, len(chosen))
         assert_scores(judged.coherence, len(chosen))
@@ -145,7 +148,7 @@ def test_any_text_may_be_the_question_too(hostile):
 def test_perplexity_takes_any_text(hostile, organism):
     [pair] = psr.prompt_pairs(organism.model, ["what is a bear ?"], "talk like a pirate .")
     judge = psr.judges.perplexity(organism.model, [pair], ["a bear is a strong animal. you can find it in the green forest."])
-    chosen = hostile[:HOSTILE:8] + hostile[-100:]
+    chosen = hostile if FULL else hostile[:HOSTILE:8] + hostile[-100:]
     judged = judge(chosen, [pair.question] * len(chosen))
     assert_scores(judged.coherence, len(chosen), missing=True)
     assert np.isnan(judged.coherence[0])
