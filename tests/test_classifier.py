@@ -175,6 +175,9 @@ def test_it_is_a_judge_for_evaluate(saved, organism):
     pairs = psr.prompt_pairs(organism.model, QUESTIONS[:2], psr.organism.INSTRUCTIONS["pirate"])
     judge = psr.judges.classifier(saved["gpt2"], "pirate")
     assert isinstance(judge, psr.judges.Judge)
-    scores = psr.evaluate(organism.model, pairs, judge)  # one side alone: nothing is complete
-    assert (scores.n, scores.missing) == (0, 2)
-    assert math.isnan(scores.trait)
+    scores = psr.scores_at(
+        organism.model, pairs, judge
+    )  # of one side alone, the other is missing on every answer and counts for none
+    assert (scores.n, scores.missing) == (2, 0)
+    assert 0 <= scores.trait <= 100
+    assert math.isnan(scores.coherence)
