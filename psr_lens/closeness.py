@@ -14,6 +14,7 @@ from torch import Tensor
 
 from psr_lens.batch_reading import BatchReading
 from psr_lens.effects import ActingSite, SiteReading, squares
+from psr_lens.passes import row_counts
 from psr_lens.prompts import Span, Triplet
 from psr_lens.resampling import Estimate, estimate, pearson, ratio, spearman
 
@@ -141,7 +142,7 @@ class ClosenessSums:
         target: BatchReading,
     ) -> None:
         """Add a batch: what the method made of it, what the model makes of it unsteered, and what it makes of it under the prompt."""
-        spanned = [each.pair.span_length(span) + len(each.response_ids) for each in triplets]
+        spanned = row_counts(triplets, span)
         for place, name in enumerate(self._names):
             delta = target.rows[name].float() - base.rows[name].float()
             error = found.rows[name].float() - base.rows[name].float() - delta
@@ -177,7 +178,7 @@ class SiteSums:
         delta: Float[Tensor, "token *head width"],
     ) -> None:
         """Add a batch: what was done at the hook point, and the prompt's own difference there."""
-        spanned = [each.pair.span_length(span) + len(each.response_ids) for each in triplets]
+        spanned = row_counts(triplets, span)
         owner, acting = np.repeat(indices, spanned), reading.acting.cpu().numpy()
         self._tokens.append(
             (owner[acting], *(each.double().cpu().numpy()[acting] for each in (reading.coefficient, reading.projection)))

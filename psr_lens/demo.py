@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from psr_lens import organism
+from psr_lens.artifacts import write_text
 from psr_lens.compare import Comparison, compare
 from psr_lens.errors import InputError
 from psr_lens.evaluate import Scores, best_alpha, best_layer, score, scores_at
@@ -172,10 +173,7 @@ def _with_prefix(say: Callable[[str], None], prefix: str) -> Callable[[str], Non
 def write_results(results: Mapping[str, DemoResult], path: Path) -> None:
     """Write the numbers as JSON, at once or not at all."""
     content = {"format": RESULTS_FORMAT, "traits": {trait: _as_json(result.comparison) for trait, result in results.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _as_json(result: Comparison) -> dict[str, Any]:

@@ -15,15 +15,16 @@ from typing import Any, Final, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from psr_lens.batch_reading import read_batch
 from psr_lens.batches import length_batches
-from psr_lens.composition import SteeringPlan
 from psr_lens.errors import InputError
 from psr_lens.hook_points import layer_of
 from psr_lens.models import HookedModel, device_of, frozen, tokenizer_of
 from psr_lens.notebook import table
-from psr_lens.passes import TOKEN_BUDGET, collect
-from psr_lens.prompts import Span, Triplet, check_triplets, token_table
+from psr_lens.passes import TOKEN_BUDGET, row_counts
+from psr_lens.prompts import Span, Triplet, check_triplets
 from psr_lens.replacement import Replacement
 from psr_lens.statistics import CapturedStatistics
 
@@ -265,8 +266,8 @@ def top_tokens(
     if direction is not None and not 0 <= direction < min(replacement.sites[name].rank for name in names):
         raise InputError("direction", direction, f"0 to {replacement.sites[names[0]].rank - 1}, or None for all together")
     search = _Search(replacement, names, span or replacement.span, direction, k, per_response)
-    for indices in length_batches(triplets, token_budget):
-        search.read(model, triplets, indices, token_budget, progress)
+    for indices in tqdm(list(length_batches(triplets, token_budget)), desc="top tokens", unit="batch", disable=not progress):
+        search.read(model, triplets, indices)
     name = max(names, key=lambda name: search.best[name][-1][0] if search.best[name] else -1.0)
     return TopTokens(
         name,
@@ -296,17 +297,14 @@ class _Search:
         self.active = dict.fromkeys(names, 0)
         self.searched = 0
 
-    def read(self, model: HookedModel, triplets: Sequence[Triplet], indices: Sequence[int], budget: int, progress: bool) -> None:
+    def read(self, model: HookedModel, triplets: Sequence[Triplet], indices: Sequence[int]) -> None:
         """Take in one batch of triplets."""
         chosen = [triplets[index] for index in indices]
-        plan = SteeringPlan.of(self.replacement)
-        arriving = collect(
-            model, chosen, self.names, "base", self.span, steering=plan, arriving=True, token_budget=budget, progress=progress
-        )
-        counts = [triplet.pair.span_length(self.span) + len(triplet.response_ids) for triplet in chosen]
+        arriving = read_batch(model, chosen, [], "base", self.span, steering=self.replacement, arriving=self.names).arriving
+        counts = row_counts(chosen, self.span)
         self.searched += sum(counts)
         for name in self.names:
-            strength = self._strength(name, arriving[name].float())
+            strength = self._strength(name, arriving[name].float().cpu())
             self.active[name] += int((strength > 0).sum())
             for index, own in zip(indices, strength.split(counts), strict=True):
                 values, rows = own.topk(min(self.most or self.k, self.k, len(own)))
@@ -334,7 +332,7 @@ def _in_context(
     ids = (*triplet.pair.base_ids, *triplet.response_ids)
     at = len(triplet.pair.base_ids) - triplet.pair.span_length(span) + row
     before, after = ids[max(0, at - window) : at], ids[at + 1 : at + 1 + window]
-    position = int(token_table(model, [triplet], span).position[row])
+    position = row - triplet.pair.span_length(span)
     return TopToken(strength, _strings(model, [ids[at]])[0], _strings(model, before), _strings(model, after), index, position)
 
 

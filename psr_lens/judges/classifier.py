@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from psr_lens.errors import InputError, ModelError
-from psr_lens.judges.protocol import Judgement
+from psr_lens.judges.protocol import Judgement, check_texts
 from psr_lens.judges.texts import sendable
 
 Side = Literal["trait", "coherence"]
@@ -54,10 +54,7 @@ class ClassifierJudge:
         Raises:
             InputError: not as many questions as texts.
         """
-        if isinstance(texts, str) or isinstance(questions, str):
-            raise InputError("texts" if isinstance(texts, str) else "questions", "one text", "a list of texts")
-        if len(texts) != len(questions):
-            raise InputError("questions", f"{len(questions)} for {len(texts)} texts", "as many questions as texts")
+        check_texts(texts, questions)
         encoded = [self._encode(sendable(text), sendable(question)) for text, question in zip(texts, questions, strict=True)]
         scores = np.full(len(texts), np.nan)
         with tqdm(total=len(texts), desc="judge", unit="text", disable=not self.progress) as bar:

@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens.errors import InputError
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -28,3 +30,15 @@ class Judge(Protocol):
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text as an answer to the question at the same place."""
+
+
+def check_texts(texts: Sequence[str], questions: Sequence[str]) -> None:
+    """Refuse what is not a question for each text.
+
+    Raises:
+        InputError: one string in place of a list, or not as many questions as texts.
+    """
+    if isinstance(texts, str) or isinstance(questions, str):
+        raise InputError("texts" if isinstance(texts, str) else "questions", "one text", "a list of texts")
+    if len(texts) != len(questions):
+        raise InputError("questions", f"{len(questions)} for {len(texts)} texts", "as many questions as texts")

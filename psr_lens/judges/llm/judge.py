@@ -18,7 +18,7 @@ from psr_lens.judges.llm.chat import Chat, Dialect, Failure, client_of
 from psr_lens.judges.llm.reply import Reply
 from psr_lens.judges.llm.settings import Backoff, LLMSettings, LLMUsage
 from psr_lens.judges.llm.template import COHERENCE_PROMPT, PromptTemplate
-from psr_lens.judges.protocol import Judgement
+from psr_lens.judges.protocol import Judgement, check_texts
 from psr_lens.judges.texts import sendable
 
 _SIDES: Final = ("trait", "coherence")
@@ -68,10 +68,7 @@ class LLMJudge:
             InputError: not as many questions as texts.
             JudgeError: nothing can be scored, since the server, the key or the model is not there.
         """
-        if isinstance(texts, str) or isinstance(questions, str):
-            raise InputError("texts" if isinstance(texts, str) else "questions", "one text", "a list of texts")
-        if len(texts) != len(questions):
-            raise InputError("questions", f"{len(questions)} for {len(texts)} texts", "as many questions as texts")
+        check_texts(texts, questions)
         prompts = {
             side: [template.fill(sendable(question), sendable(text)) for question, text in zip(questions, texts, strict=True)]
             for side, template in zip(_SIDES, (self.trait_prompt, self.coherence_prompt), strict=True)
