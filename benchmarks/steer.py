@@ -1,7 +1,7 @@
 """What steering costs while a model generates, as ratios of tokens a second; the runs take turns.
 
 python benchmarks/steer.py                 # organism and a random GPT-2-small-sized model; about 15 minutes on 2 cores
-python benchmarks/steer.py --quick         # fewer tokens and repeats, only batch 1 on the large model; under a minute
+python benchmarks/steer.py --quick         # fewer tokens and repeats, only our own generation, and only batch 1 on the large model; under a minute
 python benchmarks/steer.py --json out.json
 On a CUDA GPU, if there is one, also a random model of 24 layers and d_model 2,048 in bfloat16.
 """
@@ -128,8 +128,8 @@ def main(
     for model, sizes in ((psr.load_model("organism"), (1, 32)), (random_gpt2(GPT2_SMALL), (1,) if quick else (1, 32))):
         small = model.cfg.d_model < GPT2_SMALL["n_embd"]
         for batch in sizes:
-            new, repeats = (32 if small else 8, 3) if quick else (32, 25 if small else 11 if batch == 1 else 5)
-            for own in (True,) if quick and not small else (True, False):
+            new, repeats = ((16, 3) if small else (8, 2)) if quick else (32, 25 if small else 11 if batch == 1 else 5)
+            for own in (True,) if quick else (True, False):
                 found[machine()] += cost_of_steering(endless(model), batch, new, repeats, own=own)
     if torch.cuda.is_available():
         large = endless(random_gpt2(LARGE, device="cuda", dtype=torch.bfloat16))

@@ -32,6 +32,9 @@ def fit(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder for the state of a joint fit, to go on from after a crash.")
     ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for the activations of a sequential or local fit that are larger than memory.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, where the file holds none.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU of its own for every process if there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the responses, where the file holds none.")] = 0,
@@ -47,7 +50,7 @@ def fit(
         first = rank_and_world_size()[0] == 0
         loaded = psr.load_model(model, device=device or own_device())
         chosen = _of_group(loaded, triplets, group, max_new_tokens, seed, first)
-        learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, progress=first)
+        learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, scratch=scratch, progress=first)
         if first:
             learned.save(out)
             told = f"{learned}\nfitted on {len(chosen)} triplets → {out}  ({time.perf_counter() - began:.0f} s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.layerwise import fit_layerwise
@@ -12,7 +13,13 @@ from psr_lens.replacement import Site
 
 
 def fit_sequential(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig, *, progress: bool = False
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    names: Sequence[str],
+    config: FitConfig,
+    *,
+    scratch: Path | None = None,
+    progress: bool = False,
 ) -> dict[str, Site]:
     """Fit the sites `names` one after the other, in the model's order.
 
@@ -20,7 +27,10 @@ def fit_sequential(
     there and then and applied, and the pass goes on. So each site corrects what the earlier ones missed, and is trained on the inputs
     that it will see.
 
+    With `scratch`, a folder, activations wait there in files, where they are larger than memory.
+
     Raises:
+        InputError: files cannot be written to `scratch`.
         FitError: an activation or a site is not finite; names the hook point.
     """
-    return fit_layerwise(model, triplets, names, config, "steered by the sites", progress=progress)
+    return fit_layerwise(model, triplets, names, config, "steered by the sites", scratch=scratch, progress=progress)
