@@ -1,6 +1,7 @@
-"""Peak memory of an A-PSR joint fit against a bare forward and backward pass of the same batch, each in a process of its own.
+"""Peak memory of fits, each in a process of its own; Linux, on the CPU.
 
-python benchmarks/memory.py                 # a random model of GPT-2 small's size, 8 triplets; Linux, on the CPU
+python benchmarks/memory.py                 # joint A-PSR against a bare forward and backward pass; a random model of GPT-2 small's size
+python benchmarks/memory.py --scratch       # sequential A-PSR, activations in memory and in files, of 100 and of 800 triplets
 python benchmarks/memory.py --json out.json
 """
 
@@ -10,6 +11,8 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +27,9 @@ from psr_lens.batches import context_batch
 from psr_lens.models import HookedModel, forward, frozen
 from psr_lens.prompts import Triplet
 
+MEDIUM = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 1_024, "vocab_size": 1_000}
+IN_MEMORY, IN_FILES = "A-PSR sequential, in memory", "A-PSR sequential, in files"
+COUNTS = (100, 800)
 JOBS = ("bare, to the last residual stream", "bare, to the logits", "A-PSR joint, MSE", "A-PSR joint, LL")
 
 
@@ -31,6 +37,37 @@ def resident(field: str) -> float:
     """Resident megabytes of the process, now (`VmRSS`) or at their peak (`VmHWM`)."""
     [kilobytes] = re.findall(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(kilobytes) / 1024
+
+
+class Anonymous(threading.Thread):
+    """The most memory that the process had within a `with` block beyond what it had before, mapped files left out, in megabytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.before = self.most = resident("RssAnon")
+        self._over = threading.Event()
+
+    def __enter__(self) -> Anonymous:
+        self.start()
+        return self
+
+    def run(self) -> None:
+        """Look every other millisecond."""
+        while not self._over.wait(0.002):
+            self.most = max(self.most, resident("RssAnon"))
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
+
+
+def measure_sequential(job: str, count: int) -> dict[str, Any]:
+    """What a layerwise fit needs beyond the model and the triplets; files that are mapped can give their memory back at any time."""
+    model, triplets = random_gpt2(MEDIUM), random_triplets(MEDIUM["vocab_size"], count)
+    config = psr.FitConfig(regression_batch=2_048, regression_steps=5)
+    with tempfile.TemporaryDirectory() as folder, Anonymous() as used:
+        psr.fit(model, triplets, config, scratch=folder if job == IN_FILES else None)
+    return {"job": f"{job}, {count} triplets", "before": used.before, "extra": used.most - used.before}
 
 
 def bare(model: HookedModel, triplets: list[Triplet], to_logits: bool) -> None:
@@ -51,6 +88,8 @@ def bare(model: HookedModel, triplets: list[Triplet], to_logits: bool) -> None:
 
 def measure(job: str, count: int) -> dict[str, Any]:
     """What the process that does one job needs beyond the loaded model."""
+    if job in (IN_MEMORY, IN_FILES):
+        return measure_sequential(job, count)
     model = random_gpt2(GPT2_SMALL)
     triplets = random_triplets(GPT2_SMALL["vocab_size"], count)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -66,20 +105,25 @@ def measure(job: str, count: int) -> dict[str, Any]:
 def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
     count: Annotated[int, typer.Option(help="Triplets in the batch.")] = 8,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Layerwise fits, in memory and in files, of few and many triplets.")
+    ] = False,
     job: Annotated[str | None, typer.Option(help="Do this job alone and print its numbers.")] = None,
 ) -> None:
     """Run the benchmark and print its table."""
     if job:
         print(json.dumps(measure(job, count)))
         return
+    sizes = MEDIUM if scratch else GPT2_SMALL
+    jobs = [(each, many) for each in (IN_MEMORY, IN_FILES) for many in COUNTS] if scratch else [(each, count) for each in JOBS]
     rows = []
-    for each in JOBS:
-        command = [sys.executable, __file__, "--job", each, "--count", str(count)]
+    for each, many in jobs:
+        command = [sys.executable, __file__, "--job", each, "--count", str(many)]
         rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
-    title = f"{GPT2_SMALL['n_layer']} layers, d_model {GPT2_SMALL['n_embd']}, {count} triplets"
-    table = Table("job", "MB beyond the model", "against bare", title=title)
-    for row in rows:
-        against = rows[1] if row["job"].endswith(("LL", "logits")) else rows[0]
+    title = f"{sizes['n_layer']} layers, d_model {sizes['n_embd']}" + ("" if scratch else f", {count} triplets")
+    table = Table("job", "MB beyond the model", f"against {'fewer triplets' if scratch else 'bare'}", title=title)
+    for place, row in enumerate(rows):
+        against = rows[place - place % 2] if scratch else rows[1] if row["job"].endswith(("LL", "logits")) else rows[0]
         row["ratio"] = row["extra"] / against["extra"]
         table.add_row(row["job"], f"{row['extra']:,.0f}", f"{row['ratio']:.2f}")
     Console().print(table)

@@ -1,7 +1,7 @@
 """What steering costs while a model generates, as ratios of tokens a second; the runs take turns.
 
 python benchmarks/steer.py                 # organism and a random GPT-2-small-sized model; about 15 minutes on 2 cores
-python benchmarks/steer.py --quick         # fewer tokens and repeats, only our own generation, and only batch 1 on the large model; under a minute
+python benchmarks/steer.py --quick         # fewer tokens and repeats, our own generation, the large model at batch 1 only; under a minute
 python benchmarks/steer.py --json out.json
 On a CUDA GPU, if there is one, also a random model of 24 layers and d_model 2,048 in bfloat16.
 """

@@ -39,7 +39,9 @@ def test_files_give_the_same_as_memory_to_the_last_bit(tiny, tmp_path, solver, s
 def test_bfloat16_waits_as_it_is(tmp_path, folders):
     model = psr.load_model(folders["llama"], dtype=torch.bfloat16, backend="bridge")
     triplets = random_triplets(model, 4)
-    assert_same(psr.fit(model, triplets, config_of("sequential"), scratch=tmp_path), psr.fit(model, triplets, config_of("sequential")))
+    assert_same(
+        psr.fit(model, triplets, config_of("sequential"), scratch=tmp_path), psr.fit(model, triplets, config_of("sequential"))
+    )
 
 
 @pytest.mark.parametrize("settings", [{"solver": "sequential", "polish_epochs": 1}, {"solver": "joint", "start": "local"}], ids=str)

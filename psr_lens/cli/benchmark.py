@@ -21,7 +21,7 @@ def main() -> None:
 
 @benchmark_app.command()
 def organism(
-    family: Annotated[str, typer.Option(help="llama, gpt2 or both, which then run at once, a process each.")] = "both",
+    family: Annotated[str, typer.Option(help="llama, gpt2 or both.")] = "both",
     out: Annotated[Path, typer.Option(help="Folder of results, fits and answers; a run that was cut off goes on there.")] = Path(
         "benchmark"
     ),
