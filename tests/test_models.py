@@ -139,7 +139,7 @@ def test_an_empty_folder_is_a_model_error(tmp_path):
 
 
 def test_without_hooked_transformer_the_bridge_is_taken(folders, monkeypatch):
-    monkeypatch.setattr(models, "has_hooked_transformer", lambda: False)
+    monkeypatch.setattr(models.load, "has_hooked_transformer", lambda: False)
     assert models.is_bridge(psr.load_model(folders["llama"]))
     with pytest.raises(ModelError, match=r"removed in 4\.0"):
         psr.load_model(folders["llama"], backend="hooked_transformer")
