@@ -46,21 +46,22 @@ def fit_layerwise(
     base, steered = ([context_batch(group, context, config.span, device) for group in groups] for context in ("base", "steered"))
     alpha = [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)]
     tokens = sum(map(len, alpha))
-    store = device if tokens <= config.regression_batch else torch.device("cpu")
     sites: dict[str, Site] = {}
     bar = tqdm(total=len(names), desc=f"fit {config.solver}", unit="layer", disable=not progress)
 
     def visit(name: str, arrived: list[Tensor]) -> list[Tensor]:
         in_base, in_steered = arrived[: len(base)], arrived[len(base) :]
         if name in names:
-            inputs = torch.cat([_rows(*each).to(store) for each in zip(in_base, base, strict=True)])
-            targets = torch.cat([_rows(*each).to(store) for each in zip(in_steered, steered, strict=True)])
+            here = in_base[0].device  # that of the layer, where its site is fitted too
+            store = here if tokens <= config.regression_batch else torch.device("cpu")
+            inputs = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_base, base, strict=True)])
+            targets = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_steered, steered, strict=True)])
             targets = targets.float() - inputs.float()
-            sites[name] = _fitted(name, inputs, targets, torch.cat(alpha).to(store), config, device)
+            sites[name] = _fitted(name, inputs, targets, torch.cat(alpha).to(store), config, here)
         left = whole = 0.0
         changed = []
         for ours, batch, theirs, other, strength in zip(in_base, base, in_steered, steered, alpha, strict=True):
-            rows, wanted = _rows(ours, batch), _rows(theirs, other)
+            rows, wanted = batch.rows_of(ours), other.rows_of(theirs)
             moved = wanted
             if name in names:
                 moved = _steered(rows, sites[name], strength)
@@ -68,7 +69,7 @@ def fit_layerwise(
                 whole += float((wanted - rows).double().square().sum())
             if go_on == "with the prompt's":
                 moved = wanted if name.endswith("hook_resid_post") else rows
-            changed.append(ours.flatten(0, 1).index_copy(0, batch.rows, moved.to(ours.dtype)).view_as(ours))
+            changed.append(ours.flatten(0, 1).index_copy(0, batch.rows.to(ours.device), moved.to(ours.dtype)).view_as(ours))
         if name in names:
             bar.set_postfix(hook=name, error=f"{(left / whole) ** 0.5 if whole else 0.0:.3f}", refresh=False)
             bar.update()
@@ -99,16 +100,12 @@ def _fitted(name: str, inputs: Tensor, targets: Tensor, alpha: Tensor, config: F
     return site
 
 
-def _rows(activation: Tensor, batch: ContextBatch) -> Float[Tensor, "token *head width"]:
-    return activation.flatten(0, 1).index_select(0, batch.rows)
-
-
 def _steered(
     rows: Float[Tensor, "token *head width"], site: Site, strength: Float[Tensor, "token"]
 ) -> Float[Tensor, "token *head width"]:
     precise = torch.promote_types(rows.dtype, torch.float32)
     added = site.to(rows.device, precise).intervention(rows.to(precise))
-    return rows + (strength.view(-1, *[1] * (rows.ndim - 1)) * added).to(rows.dtype)
+    return rows + (strength.to(rows.device).view(-1, *[1] * (rows.ndim - 1)) * added).to(rows.dtype)
 
 
 def _per_token(batch: ContextBatch, triplets: Sequence[Triplet]) -> Float[Tensor, "token"]:

@@ -12,7 +12,6 @@ from psr_lens.models.hooked_model import (
     device_of,
     has_hooked_transformer,
     is_bridge,
-    layer_device,
     tokenizer_of,
 )
 from psr_lens.models.identity import fingerprint, processing, processing_differs
@@ -37,7 +36,6 @@ __all__ = [
     "has_hooked_transformer",
     "is_bridge",
     "is_switched_off",
-    "layer_device",
     "load_model",
     "processing",
     "processing_differs",

@@ -54,17 +54,14 @@ def is_bridge(model: HookedModel) -> bool:
 
 def device_of(model: HookedModel) -> torch.device:
     """The device that tokens must be on: that of the embedding, where the model is spread over several."""
-    # A bridge lists its parameters in an order of its own.
-    if is_bridge(model) and int(getattr(model.cfg, "n_devices", None) or 1) > 1:
+    if is_bridge(model) and is_spread(model):  # which lists its parameters in an order of its own
         return torch.device(model.cfg.device)
     return next(iter(model.parameters())).device
 
 
-def layer_device(model: HookedModel, layer: int | None) -> torch.device:
-    """The device of one block, where its activations are; of a point outside the blocks (None) that of the tokens."""
-    if layer is None:
-        return device_of(model)
-    return next(iter(cast(Any, model).blocks[layer].parameters())).device
+def is_spread(model: HookedModel) -> bool:
+    """Whether its layers are on several devices."""
+    return int(getattr(model.cfg, "n_devices", None) or 1) > 1
 
 
 def context_length(model: HookedModel) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from psr_lens.models.hooked_model import HookedModel, all_modules, device_of, is_bridge
+from psr_lens.models.hooked_model import HookedModel, all_modules, device_of, is_bridge, is_spread
 
 
 def forward(
@@ -32,7 +32,7 @@ def forward(
     """
     if stop_at_layer is not None and stop_at_layer >= model.cfg.n_layers:
         stop_at_layer = None
-    return cast(Tensor, model(tokens, attention_mask=mask, stop_at_layer=stop_at_layer))
+    return cast(Tensor, model(tokens, attention_mask=mask, stop_at_layer=stop_at_layer)).to(tokens.device)
 
 
 class Decoder:
@@ -68,15 +68,17 @@ class Decoder:
             given = {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
         else:
             given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
-        return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))[:, -1]
+        return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))[:, -1].to(new.device)
 
     def select(self, rows: Int[Tensor, "row"]) -> None:
         """Go on with these sequences of the batch, some of them more than once."""
         if is_bridge(self._model):
-            self._cache.batch_select_indices(rows)
+            # Each layer's part of it lies on that layer's device, and is chosen from by indices there or on the CPU.
+            self._cache.batch_select_indices(rows.cpu() if is_spread(self._model) else rows)
             return
         for entry in self._cache.entries:
-            entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
+            here = rows.to(entry.past_keys.device)
+            entry.past_keys, entry.past_values = entry.past_keys[here], entry.past_values[here]
         self._cache.previous_attention_mask = self._cache.previous_attention_mask[rows]
 
 
