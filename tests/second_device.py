@@ -7,10 +7,15 @@ operation on tensors of both devices fails as on real ones, but for what PyTorch
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from psr_lens.fit import lockstep
+from psr_lens.models import forward
 
 FAR = torch.device("meta")
 
@@ -38,6 +43,16 @@ class _Routing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
+
+
+class _Making(TorchFunctionMode):
+    """`torch.tensor` goes past the dispatcher."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and kwargs.get("device") is not None and torch.device(kwargs["device"]) == FAR:
+            return Far(func(*args, **kwargs | {"device": "cpu"}))
+        return func(*args, **kwargs)
 
 
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
@@ -73,7 +88,22 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 @contextmanager
 def second_device() -> Iterator[None]:
     """A second device for the length of a `with` block."""
-    with _Routing():
+    autocast, is_enabled = torch.autocast, torch.is_autocast_enabled
+
+    def known(kind: str) -> str:  # to autocast, `meta` is no device
+        return "cpu" if kind == FAR.type else kind
+
+    def routed(*args: Any, **kwargs: Any) -> Any:  # modes are of one thread, and each pass in lockstep has its own
+        with _Making(), _Routing():
+            return forward(*args, **kwargs)
+
+    with (
+        _Making(),
+        _Routing(),
+        patch.object(lockstep, "forward", routed),
+        patch.object(torch, "autocast", lambda kind, *args, **kwargs: autocast(known(kind), *args, **kwargs)),
+        patch.object(torch, "is_autocast_enabled", lambda kind: is_enabled(known(kind))),
+    ):
         yield
 
 

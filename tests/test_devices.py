@@ -14,8 +14,8 @@ NAMES = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 FITS = [
-    psr.FitConfig(regression_steps=20),
-    psr.FitConfig(solver="local", regression_steps=20),
+    psr.FitConfig(regression_steps=5),
+    psr.FitConfig(solver="local", regression_steps=5),
     psr.FitConfig(solver="joint", epochs=6, batch_size=4, learning_rate=3e-2, regulariser=0.1),
     psr.FitConfig(solver="joint", objective="ll", epochs=2, batch_size=4),
     psr.FitConfig(solver="reft_r1", layers=2, epochs=2, batch_size=4),
@@ -28,21 +28,20 @@ FITS = [
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_models_in_half_precision_have_probes_in_float32(folders, load, family, backend, dtype):
-    model, whole = psr.load_model(folders[family], backend=backend, dtype=dtype), load(family, backend).model
+def test_models_in_half_precision_have_probes_in_float32(folders, load, backend, dtype):
+    model, whole = psr.load_model(folders["llama"], backend=backend, dtype=dtype), load("llama", backend).model
     triplets = random_triplets(model, 4)
     captured, wanted = (psr.capture(each, triplets, "resid_post") for each in (model, whole))
     for name in NAMES:
         assert captured[name].dtype == dtype
         off = (captured[name].float() - wanted[name]).norm() / wanted[name].norm()
         assert off < (0.1 if dtype == torch.bfloat16 else 0.02)
-    for config in FITS:
+    for solver in ("sequential", "joint"):
+        config = psr.FitConfig(solver=solver, regression_steps=5, epochs=15, batch_size=4, learning_rate=3e-2, regulariser=0.0)
         fitted = psr.fit(model, triplets, config)
         for site in fitted.sites.values():
             assert {part.dtype for part in (site.directions, site.weights, site.bias)} == {torch.float32}
-        if config.solver in ("sequential", "local") or (config.solver == "joint" and config.objective == "mse"):
-            assert relative_error(model, triplets, fitted) < 0.95
+        assert relative_error(model, triplets, fitted) < 0.95
     replacement, unsteered = random_replacement(model), logits_of(model, PROMPT)
     with replacement.steer(model, 0.0):
         assert torch.equal(logits_of(model, PROMPT), unsteered)
@@ -75,7 +74,7 @@ def test_on_a_gpu_everything_is_as_on_the_cpu(folders, load, backend):
     model, on_cpu = psr.load_model(folders["llama"], device="cuda", backend=backend), load("llama", backend).model
     triplets = random_triplets(model, 4)
     captured, wanted = (psr.capture(each, triplets, "all") for each in (model, on_cpu))
-    for name, rows in wanted.items():
+    for name, rows in wanted.deltas.items():
         torch.testing.assert_close(captured[name].cpu(), rows, atol=1e-3, rtol=1e-3)
     for config in FITS:
         fitted = psr.fit(model, triplets, config)
@@ -91,7 +90,6 @@ def test_a_map_of_devices_goes_to_accelerate_and_takes_a_bridge(folders, load):
     for device_map in ("auto", "cpu", {"": "cpu"}, places):
         model = psr.load_model(folders["llama"], device_map=device_map)
         assert is_bridge(model)
-        assert set(map(str, model.original_model.hf_device_map.values())) <= {"cpu", "0"}
         torch.testing.assert_close(logits_of(model, PROMPT), logits_of(load("llama", "bridge").model, PROMPT))
 
 
@@ -127,7 +125,7 @@ def test_layers_on_several_gpus_are_as_on_one(folders, load, backend):
         with psr.fit(model, triplets, config).steer(model):
             assert logits_of(model, PROMPT).isfinite().all()
     captured, wanted = (psr.capture(each, triplets, "resid_post") for each in (model, on_cpu))
-    for name, rows in wanted.items():
+    for name, rows in wanted.deltas.items():
         torch.testing.assert_close(captured[name].cpu(), rows, atol=1e-3, rtol=1e-3)
 
 
@@ -154,9 +152,9 @@ def test_the_second_device_is_one(two_devices):
 def test_across_devices_logits_and_captures_are_as_on_one(two_devices, load):
     alone, triplets = load("llama", "bridge").model, random_triplets(two_devices, 5)
     torch.testing.assert_close(logits_of(two_devices, PROMPT), logits_of(alone, PROMPT))
-    for settings in ({"hooks": "all"}, {"hooks": "pattern"}, {"hooks": "resid_post", "difference": "local"}):
+    for settings in ({"hooks": ["resid_post", "z"]}, {"hooks": "pattern"}, {"hooks": "resid_post", "difference": "local"}):
         found, wanted = (psr.capture(model, triplets, **settings) for model in (two_devices, alone))
-        for name, rows in wanted.items():
+        for name, rows in wanted.deltas.items():
             assert found[name].device.type == "cpu"
             torch.testing.assert_close(found[name], rows)
 
@@ -177,7 +175,7 @@ def test_across_devices_a_fit_is_as_on_one(two_devices, load, config):
     ]
 
 
-def test_across_devices_comparisons_and_patches_are_as_on_one(two_devices, load):
+def test_across_devices_comparisons_are_as_on_one(two_devices, load):
     alone, triplets = load("llama", "bridge").model, random_triplets(two_devices, 3)
     replacement = random_replacement(alone)
     found, wanted = (psr.compare(model, triplets, {"random": replacement}) for model in (two_devices, alone))

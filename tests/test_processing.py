@@ -65,7 +65,8 @@ def test_a_processed_model_is_captured_fitted_and_steered(pair, tmp_path):
         logits_of(model, PROMPT).log_softmax(-1), logits_of(plain, PROMPT).log_softmax(-1), atol=1e-4, rtol=1e-4
     )
     triplets, before, unsteered = random_triplets(model, 4), state_of(model), logits_of(model, PROMPT)
-    assert all(rows.isfinite().all() for rows in psr.capture(model, triplets, "all").values())
+    captured = psr.capture(model, triplets, "all")
+    assert all(delta.isfinite().all() for delta in captured.deltas.values())
     for config in (
         psr.FitConfig(regression_steps=20),
         psr.FitConfig(solver="joint", epochs=10, batch_size=4, learning_rate=3e-2, regulariser=0.0),
