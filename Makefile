@@ -1,19 +1,31 @@
 # `make test` and `make demo` set everything up by themselves; a second call takes seconds.
 PYTHON ?= python3
 VENV := .venv
+TL4 := .venv-tl4
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test lint notebooks demo train clean
+.PHONY: setup test test-tl4 matrix lint notebooks demo train clean
 
 setup: $(STAMP)
 
 # torch comes first and pinned: without it a looser range of another package would fetch another build.
+define environment
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(2) torch
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(2) --editable ".[dev]"
+touch $(1)/.ready
+endef
+
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $(STAMP)
+	$(call environment,$(VENV),constraints.txt)
+
+# The next generation of TransformerLens, which has no HookedTransformer; everything else is the same.
+$(TL4)/.ready: pyproject.toml constraints.txt
+	mkdir -p $(TL4)
+	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(TL4)/constraints.txt
+	$(call environment,$(TL4),$(TL4)/constraints.txt)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -21,7 +33,17 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
+
+# All tests again on TransformerLens 4, where those that need the class HookedTransformer say so and skip themselves.
+test-tl4: $(TL4)/.ready
+	$(TL4)/bin/python $(PYTEST)
+
+# The README's table of architectures.
+matrix: setup $(TL4)/.ready
+	$(BIN)/python -m pytest --quiet tests/test_architectures.py --matrix $(VENV)/matrix.json
+	$(TL4)/bin/python -m pytest --quiet tests/test_architectures.py --matrix $(TL4)/matrix.json
+	$(BIN)/python tests/matrix.py README.md $(VENV)/matrix.json $(TL4)/matrix.json
 
 # From a clean kernel each; the model of the fourth is a stand-in, since nothing is downloaded.
 notebooks: setup
@@ -35,4 +57,4 @@ train: setup
 	$(BIN)/python -m psr_lens.organism.train --family gpt2 --out psr_lens/organism/weights/gpt2
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TL4) demo .pytest_cache .mypy_cache .ruff_cache

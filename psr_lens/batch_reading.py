@@ -35,7 +35,7 @@ class BatchReading:
     """What one teacher-forced pass over a batch was seen to do; rows are the span's tokens, triplet after triplet."""
 
     rows: Mapping[str, Float[Tensor, "token ..."]]
-    """Hook name to the activations that the model went on with, on its device."""
+    """Hook name to the activations that the model went on with, on the device of its tokens."""
     arriving: Mapping[str, Float[Tensor, "token ..."]]
     """Hook name to the activations as they came, before a replacement acted there."""
     logits: Float[Tensor, "response_token d_vocab"] | None
@@ -106,15 +106,16 @@ def layers_needed(names: Sequence[str]) -> int | None:
 
 
 def gather(activation: Tensor, batch: ContextBatch, rows: Int[Tensor, "token"], name: str) -> Tensor:
-    """Some tokens' rows, copied once; `[token, head, key]` of an attention pattern."""
-    width = batch.tokens.shape[1]
+    """Some tokens' rows, copied once, on the device of the tokens; `[token, head, key]` of an attention pattern."""
+    width, home = batch.tokens.shape[1], rows.device
+    rows = rows.to(activation.device)  # that of the layer
     if is_pattern(name):
-        return activation[rows // width, :, rows % width]
+        return activation[rows // width, :, rows % width].to(home)
     if len(activation) < len(batch.tokens):  # shared by the batch, as GPT-2's position embeddings may be
-        return activation[0, rows % width]
+        return activation[0, rows % width].to(home)
     if activation.shape[1] > width:  # HookedTransformer's rotated keys hold the prefix too
         activation = activation[:, -width:]
-    return activation.flatten(0, 1).index_select(0, rows)
+    return activation.flatten(0, 1).index_select(0, rows).to(home)
 
 
 def keep(held: dict[str, Tensor], name: str, batch: ContextBatch) -> Any:

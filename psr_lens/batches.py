@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psr_lens.prompts import Context, Span, Triplet
@@ -45,6 +45,10 @@ class ContextBatch:
     def rows(self) -> Int[Tensor, "token"]:
         """Indices of the span's tokens in the flattened batch, sequence after sequence."""
         return self.span.flatten().nonzero().flatten()
+
+    def rows_of(self, activation: Float[Tensor, "batch position *head width"]) -> Float[Tensor, "token *head width"]:
+        """The span's rows of an activation, on the device of the layer that it comes from."""
+        return activation.flatten(0, 1).index_select(0, self.rows.to(activation.device))
 
 
 def context_batch(triplets: Sequence[Triplet], context: Context, span: Span, device: torch.device | str = "cpu") -> ContextBatch:

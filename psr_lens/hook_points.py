@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, device_of, forward
+from psr_lens.models import HookedModel, device_of, distinct_names, forward, is_switched_off
 from psr_lens.notebook import table
 
 KINDS: Final = {
@@ -32,13 +32,6 @@ KINDS: Final = {
     "mlp_post": "blocks.*.mlp.hook_post",
 }
 """Short names for the hook points of one kind at every layer."""
-
-_PREFERRED: Final = re.compile(
-    r"hook_(embed|pos_embed|resid_pre|resid_mid|resid_post|attn_out|mlp_out)$"
-    r"|attn\.hook_(q|k|v|z|rot_q|rot_k|result|attn_scores|pattern)$|mlp\.hook_(pre|post|pre_linear)$"
-    r"|ln\w*\.hook_(scale|normalized)$"
-)
-"""Where a bridge has several names for one point, the one that HookedTransformer has too is taken."""
 
 _PROBE_BATCH: Final = 2
 _PROBE_LENGTH: Final = 5
@@ -134,7 +127,7 @@ def hook_points(model: HookedModel) -> HookPointTable:
     Aliases of a bridge are listed once. Points that TransformerLens has but that stay silent (`attn.hook_result` and kin, until
     `set_use_attn_result(True)`) are left out. Costs one forward pass of ten tokens.
     """
-    return HookPointTable(_probe(model, _distinct_names(model)))
+    return HookPointTable(_probe(model, distinct_names(model)))
 
 
 def hook_shapes(model: HookedModel, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -168,29 +161,6 @@ def _is_per_token(activation: object) -> bool:
         return False
     is_square = activation.ndim == 4 and activation.shape[2:] == (_PROBE_LENGTH, _PROBE_LENGTH)
     return activation.shape[:2] == (_PROBE_BATCH, _PROBE_LENGTH) and not is_square
-
-
-def _distinct_names(model: HookedModel) -> Iterator[str]:
-    names: dict[int, str] = {}
-    for name, point in model.hook_dict.items():
-        if _is_inert(model, name):
-            continue
-        if id(point) not in names or (_PREFERRED.search(name) and not _PREFERRED.search(names[id(point)])):
-            names[id(point)] = name
-    yield from names.values()
-
-
-def _is_inert(model: HookedModel, name: str) -> bool:
-    """Hook points behind a switch; a bridge raises when one is hooked with its switch off."""
-    switches = {
-        "attn.hook_result": "use_attn_result",
-        "hook_attn_in": "use_attn_in",
-        "hook_mlp_in": "use_hook_mlp_in",
-        "hook_q_input": "use_split_qkv_input",
-        "hook_k_input": "use_split_qkv_input",
-        "hook_v_input": "use_split_qkv_input",
-    }
-    return any(name.endswith(suffix) and not getattr(model.cfg, switch, False) for suffix, switch in switches.items())
 
 
 def select_hooks(model: HookedModel, hooks: str | Sequence[str], layers: Sequence[int] | None = None) -> list[str]:
@@ -229,7 +199,7 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
     found = [name for name in points if fnmatch.fnmatchcase(name, pattern)]
     if not found:
         named = [name for name in model.hook_dict if fnmatch.fnmatchcase(name, pattern)]
-        if any(_is_inert(model, name) for name in named):
+        if any(is_switched_off(model, name) for name in named):
             raise InputError(
                 "hooks", repr(wanted), "a hook point that fires", "Turn it on first, e.g. `model.set_use_attn_result(True)`."
             )

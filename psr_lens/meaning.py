@@ -21,7 +21,7 @@ from psr_lens.batch_reading import read_batch
 from psr_lens.batches import length_batches
 from psr_lens.errors import InputError
 from psr_lens.hook_points import layer_of
-from psr_lens.models import HookedModel, device_of, frozen, tokenizer_of
+from psr_lens.models import HookedModel, frozen, tokenizer_of
 from psr_lens.notebook import table
 from psr_lens.passes import TOKEN_BUDGET, row_counts
 from psr_lens.prompts import Span, Triplet, check_triplets
@@ -175,8 +175,8 @@ def residual_logits(model: HookedModel, vectors: Float[Tensor, "vector d_model"]
     scaled = (vectors.double() / lengths.clamp(min=torch.finfo(torch.float32).tiny) * math.sqrt(vectors.shape[1])).float()
     inner: Any = model
     with torch.no_grad(), frozen(model):
-        dtype = next(iter(model.parameters())).dtype
-        streams = torch.cat([scaled, torch.zeros_like(scaled[:1])]).to(device_of(model), dtype)
+        weights = next(iter(inner.unembed.parameters()))
+        streams = torch.cat([scaled, torch.zeros_like(scaled[:1])]).to(weights.device, weights.dtype)
         logits: Tensor = inner.unembed(inner.ln_final(streams[None]))[0].float().cpu()
     return logits[:-1] - logits[-1]
 

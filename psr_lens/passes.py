@@ -240,7 +240,7 @@ class Reading:
         def replace(name: str) -> Any:
             def hook(activation: Tensor, hook: Any) -> Tensor:
                 replaced = activation.clone()
-                replaced.flatten(0, 1)[base.rows] = wanted[name]
+                replaced.flatten(0, 1)[base.rows.to(replaced.device)] = wanted[name].to(replaced.device)
                 return replaced
 
             return hook

@@ -23,7 +23,7 @@ from torch import Tensor
 from psr_lens.artifacts import read_settings, read_tensors, write_artifact
 from psr_lens.curve import LearningCurve
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, fingerprint, is_bridge
+from psr_lens.models import HookedModel, edit_fault, fingerprint, processing_differs
 from psr_lens.notebook import table
 from psr_lens.prompts import Span
 from psr_lens.site import Rule, Site
@@ -120,7 +120,7 @@ class Replacement:
                 the span `R`, and for `QR` the question's first token in an unpadded prompt.
 
         Raises:
-            ArtifactError: the model has other sizes, or lacks one of the hook points.
+            ArtifactError: the model has other sizes, its weights were processed otherwise, or it lacks one of the hook points.
             InputError: `alpha` is not finite, or `start` is needed and missing.
         """
         hooks = self.hooks(model, alpha, start=start)
@@ -155,7 +155,7 @@ class Replacement:
         """Refuse a model that the replacement cannot act on.
 
         Raises:
-            ArtifactError: sizes or hook names differ.
+            ArtifactError: sizes, hook names or the processing of the weights differ.
         """
         theirs = fingerprint(model)
         for key in ("d_model", "n_layers"):
@@ -164,6 +164,8 @@ class Replacement:
                     f"model: this replacement was made for {self.model.get('model_name')} with {key}={self.model[key]}, "
                     f"this model ({theirs['model_name']}) has {key}={theirs[key]}. Load the model that it was made for, or fit a new one."
                 )
+        if reason := processing_differs(self.model, model):
+            raise ArtifactError(f"model: this replacement cannot act on {theirs['model_name']}: {reason}")
         hook_dict = model.hook_dict
         for name, site in self.sites.items():
             if name not in hook_dict:
@@ -171,11 +173,8 @@ class Replacement:
                     f"model: it has no hook point {name!r}, where this replacement acts. "
                     "Load the model that it was made for; `psr_lens.hook_points(model)` lists what this one has."
                 )
-            if name.endswith(".hook_resid_mid") and is_bridge(model):
-                raise ArtifactError(
-                    f"model: what is changed at {name} reaches only the MLP of a TransformerBridge, and not the stream past it. "
-                    "Fit at `hook_attn_out` instead, or load the model with backend='hooked_transformer'."
-                )
+            if fault := edit_fault(model, name):
+                raise ArtifactError(f"model: {fault}")
             self._check_width(name, site, model)
 
     def _check_width(self, name: str, site: Site, model: HookedModel) -> None:

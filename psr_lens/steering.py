@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, is_bridge
+from psr_lens.models import HookedModel, all_modules
 from psr_lens.prompts import Span
 from psr_lens.site import Site
 
@@ -130,13 +130,10 @@ class _Calls:
     def _nobody_else_looks(self) -> bool:
         """Whether no hook but ours can have got hold of an activation: then one may be edited in place."""
         if self._tables is None:
-            model = cast(Any, self._model)
-            modules = set(model.modules())
-            if is_bridge(self._model):
-                modules |= set(model.original_model.modules())
+            model = self._model
             # A bridge's own hooks before its norms keep the residual stream that enters a block; that one is never edited.
             before = [point._forward_pre_hooks for point in {id(each): each for each in model.hook_dict.values()}.values()]
-            self._tables = [*(module._forward_hooks for module in modules), *before]
+            self._tables = [*(module._forward_hooks for module in all_modules(model)), *before]
         return sum(map(len, self._tables)) == self._hooks
 
 

@@ -1,53 +1,78 @@
-"""Tiny random models of architectures that the other tests do without: norms behind the blocks, and attention beside the MLP."""
+"""The one builder of tiny models: a random one of any architecture of the matrix, saved to disk as a user's folder would be."""
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
-from helpers import CONTEXT, LAYERS, WIDTH
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-)
+import transformers
 
 from psr_lens.models import has_hooked_transformer
 from psr_lens.organism.tokenizer import build_tokenizer
 
-ARCHITECTURES = ("gemma2", "gpt-neox", "olmo2")
+LAYERS, WIDTH, CONTEXT = 3, 32, 96
+WINDOW = 24
+"""Sliding windows are shorter than the sequences of the tests, so that it shows where one is left out."""
 
 
-def save_architecture(family: str, folder: Path) -> Path:
-    """A folder to load, with large weights and uneven norms; heads of Gemma-2 are not d_model / n_heads wide, and share values."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
+class Architecture(NamedTuple):
+    """How a family of models is made small."""
+
+    title: str
+    """What its users call it."""
+    kind: str
+    """What its classes' names begin with."""
+    own: dict[str, Any]
+    """Settings beside those that all share."""
+    in_hooked_transformer: bool = True
+    """Whether `HookedTransformer` can take it from a folder."""
+
+
+_GROUPED: Final = {"num_key_value_heads": 2}
+_WIDE_HEADS: Final = {"num_key_value_heads": 2, "head_dim": 12}
+_GEMMA: Final = _WIDE_HEADS | {"sliding_window": WINDOW, "query_pre_attn_scalar": 12}
+_LAYER_TYPES: Final = ["sliding_attention", "full_attention", "sliding_attention"]
+
+FAMILIES: Final = {
+    "llama": Architecture("Llama", "Llama", {"num_key_value_heads": 4}),
+    "llama-gqa": Architecture("Llama, grouped queries", "Llama", _GROUPED),
+    "gpt2": Architecture("GPT-2", "GPT2", {}),  # its default dropout of 0.1 stays: only evaluation mode turns it off
+    "gpt-neox": Architecture("GPT-NeoX (Pythia)", "GPTNeoX", {"use_parallel_residual": True}),
+    "qwen2": Architecture("Qwen2", "Qwen2", _GROUPED),
+    "qwen3": Architecture("Qwen3", "Qwen3", _WIDE_HEADS),
+    "gemma2": Architecture("Gemma-2", "Gemma2", _GEMMA, in_hooked_transformer=False),
+    "gemma3": Architecture("Gemma-3 (text)", "Gemma3", _GEMMA | {"layer_types": _LAYER_TYPES}, in_hooked_transformer=False),
+    "mistral": Architecture("Mistral", "Mistral", _GROUPED | {"sliding_window": WINDOW}),
+    "phi3": Architecture("Phi-3", "Phi3", {"num_key_value_heads": 4, "original_max_position_embeddings": CONTEXT}),
+    "olmo2": Architecture("OLMo-2", "Olmo2", {"num_key_value_heads": 4}, in_hooked_transformer=False),
+}
+"""All that can be made; norms behind the blocks, attention beside the MLP and heads not d_model / n_heads wide are among them."""
+
+CLASSES: Final = {"gemma3": "Gemma3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+CONFIGS: Final = {"gemma3": "Gemma3TextConfig"}
+
+
+def save_tiny(family: str, folder: Path, *, layers: int = LAYERS, width: int = WIDTH, seed: int = 0) -> Path:
+    """A random model with large weights and uneven norms, so that no step of a forward pass can be left out unnoticed."""
+    torch.manual_seed(seed)
+    tokenizer, kind = build_tokenizer(), FAMILIES[family].kind
     sizes: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
+        "hidden_size": width,
         "intermediate_size": 48,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "max_position_embeddings": CONTEXT,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
     }
-    if family == "gemma2":
-        own = {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": 24, "query_pre_attn_scalar": 12}
-        model: Any = Gemma2ForCausalLM(Gemma2Config(**sizes, **own))
-    elif family == "olmo2":
-        model = Olmo2ForCausalLM(Olmo2Config(**sizes))
-    else:
-        model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, use_parallel_residual=True))
+    if family == "gpt2":
+        sizes = {"n_embd": width, "n_layer": layers, "n_head": 4, "n_positions": CONTEXT, "n_ctx": CONTEXT}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = getattr(transformers, CONFIGS.get(family, f"{kind}Config"))
+    settings = config(vocab_size=len(tokenizer), **ids, **sizes, **FAMILIES[family].own)
+    model = getattr(transformers, CLASSES.get(family, f"{kind}ForCausalLM"))(settings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            multiplied = (
-                parameter.ndim == 1 and name.endswith("weight") and family != "gemma2"
-            )  # its norms multiply with 1 + weight
+            is_norm_weight = parameter.ndim == 1 and name.endswith("weight")
+            multiplied = is_norm_weight and not kind.startswith("Gemma")  # whose norms multiply with 1 + weight
             parameter.normal_(mean=1.0 if multiplied else 0.0, std=0.2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -19,6 +19,7 @@ import oracles
 import pytest
 import torch
 import transformers
+from architectures import FAMILIES
 from chat_server import KEY, ChatServer
 from helpers import BACKENDS, ORGANISMS, TINY, Case, save_tiny
 
@@ -38,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Hugging Face folders by family: the tiny random models and the shipped organisms."""
     root = tmp_path_factory.mktemp("models")
     shipped = Path(psr.organism.__file__).parent / "weights"
-    tiny = {family: save_tiny(family, root / family) for family in TINY}
+    tiny = {family: save_tiny(family, root / family) for family in FAMILIES}
     return tiny | {"organism": shipped / "llama", "organism-gpt2": shipped / "gpt2"}
 
 
@@ -115,3 +116,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatServer]
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with ExitStack() as stack:
         yield lambda answer: stack.enter_context(ChatServer(answer).running())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--matrix FILE`: where the architecture matrix writes what it found."""
+    parser.addoption("--matrix", help="write what the architecture matrix found to this JSON file")

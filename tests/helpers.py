@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from architectures import CONTEXT as CONTEXT
+from architectures import LAYERS as LAYERS
+from architectures import WIDTH as WIDTH
+from architectures import save_tiny as save_tiny
 
 import psr_lens as psr
 from psr_lens.models import fingerprint, has_hooked_transformer
-from psr_lens.organism.tokenizer import build_tokenizer
 from psr_lens.passes import collect
 from psr_lens.prompts import Span
 from psr_lens.replacement import Replacement, Site
@@ -19,7 +21,6 @@ from psr_lens.replacement import Replacement, Site
 TINY = ("llama", "llama-gqa", "gpt2")
 ORGANISMS = ("organism", "organism-gpt2")
 BACKENDS = ("hooked_transformer", "bridge") if has_hooked_transformer() else ("bridge",)
-LAYERS, WIDTH, CONTEXT = 3, 32, 96
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,39 +32,6 @@ class Case:
     folder: Path
     model: Any
     hf: Any
-
-
-def save_tiny(family: str, folder: Path, *, layers: int = LAYERS, width: int = WIDTH, seed: int = 0) -> Path:
-    """A random model with large weights and uneven norms, so that no step of a forward pass can be left out unnoticed."""
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    ids = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if family == "gpt2":  # its default dropout of 0.1 stays: only evaluation mode turns it off
-        model = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=4, n_positions=CONTEXT, n_ctx=CONTEXT, **ids))
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=width,
-                intermediate_size=48,
-                num_hidden_layers=layers,
-                num_attention_heads=4,
-                num_key_value_heads=2 if family == "llama-gqa" else 4,
-                max_position_embeddings=CONTEXT,
-                **ids,
-            )
-        )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            is_norm_weight = parameter.ndim == 1 and name.endswith("weight")
-            parameter.normal_(mean=1.0 if is_norm_weight else 0.0, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def pairs_of(model: Any, count: int, *, trait: str = "pirate", seed: int = 0) -> list[psr.PromptPair]:

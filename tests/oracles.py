@@ -34,6 +34,8 @@ def transformer(folder: Path) -> Any:
 
 def blocks(hf: Any) -> Any:
     """The list of transformer blocks."""
+    if hasattr(hf, "gpt_neox"):
+        return hf.gpt_neox.layers
     return hf.transformer.h if hasattr(hf, "transformer") else hf.model.layers
 
 

@@ -1,11 +1,10 @@
 """Δ in parts: every part against plain loops over an unpadded sequence, and all of them summing to Δ."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, hooked_gemma2, save_architecture
+from architectures import hooked_gemma2
 from helpers import BACKENDS, LAYERS, assert_unchanged, pairs_of, random_replacement, random_triplets, replacement_at, state_of
 from safetensors.torch import load_file
 
@@ -59,17 +58,12 @@ def test_parts_sum_to_delta_on_the_organisms(shipped, settings):
     assert_sums(shipped.model, random_triplets(shipped.model, 3), **settings)
 
 
-@pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("architectures")
-    return {family: save_architecture(family, root / family) for family in ARCHITECTURES}
-
-
 @pytest.mark.parametrize(
-    ("family", "backend"), [(family, "bridge") for family in ARCHITECTURES] + [("gpt-neox", each) for each in BACKENDS[:-1]]
+    ("family", "backend"),
+    [(family, "bridge") for family in ("gemma2", "gpt-neox", "olmo2")] + [("gpt-neox", each) for each in BACKENDS[:-1]],
 )
-def test_parts_sum_to_delta_with_norms_behind_blocks_and_with_parallel_attention(others, family, backend):
-    model = psr.load_model(others[family], backend=backend)
+def test_parts_sum_to_delta_with_norms_behind_blocks_and_with_parallel_attention(load, family, backend):
+    model = load(family, backend).model
     for settings in WAYS:
         result = assert_sums(model, random_triplets(model, 4), **settings)
         assert bool((result.share.heads[..., PARTS.index("norm")] != 0).any()) == (family != "gpt-neox")

@@ -139,17 +139,38 @@ def test_an_empty_folder_is_a_model_error(tmp_path):
 
 
 def test_without_hooked_transformer_the_bridge_is_taken(folders, monkeypatch):
-    monkeypatch.setattr(models, "has_hooked_transformer", lambda: False)
+    monkeypatch.setattr(models.load, "has_hooked_transformer", lambda: False)
     assert models.is_bridge(psr.load_model(folders["llama"]))
     with pytest.raises(ModelError, match=r"removed in 4\.0"):
         psr.load_model(folders["llama"], backend="hooked_transformer")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_known_name_that_cannot_be_fetched_is_a_model_error(backend, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("name", ["gpt2", "google/gemma-2-2b-it", "Qwen/Qwen2.5-7B-Instruct"])
+def test_a_known_name_that_cannot_be_fetched_is_a_model_error(name, backend, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(ModelError, match="'gpt2'"):
-        psr.load_model("gpt2", backend=backend)
+    with pytest.raises(ModelError, match=rf"(?s)the weights of '{name}' could not be fetched or read .*network"):
+        psr.load_model(name, backend=backend)
+
+
+def test_a_name_that_only_the_hub_may_know_goes_to_the_bridge(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match="the weights of 'somebody/their-model' could not be fetched"):
+        psr.load_model("somebody/their-model")
+
+
+@needs_hooked_transformer
+def test_a_name_that_hooked_transformer_cannot_take_is_refused_only_where_that_class_is_asked_for(folders, load, monkeypatch):
+    import transformer_lens
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("no such architecture")
+
+    monkeypatch.setattr(transformer_lens.HookedTransformer, "from_pretrained_no_processing", refuse)
+    monkeypatch.setattr(models.load, "_bridge_from_name", lambda *args: load("gpt2", "bridge").model)
+    with pytest.raises(ModelError, match=r"HookedTransformer cannot take 'gpt2' \(no such architecture\)"):
+        psr.load_model("gpt2", backend="hooked_transformer")
+    assert models.is_bridge(psr.load_model("gpt2"))
 
 
 def test_the_tokenizer_is_a_copy_of_our_own(fresh):

@@ -54,12 +54,12 @@ def split_layers(
 
     def keep(kind: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
-            held[kind] = activation
+            held[kind] = activation.to(both.tokens.device)
 
         return hook
 
     def on_span(activation: Tensor) -> tuple[Tensor, Tensor]:
-        flat = activation.flatten(0, 1)
+        flat = activation.to(base.device).flatten(0, 1)
         return flat.index_select(0, base).float(), flat.index_select(0, steered).float()
 
     def finish(layer: int, output: HeadOutput) -> Any:
@@ -77,7 +77,7 @@ def split_layers(
         """The base context goes on with the prompt-steered residual stream on the span."""
         replaced = activation.clone()
         flat = replaced.flatten(0, 1)
-        flat[base] = flat[steered]
+        flat[base.to(flat.device)] = flat[steered.to(flat.device)]
         return replaced
 
     hooks = [(f"blocks.{layer}.{kind}", keep(kind)) for layer in outputs for kind in _READ]
@@ -95,7 +95,7 @@ def delta_after(
     found: list[Tensor] = []
 
     def keep(activation: Tensor, hook: Any) -> None:
-        found.extend(activation.flatten(0, 1).index_select(0, both.rows).float().chunk(2))
+        found.extend(activation.to(both.rows.device).flatten(0, 1).index_select(0, both.rows).float().chunk(2))
 
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", keep)]):
         forward(model, both.tokens, both.mask, layer + 1)

@@ -64,7 +64,7 @@ def head_outputs(model: HookedModel, triplets: Sequence[Triplet], layers: Sequen
 
     def keep(name: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
-            found[name] = activation[batch.mask.bool()].float()
+            found[name] = activation.to(batch.mask.device)[batch.mask.bool()].float()
 
         return hook
 
@@ -84,8 +84,8 @@ def _output(model: HookedModel, layer: int, z: Tensor, out: Float[Tensor, "token
             f"model: the heads' output weights of layer {layer} (`blocks[{layer}].attn.W_O`) are missing, or do not fit its `hook_z`."
         )
     bias = getattr(attention, "b_O", None)
-    bias = torch.zeros_like(out[0]) if bias is None else bias.float()
-    plain = HeadOutput(weights.float(), False)
+    bias = torch.zeros_like(out[0]) if bias is None else bias.to(out.device, torch.float32)
+    plain = HeadOutput(weights.to(out.device, torch.float32), False)
     unscaled = plain.summed(z) + bias
     allowed = TOLERANCE + 8 * torch.finfo(next(iter(model.parameters())).dtype).eps
     if _relative(out - unscaled, out) <= allowed:

@@ -28,7 +28,6 @@ from psr_lens.fit.layerwise_data import (
     fitted_site,
     halts,
     last_layer,
-    span_rows,
     steered_rows,
     with_rows,
 )
@@ -85,7 +84,7 @@ def _fitted(
             _read(model, data.base, [*sites, name], last_layer([name]) + 1, inputs, as_steered, keep=[name])
         alpha = torch.cat(data.alpha).cpu()
         targets = _targets(folder / "targets", inputs[name], prompted[name], config.regression_batch)
-        sites[name] = fitted_site(name, inputs[name], targets, alpha, config, data.device)
+        sites[name] = fitted_site(name, inputs[name], targets, alpha, config, inputs.device_of(name))
         bar.set_postfix(hook=name, error=_missing(inputs[name], prompted[name], sites[name], alpha, config), refresh=False)
         bar.update()
     return sites
@@ -99,14 +98,20 @@ class _Rows:
         self._folder = folder
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        self._devices: dict[str, torch.device] = {}
 
     def append(self, name: str, rows: Float[Tensor, "token *head width"]) -> None:
+        self._devices[name] = rows.device
         rows = rows.detach().cpu().contiguous()
         begun = name in self._shapes
         with (self._folder / name).open("ab" if begun else "wb") as file:
             file.write(rows.flatten().view(torch.uint8).numpy().data)  # as bytes, since NumPy has no bfloat16
         before = self._shapes[name][0] if begun else 0
         self._shapes[name], self._dtypes[name] = (before + len(rows), *rows.shape[1:]), rows.dtype
+
+    def device_of(self, name: str) -> torch.device:
+        """Where the rows came from: the device of the layer."""
+        return self._devices[name]
 
     def __getitem__(self, name: str) -> Float[Tensor, "token *head width"]:
         shape = torch.Size(self._shapes[name])
@@ -134,7 +139,7 @@ def _read(
 
 def _hook(name: str, batch: ContextBatch, place: int, among: slice, rows: _Rows | None, edit: Edit | None) -> Any:
     def hook(activation: Tensor, hook: Any) -> Tensor | None:
-        arrived = span_rows(activation, batch)
+        arrived = batch.rows_of(activation)
         if rows is not None:
             rows.append(name, arrived)
         moved = edit(name, arrived, place, among) if edit else None

@@ -25,7 +25,6 @@ from psr_lens.fit.layerwise_data import (
     fitted_site,
     halts,
     last_layer,
-    span_rows,
     steered_rows,
     with_rows,
 )
@@ -63,19 +62,20 @@ def _fit_in_lockstep(
     model: HookedModel, data: LayerwiseData, names: Sequence[str], config: FitConfig, go_on: GoOn, bar: tqdm[None]
 ) -> dict[str, Site]:
     base, steered = data.base, data.steered
-    store = data.device if data.tokens <= config.regression_batch else torch.device("cpu")
     sites: dict[str, Site] = {}
 
     def visit(name: str, arrived: list[Tensor]) -> list[Tensor]:
         in_base, in_steered = arrived[: len(base)], arrived[len(base) :]
         if name in names:
-            inputs = torch.cat([span_rows(*each).to(store) for each in zip(in_base, base, strict=True)])
-            targets = torch.cat([span_rows(*each).to(store) for each in zip(in_steered, steered, strict=True)])
+            here = in_base[0].device  # that of the layer, where its site is fitted too
+            store = here if data.tokens <= config.regression_batch else torch.device("cpu")
+            inputs = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_base, base, strict=True)])
+            targets = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_steered, steered, strict=True)])
             targets = targets.float() - inputs.float()
-            sites[name] = fitted_site(name, inputs, targets, torch.cat(data.alpha).to(store), config, data.device)
+            sites[name] = fitted_site(name, inputs, targets, torch.cat(data.alpha).to(store), config, here)
         missing, changed = Missing(), []
         for ours, batch, theirs, other, alpha in zip(in_base, base, in_steered, steered, data.alpha, strict=True):
-            rows, wanted = span_rows(ours, batch), span_rows(theirs, other)
+            rows, wanted = batch.rows_of(ours), other.rows_of(theirs)
             moved = wanted
             if name in names:
                 moved = steered_rows(rows, sites[name], alpha)

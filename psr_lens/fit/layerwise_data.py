@@ -36,8 +36,6 @@ class LayerwiseData:
     """The same triplets in the steered context."""
     alpha: list[Float[Tensor, "_"]]
     """By batch, the trait's score of every token's triplet."""
-    device: torch.device
-    """Where the model computes."""
 
     @classmethod
     def of(cls, model: HookedModel, triplets: Sequence[Triplet], config: FitConfig) -> LayerwiseData:
@@ -48,7 +46,7 @@ class LayerwiseData:
         base, steered = (
             [context_batch(group, context, config.span, device) for group in groups] for context in ("base", "steered")
         )
-        return cls(base, steered, [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)], device)
+        return cls(base, steered, [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)])
 
     @property
     def tokens(self) -> int:
@@ -97,16 +95,11 @@ def fitted_site(
     return site
 
 
-def span_rows(activation: Float[Tensor, "batch position *head width"], batch: ContextBatch) -> Float[Tensor, "token *head width"]:
-    """The rows of the spans."""
-    return activation.flatten(0, 1).index_select(0, batch.rows)
-
-
 def with_rows(
     activation: Float[Tensor, "batch position *head width"], batch: ContextBatch, rows: Float[Tensor, "token *head width"]
 ) -> Float[Tensor, "batch position *head width"]:
     """The activation with other rows in the spans, in its own type."""
-    return activation.flatten(0, 1).index_copy(0, batch.rows, rows.to(activation.dtype)).view_as(activation)
+    return activation.flatten(0, 1).index_copy(0, batch.rows.to(activation.device), rows.to(activation)).view_as(activation)
 
 
 def steered_rows(
@@ -115,7 +108,7 @@ def steered_rows(
     """The rows plus what a site adds to them."""
     precise = torch.promote_types(rows.dtype, torch.float32)
     added = site.to(rows.device, precise).intervention(rows.to(precise))
-    return rows + (alpha.view(-1, *[1] * (rows.ndim - 1)) * added).to(rows.dtype)
+    return rows + (alpha.to(rows.device).view(-1, *[1] * (rows.ndim - 1)) * added).to(rows.dtype)
 
 
 @dataclass

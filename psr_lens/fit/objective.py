@@ -226,13 +226,16 @@ def _steering_hook(
     site: Site, strengths: Float[Tensor, "batch"], span: Bool[Tensor, "batch position"], penalties: list[Tensor]
 ) -> Any:
     def hook(activation: Tensor, hook: Any) -> Tensor:
-        with torch.autocast(activation.device.type, enabled=False):
-            coefficients = site.coefficients(activation.to(site.weights.dtype))
-            inside = span.reshape(*span.shape, *[1] * (coefficients.ndim - 2))
+        device = activation.device
+        here = site.to(device, site.weights.dtype)
+        with torch.autocast(device.type, enabled=False):
+            coefficients = here.coefficients(activation.to(here.weights.dtype))
+            inside = span.to(device).reshape(*span.shape, *[1] * (coefficients.ndim - 2))
             coefficients = coefficients * inside
-            penalties.append(torch.relu(1 - coefficients.sum(1)).sum())
+            penalties.append(torch.relu(1 - coefficients.sum(1)).sum().to(span.device))
             # The strength goes to the few coefficients: times the wide intervention, autograd would keep a copy of that.
-            added = per_head(coefficients * strengths.reshape(-1, *[1] * (coefficients.ndim - 1)), site.directions)
+            strength = strengths.to(device).reshape(-1, *[1] * (coefficients.ndim - 1))
+            added = per_head(coefficients * strength, here.directions)
             return activation + added.to(activation.dtype)
 
     return hook
@@ -240,7 +243,7 @@ def _steering_hook(
 
 def _size_hook(batch: ContextBatch, sizes: list[Tensor]) -> Any:
     def hook(activation: Tensor, hook: Any) -> None:
-        sizes.append(activation.flatten(0, 1).index_select(0, batch.rows).double().norm())
+        sizes.append(batch.rows_of(activation).double().norm().to(batch.rows.device))
 
     return hook
 
@@ -248,8 +251,7 @@ def _size_hook(batch: ContextBatch, sizes: list[Tensor]) -> Any:
 def _error_hook(targets: Sequence[Tensor], batch: ContextBatch, errors: list[Tensor]) -> Any:
     def hook(activation: Tensor, hook: Any) -> None:
         with torch.autocast(activation.device.type, enabled=False):
-            found = activation.flatten(0, 1).index_select(0, batch.rows).float()
             wanted = torch.cat(list(targets)).to(activation.device, torch.float32)
-            errors.append((found - wanted).square().sum())
+            errors.append((batch.rows_of(activation).float() - wanted).square().sum().to(batch.rows.device))
 
     return hook

@@ -118,17 +118,19 @@ def _reft_hook(
     strengths: list[Tensor],
 ) -> Any:
     def hook(activation: Tensor, hook: Any) -> Tensor:
-        with torch.autocast(activation.device.type, enabled=False):
-            detector = Site(directions, directions, torch.zeros_like(directions[..., 0]), "relu")
-            latents = detector.coefficients(activation.to(directions.dtype))  # [batch, position, *head, 1]
-            inside = span.reshape(*span.shape, *[1] * (latents.ndim - 2))
+        device = activation.device
+        here = directions.to(device)
+        with torch.autocast(device.type, enabled=False):
+            detector = Site(here, here, torch.zeros_like(here[..., 0]), "relu")
+            latents = detector.coefficients(activation.to(here.dtype))  # [batch, position, *head, 1]
+            inside = span.to(device).reshape(*span.shape, *[1] * (latents.ndim - 2))
             latents = latents * inside
             # Latents are never below 0: the zeros outside of the span are the last to be among the largest.
             largest = latents.topk(min(TOP_K, span.shape[1]), dim=1).values.sum(1)
-            penalties.append((latents.sum(1) - largest).sum())
-            strength = largest / span.sum(1).clamp(max=TOP_K).reshape(-1, *[1] * (largest.ndim - 1))
-            strengths.append(strength.detach())
-            added = per_head(strength[:, None] * inside, directions)
+            penalties.append((latents.sum(1) - largest).sum().to(span.device))
+            strength = largest / span.sum(1).clamp(max=TOP_K).to(device).reshape(-1, *[1] * (largest.ndim - 1))
+            strengths.append(strength.detach().to(span.device))
+            added = per_head(strength[:, None] * inside, here)
             return activation + added.to(activation.dtype)
 
     return hook

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, is_bridge
+from psr_lens.models import HookedModel, called_module
 from psr_lens.steering import FIRST_POINT
 
 
@@ -39,9 +39,7 @@ class PromptRows:
     @contextmanager
     def watch(self, model: HookedModel) -> Iterator[None]:
         """Take note of every call of the model inside a `with` block."""
-        # A bridge's own methods go past its `__call__`, but not past that of the model that it wraps.
-        called: Any = cast(Any, model).original_model if is_bridge(model) else model
-        handle = called.register_forward_pre_hook(self._note, with_kwargs=True)
+        handle = called_module(model).register_forward_pre_hook(self._note, with_kwargs=True)
         try:
             with model.hooks(fwd_hooks=[(FIRST_POINT, self._check)]):
                 yield

@@ -1,0 +1,43 @@
+"""Loading models, and the one face that both TransformerLens classes show to the rest of the package.
+
+`HookedTransformer` (TransformerLens up to 3.x) and `TransformerBridge` (3.x and 4.x) share hook names, `hooks()` and `forward`; what
+differs between them (masks, caches, positions, aliases, placement, processed weights) is handled here and nowhere else.
+"""
+
+from psr_lens.models.hooked_model import (
+    HookedModel,
+    all_modules,
+    called_module,
+    context_length,
+    device_of,
+    has_hooked_transformer,
+    is_bridge,
+    tokenizer_of,
+)
+from psr_lens.models.identity import fingerprint, processing, processing_differs
+from psr_lens.models.load import EMBEDDED, Backend, load_model
+from psr_lens.models.points import distinct_names, edit_fault, is_switched_off
+from psr_lens.models.run import Decoder, forward, frozen
+
+__all__ = [
+    "EMBEDDED",
+    "Backend",
+    "Decoder",
+    "HookedModel",
+    "all_modules",
+    "called_module",
+    "context_length",
+    "device_of",
+    "distinct_names",
+    "edit_fault",
+    "fingerprint",
+    "forward",
+    "frozen",
+    "has_hooked_transformer",
+    "is_bridge",
+    "is_switched_off",
+    "load_model",
+    "processing",
+    "processing_differs",
+    "tokenizer_of",
+]

@@ -1,0 +1,103 @@
+"""What psr_lens needs of a model, and what a model is asked for that its class keeps in a place of its own."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+import transformer_lens
+
+from psr_lens.errors import ModelError
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """What psr_lens needs of a model; `HookedTransformer` and `TransformerBridge` both have it."""
+
+    cfg: Any
+    tokenizer: Any
+    training: bool
+
+    @property
+    def hook_dict(self) -> dict[str, Any]:
+        """Every hook point by name."""
+
+    def hooks(self, fwd_hooks: list[Any] = ..., **kwargs: Any) -> AbstractContextManager[Any]:
+        """Add hooks for the length of a `with` block."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The weights."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode."""
+
+
+def has_hooked_transformer() -> bool:
+    """Whether the installed TransformerLens still has `HookedTransformer` (removed in 4.0)."""
+    try:
+        return hasattr(transformer_lens, "HookedTransformer")
+    except ImportError:
+        return False
+
+
+def is_bridge(model: HookedModel) -> bool:
+    """Whether `model` is a `TransformerBridge`; by class name, so that neither class need be importable."""
+    return any(cls.__name__ == "TransformerBridge" for cls in type(model).__mro__)
+
+
+def device_of(model: HookedModel) -> torch.device:
+    """The device that tokens must be on: that of the embedding, where the model is spread over several."""
+    if is_bridge(model) and is_spread(model):  # which lists its parameters in an order of its own
+        return torch.device(model.cfg.device)
+    return next(iter(model.parameters())).device
+
+
+def is_spread(model: HookedModel) -> bool:
+    """Whether its layers are on several devices."""
+    return int(getattr(model.cfg, "n_devices", None) or 1) > 1
+
+
+def context_length(model: HookedModel) -> int:
+    """The largest number of tokens that the model was made for."""
+    return int(model.cfg.n_ctx)
+
+
+def all_modules(model: HookedModel) -> set[torch.nn.Module]:
+    """Every module that takes part in a forward pass."""
+    modules = set(cast(torch.nn.Module, model).modules())
+    if is_bridge(model):  # some modules of the model that it wraps are not its own, GPT-2's first dropout for one
+        modules |= set(cast(Any, model).original_model.modules())
+    return modules
+
+
+def called_module(model: HookedModel) -> torch.nn.Module:
+    """The module that every call of the model goes through, with the token ids as its first argument or by name."""
+    # A bridge's own methods go past its `__call__`, but not past that of the model that it wraps.
+    return cast(torch.nn.Module, cast(Any, model).original_model if is_bridge(model) else model)
+
+
+_tokenizers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def tokenizer_of(model: HookedModel) -> Any:
+    """Our own copy of the model's tokenizer: TransformerLens changes settings on its own while it works.
+
+    Raises:
+        ModelError: the model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise ModelError("model: it has no tokenizer. Set `model.tokenizer` to the one it was trained with.")
+    source = model.tokenizer
+    ours, origin = _tokenizers.get(model, (None, None))
+    # The user may put in another tokenizer, or a chat template, at any time.
+    if origin is not source or getattr(ours, "chat_template", None) != getattr(source, "chat_template", None):
+        ours = copy.deepcopy(source)
+        _tokenizers[model] = (ours, source)
+    return ours

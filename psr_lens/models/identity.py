@@ -1,0 +1,74 @@
+"""What tells a model from another: its sizes, its vocabulary, and how its weights were processed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from torch import Tensor
+
+from psr_lens.models.hooked_model import HookedModel, is_bridge
+
+UNPROCESSED: Final = "none"
+"""What `processing` says of weights that are as they were trained."""
+
+_ROWS: Final = 256
+"""Rows of the embedding that are looked at."""
+
+_CENTRED: Final = 2e-3
+"""Largest mean of a centred row against its length / √d_model; rounding to bfloat16 makes 1e-4, chance 1 / √d_model."""
+
+
+def fingerprint(model: HookedModel) -> dict[str, Any]:
+    """What an artifact must agree with to be used on a model: its sizes, its vocabulary and how its weights were processed.
+
+    `processing` is there only where they were, so that what was saved before it was recorded counts as made for unprocessed weights.
+    """
+    cfg = model.cfg
+    found = {
+        "model_name": str(getattr(cfg, "model_name", "unknown")),
+        "n_layers": int(cfg.n_layers),
+        "d_model": int(cfg.d_model),
+        "n_heads": int(cfg.n_heads),
+        "d_vocab": int(cfg.d_vocab),
+        "architecture": str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None) or "unknown"),
+    }
+    processed = processing(model)
+    return found if processed == UNPROCESSED else found | {"processing": processed}
+
+
+def processing(model: HookedModel) -> str:
+    """What TransformerLens did to the weights: `"none"`, or `"fold_ln"`, `"center_writing_weights"` or both, joined by ` + `.
+
+    `HookedTransformer.from_pretrained` processes by default, as does a bridge's `enable_compatibility_mode`; `load_model` does not.
+    """
+    steps = {"fold_ln": _is_folded(model), "center_writing_weights": _is_centred(model)}
+    return " + ".join(step for step, done in steps.items() if done) or UNPROCESSED
+
+
+def processing_differs(recorded: Mapping[str, Any], model: HookedModel) -> str | None:
+    """Why what was made for a model with the fingerprint `recorded` is in another basis than this model's; None where it is not."""
+    there, here = str(recorded.get("processing", UNPROCESSED)), processing(model)
+    if there == here:
+        return None
+    made, found = ("as they were trained" if each == UNPROCESSED else f"processed ({each})" for each in (there, here))
+    remedy = (
+        "Load the model with `psr_lens.load_model`, `HookedTransformer.from_pretrained_no_processing` or without "
+        "`enable_compatibility_mode`"
+        if there == UNPROCESSED
+        else "Process its weights alike (`HookedTransformer.from_pretrained`, or `enable_compatibility_mode` of a bridge)"
+    )
+    return f"it was made for weights {made}, this model's are {found}: activations are not the same numbers there. {remedy}, or fit anew."
+
+
+def _is_folded(model: HookedModel) -> bool:
+    if is_bridge(model):  # compatibility mode can do without processing
+        return bool(getattr(model, "_weights_processed", getattr(model, "compatibility_mode", False)))
+    return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def _is_centred(model: HookedModel) -> bool:
+    """Whether the embedding writes nothing along (1, 1, …, 1); no setting says so afterwards."""
+    rows = cast(Tensor, cast(Any, model).W_E)[:_ROWS].detach().float()
+    length = rows.square().mean().sqrt()
+    return bool(length > 0) and bool(rows.mean(-1).square().mean().sqrt() < _CENTRED * length)
