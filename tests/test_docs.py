@@ -1,0 +1,99 @@
+"""The documentation keeps up with the code: every message on the page on troubleshooting, every public name on a page of the API."""
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import psr_lens
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "psr_lens"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / "_build" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+errors = load("errors")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return errors.messages()
+
+
+def parts(node):
+    """The literal parts of a message, wherever they stand in an expression that chooses or joins texts."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield from (part for each in node.values for part in parts(each))
+    elif isinstance(node, ast.BinOp):
+        yield from [*parts(node.left), *parts(node.right)]
+    elif isinstance(node, ast.IfExp):
+        yield from [*parts(node.body), *parts(node.orelse)]
+
+
+def test_every_raise_of_the_package_is_on_the_page(found):
+    page = errors.on_page_markdown(f"before\n\n{errors.MARKER}")
+    assert page.startswith("before\n\n### Models and hook points")
+    kinds = {"PsrLensError", "InputError", "MissingPackageError", "ModelError", "ArtifactError", "FitError", "JudgeError", "RowError"}
+    raised = 0
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+                if node.exc.func.id in kinds:
+                    raised += 1
+                    for part in (part for each in node.exc.args for part in parts(each)):
+                        assert part in page, f"{path.name}:{node.lineno}: {part!r} is not on the page"
+    assert raised > 300
+    assert {each.kind for each in found} >= kinds
+
+
+def test_the_page_knows_every_room_and_uses_every_remedy(found):
+    assert not [each.module for each in found if each.room == errors.OTHERS], "name their room in docs/_build/errors.py"
+    for part in errors.remedies():
+        assert any(part in each.text for each in found), f"docs/remedies.yaml: no message has {part!r} any more"
+
+
+def test_every_message_says_what_to_do(found):
+    """An InputError says what is expected; any other ends with advice, or has a remedy on the page."""
+    remedies = errors.remedies()
+    for each in found:
+        if ", expected " not in each.text and not re.search(r"[.`] \S.*\.$", each.text):
+            assert any(part in each.text for part in remedies), f"give docs/remedies.yaml what to do about {each.text!r}"
+
+
+def test_messages_of_a_package(tmp_path):
+    (tmp_path / "errors.py").write_text("class PsrLensError(Exception): ...\nclass InputError(PsrLensError): ...\nADVICE = 'Do it anew.'\n")
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "__init__.py").write_text(
+        "from psr_lens.errors import ADVICE, InputError, PsrLensError\n"
+        "class OwnError(InputError): ...\n"
+        "class Thing:\n"
+        "    def act(self, path, few):\n"
+        "        problem = PsrLensError(f'{path}: is damaged at {few + 1}. {ADVICE}')\n"
+        "        raise OwnError('size', repr(self.size), 'few' if few else f'at least {len(path)}', 'Give ' + 'more.')\n"
+        "    def other(self):\n"
+        "        raise ValueError('not ours')\n"
+    )
+    assert [(each.text, each.kind, each.module, each.function) for each in errors.messages(tmp_path)] == [
+        ("size: got {size}, expected at least {…}. Give more.", "OwnError", "room", "Thing.act"),
+        ("size: got {size}, expected few. Give more.", "OwnError", "room", "Thing.act"),
+        ("{path}: is damaged at {…}. Do it anew.", "PsrLensError", "room", "Thing.act"),
+    ]
+
+
+def test_every_public_name_is_on_a_page_of_the_api():
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+    shown = set(re.findall(r"^::: psr_lens\.(\S+)$", pages, re.MULTILINE))
+    wanted = {*psr_lens._HOME.values(), *psr_lens._MODULES, "patching", "patterns", "errors"}
+    assert wanted <= shown, f"add `::: psr_lens.…` to a page in docs/api for {sorted(wanted - shown)}"
