@@ -11,9 +11,9 @@ from latex2mathml.converter import convert
 EQUATION: Final = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
-def on_page_content(page: str, **_: Any) -> str:
+def on_page_content(content: str, **_: Any) -> str:
     """MkDocs hook: turn what `pymdownx.arithmatex` has marked into MathML."""
-    return EQUATION.sub(_mathml, page)
+    return EQUATION.sub(_mathml, content)
 
 
 def _mathml(found: re.Match[str]) -> str:

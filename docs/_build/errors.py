@@ -192,5 +192,5 @@ def _texts(node: ast.expr, known: Mapping[str, str]) -> list[str]:
         case ast.Call(ast.Name("repr" | "str" | "shown"), [value]):
             return _texts(value, known)
         case ast.Call(ast.Attribute(ast.Constant(), "join"), [ast.Name(name)]):
-            return [f"{{{name}}}"]
+            return [f"{{{name.lower()}}}"]
     return [UNKNOWN]
