@@ -24,11 +24,22 @@ UNKNOWN: Final = "{…}"
 """Stands for what is neither a text nor a name."""
 
 ROOMS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Models and hook points": ("models", "hook_points", "patterns", "extras"),
-    "Prompts and responses": ("prompts", "sampling", "answers"),
+    "Models and hook points": ("models", "outline", "hook_points", "patterns", "extras"),
+    "Prompts and responses": ("templates", "prompts", "pairs", "sampling", "answers"),
     "Capture and stores": ("capture", "statistics", "passes", "batches", "batch_reading", "store"),
     "Fit": ("fit", "curve"),
-    "Replacements": ("replacement", "site", "steering", "composition", "artifacts"),
+    "Replacements": (
+        "replacement",
+        "replacement_files",
+        "site",
+        "steering",
+        "composition",
+        "artifacts",
+        "card",
+        "hub",
+        "attach",
+        "control_vector",
+    ),
     "Judges": ("judges",),
     "Measuring": (
         "evaluate",
@@ -46,7 +57,7 @@ ROOMS: Final[Mapping[str, tuple[str, ...]]] = {
     "Figures and report": ("plots", "report", "notebook"),
     "Files of questions": ("datasets",),
     "The embedded model": ("organism", "benchmark", "demo"),
-    "Command line": ("cli", "launch"),
+    "Command line": ("cli", "pipeline", "settings", "launch"),
 }
 """Headings of the list, in the order in which data flows, and the modules below each."""
 OTHERS: Final = "Other parts"
