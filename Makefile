@@ -34,7 +34,7 @@ $(DOCS_STAMP): $(STAMP)
 
 # From docs/, the docstrings and the notebooks as they are; site/index.html opens without a server.
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: setup
 	$(BIN)/psr-lens demo --out demo

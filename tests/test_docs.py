@@ -45,16 +45,26 @@ def parts(node):
 def test_every_raise_of_the_package_is_on_the_page(found):
     page = errors.on_page_markdown(f"before\n\n{errors.MARKER}")
     assert page.startswith("before\n\n### Models and hook points")
-    kinds = {"PsrLensError", "InputError", "MissingPackageError", "ModelError", "ArtifactError", "FitError", "JudgeError", "RowError"}
-    raised = 0
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
-                if node.exc.func.id in kinds:
-                    raised += 1
-                    for part in (part for each in node.exc.args for part in parts(each)):
-                        assert part in page, f"{path.name}:{node.lineno}: {part!r} is not on the page"
-    assert raised > 300
+    kinds = {
+        "PsrLensError",
+        "InputError",
+        "MissingPackageError",
+        "ModelError",
+        "ArtifactError",
+        "FitError",
+        "JudgeError",
+        "RowError",
+    }
+    raised = [
+        (path.name, node.lineno, node.exc.args)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", None) in kinds
+    ]
+    assert len(raised) > 300
+    for name, line, arguments in raised:
+        for part in (part for each in arguments for part in parts(each)):
+            assert part in page, f"{name}:{line}: {part!r} is not on the page"
     assert {each.kind for each in found} >= kinds
 
 
@@ -72,7 +82,9 @@ def test_every_message_says_what_to_do(found):
 
 
 def test_messages_of_a_package(tmp_path):
-    (tmp_path / "errors.py").write_text("class PsrLensError(Exception): ...\nclass InputError(PsrLensError): ...\nADVICE = 'Do it anew.'\n")
+    (tmp_path / "errors.py").write_text(
+        "class PsrLensError(Exception): ...\nclass InputError(PsrLensError): ...\nADVICE = 'Do it anew.'\n"
+    )
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "__init__.py").write_text(
         "from psr_lens.errors import ADVICE, InputError, PsrLensError\n"
@@ -91,8 +103,23 @@ def test_messages_of_a_package(tmp_path):
     ]
 
 
+def exported(room):
+    """What a package lists in `__all__`; nothing of a module."""
+    init = PACKAGE / room / "__init__.py"
+    nodes = ast.parse(init.read_text(encoding="utf-8")).body if init.exists() else []
+    lists = [node.value for node in nodes if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"]
+    return [name for each in lists for name in ast.literal_eval(each)]
+
+
 def test_every_public_name_is_on_a_page_of_the_api():
     pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
     shown = set(re.findall(r"^::: psr_lens\.(\S+)$", pages, re.MULTILINE))
     wanted = {*psr_lens._HOME.values(), *psr_lens._MODULES, "patching", "patterns", "errors"}
+    # To what reads the source, `judges.llm` is the module: a function of the same name needs a line of its own.
+    wanted |= {
+        f"{room}.{name}.{name}"
+        for room in wanted
+        for name in exported(room)
+        if (PACKAGE / room / f"{name}.py").exists() or (PACKAGE / room / name).is_dir()
+    }
     assert wanted <= shown, f"add `::: psr_lens.…` to a page in docs/api for {sorted(wanted - shown)}"
