@@ -11,6 +11,7 @@ from nbconvert import MarkdownExporter
 
 NOTEBOOKS: Final = Path(__file__).parents[2] / "notebooks"
 LINK: Final = re.compile(r"\((\w+)\.ipynb\)")
+PICTURE: Final = re.compile(r"!\[png\]\((\S+)\)")
 NOTE: Final = """
 !!! note "This page is a notebook"
     It is `notebooks/{name}`, as it was last run. In a notebook the figures are interactive: `pip install ".[notebooks]"`.
@@ -30,6 +31,7 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def page(text: str, name: str) -> str:
-    """A notebook's Markdown with links to pages in place of notebooks, and a note below its title."""
-    title, _, body = LINK.sub(r"(\1.md)", text).strip().partition("\n")
-    return f"{title}\n{NOTE.format(name=name)}\n{body.replace('![png]', '![figure]')}\n"
+    """A notebook's Markdown with links to pages in place of notebooks, pictures that open large, and a note below its title."""
+    linked = PICTURE.sub(r"[![figure](\1)](\1)", LINK.sub(r"(\1.md)", text))
+    title, _, body = linked.strip().partition("\n")
+    return f"{title}\n{NOTE.format(name=name)}\n{body}\n"

@@ -19,6 +19,7 @@ PAGES: Final = {
     "docs/report.png": "report.png",
 }
 
+
 @event_priority(-50)  # when what is included stands in the page
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """MkDocs hook: turn links between the repository's files into links between pages."""

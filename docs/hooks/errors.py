@@ -100,7 +100,10 @@ def messages(package: Path = PACKAGE) -> list[Message]:
 def error_classes(trees: Any) -> set[str]:
     """Names of the classes that descend from `PsrLensError`."""
     bases = {
-        each.name: {_name(base) for base in each.bases} for tree in trees for each in ast.walk(tree) if isinstance(each, ast.ClassDef)
+        each.name: {_name(base) for base in each.bases}
+        for tree in trees
+        for each in ast.walk(tree)
+        if isinstance(each, ast.ClassDef)
     }
     kinds = {"PsrLensError"}
     while more := {name for name, above in bases.items() if above & kinds} - kinds:
@@ -175,7 +178,10 @@ def _texts_of(call: ast.Call, known: Mapping[str, str]) -> list[str]:
     """What the error says; several texts where the call chooses between them."""
     given = [_texts(each, known) for each in call.args] + [_texts(each.value, known) for each in call.keywords]
     if _name(call.func) == "MissingPackageError":
-        return [f"{package} is not installed. `pip install psr-lens[{extra}]` brings it." for package, extra in itertools.product(*given)]
+        return [
+            f"{package} is not installed. `pip install psr-lens[{extra}]` brings it."
+            for package, extra in itertools.product(*given)
+        ]
     if len(given) < 3:  # all but InputError and its kin take the whole message
         return given[0]
     return [

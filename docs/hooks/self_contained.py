@@ -10,7 +10,8 @@ from mkdocs.exceptions import PluginError
 
 ELSEWHERE: Final = re.compile(r"https://unpkg\.com/[\w@./-]*")
 """Where the theme's script would fetch mermaid, for diagrams, and a stand-in for browsers of before 2020."""
-LOADED: Final = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?((?:https?:)?//[^\s\">]+)|<link\b[^>]*\bhref=\"?((?:https?:)?//[^\s\">]+)")
+LOADED: Final = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?((?:https?:)?//[^\s\">]+)")
+"""What a page fetches when it is opened."""
 
 
 def on_post_build(config: Any, **_: Any) -> None:
@@ -24,4 +25,4 @@ def on_post_build(config: Any, **_: Any) -> None:
         path.write_text(ELSEWHERE.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
     for path in site.rglob("*.html"):
         if found := LOADED.search(path.read_text(encoding="utf-8")):
-            raise PluginError(f"{path.relative_to(site)} loads {found[1] or found[2]}. Put it under docs/assets.")
+            raise PluginError(f"{path.relative_to(site)} loads {found[1]}. Put it under docs/assets.")
