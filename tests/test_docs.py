@@ -43,8 +43,8 @@ def parts(node):
 
 
 def test_every_raise_of_the_package_is_on_the_page(found):
-    page = errors.on_page_markdown(f"before\n\n{errors.MARKER}")
-    assert page.startswith("before\n\n### Models and hook points")
+    page = errors.listing(found, errors.remedies())
+    assert page.startswith("### Models and hook points")
     kinds = {
         "PsrLensError",
         "InputError",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -97,14 +97,10 @@ def messages(package: Path = PACKAGE) -> list[Message]:
     return sorted(found.values(), key=lambda each: (each.text.casefold(), each.module))
 
 
-def error_classes(trees: Any) -> set[str]:
+def error_classes(trees: Iterable[ast.Module]) -> set[str]:
     """Names of the classes that descend from `PsrLensError`."""
-    bases = {
-        each.name: {_name(base) for base in each.bases}
-        for tree in trees
-        for each in ast.walk(tree)
-        if isinstance(each, ast.ClassDef)
-    }
+    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    bases = {each.name: {_name(base) for base in each.bases} for each in classes}
     kinds = {"PsrLensError"}
     while more := {name for name, above in bases.items() if above & kinds} - kinds:
         kinds |= more
@@ -156,7 +152,7 @@ def _constants(tree: ast.Module) -> dict[str, str]:
 
 def _imported(tree: ast.Module, constants: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     found = {}
-    for node in ast.walk(tree):
+    for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("psr_lens"):
             theirs = constants.get((node.module or "").partition(".")[2], {})
             found |= {each.asname or each.name: theirs[each.name] for each in node.names if each.name in theirs}
@@ -164,7 +160,7 @@ def _imported(tree: ast.Module, constants: Mapping[str, Mapping[str, str]]) -> d
 
 
 def _calls(node: ast.AST, kinds: set[str], function: str) -> Iterator[tuple[str, ast.Call]]:
-    """Calls of the errors' classes, with the names of the functions around them."""
+    """Calls of the errors' classes, with the names of the functions and classes around them."""
     for child in ast.iter_child_nodes(node):
         inside = function
         if isinstance(child, ast.FunctionDef | ast.ClassDef):
