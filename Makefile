@@ -4,9 +4,10 @@ VENV := .venv
 TL4 := .venv-tl4
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+DOCS_STAMP := $(VENV)/.ready-docs
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test test-tl4 matrix lint notebooks demo train clean
+.PHONY: setup test test-tl4 matrix lint notebooks docs demo train clean
 
 setup: $(STAMP)
 
@@ -49,6 +50,14 @@ matrix: setup $(TL4)/.ready
 notebooks: setup
 	PSR_LENS_MODEL=$(CURDIR)/psr_lens/organism/weights/llama $(BIN)/python notebooks/execute.py --check
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $(DOCS_STAMP)
+
+# From docs/, the docstrings and the notebooks as they are; site/index.html opens without a server.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 demo: setup
 	$(BIN)/psr-lens demo --out demo
 
@@ -57,4 +66,4 @@ train: setup
 	$(BIN)/python -m psr_lens.organism.train --family gpt2 --out psr_lens/organism/weights/gpt2
 
 clean:
-	rm -rf $(VENV) $(TL4) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TL4) demo site .pytest_cache .mypy_cache .ruff_cache
