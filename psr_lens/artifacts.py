@@ -33,8 +33,8 @@ _DTYPES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types that a tensor may have, and their bytes."""
 _DIMENSIONS: Final = (1, 2, 3)
 
-brief: Final = reprlib.repr
-"""A value as an error may show it, however large it is: it comes from a file that anybody may have written."""
+_BRIEF: Final = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 120
 
 
 def write_artifact(folder: Path, settings: tuple[str, Mapping[str, Any]], tensors: tuple[str, Mapping[str, Tensor]] | None) -> None:
@@ -71,6 +71,11 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def brief(value: Any) -> str:
+    """A value as an error may show it, however large it is: it comes from a file that anybody may have written."""
+    return _BRIEF.repr(value)
 
 
 def remove_artifact(folder: Path, names: Collection[str]) -> bool:

@@ -9,13 +9,14 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from psr_lens.artifacts import write_text
 from psr_lens.hook_points import layer_of
@@ -50,8 +51,7 @@ def model_card(kind: str, parts: Sequence[Part], load: str) -> str:
     model = str(first.model.get("model_name", "unknown"))
     instructions = [text for part in parts for text in _instructions(part.replacement)]
     instruction = instructions[0] if instructions else "what it stands for"
-    environment = Environment(loader=PackageLoader("psr_lens"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.get_template("card.md.j2").render(
+    text = _template().render(
         header=yaml.safe_dump(_header(model), sort_keys=False, allow_unicode=True),
         title=_inline(" + ".join(dict.fromkeys(instructions)) or " + ".join(part.replacement.method for part in parts)),
         kind=kind,
@@ -91,6 +91,12 @@ def kept_warning(place: str) -> str:
         f"{place} was written or edited by somebody else and is kept as it is; the new model card was not written. "
         "`model_card()` gives its text; remove the file to have it written."
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(loader=PackageLoader("psr_lens"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("card.md.j2")
 
 
 def _checksum(text: str) -> str:
@@ -192,6 +198,7 @@ def _inline(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", line)
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

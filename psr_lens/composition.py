@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -191,7 +191,7 @@ class SteeringPlan(Portable):
             surplus += 1
 
     @classmethod
-    def read(cls, folder: Path, root: Path) -> Self:
+    def read(cls, folder: Path, root: Path) -> SteeringPlan:
         """Read what `write` wrote; see `Portable.read`."""
         factors = read_settings(folder / PLAN_FILE, [FORMAT], "SteeringPlan.save", root).get("factors")
         if not isinstance(factors, list):

@@ -89,6 +89,7 @@ def control_vector(replacement: Replacement, alpha: float = 1.0) -> dict[int, Fl
 
 def _model_type(architecture: str) -> str:
     """Transformers' `model_type` of a class, which repeng writes as the hint; the class's own name where there is none."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    import transformers
 
-    return next((kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == architecture), architecture)
+    config = getattr(getattr(transformers, architecture, None), "config_class", None)
+    return str(getattr(config, "model_type", architecture))

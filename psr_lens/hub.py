@@ -115,13 +115,10 @@ def _our_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code
         remedy = f"{_LOG_IN} as somebody who may do this." if status in (401, 403) else "Try again later."
         raise ArtifactError(f"repo_id: the Hub refused ({status}) what was asked of {repo_id} ({error}). {remedy}") from error
-    except (
-        HTTPError,
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # ValueError, RuntimeError: how huggingface_hub wraps what it got
+    except (HTTPError, OSError) as error:
         raise ArtifactError(
             f"repo_id: {repo_id} could not be reached ({type(error).__name__}: {error}). "
             "Check the network, and that HF_HUB_OFFLINE is not set."
         ) from error
+    except (ValueError, RuntimeError) as error:  # what huggingface_hub makes of an answer, or of a failed upload
+        raise ArtifactError(f"repo_id: what was asked of {repo_id} failed ({type(error).__name__}: {error}). Try again later.") from error

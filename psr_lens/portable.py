@@ -6,9 +6,11 @@ import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Self
+from typing import ClassVar, TypeVar
 
 from psr_lens.card import write_card
+
+_Kind = TypeVar("_Kind", bound="Portable")
 
 
 class Portable(ABC):
@@ -23,7 +25,7 @@ class Portable(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, folder: Path, root: Path) -> Self:
+    def read(cls: type[_Kind], folder: Path, root: Path) -> _Kind:
         """Read the files of an artifact; links are followed within `root` and nowhere else.
 
         Raises:
@@ -56,7 +58,7 @@ class Portable(ABC):
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls: type[_Kind], folder: str | Path) -> _Kind:
         """Read an artifact that `save` wrote. No code in it is run, and no file outside the folder is opened.
 
         Raises:
@@ -94,7 +96,7 @@ class Portable(ABC):
             return upload(repo_id, folder, self.FILES, private=private, revision=revision, message=message)
 
     @classmethod
-    def from_hub(cls, repo_id: str, *, revision: str | None = None) -> Self:
+    def from_hub(cls: type[_Kind], repo_id: str, *, revision: str | None = None) -> _Kind:
         """Read an artifact from the Hugging Face Hub, or from huggingface_hub's cache where the Hub cannot be reached.
 
         Only the artifact's own files are fetched, no code in them is run, and no file outside the repository's cache is opened.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -252,7 +252,7 @@ class Replacement(Portable):
         write_replacement(folder, self)
 
     @classmethod
-    def read(cls, folder: Path, root: Path) -> Self:
+    def read(cls, folder: Path, root: Path) -> Replacement:
         """Read what `write` wrote; see `Portable.read`."""
         fields = read_replacement(folder, root)
         try:

@@ -89,7 +89,9 @@ class HubServer:
             return _json({"objects": [self._upload_of(each) for each in json.loads(body)["objects"]]})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree|preupload|commit)/([^/]+)", path):
             repository = self._repository(found[1], allowed)
-            return getattr(self, f"_{found[2]}")(repository, unquote(found[3]), body, allowed)
+            if found[2] == "commit" and not allowed:
+                raise Refusal(403)
+            return getattr(self, f"_{found[2]}")(repository, unquote(found[3]), body, found[1])
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._resolve(self._repository(found[1], allowed), unquote(found[2]), found[3])
         self.unknown.append(f"{method} {path}")
@@ -115,28 +117,25 @@ class HubServer:
     def _upload_of(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         return {**asked, "actions": {"upload": {"href": f"{self.url}/large/{asked['oid']}", "header": {}}}}
 
-    def _revision(self, repository: Repository, revision: str, body: bytes, allowed: bool) -> tuple[bytes, dict[str, str]]:
+    def _revision(self, repository: Repository, revision: str, body: bytes, name: str) -> tuple[bytes, dict[str, str]]:
         commit, files = _at(repository, revision)
-        return _json({"id": "x/y", "sha": commit, "private": False, "siblings": [{"rfilename": path} for path in files]})
+        return _json({"id": name, "sha": commit, "private": False, "siblings": [{"rfilename": path} for path in files]})
 
-    def _tree(self, repository: Repository, revision: str, body: bytes, allowed: bool) -> tuple[bytes, dict[str, str]]:
+    def _tree(self, repository: Repository, revision: str, body: bytes, name: str) -> tuple[bytes, dict[str, str]]:
         _, files = _at(repository, revision)
         return _json(
             [{"type": "file", "path": path, "size": len(content), "oid": _oid(content)} for path, content in files.items()]
         )
 
-    def _preupload(self, repository: Repository, revision: str, body: bytes, allowed: bool) -> tuple[bytes, dict[str, str]]:
+    def _preupload(self, repository: Repository, revision: str, body: bytes, name: str) -> tuple[bytes, dict[str, str]]:
         _at(repository, revision)
         kinds = [
             (each["path"], "lfs" if each["path"].endswith(".safetensors") else "regular") for each in json.loads(body)["files"]
         ]
         return _json({"files": [{"path": path, "uploadMode": kind, "shouldIgnore": False} for path, kind in kinds]})
 
-    def _commit(self, repository: Repository, revision: str, body: bytes, allowed: bool) -> tuple[bytes, dict[str, str]]:
-        if not allowed:
-            raise Refusal(403)
-        _, files = _at(repository, revision)
-        files = dict(files)
+    def _commit(self, repository: Repository, revision: str, body: bytes, name: str) -> tuple[bytes, dict[str, str]]:
+        files = dict(_at(repository, revision)[1])
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
@@ -146,7 +145,7 @@ class HubServer:
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         commit = repository.commit(revision, files)
-        return _json({"success": True, "commitOid": commit, "commitUrl": f"{self.url}/x/commit/{commit}", "hookOutput": ""})
+        return _json({"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{name}/commit/{commit}", "hookOutput": ""})
 
     def _resolve(self, repository: Repository, revision: str, path: str) -> tuple[bytes, dict[str, str]]:
         commit, files = _at(repository, revision)

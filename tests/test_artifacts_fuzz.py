@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 import psr_lens as psr
@@ -145,9 +146,8 @@ OFFSETS: list[Any] = [[0, 2**62], [8, 0], [-8, 8], [0, 0], [0], None, ["a", "b"]
 
 
 def any_file(folder: Path, rng: random.Random, suffix: str = "") -> Path:
-    return rng.choice(
-        sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(suffix or (".json", "ensors")))
-    )
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.name.endswith(suffix))
+    return rng.choice([path for path in found if path.suffix != ".md"])
 
 
 def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
@@ -277,7 +277,7 @@ def paths(folder: Path, rng: random.Random) -> None:
     """Links and things that are no files, where a file or a part should be."""
     outside = folder.parent / "outside"
     path = any_file(folder, rng)
-    if (folder / PLAN).exists() and rng.random() < 0.4:
+    if (folder / "part-0").is_dir() and not (folder / "part-0").is_symlink() and rng.random() < 0.4:
         path = folder / "part-0"
         shutil.rmtree(path)
         path.symlink_to(rng.choice([outside, outside.resolve(), Path("../outside"), Path("part-1"), Path("."), Path("/")]))
@@ -359,7 +359,7 @@ def test_a_thousand_random_artifacts_are_loaded_or_refused_and_nothing_else_happ
             mutation = rng.choice(MUTATIONS)
             try:
                 mutation(folder, rng)
-            except (IndexError, ValueError, KeyError):  # the one before left nothing of that kind
+            except (IndexError, ValueError, KeyError, SafetensorError):  # the one before left nothing of that kind
                 continue
         loaded, refusal = None, f"in {tmp_path}"
         with watched() as seen:

@@ -151,7 +151,7 @@ def test_left_padding_and_one_strength_a_sequence(llama):
     padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), short], 1)
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[1, :4] = 0
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     alpha = torch.tensor([0.5, 1.5])
     with steering.attach(llama.hf, alpha):
         together = llama.hf.generate(torch.cat([long, padded]), attention_mask=mask, **options)

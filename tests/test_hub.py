@@ -156,6 +156,7 @@ def test_pushing_without_a_login_or_a_network_is_our_error(hub, made, monkeypatc
             made.push_to_hub(NAME)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_damaged_artifact_from_the_hub_is_refused_as_one_on_disk(hub, made):
     made.push_to_hub(NAME)
     settings = json.loads(files_of(hub)["replacement.json"])
