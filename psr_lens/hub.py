@@ -100,7 +100,7 @@ def _our_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise InputError("repo_id", repr(repo_id), "an owner and a name, 'owner/name'", str(error)) from error
+        raise InputError("repo_id", repr(repo_id), "an owner and a name, 'owner/name'", _line(error)) from error
     except GatedRepoError as error:
         raise ArtifactError(f"repo_id: access to {repo_id} must be asked for on its page. {_LOG_IN} afterwards.") from error
     except RepositoryNotFoundError as error:
@@ -114,11 +114,19 @@ def _our_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         remedy = f"{_LOG_IN} as somebody who may do this." if status in (401, 403) else "Try again later."
-        raise ArtifactError(f"repo_id: the Hub refused ({status}) what was asked of {repo_id} ({error}). {remedy}") from error
+        raise ArtifactError(
+            f"repo_id: the Hub refused ({status}) what was asked of {repo_id} ({_line(error)}). {remedy}"
+        ) from error
     except (HTTPError, OSError) as error:
         raise ArtifactError(
-            f"repo_id: {repo_id} could not be reached ({type(error).__name__}: {error}). "
+            f"repo_id: {repo_id} could not be reached ({type(error).__name__}: {_line(error)}). "
             "Check the network, and that HF_HUB_OFFLINE is not set."
         ) from error
     except (ValueError, RuntimeError) as error:  # what huggingface_hub makes of an answer, or of a failed upload
-        raise ArtifactError(f"repo_id: what was asked of {repo_id} failed ({type(error).__name__}: {error}). Try again later.") from error
+        raise ArtifactError(
+            f"repo_id: what was asked of {repo_id} failed ({type(error).__name__}: {_line(error)}). Try again later."
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

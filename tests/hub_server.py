@@ -42,8 +42,8 @@ class Repository:
 class Refusal(Exception):  # noqa: N818
     """An answer other than success."""
 
-    def __init__(self, status: int, code: str = "") -> None:
-        self.status, self.code = status, code
+    def __init__(self, status: int, code: str = "", body: Any = None) -> None:
+        self.status, self.code, self.body = status, code, json.dumps(body or {}).encode()
 
 
 class HubServer:
@@ -92,6 +92,8 @@ class HubServer:
             if found[2] == "commit" and not allowed:
                 raise Refusal(403)
             return getattr(self, f"_{found[2]}")(repository, unquote(found[3]), body, found[1])
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
+            return self._revision(self._repository(found[1], allowed), "main", body, found[1])
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._resolve(self._repository(found[1], allowed), unquote(found[2]), found[3])
         self.unknown.append(f"{method} {path}")
@@ -109,10 +111,11 @@ class HubServer:
         if not allowed:
             raise Refusal(401)
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        made = {"url": f"{self.url}/{name}", "id": name}
         if name in self.repositories:
-            raise Refusal(409)
-        self.repositories[name] = Repository(private=bool(asked.get("private")))
-        return _json({"url": f"{self.url}/{name}", "id": name})
+            raise Refusal(409, body=made)
+        self.repositories[name] = Repository(private=asked.get("private", False) or asked.get("visibility") == "private")
+        return _json(made)
 
     def _upload_of(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         return {**asked, "actions": {"upload": {"href": f"{self.url}/large/{asked['oid']}", "header": {}}}}
@@ -167,7 +170,7 @@ class HubServer:
                 try:
                     content, headers = server.answer(self.command, path, body, self.headers)
                 except Refusal as refusal:
-                    status, headers = refusal.status, {"X-Error-Code": refusal.code} if refusal.code else {}
+                    status, content, headers = refusal.status, refusal.body, {"X-Error-Code": refusal.code} if refusal.code else {}
                 self.send_response(status)
                 for name, value in {"Content-Type": "application/json", **headers, "Content-Length": str(len(content))}.items():
                     self.send_header(name, value)

@@ -102,10 +102,11 @@ def test_a_revision_is_read_and_written_by_its_name(hub, made, tiny_llama):
 def test_privacy_is_asked_for_when_a_repository_is_made(hub, made, monkeypatch):
     made.push_to_hub(NAME, private=True)
     assert hub.repositories[NAME].private
-    assert psr.Replacement.from_hub(NAME).method == "random"
     monkeypatch.setenv("HF_TOKEN", "hf_another")
     with pytest.raises(ArtifactError, match=rf"there is no {NAME}, or it is private.*hf auth login"):
-        psr.Replacement.from_hub(NAME, revision="main")
+        psr.Replacement.from_hub(NAME)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert psr.Replacement.from_hub(NAME).method == "random"
 
 
 def test_what_was_fetched_is_there_without_a_network(hub, made, monkeypatch):
