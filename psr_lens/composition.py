@@ -6,21 +6,25 @@ eq. 7, with a sum over replacements), so their order does not matter.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens.artifacts import read_settings, remove_artifact, write_artifact
+from psr_lens.artifacts import brief, read_settings, remove_artifact, write_artifact
+from psr_lens.attach import Attached, attach
+from psr_lens.card import model_card
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel
 from psr_lens.notebook import table
-from psr_lens.replacement import SETTINGS_FILE, WEIGHTS_FILE, Replacement
+from psr_lens.portable import Portable
+from psr_lens.replacement import Replacement
+from psr_lens.replacement_files import FILES
 from psr_lens.steering import Action, Start, steering_hooks
 
 FORMAT: Final = 1
@@ -41,8 +45,10 @@ class Part:
 
 
 @dataclass(frozen=True)
-class SteeringPlan:
+class SteeringPlan(Portable):
     """Replacements that steer together, each at its own strength and on its own span; made with `+`, `-` and `*`."""
+
+    FILES: ClassVar[tuple[str, ...]] = (PLAN_FILE, *(f"part-*/{name}" for name in FILES))
 
     parts: tuple[Part, ...]
     """What acts."""
@@ -106,7 +112,7 @@ class SteeringPlan:
 
     def __mul__(self, factor: float) -> SteeringPlan:
         """The same parts with their strength times a number."""
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not abs(factor) <= sys.float_info.max:
             raise InputError(
                 "*",
                 f"{factor!r} ({type(factor).__name__})",
@@ -151,48 +157,51 @@ class SteeringPlan:
         self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None
     ) -> list[tuple[str, Any]]:
         """The forward hooks that `steer` adds, for `model.hooks(fwd_hooks=…)` or `run_with_hooks`."""
+        for part in self.parts:
+            part.replacement.check_model(model)
+        return steering_hooks(model, self.actions(alpha, start=start))
+
+    def attach(self, model: Any, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> Attached:
+        """Steer a plain transformers model with all parts at once; arguments and errors as for `Replacement.attach`."""
+        return attach(model, [part.replacement for part in self.parts], self.actions(alpha, start=start))
+
+    def actions(self, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> dict[str, list[Action]]:
+        """What the parts do at each hook point at one strength; arguments and errors as for `steer`."""
         spans = sorted({part.replacement.span for part in self.parts})
         if start is not None and not isinstance(start, Mapping) and len(spans) > 1:
             raise InputError("start", start, "a mapping with a position for each span of the parts, {'R': …, 'QR': …}")
         actions: dict[str, list[Action]] = {}
         for part in self.parts:
-            part.replacement.check_model(model)
             for name, action in part.replacement.actions(alpha * part.factor, start=start).items():
                 actions.setdefault(name, []).append(action)
-        return steering_hooks(model, actions)
+        return actions
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a folder with `plan.json` and one artifact a part, `part-0` and so on.
+    def write(self, folder: Path) -> None:
+        """Write `plan.json` and one artifact a part, `part-0` and so on.
 
-        An older plan there is replaced: parts that it had more of are taken away, but no file that this package did not write.
-
-        Returns:
-            The folder.
+        Parts that an older plan there had more of are taken away, but no file that this package did not write.
         """
-        folder = Path(folder)
         for place, part in enumerate(self.parts):
-            part.replacement.save(folder / f"part-{place}")
+            part.replacement.write(folder / f"part-{place}")
         write_artifact(folder, (PLAN_FILE, {"format": FORMAT, "factors": [part.factor for part in self.parts]}), None)
         surplus = len(self.parts)
-        while remove_artifact(folder / f"part-{surplus}", (SETTINGS_FILE, WEIGHTS_FILE)):
+        while remove_artifact(folder / f"part-{surplus}", FILES):
             surplus += 1
-        return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> SteeringPlan:
-        """Read a plan that `save` wrote; no code in it is run.
-
-        Raises:
-            ArtifactError: a file is missing, damaged, of a newer format, or the parts do not belong together.
-        """
-        folder = Path(folder)
-        factors = read_settings(folder / PLAN_FILE, [FORMAT], "SteeringPlan.save").get("factors")
+    def read(cls, folder: Path, root: Path) -> SteeringPlan:
+        """Read what `write` wrote; see `Portable.read`."""
+        factors = read_settings(folder / PLAN_FILE, [FORMAT], "SteeringPlan.save", root).get("factors")
         if not isinstance(factors, list):
-            raise ArtifactError(f"{folder / PLAN_FILE}: factors is {factors!r}, no list. Save the plan anew.")
-        loaded = [Replacement.load(folder / f"part-{place}") for place in range(len(factors))]
+            raise ArtifactError(f"{folder / PLAN_FILE}: factors is {brief(factors)}, no list. Save the plan anew.")
+        loaded = [Replacement.read(folder / f"part-{place}", root) for place in range(len(factors))]
         try:
             return cls(tuple((SteeringPlan.of(each) * factor).parts[0] for each, factor in zip(loaded, factors, strict=True)))
         except InputError as error:
             raise ArtifactError(f"{folder}: the parts do not belong together ({error}). Save the plan anew.") from error
+
+    def model_card(self, load: str = 'load("this-folder")') -> str:
+        """The model card in Markdown; see `Portable.model_card`."""
+        return model_card("SteeringPlan", self.parts, load)

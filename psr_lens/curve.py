@@ -31,8 +31,11 @@ class LearningCurve:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        losses = [tuple(float(value) for value in found[name]) for name in ("train", "validation", "seconds")]
+        losses = {name: found[name] for name in ("train", "validation", "seconds")}
+        for name, values in losses.items():
+            if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+                raise TypeError(f"{name} is no list of numbers")
         kept = found["kept"]
-        if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int)):
+        if kept is not None and (type(kept) is not int or not 0 <= kept < len(losses["train"])):
             raise ValueError(f"kept is {kept!r}")
-        return cls(losses[0], losses[1], losses[2], kept)
+        return cls(**{name: tuple(map(float, values)) for name, values in losses.items()}, kept=kept)

@@ -30,7 +30,7 @@ class ModelError(PsrLensError, ValueError):
 
 
 class ArtifactError(PsrLensError, ValueError):
-    """A saved artifact is damaged, of another format, or made for another model."""
+    """A saved artifact is damaged, of another format, made for another model, or cannot be had."""
 
 
 class FitError(PsrLensError, RuntimeError):

@@ -8,24 +8,29 @@ References:
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens.artifacts import read_settings, read_tensors, write_artifact
+from psr_lens.attach import Attached, attach
+from psr_lens.card import model_card
+from psr_lens.control_vector import write_control_vector
 from psr_lens.curve import LearningCurve
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, edit_fault, fingerprint, processing_differs
 from psr_lens.notebook import table
+from psr_lens.portable import Portable
 from psr_lens.prompts import Span
+from psr_lens.replacement_files import FILES, read_replacement, unfit, write_replacement
+from psr_lens.results import ResultTable
 from psr_lens.site import Rule, Site
 from psr_lens.steering import Action, Position, Start, checked_start, steering_hooks
 
@@ -37,15 +42,12 @@ __all__ = ["LearningCurve", "Replacement", "Rule", "Site", "Tokens"]
 Tokens = Literal["span", "last"]
 """`span`: the last prompt token (the question too, under `QR`) and every response token; `last`: the last prompt token alone."""
 
-FORMAT: Final = 2
-"""Version of the artifact's files. 2 added `offset`, `tokens` and `curve`; 1 can be read."""
-WEIGHTS_FILE: Final = "replacement.safetensors"
-SETTINGS_FILE: Final = "replacement.json"
-
 
 @dataclass(frozen=True)
-class Replacement:
+class Replacement(Portable):
     """A learned stand-in for an instruction in the prompt."""
+
+    FILES: ClassVar[tuple[str, ...]] = FILES
 
     sites: Mapping[str, Site]
     """What is done at each hook point, by TransformerLens's name, in the model's order."""
@@ -65,6 +67,10 @@ class Replacement:
     """Whether it acts on its whole span, or on the last prompt token alone and at no decode step."""
     curve: LearningCurve | None = None
     """How the fit went, epoch by epoch, where it had epochs."""
+    data: str | None = None
+    """xxh3_128 of the training triplets' tokens (`psr_lens.store.triplets_digest`), in hexadecimal, where it is known."""
+    metrics: ResultTable | None = None
+    """What was measured of it; kept in the artifact and shown in its model card."""
 
     def __post_init__(self) -> None:
         """Refuse parts that cannot belong together."""
@@ -76,7 +82,7 @@ class Replacement:
             raise InputError("tokens", repr(self.tokens), "'span' or 'last'")
         if self.tokens == "last" and self.span != "R":
             raise InputError("span", repr(self.span), "'R', since tokens='last' steers the last prompt token alone")
-        if isinstance(self.offset, bool) or not isinstance(self.offset, int | float) or not math.isfinite(self.offset):
+        if isinstance(self.offset, bool) or not isinstance(self.offset, int | float) or not abs(self.offset) <= sys.float_info.max:
             raise InputError("offset", repr(self.offset), "a finite number")
 
     def __repr__(self) -> str:
@@ -134,6 +140,24 @@ class Replacement:
         self.check_model(model)
         return steering_hooks(model, {name: [action] for name, action in self.actions(alpha, start=start).items()})
 
+    def attach(self, model: Any, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> Attached:
+        """Steer a plain transformers model, its `generate` and its pipelines, as `steer` steers one of TransformerLens.
+
+        `with pirate.attach(hf_model): hf_model.generate(…)`, or keep what is returned and call its `remove()`. Of two attached one after
+        the other the second reads what the first has changed; attach their sum for both to read what arrives.
+
+        Args:
+            model: The transformers model (Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma-2, Gemma-3, OLMo-2, GPT-2 or GPT-NeoX), on any device.
+            alpha: Strength, as for `steer`; with an `offset` of 0, 0 adds no hook.
+            start: First steered position in the prompt, as for `steer`.
+
+        Raises:
+            InputError: `model` is of another architecture, or no transformers model; `alpha` is not finite; or `start` is missing.
+            ArtifactError: the model has other sizes; or the replacement was made for weights that TransformerLens had processed, or acts
+                elsewhere than at `resid_post`, `attn_out`, `mlp_out` and `z`.
+        """
+        return attach(model, [self], {name: [action] for name, action in self.actions(alpha, start=start).items()})
+
     def actions(self, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> dict[str, Action]:
         """What is done at each hook point at one strength; arguments and errors as for `steer`."""
         if not bool(torch.isfinite(torch.as_tensor(alpha)).all()):
@@ -158,16 +182,11 @@ class Replacement:
             ArtifactError: sizes, hook names or the processing of the weights differ.
         """
         theirs = fingerprint(model)
-        for key in ("d_model", "n_layers"):
-            if key in self.model and self.model[key] != theirs[key]:
-                raise ArtifactError(
-                    f"model: this replacement was made for {self.model.get('model_name')} with {key}={self.model[key]}, "
-                    f"this model ({theirs['model_name']}) has {key}={theirs[key]}. Load the model that it was made for, or fit a new one."
-                )
+        self.check_sizes(theirs | {"d_head": int(model.cfg.d_head)})
         if reason := processing_differs(self.model, model):
             raise ArtifactError(f"model: this replacement cannot act on {theirs['model_name']}: {reason}")
         hook_dict = model.hook_dict
-        for name, site in self.sites.items():
+        for name in self.sites:
             if name not in hook_dict:
                 raise ArtifactError(
                     f"model: it has no hook point {name!r}, where this replacement acts. "
@@ -175,20 +194,21 @@ class Replacement:
                 )
             if fault := edit_fault(model, name):
                 raise ArtifactError(f"model: {fault}")
-            self._check_width(name, site, model)
 
-    def _check_width(self, name: str, site: Site, model: HookedModel) -> None:
-        per_head = re.search(r"attn\.hook_(q|z)$", name) is not None
-        if not per_head and not re.search(r"hook_(embed|resid_pre|resid_mid|resid_post|attn_out|mlp_out)$", name):
-            return
-        keys = ("n_heads", "d_head") if per_head else ("d_model",)
-        wanted = tuple(int(getattr(model.cfg, key)) for key in keys)
-        if site.width != wanted:
-            raise ArtifactError(
-                f"model: the directions at {name} are {' × '.join(map(str, site.width))} wide, this model "
-                f"({fingerprint(model)['model_name']}) has {', '.join(f'{key}={size}' for key, size in zip(keys, wanted, strict=True))}. "
-                "Load the model that they were made for, or fit a new replacement."
-            )
+    def check_sizes(self, theirs: Mapping[str, Any]) -> None:
+        """Refuse a model of other sizes, known by its `model_name`, `n_layers`, `d_model`, `n_heads` and `d_head`.
+
+        Raises:
+            ArtifactError: sizes differ.
+        """
+        for key in ("d_model", "n_layers"):
+            if key in self.model and self.model[key] != theirs[key]:
+                raise ArtifactError(
+                    f"model: this replacement was made for {self.model.get('model_name')} with {key}={self.model[key]}, "
+                    f"this model ({theirs['model_name']}) has {key}={theirs[key]}. Load the model that it was made for, or fit a new one."
+                )
+        for name, site in self.sites.items():
+            _check_width(name, site, theirs)
 
     # --- composition --------------------------------------------------------------------------------------------------------
 
@@ -221,71 +241,60 @@ class Replacement:
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a folder with `replacement.safetensors` and `replacement.json`; an older artifact there is replaced.
+    def with_metrics(self, metrics: ResultTable) -> Replacement:
+        """The same with results to keep, e.g. `pirate.with_metrics(found.table()).save("pirate-psr")`; earlier ones are replaced."""
+        if not isinstance(metrics, ResultTable):
+            raise InputError("metrics", type(metrics).__name__, "a ResultTable", "`.table()` of a result gives one.")
+        return replace(self, metrics=metrics)
 
-        Returns:
-            The folder.
-        """
-        tensors = {
-            f"{name}/{part}": getattr(site, part) for name, site in self.sites.items() for part in ("directions", "weights", "bias")
-        }
-        settings = {
-            "format": FORMAT,
-            "method": self.method,
-            "span": self.span,
-            "tokens": self.tokens,
-            "offset": self.offset,
-            "question_start": self.question_start,
-            "model": dict(self.model),
-            "settings": dict(self.settings),
-            "curve": None if self.curve is None else self.curve.to_json(),
-            "sites": [{"hook": name, "rule": site.rule} for name, site in self.sites.items()],
-        }
-        folder = Path(folder)
-        write_artifact(folder, (SETTINGS_FILE, settings), (WEIGHTS_FILE, tensors))
-        return folder
+    def write(self, folder: Path) -> None:
+        """Write `replacement.safetensors` and `replacement.json`."""
+        write_replacement(folder, self)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Replacement:
-        """Read an artifact that `save` wrote; no code in it is run.
+    def read(cls, folder: Path, root: Path) -> Replacement:
+        """Read what `write` wrote; see `Portable.read`."""
+        fields = read_replacement(folder, root)
+        try:
+            return cls(**fields)
+        except InputError as error:
+            raise unfit(folder, error) from error
+
+    def to_gguf(self, path: str | Path, alpha: float = 1.0) -> Path:
+        """Write a constant replacement as a GGUF control vector for llama.cpp (`--control-vector-scaled FILE 1.0`) and repeng.
+
+        `direction.3` is what `blocks.3.hook_resid_post` gets, added to the output of block 3 counted from 0, as in both of them;
+        llama.cpp has none for block 0. A control vector acts on every token, the whole prompt among them, and not from the last prompt
+        token on, as this replacement does.
+
+        Args:
+            path: The file; an older one is replaced.
+            alpha: Strength that is written into the directions.
+
+        Returns:
+            The path.
 
         Raises:
-            ArtifactError: a file is missing, damaged, of a newer format, or the two do not belong together.
+            InputError: the replacement is token-wise, acts elsewhere than after blocks 1 and later, on the last prompt token alone, or
+                on the span `QR`.
+            MissingPackageError: `gguf` is not installed.
         """
-        folder = Path(folder)
-        settings = read_settings(folder / SETTINGS_FILE, range(1, FORMAT + 1), "Replacement.save")
-        tensors = read_tensors(folder / WEIGHTS_FILE, "Replacement.save")
-        if settings["format"] == 1:
-            settings |= {"tokens": "span", "offset": 0.0, "curve": None}
-        try:
-            sites = {each["hook"]: _site_from(tensors, each["hook"], each["rule"]) for each in settings["sites"]}
-            start, curve = settings["question_start"], settings["curve"]
-            if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
-                raise ValueError(f"question_start is {start!r}")
-            return cls(
-                sites,
-                settings["span"],
-                str(settings["method"]),
-                dict(settings["model"]),
-                start,
-                dict(settings["settings"]),
-                settings["offset"],
-                settings["tokens"],
-                None if curve is None else LearningCurve.from_json(curve),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{folder}: the settings and the tensors do not belong together ({error}). Save it anew."
-            ) from error
+        return write_control_vector(self, path, alpha)
+
+    def model_card(self, load: str = 'load("this-folder")') -> str:
+        """The model card in Markdown; see `Portable.model_card`."""
+        return model_card("Replacement", self._plan().parts, load)
 
 
-def _site_from(tensors: Mapping[str, Tensor], name: str, rule: str) -> Site:
-    if rule not in get_args(Rule):
-        raise ValueError(f"unknown rule {rule!r} at {name}")
-    directions, weights, bias = (tensors[f"{name}/{part}"] for part in ("directions", "weights", "bias"))
-    if directions.ndim not in (2, 3) or weights.shape != directions.shape or bias.shape != directions.shape[:-1]:
-        raise ValueError(f"shapes at {name}: {tuple(directions.shape)}, {tuple(weights.shape)}, {tuple(bias.shape)}")
-    if not all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in (directions, weights, bias)):
-        raise ValueError(f"numbers at {name} are not all finite")
-    return Site(directions, weights, bias, cast(Rule, rule))
+def _check_width(name: str, site: Site, theirs: Mapping[str, Any]) -> None:
+    per_head = re.search(r"attn\.hook_(q|z)$", name) is not None
+    if not per_head and not re.search(r"hook_(embed|resid_pre|resid_mid|resid_post|attn_out|mlp_out)$", name):
+        return
+    keys = ("n_heads", "d_head") if per_head else ("d_model",)
+    wanted = tuple(int(theirs[key]) for key in keys)
+    if site.width != wanted:
+        raise ArtifactError(
+            f"model: the directions at {name} are {' × '.join(map(str, site.width))} wide, this model "
+            f"({theirs['model_name']}) has {', '.join(f'{key}={size}' for key, size in zip(keys, wanted, strict=True))}. "
+            "Load the model that they were made for, or fit a new replacement."
+        )

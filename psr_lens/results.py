@@ -7,11 +7,11 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 
-from psr_lens.artifacts import read_settings, write_artifact
+from psr_lens.artifacts import brief, read_settings, write_artifact
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.extras import package
 from psr_lens.notebook import table
@@ -57,6 +57,12 @@ class Result:
 _FIELDS: Final = tuple(each.name for each in fields(Result))
 _LABELS: Final = ("method", "metric", "trait", "block", "alpha", "layer")
 """What tells rows apart."""
+_KINDS: Final = {
+    **dict.fromkeys(("method", "metric", "trait", "block"), str),
+    **dict.fromkeys(("n", "missing"), int),
+    "layer": int | None,
+}
+"""What the fields that are no numbers with a fraction hold."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,9 +158,16 @@ class ResultTable:
             InputError: the settings hold what JSON cannot.
         """
         path = Path(path)
-        content = {"format": FORMAT, "settings": dict(self.settings), "rows": [asdict(row) for row in self.rows]}
-        write_artifact(path.parent, (path.name, _plain(content, "settings")), None)
+        write_artifact(path.parent, (path.name, {"format": FORMAT, **self.to_content()}), None)
         return path
+
+    def to_content(self) -> dict[str, Any]:
+        """As lists, numbers and texts, for `json.dumps`; NaN is None.
+
+        Raises:
+            InputError: the settings hold what JSON cannot.
+        """
+        return cast(dict[str, Any], _plain({"settings": self.settings, "rows": [asdict(row) for row in self.rows]}, "settings"))
 
     @classmethod
     def from_json(cls, path: str | Path) -> ResultTable:
@@ -165,9 +178,21 @@ class ResultTable:
         """
         content = read_settings(Path(path), [FORMAT], "ResultTable.to_json")
         try:
-            return cls(tuple(_row_from(each) for each in content["rows"]), dict(content["settings"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return cls.from_content(content)
+        except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path}: holds no table of results ({error}). Save it anew with `ResultTable.to_json`.") from error
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> ResultTable:
+        """What `to_content` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        rows, settings = content["rows"], content["settings"]
+        if not isinstance(rows, list) or not isinstance(settings, dict):
+            raise TypeError("rows must be a list, settings a dictionary")
+        return cls(tuple(map(_row_from, rows)), settings)
 
     def to_markdown(
         self, rows: str | Sequence[str] = "method", columns: str | Sequence[str] = "metric", *, order: Sequence[str] = ()
@@ -306,12 +331,26 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _row_from(content: Mapping[str, Any]) -> Result:
-    def number(value: Any) -> float:
-        return math.nan if value is None else float(value)
+    known = {name: content[name] for name in _FIELDS if name in content}
+    low, high = known["interval"]
+    known |= {"value": _number_from(known["value"]), "interval": (_number_from(low), _number_from(high))}
+    if known.get("alpha") is not None:
+        known["alpha"] = _number_from(known["alpha"])
+    for name, kind in _KINDS.items():
+        value = known.get(name)
+        if name in known and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise TypeError(f"{name} is {brief(value)}")
+    return Result(**known)
 
-    low, high = content["interval"]
-    known = {name: value for name, value in content.items() if name in _FIELDS}
-    return Result(**known | {"value": number(content["value"]), "interval": (number(low), number(high))})
+
+def _number_from(value: Any) -> float:
+    """What `_plain` made of a number."""
+    if isinstance(value, bool) or not (value is None or value in ("inf", "-inf") or isinstance(value, int | float)):
+        raise TypeError(f"{brief(value)} is no number")
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError as error:
+        raise ValueError(f"{brief(value)} is too large") from error
 
 
 def _cell(row: Result | None) -> str:

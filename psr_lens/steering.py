@@ -66,13 +66,13 @@ def checked_start(start: Position) -> Position:
     return positions if positions.ndim else int(positions)
 
 
-def steering_hooks(model: HookedModel, actions: Mapping[str, Sequence[Action]]) -> list[tuple[str, Any]]:
+def steering_hooks(model: HookedModel | None, actions: Mapping[str, Sequence[Action]]) -> list[tuple[str, Any]]:
     """Forward hooks, one a hook point, for `model.hooks(fwd_hooks=…)`.
 
     All actions at one point read the activation that arrives there, and what they add is summed: their order does not matter.
 
     Args:
-        model: The model that is to be steered.
+        model: The model that is to be steered; None where other means than its own `hooks` put the hooks in place.
         actions: What is done at each hook point. Idle actions are left out.
 
     Returns:
@@ -93,7 +93,7 @@ class _Calls:
     before and adds one token to it is generation without a KV cache, and a call of a single token after a prompt is a decode step.
     """
 
-    def __init__(self, model: HookedModel, actions: Sequence[Action], hooks: int) -> None:
+    def __init__(self, model: HookedModel | None, actions: Sequence[Action], hooks: int) -> None:
         given = [(name, value) for each in actions for name, value in (("start", each.start), ("alpha", each.strength))]
         self._given = [(name, value) for name, value in given if isinstance(value, Tensor)]
         self._model, self._hooks = model, hooks
@@ -129,6 +129,8 @@ class _Calls:
 
     def _nobody_else_looks(self) -> bool:
         """Whether no hook but ours can have got hold of an activation: then one may be edited in place."""
+        if self._model is None:
+            return False
         if self._tables is None:
             model = self._model
             # A bridge's own hooks before its norms keep the residual stream that enters a block; that one is never edited.

@@ -66,10 +66,10 @@ def test_a_loaded_artifact_steers_to_the_last_bit_alike(saved, tiny_llama):
     assert torch.equal(*found)
 
 
-def test_an_artifact_is_safetensors_and_json_and_nothing_else(saved):
+def test_an_artifact_is_safetensors_and_json_and_a_card(saved):
     _, folder = saved
-    assert sorted(path.name for path in folder.iterdir()) == ["replacement.json", "replacement.safetensors"]
-    assert json.loads((folder / "replacement.json").read_text())["format"] == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "replacement.json", "replacement.safetensors"]
+    assert json.loads((folder / "replacement.json").read_text())["format"] == 3
     assert len(load_file(folder / "replacement.safetensors")) == 3 * LAYERS
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_or_missing_file_is_an_artifact_error_that_names_it_and_a_reme
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 3},
+        {"format": 4},
         {"format": True},
         {"format": "1"},
         {"format": None},
@@ -247,7 +247,14 @@ def test_an_artifact_of_the_first_format_still_loads(tmp_path, tiny_llama):
     again = Replacement.load(back.save(tmp_path))
     with back.steer(tiny_llama.model), again.steer(tiny_llama.model, -1.0):
         assert logits_of(tiny_llama.model, range(10, 20)).isfinite().all()
-    assert json.loads((tmp_path / "replacement.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "replacement.json").read_text())["format"] == 3
+
+
+def test_an_artifact_of_the_second_format_still_loads(saved):
+    made, folder = saved
+    edit_settings(folder, format=2, data="absent", metrics="absent")
+    back = Replacement.load(folder)
+    assert (back.settings, back.data, back.metrics) == (made.settings, None, None)
 
 
 def test_offset_tokens_curve_and_per_head_sites_come_back(tmp_path, tiny):

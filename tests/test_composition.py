@@ -276,7 +276,7 @@ def saved(tmp_path, tiny_llama) -> tuple:
 
 def test_a_plan_comes_back_from_disk_and_steers_to_the_last_bit_alike(saved, tiny_llama, tmp_path):
     plan, folder = saved
-    assert sorted(path.name for path in folder.iterdir()) == ["part-0", "part-1", "part-2", "plan.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "part-0", "part-1", "part-2", "plan.json"]
     shutil.copytree(folder, tmp_path / "elsewhere")
     back = SteeringPlan.load(str(tmp_path / "elsewhere"))
     assert [part.factor for part in back.parts] == [1.0, -0.5, 1.0]
@@ -291,7 +291,7 @@ def test_saving_a_shorter_plan_replaces_a_longer_one_and_spares_what_is_not_ours
     shorter.save(folder)
     assert len(SteeringPlan.load(folder).parts) == 1
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert left == ["part-0/replacement.json", "part-0/replacement.safetensors", "part-1/notes.txt", "plan.json"]
+    assert left == ["README.md", "part-0/replacement.json", "part-0/replacement.safetensors", "part-1/notes.txt", "plan.json"]
     assert not (folder / "part-2").exists()
 
 

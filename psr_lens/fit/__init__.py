@@ -21,6 +21,7 @@ from psr_lens.hook_points import check_layers, select_hooks
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import Triplet, check_triplets
 from psr_lens.replacement import Replacement, Site
+from psr_lens.store import triplets_digest
 
 __all__ = ["FitConfig", "fit"]
 
@@ -86,6 +87,7 @@ def fit(
             offset=trained.offset,
             tokens="last" if config.solver == "last_token" else "span",
             curve=trained.curve,
+            data=triplets_digest(triplets),
         )
 
     with torch.inference_mode(mode=False):  # what is made in inference mode can have no gradients

@@ -5,7 +5,7 @@ from psr_lens.store.format import StoreDtype, StoreSpec, tokenizer_fingerprint
 from psr_lens.store.reader import Store, StoreDataset, StoreSummary
 from psr_lens.store.rows import RowError, StoredRows
 from psr_lens.store.shards import SHARD_BYTES, plan_shards
-from psr_lens.store.triplets import triplet_id
+from psr_lens.store.triplets import triplet_id, triplets_digest
 from psr_lens.store.writer import StoreWriter
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "plan_shards",
     "tokenizer_fingerprint",
     "triplet_id",
+    "triplets_digest",
 ]

@@ -21,6 +21,11 @@ def triplet_id(triplet: Triplet) -> str:
     return digest_of([list(triplet.pair.base_ids), list(triplet.pair.steered_ids), list(triplet.response_ids)])
 
 
+def triplets_digest(triplets: Sequence[Triplet]) -> str:
+    """xxh3_128 of the ids of several triplets in their order; 32 hexadecimal digits."""
+    return digest_of([triplet_id(triplet) for triplet in triplets])
+
+
 def triplets_bytes(triplets: Sequence[Triplet]) -> bytes:
     """The file of the triplets: a line of JSON each."""
     return "".join(json.dumps(_triplet_json(triplet), sort_keys=True) + "\n" for triplet in triplets).encode()
