@@ -127,7 +127,7 @@ def test_patched_cells_by_token_and_layer():
     figure = plots.patch_map(result, 1)
     np.testing.assert_allclose(figure.data[0].z, result.of(1)[..., 0].numpy())
     assert "no&lt;/b&gt;" in figure.layout.yaxis.ticktext[3]
-    assert "share of the prompt’s effect recovered" in figure.layout.coloraxis.colorbar.title.text
+    assert "share of the effect recovered" in figure.layout.coloraxis.colorbar.title.text
     mean = plots.patch_map(result, None)
     np.testing.assert_allclose(mean.data[0].z[:4], result.by_position()[1][:4, :, 0].numpy())
     assert list(mean.layout.yaxis.ticktext) == ["−1", "0", "1", "2", "3"]

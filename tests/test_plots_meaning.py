@@ -100,7 +100,7 @@ def test_scatter_points_are_the_coefficients_and_the_projections(method):
         points = sorted(zip(each.x.tolist(), each.y.tolist(), strict=True))
         assert points == sorted(zip(trace.projection[:, site].tolist(), trace.coefficient[:, site].tolist(), strict=True))
         heading = figure.layout.annotations[site].text
-        assert heading.startswith(f"layer {trace.site_layers[site]} · ")
+        assert heading.startswith(f"layer {trace.site_layers[site]}<br>")
         pair = np.stack([trace.coefficient[:, site].numpy(), trace.projection[:, site].numpy()]).astype(float)
         assert heading.endswith("no spread" if "Const" in method else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
 

@@ -18,12 +18,14 @@ from psr_lens.plots.pareto import pareto as pareto
 from psr_lens.plots.patching import patch_map as patch_map
 from psr_lens.plots.profile import strength_profile as strength_profile
 from psr_lens.plots.rank import rank_energy as rank_energy
+from psr_lens.plots.responses import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
 from psr_lens.plots.strips import strength_strips as strength_strips
 from psr_lens.plots.top_tokens import top_tokens as top_tokens
 
 __all__ = [
+    "by_response",
     "coefficient_correlation",
     "coefficient_scatter",
     "coefficient_text",

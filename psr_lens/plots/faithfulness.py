@@ -74,13 +74,13 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
     low, high = math.log10(min(drawn)) - 0.15, math.log10(max(drawn)) + 0.15
     ticks = log_ticks(low, high)
     figure.update_xaxes(
-        title_text="KL(prompted ‖ method), nats a token",
+        title_text="KL(prompted ‖ method), nats",
         range=[low, high],
         tickvals=ticks,
         ticktext=[real_units(tick) for tick in ticks],
         row=1,
     )
-    figure.update_xaxes(title_text="same likeliest token as the prompted model", tickformat=".0%", row=2)
+    figure.update_xaxes(title_text="same likeliest token", tickformat=".0%", row=2)
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - 0.5, -0.5], showgrid=False, showline=True
     )

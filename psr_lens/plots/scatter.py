@@ -22,7 +22,7 @@ MAX_PANELS: Final = 12
 
 _COLUMNS: Final = 3
 _PANEL: Final = 190
-_BETWEEN: Final = 56
+_BETWEEN: Final = 74
 
 
 def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
@@ -91,9 +91,9 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
         notes.append(f"{len(sites)} of {len(every)} layers.")
     titled(
         figure,
-        f"{escaped(shortened(method, 24))}: strength read from the token against strength called for",
+        f"{escaped(shortened(method, 24))}: strength read against called for",
         plot=plot,
-        top=76,
+        top=88,
         bottom=48,
         left=58,
         note=" ".join(notes),
@@ -106,7 +106,7 @@ def _heading(layer: int, added: Tensor, wanted: Tensor) -> str:
     pair = np.stack([added.double().numpy(), wanted.double().numpy()])
     # A constant's lengths differ by rounding.
     flat = len(added) < 2 or bool((pair.std(axis=1) <= 1e-5 * np.abs(pair).max(axis=1)).any())
-    return f"layer {layer} · " + ("no spread" if flat else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
+    return f"layer {layer}<br>" + ("no spread" if flat else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
 
 
 def _spread(order: Int[Tensor, "token"], most: int) -> Int[Tensor, "shown"]:

@@ -47,6 +47,9 @@ MONO: Final = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono'
 SMALL: Final = 11
 """Smallest font size in any figure, in pixels."""
 _NOTE_LINE: Final = 15
+_TITLE_LINE: Final = 20
+_TITLE_WIDTH: Final = 40
+"""Characters of a title's line, so that it fits a window of 390 pixels."""
 
 SEQUENTIAL: Final = ["#fbfaf3", "#e3ecc5", "#aad8b5", "#5fbcbb", "#2a93b8", "#2b62a5", "#2a3784", "#1a1547"]
 """Light to dark in even steps, close to ColorBrewer's YlGnBu: it survives grey printing, and its light end is nearly the paper."""
@@ -177,11 +180,13 @@ def titled(
     figure: go.Figure, title: str, *, plot: int, top: int, bottom: int, left: int = 10, right: int = 10, note: str = ""
 ) -> go.Figure:
     """Give a figure the template, a title above and a note below its plot area of `plot` pixels; the width follows the window."""
+    lines = textwrap.wrap(title, _TITLE_WIDTH)
+    top += _TITLE_LINE * (len(lines) - 1)
     text = wrapped(note, 46)
     room = (text.count("<br>") + 1) * _NOTE_LINE + 4 if note else 0
     figure.update_layout(
         template=TEMPLATE,
-        title={"text": title, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 12}},
+        title={"text": "<br>".join(lines), "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 12}},
         height=plot + top + bottom + room,
         margin={"t": top, "b": bottom + room, "l": left, "r": right, "pad": 0},
     )

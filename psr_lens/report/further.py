@@ -152,9 +152,9 @@ def _attribution(result: Attribution, cells: int) -> Blocks:
 
 
 def _patching(grid: PatchGrid, cells: int) -> Blocks:
-    whole = "of the prompt’s effect" if grid.reference == "prompt" else "of the replacement’s effect"
-    does = f"brings {whole} into the base run" if grid.measured == "recovered" else f"is lost {whole} where it is taken out"
-    caption = f"How much each cell, patched by itself, {does}, as a share of it in KL: 0 nothing, 1 all. Cells do not sum to 1."
+    whose = "prompt’s" if grid.reference == "prompt" else "replacement’s"
+    does = "each cell brings into the base run by itself" if grid.measured == "recovered" else "is lost with each cell alone"
+    caption = f"How much of the {whose} effect {does}, as a share of it in KL: 0 is nothing, 1 all. Cells do not sum to 1."
     mean = Panel("patch_map", plots.patch_map(grid, None), f"{caption} Mean over all responses.")
     if grid.cells == "all":
         return (mean,)
