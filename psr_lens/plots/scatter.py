@@ -76,7 +76,7 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
             mode="markers",
             marker={"color": translucent(style.color, 0.45), "size": 5, "line": {"width": 0}},
             hovertext=[escaped(shortened(texts[at], 24)) for at in shown.tolist()],
-            hovertemplate="%{hovertext}<br>called for %{x:.3g}<br>added %{y:.3g}<extra></extra>",
+            hovertemplate=f"%{{hovertext}}<br>layer {trace.site_layers[site]}<br>called for %{{x:.3g}}<br>added %{{y:.3g}}<extra></extra>",
             row=row + 1,
             col=column + 1,
         )

@@ -64,7 +64,7 @@ def strength_strips(
     pitch = len(strengths) + _GAP
     for order, (name, strength) in enumerate(strengths.items()):
         heights = [place.line * pitch + order for place in places]
-        figure.add_trace(_strip(result, rows, name, strength, places, heights, (low, high)))
+        figure.add_trace(_strip(result, rows, layer, name, strength, places, heights, (low, high)))
     lines = places[-1].line + 1
     styles = method_styles(result)
     figure.update_yaxes(
@@ -89,6 +89,7 @@ def strength_strips(
 def _strip(
     result: Comparison,
     rows: Int[Tensor, "row"],
+    layer: int,
     name: str,
     strength: Float[Tensor, "row"],
     places: Sequence[Place],
@@ -112,7 +113,9 @@ def _strip(
         textangle=0,
         constraintext="none",
         textfont={"family": MONO, "size": SMALL, "color": ["#ffffff" if share > _DARK else INK for share in shares]},
-        hovertext=[f"{label}<br>strength {value:.3g}" for label, value in zip(labels, strength.tolist(), strict=True)],
+        hovertext=[
+            f"{label}<br>layer {layer}<br>strength {value:.3g}" for label, value in zip(labels, strength.tolist(), strict=True)
+        ],
         hovertemplate=f"%{{hovertext}}<extra>{escaped(name)}</extra>",
     )
 
