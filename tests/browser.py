@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ class Page:
             tab.subscribe(event, self._hear)
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
+        self.send("Emulation.setScrollbarsHidden", hidden=True)  # as on a phone; a picture of a whole page has none either
 
     async def _hear(self, message: dict[str, Any]) -> None:
         params = message["params"]
@@ -129,6 +131,7 @@ def browser() -> Iterator[Page]:
     from choreographer import Browser
 
     loop = asyncio.new_event_loop()
+    logging.getLogger("choreographer").setLevel(logging.CRITICAL)  # it calls the browser's own goodbye an error
     shown = Browser(headless=True)
     try:
         loop.run_until_complete(shown.open())

@@ -80,7 +80,7 @@ def strength_profile(statistics: CapturedStatistics) -> go.Figure:
     if len(drawn) < len(found):
         notes.append(f"{len(drawn)} of {len(found)} kinds of hook points.")
     room = 50 + _LEGEND_LINE * math.ceil(len(drawn) / 3)
-    titled(figure, "Strength by part of the block", plot=_PLOT, top=50, bottom=room, left=64, note=" ".join(notes))
+    titled(figure, "Strength by part of a block", plot=_PLOT, top=50, bottom=room, left=64, note=" ".join(notes))
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
     return figure
 

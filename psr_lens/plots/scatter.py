@@ -80,7 +80,7 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
             row=row + 1,
             col=column + 1,
         )
-    figure.update_xaxes(title_text="prompt calls for", title_font_size=SMALL, title_standoff=2, nticks=5)
+    figure.update_xaxes(title_text="prompt calls for", title_font_size=SMALL, title_standoff=2, nticks=3, tickangle=0)
     figure.update_yaxes(nticks=5)
     figure.update_yaxes(title_text="replacement adds", title_font_size=SMALL, col=1)
     figure.update_annotations(font={"size": 12, "color": INK})

@@ -48,7 +48,7 @@ SMALL: Final = 11
 """Smallest font size in any figure, in pixels."""
 _NOTE_LINE: Final = 15
 _TITLE_LINE: Final = 20
-_TITLE_WIDTH: Final = 40
+_TITLE_WIDTH: Final = 42
 """Characters of a title's line, so that it fits a window of 390 pixels."""
 
 SEQUENTIAL: Final = ["#fbfaf3", "#e3ecc5", "#aad8b5", "#5fbcbb", "#2a93b8", "#2b62a5", "#2a3784", "#1a1547"]
