@@ -43,9 +43,12 @@ def test_the_first_responses_are_shown_and_a_picture_shows_the_first():
     assert [trace.visible for trace in shown.data] == [place == 0 for place in range(FIRST) for _ in range(1 + len(METHODS))]
 
 
-@pytest.mark.parametrize(("figure", "result"), [(plots.strength_by_kind, captured()), (plots.patch_map, grid())])
-def test_other_results_with_tokens_can_be_browsed_too(figure, result):
-    assert len(plots.by_response(figure, result).layout.sliders[0].steps) == len(result.tokens.triplet.unique())
+@pytest.mark.parametrize(
+    ("figure", "result", "options"),
+    [(plots.strength_by_kind, captured(), {"kinds": ["resid_post"]}), (plots.patch_map, grid(), {})],
+)
+def test_other_results_with_tokens_can_be_browsed_too(figure, result, options):
+    assert len(plots.by_response(figure, result, **options).layout.sliders[0].steps) == len(result.tokens.triplet.unique())
 
 
 def test_no_responses_are_refused():

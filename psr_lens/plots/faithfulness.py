@@ -85,7 +85,7 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
         tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - 0.5, -0.5], showgrid=False, showline=True
     )
     note = f"{found.responses} responses, {int(next(iter(found.methods.values())).predicted.sum()):,} tokens."
-    bottom = 50 + _LEGEND_LINE * (len(series) > 1)
+    bottom = 50 + 2 * _LEGEND_LINE * (len(series) > 1)
     titled(figure, f"Next token, against the prompted model{_of(block)}", plot=plot, top=50, bottom=bottom, left=128, note=note)
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -46 / plot, "yanchor": "top", "itemsizing": "constant"},

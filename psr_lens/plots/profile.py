@@ -79,7 +79,7 @@ def strength_profile(statistics: CapturedStatistics) -> go.Figure:
     notes = [f"{tokens:,} tokens: median, and a band from 1 % to 99 % of them."]
     if len(drawn) < len(found):
         notes.append(f"{len(drawn)} of {len(found)} kinds of hook points.")
-    room = 50 + _LEGEND_LINE * math.ceil(len(drawn) / 3)
+    room = 56 + _LEGEND_LINE * math.ceil(len(drawn) / 2)
     titled(figure, "Strength by part of a block", plot=_PLOT, top=50, bottom=room, left=64, note=" ".join(notes))
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
     return figure

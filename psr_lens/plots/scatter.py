@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from psr_lens.compare import Comparison
+from psr_lens.errors import InputError
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
 from psr_lens.plots.tokens import readable, shortened, trace_of
 
@@ -25,7 +26,7 @@ _PANEL: Final = 190
 _BETWEEN: Final = 74
 
 
-def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
+def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MAX_POINTS) -> go.Figure:
     """One panel a layer, one point a token: what the prompt calls for along the directions, and what the replacement adds.
 
     On the diagonal, the coefficient is right (assumption 3.2a of Heyman & Vandeputte 2026: strength can be read from the token's own
@@ -34,13 +35,16 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
     Args:
         result: What `compare` returned.
         method: Which replacement.
+        max_points: Most points of a panel.
 
     Returns:
         A figure with a panel a site; Pearson's correlation over all tokens is in its heading.
 
     Raises:
-        InputError: there is no such replacement.
+        InputError: there is no such replacement, or no points are asked for.
     """
+    if max_points < 1:
+        raise InputError("max_points", max_points, "1 or more")
     trace = trace_of(result, method)
     style = method_styles(result)[method]
     every = list(range(len(trace.site_layers)))
@@ -59,7 +63,7 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
     for place, site in enumerate(sites):
         row, column = divmod(place, columns)
         added, wanted = trace.coefficient[:, site], trace.projection[:, site]
-        shown = _spread(wanted.argsort(descending=True), MAX_POINTS)
+        shown = _spread(wanted.argsort(descending=True), max_points)
         ends = [min(0.0, float(wanted.min())), max(float(wanted.max()), float(added.max()), 1e-6)]
         figure.add_scatter(
             x=ends,
@@ -85,8 +89,8 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
     figure.update_yaxes(title_text="replacement adds", title_font_size=SMALL, col=1)
     figure.update_annotations(font={"size": 12, "color": INK})
     notes = []
-    if len(result.tokens) > MAX_POINTS:
-        notes.append(f"{MAX_POINTS:,} of {len(result.tokens):,} tokens a panel, evenly spaced in order of strength.")
+    if len(result.tokens) > max_points:
+        notes.append(f"{max_points:,} of {len(result.tokens):,} tokens a panel, evenly spaced in order of strength.")
     if len(sites) < len(every):
         notes.append(f"{len(sites)} of {len(every)} layers.")
     titled(

@@ -79,8 +79,8 @@ def _statistics(statistics: CapturedStatistics, cells: int) -> Blocks:
         ),
         Panel(
             "rank_energy",
-            plots.rank_energy(statistics),
-            "How much of what the prompt does lies in its first few directions, all tokens taken together. A line that starts high says "
+            plots.rank_energy(statistics, [name for name in statistics.overall if name.endswith("hook_resid_post")] or None),
+            "How much of what the prompt does after each layer lies in its first few directions, all tokens taken together. A line that starts high says "
             "that one direction with a strength of its own for each token is nearly enough.",
         ),
     )
@@ -168,7 +168,7 @@ def _patching(grid: PatchGrid, cells: int) -> Blocks:
 def _lens(lens: LogitLens, cells: int) -> Blocks:
     what = "direction that is added" if lens.part == "directions" else "probe that reads the strength"
     caption = f"Each {what}, read through the model’s own unembedding: the words that it makes likelier, and those less likely."
-    return (Panel("logit_lens", plots.logit_lens(lens), caption),)
+    return (Panel("logit_lens", plots.logit_lens(lens, columns=2), caption),)
 
 
 def _top_tokens(found: TopTokens, cells: int) -> Blocks:

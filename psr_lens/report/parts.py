@@ -18,6 +18,7 @@ from psr_lens.plots import (
     strength_strips,
 )
 from psr_lens.plots.heatmap import MAX_LAYERS
+from psr_lens.plots.scatter import MAX_POINTS
 from psr_lens.plots.tokens import readable, shortened
 from psr_lens.prompts import TokenTable
 from psr_lens.report.words import lead_of
@@ -157,7 +158,7 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
             (
                 Panel(
                     "coefficient_scatter",
-                    coefficient_scatter(comparison, lead),
+                    coefficient_scatter(comparison, lead, max_points=min(MAX_POINTS, max(150, cells // 120))),
                     f"A point is a token: across, the push along {lead}’s direction that would match the prompt; up, the push that it "
                     "reads from the token’s own activation. Points on the dotted diagonal are read exactly; a constant would be a level "
                     "line.",
