@@ -188,7 +188,10 @@ def titled(
     note: str = "",
     wide: int = 46,
 ) -> go.Figure:
-    """Give a figure the template, a title above and a note, `wide` characters a line, below its plot area of `plot` pixels; the width follows the window."""
+    """Give a figure the template, a title above and a note below its plot area of `plot` pixels; the width follows the window.
+
+    Titles and notes are broken into lines, a note after `wide` characters.
+    """
     lines = textwrap.wrap(title, _TITLE_WIDTH)
     top += _TITLE_LINE * (len(lines) - 1)
     text = wrapped(note, wide)
@@ -241,7 +244,7 @@ def real_units(exponent: float) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks for an axis of log10 values: powers of ten, with 2 and 5 between where fewer than three of them fit, or more where that is one."""
+    """Ticks for an axis of log10 values: powers of ten, with 2 and 5 between where fewer than three of them fit, and more if need be."""
     decades: list[float] = [float(power) for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)]
     if len(decades) >= 3:
         return decades

@@ -70,6 +70,7 @@ def _captured(captured: Captured, cells: int) -> Blocks:
 
 
 def _statistics(statistics: CapturedStatistics, cells: int) -> Blocks:
+    stream = [name for name in statistics.overall if name.endswith("hook_resid_post")]
     return (
         Panel(
             "strength_profile",
@@ -79,9 +80,9 @@ def _statistics(statistics: CapturedStatistics, cells: int) -> Blocks:
         ),
         Panel(
             "rank_energy",
-            plots.rank_energy(statistics, [name for name in statistics.overall if name.endswith("hook_resid_post")] or None),
-            "How much of what the prompt does after each layer lies in its first few directions, all tokens taken together. A line that starts high says "
-            "that one direction with a strength of its own for each token is nearly enough.",
+            plots.rank_energy(statistics, stream or None),
+            "How much of what the prompt does lies in its first few directions, over all tokens. A line that starts high says that one "
+            "direction with a strength of its own for each token is nearly enough.",
         ),
     )
 
