@@ -35,8 +35,10 @@ CONSTANT_ALPHAS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Strengths among which the constant baseline may take its best."""
 MIN_COHERENCE: Final = 95.0
 """Coherence that the constant baseline must keep."""
-CURVE_ALPHAS: Final = (0.5, 1.0, 2.0, 4.0)
+CURVE_ALPHAS: Final = (0.5, 1.0, 2.0)
 """Strengths of the curves of trait against coherence."""
+CURVE_QUESTIONS: Final = 20
+"""Held-out questions for them."""
 _KINDS: Final = ("attn_out", "mlp_out", "resid_post")
 _EXAMPLES: Final = 3
 """Responses that are patched, and whose blocks are shown part by part."""
@@ -57,7 +59,7 @@ class DemoConfig:
     validation_questions: int = 40
     """Questions for that choice, from the training side, not fitted on."""
     looked_into: int = 40
-    """Held-out questions for the report's curves, next-token distances, and heads."""
+    """Held-out questions for the report's next-token distances, parts of blocks, and heads."""
     seed: int = 0
     """Seed of questions, sampling and fits."""
 
@@ -171,7 +173,9 @@ def look_into(
     no_targets = Calibration(targets=(), at_prompt=False)
     lead = replacements["A-PSR"]
     return [
-        evaluate(model, replacements, pairs, judge, alphas=CURVE_ALPHAS, calibration=no_targets, sampling=sampling),
+        evaluate(
+            model, replacements, pairs[:CURVE_QUESTIONS], judge, alphas=CURVE_ALPHAS, calibration=no_targets, sampling=sampling
+        ),
         faithfulness(model, responses, replacements, paraphrases=paraphrase),
         capture(model, responses, _KINDS, to=Statistics(rank=8)),
         capture(model, responses[:_EXAMPLES], _KINDS, difference="local"),

@@ -103,9 +103,11 @@ def test_a_slider_goes_from_response_to_response(tab, tmp_path, figure):
         " return {x: box.right - 2, y: box.top + box.height / 2 + scrollY}; })()"
     )
     tab.click(place["x"], place["y"])
-    tab.wait_for("document.querySelector('.slider-label').textContent.includes('response 2')")
+    count = len(shown.data) // 3
+    tab.wait_for(f"document.querySelector('.js-plotly-plot').data.slice(-{count}).every((trace) => trace.visible)")
+    assert "response 2" in tab.js("document.querySelector('.slider-label').textContent")
     visible = tab.js("document.querySelector('.js-plotly-plot').data.map((trace) => trace.visible)")
-    assert visible == [owner == 2 for owner in range(3) for _ in range(len(visible) // 3)]
+    assert visible == [owner == 2 for owner in range(3) for _ in range(count)]
     assert tab.js("document.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active") == 2
     assert tab.errors == []
 

@@ -74,7 +74,9 @@ def strength_profile(statistics: CapturedStatistics) -> go.Figure:
     ticks = log_ticks(bottom, top)
     figure.update_yaxes(title_text="strength ‖Δ‖", range=[bottom, top], tickvals=ticks, ticktext=list(map(real_units, ticks)))
     all_layers = sorted({layer for some in drawn.values() for layer in some})
-    figure.update_xaxes(title_text="layer", dtick=math.ceil(len(all_layers) / 16), tick0=all_layers[0], showgrid=False, showline=True)
+    figure.update_xaxes(
+        title_text="layer", dtick=math.ceil(len(all_layers) / 16), tick0=all_layers[0], showgrid=False, showline=True
+    )
     tokens = next(iter(statistics.overall.values())).tokens
     notes = [f"{tokens:,} tokens: median, and a band from 1 % to 99 % of them."]
     if len(drawn) < len(found):
