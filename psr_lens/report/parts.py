@@ -25,8 +25,8 @@ from psr_lens.report.words import lead_of
 
 EXAMPLES: Final = 3
 """Most responses of a part that the reader can choose from."""
-CELLS: Final = 140_000
-"""Most heatmap cells of a report's comparisons (about 1.5 MB), and as many again of what is shown with them; where they do not suffice, a
+CELLS: Final = 110_000
+"""Most heatmap cells of a report's comparisons (about 1.2 MB), and as many again of what is shown with them; where they do not suffice, a
 part shows fewer responses, then coarser heatmaps."""
 
 
