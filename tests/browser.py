@@ -17,7 +17,7 @@ from typing import Any
 WIDTHS = (390, 1440)
 """A phone and a desktop, in CSS pixels."""
 HEIGHT = 900
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that anything on a page may take."""
 
 _FIGURES = """
@@ -74,7 +74,7 @@ class Page:
 
     def send(self, command: str, **params: Any) -> Any:
         """One command of the protocol."""
-        answer = self._loop.run_until_complete(asyncio.wait_for(self._tab.send_command(command, params), PATIENCE))
+        answer = self._loop.run_until_complete(asyncio.wait_for(self._tab.send_command(command, params), PATIENCE + 10))
         assert "error" not in answer, (command, answer["error"])
         return answer["result"]
 
