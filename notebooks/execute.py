@@ -2,7 +2,7 @@
 
 python notebooks/execute.py                    # run them and keep the outputs, with a picture beside every figure
 python notebooks/execute.py --check            # run them and change no file; what CI does
-python notebooks/execute.py --html FOLDER      # the same, and write each as a page whose figures work offline
+python notebooks/execute.py --html FOLDER      # the same, and write each as a page that works offline
 python notebooks/execute.py 1_quickstart       # only this one
 
 Pictures are for viewers that run no scripts, such as GitHub's; they need kaleido and a Chrome or Chromium.
@@ -11,18 +11,23 @@ Pictures are for viewers that run no scripts, such as GitHub's; they need kaleid
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import nbformat
+import plotly.graph_objects as go
 import plotly.io
 import typer
+from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
 
 HERE: Final = Path(__file__).parent
 LIMIT: Final = 180.0
@@ -32,14 +37,22 @@ WIDTH: Final = 860
 """Pixels of a picture; it is drawn at twice that resolution."""
 
 
-def run(path: Path, renderer: str) -> tuple[Any, float]:
+_OFFLINE: Final = """{% extends 'index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+"""
+"""nbconvert's page without the scripts that it would fetch; the notebooks use none of them."""
+
+
+def run(path: Path) -> tuple[Any, float]:
     """The executed notebook, and the seconds that it took.
 
     Raises:
         CellExecutionError: a cell failed.
     """
     notebook = nbformat.read(path, as_version=4)
-    os.environ["PLOTLY_RENDERER"] = renderer
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
     began = time.perf_counter()
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     return notebook, time.perf_counter() - began
@@ -58,22 +71,30 @@ def tidied(notebook: Any) -> Any:
     return notebook
 
 
-def with_pictures(notebook: Any) -> Any:
-    """A PNG beside every figure."""
+def figures(notebook: Any) -> Iterator[tuple[dict[str, Any], go.Figure]]:
+    """The outputs that hold a figure, and the figures."""
     for cell in notebook.cells:
         for out in cell.get("outputs", []):
             if FIGURE in out.get("data", {}):
-                figure = plotly.io.from_json(json.dumps(out.data[FIGURE]), skip_invalid=True)
-                picture = figure.to_image("png", width=WIDTH, scale=2)
-                out.data["image/png"] = base64.b64encode(picture).decode()
+                yield out.data, plotly.io.from_json(json.dumps(out.data[FIGURE]), skip_invalid=True)
+
+
+def with_pictures(notebook: Any) -> Any:
+    """A PNG beside every figure."""
+    for data, figure in figures(notebook):
+        data["image/png"] = base64.b64encode(figure.to_image("png", width=WIDTH, scale=2)).decode()
     return notebook
 
 
 def as_page(notebook: Any) -> str:
-    """The notebook as HTML."""
-    from nbconvert import HTMLExporter
-
-    return str(HTMLExporter(template_name="lab").from_notebook_node(notebook)[0])
+    """An executed notebook as HTML that fetches nothing: Plotly is in it once, before the first figure."""
+    notebook = copy.deepcopy(notebook)
+    for place, (data, figure) in enumerate(figures(notebook)):
+        html = figure.to_html(full_html=False, include_plotlyjs=place == 0, config={"responsive": True, "displaylogo": False})
+        data.clear()
+        data["text/html"] = html
+    exporter = HTMLExporter(template_file="offline.html.j2", extra_loaders=[DictLoader({"offline.html.j2": _OFFLINE})])
+    return str(exporter.from_notebook_node(notebook)[0])
 
 
 def main(
@@ -88,7 +109,7 @@ def main(
     failed = []
     for name in names or known:
         try:
-            notebook, seconds = run(known[name], "notebook" if html else "plotly_mimetype")
+            notebook, seconds = run(known[name])
         except CellExecutionError as error:
             print(f"{name}: failed\n{error}")
             failed.append(name)

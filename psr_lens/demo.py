@@ -11,22 +11,37 @@ from typing import Any, Final
 
 from psr_lens import organism
 from psr_lens.artifacts import write_text
+from psr_lens.attribution import attribute
+from psr_lens.capture import capture
 from psr_lens.compare import Comparison, compare
 from psr_lens.errors import InputError
-from psr_lens.evaluate import Scores, best_alpha, best_layer, score, scores_at
+from psr_lens.evaluate import Calibration, Scores, best_alpha, best_layer, evaluate, score, scores_at
+from psr_lens.faithfulness import faithfulness
 from psr_lens.fit import FitConfig, fit
 from psr_lens.judges import organism as organism_judge
+from psr_lens.judges.protocol import Judge
+from psr_lens.meaning import cosines, logit_lens, top_tokens
 from psr_lens.models import EMBEDDED, HookedModel, load_model
-from psr_lens.prompts import prompt_pairs
+from psr_lens.patching import patch
+from psr_lens.plots.images import check_browser
+from psr_lens.prompts import Triplet, prompt_pairs
 from psr_lens.replacement import Replacement
 from psr_lens.report import report
 from psr_lens.sampling import SamplingConfig, generate, judged_triplets, sample_responses
+from psr_lens.statistics import Statistics
 
 RESULTS_FORMAT: Final = 1
 CONSTANT_ALPHAS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Strengths among which the constant baseline may take its best."""
 MIN_COHERENCE: Final = 95.0
 """Coherence that the constant baseline must keep."""
+CURVE_ALPHAS: Final = (0.5, 1.0, 2.0)
+"""Strengths of the curves of trait against coherence."""
+CURVE_QUESTIONS: Final = 20
+"""Held-out questions for them."""
+_KINDS: Final = ("attn_out", "mlp_out", "resid_post")
+_EXAMPLES: Final = 3
+"""Responses that are patched, and whose blocks are shown part by part."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,8 @@ class DemoConfig:
     """Layers among which S-PSR takes the one that scores best on validation questions; the constant baseline acts there too."""
     validation_questions: int = 40
     """Questions for that choice, from the training side, not fitted on."""
+    looked_into: int = 40
+    """Held-out questions for the report's next-token distances, parts of blocks, and heads."""
     seed: int = 0
     """Seed of questions, sampling and fits."""
 
@@ -76,6 +93,8 @@ class DemoResult:
     """Prompt and replacements on held-out responses, with the scores."""
     replacements: Mapping[str, Replacement]
     """The fitted methods."""
+    further: Sequence[object]
+    """What else was found out about them, for the report."""
     seconds: float
     """Wall time."""
 
@@ -119,9 +138,10 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
             found = scores_at(model, held_out, judge, replacement, method=name, config=sampling)
         scores.append(found)
     say("comparing token by token")
+    responses = judged_triplets(held_out, prompted, judge)
     comparison = compare(
         model,
-        judged_triplets(held_out, prompted, judge),
+        responses,
         replacements,
         paraphrase=organism.instruction(trait, 1),
         scores=scores,
@@ -135,16 +155,52 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
             "sampling": asdict(sampling),
         },
     )
-    return DemoResult(comparison, replacements, time.perf_counter() - began)
+    say("looking into heads, blocks and directions")
+    further = look_into(model, responses[: config.looked_into], replacements, judge, sampling, organism.instruction(trait, 1))
+    return DemoResult(comparison, replacements, further, time.perf_counter() - began)
+
+
+def look_into(
+    model: HookedModel,
+    responses: Sequence[Triplet],
+    replacements: Mapping[str, Replacement],
+    judge: Judge,
+    sampling: SamplingConfig,
+    paraphrase: str,
+) -> list[object]:
+    """What the report shows beside the comparison: curves, next tokens, parts of blocks, heads, patched cells, words and fits."""
+    pairs = [each.pair for each in responses]
+    no_targets = Calibration(targets=(), at_prompt=False)
+    lead = replacements["A-PSR"]
+    return [
+        evaluate(
+            model, replacements, pairs[:CURVE_QUESTIONS], judge, alphas=CURVE_ALPHAS, calibration=no_targets, sampling=sampling
+        ),
+        faithfulness(model, responses, replacements, paraphrases=paraphrase),
+        capture(model, responses, _KINDS, to=Statistics(rank=8)),
+        capture(model, responses[:_EXAMPLES], _KINDS, difference="local"),
+        attribute(model, responses, by_source=True),
+        patch(model, responses[:_EXAMPLES]),
+        logit_lens(model, lead),
+        top_tokens(model, responses, lead),
+        cosines(replacements),
+        *(each for each in replacements.values() if each.curve is not None),
+    ]
 
 
 def run_demo(
-    out: str | Path, traits: Sequence[str], config: DemoConfig | None = None, say: Callable[[str], None] = lambda text: None
+    out: str | Path,
+    traits: Sequence[str],
+    config: DemoConfig | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    static: bool = False,
 ) -> dict[str, DemoResult]:
-    """Run the demonstration and write `report.html`, `results.json` and the artifacts into a folder.
+    """Run the demonstration and write `report.html`, `results.json` and the artifacts into a folder, with `static` every figure too.
 
     Raises:
-        InputError: an unknown trait, or `out` is a file.
+        InputError: an unknown trait, `out` is a file, or for `static` there is no browser.
+        MissingPackageError: `static` without kaleido.
     """
     config = config or DemoConfig()
     out = Path(out)
@@ -153,6 +209,8 @@ def run_demo(
     traits = list(dict.fromkeys(traits))
     for trait in traits:
         organism.instruction(trait)  # refuses an unknown one before anything costly runs
+    if static:
+        check_browser()
     say(f"loading {config.model}")
     model = load_model(config.model)
     results = {}
@@ -162,7 +220,12 @@ def run_demo(
             replacement.save(out / "artifacts" / trait / name.replace(" ", "-"))
     say("writing the report")
     write_results(results, out / "results.json")
-    report({trait: result.comparison for trait, result in results.items()}, out / "report.html")
+    report(
+        {trait: result.comparison for trait, result in results.items()},
+        out / "report.html",
+        also={trait: result.further for trait, result in results.items()},
+        static=out / "figures" if static else None,
+    )
     return results
 
 

@@ -1,5 +1,6 @@
 import json
 
+import browser
 import pytest
 from typer.testing import CliRunner
 
@@ -75,6 +76,43 @@ def test_the_report_and_the_artifacts_are_there(demo):
         assert loaded.method == "A-PSR"
         assert len(loaded.sites) == 6
     assert "report.html" in output
+
+
+def test_the_report_holds_what_was_looked_into(demo):
+    page = (demo[0] / "report.html").read_text()
+    for title in (
+        "Trait against coherence",
+        "Next tokens, and what each site does",
+        "Where in a block",
+        "Which heads read the instruction",
+        "What goes through which cell",
+        "What the directions mean",
+        "How the fits went",
+    ):
+        assert page.count(f">{title}</h3>") == len(TRAITS)
+
+
+@pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "a browser is there")
+@pytest.mark.parametrize("width", browser.WIDTHS)
+def test_the_report_opens_in_a_browser(demo, width):
+    with browser.browser() as tab:
+        tab.open(demo[0] / "report.html", width)
+        tab.wait_for("document.documentElement.dataset.figures === 'drawn'")
+        figures = [each for each in tab.figures() if each["visible"]]
+        assert len(figures) == 22 * len(TRAITS)
+        assert all(each["marks"] and not each["overflow"] for each in figures), figures
+        assert tab.js("document.documentElement.scrollWidth") <= width
+        assert tab.errors == []
+
+
+def test_pictures_are_refused_before_anything_is_run(tmp_path, monkeypatch):
+    pytest.importorskip("kaleido")
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere/chrome")
+    outcome = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "x"), "--static"])
+    assert outcome.exit_code == 2
+    assert "static: got no browser at /nowhere/chrome, expected a Chrome or Chromium" in outcome.output
+    assert "Traceback" not in outcome.output
+    assert not (tmp_path / "x").exists()
 
 
 def test_bad_input_is_one_line_and_exit_code_two(tmp_path):

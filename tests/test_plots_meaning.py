@@ -100,7 +100,7 @@ def test_scatter_points_are_the_coefficients_and_the_projections(method):
         points = sorted(zip(each.x.tolist(), each.y.tolist(), strict=True))
         assert points == sorted(zip(trace.projection[:, site].tolist(), trace.coefficient[:, site].tolist(), strict=True))
         heading = figure.layout.annotations[site].text
-        assert heading.startswith(f"layer {trace.site_layers[site]} · ")
+        assert heading.startswith(f"layer {trace.site_layers[site]}<br>")
         pair = np.stack([trace.coefficient[:, site].numpy(), trace.projection[:, site].numpy()]).astype(float)
         assert heading.endswith("no spread" if "Const" in method else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
 
@@ -110,7 +110,7 @@ def test_a_constant_whose_lengths_differ_by_rounding_has_no_spread():
     trace = result.methods["S-Const DiM"]
     rounded = replace(trace, coefficient=trace.coefficient * (1 + 1e-7 * torch.rand_like(trace.coefficient)))
     figure = plots.coefficient_scatter(replace(result, methods={"CAA": rounded}), "CAA")
-    assert figure.layout.annotations[0].text == "layer 2 · no spread"
+    assert figure.layout.annotations[0].text == "layer 2<br>no spread"
 
 
 def test_large_scatters_keep_the_strongest_tokens_and_say_what_they_left_out():

@@ -12,7 +12,9 @@ from plotly.offline import get_plotlyjs
 from test_plots import METHODS, comparison
 
 from psr_lens.errors import InputError
-from psr_lens.report import _checked, _script_safe, report
+from psr_lens.report import report
+from psr_lens.report.page import script_safe
+from psr_lens.report.write import _checked
 
 
 class Page(HTMLParser):
@@ -79,17 +81,12 @@ def test_nothing_is_fetched(page):
 
 
 def test_five_sections_with_their_figures_and_a_list_of_contents(page):
-    anchors = {attrs["id"] for tag, attrs in page.tags if tag == "section"}
+    anchors = [attrs["id"] for tag, attrs in page.tags if tag in ("section", "h3", "footer")]
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
-    assert links[:-1] == [f"#s{place}" for place in range(1, 6)]
-    assert anchors == {link[1:] for link in links[:-1]}
-    assert len(page.figures) == 5 * (2 + 2 * 3)
+    assert links[:5] == ["#s1", "#s1-1", "#s1-2", "#s1-3", "#s2"]
+    assert links == [f"#{anchor}" for anchor in anchors]
+    assert len(page.figures) == 5 * (2 + 3 * 3 + 1)
     assert all("template" not in figure["layout"] for figure in page.figures)
-
-
-def test_a_single_comparison_has_no_list_of_contents(tmp_path):
-    page = Page(report(comparison(), tmp_path / "one.html").read_text(encoding="utf-8"))
-    assert not [tag for tag, _ in page.tags if tag in ("nav", "a")]
 
 
 def test_size(five):
@@ -122,13 +119,13 @@ def test_instruction_cannot_end_a_script(tmp_path):
     words = ("<a>", "</script><img src=x>", "\u2028")
     page = Page(report(replace(comparison(words), instruction="</script>"), tmp_path / "r.html").read_text(encoding="utf-8"))
     assert not [tag for tag, _ in page.tags if tag == "img"]
-    assert len(page.figures) == 8
+    assert len(page.figures) == 12
 
 
 def test_data_cannot_end_its_script_early():
     data = {"</script>": ["<!--", "\u2028", "ü"]}
-    assert not {"<", ">", "\u2028"} & set(_script_safe(data))
-    assert json.loads(_script_safe(data)) == data
+    assert not {"<", ">", "\u2028"} & set(script_safe(data))
+    assert json.loads(script_safe(data)) == data
 
 
 def test_summary_says_what_was_measured(page):
@@ -184,8 +181,8 @@ def test_settings_and_versions_to_run_it_again(page):
 def test_reader_picks_among_the_first_responses(page):
     options = [attrs["value"] for tag, attrs in page.tags if tag == "option"]
     assert options == ["0", "1", "2"] * 5
-    hidden = [attrs["id"] for tag, attrs in page.tags if attrs.get("class") == "example" and "hidden" in attrs]
-    assert hidden[:2] == ["s1-1", "s1-2"]
+    hidden = [attrs["id"] for tag, attrs in page.tags if attrs.get("class") == "option" and "hidden" in attrs]
+    assert hidden[:2] == ["s1-2-1-1", "s1-2-1-2"]
 
 
 def test_the_same_result_gives_the_same_file(tmp_path):
@@ -206,7 +203,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("no figure")
 
-    monkeypatch.setattr(sys.modules["psr_lens.report"], "strength_distribution", fail)
+    monkeypatch.setattr(sys.modules["psr_lens.report.parts"], "strength_distribution", fail)
     with pytest.raises(RuntimeError, match="no figure"):
         report(comparison(), path)
     assert path.read_text() == "old"

@@ -23,6 +23,9 @@ def demo(
     model: Annotated[str, typer.Option(help="organism (Llama-like) or organism-gpt2.")] = "organism",
     questions: Annotated[int, typer.Option(help="Held-out questions to score on, at least 100.")] = 120,
     seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
+    static: Annotated[
+        bool, typer.Option("--static", help="Every figure as PNG and SVG too, in figures/ (needs psr-lens[static]).")
+    ] = False,
 ) -> None:
     """Fit replacements for an instruction on the shipped model, compare them with the prompt, and write a report."""
     began = time.perf_counter()
@@ -30,7 +33,7 @@ def demo(
         from psr_lens.demo import DemoConfig, run_demo
 
         config = DemoConfig(model=model, held_out_questions=questions, seed=seed)
-        results = run_demo(out, trait or ["pirate"], config, say=status.update)
+        results = run_demo(out, trait or ["pirate"], config, say=status.update, static=static)
     console.print(_table(results))
     console.print(f"[bold]{out / 'report.html'}[/]  ({time.perf_counter() - began:.0f} s)")
 

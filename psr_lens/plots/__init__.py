@@ -10,18 +10,22 @@ from psr_lens.plots.heads import head_map as head_map
 from psr_lens.plots.heads import parts_by_layer as parts_by_layer
 from psr_lens.plots.heads import source_map as source_map
 from psr_lens.plots.heatmap import strength_heatmap as strength_heatmap
+from psr_lens.plots.images import write_images as write_images
 from psr_lens.plots.kinds import strength_by_kind as strength_by_kind
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
 from psr_lens.plots.pareto import pareto as pareto
 from psr_lens.plots.patching import patch_map as patch_map
+from psr_lens.plots.profile import strength_profile as strength_profile
 from psr_lens.plots.rank import rank_energy as rank_energy
+from psr_lens.plots.responses import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
 from psr_lens.plots.strips import strength_strips as strength_strips
 from psr_lens.plots.top_tokens import top_tokens as top_tokens
 
 __all__ = [
+    "by_response",
     "coefficient_correlation",
     "coefficient_scatter",
     "coefficient_text",
@@ -40,6 +44,8 @@ __all__ = [
     "strength_by_kind",
     "strength_distribution",
     "strength_heatmap",
+    "strength_profile",
     "strength_strips",
     "top_tokens",
+    "write_images",
 ]

@@ -86,7 +86,7 @@ def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: i
     figure = go.Figure()
     figure.add_trace(_bars(f"{shortened(method, 18)} adds", added, places, scale, styles[method].color, -1))
     figure.add_trace(_bars("the prompt calls for", wanted, places, scale, styles[PROMPT].color, 0))
-    figure.add_trace(_words(result, rows, places, scale, added, wanted))
+    figure.add_trace(_words(result, rows, trace.site_layers[site], places, scale, added, wanted))
     _axes(figure, lines, scale)
     title = f"{escaped(shortened(method, 24))} at layer {trace.site_layers[site]}, token by token"
     note = "" if len(rows) == len(every) else f"The first {len(rows):,} of {len(every):,} tokens."
@@ -111,6 +111,7 @@ def _bars(name: str, values: Float[Tensor, "row"], places: list[Place], scale: _
 def _words(
     result: Comparison,
     rows: Int[Tensor, "row"],
+    layer: int,
     places: list[Place],
     scale: _Scale,
     added: Float[Tensor, "row"],
@@ -122,7 +123,7 @@ def _words(
     for place, label, position, one, other in zip(*columns, strict=True):
         text = escaped(place.text)
         written.append(text if position >= 0 else f'<i style="color:{MUTED}">{text}</i>')
-        hover.append(f"{label}<br>added {one:.3g}<br>called for {other:.3g}".replace("for -", "for −"))
+        hover.append(f"{label}<br>layer {layer}<br>added {one:.3g}<br>called for {other:.3g}".replace("for -", "for −"))
     return go.Scatter(
         x=[place.center for place in places],
         y=[scale.text(place.line) for place in places],

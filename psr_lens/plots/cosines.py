@@ -18,7 +18,10 @@ MAX_SITES: Final = 96
 _LARGEST: Final = 560
 _LEAST: Final = 260
 _CELL: Final = 26
-_TEXT_UP_TO: Final = 14
+_TEXT_UP_TO: Final = 7
+_NARROW: Final = 190
+"""Pixels of the matrix in a window of 390."""
+_LETTER: Final = 7
 
 
 def cosine_matrix(found: Cosines) -> go.Figure:
@@ -79,12 +82,13 @@ def _layer(found: Cosines, place: int) -> str:
 
 
 def _mark_sources(figure: go.Figure, names: list[str]) -> None:
-    """The name of each source above and beside its rows, and a line where the next one begins."""
+    """The name of each source beside its rows, and above its columns where it fits; a line where the next one begins."""
     begins = [place for place, name in enumerate(names) if place == 0 or names[place - 1] != name] + [len(names)]
     for start, stop in itertools.pairwise(begins):
         middle, label = (start + stop - 1) / 2, escaped(shortened(names[start], 14))
         common = {"text": label, "showarrow": False, "font": {"size": 12, "color": INK}}
-        figure.add_annotation(x=middle, xref="x", y=1, yref="paper", yshift=30, yanchor="bottom", **common)
+        if len(label) * _LETTER <= _NARROW * (stop - start) / len(names):
+            figure.add_annotation(x=middle, xref="x", y=1, yref="paper", yshift=30, yanchor="bottom", **common)
         figure.add_annotation(x=0, xref="paper", xshift=-26, xanchor="right", y=middle, yref="y", **common)
         if start:
             for add in (figure.add_vline, figure.add_hline):

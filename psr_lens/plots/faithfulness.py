@@ -74,18 +74,18 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
     low, high = math.log10(min(drawn)) - 0.15, math.log10(max(drawn)) + 0.15
     ticks = log_ticks(low, high)
     figure.update_xaxes(
-        title_text="KL(prompted ‖ method), nats a token",
+        title_text="KL(prompted ‖ method), nats",
         range=[low, high],
         tickvals=ticks,
         ticktext=[real_units(tick) for tick in ticks],
         row=1,
     )
-    figure.update_xaxes(title_text="same likeliest token as the prompted model", tickformat=".0%", row=2)
+    figure.update_xaxes(title_text="same likeliest token", tickformat=".0%", row=2)
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - 0.5, -0.5], showgrid=False, showline=True
     )
     note = f"{found.responses} responses, {int(next(iter(found.methods.values())).predicted.sum()):,} tokens."
-    bottom = 50 + _LEGEND_LINE * (len(series) > 1)
+    bottom = 50 + 2 * _LEGEND_LINE * (len(series) > 1)
     titled(figure, f"Next token, against the prompted model{_of(block)}", plot=plot, top=50, bottom=bottom, left=128, note=note)
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -46 / plot, "yanchor": "top", "itemsizing": "constant"},

@@ -149,7 +149,7 @@ def _panel_title(name: str) -> str:
     return "<br>".join(escaped(shortened(line, 9)) for line in lines)
 
 
-def strength_axis(low: float, high: float, above: float, what: str = "‖Δ‖ after the layer") -> dict[str, object]:
+def strength_axis(low: float, high: float, above: float) -> dict[str, object]:
     """The colour axis of strengths, its bar `above` the plot (in shares of the plot's height); its ends are powers of ten."""
     ticks = log_ticks(low, high)
     names = [real_units(tick) for tick in ticks]
@@ -168,7 +168,7 @@ def strength_axis(low: float, high: float, above: float, what: str = "‖Δ‖ a
             # Not "bottom": above the plot, that would make Plotly push the figure's own titles off their places.
             "y": 1 + above,
             "yanchor": "top",
-            "title": {"text": f"{what} (activation units)", "side": "top", "font": {"size": 12}},
+            "title": {"text": "‖Δ‖ (activation units)", "side": "top", "font": {"size": 12}},
             "tickvals": ticks,
             "ticktext": names,
             "tickfont": {"size": SMALL},

@@ -74,10 +74,10 @@ def strength_by_kind(
         figure.add_trace(strength_panel(NAMES.get(kind, kind), strength, layer_labels(list(found), wide), low), row=1, col=column)
     token_axis(figure, labels)
     plot = max(LEAST, len(labels) * ROW)
-    figure.update_layout(coloraxis=strength_axis(low, high, 92 / plot, "‖Δ‖"))
+    figure.update_layout(coloraxis=strength_axis(low, high, 92 / plot))
     note = grouping_note(len(rows), len(layers), tall, wide)
     what = "What each layer adds" if captured.difference == "local" else "Strength of the prompt"
-    return titled(figure, f"{what}, by part of the block", plot=plot, top=TOP, bottom=BOTTOM, note=note)
+    return titled(figure, f"{what}, by part of a block", plot=plot, top=TOP, bottom=BOTTOM, note=note)
 
 
 def _of_kind(captured: Captured, kind: str) -> dict[int, Float[Tensor, "token"]]:

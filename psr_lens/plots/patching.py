@@ -63,8 +63,7 @@ def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = No
     elif grid.cells == "token" and triplet is None:
         figure.update_yaxes(title_text="place in the response", title_standoff=4)
     plot = max(LEAST, len(labels) * (ROW if grid.cells == "token" else ROW + 5))
-    whose = "prompt’s" if grid.reference == "prompt" else "replacement’s"
-    figure.update_layout(coloraxis=share_axis(shown, plot, f"share of the {whose} effect {grid.measured}"))
+    figure.update_layout(coloraxis=share_axis(shown, plot, f"{grid.reference}’s effect {grid.measured}"))
     sizes = {group: (len(values), tall), "layers": (len(grid.layers), wide)}
     notes = [strongest_note(sizes)]
     if grid.cells == "token" and heads > 1 and head is None:

@@ -57,10 +57,10 @@ def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = No
     )
     figure.update_yaxes(title_text="share of the energy of Δ", range=[0, 1.02], tickformat=".0%")
     note = f"{len(drawn)} of {len(names)} hook points, evenly spaced." if step > 1 else ""
-    bottom = 54 + 20 * math.ceil(len(drawn) / 3)
+    bottom = 54 + 20 * math.ceil(len(drawn) / 2)  # in a narrow window
     titled(
         figure,
-        "How few directions hold what the prompt does",
+        "Few directions hold what the prompt does",
         plot=_PLOT,
         top=50,
         bottom=bottom,

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from psr_lens.compare import Comparison
+from psr_lens.errors import InputError
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
 from psr_lens.plots.tokens import readable, shortened, trace_of
 
@@ -22,10 +23,10 @@ MAX_PANELS: Final = 12
 
 _COLUMNS: Final = 3
 _PANEL: Final = 190
-_BETWEEN: Final = 56
+_BETWEEN: Final = 74
 
 
-def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
+def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MAX_POINTS) -> go.Figure:
     """One panel a layer, one point a token: what the prompt calls for along the directions, and what the replacement adds.
 
     On the diagonal, the coefficient is right (assumption 3.2a of Heyman & Vandeputte 2026: strength can be read from the token's own
@@ -34,13 +35,16 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
     Args:
         result: What `compare` returned.
         method: Which replacement.
+        max_points: Most points of a panel.
 
     Returns:
         A figure with a panel a site; Pearson's correlation over all tokens is in its heading.
 
     Raises:
-        InputError: there is no such replacement.
+        InputError: there is no such replacement, or no points are asked for.
     """
+    if max_points < 1:
+        raise InputError("max_points", max_points, "1 or more")
     trace = trace_of(result, method)
     style = method_styles(result)[method]
     every = list(range(len(trace.site_layers)))
@@ -59,7 +63,7 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
     for place, site in enumerate(sites):
         row, column = divmod(place, columns)
         added, wanted = trace.coefficient[:, site], trace.projection[:, site]
-        shown = _spread(wanted.argsort(descending=True), MAX_POINTS)
+        shown = _spread(wanted.argsort(descending=True), max_points)
         ends = [min(0.0, float(wanted.min())), max(float(wanted.max()), float(added.max()), 1e-6)]
         figure.add_scatter(
             x=ends,
@@ -76,24 +80,24 @@ def coefficient_scatter(result: Comparison, method: str) -> go.Figure:
             mode="markers",
             marker={"color": translucent(style.color, 0.45), "size": 5, "line": {"width": 0}},
             hovertext=[escaped(shortened(texts[at], 24)) for at in shown.tolist()],
-            hovertemplate="%{hovertext}<br>called for %{x:.3g}<br>added %{y:.3g}<extra></extra>",
+            hovertemplate=f"%{{hovertext}}<br>layer {trace.site_layers[site]}<br>called for %{{x:.3g}}<br>added %{{y:.3g}}<extra></extra>",
             row=row + 1,
             col=column + 1,
         )
-    figure.update_xaxes(title_text="prompt calls for", title_font_size=SMALL, title_standoff=2, nticks=5)
+    figure.update_xaxes(title_text="prompt calls for", title_font_size=SMALL, title_standoff=2, nticks=3, tickangle=0)
     figure.update_yaxes(nticks=5)
     figure.update_yaxes(title_text="replacement adds", title_font_size=SMALL, col=1)
     figure.update_annotations(font={"size": 12, "color": INK})
     notes = []
-    if len(result.tokens) > MAX_POINTS:
-        notes.append(f"{MAX_POINTS:,} of {len(result.tokens):,} tokens a panel, evenly spaced in order of strength.")
+    if len(result.tokens) > max_points:
+        notes.append(f"{max_points:,} of {len(result.tokens):,} tokens a panel, evenly spaced in order of strength.")
     if len(sites) < len(every):
         notes.append(f"{len(sites)} of {len(every)} layers.")
     titled(
         figure,
-        f"{escaped(shortened(method, 24))}: strength read from the token against strength called for",
+        f"{escaped(shortened(method, 24))}: strength read against called for",
         plot=plot,
-        top=76,
+        top=88,
         bottom=48,
         left=58,
         note=" ".join(notes),
@@ -106,7 +110,7 @@ def _heading(layer: int, added: Tensor, wanted: Tensor) -> str:
     pair = np.stack([added.double().numpy(), wanted.double().numpy()])
     # A constant's lengths differ by rounding.
     flat = len(added) < 2 or bool((pair.std(axis=1) <= 1e-5 * np.abs(pair).max(axis=1)).any())
-    return f"layer {layer} · " + ("no spread" if flat else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
+    return f"layer {layer}<br>" + ("no spread" if flat else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
 
 
 def _spread(order: Int[Tensor, "token"], most: int) -> Int[Tensor, "shown"]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
 import plotly.graph_objects as go
 from jaxtyping import Float, Int
-from plotly.colors import sample_colorscale
 from torch import Tensor
 
 from psr_lens.compare import PROMPT, Comparison
 from psr_lens.errors import InputError
 from psr_lens.plots.flow import LINE, Place, flow
 from psr_lens.plots.heatmap import colour_range, strength_axis
-from psr_lens.plots.style import INK, MONO, SEQUENTIAL, SMALL, escaped, method_styles, titled
-from psr_lens.plots.tokens import readable, row_labels, rows_of, shortened, traces_of
+from psr_lens.plots.style import INK, MONO, SMALL, escaped, method_styles, titled
+from psr_lens.plots.tokens import readable, rows_of, shortened, signed, traces_of
 
 MAX_TOKENS: Final = 300
 """Of a longer response the first tokens are drawn."""
@@ -64,7 +62,7 @@ def strength_strips(
     pitch = len(strengths) + _GAP
     for order, (name, strength) in enumerate(strengths.items()):
         heights = [place.line * pitch + order for place in places]
-        figure.add_trace(_strip(result, rows, name, strength, places, heights, (low, high)))
+        figure.add_trace(_strip(result, rows, layer, name, strength, places, heights, (low, high)))
     lines = places[-1].line + 1
     styles = method_styles(result)
     figure.update_yaxes(
@@ -89,36 +87,31 @@ def strength_strips(
 def _strip(
     result: Comparison,
     rows: Int[Tensor, "row"],
+    layer: int,
     name: str,
     strength: Float[Tensor, "row"],
     places: Sequence[Place],
     heights: Sequence[float],
     ends: tuple[float, float],
 ) -> go.Bar:
-    shares = [_share(value, *ends) for value in strength.tolist()]
-    labels = row_labels(result, rows, width=40)
+    low, high = ends
+    exponents = strength.clamp(min=10.0**low).log10()
+    dark = low + _DARK * (high - low)
     return go.Bar(
         name=escaped(name),
         orientation="h",
         base=[place.center - place.width / 2 for place in places],
         x=[place.width - 0.12 for place in places],
         y=[height + 0.5 for height in heights],
-        width=[0.94] * len(places),
-        marker={"color": sample_colorscale(SEQUENTIAL, shares), "line": {"width": 0}},
+        width=0.94,
+        marker={"color": exponents.numpy(), "coloraxis": "coloraxis", "line": {"width": 0}},
         customdata=strength.numpy(),
         text=[escaped(place.text) for place in places],
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
         constraintext="none",
-        textfont={"family": MONO, "size": SMALL, "color": ["#ffffff" if share > _DARK else INK for share in shares]},
-        hovertext=[f"{label}<br>strength {value:.3g}" for label, value in zip(labels, strength.tolist(), strict=True)],
-        hovertemplate=f"%{{hovertext}}<extra>{escaped(name)}</extra>",
+        textfont={"family": MONO, "size": SMALL, "color": ["#fff" if value > dark else INK for value in exponents.tolist()]},
+        hovertext=[f"{'prompt ' if place < 0 else ''}{signed(place)}" for place in result.tokens.position[rows].tolist()],
+        hovertemplate=f"%{{text}} (%{{hovertext}})<br>layer {layer}<br>strength %{{customdata:.3g}}<extra>{escaped(name)}</extra>",
     )
-
-
-def _share(strength: float, low: float, high: float) -> float:
-    """Place of a strength on the colour scale."""
-    if not math.isfinite(strength) or strength <= 0:
-        return 0.0
-    return min(1.0, max(0.0, (math.log10(strength) - low) / (high - low)))

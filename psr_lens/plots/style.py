@@ -47,6 +47,9 @@ MONO: Final = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono'
 SMALL: Final = 11
 """Smallest font size in any figure, in pixels."""
 _NOTE_LINE: Final = 15
+_TITLE_LINE: Final = 20
+_TITLE_WIDTH: Final = 42
+"""Characters of a title's line, so that it fits a window of 390 pixels."""
 
 SEQUENTIAL: Final = ["#fbfaf3", "#e3ecc5", "#aad8b5", "#5fbcbb", "#2a93b8", "#2b62a5", "#2a3784", "#1a1547"]
 """Light to dark in even steps, close to ColorBrewer's YlGnBu: it survives grey printing, and its light end is nearly the paper."""
@@ -174,14 +177,34 @@ TEMPLATE: Final = _template()
 
 
 def titled(
-    figure: go.Figure, title: str, *, plot: int, top: int, bottom: int, left: int = 10, right: int = 10, note: str = ""
+    figure: go.Figure,
+    title: str,
+    *,
+    plot: int,
+    top: int,
+    bottom: int,
+    left: int = 10,
+    right: int = 10,
+    note: str = "",
+    wide: int = 46,
 ) -> go.Figure:
-    """Give a figure the template, a title above and a note below its plot area of `plot` pixels; the width follows the window."""
-    text = wrapped(note, 46)
+    """Give a figure the template, a title above and a note below its plot area of `plot` pixels; the width follows the window.
+
+    Titles and notes are broken into lines, a note after `wide` characters.
+    """
+    lines = textwrap.wrap(title, _TITLE_WIDTH)
+    top += _TITLE_LINE * (len(lines) - 1)
+    text = wrapped(note, wide)
     room = (text.count("<br>") + 1) * _NOTE_LINE + 4 if note else 0
     figure.update_layout(
         template=TEMPLATE,
-        title={"text": title, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 12}},
+        title={
+            "text": "<br>".join(lines),
+            "yref": "container",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 12 + (_TITLE_LINE - 4) * (len(lines) - 1)},
+        },
         height=plot + top + bottom + room,
         margin={"t": top, "b": bottom + room, "l": left, "r": right, "pad": 0},
     )
@@ -216,16 +239,22 @@ def real_units(exponent: float) -> str:
     value = 10.0**exponent
     if value >= 1e5 or value < 1e-4:
         return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e−").replace("e-", "e−").replace("e+", "e")
-    return f"{value:,.0f}" if value >= 1 else f"{value:.{max(0, math.ceil(-exponent - 1e-9))}f}"
+    text = f"{value:,.{max(0, 1 - math.floor(exponent + 1e-9))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks for an axis of log10 values: powers of ten, with 2 and 5 between where fewer than three of them fit."""
+    """Ticks for an axis of log10 values: powers of ten, with 2 and 5 between where fewer than three of them fit, and more if need be."""
     decades: list[float] = [float(power) for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)]
     if len(decades) >= 3:
         return decades
-    steps = [power + math.log10(part) for power in range(math.floor(low), math.ceil(high) + 1) for part in (1, 2, 5)]
-    return [step for step in steps if low - 1e-9 <= step <= high + 1e-9] or [low]
+    steps: list[float] = []
+    for parts in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        steps = [power + math.log10(part) for power in range(math.floor(low), math.ceil(high) + 1) for part in parts]
+        steps = [step for step in steps if low - 1e-9 <= step <= high + 1e-9]
+        if len(steps) > 1:
+            break
+    return steps or [low]
 
 
 def round_below(value: float) -> float:

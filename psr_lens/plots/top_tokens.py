@@ -15,9 +15,9 @@ MAX_ROWS: Final = 40
 """Of a longer list the first are drawn."""
 
 _ROW: Final = 24
-_AROUND: Final = 17
+_AROUND: Final = 11
 """Characters of context on either side."""
-_WORD: Final = 12
+_WORD: Final = 11
 
 
 def top_tokens(found: TopTokens) -> go.Figure:
@@ -63,14 +63,20 @@ def top_tokens(found: TopTokens) -> go.Figure:
         showgrid=False,
         automargin=True,
     )
-    what = "‖λ·z‖ (activation units)" if found.direction is None else f"λ of direction {found.direction}"
-    figure.update_xaxes(title_text=what, range=[0, longest * 1.02], nticks=5)
+    what = "activation units" if found.direction is None else f"λ of direction {found.direction}"
+    figure.update_xaxes(title_text=what, range=[0, longest * 1.02], nticks=4)
     place = found.hook if found.layer is None else f"layer {found.layer}"
     notes = [f"{found.active:,} of {found.searched:,} tokens are pushed at all."]
     if len(shown) < len(found.tokens):
         notes.append(f"The first {len(shown)} of {len(found.tokens)}.")
     return titled(
-        figure, f"Tokens pushed hardest at {escaped(place)}", plot=len(shown) * _ROW, top=48, bottom=48, note=" ".join(notes)
+        figure,
+        f"Tokens pushed hardest at {escaped(place)}",
+        plot=len(shown) * _ROW,
+        top=48,
+        bottom=48,
+        note=" ".join(notes),
+        wide=22,
     )
 
 

@@ -1,0 +1,135 @@
+"""Who interrupts a cell halfway through can go on: no hook is left, the model is as it was, and the same call works then."""
+
+import threading
+
+import pytest
+from helpers import assert_unchanged, pairs_of, random_replacement, random_triplets, state_of
+
+import psr_lens as psr
+from psr_lens import patching
+
+SHORT = psr.SamplingConfig(max_new_tokens=4)
+
+
+def steer(model, triplets, folder):
+    with (
+        random_replacement(model).steer(model),
+        (random_replacement(model, seed=1) + random_replacement(model, seed=2)).steer(model),
+    ):
+        psr.generate(model, pairs_of(model, 2), "base", SHORT, progress=False)
+
+
+def generate(model, triplets, folder):
+    psr.generate(model, pairs_of(model, 2), "steered", SHORT, steering=random_replacement(model), progress=False)
+
+
+def capture(model, triplets, folder):
+    psr.capture(model, triplets, "all")
+    psr.capture(model, triplets, to=psr.Statistics(rank=1), difference="local")
+
+
+def store(model, triplets, folder):
+    psr.capture(model, triplets, to=psr.OnDisk(folder))
+
+
+def compare(model, triplets, folder):
+    psr.compare(model, triplets, {"A-PSR": random_replacement(model)}, paraphrase="speak as a pirate would .")
+
+
+def faithfulness(model, triplets, folder):
+    psr.faithfulness(model, triplets, {"A-PSR": random_replacement(model)})
+
+
+def fit(**settings):
+    def fitted(model, triplets, folder):
+        psr.fit(model, triplets, psr.FitConfig(**settings))
+
+    return fitted
+
+
+def attribute(model, triplets, folder):
+    psr.attribute(model, triplets, by_source=True)
+
+
+def knock_out(model, triplets, folder):
+    with patching.knock_out(model, [(0, 0), (1, 1)], triplets):
+        psr.generate(model, [each.pair for each in triplets], "steered", SHORT, progress=False)
+
+
+def patch(model, triplets, folder):
+    patching.patch(model, triplets[:1], "z")
+
+
+def ablate(model, triplets, folder):
+    patching.ablate(model, triplets[:1], random_replacement(model))
+
+
+def transplant(model, triplets, folder):
+    with patching.transplant(model, [each.pair for each in triplets]):
+        psr.generate(model, [each.pair for each in triplets], "base", SHORT, progress=False)
+
+
+def meaning(model, triplets, folder):
+    psr.top_tokens(model, triplets, random_replacement(model))
+
+
+CALLS = {
+    "steer": steer,
+    "generate": generate,
+    "capture": capture,
+    "store": store,
+    "compare": compare,
+    "faithfulness": faithfulness,
+    "sequential": fit(rank=1),
+    "local": fit(solver="local", rank=1),
+    "joint": fit(solver="joint", epochs=1),
+    "dim": fit(solver="dim"),
+    "attribute": attribute,
+    "knock_out": knock_out,
+    "patch": patch,
+    "ablate": ablate,
+    "transplant": transplant,
+    "top_tokens": meaning,
+}
+
+
+class Interrupted:
+    """Counts the passes through a block in the middle of the model, and interrupts one of them."""
+
+    def __init__(self, model, monkeypatch):
+        self.passes, self.at = 0, None
+        point = model.hook_dict["blocks.1.hook_resid_post"]
+        forward = point.forward
+
+        def counted(*args, **kwargs):
+            self.passes += 1
+            if self.passes - 1 == self.at:
+                raise KeyboardInterrupt
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(point, "forward", counted)
+
+    def during(self, at):
+        """Interrupt the pass of this number, from 0; None for no interruption."""
+        self.passes, self.at = 0, at
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_interrupt_leaves_nothing_and_the_same_call_works_then(fresh, name, monkeypatch, tmp_path):
+    model, triplets, call = fresh.model, random_triplets(fresh.model, 3, longest=4), CALLS[name]
+    interrupt = Interrupted(model, monkeypatch)
+    before, threads = state_of(model), set(threading.enumerate())
+    interrupt.during(None)
+    call(model, triplets, tmp_path / "whole")
+    passes = interrupt.passes
+    assert passes > 0
+    for at in sorted({0, passes // 2, passes - 1}):
+        interrupt.during(at)
+        with pytest.raises(KeyboardInterrupt):
+            call(model, triplets, tmp_path / "store")
+        interrupt.during(None)
+        assert_unchanged(model, before)
+        assert set(threading.enumerate()) == threads
+    interrupt.during(None)
+    call(model, triplets, tmp_path / "store")
+    assert interrupt.passes <= passes  # a store keeps the shards that were whole
