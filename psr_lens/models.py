@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedTokenizerFast
 
 from psr_lens.errors import InputError, ModelError
 
@@ -276,8 +276,23 @@ def tokenizer_of(model: HookedModel) -> Any:
     # The user may put in another tokenizer, or a chat template, at any time.
     if origin is not source or getattr(ours, "chat_template", None) != getattr(source, "chat_template", None):
         ours = copy.deepcopy(source)
+        if ours.bos_token == ours.eos_token and ours.init_kwargs.get("bos_token") is None:
+            ours.bos_token = None  # TransformerLens gives its end token to a tokenizer without one
         _tokenizers[model] = (ours, source)
     return ours
+
+
+def end_tokens(model: HookedModel) -> frozenset[int]:
+    """The tokens that end a response according to the model's own generation settings, of which a chat model has several; maybe none."""
+    if is_bridge(model):
+        found = getattr(cast(Any, model).original_model, "generation_config", None)
+    else:  # HookedTransformer keeps none of them: they lie where its tokenizer was loaded from
+        try:
+            found = GenerationConfig.from_pretrained(str(getattr(model.tokenizer, "name_or_path", "")), local_files_only=True)
+        except (OSError, ValueError):
+            found = None
+    ends = getattr(found, "eos_token_id", None)
+    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
 
 
 def forward(

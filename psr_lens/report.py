@@ -23,7 +23,8 @@ from psr_lens.evaluate import Interval, Scores
 from psr_lens.plots import coefficient_text, relative_rmse, strength_distribution, strength_heatmap
 from psr_lens.plots.heatmap import MAX_LAYERS
 from psr_lens.plots.style import PALETTE, TEMPLATE, method_styles
-from psr_lens.plots.tokens import readable, shortened
+from psr_lens.plots.tokens import shortened
+from psr_lens.token_text import readable
 
 EXAMPLES: Final = 3
 """Most responses of a section that the reader can choose from."""
