@@ -35,7 +35,8 @@ ALTERNATES = (
 )
 
 QWEN = (
-    LOOP + "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    LOOP
+    + "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
@@ -99,10 +100,14 @@ TEMPLATES = {
 KINDS = ("byte level", "sentencepiece")
 
 
-@functools.cache
 def tokenizer_for(name: str, kind: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a template, byte-level as GPT-2 and Llama 3 have one, or with marked spaces as Gemma has one."""
-    template = TEMPLATES[name]
+    """The tokenizer of one of the templates."""
+    return trained(TEMPLATES[name], kind)
+
+
+@functools.cache
+def trained(template: Template, kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer, byte-level as GPT-2 and Llama 3 have one, or with marked spaces as Gemma has one: tokens may reach across words."""
     special = list(dict.fromkeys([*filter(None, [template.bos]), template.eos, *template.special]))
     texts = [question.text for question in all_questions()]
     if kind == "byte level":

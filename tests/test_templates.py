@@ -11,7 +11,22 @@ from psr_lens.errors import InputError, PsrLensError
 from psr_lens.prompts import Triplet, rephrase
 from psr_lens.sampling import _stop_ids
 
-LETTERS = [*"abcxyz?.,!<>{}%[]|", " ", "\n", "é", "漢", "字", "🦊", "👩‍🚀", "what is", " bear", "user", "assistant", "system", "model"]
+LETTERS = [
+    *"abcxyz?.,!<>{}%[]|",
+    " ",
+    "\n",
+    "é",
+    "漢",
+    "字",
+    "🦊",
+    "👩‍🚀",
+    "what is",
+    " bear",
+    "user",
+    "assistant",
+    "system",
+    "model",
+]
 texts = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=10).map("".join).filter(str.strip)
 names, kinds = st.sampled_from(list(TEMPLATES)), st.sampled_from(KINDS)
 
@@ -37,7 +52,9 @@ def rendered(name, kind, messages):
 @example("gemma 2", "sentencepiece", "\nuser user ", "user", " 👩‍🚀")
 @example("no template", "sentencepiece", " a\nb ", "a", "x")
 @settings(max_examples=120)
-def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_question(name, kind, question, instruction, response):
+def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_question(
+    name, kind, question, instruction, response
+):
     model, template = stub(name, kind), TEMPLATES[name]
     pairs = psr.prompt_pairs(model, [question], instruction, template_kwargs=variables(name))
     [triplet] = psr.with_responses(model, pairs, [response])
@@ -52,10 +69,9 @@ def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_
     user = {"role": "user", "content": question}
     joined = {"role": "user", "content": f"{instruction}\n\n{question}"}
     system = {"role": "system", "content": instruction}
+    told = [system, user] if template.system_role else [joined]
     if name == "no template":
         told = [{"content": instruction}, user]
-    else:
-        told = [system, user] if template.system_role else [joined]
     for ids, messages in ((pair.base_ids, [user]), (pair.steered_ids, told)):
         text = rendered(name, kind, messages)
         assert list(ids) == model.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -83,7 +99,9 @@ def test_the_end_of_a_turn_stops_a_response_even_where_it_is_not_the_end_token(n
 def test_a_template_that_shows_no_answers_has_no_end_of_turn():
     tokenizer = tokenizer_for("zephyr", "byte level")
     silent = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>")
-    silent.chat_template = "{{ bos_token }}{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}\n{% endfor %}"
+    silent.chat_template = (
+        "{{ bos_token }}{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}\n{% endfor %}"
+    )
     assert _stop_ids(Stub(silent), silent) == {silent.eos_token_id}
 
 
@@ -207,7 +225,10 @@ class Slow:
     [
         (CONVERSATION, r"questions: got one conversation, expected a list of questions or conversations. Put it in brackets"),
         ([[]], r"questions\[0\]: got \[\], expected a text, or a list of messages"),
-        ([CONVERSATION[:2]], r"questions\[0\]: got a conversation whose last message is the assistant's, expected one that ends with"),
+        (
+            [CONVERSATION[:2]],
+            r"questions\[0\]: got a conversation whose last message is the assistant's, expected one that ends with",
+        ),
         ([[{"role": "tool", "content": "x"}]], r"questions\[0\]\[0\]: got .*, expected a message with a role"),
         ([[{"role": "user", "content": " "}]], r"questions\[0\]\[0\]: got .*, expected a message with a role"),
         ([[CONVERSATION[0], {"role": "system", "content": "x"}]], r"questions\[0\]\[1\]: got a system message"),

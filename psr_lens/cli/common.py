@@ -37,6 +37,4 @@ def one_line_errors() -> Iterator[None]:
     except (PsrLensError, OSError) as error:
         text = " ".join(str(error).split("\n"))
         Console(stderr=True).print("[bold red]error:[/]", escape(text), highlight=False, soft_wrap=True)
-        raise typer.Exit(
-            1 if isinstance(error, OSError | FitError | JudgeError) else 2
-        ) from error
+        raise typer.Exit(1 if isinstance(error, OSError | FitError | JudgeError) else 2) from error

@@ -75,10 +75,7 @@ def _question_lines(split: Split, pairs: PromptPairs, config: RunConfig) -> list
             f"{len(pairs)} from {config.questions}: {len(split.fit)} to learn from, {len(split.held_out)} held out, "
             f"split by seed {config.seed}{repeated}",
         ),
-        (
-            "prompts",
-            f"{_range([len(pair.base_ids) for pair in pairs])} tokens, {_range([len(pair.steered_ids) for pair in pairs])} steered",
-        ),
+        ("prompts", f"{base} tokens, {steered} with the instruction"),
         ("judge", "none: every response is learned from, and nothing is scored" if config.judge is None else str(config.judge)),
     ]
 
