@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from psr_lens.pipeline.config import RunConfig, read_config
 from psr_lens.pipeline.plan import Plan, plan_run
-from psr_lens.pipeline.run import RunResult, run
+from psr_lens.pipeline.steps import RunResult, run
 
 __all__ = ["Plan", "RunConfig", "RunResult", "plan_run", "read_config", "run"]

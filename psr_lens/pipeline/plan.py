@@ -82,11 +82,8 @@ def _question_lines(split: Split, pairs: PromptPairs, config: RunConfig) -> list
 
 def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: PromptPairs) -> list[tuple[str, str]]:
     longest = int(config.sampling["max_new_tokens"])
-    if split.given:
-        first = "responses: the file has them"
-    else:
-        first = f"{len(split.fit)} under the prompt, at most {len(split.fit) * longest:,} tokens"
-    lines = [("responses", first)]
+    sampled = f"{len(split.fit)} under the prompt, at most {len(split.fit) * longest:,} tokens"
+    lines = [("responses", "those of the file" if split.given else sampled)]
     to_fit = pairs[: len(split.fit)]
     tokens = sum(pair.span_length(config.span) for pair in to_fit) + len(to_fit) * longest
     for name, settings in config.fits().items():
