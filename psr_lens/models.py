@@ -276,7 +276,7 @@ def tokenizer_of(model: HookedModel) -> Any:
     # The user may put in another tokenizer, or a chat template, at any time.
     if origin is not source or getattr(ours, "chat_template", None) != getattr(source, "chat_template", None):
         ours = copy.deepcopy(source)
-        if ours.bos_token == ours.eos_token and ours.init_kwargs.get("bos_token") is None:
+        if getattr(ours, "bos_token", None) and getattr(ours, "init_kwargs", {}).get("bos_token", ours.bos_token) is None:
             ours.bos_token = None  # TransformerLens gives its end token to a tokenizer without one
         _tokenizers[model] = (ours, source)
     return ours

@@ -205,13 +205,14 @@ def prompt_view(
         spelled = [token_bytes(string, byte_level) for string in strings]
         texts = list(map(_shown_text, spelled))
         letters = _Letters(spelled[: len(ids)])
-        parts: list[Part] = [""] * len(ids) + ["response"] * len(response_ids)
+        parts: list[Part] = ["" for _ in ids]
         _mark(parts, "question", letters.last(question, len(ids) - question_length))
         if prefix:
             _mark(parts, "prefix", range(letters.ending(prefix), len(ids)))
         if name == "steered":
             head, tail = _shared(prompts["base"], ids), _shared(prompts["base"][::-1], ids[::-1])
             _mark(parts, "instruction", letters.nearest(instruction, head) or range(head, len(ids) - tail))
+        parts += ["response" for _ in response_ids]
         begin = len(ids) - span_length
         rows[name] = tuple(
             ShownToken(text, part, place >= begin) for place, (text, part) in enumerate(zip(texts, parts, strict=True))

@@ -89,6 +89,8 @@ class Prompter:
             raise InputError(
                 "system_role", True, "a chat template that has a system role", "Leave it at None: the instruction then goes first."
             )
+        if not self._variables:
+            return
         reserved = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - {"tools", "documents", "kwargs"}
         for name in self._variables:
             if name in reserved or name == "messages":

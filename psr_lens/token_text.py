@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Final
 
@@ -24,7 +24,7 @@ def readable(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> l
     return [(visible(token_text(token, byte_level)).strip(" ") or "␣") for token in strings]
 
 
-def is_byte_level(strings: Sequence[str]) -> bool:
+def is_byte_level(strings: Iterable[str]) -> bool:
     """Whether tokens are spelled in GPT-2's letters for bytes."""
     return any("Ġ" in token or "Ċ" in token for token in strings)
 

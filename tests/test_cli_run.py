@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 
 import pytest
@@ -60,8 +61,9 @@ def written(tmp_path, settings, name="given.yaml"):
 
 
 def contents(folder, leave_out=("run.yaml", "kept")):
+    """Every file's bytes; of the wall times of a learning curve, which no two runs share, only that they are there."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): re.sub(rb'"seconds": \[[^]]*\]', b"", path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0] not in leave_out
     }
@@ -116,15 +118,16 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
 
 
 def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch):
-    (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(40)))
+    (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(24)))
     given = {
         "model": "organism",
         "questions": str(tmp_path / "q.txt"),
         "instruction": psr.organism.instruction("pirate"),
         "out": str(tmp_path / "out"),
         "judge": {"trait": "organism:pirate", "coherence": "perplexity"},
-        "calibration": {"targets": [80], "steps": 1, "maximum": 1, "at_prompt": False},
-        "sampling": {"max_new_tokens": 40},
+        "calibration": {"targets": [80], "steps": 0, "maximum": 1, "at_prompt": False},
+        "sampling": {"max_new_tokens": 24},
+        "methods": {"A-PSR": {"regression_steps": 10}, "S-Const DiM": {"solver": "dim", "layers": 3}},
     }
     code, output = run("--config", written(tmp_path, given))
     assert code == 0, output
@@ -133,7 +136,7 @@ def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monk
     assert found["methods"]["none"]["trait"] < 10
     assert found["methods"]["prompt"]["trait"] > 90
     assert found["methods"]["A-PSR"]["trait"] > found["methods"]["S-Const DiM"]["trait"] + 30
-    assert found["methods"]["A-PSR"]["n"] == 10
+    assert found["methods"]["A-PSR"]["n"] == 6
     table = psr.ResultTable.from_json(tmp_path / "out" / "evaluation.json")
     assert {row.metric for row in table} == {"trait", "coherence", "TA@C80"}
     assert "A-PSR: trait" in output
@@ -218,7 +221,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_byte(tmp_path, se
     assert len(wanted) == 3 + 2 * 3  # answers, results, report, and two files an artifact
     context = multiprocessing.get_context("fork")
     died = 0
-    for step in (3, 6, 9, 12, 15, 19):
+    for step in (3, 7, 11, 17):
         given = {**settings, "out": str(tmp_path / f"killed-{step}")}
         process = context.Process(target=die_at, args=(given, step))
         process.start()
@@ -226,7 +229,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_byte(tmp_path, se
         died += process.exitcode == -signal.SIGKILL
         runs.run(read_config(None, given), say=lambda text: None)
         assert contents(tmp_path / f"killed-{step}") == wanted, step
-    assert died >= 4
+    assert died >= 3
 
 
 def test_responses_of_the_file_are_learned_from(tmp_path, folders):
@@ -266,6 +269,7 @@ def test_questions_come_as_text_lines_or_pairs_and_repeated_ones_once(tmp_path):
         read_split(config("b.txt", "one\n"))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -295,6 +299,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, folders, questions, mon
     assert "error: " in output
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

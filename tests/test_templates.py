@@ -82,7 +82,7 @@ def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_
     after = rendered(name, kind, [user])[rendered(name, kind, [{"role": "user", "content": "⁂"}]).rindex("⁂") :].lstrip()
     if not template.glued:
         assert tail.lstrip() == after
-        assert len(decoded(model, pair.base_ids[1 - pair.question_length :]).lstrip()) < len(after) or pair.question_length == 1
+        assert decoded(model, pair.base_ids[1 - pair.question_length :]).lstrip() != after or pair.question_length == 1
     else:
         assert after.endswith(tail.lstrip())
         assert tail.endswith("[/INST]")

@@ -89,7 +89,7 @@ class RunConfig:
             raise InputError("limit", repr(self.limit), "a whole number of at least 2", "One to learn from, and one to answer.")
         if not _is_number(self.alpha) or self.alpha < 0:
             raise InputError("alpha", repr(self.alpha), "a number, 0 or more")
-        if not isinstance(self.alphas, Sequence) or isinstance(self.alphas, str):
+        if not isinstance(self.alphas, list | tuple):
             raise InputError("alphas", repr(self.alphas), "a list of strengths")
         if not _is_whole(self.seed) or self.seed < 0:
             raise InputError("seed", repr(self.seed), "a whole number, 0 or more")
@@ -153,7 +153,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """The settings as a file that `read_config` reads."""
-        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True, width=120)
+        return str(yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True, width=120))
 
 
 def read_config(path: str | Path | None, changes: Mapping[str, Any]) -> RunConfig:
