@@ -1,15 +1,21 @@
 """Prompts under the templates of real models: the same response in both contexts, and a span that begins at the question."""
 
+import json
+
 import pytest
 from chat_templates import KINDS, TEMPLATES, Stub, stub, tokenizer_for
+from helpers import BACKENDS, save_tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 import psr_lens as psr
 from psr_lens.batches import context_batch
 from psr_lens.errors import InputError, PsrLensError
-from psr_lens.prompts import Triplet, rephrase
+from psr_lens.models import end_tokens, tokenizer_of
+from psr_lens.prompts import Triplet, remade, rephrase
 from psr_lens.sampling import _stop_ids
+from psr_lens.store.triplets import pair_from, pair_json
 
 LETTERS = [
     *"abcxyz?.,!<>{}%[]|",
@@ -51,7 +57,7 @@ def rendered(name, kind, messages):
 @example("qwen", "byte level", "  what is 🦊?\n\n", "be brief .", "\n ok")
 @example("gemma 2", "sentencepiece", "\nuser user ", "user", " 👩‍🚀")
 @example("no template", "sentencepiece", " a\nb ", "a", "x")
-@settings(max_examples=120)
+@settings(max_examples=80)
 def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_question(
     name, kind, question, instruction, response
 ):
@@ -256,3 +262,38 @@ def test_what_is_no_conversation_is_refused(questions, message):
 def test_settings_that_cannot_be_meant_are_refused(settings, message):
     with pytest.raises(PsrLensError, match=message):
         psr.prompt_pairs(stub("qwen", "byte level"), ["what is a bear ?"], "be brief .", **settings)
+
+
+def test_another_question_is_asked_in_the_same_conversation():
+    model = stub("llama 3", "byte level")
+    chosen = {"system": "you are a bear .", "template_kwargs": {"date_string": "2 Feb 2027"}}
+    pairs = psr.prompt_pairs(model, [CONVERSATION], "be brief .", **chosen)
+    asked = [*CONVERSATION[:2], {"role": "user", "content": "what is tea ?"}]
+    assert remade(model, pairs, questions=["what is tea ?"]) == psr.prompt_pairs(model, [asked], "be brief .", **chosen)
+
+
+def test_a_pair_is_the_same_after_a_file():
+    model = stub("qwen", "byte level")
+    plain = psr.prompt_pairs(model, ["what is a 🦊 ?"], "be brief .")
+    rich = psr.prompt_pairs(model, [CONVERSATION], "be brief .", prefix="a fox", template_kwargs={"enable_thinking": False})
+    for pair in (*plain, *rich):
+        assert pair_from(json.loads(json.dumps(pair_json(pair)))) == pair
+    assert set(pair_json(plain[0])) == {"question", "instruction", "base_ids", "steered_ids", "question_length"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_may_have_several_end_tokens_and_no_bos_and_transformer_lens_changes_neither(tmp_path, backend):
+    folder = save_tiny("llama", tmp_path / "model")
+    GenerationConfig(eos_token_id=[3, 5], pad_token_id=0).save_pretrained(folder)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    without_bos = tokenizer_for("qwen", "byte level")
+    without_bos.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink()  # plain text, which would begin with a BOS
+    model = psr.load_model(folder, backend=backend)
+    assert end_tokens(model) == {3, 5}
+    ours = tokenizer_of(model)
+    assert ours.bos_token is None
+    assert _stop_ids(model, ours) == {3, 5, without_bos.eos_token_id}
+    [pair] = psr.prompt_pairs(model, ["what is a bear ?"], "be brief .")
+    assert list(pair.base_ids) == without_bos("what is a bear ?\n", add_special_tokens=False)["input_ids"]
