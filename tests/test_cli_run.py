@@ -55,6 +55,12 @@ def settings(folders, tmp_path, questions):
     }
 
 
+@pytest.fixture
+def no_report(monkeypatch):
+    """The report takes longer than all the rest of a tiny run; one test has it."""
+    monkeypatch.setattr(runs, "report", lambda *_: None)
+
+
 def written(tmp_path, settings, name="given.yaml"):
     (tmp_path / name).write_text(yaml.safe_dump(settings, sort_keys=False))
     return tmp_path / name
@@ -117,6 +123,7 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
     assert contents(out, ()) == before
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch):
     (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(24)))
     given = {
@@ -172,6 +179,7 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(folders, tmp_path, settin
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("no_report")
 def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_lost(tmp_path, settings):
     given = {**settings, "methods": {"S-Const DiM": QUICK["S-Const DiM"]}}
     assert run("--config", written(tmp_path, given))[0] == 0
@@ -214,14 +222,15 @@ def die_at(given, step):
     runs.run(read_config(None, given), say=count)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_byte(tmp_path, settings):
     whole = tmp_path / "whole"
     runs.run(read_config(None, {**settings, "out": str(whole)}), say=lambda text: None)
     wanted = contents(whole)
-    assert len(wanted) == 3 + 2 * 3  # answers, results, report, and two files an artifact
+    assert len(wanted) == 2 + 2 * 3  # answers, results, and two files an artifact
     context = multiprocessing.get_context("fork")
     died = 0
-    for step in (3, 7, 11, 17):
+    for step in (4, 9, 15):
         given = {**settings, "out": str(tmp_path / f"killed-{step}")}
         process = context.Process(target=die_at, args=(given, step))
         process.start()
@@ -232,6 +241,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_byte(tmp_path, se
     assert died >= 3
 
 
+@pytest.mark.usefixtures("no_report")
 def test_responses_of_the_file_are_learned_from(tmp_path, folders):
     lines = [
         {"question": text, "response": "arr , " + text, "trait": 0.5, "instruction": "be brief ."}
@@ -311,6 +321,8 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, folders, questions, mon
         ({"methods": {"prompt": {}}}, "methods: got the name 'prompt', expected another name"),
         ({"methods": []}, "methods: got [], expected a mapping"),
         ({"calibration": {"targets": 80}}, "targets: got 80, expected a list"),
+        ({"judge": {"trait": "organism:sea", "coherence": "jury"}}, "judge.coherence: got 'jury', expected one of"),
+        ({"judge": 3}, "judge: got 3, expected a judge's name"),
         ({"alpha": -1}, "alpha: got -1, expected a number, 0 or more"),
         ({"jugde": "x"}, "config: got the setting 'jugde', expected one that there is. Did you mean 'judge'?"),
     ],

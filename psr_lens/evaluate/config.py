@@ -141,6 +141,21 @@ def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[Sequence[P
     return maker(model, [row.base for row in rows], [row.steered for row in rows]), rows
 
 
+def check_judge(given: Any, key: str = "judge") -> None:
+    """Refuse what names no judge, before anything costly is done.
+
+    Raises:
+        InputError: there is no such judge.
+    """
+    if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
+        for side, each in given.items():
+            check_judge(each, f"{key}.{side}")
+    elif isinstance(given, str | Mapping):
+        _factory(given.partition(":")[0] if isinstance(given, str) else given.get("name"), key)
+    else:
+        raise InputError(key, repr(given), "a judge's name, or a mapping with its name and settings")
+
+
 def load_judge(
     given: str | Mapping[str, Any],
     model: HookedModel,
@@ -157,17 +172,16 @@ def load_judge(
     Raises:
         InputError: there is no such judge, or it does not take these settings.
     """
+    check_judge(given, key)
     if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
         sides = {side: load_judge(each, model, pairs, rows, f"{key}.{side}", defaults) for side, each in given.items()}
         combined: Judge = _factory("combine", key)(**sides)
         return combined
     if isinstance(given, Mapping):
         name, values, place = given.get("name"), {name: value for name, value in given.items() if name != "name"}, []
-    elif isinstance(given, str):
+    else:
         name, _, text = given.partition(":")
         values, place = {}, text.rsplit(":", 1) if name == "classifier" else [text] if text else []
-    else:
-        raise InputError(key, repr(given), "a judge's name, or a mapping with its name and settings")
     make = _factory(name, key)
     if name == "llm" and place and Path(place[0]).is_file():
         place = [Path(place[0]).read_text(encoding="utf-8")]

@@ -13,6 +13,7 @@ import yaml
 from psr_lens.effects import NONE, PARAPHRASE, PROMPT
 from psr_lens.errors import InputError
 from psr_lens.evaluate import Calibration
+from psr_lens.evaluate.config import check_judge
 from psr_lens.fit.config import CLOSED_FORM, FitConfig
 from psr_lens.models import Backend
 from psr_lens.pairs import Span
@@ -93,6 +94,8 @@ class RunConfig:
             raise InputError("alphas", repr(self.alphas), "a list of strengths")
         if not _is_whole(self.seed) or self.seed < 0:
             raise InputError("seed", repr(self.seed), "a whole number, 0 or more")
+        if self.judge is not None:
+            check_judge(self.judge)
         check_keys("chat", self.chat, _CHAT)
         ChatSettings.of(**self.chat)
         self.calibrated_by()
