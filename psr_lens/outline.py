@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from psr_lens.errors import InputError, ModelError
-from psr_lens.models import EMBEDDED, load_model
+from psr_lens.models import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,17 @@ def _folder(name: str) -> Path | None:
 
 def _official(name: str) -> str:
     """The name of a repository for a name that TransformerLens knows; any other with a slash is taken for one."""
-    from transformer_lens.supported_models import MODEL_ALIASES
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
-    for official, aliases in MODEL_ALIASES.items():
-        if name == official or name in aliases:
-            return str(official)
+    official = {alias: str(repository) for repository, aliases in MODEL_ALIASES.items() for alias in aliases}
+    if name in official or name in OFFICIAL_MODEL_NAMES:
+        return official.get(name, name)
     if "/" in name and not name.startswith((".", "/", "~")):
         return name
-    load_model(name)  # refuses it, and says which names there are
-    raise InputError("model", repr(name), "a name that TransformerLens knows, or a local Hugging Face folder")
+    close = difflib.get_close_matches(name, [*EMBEDDED, *official, *OFFICIAL_MODEL_NAMES], n=3)
+    raise InputError(
+        "model",
+        repr(name),
+        "'organism', 'organism-gpt2', a name that TransformerLens knows, or a local Hugging Face folder",
+        f"Did you mean {' or '.join(map(repr, close))}?" if close else "Check the spelling, or that the folder exists.",
+    )
