@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from psr_lens.meaning import logit_lens as logit_lens
     from psr_lens.meaning import top_tokens as top_tokens
     from psr_lens.models import load_model as load_model
-    from psr_lens.prompts import PromptPair as PromptPair
+    from psr_lens.pairs import PromptPair as PromptPair
+    from psr_lens.pairs import PromptPairs as PromptPairs
     from psr_lens.prompts import Triplet as Triplet
     from psr_lens.prompts import prompt_pairs as prompt_pairs
     from psr_lens.prompts import prompt_pairs_from_texts as prompt_pairs_from_texts
@@ -66,7 +67,8 @@ if TYPE_CHECKING:
 _HOME = {
     "load_model": "models",
     "hook_points": "hook_points",
-    "PromptPair": "prompts",
+    "PromptPair": "pairs",
+    "PromptPairs": "pairs",
     "Triplet": "prompts",
     "prompt_pairs": "prompts",
     "prompt_pairs_from_texts": "prompts",

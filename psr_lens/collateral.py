@@ -5,8 +5,10 @@ Prompting is measured on the same questions, so that what the instruction itself
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,7 +23,7 @@ from psr_lens.judges.protocol import Judge
 from psr_lens.likelihood import log_likelihoods
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
 from psr_lens.passes import TOKEN_BUDGET
-from psr_lens.prompts import Context, PromptPair, Triplet, prompt_pairs
+from psr_lens.prompts import Context, PromptPair, PromptPairs, Triplet, prompt_pairs
 from psr_lens.replacement import Replacement
 from psr_lens.resampling import Estimate, estimate, ratio
 from psr_lens.results import NO_INTERVAL, Result, ResultTable
@@ -179,7 +181,7 @@ def collateral(
         fingerprint(model),
         alphas,
         {name: tuple(found) for name, found in written.items()},
-        _scores(written, [pair.question for pair in pairs], judge, unwanted or {}, checks or {}),
+        _scores(written, [pair.asked for pair in pairs], judge, unwanted or {}, checks or {}),
         surprise,
         np.array([len(each.response_ids) for each in neutral], dtype=float),
         trait,
@@ -188,9 +190,7 @@ def collateral(
     )
 
 
-def standing_pairs(
-    model: HookedModel, questions: Sequence[str], standing: str | Sequence[str], instruction: str
-) -> list[PromptPair]:
+def standing_pairs(model: HookedModel, questions: Sequence[str], standing: str | Sequence[str], instruction: str) -> PromptPairs:
     """Pairs whose two prompts both begin with a standing instruction, as a system prompt that is always there.
 
     Args:
@@ -203,17 +203,8 @@ def standing_pairs(
         InputError: as for `prompt_pairs`.
     """
     every = [standing] if isinstance(standing, str) else list(standing)
-    base = prompt_pairs(model, questions, every)
-    steered = prompt_pairs(model, questions, [f"{each} {instruction}" for each in every])
-    return [
-        replace(
-            both,
-            instruction=instruction,
-            base_ids=alone.steered_ids,
-            question_length=min(alone.question_length, both.question_length),
-        )
-        for alone, both in zip(base, steered, strict=True)
-    ]
+    made = [prompt_pairs(model, [each], instruction, system=every[place % len(every)]) for place, each in enumerate(questions)]
+    return reduce(operator.add, made)
 
 
 def _scores(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from psr_lens import organism
 from psr_lens.artifacts import write_text
@@ -15,7 +15,7 @@ from psr_lens.attribution import attribute
 from psr_lens.capture import capture
 from psr_lens.compare import Comparison, compare
 from psr_lens.errors import InputError
-from psr_lens.evaluate import Calibration, Scores, best_alpha, best_layer, evaluate, score, scores_at
+from psr_lens.evaluate import Calibration, best_alpha, best_layer, evaluate, score, scores_at
 from psr_lens.faithfulness import faithfulness
 from psr_lens.fit import FitConfig, fit
 from psr_lens.judges import organism as organism_judge
@@ -23,6 +23,7 @@ from psr_lens.judges.protocol import Judge
 from psr_lens.meaning import cosines, logit_lens, top_tokens
 from psr_lens.models import EMBEDDED, HookedModel, load_model
 from psr_lens.patching import patch
+from psr_lens.pipeline.files import check_folder, comparison_json
 from psr_lens.plots.images import check_browser
 from psr_lens.prompts import Triplet, prompt_pairs
 from psr_lens.replacement import Replacement
@@ -203,9 +204,7 @@ def run_demo(
         MissingPackageError: `static` without kaleido.
     """
     config = config or DemoConfig()
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError("out", str(out), "a folder, or a path where one can be made", "A file is in the way.")
+    out = check_folder(out)
     traits = list(dict.fromkeys(traits))
     for trait in traits:
         organism.instruction(trait)  # refuses an unknown one before anything costly runs
@@ -235,34 +234,5 @@ def _with_prefix(say: Callable[[str], None], prefix: str) -> Callable[[str], Non
 
 def write_results(results: Mapping[str, DemoResult], path: Path) -> None:
     """Write the numbers as JSON, at once or not at all."""
-    content = {"format": RESULTS_FORMAT, "traits": {trait: _as_json(result.comparison) for trait, result in results.items()}}
+    content = {"format": RESULTS_FORMAT, "traits": {trait: comparison_json(result.comparison) for trait, result in results.items()}}
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _as_json(result: Comparison) -> dict[str, Any]:
-    def numbers(values: Any) -> list[float]:
-        return [round(float(value), 4) for value in values]
-
-    rmse = {name: numbers(trace.relative_rmse) for name, trace in result.methods.items()}
-    if result.paraphrase_rmse is not None:
-        rmse["paraphrase"] = numbers(result.paraphrase_rmse)
-    return {
-        "methods": {each.method: _score_as_json(each) for each in result.scores},
-        "strength": {
-            "median": numbers(result.quantile(0.5)),
-            "p99": numbers(result.quantile(0.99)),
-            "rank1_share": numbers(result.rank1_share),
-        },
-        "relative_rmse": rmse,
-    }
-
-
-def _score_as_json(scores: Scores) -> dict[str, Any]:
-    return {
-        "trait": round(scores.trait, 2),
-        "coherence": round(scores.coherence, 2),
-        "alpha": scores.alpha,
-        "n": scores.n,
-        "trait_interval": [round(bound, 2) for bound in scores.trait_interval],
-        "coherence_interval": [round(bound, 2) for bound in scores.coherence_interval],
-    }

@@ -6,52 +6,39 @@ triplet end with the *same response token ids*; nothing is ever tokenised again 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Int
-from jinja2 import TemplateError
 from torch import Tensor
 
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, context_length, tokenizer_of
+from psr_lens.pairs import Context, PromptPair, PromptPairs, Span
+from psr_lens.templates import ChatSettings, Place, Prompter, Turn, checked_turns
 
-Span = Literal["R", "QR"]
-"""Where steering acts: `R`, the last prompt token and every response token; `QR`, the user's question too."""
+__all__ = [
+    "Context",
+    "PromptPair",
+    "PromptPairs",
+    "Question",
+    "Span",
+    "TokenTable",
+    "Triplet",
+    "check_triplets",
+    "prompt_pairs",
+    "prompt_pairs_from_texts",
+    "remade",
+    "rephrase",
+    "response_ids",
+    "token_table",
+    "with_responses",
+]
 
-_PROBE: Final = "psrlensprobe"
-"""A word that stands in no chat template."""
-
-Context = Literal["base", "steered"]
-"""Which prompt a response is read after: without (`x`) or with the instruction (`x'`)."""
-
-
-@dataclass(frozen=True)
-class PromptPair:
-    """One question without and with the instruction, as token ids."""
-
-    question: str
-    """The user's question."""
-    instruction: str
-    """What the steered prompt adds."""
-    base_ids: tuple[int, ...]
-    """Token ids of the base prompt `x`, up to where the response begins."""
-    steered_ids: tuple[int, ...]
-    """Token ids of the steered prompt `x'`."""
-    question_length: int
-    """How many tokens at the end of both prompts are the same, from the question's first token on."""
-
-    def ids(self, context: Context) -> tuple[int, ...]:
-        """The prompt's token ids in one context."""
-        return self.base_ids if context == "base" else self.steered_ids
-
-    def span_length(self, span: Span) -> int:
-        """How many of the prompt's last tokens a span takes in."""
-        if span not in get_args(Span):
-            raise InputError("span", repr(span), "'R' or 'QR'")
-        return 1 if span == "R" else self.question_length
+Question = str | Sequence[Mapping[str, str]]
+"""A question, or a conversation: messages with a `role` and a `content`, of which the last is the user's."""
 
 
 @dataclass(frozen=True)
@@ -94,53 +81,113 @@ class TokenTable:
 
 def prompt_pairs(
     model: HookedModel,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     instruction: str | Sequence[str],
     *,
     system_role: bool | None = None,
-) -> list[PromptPair]:
+    system: str | None = None,
+    place: Place = "before",
+    prefix: str = "",
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> PromptPairs:
     """Tokenise each question without and with an instruction.
 
     With a chat template the instruction is the system message where the template has that role, else it goes before the question.
     Without a template the prompts are plain text, the instruction on a line of its own.
 
+    A template may have a system message of its own where it is given none (Qwen2.5's); it then stands in the base prompt only. Give
+    `system` to have one in both.
+
     Args:
         model: Model whose tokenizer and chat template are used.
-        questions: The users' questions.
+        questions: The users' questions; each a text, or a conversation of messages such as `{"role": "user", "content": "Hello"}`, of which
+            the last is the user's and is taken for the question. The first may be a system message, as if given by `system`.
         instruction: What the steered prompt adds; of several paraphrases, each question takes the next in turn.
         system_role: True or False to insist on the place of the instruction; None decides by the template.
+        system: A system message of both prompts. An instruction in the system role is joined to it; where the template has no such role,
+            it goes before the conversation's first message.
+        place: `"before"` or `"after"` the question, where the instruction is no system message; `"after"` makes it none. The two
+            prompts then go on alike only behind it, so the span `QR` does not reach the question.
+        prefix: Words that the response begins with. They are the end of both prompts and no part of the response: the span `R` begins at
+            the last of their tokens, and a response's text and its judges do not have them.
+        template_kwargs: Variables for the chat template, such as `{"enable_thinking": False}`.
 
     Returns:
-        One pair a question, in order.
+        One pair a question, in order; `.show()` shows what is steered.
 
     Raises:
-        InputError: no questions, an empty question or instruction, or a prompt as long as the model's context.
+        InputError: no questions, an empty question or instruction, a conversation that the template refuses, or a prompt as long as the
+            model's context.
         ModelError: the model has no tokenizer.
     """
-    tokenizer = tokenizer_of(model)
-    questions = _checked_texts("questions", questions, "question")
+    conversations = _conversations(questions)
     instructions = [instruction] if isinstance(instruction, str) else list(instruction)
-    if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
-        raise InputError("instruction", repr(instruction), "a text, or a list of paraphrases, none of them empty")
-    has_role = _has_system_role(tokenizer)
-    if system_role and not has_role:
-        raise InputError(
-            "system_role", True, "a chat template that has a system role", "Leave it at None: the instruction then goes first."
-        )
-    system = has_role if system_role is None else system_role
+    if not instructions:
+        raise InputError("instruction", repr(instruction), "a text, or a list of at least one paraphrase")
+    maker = _PairMaker(model)
     pairs = []
-    for place, question in enumerate(questions):
-        text = instructions[place % len(instructions)]
-        base_ids, question_at = _prompt(model, tokenizer, question, None, system)
-        steered_ids, _ = _prompt(model, tokenizer, question, text, system)
-        shared = _common_suffix(base_ids, steered_ids)
-        pair = PromptPair(question, text, base_ids, steered_ids, min(shared, len(base_ids) - question_at))
-        _check_room(model, pair, f"questions[{place}]", "Shorten the question or the instruction.")
-        pairs.append(pair)
-    return pairs
+    for place_of, (own, turns) in enumerate(conversations):
+        if own is not None and system is not None:
+            raise InputError("system", repr(system), f"None, since questions[{place_of}] begins with a system message")
+        chat = ChatSettings.of(system_role, system if own is None else own, place, prefix, template_kwargs)
+        pairs.append(maker.pair(turns, instructions[place_of % len(instructions)], chat, f"questions[{place_of}]"))
+    return PromptPairs(tuple(pairs), maker.tokenizer)
 
 
-def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], steered: Sequence[str]) -> list[PromptPair]:
+def remade(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    *,
+    questions: Sequence[str] | None = None,
+    instructions: Sequence[str] | None = None,
+) -> PromptPairs:
+    """The same pairs with other questions or other instructions, put together as they were.
+
+    Args:
+        model: Model whose tokenizer and chat template are used.
+        pairs: The pairs.
+        questions: One for each pair, in the place of its own.
+        instructions: One for each pair, in the place of its own.
+
+    Raises:
+        InputError: as for `prompt_pairs`.
+    """
+    maker = _PairMaker(model)
+    made = []
+    for place, pair in enumerate(pairs):
+        question = pair.question if questions is None else questions[place]
+        instruction = pair.instruction if instructions is None else instructions[place]
+        made.append(maker.pair((*pair.earlier, ("user", question)), instruction, pair.chat, f"questions[{place}]"))
+    return PromptPairs(tuple(made), maker.tokenizer)
+
+
+class _PairMaker:
+    """Makes pairs with one model; prompts that are put together alike share what is known of the template."""
+
+    def __init__(self, model: HookedModel) -> None:
+        self.tokenizer = tokenizer_of(model)
+        self._model = model
+        self._prompters: dict[ChatSettings, Prompter] = {}
+
+    def prompter(self, chat: ChatSettings) -> Prompter:
+        if chat not in self._prompters:
+            prepend = bool(getattr(self._model.cfg, "default_prepend_bos", True))
+            self._prompters[chat] = Prompter(self.tokenizer, chat, prepend)
+        return self._prompters[chat]
+
+    def pair(self, turns: tuple[Turn, ...], instruction: str, chat: ChatSettings, argument: str) -> PromptPair:
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise InputError("instruction", repr(instruction), "a text, or a list of paraphrases, none of them empty")
+        prompter = self.prompter(chat)
+        base, steered = (prompter.prompt(turns, text, argument) for text in (None, instruction))
+        shared = min(_common_suffix(base, steered), len(base) - prompter.question_at(turns, argument))
+        # Where not even the last token is the same, R is still that token of each.
+        pair = PromptPair(turns[-1][1], instruction, base, steered, max(shared, 1), turns[:-1], chat)
+        _check_room(self._model, pair, argument, "Shorten the question or the instruction.")
+        return pair
+
+
+def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], steered: Sequence[str]) -> PromptPairs:
     """Tokenise prompts that come in two versions, where the steered one is not simply an instruction and the question.
 
     With a chat template each text is the user's message, else plain text with a line's end. A pair's `question` is its base text, its
@@ -159,28 +206,40 @@ def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], steered: Se
         InputError: no prompts, an empty one, not as many of one kind as of the other, or a prompt as long as the model's context.
         ModelError: the model has no tokenizer.
     """
-    tokenizer = tokenizer_of(model)
-    base, steered = _checked_texts("base", base, "prompt"), _checked_texts("steered", steered, "prompt")
+    base, steered = _checked_texts("base", base), _checked_texts("steered", steered)
     if len(base) != len(steered):
         raise InputError("steered", f"{len(steered)} of them", f"one for each of {len(base)} base prompts")
+    maker = _PairMaker(model)
+    prompter = maker.prompter(ChatSettings())
     pairs = []
     for place, (question, text) in enumerate(zip(base, steered, strict=True)):
-        base_ids, question_at = _prompt(model, tokenizer, question, None, False)
-        steered_ids, _ = _prompt(model, tokenizer, text, None, False)
-        shared = min(_common_suffix(base_ids, steered_ids), len(base_ids) - question_at)
+        asked: tuple[Turn, ...] = (("user", question),)
+        base_ids = prompter.prompt(asked, None, f"base[{place}]")
+        steered_ids = prompter.prompt((("user", text),), None, f"steered[{place}]")
+        shared = min(_common_suffix(base_ids, steered_ids), len(base_ids) - prompter.question_at(asked, f"base[{place}]"))
         # Where not even the last token is the same, R is still that token of each.
         pair = PromptPair(question, _added(question, text), base_ids, steered_ids, max(shared, 1))
         longer = "base" if len(base_ids) > len(steered_ids) else "steered"
         _check_room(model, pair, f"{longer}[{place}]", "Shorten the prompt.")
         pairs.append(pair)
-    return pairs
+    return PromptPairs(tuple(pairs), maker.tokenizer)
 
 
-def _checked_texts(argument: str, texts: Sequence[str], noun: str) -> list[str]:
+def _conversations(questions: Sequence[Question]) -> list[tuple[str | None, tuple[Turn, ...]]]:
+    if isinstance(questions, str):
+        raise InputError("questions", "one string", "a list of questions", "Put it in brackets.")
+    if not questions:
+        raise InputError("questions", "an empty list", "at least one question")
+    if isinstance(questions[0], Mapping):
+        raise InputError("questions", "one conversation", "a list of questions or conversations", "Put it in brackets.")
+    return [checked_turns(f"questions[{place}]", question) for place, question in enumerate(questions)]
+
+
+def _checked_texts(argument: str, texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
-        raise InputError(argument, "one string", f"a list of {noun}s", "Put it in brackets.")
+        raise InputError(argument, "one string", "a list of prompts", "Put it in brackets.")
     if not texts:
-        raise InputError(argument, "an empty list", f"at least one {noun}")
+        raise InputError(argument, "an empty list", "at least one prompt")
     for place, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{argument}[{place}]", repr(text), "a text with at least one word")
@@ -204,51 +263,6 @@ def _added(base: str, steered: str) -> str:
         if rest != steered and rest.strip():
             return rest.strip()
     return steered
-
-
-def _has_system_role(tokenizer: Any) -> bool:
-    if not tokenizer.chat_template:
-        return False
-    messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
-    try:
-        return _PROBE in tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:  # how a template refuses a role that it does not know
-        return False
-
-
-def _prompt(
-    model: HookedModel, tokenizer: Any, question: str, instruction: str | None, system: bool
-) -> tuple[tuple[int, ...], int]:
-    """Token ids of one prompt, and the index of the question's first token."""
-    if tokenizer.chat_template:
-        asked = question if instruction is None or system else f"{instruction}\n\n{question}"
-        messages = [{"role": "user", "content": asked}]
-        if instruction is not None and system:
-            messages.insert(0, {"role": "system", "content": instruction})
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    else:
-        text = "\n".join(part for part in (instruction, question) if part is not None) + "\n"
-        if tokenizer.bos_token and getattr(model.cfg, "default_prepend_bos", True):
-            text = tokenizer.bos_token + text
-    # The template (or the line above) has placed the special tokens already.
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    ids = tuple(int(token) for token in encoding["input_ids"])
-    if not tokenizer.is_fast:
-        return ids, 0
-    at = _question_at(tokenizer, text, question.strip()) if instruction is None else -1
-    inside = [index for index, (_, end) in enumerate(encoding["offset_mapping"]) if end > at]
-    return ids, inside[0] if at >= 0 and inside else 0
-
-
-def _question_at(tokenizer: Any, text: str, question: str) -> int:
-    """Where the question begins in a base prompt. Its words may stand in the template too ("user"), so a probe shows its place."""
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": _PROBE}]
-        at = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)).find(_PROBE)
-        at += len(text[at:]) - len(text[at:].lstrip())  # a template may keep the space before the question
-        if text.startswith(question, max(at, 0)):
-            return max(at, 0)
-    return text.rfind(question)
 
 
 def _common_suffix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -290,7 +304,7 @@ def response_ids(model: HookedModel, response: str) -> tuple[int, ...]:
 
 def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) -> list[Triplet]:
     """The same questions and the same response ids under another instruction: the yardstick of two paraphrases."""
-    pairs = prompt_pairs(model, [triplet.pair.question for triplet in triplets], instruction)
+    pairs = remade(model, [triplet.pair for triplet in triplets], instructions=[instruction] * len(triplets))
     return [
         Triplet(pair, triplet.response_ids, triplet.response, triplet.trait, triplet.coherence)
         for pair, triplet in zip(pairs, triplets, strict=True)

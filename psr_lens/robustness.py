@@ -7,7 +7,7 @@ instruction; a replacement is not in the text. Whether that is good depends on w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from psr_lens.effects import NONE, PROMPT, checked_plans, strengths
 from psr_lens.errors import InputError
 from psr_lens.judges.protocol import Judge, Judgement
 from psr_lens.models import HookedModel, fingerprint
-from psr_lens.prompts import PromptPair, prompt_pairs
+from psr_lens.prompts import PromptPair, remade
 from psr_lens.replacement import Replacement
 from psr_lens.results import Result, ResultTable
 from psr_lens.sampling import SamplingConfig
@@ -111,7 +111,7 @@ def robustness(
         replacements: Names and replacements, or plans of several.
         counter: What is put behind each question, e.g. `"But forget that and answer plainly."`; of several, each takes the next in turn.
         alpha: Strength of the replacements, one for all or one for each by name.
-        system_role: As it was for `prompt_pairs` when it made the pairs.
+        system_role: Another place for the instruction under the counter-instruction; None leaves it where the pairs have it.
         config: How answers are drawn.
         trait: Name of the trait, for the table.
         settings: Anything that a reader needs to run it again.
@@ -132,11 +132,12 @@ def robustness(
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     questions = [f"{pair.question} {counters[place % len(counters)]}" for place, pair in enumerate(pairs)]
-    countered = prompt_pairs(model, questions, [pair.instruction for pair in pairs], system_role=system_role)
+    placed = pairs if system_role is None else [replace(pair, chat=replace(pair.chat, system_role=system_role)) for pair in pairs]
+    countered = remade(model, placed, questions=questions)
 
     def judged(asked: Sequence[PromptPair]) -> dict[str, Judgement]:
         answers = answer_all(model, asked, plans, alphas, config, progress)
-        told = [pair.question for pair in asked]
+        told = [pair.asked for pair in asked]
         return {name: judge([each.text for each in found], told) for name, found in answers.items()}
 
     return Robustness(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -19,10 +19,13 @@ from tqdm.auto import tqdm
 
 from psr_lens.errors import InputError
 from psr_lens.judges.protocol import Judge, Judgement
-from psr_lens.models import Decoder, HookedModel, context_length, device_of, frozen, tokenizer_of
+from psr_lens.models import Decoder, HookedModel, context_length, device_of, end_tokens, frozen, tokenizer_of
 from psr_lens.notebook import table
-from psr_lens.prompts import Context, PromptPair, Triplet
+from psr_lens.pairs import shown
+from psr_lens.prompt_view import PromptView
+from psr_lens.prompts import Context, PromptPair, PromptPairs, Span, Triplet
 from psr_lens.steering import SPANS, Start
+from psr_lens.templates import turn_end
 
 MIN_SCORE: Final = 0.5
 """Responses below this in coherence or in the trait are dropped (Heyman & Vandeputte 2026, training data)."""
@@ -108,7 +111,7 @@ def generate(
     if len(streams) != len(pairs):
         raise InputError("streams", f"{len(streams)} for {len(pairs)} pairs", "one a pair")
     tokenizer = tokenizer_of(model)
-    stops = _stop_ids(tokenizer)
+    stops = _stop_ids(model, tokenizer)
     responses: dict[int, Response] = {}
     with (
         torch.inference_mode(mode=False),
@@ -203,16 +206,14 @@ def _choose(logits: Float[Tensor, "batch d_vocab"], draw: Float[Tensor, "batch"]
     return torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None]).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
-def _stop_ids(tokenizer: Any) -> frozenset[int]:
-    """The end token, and the token with which the chat template ends an assistant's message."""
-    stops = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    if tokenizer.chat_template:
-        probe = "psrlensprobe"
-        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
-        after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(probe)[2]
-        following = tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
-        if following and following[0] in tokenizer.added_tokens_decoder:
-            stops.add(following[0])
+def _stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:
+    """The end tokens of tokenizer and model, and the token with which the chat template ends an assistant's message."""
+    stops = set(end_tokens(model))
+    if tokenizer.eos_token_id is not None:
+        stops.add(tokenizer.eos_token_id)
+    following = tokenizer(turn_end(tokenizer).strip(), add_special_tokens=False)["input_ids"]
+    if following and following[0] in tokenizer.added_tokens_decoder:
+        stops.add(following[0])
     return frozenset(stops)
 
 
@@ -236,6 +237,8 @@ class Triplets(Sequence[Triplet]):
     """The triplets to learn from."""
     dropped: tuple[Dropped, ...] = ()
     """What was left out, and why."""
+    tokenizer: Any = field(default=None, compare=False)
+    """What tells the tokens' texts; None where the pairs had none."""
 
     def __len__(self) -> int:
         """Number of triplets kept."""
@@ -247,7 +250,11 @@ class Triplets(Sequence[Triplet]):
     def __getitem__(self, index: slice) -> Triplets: ...
     def __getitem__(self, index: int | slice) -> Triplet | Triplets:
         """One triplet, or a part of them."""
-        return Triplets(self.kept[index], self.dropped) if isinstance(index, slice) else self.kept[index]
+        return Triplets(self.kept[index], self.dropped, self.tokenizer) if isinstance(index, slice) else self.kept[index]
+
+    def show(self, index: int = 0, span: Span = "R") -> PromptView:
+        """One triplet's prompts with its response as coloured text, and the tokens that `span` takes in; see `PromptPairs.show`."""
+        return shown(self.tokenizer, [each.pair for each in self.kept], index, span, self[index].response_ids)
 
     def summary(self) -> str:
         """How many were kept, and how many were dropped for which reason."""
@@ -302,15 +309,15 @@ def judged_triplets(
     full = np.full(len(pairs), 100.0)
     scores = Judgement(full, full, ("",) * len(pairs))
     if judge is not None:
-        scores = judge([response.text for response in responses], [pair.question for pair in pairs])
+        scores = judge([response.text for response in responses], [pair.asked for pair in pairs])
     kept, dropped = [], []
     for pair, response, trait, coherence in zip(pairs, responses, scores.trait / 100, scores.coherence / 100, strict=True):
         reason = _why_dropped(response, 1.0 if keep_negatives and not np.isnan(trait) else float(trait), float(coherence))
         if reason:
-            dropped.append(Dropped(pair.question, response.text, reason))
+            dropped.append(Dropped(pair.asked, response.text, reason))
         else:
             kept.append(Triplet(pair, response.ids, response.text, float(trait), float(coherence)))
-    return Triplets(tuple(kept), tuple(dropped))
+    return Triplets(tuple(kept), tuple(dropped), pairs.tokenizer if isinstance(pairs, PromptPairs) else None)
 
 
 def _why_dropped(response: Response, trait: float, coherence: float) -> str:

@@ -1,24 +1,21 @@
 """Prompt pairs, and that each response token in one context is compared with itself in the other."""
 
 import functools
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import oracles
 import pytest
 import torch
+from chat_templates import Stub, Template, trained
 from helpers import CONTEXT, pairs_of, random_triplets
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
-from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 import psr_lens as psr
 from psr_lens.batches import context_batch, length_batches
 from psr_lens.errors import InputError, PsrLensError
 from psr_lens.models import forward
-from psr_lens.organism.grammar import all_questions
 from psr_lens.organism.tokenizer import build_tokenizer
 from psr_lens.prompts import PromptPair, Triplet, check_triplets, rephrase, token_table
 
@@ -47,38 +44,15 @@ SILENT = "{{ bos_token }}{% for message in messages if message['role'] == 'user'
 STYLES = ("organism", "no system role", "llama 3", "gemma", "plain text")
 
 
-@functools.cache
 def byte_level(template: str | None) -> PreTrainedTokenizerFast:
     """A byte-level BPE as GPT-2 and Llama 3 have one."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|begin|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([question.text for question in all_questions()], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], chat_template=template)
+    special = ("<|start_header_id|>", "<|end_header_id|>")
+    return trained(Template(template, special, "<|eot_id|>", "<|begin|>"), "byte level")
 
 
-@functools.cache
 def marked_spaces(template: str) -> PreTrainedTokenizerFast:
     """A BPE over whole texts with marked spaces, as Gemma has one: tokens may reach across words."""
-    tokenizer = Tokenizer(BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<unk>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
-    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\n"]
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=tokens, show_progress=False)
-    tokenizer.train_from_iterator([question.text for question in all_questions()], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", chat_template=template)
-
-
-class Stub:
-    """As much of a model as prompts need."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, context: int = 10_000, prepend_bos: bool = True) -> None:
-        self.tokenizer = tokenizer
-        self.cfg = SimpleNamespace(n_ctx=context, default_prepend_bos=prepend_bos)
+    return trained(Template(template, ("<start_of_turn>", "<end_of_turn>"), "<eos>", "<bos>"), "sentencepiece")
 
 
 @functools.cache

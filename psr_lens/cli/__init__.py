@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psr_lens.cli import benchmark, capture, demo, evaluate, fit, store
+from psr_lens.cli import benchmark, capture, demo, evaluate, fit, run, store
 from psr_lens.cli.common import app
 
-__all__ = ["app", "benchmark", "capture", "demo", "evaluate", "fit", "store"]
+__all__ = ["app", "benchmark", "capture", "demo", "evaluate", "fit", "run", "store"]

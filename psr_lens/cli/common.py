@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     name="psr-lens",
@@ -25,11 +26,15 @@ def main() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Our own errors in one line and exit code 2; anything else is a bug and keeps its traceback."""
-    from psr_lens.errors import PsrLensError
+    """Errors in one line: our own with exit code 2, of the disk with 1. Anything else is a bug and keeps its traceback.
+
+    Ctrl-C ends a command with 130, as typer has it.
+    """
+    from psr_lens.errors import FitError, JudgeError, PsrLensError
 
     try:
         yield
-    except PsrLensError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+    except (PsrLensError, OSError) as error:
+        text = " ".join(str(error).split("\n"))
+        Console(stderr=True).print("[bold red]error:[/]", escape(text), highlight=False, soft_wrap=True)
+        raise typer.Exit(1 if isinstance(error, OSError | FitError | JudgeError) else 2) from error

@@ -4,6 +4,7 @@ from psr_lens.datasets.axbench import Axbench, AxbenchConcept, AxbenchRow, read_
 from psr_lens.datasets.ifeval import IfevalRow, Instruction, read_ifeval
 from psr_lens.datasets.pairs import PairLine, read_pairs
 from psr_lens.datasets.persona import Contrast, PersonaTrait, read_persona
+from psr_lens.datasets.questions import read_questions
 
 __all__ = [
     "Axbench",
@@ -18,4 +19,5 @@ __all__ = [
     "read_ifeval",
     "read_pairs",
     "read_persona",
+    "read_questions",
 ]

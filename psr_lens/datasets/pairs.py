@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -36,18 +36,23 @@ class PairLine:
     """A judge's coherence score of the response, in [0, 1]."""
 
 
-def read_pairs(path: str | Path) -> list[PairLine]:
+def read_pairs(path: str | Path, instruction: str | None = None) -> list[PairLine]:
     r"""Read `{"question": …, "instruction": …, "response": …, "group": …}`, one a line; the last two may be left out.
 
     A file whose name ends in `.csv` is read as such: the first line has the names, an empty cell is a field that is left out. A response
     may have a judge's scores beside it, `"trait"` and `"coherence"`, from 0 to 1. Fields of other names are passed over, empty lines too.
 
+    Args:
+        path: The file.
+        instruction: The instruction of lines that have none; without it, all must have one.
+
     Raises:
         InputError: no such file, no line in it, a line that is not such an object or row, or responses on some lines only.
     """
     path = Path(path)
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else json_lines(path, "pairs")
-    lines = [_line(where, found) for where, found in rows]
+    needed = [name for name, must in _TEXTS.items() if must and not (name == "instruction" and instruction is not None)]
+    rows = _csv_rows(path, needed) if path.suffix.lower() == ".csv" else json_lines(path, "pairs")
+    lines = [_line(where, {"instruction": instruction, **found} if instruction else found) for where, found in rows]
     if not lines:
         raise InputError("pairs", f"{path} without a line", "at least one pair")
     without = sum(line.response is None for line in lines)
@@ -58,7 +63,7 @@ def read_pairs(path: str | Path) -> list[PairLine]:
     return lines
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader(StringIO(text_of(path, "pairs"), newline=""), strict=True)
     names: list[str] = []
     number = 0
@@ -74,7 +79,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not any(cell.strip() for cell in cells):
             continue
         if not names:
-            names = _names(where, cells)
+            names = _names(where, cells, needed)
             continue
         if len(cells) != len(names):
             raise InputError("pairs", f"{where}: {len(cells)} cells", f"{len(names)}, as many as there are names in the first line")
@@ -82,9 +87,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, found | {name: _number(found[name]) for name in _SCORES if name in found}
 
 
-def _names(where: str, cells: list[str]) -> list[str]:
+def _names(where: str, cells: list[str], needed: Sequence[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
-    needed = [name for name, must in _TEXTS.items() if must]
     if any(name not in names for name in needed) or len(set(names)) < len(names):
         raise InputError(
             "pairs", f"{where}: the names {', '.join(map(repr, names))}", f"{' and '.join(needed)} among them, and none twice"

@@ -51,15 +51,16 @@ class Judged:
 
 
 class Answers:
-    """Answers of one model to one list of questions, judged by one judge."""
+    """Answers of one model to one list of questions, judged by one judge if there is one."""
 
     def __init__(
         self,
         model: HookedModel,
         pairs: Sequence[PromptPair],
-        judge: Judge,
+        judge: Judge | None = None,
         config: SamplingConfig | None = None,
         folder: str | Path | None = None,
+        progress: bool = False,
     ) -> None:
         """Make the folder, if there is to be one.
 
@@ -72,7 +73,7 @@ class Answers:
         self.config = config or SamplingConfig()
         self.generated = 0
         """Answers that the model gave, those that were there already not counted."""
-        self._model, self._judge = model, judge
+        self._model, self._judge, self._progress = model, judge, progress
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
             try:
@@ -81,21 +82,33 @@ class Answers:
                 raise InputError("cache", f"{folder} ({error.strerror})", "a folder that can be written") from error
         sampling = {name: value for name, value in asdict(self.config).items() if name != "token_budget"}
         self._common = {"model": fingerprint(model) | {"weights": weights_digest(model)}, "sampling": sampling}
-        self._judge_name = identity_of(judge)
-        self._known: dict[str, Judged] = {}
+        self._judge_name = None if judge is None else identity_of(judge)
+        self._written: dict[str, tuple[Response, ...]] = {}
+        self._known: dict[tuple[str, ...], Judged] = {}
 
     def of(self, steering: Steering | None = None, alpha: float = 1.0, context: Context = "base") -> Judged:
+        """The answers of one method at one strength with their scores; made only if they are not there yet.
+
+        Raises:
+            InputError: there is no judge.
+        """
+        texts = tuple(answer.text for answer in self.responses(steering, alpha, context))
+        if texts not in self._known:
+            self._known[texts] = self._scored(texts)
+        return self._known[texts]
+
+    def responses(self, steering: Steering | None = None, alpha: float = 1.0, context: Context = "base") -> tuple[Response, ...]:
         """The answers of one method at one strength; made only if they are not there yet."""
         if steering is not None and alpha == 0 and offset_free(steering):
             steering = None  # bit-identical to no steering
         about = {**self._common, "steering": steering and content_digest(steering), "alpha": float(alpha) if steering else None}
         key = digest_of({**about, "context": context})
-        if key not in self._known:
+        if key not in self._written:
             answers: list[Response] = []
             for first in range(0, len(self.pairs), CHUNK):
                 answers += self._chunk(range(first, min(first + CHUNK, len(self.pairs))), about, steering, alpha, context)
-            self._known[key] = self._scored(tuple(answer.text for answer in answers))
-        return self._known[key]
+            self._written[key] = tuple(answers)
+        return self._written[key]
 
     def _chunk(
         self, places: range, about: dict[str, Any], steering: Steering | None, alpha: float, context: Context
@@ -107,13 +120,17 @@ class Answers:
         found = self._read(name, len(chosen))
         if found is not None:
             return [Response(tuple(each["ids"]), each["text"]) for each in found]
-        answers = generate(self._model, chosen, context, self.config, steering=steering, alpha=alpha, streams=places)
+        answers = generate(
+            self._model, chosen, context, self.config, steering=steering, alpha=alpha, streams=places, progress=self._progress
+        )
         self.generated += len(answers)
         self._write(name, [asdict(answer) for answer in answers])
         return answers
 
     def _scored(self, texts: tuple[str, ...]) -> Judged:
-        questions = [pair.question for pair in self.pairs]
+        if self._judge is None:
+            raise InputError("judge", None, "a judge, which scores need")
+        questions = [pair.asked for pair in self.pairs]
         name = self._judge_name and f"scores-{digest_of([self._judge_name, texts, questions])}.jsonl"
         found = self._read(name, len(texts)) if name else None
         if found is not None:

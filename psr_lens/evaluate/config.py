@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Any
 
 from psr_lens import datasets, judges, organism
 from psr_lens.composition import PLAN_FILE, SteeringPlan
@@ -21,8 +18,7 @@ from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, prompt_pairs
 from psr_lens.replacement import Replacement
 from psr_lens.sampling import SamplingConfig
-
-_CALIBRATION: Final = tuple(each.name for each in fields(Calibration))
+from psr_lens.settings import check_keys, yaml_mapping
 
 
 @dataclass(frozen=True)
@@ -72,17 +68,11 @@ class EvaluationConfig:
 
     def calibrated_by(self) -> Calibration:
         """The settings of the search."""
-        _check_keys("calibration", self.calibration, _CALIBRATION)
-        given = dict(self.calibration)
-        if "targets" in given:
-            if not isinstance(given["targets"], list | tuple):
-                raise InputError("targets", repr(given["targets"]), "a list of coherences")
-            given["targets"] = tuple(given["targets"])
-        return Calibration(**given)
+        return Calibration.of(self.calibration)
 
     def sampled_by(self) -> SamplingConfig:
         """The settings of the sampling."""
-        _check_keys("sampling", self.sampling, [each.name for each in fields(SamplingConfig)])
+        check_keys("sampling", self.sampling, [each.name for each in fields(SamplingConfig)])
         return SamplingConfig(**self.sampling)
 
 
@@ -92,13 +82,8 @@ def read_config(path: str | Path) -> EvaluationConfig:
     Raises:
         InputError: the file cannot be read, is no mapping, lacks a setting or holds one that does not exist or cannot be meant.
     """
-    try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError("config", f"{path} ({error})", "a YAML file that can be read") from error
-    if not isinstance(given, dict):
-        raise InputError("config", f"{path} with {type(given).__name__}", "a mapping, e.g. `judge: organism:pirate`, a line each")
-    _check_keys("config", given, [each.name for each in fields(EvaluationConfig)])
+    given = yaml_mapping(path, "`judge: organism:pirate`")
+    check_keys("config", given, [each.name for each in fields(EvaluationConfig)])
     for each in fields(EvaluationConfig):
         if each.default is MISSING and each.default_factory is MISSING and each.name not in given:
             raise InputError("config", f"{path} without {each.name!r}", f"a line `{each.name}: …`")
@@ -123,7 +108,7 @@ def load_methods(folders: Mapping[str, Any]) -> dict[str, Steering]:
     return found
 
 
-def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[list[PromptPair], Sequence[Any]]:
+def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[Sequence[PromptPair], Sequence[Any]]:
     """The questions, and the rows of the data set that they come from, where there is one.
 
     Raises:
@@ -140,11 +125,11 @@ def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[list[Promp
     if not isinstance(given, Mapping) or given.get("name") not in ("organism", "ifeval"):
         raise InputError("dataset", repr(given), "a mapping with the name organism or ifeval")
     if given["name"] == "organism":
-        _check_keys("dataset", given, ("name", "trait", "paraphrase", "count", "kind", "split", "seed", "counter"))
+        check_keys("dataset", given, ("name", "trait", "paraphrase", "count", "kind", "split", "seed", "counter"))
         asked = {key: value for key, value in given.items() if key not in ("name", "trait", "paraphrase")}
         questions = organism.questions(**{"split": "held_out", **asked})
         return prompt_pairs(model, questions, organism.instruction(given.get("trait", ""), given.get("paraphrase", 0))), ()
-    _check_keys("dataset", given, ("name", "path"))
+    check_keys("dataset", given, ("name", "path"))
     reader, maker = getattr(datasets, "read_ifeval", None), None
     if reader is not None:
         from psr_lens import prompts
@@ -156,30 +141,51 @@ def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[list[Promp
     return maker(model, [row.base for row in rows], [row.steered for row in rows]), rows
 
 
+def check_judge(given: Any, key: str = "judge") -> None:
+    """Refuse what names no judge, before anything costly is done.
+
+    Raises:
+        InputError: there is no such judge.
+    """
+    if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
+        for side, each in given.items():
+            check_judge(each, f"{key}.{side}")
+    elif isinstance(given, str | Mapping):
+        _factory(given.partition(":")[0] if isinstance(given, str) else given.get("name"), key)
+    else:
+        raise InputError(key, repr(given), "a judge's name, or a mapping with its name and settings")
+
+
 def load_judge(
-    given: str | Mapping[str, Any], model: HookedModel, pairs: Sequence[PromptPair], rows: Sequence[Any] = (), key: str = "judge"
+    given: str | Mapping[str, Any],
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    rows: Sequence[Any] = (),
+    key: str = "judge",
+    defaults: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
 ) -> Judge:
     """A judge by its name and settings.
 
-    What a judge must be given and a file cannot say, it gets: `model`, `pairs`, and as `instructions` the rows of the data set.
+    What a judge must be given and a file cannot say, it gets: `model`, `pairs`, and as `instructions` the rows of the data set. `defaults`
+    are settings for judges by name, where a file does not give them; they are made only for a judge that is asked for.
 
     Raises:
         InputError: there is no such judge, or it does not take these settings.
     """
+    check_judge(given, key)
     if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
-        sides = {side: load_judge(each, model, pairs, rows, f"{key}.{side}") for side, each in given.items()}
+        sides = {side: load_judge(each, model, pairs, rows, f"{key}.{side}", defaults) for side, each in given.items()}
         combined: Judge = _factory("combine", key)(**sides)
         return combined
     if isinstance(given, Mapping):
         name, values, place = given.get("name"), {name: value for name, value in given.items() if name != "name"}, []
-    elif isinstance(given, str):
+    else:
         name, _, text = given.partition(":")
         values, place = {}, text.rsplit(":", 1) if name == "classifier" else [text] if text else []
-    else:
-        raise InputError(key, repr(given), "a judge's name, or a mapping with its name and settings")
     make = _factory(name, key)
     if name == "llm" and place and Path(place[0]).is_file():
         place = [Path(place[0]).read_text(encoding="utf-8")]
+    values = {**((defaults or {}).get(str(name), dict)()), **values}
     there = {"model": model, "pairs": pairs, "instructions": rows}
     for parameter in list(inspect.signature(make).parameters.values())[len(place) :]:
         if parameter.default is parameter.empty and parameter.name in there and parameter.name not in values:
@@ -198,11 +204,3 @@ def _factory(name: Any, key: str) -> Callable[..., Any]:
         raise InputError(key, repr(name), f"one of {', '.join(known)}")
     found: Callable[..., Any] = getattr(judges, name)
     return found
-
-
-def _check_keys(where: str, given: Mapping[Any, Any], known: Sequence[str]) -> None:
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(known)}."
-            raise InputError(where, f"the setting {key!r}", "one that there is", remedy)

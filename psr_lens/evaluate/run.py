@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import Replacement
 from psr_lens.sampling import SamplingConfig
+from psr_lens.settings import check_keys
 
 BUILT_IN = ("none", "prompt")
 
@@ -42,6 +43,18 @@ class Calibration:
     """Most halvings a target."""
     tolerance: float = 1.0
     """The search ends at a coherence this close to the target."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Calibration:
+        """Settings from a mapping, as a file gives it.
+
+        Raises:
+            InputError: one that does not exist, or cannot be meant.
+        """
+        check_keys("calibration", given, [each.name for each in fields(cls)])
+        if not isinstance(targets := given.get("targets", ()), list | tuple):
+            raise InputError("targets", repr(targets), "a list of coherences")
+        return cls(**{**given, **({"targets": tuple(targets)} if "targets" in given else {})})
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
@@ -130,7 +143,7 @@ def evaluate(
         "sampling": asdict(answers.config),
         "questions": len(pairs),
     }
-    return Evaluation(curves, targets, tuple(pair.question for pair in pairs), trait, block, settings)
+    return Evaluation(curves, targets, tuple(pair.asked for pair in pairs), trait, block, settings)
 
 
 def _tried(methods: Steering | Mapping[str, Steering], with_prompt: bool | Collection[str]) -> dict[str, tuple[Steering, Context]]:

@@ -11,7 +11,7 @@ from psr_lens.composition import SteeringPlan
 from psr_lens.errors import InputError
 from psr_lens.evaluate.bootstrap import bootstrap_interval, mean, present_in
 from psr_lens.fit import FitConfig, fit
-from psr_lens.judges.protocol import Judge
+from psr_lens.judges.protocol import Judge, Judgement
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair, Triplet
 from psr_lens.replacement import Replacement
@@ -84,7 +84,11 @@ def score(
     method: str, pairs: Sequence[PromptPair], responses: Sequence[Response], judge: Judge, *, alpha: float | None = None
 ) -> Scores:
     """Score answers that are there already, one a pair."""
-    verdict = judge([response.text for response in responses], [pair.question for pair in pairs])
+    return summed(method, judge([response.text for response in responses], [pair.asked for pair in pairs]), alpha)
+
+
+def summed(method: str, verdict: Judgement, alpha: float | None) -> Scores:
+    """Mean scores of a judgement that is there already."""
     present = present_in(verdict.trait, verdict.coherence)
     return Scores(
         method,

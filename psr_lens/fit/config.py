@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-import yaml
-
 from psr_lens.errors import InputError
-from psr_lens.prompts import Span
+from psr_lens.pairs import Span
+from psr_lens.settings import check_keys, yaml_mapping
 
 Solver = Literal["sequential", "local", "joint", "dim", "actadd", "last_token", "stolfo", "reft_r1"]
 Objective = Literal["mse", "ll"]
@@ -142,12 +140,7 @@ class FitConfig:
         Raises:
             InputError: a setting that does not exist, or a value that cannot be meant.
         """
-        known = [each.name for each in fields(cls)]
-        for key in settings:
-            if key not in known and key != "preset":
-                close = difflib.get_close_matches(str(key), known, n=1)
-                remedy = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(known)}."
-                raise InputError("config", f"the setting {key!r}", "one that there is", remedy)
+        check_keys("config", settings, [*(each.name for each in fields(cls)), "preset"])
         given = dict(settings)
         if "preset" in given:
             return cls.preset(given.pop("preset"), **given)
@@ -201,10 +194,4 @@ def read_config(path: str | Path) -> FitConfig:
     Raises:
         InputError: the file cannot be read, is no mapping, or holds a setting that does not exist or cannot be meant.
     """
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError("config", f"{path} ({error})", "a YAML file that can be read") from error
-    if not isinstance(settings, dict):
-        raise InputError("config", f"{path} with {type(settings).__name__}", "a mapping, e.g. `solver: sequential`, a line each")
-    return FitConfig.of(settings)
+    return FitConfig.of(yaml_mapping(path, "`solver: sequential`"))

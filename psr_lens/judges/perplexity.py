@@ -169,11 +169,11 @@ def perplexity(
 def _by_question(pairs: Sequence[PromptPair], given: Given) -> dict[str, PromptPair]:
     found: dict[str, PromptPair] = {}
     for place, pair in enumerate(pairs):
-        other = found.setdefault(pair.question, pair)
+        other = found.setdefault(pair.asked, pair)
         if other.base_ids != pair.base_ids or (given != "base" and other.steered_ids != pair.steered_ids):
             raise InputError(
                 f"pairs[{place}]",
-                f"the question {pair.question!r} a second time, with another prompt",
+                f"the question {pair.asked!r} a second time, with another prompt",
                 "one prompt a question",
                 "" if given == "base" else "`given='base'` leaves the instructions out.",
             )

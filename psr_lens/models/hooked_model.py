@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import transformer_lens
+from transformers import GenerationConfig
 
 from psr_lens.errors import ModelError
 
@@ -99,5 +100,20 @@ def tokenizer_of(model: HookedModel) -> Any:
     # The user may put in another tokenizer, or a chat template, at any time.
     if origin is not source or getattr(ours, "chat_template", None) != getattr(source, "chat_template", None):
         ours = copy.deepcopy(source)
+        if getattr(ours, "bos_token", None) and getattr(ours, "init_kwargs", {}).get("bos_token", ours.bos_token) is None:
+            ours.bos_token = None  # TransformerLens gives its end token to a tokenizer without one
         _tokenizers[model] = (ours, source)
     return ours
+
+
+def end_tokens(model: HookedModel) -> frozenset[int]:
+    """The tokens that end a response according to the model's own generation settings, of which a chat model has several; maybe none."""
+    if is_bridge(model):
+        found = getattr(cast(Any, model).original_model, "generation_config", None)
+    else:  # HookedTransformer keeps none of them: they lie where its tokenizer was loaded from
+        try:
+            found = GenerationConfig.from_pretrained(str(getattr(model.tokenizer, "name_or_path", "")), local_files_only=True)
+        except (OSError, ValueError):
+            found = None
+    ends = getattr(found, "eos_token_id", None)
+    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)

@@ -12,7 +12,8 @@ from torch import Tensor
 from psr_lens.compare import PROMPT, Comparison
 from psr_lens.plots.flow import LINE, Place, flow
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
-from psr_lens.plots.tokens import readable, row_labels, rows_of, shortened, site_of, trace_of
+from psr_lens.plots.tokens import row_labels, rows_of, shortened, site_of, trace_of
+from psr_lens.token_text import readable
 
 MAX_TOKENS: Final = 400
 """Of a longer response the first tokens are drawn."""

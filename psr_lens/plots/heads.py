@@ -13,7 +13,8 @@ from psr_lens.errors import InputError
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis
 from psr_lens.plots.shares import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import INK, PALETTE, escaped, titled
-from psr_lens.plots.tokens import readable, shortened
+from psr_lens.plots.tokens import shortened
+from psr_lens.token_text import readable
 
 MAX_HEADS: Final = 64
 """More heads than this are drawn in groups."""

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from psr_lens.errors import InputError
 from psr_lens.meaning import LensRow, LogitLens
 from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
-from psr_lens.plots.tokens import readable, shortened
+from psr_lens.plots.tokens import shortened
+from psr_lens.token_text import readable
 
 MAX_ROWS: Final = 48
 """More directions than this are thinned out evenly."""

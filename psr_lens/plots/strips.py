@@ -14,7 +14,8 @@ from psr_lens.errors import InputError
 from psr_lens.plots.flow import LINE, Place, flow
 from psr_lens.plots.heatmap import colour_range, strength_axis
 from psr_lens.plots.style import INK, MONO, SMALL, escaped, method_styles, titled
-from psr_lens.plots.tokens import readable, rows_of, shortened, signed, traces_of
+from psr_lens.plots.tokens import rows_of, shortened, signed, traces_of
+from psr_lens.token_text import readable
 
 MAX_TOKENS: Final = 300
 """Of a longer response the first tokens are drawn."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
@@ -13,6 +12,7 @@ from psr_lens.compare import PROMPT, Comparison, MethodTrace
 from psr_lens.errors import InputError
 from psr_lens.plots.style import MUTED, escaped
 from psr_lens.prompts import TokenTable
+from psr_lens.token_text import readable
 
 
 @runtime_checkable
@@ -83,44 +83,6 @@ def site_of(trace: MethodTrace, method: str, layer: int | None) -> int:
             "Leave it out for the one where most is added.",
         )
     return max(columns, key=lambda place: float(totals[place]))
-
-
-def readable(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> list[str]:
-    """Tokens as text: byte-level and SentencePiece spellings undone, white space made visible, a leading space left out.
-
-    Args:
-        strings: Tokens as the vocabulary spells them.
-        alphabet: More tokens of the same vocabulary, to recognise the spelling by.
-
-    Returns:
-        One text a token; not escaped.
-    """
-    byte_level = any("Ġ" in token or "Ċ" in token for token in (alphabet or strings))
-    return [_readable(token, byte_level) for token in strings]
-
-
-def _readable(token: str, byte_level: bool) -> str:
-    text = _from_bytes(token) if byte_level else token.replace("▁", " ")
-    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-        text = bytes.fromhex(text[3:5]).decode("utf-8", "replace")
-    shown = text.strip(" ") or "␣"
-    return shown.replace("\n", "↵").replace("\r", "↵").replace("\t", "⇥")
-
-
-def _from_bytes(token: str) -> str:
-    """A byte-level token decoded; a piece of a character, which is no text by itself, stays as it is spelled."""
-    try:
-        return bytes(_byte_alphabet()[letter] for letter in token).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        return token
-
-
-@cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable bytes stand for themselves, the others for the letters from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def shortened(text: str, width: int) -> str:

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from psr_lens.errors import InputError
 from psr_lens.meaning import TopToken, TopTokens
 from psr_lens.plots.style import INK, MONO, MUTED, PALETTE, SMALL, escaped, titled, translucent
-from psr_lens.plots.tokens import readable, shortened, signed
+from psr_lens.plots.tokens import shortened, signed
+from psr_lens.token_text import readable
 
 MAX_ROWS: Final = 40
 """Of a longer list the first are drawn."""

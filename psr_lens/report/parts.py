@@ -19,9 +19,10 @@ from psr_lens.plots import (
 )
 from psr_lens.plots.heatmap import MAX_LAYERS
 from psr_lens.plots.scatter import MAX_POINTS
-from psr_lens.plots.tokens import readable, shortened
+from psr_lens.plots.tokens import shortened
 from psr_lens.prompts import TokenTable
 from psr_lens.report.words import lead_of
+from psr_lens.token_text import readable
 
 EXAMPLES: Final = 3
 """Most responses of a part that the reader can choose from."""

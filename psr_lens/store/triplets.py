@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import xxhash
 from psr_lens.errors import ArtifactError
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.store.files import RESUME, digest_of
+from psr_lens.templates import ChatSettings
 
 TRIPLETS_FILE: Final = "triplets.jsonl"
 
@@ -52,13 +54,7 @@ def read_triplets(path: Path, checksum: str) -> tuple[Triplet, ...]:
 
 
 def _triplet_json(triplet: Triplet) -> dict[str, Any]:
-    pair = triplet.pair
-    return {
-        "question": pair.question,
-        "instruction": pair.instruction,
-        "base_ids": list(pair.base_ids),
-        "steered_ids": list(pair.steered_ids),
-        "question_length": pair.question_length,
+    return pair_json(triplet.pair) | {
         "response_ids": list(triplet.response_ids),
         "response": triplet.response,
         "trait": float(triplet.trait),
@@ -66,7 +62,32 @@ def _triplet_json(triplet: Triplet) -> dict[str, Any]:
     }
 
 
+def pair_json(pair: PromptPair) -> dict[str, Any]:
+    """A pair for JSON, exact to the token; what no conversation and no settings have is left out."""
+    chat = {name: value for name, value in asdict(pair.chat).items() if value != getattr(ChatSettings, name)}
+    return {
+        "question": pair.question,
+        "instruction": pair.instruction,
+        "base_ids": list(pair.base_ids),
+        "steered_ids": list(pair.steered_ids),
+        "question_length": pair.question_length,
+        **({"earlier": [list(turn) for turn in pair.earlier]} if pair.earlier else {}),
+        **({"chat": chat} if chat else {}),
+    }
+
+
+def pair_from(read: Mapping[str, Any]) -> PromptPair:
+    """The pair that `pair_json` wrote."""
+    return PromptPair(
+        read["question"],
+        read["instruction"],
+        tuple(read["base_ids"]),
+        tuple(read["steered_ids"]),
+        read["question_length"],
+        tuple((role, content) for role, content in read.get("earlier", ())),
+        ChatSettings(**read.get("chat", {})),
+    )
+
+
 def _triplet_from(read: Mapping[str, Any]) -> Triplet:
-    base, steered, response = (tuple(read[key]) for key in ("base_ids", "steered_ids", "response_ids"))
-    pair = PromptPair(read["question"], read["instruction"], base, steered, read["question_length"])
-    return Triplet(pair, response, read["response"], read["trait"], read["coherence"])
+    return Triplet(pair_from(read), tuple(read["response_ids"]), read["response"], read["trait"], read["coherence"])
