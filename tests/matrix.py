@@ -135,6 +135,16 @@ def artifacts_come_back_and_steer_alike(case: Case) -> None:
     assert torch.equal(*found)
 
 
+@check("attach")
+def transformers_itself_is_steered_alike(case: Case) -> None:
+    replacement = random_replacement(case.model, size=0.2)
+    with replacement.steer(case.model, 0.7, start=40):
+        wanted = logits_of(case.model, SEQUENCE)
+    with torch.no_grad(), replacement.attach(case.hf, 0.7, start=40) as attached:
+        found = attached(torch.tensor([list(SEQUENCE)])).logits[0]
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 # --- the table --------------------------------------------------------------------------------------------------------------
 
 MARKS: Final = ("<!-- made by `make matrix` -->", "<!-- end of the matrix -->")

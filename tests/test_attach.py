@@ -2,56 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import CONTEXT, LAYERS, WIDTH, pairs_of, random_replacement, replacement_at
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, pipeline
+from architectures import FAMILIES
+from helpers import LAYERS, pairs_of, random_replacement, replacement_at
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, pipeline
 
 import psr_lens as psr
 from psr_lens.attach import LAYOUTS
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.organism.tokenizer import build_tokenizer
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 KINDS = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
-
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama-gqa": ("llama", {"num_key_value_heads": 2}),
-    "gpt2": ("gpt2", {}),
-    "gpt-neox": ("gpt_neox", {"use_parallel_residual": True}),
-    "qwen2": ("qwen2", {"num_key_value_heads": 2}),
-    "qwen3": ("qwen3", {"num_key_value_heads": 2, "head_dim": 12}),
-    "gemma2": ("gemma2", {"num_key_value_heads": 2, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 24}),
-    "gemma3": ("gemma3_text", {"num_key_value_heads": 2, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 24}),
-    "mistral": ("mistral", {"num_key_value_heads": 2, "sliding_window": None}),
-    "phi3": ("phi3", {"num_key_value_heads": 2}),
-    "olmo2": ("olmo2", {}),
-}
-"""transformers' `model_type`, and what its configuration has of its own."""
-
-
-def save_architecture(family: str, folder: Path) -> Path:
-    """A tiny random model with large weights and uneven norms, and its tokenizer."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    kind, own = ARCHITECTURES[family]
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    extra = {"n_ctx": CONTEXT} if family == "gpt2" else {"intermediate_size": 48}
-    config = CONFIG_MAPPING[kind](**sizes, **ids, **extra, **own, vocab_size=len(tokenizer))
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            multiplied = parameter.ndim == 1 and name.endswith("weight") and not family.startswith("gemma")  # theirs: 1 + weight
-            parameter.normal_(mean=1.0 if multiplied else 0.0, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 class Both(NamedTuple):
@@ -62,14 +26,10 @@ class Both(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory) -> Callable[[str], Both]:
-    root = tmp_path_factory.mktemp("architectures")
-
-    @cache
+def both(load) -> Callable[[str], Both]:
     def made(family: str) -> Both:
-        folder = save_architecture(family, root / family)
-        hf = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
-        return Both(psr.load_model(folder, backend="bridge"), hf)
+        case = load(family, "bridge")
+        return Both(case.model, case.hf)
 
     return made
 
@@ -95,7 +55,7 @@ def prompt(length: int = 9, rows: int = 1) -> torch.Tensor:
 # --- the same numbers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_the_path_through_transformer_lens(both, family):
     hooked, hf = both(family)
     ids = prompt()
@@ -112,7 +72,7 @@ def test_logits_are_those_of_the_path_through_transformer_lens(both, family):
     assert hooks_in(hf) == 0
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_generation_is_that_of_the_path_through_transformer_lens(both, family):
     hooked, hf = both(family)
     steering = random_replacement(hooked, rank=2, size=0.3)
@@ -307,4 +267,4 @@ def test_as_many_strengths_as_sequences_and_a_finite_one(llama):
 
 
 def test_every_layout_is_tried_here(both):
-    assert {type(both(family).hf).__name__ for family in ARCHITECTURES} == set(LAYOUTS)
+    assert {type(both(family).hf).__name__ for family in FAMILIES} == set(LAYOUTS)
