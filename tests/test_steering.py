@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.models import all_modules
 from psr_lens.sampling import SamplingConfig
 
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
