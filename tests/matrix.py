@@ -170,7 +170,7 @@ def _number(passed: dict[str, float | None] | None) -> str:
     if passed is None:
         return "–"
     number = passed.get("logits")
-    return "✗" if number is None else f"{number:.0e}".replace("e-0", "e-")
+    return "✗" if number is None else f"{number:.0e}".replace("e-0", "e-") if number else "0"
 
 
 def table_in(readme: str) -> str:
