@@ -115,8 +115,8 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_an_interrupt_leaves_nothing_and_the_same_call_works_then(fresh, name, monkeypatch, tmp_path):
-    model, triplets, call = fresh.model, random_triplets(fresh.model, 3, longest=4), CALLS[name]
+def test_an_interrupt_leaves_nothing_and_the_same_call_works_then(tiny_llama, name, monkeypatch, tmp_path):
+    model, triplets, call = tiny_llama.model, random_triplets(tiny_llama.model, 3, longest=4), CALLS[name]
     interrupt = Interrupted(model, monkeypatch)
     before, threads = state_of(model), set(threading.enumerate())
     interrupt.during(None)
