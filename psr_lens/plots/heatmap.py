@@ -32,6 +32,8 @@ BOTTOM: Final = 52
 """Layers and the axis's name."""
 _NARROW: Final = 12
 """More layers than this touch each other, or the gaps would take up the cells of a narrow window."""
+_LABELS: Final = 100
+"""Most rows that are labelled; of more, every n-th is."""
 _PANELS: Final = 5
 _DECADES: Final = 4.0
 """Most powers of ten that the colours span."""
@@ -132,10 +134,17 @@ def token_axis(figure: go.Figure, labels: list[str]) -> None:
         type="category", title_text="layer", title_standoff=4, showgrid=False, autotickangles=[0, 90], tickfont_size=SMALL
     )
     # Rows are numbers and not the tokens' texts, or the same word twice would be one row.
+    every = math.ceil(len(labels) / _LABELS)
+    rows: list[int] | list[str] = list(range(len(labels)))
+    if every > 1:
+        # A browser takes seconds over hundreds of labels and gaps. Rows without one are still named on hover, if names tell them apart.
+        rows = labels if len(set(labels)) == len(labels) else rows
+        figure.update_traces(y=rows, ygap=0)
+        figure.update_yaxes(type="category" if rows is labels else "linear")
     figure.update_yaxes(
         tickmode="array",
-        tickvals=list(range(len(labels))),
-        ticktext=labels,
+        tickvals=rows[::every],
+        ticktext=labels[::every],
         range=[len(labels) - 0.5, -0.5],
         showgrid=False,
         automargin=True,

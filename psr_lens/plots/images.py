@@ -18,6 +18,8 @@ FORMATS: Final = ("png", "svg", "pdf", "webp", "jpeg")
 """What can be written."""
 WIDTH: Final = 860
 """Pixels, about the width of a text column; figures keep their own heights."""
+HEIGHT: Final = 450
+"""Pixels of a figure that has no height of its own."""
 
 _REMEDY: Final = (
     "Install one (Debian: `apt-get install chromium`; elsewhere `plotly_get_chrome`), or name its file in BROWSER_PATH."
@@ -66,9 +68,9 @@ def write_images(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished") as unfinished:
         drawn = [Path(unfinished) / file for _, file in wanted]
         try:
-            plotly.io.write_images(
-                [figure for figure, _ in wanted], list(map(str, drawn)), width=width, scale=scale, validate=False
-            )
+            chosen = [figure for figure, _ in wanted]
+            heights = [int(figure.layout.height or HEIGHT) for figure in chosen]  # Plotly would make all of them alike
+            plotly.io.write_images(chosen, list(map(str, drawn)), width=width, height=heights, scale=scale, validate=False)
         except failed as error:
             raise InputError("static", f"a browser that does not start ({error.args[0]})", "one that does", _REMEDY) from error
         return [each.replace(folder / each.name) for each in drawn]

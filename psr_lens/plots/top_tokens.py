@@ -77,7 +77,7 @@ def top_tokens(found: TopTokens) -> go.Figure:
         top=48,
         bottom=48,
         note=" ".join(notes),
-        wide=22,
+        wide=16,
     )
 
 
