@@ -136,9 +136,9 @@ def test_every_part_is_that_of_plain_loops(tiny, swapped):
                     torch.testing.assert_close(result.share.heads[rows, layer, :, place], share, atol=1e-4, rtol=1e-3)
 
 
-def test_the_norm_behind_the_attention_scales_each_context_by_itself(others):
+def test_the_norm_behind_the_attention_scales_each_context_by_itself(folders):
     """Gemma-2's own weights and formula, on the sum over the parts of each head."""
-    model = psr.load_model(others["gemma2"], backend="bridge")
+    model = psr.load_model(folders["gemma2"], backend="bridge")
     (triplet,) = random_triplets(model, 1, longest=4)
     result = psr.attribute(model, [triplet], layers=1, project={1: torch.eye(model.cfg.d_model)})
     heads = torch.stack([split.heads[:, 0].sum(-1) for split in result.projections], dim=-1)  # [token, head, d_model]
@@ -149,7 +149,7 @@ def test_the_norm_behind_the_attention_scales_each_context_by_itself(others):
         z = cache["blocks.1.attn.hook_z"][0, len(prompt) - 1 :]
         outputs = torch.einsum("thd,hdm->thm", z, model.blocks[1].attn.W_O)
         scale = (outputs.sum(1).square().mean(-1) + model.cfg.eps).rsqrt()
-        gains = 1 + load_file(others["gemma2"] / "model.safetensors")["model.layers.1.post_attention_layernorm.weight"]
+        gains = 1 + load_file(folders["gemma2"] / "model.safetensors")["model.layers.1.post_attention_layernorm.weight"]
         added.append(outputs * scale[:, None, None] * gains)
     torch.testing.assert_close(heads, added[1] - added[0], atol=1e-4, rtol=1e-3)
 
@@ -199,8 +199,8 @@ def test_the_sources_sum_to_what_is_read_from_the_instruction(tiny):
                 )
 
 
-def test_sources_of_gemma_2_carry_the_norms_scale(others):
-    model = psr.load_model(others["gemma2"], backend="bridge")
+def test_sources_of_gemma_2_carry_the_norms_scale(folders):
+    model = psr.load_model(folders["gemma2"], backend="bridge")
     triplets = random_triplets(model, 3)
     result = psr.attribute(model, triplets, by_source=True, target=-1)
     for index in range(3):
