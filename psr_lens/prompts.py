@@ -122,8 +122,8 @@ def prompt_pairs(
     """
     conversations = _conversations(questions)
     instructions = [instruction] if isinstance(instruction, str) else list(instruction)
-    if not instructions:
-        raise InputError("instruction", repr(instruction), "a text, or a list of at least one paraphrase")
+    if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
+        raise InputError("instruction", repr(instruction), "a text, or a list of paraphrases, none of them empty")
     maker = _PairMaker(model)
     pairs = []
     for place_of, (own, turns) in enumerate(conversations):
@@ -176,8 +176,8 @@ class _PairMaker:
         return self._prompters[chat]
 
     def pair(self, turns: tuple[Turn, ...], instruction: str, chat: ChatSettings, argument: str) -> PromptPair:
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise InputError("instruction", repr(instruction), "a text, or a list of paraphrases, none of them empty")
+        if not isinstance(instruction, str) or not instruction.strip():  # `remade` gives them as they came
+            raise InputError("instruction", repr(instruction), "a text that is not empty")
         prompter = self.prompter(chat)
         base, steered = (prompter.prompt(turns, text, argument) for text in (None, instruction))
         shared = min(_common_suffix(base, steered), len(base) - prompter.question_at(turns, argument))

@@ -224,7 +224,8 @@ def checked_turns(argument: str, question: str | Sequence[Mapping[str, str]]) ->
         return None, (("user", question),)
     remedy = 'For example [{"role": "user", "content": "Hello"}].'
     if not isinstance(question, Sequence) or not question:
-        raise InputError(argument, repr(question), "a text, or a list of messages that ends with the user's", remedy)
+        expected = "a text with at least one word, or a list of messages that ends with the user's"
+        raise InputError(argument, repr(question), expected, remedy)
     turns: list[Turn] = []
     for place, message in enumerate(question):
         role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, Mapping) else (None, None)

@@ -227,7 +227,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_byte(tmp_path, se
     whole = tmp_path / "whole"
     runs.run(read_config(None, {**settings, "out": str(whole)}), say=lambda text: None)
     wanted = contents(whole)
-    assert len(wanted) == 2 + 2 * 3  # answers, results, and two files an artifact
+    assert len(wanted) == 2 + 3 * 3  # answers, results, and three files an artifact, its card among them
     context = multiprocessing.get_context("fork")
     died = 0
     for step in (4, 9, 15):

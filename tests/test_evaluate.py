@@ -48,9 +48,9 @@ def counted(monkeypatch):
     calls = []
     real = answers.generate
 
-    def generate(model, pairs, context, config, *, steering, alpha, streams):
+    def generate(model, pairs, context, config, *, steering, alpha, **given):
         calls.append((None if steering is None else content_digest(steering), alpha, context, len(pairs)))
-        return real(model, pairs, context, config, steering=steering, alpha=alpha, streams=streams)
+        return real(model, pairs, context, config, steering=steering, alpha=alpha, **given)
 
     monkeypatch.setattr(answers, "generate", generate)
     return calls

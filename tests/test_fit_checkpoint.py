@@ -105,7 +105,7 @@ def test_the_solver_that_gives_the_start_is_not_run_again(tiny_llama, tmp_path, 
         interrupt(patch, "_step", 1)
         with pytest.raises(Interruption):
             psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path)
-    monkeypatch.setitem(sys.modules["psr_lens.fit"]._SOLVERS, "sequential", None)
+    monkeypatch.setitem(sys.modules["psr_lens.fit"]._LAYERWISE, "sequential", None)
     assert len(psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path).curve.train) == 6
 
 

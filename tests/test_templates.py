@@ -230,7 +230,7 @@ class Slow:
     ("questions", "message"),
     [
         (CONVERSATION, r"questions: got one conversation, expected a list of questions or conversations. Put it in brackets"),
-        ([[]], r"questions\[0\]: got \[\], expected a text, or a list of messages"),
+        ([[]], r"questions\[0\]: got \[\], expected a text with at least one word, or a list of messages"),
         (
             [CONVERSATION[:2]],
             r"questions\[0\]: got a conversation whose last message is the assistant's, expected one that ends with",

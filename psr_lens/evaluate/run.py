@@ -171,7 +171,7 @@ def _tried(methods: Steering | Mapping[str, Steering], with_prompt: bool | Colle
 
 def _point(answers: Answers, steering: Steering | None, alpha: float | None, context: Context = "base") -> Point:
     found = answers.of(steering, 1.0 if alpha is None else alpha, context)
-    return Point(alpha, found.judgement.trait, found.judgement.coherence, found.texts)
+    return Point(None if alpha is None else float(alpha), found.judgement.trait, found.judgement.coherence, found.texts)
 
 
 def _curve(
