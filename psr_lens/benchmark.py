@@ -75,7 +75,7 @@ QUICK: Final = ("S-Const DiM", "A-PSR sequential, rank 4")
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is run; the defaults take about a quarter of an hour on two cores."""
+    """What is run; the defaults take a quarter to half an hour on two cores."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
     """`"llama"`, `"gpt2"` or both."""
