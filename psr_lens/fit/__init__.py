@@ -113,7 +113,8 @@ def _solve(
     def layerwise(solver: str) -> dict[str, Site]:
         return _LAYERWISE[solver](model, triplets, names, config, scratch=scratch, progress=progress)
 
-    if scratch is not None and not {config.solver, config.start if config.solver == "joint" else ""} & set(_LAYERWISE):
+    begins_with = config.start if config.solver == "joint" else config.solver
+    if scratch is not None and begins_with not in _LAYERWISE:
         raise InputError("scratch", scratch, f"None with solver={config.solver!r}, which holds no layer of all the data")
     if config.solver == "reft_r1":
         return fit_reft_r1(model, triplets, names, config, checkpoint=checkpoint, progress=progress)
