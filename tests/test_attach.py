@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
+import oracles
 import pytest
 import torch
 from architectures import FAMILIES
@@ -26,10 +28,12 @@ class Both(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def both(load) -> Callable[[str], Both]:
+def both(load, folders) -> Callable[[str], Both]:
+    """A transformers model of this file's own: the first `output_hidden_states` leaves transformers' hooks in a shared one."""
+
+    @cache
     def made(family: str) -> Both:
-        case = load(family, "bridge")
-        return Both(case.model, case.hf)
+        return Both(load(family, "bridge").model, oracles.transformer(folders[family]))
 
     return made
 
