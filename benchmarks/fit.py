@@ -90,9 +90,10 @@ QUICK = ("S-Const DiM (CAA)", "S-PSR sequential", "A-PSR sequential")
 
 @dataclass(frozen=True)
 class Task:
-    """One trait on one model: what to fit on, and what to ask."""
+    """One trait on one model, loaded once to be fitted and once to answer: what to fit on, and what to ask."""
 
     model: HookedModel
+    answering: HookedModel
     trait: str
     triplets: psr.sampling.Triplets
     validation: Sequence[PromptPair]
@@ -100,19 +101,20 @@ class Task:
     sampling: psr.SamplingConfig
 
     @classmethod
-    def of(cls, model: HookedModel, trait: str, fit_questions: int, held_out: int, seed: int) -> Task:
+    def of(cls, model: HookedModel, answering: HookedModel, trait: str, fit_questions: int, held_out: int, seed: int) -> Task:
         """The same questions and the same random streams for every method."""
         instruction = organism.instruction(trait)
         known = psr.prompt_pairs(model, organism.questions(fit_questions + 40, kind="description", seed=seed), instruction)
         config = psr.SamplingConfig(seed=seed)
-        triplets = psr.sample_responses(model, known[:fit_questions], psr.judges.organism(trait), config, progress=False)
+        triplets = psr.sample_responses(answering, known[:fit_questions], psr.judges.organism(trait), config, progress=False)
         held = {
             "description": organism.questions(held_out, split="held_out", kind="description", seed=seed),
             "procedure": organism.questions(held_out, split="held_out", kind="procedure", seed=seed),
             "counter": organism.questions(held_out, split="held_out", kind="description", seed=seed, counter=True),
         }
         asked = {name: psr.prompt_pairs(model, questions, instruction) for name, questions in held.items()}
-        return cls(model, trait, triplets, known[fit_questions:], asked, psr.SamplingConfig(seed=seed + 1, max_new_tokens=LONGEST))
+        sampling = psr.SamplingConfig(seed=seed + 1, max_new_tokens=LONGEST)
+        return cls(model, answering, trait, triplets, known[fit_questions:], asked, sampling)
 
 
 @contextmanager
@@ -132,9 +134,9 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
     judge = psr.judges.organism(task.trait)
     about = {"model": str(task.model.cfg.model_name), "target": task.trait}
     rows: list[dict[str, Any]] = []
-    prompted = {name: psr.generate(task.model, pairs, "steered", task.sampling) for name, pairs in task.asked.items()}
+    prompted = {name: psr.generate(task.answering, pairs, "steered", task.sampling) for name, pairs in task.asked.items()}
     for situation, pairs in task.asked.items():
-        none = psr.scores_at(task.model, pairs, judge, config=task.sampling)
+        none = psr.scores_at(task.answering, pairs, judge, config=task.sampling)
         for found in (none, score("prompt", pairs, prompted[situation], judge)):
             rows.append(about | {"situation": situation, "at": "", **asdict(found)})
     fitted: dict[str, psr.Replacement] = {}
@@ -157,9 +159,9 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
 def _scores(task: Task, name: str, replacement: psr.Replacement, judge: Any) -> list[dict[str, Any]]:
     def ask(alpha: float, situation: str) -> Scores:
         pairs = task.asked[situation]
-        return psr.scores_at(task.model, pairs, judge, replacement, alpha=alpha, method=name, config=task.sampling)
+        return psr.scores_at(task.answering, pairs, judge, replacement, alpha=alpha, method=name, config=task.sampling)
 
-    best = psr.best_alpha(task.model, task.validation, judge, replacement, METHODS[name].alphas, config=task.sampling).alpha
+    best = psr.best_alpha(task.answering, task.validation, judge, replacement, METHODS[name].alphas, config=task.sampling).alpha
     rows = []
     for situation in SITUATIONS:
         at_one = ask(1.0, situation)
@@ -306,12 +308,13 @@ def main(
     models = model or (["organism"] if quick else ["organism", "organism-gpt2"])
     names = method or (QUICK if quick else list(METHODS))
     questions = held_out or (60 if quick else 150)
-    loaded = {name: psr.load_model(name) for name in models}
+    # Answers come from a bridge, which needs half the time for them; see `psr_lens.benchmark`.
+    loaded = {name: (psr.load_model(name), psr.load_model(name, backend="bridge")) for name in models}
     settings = f"seed {seed}, {torch.get_num_threads()} threads"
     title = f"{fit_questions} descriptions to fit on, {questions} questions of each kind held out, {settings}"
     rows: list[dict[str, Any]] = []
     for name, each in tqdm([(name, each) for name in models for each in traits], unit="trait"):
-        rows += measure(Task.of(loaded[name], each, fit_questions, questions, seed), names)
+        rows += measure(Task.of(*loaded[name], each, fit_questions, questions, seed), names)
         if json_file:  # after every trait: a long run that is cut off leaves what it has
             json_file.write_text(json.dumps({"format": 2, "title": title, "rows": rows}, indent=1) + "\n")
     text = print_tables(rows, title)

@@ -55,15 +55,15 @@ def _trained(**settings: Any) -> FitConfig:
 
 METHODS: Final[Mapping[str, FitConfig]] = {
     "S-Const DiM": FitConfig(layers=_LAYER, solver="dim"),
-    "S-Const MSE": _trained(layers=_LAYER, rule="constant", epochs=6),
-    "S-Const LL": _trained(layers=_LAYER, rule="constant", objective="ll", epochs=6),
-    "A-Const MSE": _trained(rule="constant", epochs=6),
+    "S-Const MSE": _trained(layers=_LAYER, rule="constant", epochs=5),
+    "S-Const LL": _trained(layers=_LAYER, rule="constant", objective="ll", epochs=5),
+    "A-Const MSE": _trained(rule="constant", epochs=5),
     "S-Stolfo": FitConfig(layers=_LAYER, solver="stolfo"),
-    "S-ReFT-r1": _trained(layers=_LAYER, objective="ll", epochs=6, solver="reft_r1"),
-    "S-PSR MSE": _trained(layers=_LAYER, epochs=12, start="sequential"),
-    "S-PSR LL": _trained(layers=_LAYER, epochs=10, objective="ll", start="sequential"),
-    "A-PSR MSE": _trained(epochs=15),
-    "A-PSR LL": _trained(epochs=8, objective="ll"),
+    "S-ReFT-r1": _trained(layers=_LAYER, objective="ll", epochs=5, solver="reft_r1"),
+    "S-PSR MSE": _trained(layers=_LAYER, epochs=9, start="sequential"),
+    "S-PSR LL": _trained(layers=_LAYER, epochs=8, objective="ll", start="sequential"),
+    "A-PSR MSE": _trained(epochs=12),
+    "A-PSR LL": _trained(epochs=7, objective="ll"),
     "A-PSR sequential, rank 1": FitConfig(rank=1),
     "A-PSR sequential, rank 4": FitConfig(),
 }
