@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +18,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from psr_lens.artifacts import write_text
+from psr_lens.extras import versions
 from psr_lens.hook_points import layer_of
 from psr_lens.results import Result, ResultTable
 
@@ -30,7 +30,6 @@ CARD_FILE: Final = "README.md"
 MAX_RESULTS: Final = 200
 """Most results that a card shows."""
 
-_PACKAGES: Final = ("psr-lens", "torch", "transformer-lens", "transformers")
 _TAGS: Final = ["activation-steering", "prompt-steering-replacement", "transformer-lens", "interpretability"]
 _SPANS: Final = {
     "R": "R: the last prompt token and every response token",
@@ -60,7 +59,7 @@ def model_card(kind: str, parts: Sequence[Part], load: str) -> str:
         instruction_literal=json.dumps(instruction),
         load=load,
         parts=[_part(part) for part in parts],
-        versions=", ".join(f"{package} {_version(package)}" for package in _PACKAGES),
+        versions=", ".join(f"{package} {number}" for package, number in versions()),
     )
     return f"{text}\n<!-- Written by psr_lens (xxh3_128 {_checksum(text)}); once edited, it is never replaced. -->\n"
 
@@ -196,11 +195,3 @@ def _inline(text: str) -> str:
     line = " ".join(text.split())
     line = line if len(line) <= 2_000 else f"{line[:2_000]} …"
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", line)
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from psr_lens.compare import Comparison
 from psr_lens.plots.style import TEMPLATE
 from psr_lens.report.parts import Choice, Panel, Part
-from psr_lens.report.words import MethodRow, lead_of, method_rows, number, settings_of, summary, versions
+from psr_lens.report.words import MethodRow, lead_of, method_rows, number, settings_of, summary
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[
         sections=sections,
         template=script_safe(TEMPLATE.to_plotly_json()),
         plotly=Markup(get_plotlyjs()),  # Plotly's own source, the one thing here that no user wrote
-        versions=versions(),
+        versions=[*versions("plotly"), ("python", platform.python_version())],
     )
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from psr_lens.compare import PARAPHRASE, PROMPT, Comparison
 from psr_lens.evaluate import Interval, Scores
 from psr_lens.plots.style import PALETTE, method_styles
 
-_PACKAGES: Final = ("psr-lens", "torch", "transformer-lens", "transformers", "plotly")
 _ABSENT: Final = "–"
 
 
@@ -161,14 +158,3 @@ def _layers(layers: tuple[int, ...]) -> str:
     if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]} to {layers[-1]}"
     return ", ".join(map(str, layers))
-
-
-def versions() -> list[tuple[str, str]]:
-    """Versions of what made the numbers; `absent` for a package that is not installed under its own name."""
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append((package.replace("-", "_"), version(package)))
-        except PackageNotFoundError:
-            found.append((package.replace("-", "_"), "absent"))
-    return [*found, ("python", platform.python_version())]
