@@ -44,7 +44,7 @@ def answer_all(
 def mean_row(
     method: str,
     metric: str,
-    scores: Float[np.ndarray, "question"],
+    scores: Float[np.ndarray, " question"],
     *,
     trait: str = "",
     block: str = "",

@@ -105,7 +105,7 @@ def layers_needed(names: Sequence[str]) -> int | None:
     return max(inside) + 1 if inside and before else None
 
 
-def gather(activation: Tensor, batch: ContextBatch, rows: Int[Tensor, "token"], name: str) -> Tensor:
+def gather(activation: Tensor, batch: ContextBatch, rows: Int[Tensor, " token"], name: str) -> Tensor:
     """Some tokens' rows, copied once, on the device of the tokens; `[token, head, key]` of an attention pattern."""
     width, home = batch.tokens.shape[1], rows.device
     rows = rows.to(activation.device)  # that of the layer

@@ -22,7 +22,7 @@ class Prefix:
     """Token ids; padding is on the left."""
     mask: Int[Tensor, "prompt position"]
     """1 where a token is real."""
-    owner: Int[Tensor, "batch"]
+    owner: Int[Tensor, " batch"]
     """Which prompt each sequence of the batch goes on from."""
 
 
@@ -36,13 +36,13 @@ class ContextBatch:
     """1 where a token is real."""
     span: Bool[Tensor, "batch position"]
     """True on the tokens of the span; the n-th True of a row is the same response token in both contexts."""
-    start: Int[Tensor, "batch"]
+    start: Int[Tensor, " batch"]
     """Position of the span's first token."""
     prefix: Prefix | None = None
     """What the sequences go on from, where they do not hold their whole context."""
 
     @cached_property
-    def rows(self) -> Int[Tensor, "token"]:
+    def rows(self) -> Int[Tensor, " token"]:
         """Indices of the span's tokens in the flattened batch, sequence after sequence."""
         return self.span.flatten().nonzero().flatten()
 

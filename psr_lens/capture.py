@@ -78,7 +78,7 @@ class Captured:
         about = f"{self.difference} Δ of {len(self):,} tokens of {responses:,} responses, span {self.span}"
         return table(("hook point", "shape of a token", "median ‖Δ‖", "99 % within", "MB"), rows, about)
 
-    def strength(self, name: str) -> Float[Tensor, "token"]:
+    def strength(self, name: str) -> Float[Tensor, " token"]:
         """‖Δ‖ of every token at one hook point."""
         norms: Tensor = torch.linalg.vector_norm(self[name].flatten(start_dim=1), dim=1)
         return norms

@@ -30,11 +30,11 @@ class Closeness:
     """Σ ‖Δ_method − Δ_acc‖² after each layer; Δ_acc is the prompt's."""
     energy: Float[np.ndarray, "response layer"]
     """Σ ‖Δ_acc‖² after each layer."""
-    kl: Float[np.ndarray, "response"]
+    kl: Float[np.ndarray, " response"]
     """Σ KL(prompted ‖ method) of the distributions of the response tokens, in nats."""
-    agreed: Float[np.ndarray, "response"]
+    agreed: Float[np.ndarray, " response"]
     """How many of these distributions have the prompted one's likeliest token as theirs."""
-    predicted: Float[np.ndarray, "response"]
+    predicted: Float[np.ndarray, " response"]
     """How many distributions there are: one a response token, the first, which the last prompt token predicts, among them."""
 
     @cached_property
@@ -79,21 +79,21 @@ class SiteFaithfulness:
     """Its layer."""
     rank: int
     """Dimensions of the span of the directions, over all heads."""
-    response: Int[np.ndarray, "token"]
+    response: Int[np.ndarray, " token"]
     """Which response each token belongs to; only tokens on which the replacement acts."""
-    coefficient: Float[np.ndarray, "token"]
+    coefficient: Float[np.ndarray, " token"]
     """Length of what is added, in the activation's units; signed along a single direction."""
-    projection: Float[np.ndarray, "token"]
+    projection: Float[np.ndarray, " token"]
     """Length of what is missing within the span of the directions; signed along a single direction."""
-    delta: Float[np.ndarray, "response"]
+    delta: Float[np.ndarray, " response"]
     """Σ ‖Δ_acc‖² at the hook point."""
-    delta_within: Float[np.ndarray, "response"]
+    delta_within: Float[np.ndarray, " response"]
     """The same within the span of the directions."""
-    missing: Float[np.ndarray, "response"]
+    missing: Float[np.ndarray, " response"]
     """Σ ‖missing‖²."""
-    within: Float[np.ndarray, "response"]
+    within: Float[np.ndarray, " response"]
     """The same within the span of the directions."""
-    left: Float[np.ndarray, "response"]
+    left: Float[np.ndarray, " response"]
     """Σ ‖missing − added‖²."""
 
     @cached_property
@@ -196,14 +196,14 @@ class SiteSums:
         )
 
 
-def by_response(values: Float[Tensor, "token"], counts: Sequence[int]) -> Float[np.ndarray, "response"]:
+def by_response(values: Float[Tensor, " token"], counts: Sequence[int]) -> Float[np.ndarray, " response"]:
     """Sums over each response's tokens, which follow one another."""
     return np.add.reduceat(values.double().cpu().numpy(), np.cumsum([0, *counts[:-1]]))
 
 
 def compare_logits(
     wanted: Float[Tensor, "token d_vocab"], found: Float[Tensor, "token d_vocab"]
-) -> tuple[Float[Tensor, "token"], Float[Tensor, "token"]]:
+) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
     """KL(wanted ‖ found) in nats, and 1 where both have the same likeliest token; in double precision, a few tokens at a time."""
     divergence, agreed = [], []
     size = max(1, _AT_ONCE // wanted.shape[1])

@@ -37,7 +37,7 @@ UNWANTED: Final = "unwanted "
 class Check(Protocol):
     """Something that an answer gets right or wrong, such as `organism.facts_right`."""
 
-    def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, "text"]:
+    def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
         """Score each text as an answer to the question at the same place, 0–100; NaN where that cannot be said."""
 
 
@@ -53,11 +53,11 @@ class Collateral:
     """Strength of each replacement."""
     answers: Mapping[str, tuple[str, ...]]
     """Each method's answers, in the order of the questions."""
-    scores: Mapping[str, Mapping[str, Float[np.ndarray, "question"]]]
+    scores: Mapping[str, Mapping[str, Float[np.ndarray, " question"]]]
     """Metric, then method, to a score a question, 0–100; NaN is missing."""
-    surprise: Mapping[str, Float[np.ndarray, "text"]]
+    surprise: Mapping[str, Float[np.ndarray, " text"]]
     """Method to Σ −log p over the tokens of each neutral text, in nats."""
-    text_tokens: Float[np.ndarray, "text"]
+    text_tokens: Float[np.ndarray, " text"]
     """How many tokens each neutral text has."""
     trait: str = ""
     """Name of the trait, for the table."""
@@ -213,8 +213,8 @@ def _scores(
     judge: Judge | None,
     unwanted: Mapping[str, Judge],
     checks: Mapping[str, Check],
-) -> dict[str, dict[str, Float[np.ndarray, "question"]]]:
-    scores: dict[str, dict[str, Float[np.ndarray, "question"]]] = {}
+) -> dict[str, dict[str, Float[np.ndarray, " question"]]]:
+    scores: dict[str, dict[str, Float[np.ndarray, " question"]]] = {}
     for method, texts in answers.items():
         if judge is not None:
             verdict = judge(texts, questions)
@@ -252,6 +252,6 @@ def _neutral(model: HookedModel, texts: Sequence[str | Triplet], instruction: st
     return neutral
 
 
-def _surprise(likelihoods: Sequence[Tensor]) -> Float[np.ndarray, "text"]:
+def _surprise(likelihoods: Sequence[Tensor]) -> Float[np.ndarray, " text"]:
     """Σ −log p of each response, in nats."""
     return np.array([-float(each.double().sum()) for each in likelihoods])

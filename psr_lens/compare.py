@@ -36,7 +36,7 @@ class MethodTrace:
 
     strength: Float[Tensor, "token layer"]
     """‖Δ_AS‖ after each layer: how far the replacement has moved the residual stream from the unsteered run."""
-    relative_rmse: Float[Tensor, "layer"]
+    relative_rmse: Float[Tensor, " layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
     site_layers: tuple[int, ...]
     """The layer of each hook point at which the replacement acts; twice the same where it acts at two points of one layer."""
@@ -64,11 +64,11 @@ class Comparison:
     """The layers of the columns."""
     strength: Float[Tensor, "token layer"]
     """‖Δ_acc‖ of the prompt after each layer."""
-    rank1_share: Float[Tensor, "layer"]
+    rank1_share: Float[Tensor, " layer"]
     """Share of Δ_acc's energy in its first singular direction, after each layer."""
     methods: Mapping[str, MethodTrace]
     """The replacements, by the names they were given."""
-    paraphrase_rmse: Float[Tensor, "layer"] | None
+    paraphrase_rmse: Float[Tensor, " layer"] | None
     """Relative RMSE between the instruction and a paraphrase of it, the yardstick; None if no paraphrase was given."""
     alpha: float
     """Strength at which the replacements ran."""
@@ -95,7 +95,7 @@ class Comparison:
         head = ("method", "trait", "coherence", "questions", f"relative RMSE, layer {self.layers[-1]}")
         return table(head, rows, f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.alpha:g}")
 
-    def quantile(self, q: float) -> Float[Tensor, "layer"]:
+    def quantile(self, q: float) -> Float[Tensor, " layer"]:
         """A quantile of ‖Δ_acc‖ over tokens, after each layer."""
         return self.strength.quantile(q, dim=0)
 
@@ -196,7 +196,7 @@ def _errors(
     found: Mapping[str, Float[Tensor, "token d_model"]],
     base: Mapping[str, Float[Tensor, "token d_model"]],
     delta: Mapping[str, Float[Tensor, "token d_model"]],
-) -> Float[Tensor, "layer"]:
+) -> Float[Tensor, " layer"]:
     """Sum of ‖Δ_AS − Δ_acc‖² over some tokens, at each point of `delta`."""
     return torch.stack([squares(found[name].float() - base[name].float() - wanted).sum() for name, wanted in delta.items()]).cpu()
 

@@ -135,7 +135,7 @@ class SteeringPlan(Portable):
 
     @contextmanager
     def steer(
-        self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None
+        self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
     ) -> Iterator[HookedModel]:
         """Steer `model` inside a `with` block, as `Replacement.steer` does, with all parts at once.
 
@@ -154,18 +154,18 @@ class SteeringPlan(Portable):
             yield model
 
     def hooks(
-        self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None
+        self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
     ) -> list[tuple[str, Any]]:
         """The forward hooks that `steer` adds, for `model.hooks(fwd_hooks=…)` or `run_with_hooks`."""
         for part in self.parts:
             part.replacement.check_model(model)
         return steering_hooks(model, self.actions(alpha, start=start))
 
-    def attach(self, model: Any, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> Attached:
+    def attach(self, model: Any, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None) -> Attached:
         """Steer a plain transformers model with all parts at once; arguments and errors as for `Replacement.attach`."""
         return attach(model, [part.replacement for part in self.parts], self.actions(alpha, start=start))
 
-    def actions(self, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> dict[str, list[Action]]:
+    def actions(self, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None) -> dict[str, list[Action]]:
         """What the parts do at each hook point at one strength; arguments and errors as for `steer`."""
         spans = sorted({part.replacement.span for part in self.parts})
         if start is not None and not isinstance(start, Mapping) and len(spans) > 1:

@@ -47,7 +47,7 @@ def write_control_vector(replacement: Replacement, path: str | Path, alpha: floa
     return path
 
 
-def control_vector(replacement: Replacement, alpha: float = 1.0) -> dict[int, Float[Tensor, "d_model"]]:
+def control_vector(replacement: Replacement, alpha: float = 1.0) -> dict[int, Float[Tensor, " d_model"]]:
     """What is added after each block at one strength, float32 on the CPU; errors as for `Replacement.to_gguf`."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not torch.isfinite(torch.tensor(float(alpha))):
         raise InputError("alpha", repr(alpha), "a finite number")

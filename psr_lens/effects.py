@@ -74,7 +74,7 @@ def strengths(alpha: float | Mapping[str, float], names: Sequence[str]) -> dict[
     return {name: float(alpha[name]) for name in names}
 
 
-def positions(triplets: Sequence[Triplet], span: Span) -> Int[Tensor, "token"]:
+def positions(triplets: Sequence[Triplet], span: Span) -> Int[Tensor, " token"]:
     """Place in the response of every token of a span, triplet after triplet; −1 is the last prompt token."""
     return torch.cat([torch.arange(-each.pair.span_length(span), len(each.response_ids)) for each in triplets])
 
@@ -84,7 +84,7 @@ def relative_rmse(error: Float[Tensor, "*layer"], energy: Float[Tensor, "*layer"
     return torch.where(energy > 0, (error / energy).sqrt(), torch.nan)
 
 
-def squares(rows: Float[Tensor, "token ..."]) -> Float[Tensor, "token"]:
+def squares(rows: Float[Tensor, "token ..."]) -> Float[Tensor, " token"]:
     """‖·‖² of every token, in double precision."""
     return rows.double().flatten(1).square().sum(1)
 
@@ -93,17 +93,17 @@ def squares(rows: Float[Tensor, "token ..."]) -> Float[Tensor, "token"]:
 class SiteReading:
     """What a plan did at one hook point, and what would have been right; `missing` is prompted − arriving activation."""
 
-    coefficient: Float[Tensor, "token"]
+    coefficient: Float[Tensor, " token"]
     """Length of what was added, over all heads, in the activation's units. Along a single direction it has a sign."""
-    projection: Float[Tensor, "token"]
+    projection: Float[Tensor, " token"]
     """Length of what was missing within the span of the directions, of each head's own. Along a single direction it has a sign."""
-    acting: Bool[Tensor, "token"]
+    acting: Bool[Tensor, " token"]
     """Whether any part of the plan acts on the token."""
-    missing: Float[Tensor, "token"]
+    missing: Float[Tensor, " token"]
     """‖missing‖²."""
-    within: Float[Tensor, "token"]
+    within: Float[Tensor, " token"]
     """‖missing‖² within the span of the directions: the most that any coefficients could make up for."""
-    left: Float[Tensor, "token"]
+    left: Float[Tensor, " token"]
     """‖missing − added‖²."""
 
 
@@ -140,7 +140,7 @@ class ActingSite:
         """Dimensions of the span of the directions, over all heads."""
         return int(self.basis.flatten(0, -2).any(-1).sum())
 
-    def within(self, rows: Float[Tensor, "token *head width"]) -> Float[Tensor, "token"]:
+    def within(self, rows: Float[Tensor, "token *head width"]) -> Float[Tensor, " token"]:
         """Squared length of each row within the span of the directions."""
         return squares(self._coordinates(rows))
 
@@ -148,7 +148,7 @@ class ActingSite:
         self,
         arriving: Float[Tensor, "token *head width"],
         prompted: Float[Tensor, "token *head width"],
-        position: Int[Tensor, "token"],
+        position: Int[Tensor, " token"],
         alpha: float,
     ) -> SiteReading:
         """What the plan adds to activations as they arrive, beside what the prompt would have made of them.
@@ -174,7 +174,7 @@ class ActingSite:
     def _coordinates(self, rows: Float[Tensor, "token *head width"]) -> Float[Tensor, "token *head rank"]:
         return torch.einsum("t...w,...rw->t...r", rows, self.basis)
 
-    def _along(self, rows: Float[Tensor, "token *head width"]) -> Float[Tensor, "token"]:
+    def _along(self, rows: Float[Tensor, "token *head width"]) -> Float[Tensor, " token"]:
         """Length within the span of the directions; signed where there is but one direction."""
         within = self._coordinates(rows)
         if self.basis.shape[:-1] == (1,):
@@ -184,7 +184,7 @@ class ActingSite:
         return length
 
 
-def acts_on(replacement: Replacement, position: Int[Tensor, "token"]) -> Bool[Tensor, "token"]:
+def acts_on(replacement: Replacement, position: Int[Tensor, " token"]) -> Bool[Tensor, " token"]:
     """Which tokens a replacement acts on, by their places in the response."""
     if replacement.span == "QR":
         return torch.ones_like(position, dtype=torch.bool)

@@ -30,7 +30,7 @@ def log_likelihoods(
     alpha: float = 1.0,
     token_budget: int = TOKEN_BUDGET,
     progress: bool = False,
-) -> list[Float[Tensor, "token"]]:
+) -> list[Float[Tensor, " token"]]:
     """Log p of each response token given the prompt and the tokens before it, in nats.
 
     Args:

@@ -50,11 +50,11 @@ class LensRow:
     """Which of the directions there, from 0."""
     promoted: tuple[str, ...]
     """Tokens whose logits it raises most, the first one most of all."""
-    promoted_logits: Float[Tensor, "token"]
+    promoted_logits: Float[Tensor, " token"]
     """By how much, in logits of a residual stream that holds nothing else."""
     suppressed: tuple[str, ...]
     """Tokens whose logits it lowers most."""
-    suppressed_logits: Float[Tensor, "token"]
+    suppressed_logits: Float[Tensor, " token"]
     """By how much; negative."""
 
 
@@ -311,7 +311,7 @@ class _Search:
                 pushed = [(value, -index, -row) for value, row in zip(values.tolist(), rows.tolist(), strict=True) if value > 0]
                 self.best[name] = sorted(heapq.nlargest(self.k, [*self.best[name], *pushed]))
 
-    def _strength(self, name: str, activation: Float[Tensor, "token ..."]) -> Float[Tensor, "token"]:
+    def _strength(self, name: str, activation: Float[Tensor, "token ..."]) -> Float[Tensor, " token"]:
         site = self.replacement.sites[name].to(torch.device("cpu"), torch.float32)
         if self.direction is None:
             whole: Tensor = torch.linalg.vector_norm(site.intervention(activation).flatten(1), dim=1)

@@ -61,20 +61,20 @@ class Triplet:
 class TokenTable:
     """What each row of a captured activation is: one row a token of a span, triplet by triplet."""
 
-    token_ids: Int[Tensor, "token"]
+    token_ids: Int[Tensor, " token"]
     """Vocabulary ids."""
     strings: tuple[str, ...]
     """The tokens as text."""
-    triplet: Int[Tensor, "token"]
+    triplet: Int[Tensor, " token"]
     """Index of the triplet that the token belongs to."""
-    position: Int[Tensor, "token"]
+    position: Int[Tensor, " token"]
     """Place in the response: 0 is the first response token, −1 the last prompt token, which predicts it."""
 
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.strings)
 
-    def rows(self, triplet: int) -> Int[Tensor, "row"]:
+    def rows(self, triplet: int) -> Int[Tensor, " row"]:
         """Row numbers of one triplet's tokens, in order."""
         return (self.triplet == triplet).nonzero().flatten()
 

@@ -111,7 +111,7 @@ class Replacement(Portable):
 
     @contextmanager
     def steer(
-        self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None
+        self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
     ) -> Iterator[HookedModel]:
         """Steer `model` inside a `with` block: forward, `run_with_cache` and `generate`, with or without a KV cache.
 
@@ -134,13 +134,13 @@ class Replacement(Portable):
             yield model
 
     def hooks(
-        self, model: HookedModel, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None
+        self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
     ) -> list[tuple[str, Any]]:
         """The forward hooks that `steer` adds, for `model.hooks(fwd_hooks=…)` or `run_with_hooks`."""
         self.check_model(model)
         return steering_hooks(model, {name: [action] for name, action in self.actions(alpha, start=start).items()})
 
-    def attach(self, model: Any, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> Attached:
+    def attach(self, model: Any, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None) -> Attached:
         """Steer a plain transformers model, its `generate` and its pipelines, as `steer` steers one of TransformerLens.
 
         `with pirate.attach(hf_model): hf_model.generate(…)`, or keep what is returned and call its `remove()`. Of two attached one after
@@ -158,7 +158,7 @@ class Replacement(Portable):
         """
         return attach(model, [self], {name: [action] for name, action in self.actions(alpha, start=start).items()})
 
-    def actions(self, alpha: float | Float[Tensor, "batch"] = 1.0, *, start: Start | None = None) -> dict[str, Action]:
+    def actions(self, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None) -> dict[str, Action]:
         """What is done at each hook point at one strength; arguments and errors as for `steer`."""
         if not bool(torch.isfinite(torch.as_tensor(alpha)).all()):
             raise InputError("alpha", alpha, "a finite number, or one a sequence")

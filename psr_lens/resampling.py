@@ -28,7 +28,7 @@ _AT_ONCE: Final = 2**22
 _FLAT: Final = 1e-9
 """A variance below this share of the mean square is rounding."""
 
-Statistic = Callable[[Float[np.ndarray, "resample response"]], Float[np.ndarray, "resample *layer"]]
+Statistic = Callable[[Float[np.ndarray, "resample response"]], Float[np.ndarray, " resample *layer"]]
 """From how often each response counts to a number, or one a layer."""
 
 
@@ -80,18 +80,20 @@ def estimate(statistic: Statistic, n: int, *, resamples: int = RESAMPLES, seed: 
 
 
 def ratio(
-    numerator: Float[np.ndarray, "response *layer"], denominator: Float[np.ndarray, "response *layer"]
-) -> Callable[[Float[np.ndarray, "resample response"]], Float[np.ndarray, "resample *layer"]]:
+    numerator: Float[np.ndarray, " response *layer"], denominator: Float[np.ndarray, " response *layer"]
+) -> Callable[[Float[np.ndarray, "resample response"]], Float[np.ndarray, " resample *layer"]]:
     """The statistic Σ numerator / Σ denominator; NaN where the latter is 0."""
 
-    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, "resample *layer"]:
+    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, " resample *layer"]:
         below = weights @ denominator
         return np.where(below != 0, (weights @ numerator) / below, np.nan)
 
     return statistic
 
 
-def pearson(x: Float[np.ndarray, "token"], y: Float[np.ndarray, "token"], response: Int[np.ndarray, "token"], n: int) -> Estimate:
+def pearson(
+    x: Float[np.ndarray, " token"], y: Float[np.ndarray, " token"], response: Int[np.ndarray, " token"], n: int
+) -> Estimate:
     """Pearson correlation over the tokens of `n` responses; NaN where x or y is the same on every token.
 
     Args:
@@ -105,21 +107,23 @@ def pearson(x: Float[np.ndarray, "token"], y: Float[np.ndarray, "token"], respon
     x, y = x - x.mean(), y - y.mean()
     sums = np.stack([np.bincount(response, each, minlength=n) for each in (np.ones_like(x), x, y, x * x, y * y, x * y)], axis=1)
 
-    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, "resample"]:
+    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, "  resample"]:
         count, sx, sy, sxx, syy, sxy = (weights @ sums).T
-        found: Float[np.ndarray, "resample"] = (count * sxy - sx * sy) / np.sqrt((count * sxx - sx**2) * (count * syy - sy**2))
+        found: Float[np.ndarray, "  resample"] = (count * sxy - sx * sy) / np.sqrt((count * sxx - sx**2) * (count * syy - sy**2))
         return found
 
     return estimate(statistic, n)
 
 
-def spearman(x: Float[np.ndarray, "token"], y: Float[np.ndarray, "token"], response: Int[np.ndarray, "token"], n: int) -> Estimate:
+def spearman(
+    x: Float[np.ndarray, " token"], y: Float[np.ndarray, " token"], response: Int[np.ndarray, " token"], n: int
+) -> Estimate:
     """Spearman's rank correlation, ties at their mean rank; arguments as for `pearson`. Every resample is ranked anew."""
     if _flat(x) or _flat(y):
         return _unknown(n)
     ranks_of_x, ranks_of_y = _ranker(x), _ranker(y)
 
-    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, "resample"]:
+    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, "  resample"]:
         found = []
         for part in np.array_split(weights, max(1, len(weights) * len(x) // _AT_ONCE)):
             drawn = part[:, response]
@@ -133,7 +137,7 @@ def spearman(x: Float[np.ndarray, "token"], y: Float[np.ndarray, "token"], respo
 
 
 def _ranker(
-    values: Float[np.ndarray, "token"],
+    values: Float[np.ndarray, " token"],
 ) -> Callable[[Float[np.ndarray, "resample token"]], Float[np.ndarray, "resample token"]]:
     """From how often each token was drawn to its rank, less a half, among all that were drawn."""
     _, group = np.unique(values, return_inverse=True)
@@ -148,7 +152,7 @@ def _ranker(
     return ranks
 
 
-def _flat(values: Float[np.ndarray, "token"]) -> bool:
+def _flat(values: Float[np.ndarray, " token"]) -> bool:
     return len(values) < 2 or float(values.var()) <= _FLAT * float(np.square(values).mean())
 
 

@@ -51,9 +51,9 @@ class Robustness:
     settings: Mapping[str, object] = field(default_factory=dict)
     """What is needed to run it again."""
 
-    def change(self, method: str) -> Float[np.ndarray, "question"]:
+    def change(self, method: str) -> Float[np.ndarray, " question"]:
         """What the counter-instruction does to a method's trait score on each question; NaN where either score is missing."""
-        difference: Float[np.ndarray, "question"] = self.countered[method].trait - self.plain[method].trait
+        difference: Float[np.ndarray, " question"] = self.countered[method].trait - self.plain[method].trait
         return difference
 
     def _repr_html_(self) -> str:

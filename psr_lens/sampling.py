@@ -167,7 +167,7 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch p
     return tokens, mask
 
 
-def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, "step"]:
+def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:
     """One uniform number a step: all that sampling from a distribution needs."""
     return torch.from_numpy(np.random.default_rng((config.seed, stream)).random(config.max_new_tokens))
 
@@ -198,7 +198,7 @@ def _decode(
     return [tuple(token for token in row if token >= 0) for row in torch.stack(drawn, dim=1).tolist()]
 
 
-def _choose(logits: Float[Tensor, "batch d_vocab"], draw: Float[Tensor, "batch"], temperature: float) -> Int[Tensor, "batch"]:
+def _choose(logits: Float[Tensor, "batch d_vocab"], draw: Float[Tensor, " batch"], temperature: float) -> Int[Tensor, " batch"]:
     if temperature == 0:
         return logits.argmax(-1)
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)

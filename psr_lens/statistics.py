@@ -49,7 +49,7 @@ class SecondMoments:
         right = rows if self._test is None else rows @ self._test.to(rows)
         self._sum += (rows.T @ right).to("cpu", torch.float64)
 
-    def leading(self, rank: int) -> tuple[Float[Tensor, "rank"], Float[Tensor, "rank width"]]:
+    def leading(self, rank: int) -> tuple[Float[Tensor, " rank"], Float[Tensor, "rank width"]]:
         """The largest eigenvalues of ΔᵀΔ (squared singular values of Δ) and their unit directions."""
         if self._test is None:
             values, vectors = torch.linalg.eigh(self._sum)
@@ -83,13 +83,13 @@ class HookStatistics:
     """Σ‖Δ‖² over tokens."""
     first_position: int
     """Place in the response of the first entry of the fields by position; −1 is the last prompt token."""
-    tokens_by_position: Int[Tensor, "position"]
+    tokens_by_position: Int[Tensor, " position"]
     """Number of tokens at each place in the response."""
-    strength_by_position: Float[Tensor, "position"]
+    strength_by_position: Float[Tensor, " position"]
     """Mean of ‖Δ‖ at each place in the response; NaN where no token stood."""
-    histogram: Int[Tensor, "bin"]
+    histogram: Int[Tensor, " bin"]
     """Tokens by ‖Δ‖, in bins of equal width on a log scale; the first is for Δ = 0."""
-    singular_values: Float[Tensor, "rank"]
+    singular_values: Float[Tensor, " rank"]
     """Largest singular values of the differences, tokens as rows."""
     directions: Float[Tensor, "rank width"]
     """Their right singular vectors, over the flattened activation."""
@@ -131,7 +131,7 @@ class _Running:
         self.histogram = torch.zeros((DECADES[1] - DECADES[0]) * BINS_PER_DECADE + 1, dtype=torch.long)
         self.moments = SecondMoments(width)
 
-    def add(self, rows: Float[Tensor, "token ..."], positions: Int[Tensor, "token"]) -> None:
+    def add(self, rows: Float[Tensor, "token ..."], positions: Int[Tensor, " token"]) -> None:
         flat = rows.flatten(1) if rows.dtype == torch.float64 else rows.flatten(1).float()
         norms = torch.linalg.vector_norm(flat, dim=1)
         self.tokens += len(flat)

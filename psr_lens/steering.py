@@ -19,7 +19,7 @@ from psr_lens.models import HookedModel, all_modules
 from psr_lens.prompts import Span
 from psr_lens.site import Site
 
-Position = int | Int[Tensor, "batch"]
+Position = int | Int[Tensor, " batch"]
 """A position counted from the left with padding, one for all sequences or one for each."""
 
 SPANS: Final[tuple[Span, ...]] = get_args(Span)
@@ -41,7 +41,7 @@ class Action:
 
     site: Site
     """What is added."""
-    strength: float | Float[Tensor, "batch"]
+    strength: float | Float[Tensor, " batch"]
     """What λ·z is multiplied with, `α + b_m`; one number or one a sequence."""
     start: Position | None
     """First steered position of a prompt; None for its last one."""

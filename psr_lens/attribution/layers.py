@@ -32,11 +32,11 @@ class SplitLayer:
     """Δ after it, in parts."""
     delta: Float[Tensor, "token d_model"]
     """Δ after it, as it was read."""
-    size: Float[Tensor, "token"]
+    size: Float[Tensor, " token"]
     """‖A'‖ of the prompt-steered residual stream after it: what rounding is measured by."""
     reading: Reading
     """What its heads read."""
-    scale: Float[Tensor, "token"]
+    scale: Float[Tensor, " token"]
     """What the norm behind the attention makes of what is read; 1 without one."""
 
 
@@ -90,7 +90,7 @@ def split_layers(
 
 def delta_after(
     model: HookedModel, both: ContextBatch, layer: int
-) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token"]]:
+) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, " token"]]:
     """Δ_acc after a layer on the tokens of the span, and ‖A'‖."""
     found: list[Tensor] = []
 
@@ -104,7 +104,7 @@ def delta_after(
 
 
 def above_rounding(
-    delta: Float[Tensor, "token d_model"], size: Float[Tensor, "token"], dtype: torch.dtype
+    delta: Float[Tensor, "token d_model"], size: Float[Tensor, " token"], dtype: torch.dtype
 ) -> Float[Tensor, "token d_model"]:
     """Δ, with 0 on tokens on which it is no more than the rounding of two passes: shares of that would be noise."""
     floor = ROUNDING * torch.finfo(dtype).eps * size

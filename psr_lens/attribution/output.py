@@ -34,7 +34,7 @@ class HeadOutput:
     has_norm: bool
     """Whether a norm follows, which scales each token."""
 
-    def scale(self, z: Float[Tensor, "token head d_head"], out: Float[Tensor, "token d_model"]) -> Float[Tensor, "token"]:
+    def scale(self, z: Float[Tensor, "token head d_head"], out: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
         """What the norm multiplies each token with; 1 where there is none."""
         if not self.has_norm:
             return torch.ones_like(out[:, 0])

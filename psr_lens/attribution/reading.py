@@ -149,7 +149,7 @@ class LayerParts:
 
 def with_norm(
     reading: Reading, output: HeadOutput, base_out: Float[Tensor, "token d_model"], steered_out: Float[Tensor, "token d_model"]
-) -> tuple[Float[Tensor, "part token head d_head"], Float[Tensor, "token"]]:
+) -> tuple[Float[Tensor, "part token head d_head"], Float[Tensor, " token"]]:
     """The parts as they arrive in the residual stream, with a fifth for the norm behind the attention, and what the four are scaled with.
 
     With s what the norm multiplies a token with, s'·u' − s·u = (s + s')/2·(u' − u) + (s' − s)·(u + u')/2: once more the symmetric

@@ -98,7 +98,7 @@ class Attribution:
     """⟨part, Δ⟩ / ‖Δ‖²: how far each part goes along Δ. The shares of a token sum to 1 at every layer, or with a `target` over all
     layers. A part that works against Δ has a negative one. 0 throughout where Δ is 0 or
     nothing but rounding."""
-    remainder: Float[Tensor, "layer"]
+    remainder: Float[Tensor, " layer"]
     """‖sum of the parts − Δ‖ / ‖Δ‖ over all tokens at each layer: rounding, and nothing else; 0 where Δ is 0."""
     projections: tuple[Split, ...] = ()
     """Coordinates of the parts along each direction given as `project`, of length 1, in the activation's units; NaN at layers that have
@@ -133,7 +133,7 @@ class Attribution:
             return values.mean(0)
         return torch.einsum("tlh,tl->lh", values, self._weights())
 
-    def by_layer(self, token: int | None = None) -> dict[str, Float[Tensor, "layer"]]:
+    def by_layer(self, token: int | None = None) -> dict[str, Float[Tensor, " layer"]]:
         """Share of each part at each layer, summed over heads, and of `mlp` and `direct`; the mean over tokens as in `reading`."""
         weights = self._weights()
         named: dict[str, Tensor] = {part: self.share.heads[..., place].sum(-1) for place, part in enumerate(PARTS)}

@@ -68,7 +68,7 @@ class TokenSums:
         """Projections on the first direction of each layer, on the second, and so on."""
         return tuple(self.split(f"along {rank}", lowest_only=lowest_only) for rank in range(self._ranks))
 
-    def remainder(self, model: HookedModel) -> Float[Tensor, "layer"]:
+    def remainder(self, model: HookedModel) -> Float[Tensor, " layer"]:
         """‖sum of the parts − Δ‖ / ‖Δ‖ at each layer.
 
         Raises:

@@ -166,7 +166,7 @@ class Answers:
         temporary.replace(self._folder / name)
 
 
-def _side(lines: Sequence[dict[str, Any]], key: str) -> Float[np.ndarray, "text"]:
+def _side(lines: Sequence[dict[str, Any]], key: str) -> Float[np.ndarray, " text"]:
     return np.array([math.nan if line[key] is None else line[key] for line in lines], dtype=float)
 
 

@@ -25,19 +25,19 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("reached", "above", "below", "unmeasured
 class AtTarget(NamedTuple):
     """What was read off curves at a target coherence."""
 
-    trait: Float[np.ndarray, "curve"]
+    trait: Float[np.ndarray, " curve"]
     """Trait there; NaN where it is unmeasured."""
-    alpha: Float[np.ndarray, "curve"]
+    alpha: Float[np.ndarray, " curve"]
     """The strength; NaN where it is unmeasured."""
-    outcome: Int[np.ndarray, "curve"]
+    outcome: Int[np.ndarray, " curve"]
     """Index into `OUTCOMES`."""
 
 
 def at_target(
-    alphas: Float[np.ndarray, "alpha"],
+    alphas: Float[np.ndarray, " alpha"],
     trait: Float[np.ndarray, "curve alpha"],
     coherence: Float[np.ndarray, "curve alpha"],
-    target: float | Float[np.ndarray, "curve"],
+    target: float | Float[np.ndarray, " curve"],
 ) -> AtTarget:
     """Read strength and trait off curves, one a resample of the questions, at a target coherence; see above for what is taken.
 
@@ -59,15 +59,15 @@ def at_target(
     best = np.argmax(np.where(reached, np.nan_to_num(trait, nan=-np.inf), -np.inf), axis=1)
     calmest = np.argmax(np.nan_to_num(coherence, nan=-np.inf), axis=1)
 
-    def read(values: Float[np.ndarray, "curve alpha"]) -> Float[np.ndarray, "curve"]:
+    def read(values: Float[np.ndarray, "curve alpha"]) -> Float[np.ndarray, " curve"]:
         between = (1 - share) * _take(values, last) + np.where(share > 0, share * _take(values, following), 0.0)
         return np.choose(outcome, [between, _take(values, best), _take(values, calmest), np.full(len(wanted), np.nan)])
 
     return AtTarget(read(trait), read(np.broadcast_to(alphas, coherence.shape)), outcome)
 
 
-def _take(values: Float[np.ndarray, "curve alpha"], place: Int[np.ndarray, "curve"]) -> Float[np.ndarray, "curve"]:
-    found: Float[np.ndarray, "curve"] = np.take_along_axis(values, place[:, None], axis=1)[:, 0]
+def _take(values: Float[np.ndarray, "curve alpha"], place: Int[np.ndarray, " curve"]) -> Float[np.ndarray, " curve"]:
+    found: Float[np.ndarray, " curve"] = np.take_along_axis(values, place[:, None], axis=1)[:, 0]
     return found
 
 

@@ -24,15 +24,15 @@ class Point:
 
     alpha: float | None
     """The strength; None without steering."""
-    trait: Float[np.ndarray, "question"]
+    trait: Float[np.ndarray, " question"]
     """Trait scores, 0–100; NaN where one is missing."""
-    coherence: Float[np.ndarray, "question"]
+    coherence: Float[np.ndarray, " question"]
     """Coherence scores, 0–100; NaN where one is missing."""
     answers: tuple[str, ...]
     """The answers."""
 
     @property
-    def present(self) -> Bool[np.ndarray, "question"]:
+    def present(self) -> Bool[np.ndarray, " question"]:
         """Which answers count: those with every score that the judge gives."""
         return present_in(self.trait, self.coherence)
 
@@ -40,7 +40,7 @@ class Point:
         """Mean trait or coherence of the answers that count; NaN where there is none."""
         return mean(getattr(self, score), self.present)
 
-    def resampled(self, score: str) -> Float[np.ndarray, "resample"]:
+    def resampled(self, score: str) -> Float[np.ndarray, " resample"]:
         """The same in every resample of the questions."""
         return resampled_means(getattr(self, score), self.present)
 
@@ -200,7 +200,7 @@ class Evaluation:
         alphas = np.array([point.alpha for point in points], dtype=float)
         trait, coherence = (np.array([[point.mean(score) for point in points]]) for score in SCORES)
         (value,), (at,), (outcome,) = at_target(alphas, trait, coherence, self.targets[metric])
-        target: float | Float[np.ndarray, "resample"] = self.targets[metric]
+        target: float | Float[np.ndarray, " resample"] = self.targets[metric]
         if metric == PROMPT_TARGET:
             prompt = self.curves["prompt"][0]
             target = target + prompt.resampled("coherence") - prompt.mean("coherence")
@@ -215,7 +215,7 @@ class _Number(NamedTuple):
     """A number on its way into the table."""
 
     value: float
-    draws: Float[np.ndarray, "resample"]
+    draws: Float[np.ndarray, " resample"]
     n: int
     alpha: float | None
     outcome: int = 0

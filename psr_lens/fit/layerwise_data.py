@@ -34,7 +34,7 @@ class LayerwiseData:
     """Batches of the base context."""
     steered: list[ContextBatch]
     """The same triplets in the steered context."""
-    alpha: list[Float[Tensor, "_"]]
+    alpha: list[Float[Tensor, " _"]]
     """By batch, the trait's score of every token's triplet."""
 
     @classmethod
@@ -54,7 +54,7 @@ class LayerwiseData:
         return sum(map(len, self.alpha))
 
 
-def _per_token(batch: ContextBatch, triplets: Sequence[Triplet]) -> Float[Tensor, "token"]:
+def _per_token(batch: ContextBatch, triplets: Sequence[Triplet]) -> Float[Tensor, " token"]:
     scores = torch.tensor([triplet.trait for triplet in triplets], device=batch.rows.device)
     return scores[batch.rows // batch.tokens.shape[1]]
 
@@ -77,7 +77,7 @@ def fitted_site(
     name: str,
     inputs: Float[Tensor, "token *head width"],
     targets: Float[Tensor, "token *head width"],
-    alpha: Float[Tensor, "token"],
+    alpha: Float[Tensor, " token"],
     config: FitConfig,
     device: torch.device,
 ) -> Site:
@@ -103,7 +103,7 @@ def with_rows(
 
 
 def steered_rows(
-    rows: Float[Tensor, "token *head width"], site: Site, alpha: Float[Tensor, "token"]
+    rows: Float[Tensor, "token *head width"], site: Site, alpha: Float[Tensor, " token"]
 ) -> Float[Tensor, "token *head width"]:
     """The rows plus what a site adds to them."""
     precise = torch.promote_types(rows.dtype, torch.float32)

@@ -223,7 +223,7 @@ def measured_points(model: HookedModel, names: Sequence[str]) -> list[str]:
 
 
 def _steering_hook(
-    site: Site, strengths: Float[Tensor, "batch"], span: Bool[Tensor, "batch position"], penalties: list[Tensor]
+    site: Site, strengths: Float[Tensor, " batch"], span: Bool[Tensor, "batch position"], penalties: list[Tensor]
 ) -> Any:
     def hook(activation: Tensor, hook: Any) -> Tensor:
         device = activation.device

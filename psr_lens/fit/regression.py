@@ -46,7 +46,7 @@ SPARE, ITERATIONS = 16, 30
 def fit_site(
     inputs: Float[Tensor, "token *head width"],
     targets: Float[Tensor, "token *head width"],
-    alpha: Float[Tensor, "token"],
+    alpha: Float[Tensor, " token"],
     config: FitConfig,
     device: torch.device | None = None,
 ) -> Site:
@@ -89,9 +89,9 @@ class Chunk:
     """Activations that arrive, as they come or in standard units."""
     targets: Float[Tensor, "row width"]
     """What should be added, likewise."""
-    alpha: Float[Tensor, "row"]
+    alpha: Float[Tensor, " row"]
     """Strengths."""
-    weight: Float[Tensor, "row"]
+    weight: Float[Tensor, " row"]
     """What each token's squared error counts."""
     squared: Float[Tensor, ""]
     """Σ k·|T|²."""
@@ -132,7 +132,7 @@ class _Data:
 class Moments:
     """All that the closed form needs of the data, in float64; the matrices are in standard units, per unit of weight."""
 
-    centre: Float[Tensor, "width"]
+    centre: Float[Tensor, " width"]
     """Mean input."""
     spread: float
     """Root mean square of what the inputs deviate from it."""
@@ -144,7 +144,7 @@ class Moments:
     """XᵀX."""
     targets: Float[Tensor, "width width"]
     """TᵀT."""
-    per_strength: Float[Tensor, "width"]
+    per_strength: Float[Tensor, " width"]
     """Mean of T/α."""
 
     @classmethod
@@ -172,7 +172,7 @@ class Basis:
 
     components: Float[Tensor, "width component"]
     """Orthonormal columns."""
-    variance: Float[Tensor, "component"]
+    variance: Float[Tensor, " component"]
     """The inputs' variance along each; their mean is 1."""
 
     @classmethod
@@ -181,13 +181,13 @@ class Basis:
         variance, components = torch.linalg.eigh(moments.inputs)
         return cls(components, variance.clamp(min=0))
 
-    def ridged(self, ridge: float) -> Float[Tensor, "component"]:
+    def ridged(self, ridge: float) -> Float[Tensor, " component"]:
         """Variance plus ridge."""
         # Never quite 0, or fewer tokens than dimensions would leave the system singular.
         return self.variance + max(ridge, 1e-9)
 
 
-Parts = tuple[Float[Tensor, "rank width"], Float[Tensor, "rank width"], Float[Tensor, "rank"]]
+Parts = tuple[Float[Tensor, "rank width"], Float[Tensor, "rank width"], Float[Tensor, " rank"]]
 """Directions, probes and offsets, in standard units."""
 
 
@@ -265,11 +265,11 @@ class _Reduced(NamedTuple):
     """That Z."""
     to_weights: Float[Tensor, "rank width"]
     """Gradient of the error by the probes; Z's own change drops out at the minimum."""
-    to_bias: Float[Tensor, "rank"]
+    to_bias: Float[Tensor, " rank"]
     """Gradient of the error by the offsets."""
 
 
-def _reduced(data: _Data, moments: Moments, weights: Tensor, bias: Tensor, penalty: Float[Tensor, "rank"]) -> _Reduced:
+def _reduced(data: _Data, moments: Moments, weights: Tensor, bias: Tensor, penalty: Float[Tensor, " rank"]) -> _Reduced:
     """Solve for the directions, and take the gradients by hand, since they share all that is costly."""
     rank = len(bias)
     squared, overlap, found = bias.new_zeros(()), bias.new_zeros(rank, rank), torch.zeros_like(weights)

@@ -53,7 +53,7 @@ class PerplexityJudge:
         scores = 100 * np.clip((self.garbage - surprise) / (self.garbage - self.fluent), 0, 1)
         return Judgement(np.full(len(texts), np.nan), scores, tuple(map(self._reason, surprise)))
 
-    def surprise(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, "text"]:
+    def surprise(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
         """Mean −log p of each text's tokens, in nats; the logarithm of its perplexity. Of a text too long for the model, what fits is read.
 
         Raises:
@@ -78,7 +78,7 @@ class PerplexityJudge:
         return f"{surprise:.2f} nats a token (100 up to {self.fluent:.2f}, 0 from {self.garbage:.2f})"
 
 
-def _surprise(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[str], given: Given) -> Float[np.ndarray, "text"]:
+def _surprise(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[str], given: Given) -> Float[np.ndarray, " text"]:
     read = {place: triplet for place, triplet in enumerate(map(_triplet, [model] * len(texts), pairs, texts)) if triplet}
     found = np.full(len(texts), np.nan)
     if read:
@@ -86,12 +86,12 @@ def _surprise(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[s
     return found
 
 
-def _mean_surprise(model: HookedModel, triplets: Sequence[Triplet], given: Given) -> Float[np.ndarray, "triplet"]:
+def _mean_surprise(model: HookedModel, triplets: Sequence[Triplet], given: Given) -> Float[np.ndarray, " triplet"]:
     from psr_lens.likelihood import log_likelihoods
 
     contexts: tuple[Any, ...] = ("base", "steered") if given == "either" else (given,)
     found = np.array([[-float(each.mean()) for each in log_likelihoods(model, triplets, context)] for context in contexts])
-    least: Float[np.ndarray, "triplet"] = found.min(axis=0)
+    least: Float[np.ndarray, " triplet"] = found.min(axis=0)
     return least
 
 

@@ -16,9 +16,9 @@ from psr_lens.errors import InputError
 class Judgement:
     """Scores of some texts; NaN marks a score that is missing, which is never the same as 0."""
 
-    trait: Float[np.ndarray, "text"]
+    trait: Float[np.ndarray, " text"]
     """How much of the trait each text has, 0–100."""
-    coherence: Float[np.ndarray, "text"]
+    coherence: Float[np.ndarray, " text"]
     """How coherent each text is as an answer, 0–100."""
     reasons: tuple[str, ...]
     """Why, one short sentence a text."""

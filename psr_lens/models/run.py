@@ -70,7 +70,7 @@ class Decoder:
             given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
         return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))[:, -1].to(new.device)
 
-    def select(self, rows: Int[Tensor, "row"]) -> None:
+    def select(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with these sequences of the batch, some of them more than once."""
         if is_bridge(self._model):
             # Each layer's part of it lies on that layer's device, and is chosen from by indices there or on the CPU.

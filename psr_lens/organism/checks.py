@@ -16,7 +16,7 @@ from psr_lens.organism.judge import ParsedAnswer, parse
 _STATES_NOTHING = ("refusal", "referral", "open", "close")
 
 
-def facts_right(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, "text"]:
+def facts_right(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
     """Share of what each answer states that is true of what its question asks about, 0–100, the traits' words set aside.
 
     NaN, which is missing and not 0, for an answer that states nothing (a refusal, an empty text) and for a question about nothing known.
@@ -27,7 +27,7 @@ def facts_right(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndar
     return _each(texts, questions, _facts)
 
 
-def steps_in_order(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, "text"]:
+def steps_in_order(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
     """Share of a procedure's steps that stand in each answer in the right order, 0–100; a step that is left out or out of place is short.
 
     NaN for a question that does not ask for a procedure, and for an answer that tells no steps on purpose: in brief, or a refusal.
@@ -38,7 +38,7 @@ def steps_in_order(texts: Sequence[str], questions: Sequence[str]) -> Float[np.n
     return _each(texts, questions, _order)
 
 
-def _each(texts: Sequence[str], questions: Sequence[str], score: Callable[[ParsedAnswer], float]) -> Float[np.ndarray, "text"]:
+def _each(texts: Sequence[str], questions: Sequence[str], score: Callable[[ParsedAnswer], float]) -> Float[np.ndarray, " text"]:
     if len(texts) != len(questions):
         raise InputError("questions", f"{len(questions)} for {len(texts)} texts", "as many questions as texts")
     return np.array([score(parse(text, question)) for text, question in zip(texts, questions, strict=True)], dtype=float)

@@ -55,7 +55,7 @@ def log_probabilities(model: HookedModel, place: Place, copies: int = 1) -> Floa
     return logits[:, place.start : -1].float().log_softmax(-1)
 
 
-def divergence(full: Float[Tensor, "row d_vocab"], other: Float[Tensor, "copy row d_vocab"]) -> Float[Tensor, "copy"]:
+def divergence(full: Float[Tensor, "row d_vocab"], other: Float[Tensor, "copy row d_vocab"]) -> Float[Tensor, " copy"]:
     """KL(full ‖ other) in nats, summed over the tokens of the span."""
     rows: Tensor = (full.exp() * (full - other)).sum(-1)
     return rows.double().sum(-1)
@@ -68,7 +68,7 @@ def divergences(
     patched: Callable[[Sequence[Cell]], AbstractContextManager[Any]],
     full: Float[Tensor, "row d_vocab"],
     token_budget: int,
-) -> Float[Tensor, "cell"]:
+) -> Float[Tensor, " cell"]:
     """KL(full ‖ cell) of every cell; `patched` is given those of one batch, copy by copy."""
     room = max(1, token_budget // len(place.ids))
     found = []
@@ -80,7 +80,7 @@ def divergences(
 
 
 def table_of(
-    cells: Sequence[Cell], values: Float[Tensor, "cell"], rows: int, columns: int, heads: int
+    cells: Sequence[Cell], values: Float[Tensor, " cell"], rows: int, columns: int, heads: int
 ) -> Float[Tensor, "row layer head"]:
     """Values of cells as a table, NaN where there is none."""
     table = torch.full((rows, columns, heads), torch.nan)

@@ -49,7 +49,7 @@ class PatchGrid:
     values: Float[Tensor, "row layer head"]
     """Share of the effect. `head` is 1 long except at `z`. NaN where it cannot be said: a response's last token, which predicts nothing
     more of it, and responses on which there is no effect."""
-    effect: Float[Tensor, "triplet"]
+    effect: Float[Tensor, " triplet"]
     """KL(full ‖ base) of each response, in nats."""
 
     def of(self, triplet: int) -> Float[Tensor, "token layer head"]:
@@ -69,7 +69,7 @@ class PatchGrid:
         sums = [self.of(triplet).nansum(0) for triplet in range(len(self.effect)) if not self.of(triplet).isnan().all()]
         return torch.stack(sums).mean(0) if sums else torch.full_like(self.values[0], torch.nan)
 
-    def by_position(self) -> tuple[Int[Tensor, "position"], Float[Tensor, "position layer head"]]:
+    def by_position(self) -> tuple[Int[Tensor, " position"], Float[Tensor, "position layer head"]]:
         """Places in the response, as in `TokenTable.position`, and the mean over all responses that have such a place.
 
         Raises:

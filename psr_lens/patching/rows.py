@@ -82,7 +82,7 @@ class PromptRows:
             )
         self._noted = False
 
-    def places(self, columns: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "row"], Int[Tensor, "row"]]:
+    def places(self, columns: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
         """Rows and positions of places in each row's prompt, `columns` by prompt number, as an index into `[batch, position]`."""
         at = [
             (row, start + column)

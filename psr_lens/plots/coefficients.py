@@ -96,7 +96,7 @@ def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: i
     return figure
 
 
-def _bars(name: str, values: Float[Tensor, "row"], places: list[Place], scale: _Scale, color: str, side: int) -> go.Bar:
+def _bars(name: str, values: Float[Tensor, " row"], places: list[Place], scale: _Scale, color: str, side: int) -> go.Bar:
     return go.Bar(
         name=escaped(name),
         x=[place.center for place in places],
@@ -111,12 +111,12 @@ def _bars(name: str, values: Float[Tensor, "row"], places: list[Place], scale: _
 
 def _words(
     result: Comparison,
-    rows: Int[Tensor, "row"],
+    rows: Int[Tensor, " row"],
     layer: int,
     places: list[Place],
     scale: _Scale,
-    added: Float[Tensor, "row"],
-    wanted: Float[Tensor, "row"],
+    added: Float[Tensor, " row"],
+    wanted: Float[Tensor, " row"],
 ) -> go.Scatter:
     """The tokens themselves, which carry the numbers to read on hover; those of the prompt are set in grey italics."""
     written, hover = [], []

@@ -133,7 +133,7 @@ def _half(figure: go.Figure, row: int, name: str, strength: Float[Tensor, "token
     )
 
 
-def _numbers(pushed: Float[Tensor, "token"], total: int) -> str:
+def _numbers(pushed: Float[Tensor, " token"], total: int) -> str:
     weak, median, strong = (float(pushed[round(q * (len(pushed) - 1))]) for q in (0.01, 0.5, 0.99))
     return (
         f"median {median:.3g}<br>1 % to 99 %: {weak:.3g} to {strong:.3g}"
@@ -141,7 +141,7 @@ def _numbers(pushed: Float[Tensor, "token"], total: int) -> str:
     )
 
 
-def _spaced(ordered: Float[Tensor, "token"], points: int) -> Float[Tensor, "drawn"]:
+def _spaced(ordered: Float[Tensor, " token"], points: int) -> Float[Tensor, " drawn"]:
     if len(ordered) <= points:
         return ordered
     return ordered[torch.linspace(0, len(ordered) - 1, points, dtype=torch.float64).round().long()]

@@ -194,7 +194,7 @@ def pooled(strength: Float[Tensor, "token layer"], tall: int, wide: int) -> Floa
     return pooled
 
 
-def token_labels(result: Tokened, rows: Int[Tensor, "token"], tall: int) -> list[str]:
+def token_labels(result: Tokened, rows: Int[Tensor, " token"], tall: int) -> list[str]:
     """A label a row of `tall` tokens each."""
     labels = row_labels(result, rows[::tall])
     if tall == 1:

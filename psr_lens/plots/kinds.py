@@ -80,7 +80,7 @@ def strength_by_kind(
     return titled(figure, f"{what}, by part of a block", plot=plot, top=TOP, bottom=BOTTOM, note=note)
 
 
-def _of_kind(captured: Captured, kind: str) -> dict[int, Float[Tensor, "token"]]:
+def _of_kind(captured: Captured, kind: str) -> dict[int, Float[Tensor, " token"]]:
     if kind not in KINDS:
         raise InputError("kinds", repr(kind), f"one of {', '.join(KINDS)}")
     ending = KINDS[kind].removeprefix("blocks.*.")

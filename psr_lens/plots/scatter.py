@@ -114,5 +114,5 @@ def _heading(layer: int, added: Tensor, wanted: Tensor) -> str:
     return f"layer {layer}<br>" + ("no spread" if flat else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
 
 
-def _spread(order: Int[Tensor, "token"], most: int) -> Int[Tensor, "shown"]:
+def _spread(order: Int[Tensor, " token"], most: int) -> Int[Tensor, " shown"]:
     return order if len(order) <= most else order[np.linspace(0, len(order) - 1, most).round().astype(int)]

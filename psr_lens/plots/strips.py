@@ -87,10 +87,10 @@ def strength_strips(
 
 def _strip(
     result: Comparison,
-    rows: Int[Tensor, "row"],
+    rows: Int[Tensor, " row"],
     layer: int,
     name: str,
-    strength: Float[Tensor, "row"],
+    strength: Float[Tensor, " row"],
     places: Sequence[Place],
     heights: Sequence[float],
     ends: tuple[float, float],

@@ -24,7 +24,7 @@ class Tokened(Protocol):
         """What each row is."""
 
 
-def rows_of(result: Tokened, triplet: int) -> Int[Tensor, "row"]:
+def rows_of(result: Tokened, triplet: int) -> Int[Tensor, " row"]:
     """Row numbers of one response's tokens, in reading order.
 
     Raises:
@@ -90,7 +90,7 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def row_labels(result: Tokened, rows: Int[Tensor, "row"], width: int = 14) -> list[str]:
+def row_labels(result: Tokened, rows: Int[Tensor, " row"], width: int = 14) -> list[str]:
     """One label a token, its place in the response behind it; tokens of the prompt say that they are."""
     texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
     labels = []

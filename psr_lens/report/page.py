@@ -13,6 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from psr_lens.compare import Comparison
+from psr_lens.extras import versions
 from psr_lens.plots.style import TEMPLATE
 from psr_lens.report.parts import Choice, Panel, Part
 from psr_lens.report.words import MethodRow, lead_of, method_rows, number, settings_of, summary

@@ -122,7 +122,7 @@ class Store:
             raise InputError("hook", repr(name), f"one of those captured: {', '.join(self.names)}")
         return StoredRows(self._files, self.spec, name)
 
-    def strength(self, name: str) -> Float[Tensor, "token"]:
+    def strength(self, name: str) -> Float[Tensor, " token"]:
         """‖Δ‖ of every token at one hook point, in float32 at least; read shard by shard."""
         norms = []
         for _, rows in self[name].shards():
@@ -308,7 +308,7 @@ def _size(count: float) -> str:
     return f"{count:,.1f} TiB"
 
 
-def _shuffled(count: int, tokens: int, seed: int) -> Iterator[Int64[Tensor, "row"]]:
+def _shuffled(count: int, tokens: int, seed: int) -> Iterator[Int64[Tensor, " row"]]:
     """Row numbers batch by batch; see `Store.batches`."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randperm(-(-count // _BLOCK), generator=generator) * _BLOCK

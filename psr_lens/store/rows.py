@@ -145,11 +145,11 @@ class StoredRows:
                 found[first:last] = self._files.mapped(shard.number, self.name)[inside]
         return found
 
-    def _owners(self, wanted: Int64[Tensor, "row"]) -> Int64[Tensor, "row"]:
+    def _owners(self, wanted: Int64[Tensor, " row"]) -> Int64[Tensor, " row"]:
         """In which shard each row lies."""
         return torch.bucketize(wanted, self._starts, right=True) - 1
 
-    def _gather(self, wanted: Int64[Tensor, "row"]) -> Tensor:
+    def _gather(self, wanted: Int64[Tensor, " row"]) -> Tensor:
         owners, order = self._owners(wanted).sort()
         found = torch.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
         numbers, counts = owners.unique_consecutive(return_counts=True)
@@ -163,7 +163,7 @@ def as_numpy(tensor: Tensor) -> NDArray[Any]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def rows_of(index: Any, count: int) -> int | range | Int64[Tensor, "row"]:
+def rows_of(index: Any, count: int) -> int | range | Int64[Tensor, " row"]:
     """Which of `count` rows an index means, counted from the start.
 
     Raises:
@@ -189,7 +189,7 @@ def rows_of(index: Any, count: int) -> int | range | Int64[Tensor, "row"]:
     return _counted(rows.long(), count)
 
 
-def _counted(rows: Int64[Tensor, "row"], count: int) -> Int64[Tensor, "row"]:
+def _counted(rows: Int64[Tensor, " row"], count: int) -> Int64[Tensor, " row"]:
     outside = rows[(rows < -count) | (rows >= count)]
     if len(outside):
         raise RowError("index", f"row {int(outside[0])}", f"one from {-count} to {count - 1}: the store has {count} tokens")
