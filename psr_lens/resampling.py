@@ -107,9 +107,9 @@ def pearson(
     x, y = x - x.mean(), y - y.mean()
     sums = np.stack([np.bincount(response, each, minlength=n) for each in (np.ones_like(x), x, y, x * x, y * y, x * y)], axis=1)
 
-    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, "  resample"]:
+    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, " resample"]:
         count, sx, sy, sxx, syy, sxy = (weights @ sums).T
-        found: Float[np.ndarray, "  resample"] = (count * sxy - sx * sy) / np.sqrt((count * sxx - sx**2) * (count * syy - sy**2))
+        found: Float[np.ndarray, " resample"] = (count * sxy - sx * sy) / np.sqrt((count * sxx - sx**2) * (count * syy - sy**2))
         return found
 
     return estimate(statistic, n)
@@ -123,7 +123,7 @@ def spearman(
         return _unknown(n)
     ranks_of_x, ranks_of_y = _ranker(x), _ranker(y)
 
-    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, "  resample"]:
+    def statistic(weights: Float[np.ndarray, "resample response"]) -> Float[np.ndarray, " resample"]:
         found = []
         for part in np.array_split(weights, max(1, len(weights) * len(x) // _AT_ONCE)):
             drawn = part[:, response]
