@@ -22,10 +22,11 @@ from psr_lens import organism
 from psr_lens.artifacts import write_text
 from psr_lens.errors import ArtifactError, InputError, PsrLensError
 from psr_lens.evaluate import Calibration, Point, bootstrap_interval, evaluate
-from psr_lens.evaluate.answers import Answers, Steering
+from psr_lens.evaluate.answers import Answers
 from psr_lens.evaluate.evaluation import PROMPT_TARGET
 from psr_lens.fit import FitConfig, fit
 from psr_lens.judges import organism as organism_judge
+from psr_lens.judges.protocol import Judgement
 from psr_lens.models import HookedModel, load_model
 from psr_lens.prompts import Context, PromptPair, prompt_pairs
 from psr_lens.replacement import Replacement
@@ -35,8 +36,8 @@ from psr_lens.store.files import digest_of
 
 FAMILIES: Final = {"llama": "organism", "gpt2": "organism-gpt2"}
 """Families and the names of their models."""
-TRAITS: Final = ("pirate", "gloomy", "dense", "decline")
-"""Four of the nine, one a shape: openers, every adjective, nearly every word, the whole answer."""
+TRAITS: Final = ("pirate", "gloomy", "dense")
+"""Three of the nine, one a shape: openers, every adjective, nearly every word."""
 BLOCKS: Final[Mapping[str, Mapping[str, Any]]] = {
     "descriptions": {"kind": "description"},
     "procedures": {"kind": "procedure"},
@@ -75,7 +76,7 @@ QUICK: Final = ("S-Const DiM", "A-PSR sequential, rank 4")
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is run; the defaults take a quarter to half an hour on two cores."""
+    """What is run; the defaults take about a quarter of an hour on two cores."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
     """`"llama"`, `"gpt2"` or both."""
@@ -83,11 +84,11 @@ class BenchmarkConfig:
     """Traits of the organism."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Names from `METHODS`."""
-    fit_questions: int = 160
+    fit_questions: int = 120
     """Descriptions to fit on."""
     calibration_questions: int = 40
     """Other descriptions, on which the strengths are found."""
-    held_out: int = 100
+    held_out: int = 80
     """Held-out questions of each block."""
     calibration: Calibration = Calibration(steps=3, tolerance=3.0)  # noqa: RUF009 (frozen)
     """The search for the strengths."""
@@ -269,7 +270,7 @@ class _Trait:
             for metric in found.targets:
                 alphas[name, metric] = float(f"{found.calibrated(name, metric).alpha:.3g}")
         say("answering held-out questions")
-        rows = [row for block in BLOCKS for row in self._answered(block, methods, alphas)]
+        rows = list(self._answered(methods, alphas))
         rows += [
             Result(name, metric.replace("TA@", "α at "), alpha, len(self.calibration), NO_INTERVAL, self.trait)
             for (name, metric), alpha in alphas.items()
@@ -292,28 +293,30 @@ class _Trait:
             learned.save(path)
             return learned
 
-    def _answered(
-        self, block: str, methods: Mapping[str, Replacement], alphas: Mapping[tuple[str, str], float]
-    ) -> Iterator[Result]:
-        """Rows of one block: trait and coherence at each strength that was found."""
-        chosen = organism.questions(self.config.held_out, split="held_out", seed=self.config.seed, **BLOCKS[block])
-        pairs = prompt_pairs(self.model, chosen, organism.instruction(self.trait))
+    def _answered(self, methods: Mapping[str, Replacement], alphas: Mapping[tuple[str, str], float]) -> Iterator[Result]:
+        """Rows of trait and coherence at each strength that was found, block by block."""
+        count = self.config.held_out
+        asked = [organism.questions(count, split="held_out", seed=self.config.seed, **about) for about in BLOCKS.values()]
+        pairs = prompt_pairs(self.model, [each for block in asked for each in block], organism.instruction(self.trait))
         answers = Answers(self.answering, pairs, organism_judge(self.trait), self.sampling, self._cache)
-
-        def row(method: str, metric: str, steering: Steering | None, alpha: float | None, context: Context) -> Iterator[Result]:
-            judged = answers.of(steering, 1.0 if alpha is None else alpha, context).judgement
-            point = Point(alpha, judged.trait, judged.coherence, ())
-            n = int(point.present.sum())
-            for label, score in ((metric, "trait"), (metric.replace("TA@", "coherence at "), "coherence")):
-                values = getattr(point, score)[point.present]
-                interval = bootstrap_interval(values)
-                yield Result(method, label, point.mean(score), n, interval, self.trait, block, alpha, missing=len(pairs) - n)
-
-        yield from row("none", PROMPT_TARGET, None, None, "base")
-        yield from row("prompt", PROMPT_TARGET, None, None, "steered")
-        for (name, metric), alpha in alphas.items():
-            alone = name.removesuffix(" + prompt")
-            yield from row(name, metric, methods[alone], alpha, "base" if name in methods else "steered")
+        found: dict[tuple[str, str], tuple[float | None, Judgement]] = {
+            ("none", PROMPT_TARGET): (None, answers.of().judgement),
+            ("prompt", PROMPT_TARGET): (None, answers.of(context="steered").judgement),
+        }
+        for name in dict.fromkeys(name for name, _ in alphas):
+            at = {key: alpha for key, alpha in alphas.items() if key[0] == name}
+            steering = methods[name.removesuffix(" + prompt")]
+            context: Context = "base" if name in methods else "steered"
+            for key, judged in zip(at, answers.at(steering, list(at.values()), context), strict=True):
+                found[key] = at[key], judged.judgement
+        for place, block in enumerate(BLOCKS):
+            part = slice(place * count, (place + 1) * count)
+            for (name, metric), (alpha, judgement) in found.items():
+                point = Point(alpha, judgement.trait[part], judgement.coherence[part], ())
+                n = int(point.present.sum())
+                for label, score in ((metric, "trait"), (metric.replace("TA@", "coherence at "), "coherence")):
+                    interval = bootstrap_interval(getattr(point, score)[point.present])
+                    yield Result(name, label, point.mean(score), n, interval, self.trait, block, alpha, missing=count - n)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------

@@ -62,7 +62,9 @@ class SamplingConfig:
 class Steering(Protocol):
     """Anything that steers a model inside a `with` block; `Replacement` and `SteeringPlan` are."""
 
-    def steer(self, model: HookedModel, alpha: float = ..., *, start: Start | None = ...) -> AbstractContextManager[Any]:
+    def steer(
+        self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = ..., *, start: Start | None = ...
+    ) -> AbstractContextManager[Any]:
         """Steer from position `start` of each sequence on; callers here give one position a span and sequence."""
 
 
@@ -83,7 +85,7 @@ def generate(
     config: SamplingConfig | None = None,
     *,
     steering: Steering | None = None,
-    alpha: float = 1.0,
+    alpha: float | Sequence[float] = 1.0,
     streams: Sequence[int] | None = None,
     progress: bool = False,
 ) -> list[Response]:
@@ -95,7 +97,7 @@ def generate(
         context: `"base"` for the prompt without the instruction, `"steered"` for the one with it.
         config: How responses are drawn; the default if None.
         steering: A replacement or a plan to steer with, over its own span and every generated token.
-        alpha: Its strength.
+        alpha: Its strength, one number or one a pair.
         streams: Number of each pair's random stream; its place in `pairs` if None. With it a part of the pairs gets the answers that it
             gets among all of them.
         progress: Show a progress bar.
@@ -104,12 +106,14 @@ def generate(
         The responses, in the order of `pairs`.
 
     Raises:
-        InputError: a prompt fills the model's context, or there are not as many streams as pairs.
+        InputError: a prompt fills the model's context, or there are not as many streams or strengths as pairs.
     """
     config = config or SamplingConfig()
     streams = range(len(pairs)) if streams is None else streams
-    if len(streams) != len(pairs):
-        raise InputError("streams", f"{len(streams)} for {len(pairs)} pairs", "one a pair")
+    given: dict[str, Any] = {"streams": streams} | ({"alpha": alpha} if isinstance(alpha, Sequence) else {})
+    for name, values in given.items():
+        if len(values) != len(pairs):
+            raise InputError(name, f"{len(values)} for {len(pairs)} pairs", "one a pair")
     tokenizer = tokenizer_of(model)
     stops = _stop_ids(model, tokenizer)
     responses: dict[int, Response] = {}
@@ -125,7 +129,8 @@ def generate(
             steered: AbstractContextManager[Any] = nullcontext()
             if steering is not None:
                 starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
-                steered = steering.steer(model, alpha, start=starts)
+                strength = torch.tensor([alpha[row] for row in rows]) if isinstance(alpha, Sequence) else alpha
+                steered = steering.steer(model, strength, start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
             with steered:
                 found = _decode(model, tokens, mask, draws, stops, config.temperature)

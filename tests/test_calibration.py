@@ -87,23 +87,24 @@ def test_many_curves_at_once_are_read_as_each_by_itself(many, target):
 
 class Curve:
     def __init__(self, coherence, *alphas):
-        self.coherence, self.measured = coherence, []
+        self.coherence, self.measured, self.rounds = coherence, [], 0
         self.known = {alpha: coherence(alpha) for alpha in (0.0, *alphas)}
 
-    def __call__(self, alpha):
-        assert alpha not in self.known, "measured twice"
-        self.measured.append(alpha)
-        self.known[alpha] = self.coherence(alpha)
-        return self.known[alpha]
+    def __call__(self, alphas):
+        self.rounds += 1
+        for alpha in alphas:
+            assert alpha not in self.known, "measured twice"
+            self.measured.append(alpha)
+            self.known[alpha] = self.coherence(alpha)
 
     def found(self, target=80.0):
         alphas = sorted(self.known)
         return read([0.0] * len(alphas), [self.known[alpha] for alpha in alphas], target, np.array(alphas))[1:]
 
 
-def searched(coherence, *known, target=80.0, maximum=16.0, steps=6, tolerance=0.5):
+def searched(coherence, *known, targets=(80.0,), maximum=16.0, steps=6, tolerance=0.5):
     curve = Curve(coherence, *known)
-    search(curve, curve.known, target, maximum=maximum, steps=steps, tolerance=tolerance)
+    search(curve, curve.known, targets, maximum=maximum, steps=steps, tolerance=tolerance)
     return curve
 
 
@@ -136,6 +137,19 @@ def test_doubling_ends_at_the_maximum():
 @pytest.mark.parametrize("level", [50.0, NAN])
 def test_where_nothing_reaches_the_target_it_gives_up_after_one(level):
     assert searched(lambda alpha: level).measured == [1.0]
+
+
+@pytest.mark.parametrize("other", [97.0, 60.0, 20.0])
+def test_several_targets_are_looked_for_together_and_each_as_well_as_by_itself(other):
+    def coherence(alpha):
+        return 100 - 3.1 * alpha**2
+
+    both = searched(coherence, targets=(80.0, other))
+    alone = [searched(coherence, targets=(target,)) for target in (80.0, other)]
+    for target, curve in zip((80.0, other), alone, strict=True):
+        assert both.found(target) == (pytest.approx(curve.found(target)[0], rel=0.02), "reached")
+    assert both.rounds == max(curve.rounds for curve in alone)
+    assert len(both.measured) < sum(len(curve.measured) for curve in alone)
 
 
 # --- how sure one can be ----------------------------------------------------------------------------------------------------

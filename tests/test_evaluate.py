@@ -44,13 +44,14 @@ def two(model):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Every call of `generate`: what it was asked for."""
+    """Every call of `generate`: which answers it was asked for."""
     calls = []
     real = answers.generate
 
-    def generate(model, pairs, context, config, *, steering, alpha, **given):
-        calls.append((None if steering is None else content_digest(steering), alpha, context, len(pairs)))
-        return real(model, pairs, context, config, steering=steering, alpha=alpha, **given)
+    def generate(model, pairs, context, config, *, steering, alpha, streams, **given):
+        digest = None if steering is None else content_digest(steering)
+        calls.append([(digest, strength, context, stream) for strength, stream in zip(alpha, streams, strict=True)])
+        return real(model, pairs, context, config, steering=steering, alpha=alpha, streams=streams, **given)
 
     monkeypatch.setattr(answers, "generate", generate)
     return calls
@@ -97,14 +98,27 @@ def test_nothing_is_generated_twice(model, counted):
         with_prompt=True,
         sampling=SAMPLING,
     )
-    assert len(counted) == len(set(counted))
-    assert sum(digest is None for digest, *_ in counted) == 2  # the model as it is, and the prompt
+    each = [answer for call in counted for answer in call]
+    assert len(each) == len(set(each))
+    assert sum(digest is None for digest, *_ in each) == 2 * 3  # the model as it is, and the prompt
+
+
+def test_strengths_that_are_asked_for_together_share_a_call_and_answer_as_each_by_itself(model, counted, tmp_path):
+    pairs, steering = pairs_of(model, 3), two(model)["one"]
+    wanted = [Answers(model, pairs, WordJudge(), SAMPLING, tmp_path).of(steering, alpha).texts for alpha in (0.0, 0.5, 2.0)]
+    counted.clear()
+    together = Answers(model, pairs, WordJudge(), SAMPLING)
+    assert [judged.texts for judged in together.at(steering, [0.0, 0.5, 2.0])] == wanted
+    assert [len(call) for call in counted] == [3, 2 * 3]
+    resumed = Answers(model, pairs, WordJudge(), SAMPLING, tmp_path)
+    assert [judged.texts for judged in resumed.at(steering, [0.5, 1.0, 2.0])][::2] == wanted[1:]
+    assert [[strength for _, strength, *_ in call] for call in counted[2:]] == [[1.0] * 3]
 
 
 def test_where_an_offset_steers_at_strength_0_it_is_generated(model, counted):
     shifted = replace(random_replacement(model), offset=0.5)
     psr.evaluate(model, shifted, pairs_of(model, 2), WordJudge(), alphas=(), calibration=QUICK, sampling=SAMPLING)
-    assert [alpha for digest, alpha, *_ in counted if digest] == [0.0]
+    assert [alpha for call in counted for digest, alpha, *_ in call if digest] == [0.0, 0.0]
 
 
 def test_answers_in_parts_are_those_of_all_at_once(model, monkeypatch):

@@ -77,6 +77,8 @@ def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny
     assert ids_of(psr.generate(tiny_llama.model, pairs[2:5], "base", config)) != whole[2:5]
     with pytest.raises(psr.errors.InputError, match=r"streams: got 2 for 6 pairs, expected one a pair"):
         psr.generate(tiny_llama.model, pairs, "base", config, streams=[0, 1])
+    with pytest.raises(psr.errors.InputError, match=r"alpha: got 2 for 6 pairs, expected one a pair"):
+        psr.generate(tiny_llama.model, pairs, "base", config, alpha=[0.5, 1.0])
 
 
 def test_the_same_seed_gives_the_same_responses_and_another_seed_others(shipped):

@@ -33,7 +33,7 @@ def organism(
     held_out: Annotated[int | None, typer.Option(help="Held-out questions of each kind.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
 ) -> None:
-    """The paper's table (TA@C80, TA@Cp) on the shipped models: a quarter to half an hour on two cores."""
+    """The paper's table (TA@C80, TA@Cp) on the shipped models: about a quarter of an hour on two cores."""
     began = time.perf_counter()
     with one_line_errors():
         from psr_lens.benchmark import FAMILIES, BenchmarkConfig, run_benchmark

@@ -4,8 +4,8 @@ A file holds the answers to some questions by one method at one strength. Its na
 weights, the content of what steers, strength, context, the prompts' tokens, the sampling and the random streams. So a folder can be
 shared by any runs at all, and nothing in it is ever out of date. Files are put in place when they are whole.
 
-Strengths and methods do not share batches, though steering takes one strength a sequence: on the embedded models a batch of 150 answers
-costs as much an answer as one of 300 or 600 (0.86 against 0.87 and 0.85 s a hundred on `organism-gpt2`; 1.1, 1.3 and 1.7 on `organism`).
+Strengths that are asked for together share batches, since steering takes one strength a sequence. Methods do not: from 150 answers on a
+larger batch costs as much an answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +48,19 @@ class Judged:
     """The answers."""
     judgement: Judgement
     """Their scores."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One method at one strength in one context."""
+
+    steering: Steering | None
+    alpha: float
+    context: Context
+    about: Mapping[str, Any]
+    """What its answers depend on, besides the questions."""
+    key: str
+    """A digest of that."""
 
 
 class Answers:
@@ -92,40 +105,71 @@ class Answers:
         Raises:
             InputError: there is no judge.
         """
-        texts = tuple(answer.text for answer in self.responses(steering, alpha, context))
-        if texts not in self._known:
-            self._known[texts] = self._scored(texts)
-        return self._known[texts]
+        return self.at(steering, [alpha], context)[0]
+
+    def at(self, steering: Steering | None, alphas: Sequence[float], context: Context = "base") -> list[Judged]:
+        """The answers of one method at several strengths with their scores; those that are not there yet are made together.
+
+        Raises:
+            InputError: there is no judge.
+        """
+        judged = []
+        for responses in self._responses(steering, alphas, context):
+            texts = tuple(answer.text for answer in responses)
+            if texts not in self._known:
+                self._known[texts] = self._scored(texts)
+            judged.append(self._known[texts])
+        return judged
 
     def responses(self, steering: Steering | None = None, alpha: float = 1.0, context: Context = "base") -> tuple[Response, ...]:
         """The answers of one method at one strength; made only if they are not there yet."""
+        return self._responses(steering, [alpha], context)[0]
+
+    def _responses(self, steering: Steering | None, alphas: Sequence[float], context: Context) -> list[tuple[Response, ...]]:
+        asked = [self._what(steering, alpha, context) for alpha in alphas]
+        for unsteered in (True, False):
+            new = {each.key: each for each in asked if each.key not in self._written and (each.steering is None) is unsteered}
+            found: dict[str, list[Response]] = {key: [] for key in new}
+            for first in range(0, len(self.pairs) if new else 0, CHUNK):
+                for key, answers in self._chunk(range(first, min(first + CHUNK, len(self.pairs))), list(new.values())).items():
+                    found[key] += answers
+            self._written |= {key: tuple(answers) for key, answers in found.items()}
+        return [self._written[each.key] for each in asked]
+
+    def _what(self, steering: Steering | None, alpha: float, context: Context) -> _Asked:
         if steering is not None and alpha == 0 and offset_free(steering):
             steering = None  # bit-identical to no steering
         about = {**self._common, "steering": steering and content_digest(steering), "alpha": float(alpha) if steering else None}
-        key = digest_of({**about, "context": context})
-        if key not in self._written:
-            answers: list[Response] = []
-            for first in range(0, len(self.pairs), CHUNK):
-                answers += self._chunk(range(first, min(first + CHUNK, len(self.pairs))), about, steering, alpha, context)
-            self._written[key] = tuple(answers)
-        return self._written[key]
+        return _Asked(steering, float(alpha), context, about, digest_of({**about, "context": context}))
 
-    def _chunk(
-        self, places: range, about: dict[str, Any], steering: Steering | None, alpha: float, context: Context
-    ) -> list[Response]:
+    def _chunk(self, places: range, asked: Sequence[_Asked]) -> dict[str, list[Response]]:
+        """Answers to some questions by one method, or by none, at each strength: read, or made together and written."""
         chosen = [self.pairs[place] for place in places]
-        spans = [pair.question_length for pair in chosen]
-        wanted = {**about, "prompts": [pair.ids(context) for pair in chosen], "spans": spans, "streams": list(places)}
-        name = f"answers-{digest_of(wanted)}.jsonl"
-        found = self._read(name, len(chosen))
-        if found is not None:
-            return [Response(tuple(each["ids"]), each["text"]) for each in found]
-        answers = generate(
-            self._model, chosen, context, self.config, steering=steering, alpha=alpha, streams=places, progress=self._progress
-        )
-        self.generated += len(answers)
-        self._write(name, [asdict(answer) for answer in answers])
-        return answers
+        names, found = {}, {}
+        for each in asked:
+            spans, prompts = [pair.question_length for pair in chosen], [pair.ids(each.context) for pair in chosen]
+            names[each.key] = (
+                f"answers-{digest_of({**each.about, 'prompts': prompts, 'spans': spans, 'streams': list(places)})}.jsonl"
+            )
+            if (lines := self._read(names[each.key], len(chosen))) is not None:
+                found[each.key] = [Response(tuple(line["ids"]), line["text"]) for line in lines]
+        missing = [each for each in asked if each.key not in found]
+        if missing:
+            answers = generate(
+                self._model,
+                chosen * len(missing),
+                missing[0].context,
+                self.config,
+                steering=missing[0].steering,
+                alpha=[each.alpha for each in missing for _ in chosen],
+                streams=[*places] * len(missing),
+                progress=self._progress,
+            )
+            self.generated += len(answers)
+            for place, each in enumerate(missing):
+                found[each.key] = answers[place * len(chosen) : (place + 1) * len(chosen)]
+                self._write(names[each.key], [asdict(answer) for answer in found[each.key]])
+        return found
 
     def _scored(self, texts: tuple[str, ...]) -> Judged:
         if self._judge is None:

@@ -12,7 +12,7 @@ taken as straight between the same two strengths. Where there is no such place, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -72,39 +72,45 @@ def _take(values: Float[np.ndarray, "curve alpha"], place: Int[np.ndarray, " cur
 
 
 def search(
-    measure: Callable[[float], float],
+    measure: Callable[[Sequence[float]], object],
     known: Mapping[float, float],
-    target: float,
+    targets: Collection[float],
     *,
     maximum: float,
     steps: int,
     tolerance: float,
 ) -> None:
-    """Measure at the strengths that the last place where coherence falls through a target needs.
+    """Measure at the strengths that the last places where coherence falls through some targets need.
 
-    From 1 on the strength is doubled until coherence is below the target, or up to a maximum; then the interval in which it falls is
-    halved. What is known already is used, and bounds the search from above or below as if it had just been measured.
+    For each target, from 1 on the strength is doubled until coherence is below it, or up to a maximum; then the interval in which it falls
+    is halved. What is known already is used, and bounds the search from above or below as if it had just been measured. All targets
+    take a step at a time, so that their strengths can be measured together.
 
     Args:
-        measure: Gives the coherence at a strength, and adds it to `known`.
+        measure: Measures the coherence at one or more strengths, and adds it to `known`.
         known: Coherence by strength; 0 is among them.
-        target: The coherence that is looked for.
+        targets: The coherences that are looked for.
         maximum: Largest strength that is tried.
-        steps: Most halvings.
+        steps: Most halvings a target.
         tolerance: Halving ends at a coherence this close to the target.
     """
+    left = dict.fromkeys(targets, steps)
     while True:
-        reached = [alpha for alpha, coherence in known.items() if coherence >= target]
-        if not reached and max(known) > 0:
-            return  # no strength gets there
-        low = max(reached, default=0.0)
-        high = min((alpha for alpha in known if alpha > low), default=None)
-        if high is None:
-            if low >= maximum:
-                return
-            measure(min(maximum, max(1.0, 2 * low)))
-        elif not reached or steps == 0 or min(abs(known[alpha] - target) for alpha in (low, high)) <= tolerance:
+        wanted = set()
+        for target, halvings in left.items():
+            low, high = _around(known, target)
+            if high is None:
+                if low < maximum:
+                    wanted.add(min(maximum, max(1.0, 2 * low)))
+            elif halvings and known[low] >= target and min(abs(known[alpha] - target) for alpha in (low, high)) > tolerance:
+                wanted.add((low + high) / 2)
+                left[target] -= 1
+        if not wanted:
             return
-        else:
-            measure((low + high) / 2)
-            steps -= 1
+        measure(sorted(wanted))
+
+
+def _around(known: Mapping[float, float], target: float) -> tuple[float, float | None]:
+    """The largest strength that reaches the target, 0 if none does, and the next larger one that is known."""
+    low = max((alpha for alpha, coherence in known.items() if coherence >= target), default=0.0)
+    return low, min((alpha for alpha in known if alpha > low), default=None)

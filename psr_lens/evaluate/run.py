@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from psr_lens.composition import SteeringPlan
 from psr_lens.errors import InputError
-from psr_lens.evaluate.answers import Answers, Steering
+from psr_lens.evaluate.answers import Answers, Judged, Steering
 from psr_lens.evaluate.calibration import search
 from psr_lens.evaluate.evaluation import PROMPT_TARGET, Evaluation, Point
 from psr_lens.judges.protocol import Judge
@@ -126,8 +126,8 @@ def evaluate(
         _in_range("alphas", alpha, 0, math.inf)
     answers = Answers(model, pairs, judge, sampling, cache)
     curves: dict[str, tuple[Point, ...]] = {
-        "none": (_point(answers, None, None),),
-        "prompt": (_point(answers, None, None, "steered"),),
+        "none": (_point(None, answers.of()),),
+        "prompt": (_point(None, answers.of(context="steered")),),
     }
     targets = {f"TA@C{target:g}": float(target) for target in calibration.targets}
     if calibration.at_prompt:
@@ -135,7 +135,7 @@ def evaluate(
     with tqdm(desc="evaluate", unit="answer", disable=not progress, initial=2 * len(pairs)) as bar:
         for name, (steering, context) in tried.items():
             bar.set_postfix_str(name)
-            measure = partial(_point, answers, steering, context=context)
+            measure = partial(answers.at, steering, context=context)
             curves[name] = _curve(measure, alphas, targets.values(), calibration, bar)
     settings = {
         "alphas": list(map(float, alphas)),
@@ -169,25 +169,26 @@ def _tried(methods: Steering | Mapping[str, Steering], with_prompt: bool | Colle
     return alone | both
 
 
-def _point(answers: Answers, steering: Steering | None, alpha: float | None, context: Context = "base") -> Point:
-    found = answers.of(steering, 1.0 if alpha is None else alpha, context)
-    return Point(None if alpha is None else float(alpha), found.judgement.trait, found.judgement.coherence, found.texts)
+def _point(alpha: float | None, judged: Judged) -> Point:
+    return Point(None if alpha is None else float(alpha), judged.judgement.trait, judged.judgement.coherence, judged.texts)
 
 
 def _curve(
-    measure: Callable[[float], Point], alphas: Sequence[float], targets: Collection[float], calibration: Calibration, bar: Any
+    measure: Callable[[Sequence[float]], Sequence[Judged]],
+    alphas: Sequence[float],
+    targets: Collection[float],
+    calibration: Calibration,
+    bar: Any,
 ) -> tuple[Point, ...]:
     points: dict[float, Point] = {}
     coherence: dict[float, float] = {}
 
-    def tell(alpha: float) -> float:
-        points[alpha] = measure(alpha)
-        bar.update(len(points[alpha].answers))
-        coherence[alpha] = points[alpha].mean("coherence")
-        return coherence[alpha]
+    def tell(wanted: Sequence[float]) -> None:
+        for alpha, judged in zip(wanted, measure(wanted), strict=True):
+            points[alpha] = _point(alpha, judged)
+            coherence[alpha] = points[alpha].mean("coherence")
+            bar.update(len(judged.texts))
 
-    for alpha in sorted({0.0, *map(float, alphas)}):
-        tell(alpha)
-    for target in sorted(targets, reverse=True):
-        search(tell, coherence, target, maximum=calibration.maximum, steps=calibration.steps, tolerance=calibration.tolerance)
+    tell(sorted({0.0, *map(float, alphas)}))
+    search(tell, coherence, targets, maximum=calibration.maximum, steps=calibration.steps, tolerance=calibration.tolerance)
     return tuple(points[alpha] for alpha in sorted(points))
