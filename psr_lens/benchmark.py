@@ -84,7 +84,7 @@ class BenchmarkConfig:
     """Traits of the organism."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Names from `METHODS`."""
-    fit_questions: int = 120
+    fit_questions: int = 100
     """Descriptions to fit on."""
     calibration_questions: int = 40
     """Other descriptions, on which the strengths are found."""
