@@ -79,7 +79,7 @@ class DemoConfig:
             layers=self.single_layers[0],
             solver="joint",
             start="sequential",
-            epochs=8,
+            epochs=4,
             batch_size=8,
             learning_rate=1e-2,
             seed=self.seed,

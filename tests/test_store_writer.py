@@ -104,8 +104,11 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path):
     for _ in range(5):
         process = FORK.Process(target=_write_slowly, args=(folder, spec))
         process.start()
-        time.sleep(rng.uniform(0.02, 0.08))
-        os.kill(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("*.tmp")) and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))
+        process.kill()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
         names = set(bytes_of(folder)) if folder.exists() else set()
