@@ -79,8 +79,8 @@ class DemoConfig:
             layers=self.single_layers[0],
             solver="joint",
             start="sequential",
-            epochs=10,
-            batch_size=4,
+            epochs=4,
+            batch_size=8,
             learning_rate=1e-2,
             seed=self.seed,
         )
@@ -100,11 +100,14 @@ class DemoResult:
     """Wall time."""
 
 
-def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[[str], None] = lambda text: None) -> DemoResult:
+def run_trait(
+    model: HookedModel, answering: HookedModel, trait: str, config: DemoConfig, say: Callable[[str], None] = lambda text: None
+) -> DemoResult:
     """Fit the methods on one trait and measure them on held-out questions.
 
     Args:
         model: The loaded model of `config`.
+        answering: The same in the class that generates fastest.
         trait: One of `organism.TRAITS`.
         config: Settings.
         say: Told what is being done.
@@ -116,7 +119,7 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
     known = organism.questions(config.fit_questions + config.validation_questions, seed=config.seed)
     pairs = prompt_pairs(model, known, instruction)
     pairs, validation = pairs[: config.fit_questions], pairs[config.fit_questions :]
-    triplets = sample_responses(model, pairs, judge, SamplingConfig(seed=config.seed), progress=False)
+    triplets = sample_responses(answering, pairs, judge, SamplingConfig(seed=config.seed), progress=False)
     say(f"fitting A-PSR on {len(triplets)} triplets")
     all_layers = fit(model, triplets, FitConfig(solver="sequential", seed=config.seed))
     say("fitting S-PSR and choosing its layer")
@@ -127,16 +130,16 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
     held_out = prompt_pairs(model, organism.questions(config.held_out_questions, split="held_out", seed=config.seed), instruction)
     sampling = SamplingConfig(seed=config.seed + 1)
     say(f"answering {len(held_out)} held-out questions")
-    prompted = generate(model, held_out, "steered", sampling)
-    scores = [scores_at(model, held_out, judge, config=sampling), score("prompt", held_out, prompted, judge)]
+    prompted = generate(answering, held_out, "steered", sampling)
+    scores = [scores_at(answering, held_out, judge, config=sampling), score("prompt", held_out, prompted, judge)]
     for name, replacement in replacements.items():
         say(f"answering with {name}")
         if "Const" in name:
             found = best_alpha(
-                model, held_out, judge, replacement, CONSTANT_ALPHAS, min_coherence=MIN_COHERENCE, method=name, config=sampling
+                answering, held_out, judge, replacement, CONSTANT_ALPHAS, min_coherence=MIN_COHERENCE, method=name, config=sampling
             )
         else:
-            found = scores_at(model, held_out, judge, replacement, method=name, config=sampling)
+            found = scores_at(answering, held_out, judge, replacement, method=name, config=sampling)
         scores.append(found)
     say("comparing token by token")
     responses = judged_triplets(held_out, prompted, judge)
@@ -157,12 +160,14 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Callable[
         },
     )
     say("looking into heads, blocks and directions")
-    further = look_into(model, responses[: config.looked_into], replacements, judge, sampling, organism.instruction(trait, 1))
+    looked_at, paraphrase = responses[: config.looked_into], organism.instruction(trait, 1)
+    further = look_into(model, answering, looked_at, replacements, judge, sampling, paraphrase)
     return DemoResult(comparison, replacements, further, time.perf_counter() - began)
 
 
 def look_into(
     model: HookedModel,
+    answering: HookedModel,
     responses: Sequence[Triplet],
     replacements: Mapping[str, Replacement],
     judge: Judge,
@@ -175,7 +180,7 @@ def look_into(
     lead = replacements["A-PSR"]
     return [
         evaluate(
-            model, replacements, pairs[:CURVE_QUESTIONS], judge, alphas=CURVE_ALPHAS, calibration=no_targets, sampling=sampling
+            answering, replacements, pairs[:CURVE_QUESTIONS], judge, alphas=CURVE_ALPHAS, calibration=no_targets, sampling=sampling
         ),
         faithfulness(model, responses, replacements, paraphrases=paraphrase),
         capture(model, responses, _KINDS, to=Statistics(rank=8)),
@@ -211,10 +216,10 @@ def run_demo(
     if static:
         check_browser()
     say(f"loading {config.model}")
-    model = load_model(config.model)
+    model, answering = load_model(config.model), load_model(config.model, backend="bridge")
     results = {}
     for trait in traits:
-        results[trait] = run_trait(model, trait, config, _with_prefix(say, trait))
+        results[trait] = run_trait(model, answering, trait, config, _with_prefix(say, trait))
         for name, replacement in results[trait].replacements.items():
             replacement.save(out / "artifacts" / trait / name.replace(" ", "-"))
     say("writing the report")

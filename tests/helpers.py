@@ -1,5 +1,6 @@
 """Small things that many tests make: tiny models, random triplets and replacements, and a look at a model's state."""
 
+import multiprocessing
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from psr_lens.replacement import Replacement, Site
 TINY = ("llama", "llama-gqa", "gpt2")
 ORGANISMS = ("organism", "organism-gpt2")
 BACKENDS = ("hooked_transformer", "bridge") if has_hooked_transformer() else ("bridge",)
+FORK = multiprocessing.get_context("fork")
+"""Makes processes that have imported everything already; a new Python would import torch for many seconds."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import random_triplets
+from helpers import FORK, random_triplets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import bytes_of
@@ -111,17 +110,18 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs
     draw, folder = random.Random(0), tmp_path / "store"
     written = []
     for _ in range(3):
-        process = start(arguments(pairs_file, folder))
+        process = FORK.Process(target=CliRunner().invoke, args=(app, arguments(pairs_file, folder)))
+        process.start()
         shards, deadline = len(list(folder.glob("shard*"))), time.monotonic() + 60
-        while len(list(folder.glob("shard*"))) == shards and process.poll() is None and time.monotonic() < deadline:
+        while len(list(folder.glob("shard*"))) == shards and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         written.append(len(list(folder.glob("shard*"))))
     assert 0 < written[0] < len(list(undisturbed.glob("shard*")))
     assert written == sorted(written)
-    assert start(arguments(pairs_file, folder)).wait() == 0
+    assert CliRunner().invoke(app, arguments(pairs_file, folder)).exit_code == 0
     assert bytes_of(folder) == bytes_of(undisturbed)
 
 

@@ -1,13 +1,13 @@
 """`psr-lens run`: the whole line on a model and questions of one's own, what it goes on from, and what it refuses."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
 
 import pytest
 import yaml
+from helpers import FORK
 from typer.testing import CliRunner
 
 import psr_lens as psr
@@ -228,11 +228,10 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_byte(tmp_path, se
     runs.run(read_config(None, {**settings, "out": str(whole)}), say=lambda text: None)
     wanted = contents(whole)
     assert len(wanted) == 2 + 3 * 3  # answers, results, and three files an artifact, its card among them
-    context = multiprocessing.get_context("fork")
     died = 0
     for step in (4, 9, 15):
         given = {**settings, "out": str(tmp_path / f"killed-{step}")}
-        process = context.Process(target=die_at, args=(given, step))
+        process = FORK.Process(target=die_at, args=(given, step))
         process.start()
         process.join(120)
         died += process.exitcode == -signal.SIGKILL

@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from helpers import pairs_of, random_replacement
+from helpers import FORK, pairs_of, random_replacement
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError
@@ -164,32 +162,29 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(model, tmp_path, monke
     assert lines(psr.evaluate(*given, cache=tmp_path, **options)) == lines(wanted)
 
 
-KILLED = """
-import os, sys
-import psr_lens as psr
-from psr_lens.evaluate import answers
-sys.path.insert(0, {tests!r})
-from test_evaluate import of_five
-real, left = answers.generate, [4]
-def generate(*args, **kwargs):
-    left[0] -= 1
-    if left[0] < 0:
-        os._exit(9)
-    return real(*args, **kwargs)
-answers.generate, answers.CHUNK = generate, 2
-of_five(psr.load_model(sys.argv[1], backend={backend!r}), sys.argv[2])
-"""
-
-
 def of_five(model, folder):
     steering, pairs = random_replacement(model, seed=1), pairs_of(model, 5)
     return psr.evaluate(model, steering, pairs, WordJudge(), calibration=SHORT, sampling=SAMPLING, cache=folder)
 
 
+def die_at_the_fifth(model, folder):
+    real, left = answers.generate, [4]
+
+    def generate(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(9)
+        return real(*args, **kwargs)
+
+    answers.generate, answers.CHUNK = generate, 2
+    of_five(model, folder)
+
+
 def test_a_process_that_died_leaves_what_it_had_and_the_next_ends_the_same(tiny_llama, tmp_path, monkeypatch):
-    code = KILLED.format(tests=os.path.dirname(__file__), backend=tiny_llama.backend)
-    command = [sys.executable, "-c", code, str(tiny_llama.folder), str(tmp_path)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 9
+    process = FORK.Process(target=die_at_the_fifth, args=(tiny_llama.model, tmp_path))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 9
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("answers-*.jsonl")}
     assert len(kept) == 4
     monkeypatch.setattr(answers, "CHUNK", 2)

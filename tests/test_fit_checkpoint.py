@@ -5,14 +5,14 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 
 import pytest
 import torch
-from helpers import random_triplets, save_tiny
+from helpers import FORK, random_triplets, save_tiny
 from safetensors import safe_open
 
 import psr_lens as psr
@@ -22,16 +22,6 @@ from psr_lens.fit.objective import Imitation, Objective
 from psr_lens.fit.training import _Run
 
 SETTINGS = {"solver": "joint", "epochs": 6, "batch_size": 2, "learning_rate": 1e-2}
-PROGRAM = """
-import json, sys
-import torch
-sys.path.insert(0, sys.argv[1])
-from helpers import random_triplets
-import psr_lens as psr
-torch.set_num_threads(1)
-model = psr.load_model(sys.argv[2], backend=sys.argv[3])
-psr.fit(model, random_triplets(model, 7), psr.FitConfig(**json.loads(sys.argv[4])), checkpoint=sys.argv[5] or None).save(sys.argv[6])
-"""
 
 
 class Interruption(BaseException):
@@ -172,29 +162,35 @@ def test_a_loss_that_explodes_leaves_the_checkpoint_of_the_last_good_epoch(tiny_
 # --- processes --------------------------------------------------------------------------------------------------------------
 
 
-def start(case_folder, backend: str, settings: dict, checkpoint, out, **environment: str) -> subprocess.Popen:
-    arguments = [os.path.dirname(__file__), str(case_folder), backend, json.dumps(settings), str(checkpoint), str(out)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=os.environ | environment, **quiet)
+def train(model, settings: dict, checkpoint, out, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    psr.fit(model, random_triplets(model, 7), psr.FitConfig(**settings), checkpoint=checkpoint).save(out)
+
+
+def start(model, settings: dict, checkpoint, out, **environment: str) -> BaseProcess:
+    process = FORK.Process(target=train, args=(model, settings, checkpoint, out, environment))
+    process.start()
+    return process
 
 
 def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_bit(tiny_llama, tmp_path):
-    settings, draw = SETTINGS | {"epochs": 120}, random.Random(0)
+    settings, draw = SETTINGS | {"epochs": 40}, random.Random(0)
     run, state = tmp_path / "run", tmp_path / "run" / "state.safetensors"
     epochs = [0]
     for _ in range(2):
-        process = start(tiny_llama.folder, tiny_llama.backend, settings, run, tmp_path / "out")
+        process = start(tiny_llama.model, settings, run, tmp_path / "out")
         written, deadline = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             if state.exists() and state.stat().st_mtime_ns != written:
                 break
             time.sleep(0.002)
-        time.sleep(draw.uniform(0.05, 0.4))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        time.sleep(draw.uniform(0.05, 0.3))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         with safe_open(state, "pt") as file:
             epochs.append(len(json.loads(file.metadata()["state"])["curve"]["train"]))
-    assert 0 < epochs[1] < epochs[2] < 120
+    assert 0 < epochs[1] < epochs[2] < 40
     triplets, config = random_triplets(tiny_llama.model, 7), psr.FitConfig(**settings)
     resumed = psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
     assert same(resumed, psr.fit(tiny_llama.model, triplets, config))
@@ -207,10 +203,11 @@ def test_two_processes_end_with_the_sites_of_one(tiny_llama, tmp_path):
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     settings = SETTINGS | {"batch_size": 5, "validation": 0.15, "rank": 2}  # of 6 and 1: the second process has none at times
     processes = [
-        start(tiny_llama.folder, tiny_llama.backend, settings, tmp_path / "run", tmp_path / str(rank), RANK=str(rank), **shared)
-        for rank in range(2)
+        start(tiny_llama.model, settings, tmp_path / "run", tmp_path / str(rank), RANK=str(rank), **shared) for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     first, second = (psr.Replacement.load(tmp_path / str(rank)).sites for rank in range(2))
     alone = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 7), psr.FitConfig(**settings)).sites
     for name, site in alone.items():

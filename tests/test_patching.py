@@ -326,7 +326,9 @@ def test_replacements_of_other_models_are_refused(tiny_llama, organism):
 
 def test_a_call_without_token_ids_is_refused(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 1)
-    with knock_out(tiny_llama.model, [(0, 0)], pairs), pytest.raises(InputError, match=r"^model: .*str"):
+    # A bridge makes ids of a text before its model is called; these are of none of the prompts.
+    refusal = r"^model: .*str" if tiny_llama.backend == "hooked_transformer" else r"^pairs: .*begins with none of their prompts"
+    with knock_out(tiny_llama.model, [(0, 0)], pairs), pytest.raises(InputError, match=refusal):
         tiny_llama.model("what is a bear ?")
 
 

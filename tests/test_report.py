@@ -174,7 +174,7 @@ def test_settings_and_versions_to_run_it_again(page):
         "S-PSR acts at layers 2",
     ):
         assert expected in page.words
-    for package in ("psr_lens", "torch", "transformer_lens", "transformers", "plotly", "python"):
+    for package in ("psr-lens", "torch", "transformer-lens", "transformers", "plotly", "python"):
         assert re.search(rf"\b{package} \d", page.words), package
 
 

@@ -1,13 +1,12 @@
 """Reading a store: what was written comes back, only what is asked for is read, and nothing damaged is let through."""
 
 import dataclasses
-import multiprocessing
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from helpers import random_triplets
+from helpers import FORK, random_triplets
 from hypothesis import given
 from hypothesis import strategies as st
 from stores import HOOKS, SPEC_PARTS, fill, numbers_of, spec_of, write_store
@@ -251,8 +250,8 @@ def test_a_data_loader_reads_every_row(made, workers, start):
 def test_a_forked_process_opens_its_files_anew(made, opened):
     store = Store.open(made[0].folder)
     before = store[Z][0]
-    found = multiprocessing.get_context("fork").Queue()
-    process = multiprocessing.get_context("fork").Process(target=lambda: found.put((store[Z][0].tolist(), list(opened))))
+    found = FORK.Queue()
+    process = FORK.Process(target=lambda: found.put((store[Z][0].tolist(), list(opened))))
     process.start()
     assert found.get(timeout=60) == (before.tolist(), ["shard-00000.safetensors"] * 2)
     process.join(60)

@@ -1,7 +1,6 @@
 """Writing a store: the same bytes whatever happens, and nothing lost when something does."""
 
 import errno
-import multiprocessing
 import os
 import random
 import resource
@@ -10,6 +9,7 @@ import time
 
 import pytest
 import torch
+from helpers import FORK
 from hypothesis import given
 from hypothesis import strategies as st
 from stores import SPEC_PARTS, bytes_of, fill, numbers_of, spec_of, write_store
@@ -19,7 +19,6 @@ from psr_lens.store import Store, StoreWriter, writer
 from psr_lens.store.files import write_parts
 
 COUNTS = [3, 5, 1, 9, 2, 7, 4, 4, 8, 1, 6, 3, 2, 9, 5, 5]
-FORK = multiprocessing.get_context("fork")  # a new Python would import torch for seconds
 
 
 @given(SPEC_PARTS, st.data())
@@ -105,8 +104,11 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path):
     for _ in range(5):
         process = FORK.Process(target=_write_slowly, args=(folder, spec))
         process.start()
-        time.sleep(rng.uniform(0.02, 0.08))
-        os.kill(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("*.tmp")) and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))
+        process.kill()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
         names = set(bytes_of(folder)) if folder.exists() else set()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -48,7 +49,8 @@ def load_model(
         device: Where the weights go; `"auto"` takes a GPU where there is one.
         dtype: Floating-point type of the weights. Probes and directions stay in float32.
         backend: `"hooked_transformer"`, `"bridge"`, or `"auto"`, which takes the first where TransformerLens still has it and where it
-            can take this model and placement.
+            can take this model and placement. A bridge generates faster (twice as fast on the embedded models): its cache holds
+            keys as they are used, where a HookedTransformer rotates all of them anew at every step.
         device_map: Spread the model over devices as accelerate does: `"auto"`, `"balanced"`, `"sequential"`, or part of the model to
             device. Stands in place of `device`; for a bridge only.
         n_devices: Split the model over so many GPUs.
@@ -163,7 +165,7 @@ def _loaded(source: Any, hooked: Any, bridge: Any, place: _Placement, dtype: tor
 
 def _check_name(name: str, *, hooked_transformer_only: bool) -> None:
     known = _known_names()
-    if name in known or ("/" in name and not hooked_transformer_only):  # a bridge takes any name of its architectures
+    if name in known or (_names_a_repository(name) and not hooked_transformer_only):  # a bridge takes any of its architectures
         return
     close = difflib.get_close_matches(name, [*EMBEDDED, *known], n=3)
     raise InputError(
@@ -172,6 +174,15 @@ def _check_name(name: str, *, hooked_transformer_only: bool) -> None:
         "'organism', 'organism-gpt2', a name that TransformerLens knows, or a local Hugging Face folder",
         f"Did you mean {' or '.join(map(repr, close))}?" if close else "Check the spelling, or that the folder exists.",
     )
+
+
+def _names_a_repository(name: str) -> bool:
+    """Whether a hub could have a model of this name, `owner/model`; a path to a folder that is not there is no such name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def _known_names() -> list[str]:
