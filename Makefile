@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DOCS_STAMP := $(VENV)/.ready-docs
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test test-tl4 test-tl4-core matrix lint notebooks docs demo train clean
+.PHONY: setup test test-tl4 matrix lint notebooks docs demo train clean
 
 setup: $(STAMP)
 
@@ -39,11 +39,6 @@ test: lint
 # All tests again on TransformerLens 4, where those that need the class HookedTransformer say so and skip themselves.
 test-tl4: $(TL4)/.ready
 	$(TL4)/bin/python $(PYTEST)
-
-# Those of them that read, change or generate with a model's hooks; what .ci/run has time for.
-CORE := architectures models hook_points steering replacement passes sampling capture fit_sequential fit_from_files composition processing
-test-tl4-core: $(TL4)/.ready
-	$(TL4)/bin/python $(PYTEST) $(CORE:%=tests/test_%.py)
 
 # The README's table of architectures.
 matrix: setup $(TL4)/.ready
