@@ -31,7 +31,7 @@ from tqdm import tqdm
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.evaluate import Scores, score
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, load_to_fit_and_answer
 from psr_lens.prompts import PromptPair
 from psr_lens.sampling import judged_triplets
 
@@ -308,8 +308,7 @@ def main(
     models = model or (["organism"] if quick else ["organism", "organism-gpt2"])
     names = method or (QUICK if quick else list(METHODS))
     questions = held_out or (60 if quick else 150)
-    # Answers come from a bridge, which needs half the time for them; see `psr_lens.benchmark`.
-    loaded = {name: (psr.load_model(name), psr.load_model(name, backend="bridge")) for name in models}
+    loaded = {name: load_to_fit_and_answer(name) for name in models}
     settings = f"seed {seed}, {torch.get_num_threads()} threads"
     title = f"{fit_questions} descriptions to fit on, {questions} questions of each kind held out, {settings}"
     rows: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from psr_lens.fit import FitConfig, fit
 from psr_lens.judges import organism as organism_judge
 from psr_lens.judges.protocol import Judge
 from psr_lens.meaning import cosines, logit_lens, top_tokens
-from psr_lens.models import EMBEDDED, HookedModel, load_model
+from psr_lens.models import EMBEDDED, HookedModel, load_to_fit_and_answer
 from psr_lens.patching import patch
 from psr_lens.pipeline.files import check_folder, comparison_json
 from psr_lens.plots.images import check_browser
@@ -216,7 +216,7 @@ def run_demo(
     if static:
         check_browser()
     say(f"loading {config.model}")
-    model, answering = load_model(config.model), load_model(config.model, backend="bridge")
+    model, answering = load_to_fit_and_answer(config.model)
     results = {}
     for trait in traits:
         results[trait] = run_trait(model, answering, trait, config, _with_prefix(say, trait))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, overload, runtime_checkable
+from typing import Any, Final, Protocol, cast, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def generate(
     config: SamplingConfig | None = None,
     *,
     steering: Steering | None = None,
-    alpha: float | Sequence[float] = 1.0,
+    alpha: float | Sequence[float] | Float[Tensor, " pair"] | Float[np.ndarray, " pair"] = 1.0,
     streams: Sequence[int] | None = None,
     progress: bool = False,
 ) -> list[Response]:
@@ -110,7 +110,8 @@ def generate(
     """
     config = config or SamplingConfig()
     streams = range(len(pairs)) if streams is None else streams
-    given: dict[str, Any] = {"streams": streams} | ({"alpha": alpha} if isinstance(alpha, Sequence) else {})
+    strengths = None if np.ndim(alpha) == 0 else torch.as_tensor(alpha, dtype=torch.float64)
+    given: dict[str, Any] = {"streams": streams} | ({} if strengths is None else {"alpha": strengths})
     for name, values in given.items():
         if len(values) != len(pairs):
             raise InputError(name, f"{len(values)} for {len(pairs)} pairs", "one a pair")
@@ -129,8 +130,7 @@ def generate(
             steered: AbstractContextManager[Any] = nullcontext()
             if steering is not None:
                 starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
-                strength = torch.tensor([alpha[row] for row in rows]) if isinstance(alpha, Sequence) else alpha
-                steered = steering.steer(model, strength, start=starts)
+                steered = steering.steer(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
             with steered:
                 found = _decode(model, tokens, mask, draws, stops, config.temperature)

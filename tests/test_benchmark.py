@@ -11,7 +11,7 @@ from psr_lens import benchmark
 from psr_lens.benchmark import WITH_PROMPT, BenchmarkConfig, run_benchmark
 from psr_lens.cli import app
 from psr_lens.errors import InputError
-from psr_lens.evaluate import answers
+from psr_lens.evaluate import answers, score
 
 CONFIG = BenchmarkConfig(
     ("llama",),
@@ -52,7 +52,7 @@ def test_a_number_is_the_trait_of_answers_at_the_strength_that_calibration_found
     out, table = ran
     model, judge = psr.load_model("organism"), psr.judges.organism("shout")
     known = psr.organism.questions(11, kind="description", seed=0)
-    asked = psr.organism.questions(2, split="held_out", kind="procedure", seed=0)
+    asked = [each for about in benchmark.BLOCKS.values() for each in psr.organism.questions(2, split="held_out", seed=0, **about)]
     fitted = [psr.Replacement.load(each) for each in (out / "llama" / "fits").iterdir()]
     steering = next(each for each in fitted if len(each.sites) == 6)
     sampling = psr.SamplingConfig(seed=1, max_new_tokens=16)
@@ -61,7 +61,9 @@ def test_a_number_is_the_trait_of_answers_at_the_strength_that_calibration_found
     (row,) = table.select(method=WITH_PROMPT, metric="TA@C80", block="procedures")
     assert row.alpha == float(f"{found.calibrated(steering.method).alpha:.3g}")
     held_out = psr.prompt_pairs(model, asked, psr.organism.instruction("shout"))
-    scores = psr.scores_at(model, held_out, judge, steering, alpha=row.alpha, config=sampling)
+    answers = psr.generate(model, held_out, "base", sampling, steering=steering, alpha=row.alpha)
+    procedures = slice(2, 4)  # of three blocks of two questions
+    scores = score("A-PSR", held_out[procedures], answers[procedures], judge)
     assert (row.value, row.interval) == (scores.trait, scores.trait_interval)
     (strength,) = table.select(method=WITH_PROMPT, metric="α at C80")
     assert strength.value == row.alpha
@@ -99,7 +101,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(ran, tmp_path, monkeyp
     left[0] = 10**9
     monkeypatch.setattr(benchmark, "fit", None)  # both are fitted
     run_benchmark(tmp_path, CONFIG, say=quiet)
-    monkeypatch.setattr(benchmark, "load_model", None)  # nothing is left to do
+    monkeypatch.setattr(benchmark, "load_to_fit_and_answer", None)  # nothing is left to do
     run_benchmark(tmp_path, CONFIG, say=quiet)
     for name in ("results.md", "results-llama.json"):
         assert (tmp_path / name).read_bytes() == (ran[0] / name).read_bytes()
@@ -108,7 +110,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(ran, tmp_path, monkeyp
 def test_a_process_of_its_own_leaves_everything_done(tmp_path, monkeypatch):
     config = replace(CONFIG, methods=("S-Const DiM",))
     benchmark._in_processes(tmp_path, config)
-    monkeypatch.setattr(benchmark, "load_model", None)
+    monkeypatch.setattr(benchmark, "load_to_fit_and_answer", None)
     table = run_benchmark(tmp_path, config, say=quiet)["llama"]
     assert {row.method for row in table} == {"none", "prompt", "S-Const DiM"}
 

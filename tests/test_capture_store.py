@@ -110,7 +110,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs
     draw, folder = random.Random(0), tmp_path / "store"
     written = []
     for _ in range(3):
-        process = FORK.Process(target=CliRunner().invoke, args=(app, arguments(pairs_file, folder)))
+        process = FORK.Process(target=CliRunner().invoke, args=(app, arguments(pairs_file, folder)), daemon=True)
         process.start()
         shards, deadline = len(list(folder.glob("shard*"))), time.monotonic() + 60
         while len(list(folder.glob("shard*"))) == shards and process.is_alive() and time.monotonic() < deadline:

@@ -48,7 +48,8 @@ def counted(monkeypatch):
 
     def generate(model, pairs, context, config, *, steering, alpha, streams, **given):
         digest = None if steering is None else content_digest(steering)
-        calls.append([(digest, strength, context, stream) for strength, stream in zip(alpha, streams, strict=True)])
+        strengths = [alpha] * len(pairs) if isinstance(alpha, float) else alpha
+        calls.append([(digest, strength, context, stream) for strength, stream in zip(strengths, streams, strict=True)])
         return real(model, pairs, context, config, steering=steering, alpha=alpha, streams=streams, **given)
 
     monkeypatch.setattr(answers, "generate", generate)
@@ -181,7 +182,7 @@ def die_at_the_fifth(model, folder):
 
 
 def test_a_process_that_died_leaves_what_it_had_and_the_next_ends_the_same(tiny_llama, tmp_path, monkeypatch):
-    process = FORK.Process(target=die_at_the_fifth, args=(tiny_llama.model, tmp_path))
+    process = FORK.Process(target=die_at_the_fifth, args=(tiny_llama.model, tmp_path), daemon=True)
     process.start()
     process.join(120)
     assert process.exitcode == 9

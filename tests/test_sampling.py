@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from helpers import CONTEXT, assert_unchanged, pairs_of, state_of
+from helpers import CONTEXT, assert_unchanged, pairs_of, random_replacement, state_of
 
 import psr_lens as psr
 from psr_lens.judges import Judgement
@@ -77,6 +77,14 @@ def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny
     assert ids_of(psr.generate(tiny_llama.model, pairs[2:5], "base", config)) != whole[2:5]
     with pytest.raises(psr.errors.InputError, match=r"streams: got 2 for 6 pairs, expected one a pair"):
         psr.generate(tiny_llama.model, pairs, "base", config, streams=[0, 1])
+    steering, strengths = random_replacement(tiny_llama.model, size=2.0), torch.linspace(0, 2, 6)
+    each = [
+        ids_of(psr.generate(tiny_llama.model, [pair], "base", config, steering=steering, alpha=float(alpha), streams=[place]))[0]
+        for place, (pair, alpha) in enumerate(zip(pairs, strengths, strict=True))
+    ]
+    for given in (strengths, strengths.tolist(), strengths.numpy()):
+        assert ids_of(psr.generate(tiny_llama.model, pairs, "base", config, steering=steering, alpha=given)) == each
+    assert each != whole
     with pytest.raises(psr.errors.InputError, match=r"alpha: got 2 for 6 pairs, expected one a pair"):
         psr.generate(tiny_llama.model, pairs, "base", config, alpha=[0.5, 1.0])
 

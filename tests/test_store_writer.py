@@ -105,7 +105,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path):
         process = FORK.Process(target=_write_slowly, args=(folder, spec))
         process.start()
         deadline = time.monotonic() + 60
-        while not list(folder.glob("*.tmp")) and process.is_alive() and time.monotonic() < deadline:
+        while not list(folder.glob(f"*-pid{process.pid}.tmp")) and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.03))
         process.kill()

@@ -5,7 +5,7 @@ weights, the content of what steers, strength, context, the prompts' tokens, the
 shared by any runs at all, and nothing in it is ever out of date. Files are put in place when they are whole.
 
 Strengths that are asked for together share batches, since steering takes one strength a sequence. Methods do not: from 150 answers on a
-larger batch costs as much an answer.
+larger batch costs as much an answer. What else is in a batch changes an answer only where two tokens are as likely to within rounding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from psr_lens.store.files import digest_of, raw_bytes
 
 FORMAT: Final = 1
 CHUNK: Final = 256
-"""Questions a file: what a run that is cut off loses at most."""
+"""Most questions a file, and most answers that are made at once: what a run that is cut off loses at most."""
 
 Steering = Replacement | SteeringPlan
 
@@ -154,19 +154,20 @@ class Answers:
             if (lines := self._read(names[each.key], len(chosen))) is not None:
                 found[each.key] = [Response(tuple(line["ids"]), line["text"]) for line in lines]
         missing = [each for each in asked if each.key not in found]
-        if missing:
+        together = max(1, CHUNK // len(chosen))
+        for group in (missing[first : first + together] for first in range(0, len(missing), together)):
             answers = generate(
                 self._model,
-                chosen * len(missing),
-                missing[0].context,
+                chosen * len(group),
+                group[0].context,
                 self.config,
-                steering=missing[0].steering,
-                alpha=[each.alpha for each in missing for _ in chosen],
-                streams=[*places] * len(missing),
+                steering=group[0].steering,
+                alpha=group[0].alpha if len(group) == 1 else [each.alpha for each in group for _ in chosen],
+                streams=[*places] * len(group),
                 progress=self._progress,
             )
             self.generated += len(answers)
-            for place, each in enumerate(missing):
+            for place, each in enumerate(group):
                 found[each.key] = answers[place * len(chosen) : (place + 1) * len(chosen)]
                 self._write(names[each.key], [asdict(answer) for answer in found[each.key]])
         return found

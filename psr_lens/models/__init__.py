@@ -16,7 +16,7 @@ from psr_lens.models.hooked_model import (
     tokenizer_of,
 )
 from psr_lens.models.identity import fingerprint, processing, processing_differs
-from psr_lens.models.load import EMBEDDED, Backend, load_model
+from psr_lens.models.load import EMBEDDED, Backend, load_model, load_to_fit_and_answer
 from psr_lens.models.points import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.run import Decoder, forward, frozen
 
@@ -39,6 +39,7 @@ __all__ = [
     "is_bridge",
     "is_switched_off",
     "load_model",
+    "load_to_fit_and_answer",
     "processing",
     "processing_differs",
     "tokenizer_of",
