@@ -2,7 +2,7 @@
 
 import math
 from email.utils import formatdate
-from time import monotonic, time
+from time import time
 
 import numpy as np
 import pytest
@@ -22,10 +22,8 @@ def test_the_concurrency_limit_is_kept_and_used(serve):
         return answer
 
     server = serve(slow)
-    start = monotonic()
     trait_of(judge_at(server, concurrency=4), *map(str, range(25)))
     assert server.busiest == 4
-    assert monotonic() - start < 25 * 0.05
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
