@@ -111,9 +111,8 @@ def generate(
     config = config or SamplingConfig()
     streams = range(len(pairs)) if streams is None else streams
     strengths = None if np.ndim(alpha) == 0 else torch.as_tensor(alpha, dtype=torch.float64)
-    given: dict[str, Any] = {"streams": streams} | ({} if strengths is None else {"alpha": strengths})
-    for name, values in given.items():
-        if len(values) != len(pairs):
+    for name, values in (("streams", streams), ("alpha", strengths)):
+        if values is not None and len(values) != len(pairs):
             raise InputError(name, f"{len(values)} for {len(pairs)} pairs", "one a pair")
     tokenizer = tokenizer_of(model)
     stops = _stop_ids(model, tokenizer)

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,3 +157,13 @@ def generated(model: Any, prompt: Sequence[int], steps: int, *, cached: bool) ->
         verbose=False,
     )
     return output[0, len(prompt) :].tolist()
+
+
+def kill_when(ready: Callable[[], bool], process: BaseProcess, delay: float) -> None:
+    """Kill a process some seconds after something has become true; it may have ended by itself, and no wait is longer than a minute."""
+    deadline = time.monotonic() + 60
+    while not ready() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.join(60)

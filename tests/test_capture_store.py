@@ -6,13 +6,12 @@ import random
 import socket
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import FORK, random_triplets
+from helpers import FORK, kill_when, random_triplets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import bytes_of
@@ -112,12 +111,8 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs
     for _ in range(3):
         process = FORK.Process(target=CliRunner().invoke, args=(app, arguments(pairs_file, folder)), daemon=True)
         process.start()
-        shards, deadline = len(list(folder.glob("shard*"))), time.monotonic() + 60
-        while len(list(folder.glob("shard*"))) == shards and process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.1))
-        process.kill()
-        process.join()
+        shards = written[-1] if written else 0
+        kill_when(lambda shards=shards: len(list(folder.glob("shard*"))) > shards, process, draw.uniform(0, 0.1))
         written.append(len(list(folder.glob("shard*"))))
     assert 0 < written[0] < len(list(undisturbed.glob("shard*")))
     assert written == sorted(written)

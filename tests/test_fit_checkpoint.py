@@ -6,13 +6,12 @@ import random
 import signal
 import socket
 import sys
-import time
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 
 import pytest
 import torch
-from helpers import FORK, random_triplets, save_tiny
+from helpers import FORK, kill_when, random_triplets, save_tiny
 from safetensors import safe_open
 
 import psr_lens as psr
@@ -173,24 +172,22 @@ def start(model, settings: dict, checkpoint, out, **environment: str) -> BasePro
     return process
 
 
+def epochs_in(state) -> int:
+    if not state.exists():
+        return 0
+    with safe_open(state, "pt") as file:
+        return len(json.loads(file.metadata()["state"])["curve"]["train"])
+
+
 def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_bit(tiny_llama, tmp_path):
     settings, draw = SETTINGS | {"epochs": 40}, random.Random(0)
     run, state = tmp_path / "run", tmp_path / "run" / "state.safetensors"
     epochs = [0]
     for _ in range(2):
         process = start(tiny_llama.model, settings, run, tmp_path / "out")
-        seen, deadline = {state.stat().st_mtime_ns} if state.exists() else set(), time.monotonic() + 60
-        last = len(seen) + 2  # the state before the first epoch is written, too
-        while len(seen) < last and process.is_alive() and time.monotonic() < deadline:
-            if state.exists():
-                seen.add(state.stat().st_mtime_ns)
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.05))
-        process.kill()
-        process.join()
+        kill_when(lambda before=epochs[-1]: epochs_in(state) > before, process, draw.uniform(0, 0.05))
         assert process.exitcode == -signal.SIGKILL
-        with safe_open(state, "pt") as file:
-            epochs.append(len(json.loads(file.metadata()["state"])["curve"]["train"]))
+        epochs.append(epochs_in(state))
     assert 0 < epochs[1] < epochs[2] < 40
     triplets, config = random_triplets(tiny_llama.model, 7), psr.FitConfig(**settings)
     resumed = psr.fit(tiny_llama.model, triplets, config, checkpoint=run)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers import FORK
+from helpers import FORK, kill_when
 from hypothesis import given
 from hypothesis import strategies as st
 from stores import SPEC_PARTS, bytes_of, fill, numbers_of, spec_of, write_store
@@ -104,12 +104,8 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path):
     for _ in range(5):
         process = FORK.Process(target=_write_slowly, args=(folder, spec))
         process.start()
-        deadline = time.monotonic() + 60
-        while not list(folder.glob(f"*-pid{process.pid}.tmp")) and process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.03))
-        process.kill()
-        process.join(60)
+        writes = f"*-pid{process.pid}.tmp"
+        kill_when(lambda writes=writes: any(folder.glob(writes)), process, rng.uniform(0, 0.03))
         assert process.exitcode == -signal.SIGKILL
         names = set(bytes_of(folder)) if folder.exists() else set()
         left_behind += any(name.endswith(".tmp") for name in names)

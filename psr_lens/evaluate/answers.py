@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,15 +53,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One method at one strength in one context."""
+    """One method at one strength."""
 
     steering: Steering | None
     alpha: float
-    context: Context
     about: Mapping[str, Any]
     """What its answers depend on, besides the questions."""
     key: str
-    """A digest of that."""
+    """A digest of that and of the context."""
 
 
 class Answers:
@@ -126,40 +126,44 @@ class Answers:
         return self._responses(steering, [alpha], context)[0]
 
     def _responses(self, steering: Steering | None, alphas: Sequence[float], context: Context) -> list[tuple[Response, ...]]:
-        asked = [self._what(steering, alpha, context) for alpha in alphas]
-        for unsteered in (True, False):
-            new = {each.key: each for each in asked if each.key not in self._written and (each.steering is None) is unsteered}
-            found: dict[str, list[Response]] = {key: [] for key in new}
-            for first in range(0, len(self.pairs) if new else 0, CHUNK):
-                for key, answers in self._chunk(range(first, min(first + CHUNK, len(self.pairs))), list(new.values())).items():
-                    found[key] += answers
-            self._written |= {key: tuple(answers) for key, answers in found.items()}
+        asked = self._asked(steering, alphas, context)
+        new = list({each.key: each for each in asked if each.key not in self._written}.values())
+        starts = range(0, len(self.pairs) if new else 0, CHUNK)
+        chunks = [self._chunk(range(first, min(first + CHUNK, len(self.pairs))), new, context) for first in starts]
+        self._written |= {each.key: tuple(answer for chunk in chunks for answer in chunk[each.key]) for each in new}
         return [self._written[each.key] for each in asked]
 
-    def _what(self, steering: Steering | None, alpha: float, context: Context) -> _Asked:
-        if steering is not None and alpha == 0 and offset_free(steering):
-            steering = None  # bit-identical to no steering
-        about = {**self._common, "steering": steering and content_digest(steering), "alpha": float(alpha) if steering else None}
-        return _Asked(steering, float(alpha), context, about, digest_of({**about, "context": context}))
+    def _asked(self, steering: Steering | None, alphas: Sequence[float], context: Context) -> list[_Asked]:
+        digest = None if steering is None else content_digest(steering)
+        asked = []
+        for alpha in map(float, alphas):
+            # At strength 0 and without an offset, steering is bit-identical to none.
+            acts = steering is not None and (alpha != 0 or not offset_free(steering))
+            about = {**self._common, "steering": digest if acts else None, "alpha": alpha if acts else None}
+            asked.append(_Asked(steering if acts else None, alpha, about, digest_of({**about, "context": context})))
+        return asked
 
-    def _chunk(self, places: range, asked: Sequence[_Asked]) -> dict[str, list[Response]]:
+    def _chunk(self, places: range, asked: Sequence[_Asked], context: Context) -> dict[str, list[Response]]:
         """Answers to some questions by one method, or by none, at each strength: read, or made together and written."""
         chosen = [self.pairs[place] for place in places]
-        names, found = {}, {}
-        for each in asked:
-            spans, prompts = [pair.question_length for pair in chosen], [pair.ids(each.context) for pair in chosen]
-            names[each.key] = (
-                f"answers-{digest_of({**each.about, 'prompts': prompts, 'spans': spans, 'streams': list(places)})}.jsonl"
-            )
-            if (lines := self._read(names[each.key], len(chosen))) is not None:
-                found[each.key] = [Response(tuple(line["ids"]), line["text"]) for line in lines]
+        questions = {
+            "prompts": [pair.ids(context) for pair in chosen],
+            "spans": [pair.question_length for pair in chosen],
+            "streams": list(places),
+        }
+        names = {each.key: f"answers-{digest_of({**each.about, **questions})}.jsonl" for each in asked}
+        read = {key: self._read(name, len(chosen)) for key, name in names.items()}
+        found = {
+            key: [Response(tuple(line["ids"]), line["text"]) for line in lines] for key, lines in read.items() if lines is not None
+        }
         missing = [each for each in asked if each.key not in found]
         together = max(1, CHUNK // len(chosen))
-        for group in (missing[first : first + together] for first in range(0, len(missing), together)):
+        alike = [list(group) for _, group in groupby(missing, key=lambda each: each.steering is None)]
+        for group in (each[first : first + together] for each in alike for first in range(0, len(each), together)):
             answers = generate(
                 self._model,
                 chosen * len(group),
-                group[0].context,
+                context,
                 self.config,
                 steering=group[0].steering,
                 alpha=group[0].alpha if len(group) == 1 else [each.alpha for each in group for _ in chosen],
