@@ -28,7 +28,7 @@ def organism(
     quick: Annotated[
         bool, typer.Option("--quick", help="One trait, one family, two methods, few questions: under a minute.")
     ] = False,
-    trait: Annotated[list[str] | None, typer.Option(help="Only this trait; may be given several times. Four by default.")] = None,
+    trait: Annotated[list[str] | None, typer.Option(help="Only this trait; may be given several times. Three by default.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; may be given several times.")] = None,
     held_out: Annotated[int | None, typer.Option(help="Held-out questions of each kind.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
