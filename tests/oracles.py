@@ -5,7 +5,6 @@ Nothing here uses psr_lens or TransformerLens for what it computes.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +25,8 @@ class Reading(NamedTuple):
     """`[position, d_vocab]`"""
 
 
-@cache
 def transformer(folder: Path) -> Any:
-    """The folder as transformers loads it."""
+    """The folder as transformers loads it, anew at each call."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
