@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,10 +69,9 @@ def read_batch(
     batch = context_batch(triplets, context, span, device_of(model))
     held: dict[str, Tensor] = {}
     came: dict[str, Tensor] = {}
-    steered: AbstractContextManager[Any] = nullcontext()
-    if steering is not None:
-        steered = steering.steer(model, alpha, start=span_starts(triplets, context))
+    hooks = [] if steering is None else steering.hooks(model, alpha, start=span_starts(triplets, context))
     before = model.hooks(fwd_hooks=[(name, keep(came, name, batch)) for name in arriving])
+    steered = model.hooks(fwd_hooks=hooks)
     after = model.hooks(fwd_hooks=[(name, keep(held, name, batch)) for name in names])
     # Hooks of one point run in the order in which they were added.
     with torch.no_grad(), frozen(model), before, steered, after:

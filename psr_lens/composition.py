@@ -25,7 +25,7 @@ from psr_lens.notebook import table
 from psr_lens.portable import Portable
 from psr_lens.replacement import Replacement
 from psr_lens.replacement_files import FILES
-from psr_lens.steering import Action, Start, steering_hooks
+from psr_lens.steering import Action, Start, SteeringHooks, steering_hooks
 
 FORMAT: Final = 1
 PLAN_FILE: Final = "plan.json"
@@ -155,7 +155,7 @@ class SteeringPlan(Portable):
 
     def hooks(
         self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
-    ) -> list[tuple[str, Any]]:
+    ) -> SteeringHooks:
         """The forward hooks that `steer` adds, for `model.hooks(fwd_hooks=…)` or `run_with_hooks`."""
         for part in self.parts:
             part.replacement.check_model(model)

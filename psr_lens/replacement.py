@@ -32,7 +32,7 @@ from psr_lens.prompts import Span
 from psr_lens.replacement_files import FILES, read_replacement, unfit, write_replacement
 from psr_lens.results import ResultTable
 from psr_lens.site import Rule, Site
-from psr_lens.steering import Action, Position, Start, checked_start, steering_hooks
+from psr_lens.steering import Action, Position, Start, SteeringHooks, checked_start, steering_hooks
 
 if TYPE_CHECKING:
     from psr_lens.composition import SteeringPlan
@@ -135,7 +135,7 @@ class Replacement(Portable):
 
     def hooks(
         self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
-    ) -> list[tuple[str, Any]]:
+    ) -> SteeringHooks:
         """The forward hooks that `steer` adds, for `model.hooks(fwd_hooks=…)` or `run_with_hooks`."""
         self.check_model(model)
         return steering_hooks(model, {name: [action] for name, action in self.actions(alpha, start=start).items()})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast, overload, runtime_checkable
 
@@ -24,8 +23,11 @@ from psr_lens.notebook import table
 from psr_lens.pairs import shown
 from psr_lens.prompt_view import PromptView
 from psr_lens.prompts import Context, PromptPair, PromptPairs, Span, Triplet
-from psr_lens.steering import SPANS, Start
+from psr_lens.steering import SPANS, Start, SteeringHooks
 from psr_lens.templates import turn_end
+
+COMPUTED_ANYWAY: Final = 0.75
+"""Sequences that have ended leave a batch once no more than this share of it is still going on."""
 
 MIN_SCORE: Final = 0.5
 """Responses below this in coherence or in the trait are dropped (Heyman & Vandeputte 2026, training data)."""
@@ -60,12 +62,12 @@ class SamplingConfig:
 
 @runtime_checkable
 class Steering(Protocol):
-    """Anything that steers a model inside a `with` block; `Replacement` and `SteeringPlan` are."""
+    """Anything that steers a model; `Replacement` and `SteeringPlan` are."""
 
-    def steer(
+    def hooks(
         self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = ..., *, start: Start | None = ...
-    ) -> AbstractContextManager[Any]:
-        """Steer from position `start` of each sequence on; callers here give one position a span and sequence."""
+    ) -> SteeringHooks:
+        """Hooks that steer from position `start` of each sequence on; callers here give one position a span and sequence."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def generate(
     progress: bool = False,
 ) -> list[Response]:
     """Sample one response to each pair's prompt in one context.
+
+    A batch gets smaller as its responses end, which hooks of your own on the model will see.
 
     Args:
         model: The model; its hooks, training mode and gradients are left as they were.
@@ -126,13 +130,13 @@ def generate(
         for rows in _prompt_batches(pairs, context, config, context_length(model)):
             chosen = [pairs[row] for row in rows]
             tokens, mask = _left_padded([pair.ids(context) for pair in chosen])
-            steered: AbstractContextManager[Any] = nullcontext()
+            starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
+            hooks = SteeringHooks()
             if steering is not None:
-                starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
-                steered = steering.steer(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
+                hooks = steering.hooks(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
-            with steered:
-                found = _decode(model, tokens, mask, draws, stops, config.temperature)
+            with model.hooks(fwd_hooks=hooks):
+                found = _decode(model, tokens, mask, draws, stops, config.temperature, hooks)
             for row, ids in zip(rows, found, strict=True):
                 responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))
             bar.update(len(rows))
@@ -183,23 +187,32 @@ def _decode(
     draws: Float[Tensor, "batch step"],
     stops: frozenset[int],
     temperature: float,
+    hooks: SteeringHooks,
 ) -> list[tuple[int, ...]]:
     device = device_of(model)
     tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
     decoder = Decoder(model, len(tokens))
     stop = torch.tensor(sorted(stops), device=device)
     steps = min(draws.shape[1], context_length(model) - tokens.shape[1])
-    done = torch.zeros(len(tokens), dtype=torch.bool, device=device)
-    new, drawn = tokens, []
+    drawn = tokens.new_full((len(tokens), steps), -1)
+    rows = torch.arange(len(tokens), device=device)
+    going_on = torch.ones_like(rows, dtype=torch.bool)
+    new = tokens
     for step in range(steps):
         chosen = _choose(decoder.step(new, mask), draws[:, step], temperature)
-        drawn.append(torch.where(done, -1, chosen))
-        done |= torch.isin(chosen, stop)
-        if bool(done.all()):
+        drawn[rows, step] = torch.where(going_on, chosen, -1)
+        going_on &= ~torch.isin(chosen, stop)
+        left = int(going_on.sum())
+        if not left:
             break
         new = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    return [tuple(token for token in row if token >= 0) for row in torch.stack(drawn, dim=1).tolist()]
+        if left <= COMPUTED_ANYWAY * len(rows):
+            kept = going_on.nonzero().flatten()
+            decoder.select(kept)
+            hooks.select(kept)
+            rows, going_on, new, mask, draws = (each[kept] for each in (rows, going_on, new, mask, draws))
+    return [tuple(token for token in row if token >= 0) for row in drawn.tolist()]
 
 
 def _choose(logits: Float[Tensor, "batch d_vocab"], draw: Float[Tensor, " batch"], temperature: float) -> Int[Tensor, " batch"]:

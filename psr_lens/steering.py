@@ -7,7 +7,7 @@ Nothing here waits for a GPU, but for one comparison where a prompt is one token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
 import torch
@@ -53,6 +53,15 @@ class Action:
         """Whether it adds nothing anywhere."""
         return not isinstance(self.strength, Tensor) and self.strength == 0
 
+    def select(self, rows: Int[Tensor, " row"]) -> Action:
+        """The same for some sequences of the batch."""
+        return replace(self, strength=_selected(self.strength, rows), start=_selected(self.start, rows))
+
+
+def _selected(given: Any, rows: Int[Tensor, " row"]) -> Any:
+    """Of what may be one for all sequences or one for each."""
+    return given[rows.to(given.device)] if isinstance(given, Tensor) and given.numel() > 1 else given
+
 
 def checked_start(start: Position) -> Position:
     """A start as it is used: an int where it is the same for all sequences.
@@ -66,7 +75,16 @@ def checked_start(start: Position) -> Position:
     return positions if positions.ndim else int(positions)
 
 
-def steering_hooks(model: HookedModel | None, actions: Mapping[str, Sequence[Action]]) -> list[tuple[str, Any]]:
+class SteeringHooks(list[tuple[str, Any]]):
+    """Names and hooks that steer, for `model.hooks(fwd_hooks=…)`; empty where there is nothing to do."""
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Go on with these sequences of the batch, as the KV cache does: each keeps the strength that it was given."""
+        for _, hook in self:
+            hook.select(rows)
+
+
+def steering_hooks(model: HookedModel | None, actions: Mapping[str, Sequence[Action]]) -> SteeringHooks:
     """Forward hooks, one a hook point, for `model.hooks(fwd_hooks=…)`.
 
     All actions at one point read the activation that arrives there, and what they add is summed: their order does not matter.
@@ -76,14 +94,14 @@ def steering_hooks(model: HookedModel | None, actions: Mapping[str, Sequence[Act
         actions: What is done at each hook point. Idle actions are left out.
 
     Returns:
-        Names and hooks; empty where there is nothing to do.
+        Names and hooks, in the order in which they have to be added.
     """
     busy = {name: [each for each in at if not each.is_idle] for name, at in actions.items()}
     busy = {name: at for name, at in busy.items() if at}
     if not busy:
-        return []
+        return SteeringHooks()
     calls = _Calls(model, [each for at in busy.values() for each in at], hooks=len(busy) + 1)
-    return [(FIRST_POINT, calls.see), *((name, _Steering(name, at, calls)) for name, at in busy.items())]
+    return SteeringHooks([(FIRST_POINT, calls), *((name, _Steering(name, at, calls)) for name, at in busy.items())])
 
 
 class _Calls:
@@ -103,7 +121,13 @@ class _Calls:
         self.decoding = False
         self.alone = False
 
-    def see(self, activation: Tensor, hook: Any) -> None:
+    def select(self, rows: Tensor) -> None:
+        """Expect these sequences of the batch."""
+        self._given = [(name, _selected(value, rows)) for name, value in self._given]
+        if self._sequence is not None:
+            self._sequence = self._sequence[rows]
+
+    def __call__(self, activation: Tensor, hook: Any) -> None:
         """Take note of a new call."""
         batch, length = activation.shape[:2]
         for name, given in self._given:
@@ -147,6 +171,11 @@ class _Steering:
         self._lasting = dict.fromkeys(place for place, each in enumerate(actions) if not each.last_only)
         self._fresh = name.endswith(FRESH)
         self._ready: dict[tuple[torch.device, torch.dtype], list[_Fused]] = {}
+
+    def select(self, rows: Tensor) -> None:
+        """Steer these sequences of the batch."""
+        self._actions = [each.select(rows) for each in self._actions]
+        self._ready.clear()
 
     def __call__(self, activation: Tensor, hook: Any) -> Tensor | None:
         length = activation.shape[1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from helpers import CONTEXT, assert_unchanged, pairs_of, random_replacement, state_of
+from helpers import CONTEXT, assert_unchanged, pairs_of, random_replacement, replacement_at, state_of
 
 import psr_lens as psr
 from psr_lens.judges import Judgement
@@ -87,6 +87,25 @@ def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny
     assert each != whole
     with pytest.raises(psr.errors.InputError, match=r"alpha: got 2 for 6 pairs, expected one a pair"):
         psr.generate(tiny_llama.model, pairs, "base", config, alpha=[0.5, 1.0])
+
+
+@pytest.mark.parametrize("rule", ["relu", "constant"])
+@pytest.mark.parametrize("tokens", ["span", "last"])
+def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength(shipped, rule, tokens):
+    model, strengths, config = shipped.model, np.linspace(0, 1.5, 16), SamplingConfig(max_new_tokens=40, seed=3)
+    pairs = [pair for trait in ("brief", "pirate") for pair in pairs_of(model, 8, trait=trait)]
+    steering = replacement_at(model, "hook_resid_post", [1, 3], rule=rule, tokens=tokens, size=0.3)
+    sizes = []
+    with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda activation, hook: sizes.append(len(activation)))]):
+        together = ids_of(psr.generate(model, pairs, "steered", config, steering=steering, alpha=strengths))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == len(pairs)
+    assert sizes[-1] <= len(pairs) / 2
+    for place, pair in enumerate(pairs):
+        alone = psr.generate(model, [pair], "steered", config, steering=steering, alpha=float(strengths[place]), streams=[place])
+        assert alone[0].ids == together[place]
+    lengths = {len(ids) for ids in together}
+    assert len(lengths) > 4
 
 
 def test_the_same_seed_gives_the_same_responses_and_another_seed_others(shipped):
