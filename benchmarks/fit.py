@@ -42,9 +42,14 @@ TRAINED: dict[str, Any] = {"solver": "joint", "learning_rate": 1e-2, "batch_size
 CONSTANT = (0.5, 1.0, 2.0, 4.0)
 TOKENWISE = (0.8, 1.0, 1.25)
 CLOSEST = psr.FitConfig(
-    rank=8, ridge=3e-4, regression_steps=100, polish_epochs=12, **(TRAINED | {"solver": "sequential", "learning_rate": 2e-3})
+    rank=8,
+    ridge=3e-4,
+    regression_steps=100,
+    polish_epochs=24,
+    regulariser=0.0,
+    **(TRAINED | {"solver": "sequential", "learning_rate": 4e-3}),
 )
-"""The settings that come closest to the prompt's own activations, at the cost of other kinds of question; best with --fit-questions 480."""
+"""The settings that come closest to the prompt's own activations, at the cost of other kinds of question; best with --fit-questions 680."""
 LONGEST = 64
 """Tokens of an answer at most; the model's own have up to 46."""
 SITUATIONS = ("description", "procedure", "counter")
@@ -315,7 +320,8 @@ def main(
     for name, each in tqdm([(name, each) for name in models for each in traits], unit="trait"):
         rows += measure(Task.of(*loaded[name], each, fit_questions, questions, seed), names)
         if json_file:  # after every trait: a long run that is cut off leaves what it has
-            json_file.write_text(json.dumps({"format": 2, "title": title, "rows": rows}, indent=1) + "\n")
+            lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+            json_file.write_text(f'{{"format": 2, "title": {json.dumps(title)}, "rows": [\n{lines}\n]}}\n')
     text = print_tables(rows, title)
     if markdown:
         markdown.write_text(text + "\n")

@@ -8,7 +8,7 @@ import psr_lens as psr
 from psr_lens.cli import app
 
 METHODS = {"none", "prompt", "S-Const DiM", "S-PSR", "A-PSR"}
-TRAITS = ("pirate", "gloomy")
+TRAITS = ("pirate", "brief")
 
 
 @pytest.fixture(scope="module")
