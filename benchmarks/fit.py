@@ -14,6 +14,7 @@ held out: neither the model nor a fit has seen them. The best strength is chosen
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -201,10 +202,18 @@ def summary(rows: Sequence[dict[str, Any]], model: str) -> list[list[str]]:
                 cells.append(f"{means[0]:.0f} / {means[1]:.0f}{counted}")
         chosen = [row for trait in traits if (row := lookup(ours, method=method, target=trait, situation="description", at="1"))]
         cells.append(f"{sum(row['rmse'] for row in chosen) / len(chosen):.2f}")
-        cells.append(f"{sorted(row['seconds'] for row in chosen)[len(chosen) // 2]:.1f}")
+        cells.append(_fit_time(ours, chosen))
         cells.append(f"{chosen[0]['passes']:.0f}")
         lines.append(cells)
     return lines
+
+
+def _fit_time(ours: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> str:
+    """Median over traits, as a multiple of what the default took in the same run; in seconds where that is not there."""
+    bases = [lookup(ours, method="A-PSR sequential", target=row["target"], situation=row["situation"], at="1") for row in chosen]
+    if not all(bases):
+        return f"{statistics.median(row['seconds'] for row in chosen):.1f} s"
+    return f"{statistics.median(row['seconds'] / base['seconds'] for row, base in zip(chosen, bases, strict=True) if base):.2g}×"
 
 
 def _keeps_up(found: dict[str, Any], prompt: dict[str, Any], situation: str) -> bool:
@@ -222,7 +231,7 @@ SUMMARY_HEADINGS = (
     "procedures, α 1",
     "counter-instruction, α 1",
     "RMSE, last layer",
-    "fit, s",
+    "fit time",
     "forward passes",
 )
 
