@@ -138,7 +138,7 @@ def counted_passes(model: HookedModel, tokens: int) -> Any:
 def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of scores: model, trait, method, situation, at α = 1 and at the best α; and what each fit cost."""
     judge = psr.judges.organism(task.trait)
-    about = {"model": str(task.model.cfg.model_name), "target": task.trait}
+    about = {"run": "", "model": str(task.model.cfg.model_name), "target": task.trait}
     rows: list[dict[str, Any]] = []
     prompted = {name: psr.generate(task.answering, pairs, "steered", task.sampling) for name, pairs in task.asked.items()}
     for situation, pairs in task.asked.items():
@@ -196,9 +196,10 @@ def summary(rows: Sequence[dict[str, Any]], model: str) -> list[list[str]]:
             for at in ("1", "best") if situation == "description" else ("1",):
                 found = [lookup(ours, method=method, target=trait, situation=situation, at=at) for trait in traits]
                 prompts = [lookup(ours, method="prompt", target=trait, situation=situation) for trait in traits]
-                kept = sum(bool(a and b and _keeps_up(a, b, situation)) for a, b in zip(found, prompts, strict=True))
-                means = [sum(row[key] for row in found if row) / len(traits) for key in ("trait", "coherence")]
-                counted = "" if situation == "counter" else f" · {kept}/{len(traits)}"
+                both = [(row, prompt) for row, prompt in zip(found, prompts, strict=True) if row and prompt]
+                kept = sum(_keeps_up(row, prompt, situation) for row, prompt in both)
+                means = [statistics.fmean(row[key] for row, _ in both) for key in ("trait", "coherence")]
+                counted = "" if situation == "counter" else f" · {kept}/{len(both)}"
                 cells.append(f"{means[0]:.0f} / {means[1]:.0f}{counted}")
         chosen = [row for trait in traits if (row := lookup(ours, method=method, target=trait, situation="description", at="1"))]
         cells.append(f"{sum(row['rmse'] for row in chosen) / len(chosen):.2f}")
@@ -210,10 +211,14 @@ def summary(rows: Sequence[dict[str, Any]], model: str) -> list[list[str]]:
 
 def _fit_time(ours: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> str:
     """Median over traits, as a multiple of what the default took in the same run; in seconds where that is not there."""
-    bases = [lookup(ours, method="A-PSR sequential", target=row["target"], situation=row["situation"], at="1") for row in chosen]
+    bases = [
+        lookup(ours, method="A-PSR sequential", target=row["target"], situation=row["situation"], at="1", run=row["run"])
+        for row in chosen
+    ]
     if not all(bases):
         return f"{statistics.median(row['seconds'] for row in chosen):.1f} s"
-    return f"{statistics.median(row['seconds'] / base['seconds'] for row, base in zip(chosen, bases, strict=True) if base):.2g}×"
+    ratio = statistics.median(row["seconds"] / base["seconds"] for row, base in zip(chosen, bases, strict=True) if base)
+    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.2g}×"
 
 
 def _keeps_up(found: dict[str, Any], prompt: dict[str, Any], situation: str) -> bool:
@@ -275,7 +280,9 @@ def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
     text = [f"{title}\n"]
     for model in dict.fromkeys(row["model"] for row in rows):
         methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
-        shown = [name for name in ("S-PSR sequential", "S-PSR joint", "A-PSR joint", *methods[-6:]) if name in methods]
+        shown = [
+            name for name in ("S-PSR sequential", "S-PSR joint", "S-PSR joint LL", "A-PSR joint", *methods[-7:]) if name in methods
+        ]
         shown = list(dict.fromkeys(shown))
         for name, headings, lines in (
             (f"{model}: mean over traits", SUMMARY_HEADINGS, summary(rows, model)),
@@ -313,8 +320,9 @@ def main(
             json_file.write_text(json.dumps({"format": 2, **found}, indent=1) + "\n")
         return
     if tables_of:
-        parts = [json.loads(path.read_text()) for path in tables_of]
-        text = print_tables([row for part in parts for row in part["rows"]], parts[0]["title"])
+        parts = {str(path): json.loads(path.read_text(encoding="utf-8")) for path in tables_of}
+        rows = [row | {"run": path} for path, part in parts.items() for row in part["rows"]]
+        text = print_tables(rows, next(iter(parts.values()))["title"])
         if markdown:
             markdown.write_text(text + "\n")
         return
@@ -325,12 +333,12 @@ def main(
     loaded = {name: load_to_fit_and_answer(name) for name in models}
     settings = f"seed {seed}, {torch.get_num_threads()} threads"
     title = f"{fit_questions} descriptions to fit on, {questions} questions of each kind held out, {settings}"
-    rows: list[dict[str, Any]] = []
+    rows = []
     for name, each in tqdm([(name, each) for name in models for each in traits], unit="trait"):
         rows += measure(Task.of(*loaded[name], each, fit_questions, questions, seed), names)
         if json_file:  # after every trait: a long run that is cut off leaves what it has
             lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-            json_file.write_text(f'{{"format": 2, "title": {json.dumps(title)}, "rows": [\n{lines}\n]}}\n')
+            json_file.write_text(f'{{"format": 2, "title": {json.dumps(title)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
     text = print_tables(rows, title)
     if markdown:
         markdown.write_text(text + "\n")

@@ -93,7 +93,8 @@ def generate(
 ) -> list[Response]:
     """Sample one response to each pair's prompt in one context.
 
-    A batch gets smaller as its responses end, which hooks of your own on the model will see.
+    A batch gets smaller as its responses end, which hooks of your own on the model will see: give strengths that differ by sequence
+    here, as `alpha`, and not to a `steer` around it.
 
     Args:
         model: The model; its hooks, training mode and gradients are left as they were.

@@ -1,7 +1,7 @@
 """The hooks that steer: which positions of a call they act on, and what they add there, at next to no cost.
 
 At a decode step a hook costs two small matrix products and its rule; the strength is multiplied into the directions beforehand.
-Nothing here waits for a GPU, but for one comparison where a prompt is one token longer than the one before.
+Nothing here waits for a GPU, but for one comparison where a prompt is one token longer than the one before, and where a batch gets smaller.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Action:
 
 def _selected(given: Any, rows: Int[Tensor, " row"]) -> Any:
     """Of what may be one for all sequences or one for each."""
-    return given[rows.to(given.device)] if isinstance(given, Tensor) and given.numel() > 1 else given
+    return given[rows] if isinstance(given, Tensor) and given.numel() > 1 else given
 
 
 def checked_start(start: Position) -> Position:
@@ -80,6 +80,7 @@ class SteeringHooks(list[tuple[str, Any]]):
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with these sequences of the batch, as the KV cache does: each keeps the strength that it was given."""
+        rows = rows.cpu()  # where starts and strengths mostly lie; it may index on any device
         for _, hook in self:
             hook.select(rows)
 
@@ -175,7 +176,8 @@ class _Steering:
     def select(self, rows: Tensor) -> None:
         """Steer these sequences of the batch."""
         self._actions = [each.select(rows) for each in self._actions]
-        self._ready.clear()
+        if any(isinstance(each.strength, Tensor) for each in self._actions):
+            self._ready.clear()
 
     def __call__(self, activation: Tensor, hook: Any) -> Tensor | None:
         length = activation.shape[1]

@@ -89,12 +89,22 @@ def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny
         psr.generate(tiny_llama.model, pairs, "base", config, alpha=[0.5, 1.0])
 
 
-@pytest.mark.parametrize("rule", ["relu", "constant"])
-@pytest.mark.parametrize("tokens", ["span", "last"])
-def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength(shipped, rule, tokens):
+def steerings(model) -> dict:
+    """Of every sort that a smaller batch could be wrong for: by rule, last token only, and two at one point, on different spans."""
+    first, second = (replacement_at(model, "hook_resid_post", [1, 3], size=0.3, span=span) for span in ("R", "QR"))
+    return {
+        "relu": first,
+        "constant": replacement_at(model, "hook_resid_post", [1, 3], rule="constant", size=0.3),
+        "last token": replacement_at(model, "hook_resid_post", [1, 3], tokens="last", size=0.3),
+        "plan": first - 0.5 * second,
+    }
+
+
+@pytest.mark.parametrize("sort", ["relu", "constant", "last token", "plan"])
+def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength(shipped, sort):
     model, strengths, config = shipped.model, np.linspace(0, 1.5, 16), SamplingConfig(max_new_tokens=40, seed=3)
     pairs = [pair for trait in ("brief", "pirate") for pair in pairs_of(model, 8, trait=trait)]
-    steering = replacement_at(model, "hook_resid_post", [1, 3], rule=rule, tokens=tokens, size=0.3)
+    steering = steerings(model)[sort]
     sizes = []
     with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda activation, hook: sizes.append(len(activation)))]):
         together = ids_of(psr.generate(model, pairs, "steered", config, steering=steering, alpha=strengths))
