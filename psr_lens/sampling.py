@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from psr_lens.errors import InputError
 from psr_lens.judges.protocol import Judge, Judgement
-from psr_lens.models import Decoder, HookedModel, context_length, device_of, end_tokens, frozen, tokenizer_of
+from psr_lens.models import Decoder, HookedModel, context_length, device_of, end_tokens, frozen, hook_tables, tokenizer_of
 from psr_lens.notebook import table
 from psr_lens.pairs import shown
 from psr_lens.prompt_view import PromptView
@@ -27,7 +27,7 @@ from psr_lens.steering import SPANS, Start, SteeringHooks
 from psr_lens.templates import turn_end
 
 COMPUTED_ANYWAY: Final = 0.75
-"""Sequences that have ended leave a batch once no more than this share of it is still going on."""
+"""Sequences that have ended leave a batch once no more than this share of it is still going on, if nobody else has hooks on the model."""
 
 MIN_SCORE: Final = 0.5
 """Responses below this in coherence or in the trait are dropped (Heyman & Vandeputte 2026, training data)."""
@@ -93,8 +93,7 @@ def generate(
 ) -> list[Response]:
     """Sample one response to each pair's prompt in one context.
 
-    A batch gets smaller as its responses end, which hooks of your own on the model will see: give strengths that differ by sequence
-    here, as `alpha`, and not to a `steer` around it.
+    A batch gets smaller as its responses end, unless there are other hooks on the model: those may count on their sequences.
 
     Args:
         model: The model; its hooks, training mode and gradients are left as they were.
@@ -122,6 +121,7 @@ def generate(
     tokenizer = tokenizer_of(model)
     stops = _stop_ids(model, tokenizer)
     responses: dict[int, Response] = {}
+    keep = 0.0 if any(hook_tables(model)) else COMPUTED_ANYWAY
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),
@@ -137,7 +137,7 @@ def generate(
                 hooks = steering.hooks(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
             with model.hooks(fwd_hooks=hooks):
-                found = _decode(model, tokens, mask, draws, stops, config.temperature, hooks)
+                found = _decode(model, tokens, mask, draws, stops, config.temperature, hooks, keep)
             for row, ids in zip(rows, found, strict=True):
                 responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))
             bar.update(len(rows))
@@ -189,6 +189,7 @@ def _decode(
     stops: frozenset[int],
     temperature: float,
     hooks: SteeringHooks,
+    keep: float,
 ) -> list[tuple[int, ...]]:
     device = device_of(model)
     tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
@@ -208,7 +209,7 @@ def _decode(
             break
         new = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if left <= COMPUTED_ANYWAY * len(rows):
+        if left <= keep * len(rows):
             kept = going_on.nonzero().flatten()
             decoder.select(kept)
             hooks.select(kept)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, all_modules
+from psr_lens.models import HookedModel, hook_tables
 from psr_lens.prompts import Span
 from psr_lens.site import Site
 
@@ -157,10 +157,7 @@ class _Calls:
         if self._model is None:
             return False
         if self._tables is None:
-            model = self._model
-            # A bridge's own hooks before its norms keep the residual stream that enters a block; that one is never edited.
-            before = [point._forward_pre_hooks for point in {id(each): each for each in model.hook_dict.values()}.values()]
-            self._tables = [*(module._forward_hooks for module in all_modules(model)), *before]
+            self._tables = hook_tables(self._model)
         return sum(map(len, self._tables)) == self._hooks
 
 

@@ -12,6 +12,7 @@ from psr_lens.models.hooked_model import (
     device_of,
     end_tokens,
     has_hooked_transformer,
+    hook_tables,
     is_bridge,
     tokenizer_of,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "forward",
     "frozen",
     "has_hooked_transformer",
+    "hook_tables",
     "is_bridge",
     "is_switched_off",
     "load_model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -76,6 +76,13 @@ def all_modules(model: HookedModel) -> set[torch.nn.Module]:
     if is_bridge(model):  # some modules of the model that it wraps are not its own, GPT-2's first dropout for one
         modules |= set(cast(Any, model).original_model.modules())
     return modules
+
+
+def hook_tables(model: HookedModel) -> list[Mapping[int, Any]]:
+    """Where hooks are kept that may see or change an activation, whoever has added them; the tables stay those of the model."""
+    # A bridge's own hooks before its norms keep the residual stream that enters a block; that one is never edited.
+    points = {id(each): each for each in model.hook_dict.values()}.values()
+    return [*(module._forward_hooks for module in all_modules(model)), *(point._forward_pre_hooks for point in points)]
 
 
 def called_module(model: HookedModel) -> torch.nn.Module:
