@@ -103,16 +103,16 @@ def steerings(model) -> dict:
 
 @pytest.mark.parametrize("sort", ["relu", "constant", "last token", "plan"])
 def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength(shipped, sort, monkeypatch):
-    model, strengths, config = shipped.model, np.linspace(0, 1.5, 16), SamplingConfig(max_new_tokens=40, seed=3)
-    pairs = [pair for trait in ("brief", "pirate") for pair in pairs_of(model, 8, trait=trait)]
+    model, strengths, config = shipped.model, np.linspace(0, 1.5, 8), SamplingConfig(max_new_tokens=40, seed=3)
+    pairs = [pair for trait in ("brief", "pirate") for pair in pairs_of(model, 4, trait=trait)]
     steering = steerings(model)[sort]
     sizes, real = [], Decoder.select
     monkeypatch.setattr(Decoder, "select", lambda decoder, rows: (sizes.append(len(rows)), real(decoder, rows)))
     together = ids_of(psr.generate(model, pairs, "steered", config, steering=steering, alpha=strengths))
     # Through TransformerLens 4, transformers leaves hooks of its own on the model.
     if not any(hook_tables(model)):
-        assert sizes == sorted(sizes, reverse=True)
-        assert sizes[-1] <= len(pairs) / 2
+        assert sizes == sorted(set(sizes), reverse=True)
+        assert sizes[0] < len(pairs)
     sizes.clear()
     with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda activation, hook: None)]):
         watched = ids_of(psr.generate(model, pairs, "steered", config, steering=steering, alpha=strengths))
@@ -121,8 +121,7 @@ def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength
     for place, pair in enumerate(pairs):
         alone = psr.generate(model, [pair], "steered", config, steering=steering, alpha=float(strengths[place]), streams=[place])
         assert alone[0].ids == together[place]
-    lengths = {len(ids) for ids in together}
-    assert len(lengths) > 4
+    assert len({len(ids) for ids in together}) > 2
 
 
 def test_the_same_seed_gives_the_same_responses_and_another_seed_others(shipped):
