@@ -131,9 +131,9 @@ def generate(
         for rows in _prompt_batches(pairs, context, config, context_length(model)):
             chosen = [pairs[row] for row in rows]
             tokens, mask = _left_padded([pair.ids(context) for pair in chosen])
-            starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
             hooks = SteeringHooks()
             if steering is not None:
+                starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
                 hooks = steering.hooks(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
             with model.hooks(fwd_hooks=hooks):
