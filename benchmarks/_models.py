@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import typer
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -22,6 +23,7 @@ from psr_lens.prompts import PromptPair, Triplet
 
 GPT2_SMALL = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1_024, "vocab_size": 50_257}
 LARGE = {"n_layer": 24, "n_embd": 2_048, "n_head": 16, "n_positions": 1_024, "vocab_size": 50_257}
+"""For GPUs."""
 
 
 def random_gpt2(sizes: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> HookedModel:
@@ -48,6 +50,13 @@ def random_triplets(vocabulary: int, count: int, seed: int = 0) -> list[Triplet]
         question = ids(20, 60)
         triplets.append(Triplet(PromptPair("", "", question, (*ids(8, 16), *question), len(question)), ids(40, 120), ""))
     return triplets
+
+
+def large_on_gpu() -> HookedModel:
+    """The large random model in bfloat16 on the CUDA GPU."""
+    if not torch.cuda.is_available():
+        raise typer.BadParameter("got --gpu, expected a CUDA device that torch has here. Leave it out.")
+    return random_gpt2(LARGE, device="cuda", dtype=torch.bfloat16)
 
 
 class Times(NamedTuple):

@@ -2,6 +2,7 @@
 
 python benchmarks/capture.py                 # organism and a random GPT-2-small-sized model; about ten minutes on 2 cores
 python benchmarks/capture.py --quick         # organism and fewer repeats, under a minute
+python benchmarks/capture.py --gpu           # a random model of 24 layers and d_model 2,048 in bfloat16 on the CUDA GPU, and nothing else
 python benchmarks/capture.py --json out.json
 """
 
@@ -21,7 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _models import GPT2_SMALL, random_gpt2, random_triplets, side_by_side
+from _models import GPT2_SMALL, large_on_gpu, random_gpt2, random_triplets, side_by_side
 from _models import machine as machine_name
 from rich.console import Console
 from rich.table import Table
@@ -50,6 +51,8 @@ def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: in
     batches = [[triplets[index] for index in indices] for indices in length_batches(triplets, TOKEN_BUDGET)]
     contexts = [context_batch(batch, context, "R", device_of(model)) for batch in batches for context in ("base", "steered")]
     every = [*select_hooks(model, "all"), *select_hooks(model, "pattern")]
+    # What is captured comes to the CPU's memory, so a GPU's cache has to as well.
+    given, against = ({}, "") if device_of(model).type == "cpu" else ({"device": "cpu"}, " to the CPU")
 
     def bare() -> None:
         with torch.no_grad():
@@ -58,7 +61,7 @@ def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: in
 
     def cached() -> None:
         for batch in contexts:
-            model.run_with_cache(batch.tokens, attention_mask=batch.mask)  # type: ignore[attr-defined]
+            model.run_with_cache(batch.tokens, attention_mask=batch.mask, **given)  # type: ignore[attr-defined]
 
     def captured(hooks: Sequence[str], to: Any = None) -> Callable[[], object]:
         return lambda: psr.capture(model, triplets, hooks, to=to)
@@ -78,7 +81,7 @@ def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: in
     found = side_by_side(jobs, max(3, repeats // 2), f"{name}, every hook")
     for job, bound in (("captured", "≤ 1.3"), ("statistics", "")):
         into = "in memory" if job == "captured" else "statistics"
-        what = f"every hook point and pattern, {into} / two run_with_cache"
+        what = f"every hook point and pattern, {into} / two run_with_cache{against}"
         rows.append({"model": name, "what": what, "ratio": found[job] / found["cached"], "bound": bound, "seconds": found})
     return rows
 
@@ -166,11 +169,14 @@ def kills(trials: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def main(
-    quick: Annotated[bool, typer.Option("--quick", help="organism only, fewer repeats.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
-) -> None:
-    """Run the benchmark and print its table."""
+def on_gpu(quick: bool) -> list[dict[str, Any]]:
+    """The same ratios of times where a GPU computes and the activations come to the CPU's memory."""
+    large = large_on_gpu()
+    return cost_of_capture(large, random_triplets(large.cfg.d_vocab, 32), 3 if quick else 9)
+
+
+def on_cpu(quick: bool) -> list[dict[str, Any]]:
+    """Times on two models; memory, the disk and what kills leave."""
     small = psr.load_model("organism")
     rows = cost_of_capture(small, organism_triplets(small, 100 if quick else 200), 5 if quick else 15)
     if not quick:
@@ -182,7 +188,17 @@ def main(
     rows.append(disk_write(50 if quick else 250, 3 if quick else 7))
     if not quick:
         rows.append(kills(30))
-    machine = machine_name()
+    return rows
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="organism only, fewer repeats.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Only a large random model in bfloat16 on the CUDA GPU.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+) -> None:
+    """Run the benchmark and print its table."""
+    rows = on_gpu(quick) if gpu else on_cpu(quick)
+    machine = machine_name("cuda" if gpu else "cpu")
     table = Table(title=f"Capture, ratios of medians ({machine})")
     for heading in ("model", "what / against what", "ratio", "wanted"):
         table.add_column(heading)

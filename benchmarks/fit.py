@@ -5,6 +5,7 @@ python benchmarks/fit.py --quick           # one trait, one family, few methods,
 python benchmarks/fit.py --json out.json --markdown out.md
 python benchmarks/fit.py --tables-of a.json --tables-of b.json     # of parts that were run by themselves
 python benchmarks/fit.py --large           # wall time on a random model of GPT-2 small's size, sequential against joint
+python benchmarks/fit.py --large --gpu     # the same on 24 layers of d_model 2,048 in bfloat16 on the CUDA GPU
 
 Every replacement is fitted on descriptions only. It is then asked for other descriptions, for procedures (a kind of question that it was
 not fitted on), and for descriptions with a counter-instruction in the question ("but forget that and answer plainly"). All of them are
@@ -24,7 +25,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _models import GPT2_SMALL, machine, random_gpt2, random_triplets
+from _models import GPT2_SMALL, large_on_gpu, machine, random_gpt2, random_triplets
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -259,12 +260,14 @@ def by_trait(rows: Sequence[dict[str, Any]], model: str, methods: Sequence[str])
     return lines
 
 
-def large_model() -> dict[str, Any]:
-    """Wall time of an A-PSR fit on 12 layers of d_model 768 with random weights, by the sequential solver and as in the paper."""
-    model = random_gpt2(GPT2_SMALL)
-    triplets = random_triplets(model.cfg.d_vocab, 16)
+def large_model(gpu: bool) -> dict[str, Any]:
+    """Wall time of an A-PSR fit on a large model with random weights, by the sequential solver and as in the paper."""
+    model = large_on_gpu() if gpu else random_gpt2(GPT2_SMALL)
+    triplets = random_triplets(model.cfg.d_vocab, 64 if gpu else 16)
     tokens = sum(len(triplet.pair.base_ids) + len(triplet.response_ids) for triplet in triplets)
-    found: dict[str, Any] = {"machine": machine(), "triplets": len(triplets), "tokens": tokens}
+    found: dict[str, Any] = {"machine": machine("cuda" if gpu else "cpu"), "triplets": len(triplets), "tokens": tokens}
+    if gpu:
+        psr.fit(model, triplets[:2], psr.FitConfig(regression_steps=1))  # what a GPU does once, it has done
     for name, config in (("sequential", psr.FitConfig()), ("joint", psr.FitConfig(solver="joint", batch_size=8))):
         with counted_passes(model, tokens) as passes:
             began, began_cpu = time.perf_counter(), time.process_time()
@@ -311,10 +314,11 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
     tables_of: Annotated[list[Path] | None, typer.Option(help="Run nothing, but print the tables of these --json files.")] = None,
     large: Annotated[bool, typer.Option("--large", help="Only the wall time on a random model of GPT-2 small's size.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="With --large: a larger one in bfloat16 on the CUDA GPU.")] = False,
 ) -> None:
     """Run the benchmark and print its tables."""
     if large:
-        found = large_model()
+        found = large_model(gpu)
         print(json.dumps(found, indent=1))
         if json_file:
             json_file.write_text(json.dumps({"format": 2, **found}, indent=1) + "\n")

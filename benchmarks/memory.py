@@ -1,6 +1,7 @@
-"""Peak memory of fits, each in a process of its own; Linux, on the CPU.
+"""Peak memory of fits, each in a process of its own; Linux.
 
 python benchmarks/memory.py                 # joint A-PSR against a bare forward and backward pass; a random model of GPT-2 small's size
+python benchmarks/memory.py --gpu           # the same on 24 layers of d_model 2,048 in bfloat16: the CUDA GPU's memory
 python benchmarks/memory.py --scratch       # sequential A-PSR, activations in memory and in files, of 100 and of 800 triplets
 python benchmarks/memory.py --json out.json
 """
@@ -18,13 +19,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _models import GPT2_SMALL, random_gpt2, random_triplets
+from _models import GPT2_SMALL, LARGE, large_on_gpu, machine, random_gpt2, random_triplets
 from rich.console import Console
 from rich.table import Table
 
 import psr_lens as psr
 from psr_lens.batches import context_batch
-from psr_lens.models import HookedModel, forward, frozen
+from psr_lens.models import HookedModel, device_of, forward, frozen
 from psr_lens.prompts import Triplet
 
 MEDIUM = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 1_024, "vocab_size": 1_000}
@@ -72,7 +73,7 @@ def measure_sequential(job: str, count: int) -> dict[str, Any]:
 
 def bare(model: HookedModel, triplets: list[Triplet], to_logits: bool) -> None:
     """Forward, and backward with respect to the residual stream after the first block."""
-    batch, last = context_batch(triplets, "base", "R"), []
+    batch, last = context_batch(triplets, "base", "R", device_of(model)), []
 
     def begin(activation: torch.Tensor, hook: Any) -> torch.Tensor:
         return activation.detach().requires_grad_()
@@ -86,20 +87,25 @@ def bare(model: HookedModel, triplets: list[Triplet], to_logits: bool) -> None:
     (logits.logsumexp(-1).sum() if to_logits else last[0].square().sum()).backward()
 
 
-def measure(job: str, count: int) -> dict[str, Any]:
+def measure(job: str, count: int, gpu: bool) -> dict[str, Any]:
     """What the process that does one job needs beyond the loaded model."""
     if job in (IN_MEMORY, IN_FILES):
         return measure_sequential(job, count)
-    model = random_gpt2(GPT2_SMALL)
-    triplets = random_triplets(GPT2_SMALL["vocab_size"], count)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
+    model = large_on_gpu() if gpu else random_gpt2(GPT2_SMALL)
+    triplets = random_triplets(model.cfg.d_vocab, count)
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = resident("VmRSS")
     if job.startswith("bare"):
         bare(model, triplets, job.endswith("logits"))
     else:
         objective = "ll" if job.endswith("LL") else "mse"
         psr.fit(model, triplets, psr.FitConfig(solver="joint", objective=objective, epochs=1, batch_size=count))
-    return {"job": job, "before": before, "extra": resident("VmHWM") - before}
+    peak = torch.cuda.max_memory_allocated() / 2**20 if gpu else resident("VmHWM")
+    return {"job": job, "before": before, "extra": peak - before}
 
 
 def main(
@@ -108,19 +114,21 @@ def main(
     scratch: Annotated[
         bool, typer.Option("--scratch", help="Layerwise fits, in memory and in files, of few and many triplets.")
     ] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Joint fits of a large random model in bfloat16 on the CUDA GPU.")] = False,
     job: Annotated[str | None, typer.Option(help="Do this job alone and print its numbers.")] = None,
 ) -> None:
     """Run the benchmark and print its table."""
     if job:
-        print(json.dumps(measure(job, count)))
+        print(json.dumps(measure(job, count, gpu)))
         return
-    sizes = MEDIUM if scratch else GPT2_SMALL
+    sizes = LARGE if gpu else MEDIUM if scratch else GPT2_SMALL
     jobs = [(each, many) for each in (IN_MEMORY, IN_FILES) for many in COUNTS] if scratch else [(each, count) for each in JOBS]
     rows = []
     for each, many in jobs:
-        command = [sys.executable, __file__, "--job", each, "--count", str(many)]
+        command = [sys.executable, __file__, "--job", each, "--count", str(many), *(["--gpu"] if gpu else [])]
         rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
-    title = f"{sizes['n_layer']} layers, d_model {sizes['n_embd']}" + ("" if scratch else f", {count} triplets")
+    on = machine("cuda" if gpu else "cpu")
+    title = f"{sizes['n_layer']} layers, d_model {sizes['n_embd']}" + ("" if scratch else f", {count} triplets") + f" ({on})"
     table = Table("job", "MB beyond the model", f"against {'fewer triplets' if scratch else 'bare'}", title=title)
     for place, row in enumerate(rows):
         against = rows[place - place % 2] if scratch else rows[1] if row["job"].endswith(("LL", "logits")) else rows[0]

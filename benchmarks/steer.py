@@ -3,7 +3,7 @@
 python benchmarks/steer.py                 # organism and a random GPT-2-small-sized model; about 15 minutes on 2 cores
 python benchmarks/steer.py --quick         # fewer tokens and repeats, our own generation, the large model at batch 1 only; under a minute
 python benchmarks/steer.py --json out.json
-On a CUDA GPU, if there is one, also a random model of 24 layers and d_model 2,048 in bfloat16.
+python benchmarks/steer.py --gpu           # a random model of 24 layers and d_model 2,048 in bfloat16 on the CUDA GPU, and nothing else
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _models import GPT2_SMALL, LARGE, in_turns, machine, random_gpt2
+from _models import GPT2_SMALL, in_turns, large_on_gpu, machine, random_gpt2
 from rich.console import Console
 from rich.table import Table
 
@@ -121,29 +121,25 @@ def table_of(rows: list[dict[str, Any]], on: str) -> Table:
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tokens and repeats, less of the large model.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Only a large random model in bfloat16 on the CUDA GPU.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
 ) -> None:
-    """Run the benchmark and print its tables."""
-    found: dict[str, list[dict[str, Any]]] = {machine(): []}
-    for model, sizes in ((psr.load_model("organism"), (1, 32)), (random_gpt2(GPT2_SMALL), (1,) if quick else (1, 32))):
-        small = model.cfg.d_model < GPT2_SMALL["n_embd"]
-        for batch in sizes:
-            new, repeats = ((16, 3) if small else (8, 2)) if quick else (32, 25 if small else 11 if batch == 1 else 5)
-            for own in (True,) if quick else (True, False):
-                found[machine()] += cost_of_steering(endless(model), batch, new, repeats, own=own)
-    if torch.cuda.is_available():
-        large = endless(random_gpt2(LARGE, device="cuda", dtype=torch.bfloat16))
-        found[machine("cuda")] = [
-            row
-            for batch in (1, 32)
-            for own in (True, False)
-            for row in cost_of_steering(large, batch, 64, 3 if quick else 11, own=own)
-        ]
-    console = Console(width=140)
-    for on, rows in found.items():
-        console.print(table_of(rows, on))
+    """Run the benchmark and print its table."""
+    if gpu:
+        repeats = 3 if quick else 7
+        large, on = endless(large_on_gpu()), machine("cuda")
+        rows = [row for batch in (1, 32) for own in (True, False) for row in cost_of_steering(large, batch, 32, repeats, own=own)]
+    else:
+        rows, on = [], machine()
+        for model, sizes in ((psr.load_model("organism"), (1, 32)), (random_gpt2(GPT2_SMALL), (1,) if quick else (1, 32))):
+            small = model.cfg.d_model < GPT2_SMALL["n_embd"]
+            for batch in sizes:
+                new, repeats = ((16, 3) if small else (8, 2)) if quick else (32, 25 if small else 11 if batch == 1 else 5)
+                for own in (True,) if quick else (True, False):
+                    rows += cost_of_steering(endless(model), batch, new, repeats, own=own)
+    Console(width=140).print(table_of(rows, on))
     if json_file:
-        json_file.write_text(json.dumps({"format": 1, "seed": SEED, "machines": found}, indent=1) + "\n")
+        json_file.write_text(json.dumps({"format": 2, "seed": SEED, "machine": on, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -37,17 +38,14 @@ class SecondMoments:
     def __init__(self, width: int) -> None:
         """Start empty."""
         self.energy = 0.0
-        self._test: Tensor | None = None
-        if width > EXACT_WIDTH:
-            random = torch.randn(width, SKETCH_WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            self._test = torch.linalg.qr(random).Q
+        self._test = _test_matrix(width) if width > EXACT_WIDTH else None
         self._sum = torch.zeros(width, width if self._test is None else SKETCH_WIDTH, dtype=torch.float64)
 
     def add(self, rows: Float[Tensor, "token width"]) -> None:
         """Take in some tokens."""
         self.energy += float(rows.square().sum(dtype=torch.float64))
-        right = rows if self._test is None else rows @ self._test.to(rows)
-        self._sum += (rows.T @ right).to("cpu", torch.float64)
+        right = rows if self._test is None else rows @ _test_matrix(rows.shape[1], rows.device, rows.dtype)
+        self._sum += (rows.T @ right).cpu()
 
     def leading(self, rank: int) -> tuple[Float[Tensor, " rank"], Float[Tensor, "rank width"]]:
         """The largest eigenvalues of ΔᵀΔ (squared singular values of Δ) and their unit directions."""
@@ -65,6 +63,18 @@ class SecondMoments:
             torch.linalg.solve_triangular(factor.T, shifted, upper=True, left=False), full_matrices=False
         )
         return (values.square() - shift).clamp(min=0)[:rank], vectors[:, :rank].T
+
+
+@lru_cache(maxsize=16)
+def _test_matrix(
+    width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+) -> Float[Tensor, "width column"]:
+    """The fixed Ω of the sketch; a copy on a GPU is kept, as every batch and hook point of that width needs it."""
+    if (device, dtype) != ("cpu", torch.float64):
+        return _test_matrix(width).to(device, dtype)
+    random = torch.randn(width, SKETCH_WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(random).Q
+    return basis
 
 
 @dataclass(frozen=True)

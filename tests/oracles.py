@@ -26,8 +26,9 @@ class Reading(NamedTuple):
 
 
 def transformer(folder: Path) -> Any:
-    """The folder as transformers loads it, anew at each call."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    """The folder as transformers loads it, anew at each call; fused attention leaves Gemma-2's soft cap out in transformers 5.17."""
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return hf.eval().requires_grad_(False)
 
 
 def blocks(hf: Any) -> Any:

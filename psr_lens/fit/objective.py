@@ -25,7 +25,10 @@ from psr_lens.prompts import Triplet
 from psr_lens.site import Site, per_head
 
 HELD_BYTES: Final = 2 * 2**30
-"""Prompt-steered activations up to this size stay in the CPU's memory; larger ones are computed anew for every batch."""
+"""Prompt-steered activations up to this size are kept; larger ones are computed anew for every batch."""
+
+SHARE_OF_FREE: Final = 0.25
+"""Kept activations stay on the GPU if they take no more than this share of what is free there, else in the CPU's memory."""
 
 EXPLODED: Final = 1e3
 """An error of so many times the unsteered one is an explosion."""
@@ -132,7 +135,8 @@ class Imitation(Objective):
                     token_budget=self.config.token_budget,
                     progress=progress,
                 )
-            self._held = {name: values.split(self._counts) for name, values in rows.items()}
+            kept_on = _where_to_keep(size, self.device)
+            self._held = {name: values.to(kept_on).split(self._counts) for name, values in rows.items()}
         # Never quite 0, as it is for an instruction that changes nothing.
         unsteered = max(self._unsteered_error(training) / self.count(training), 1e-12)
         self.scale = unsteered if self.config.normalise else 1.0
@@ -141,14 +145,18 @@ class Imitation(Objective):
     def losses(self, indices: Sequence[int]) -> Losses:
         """Squared error and regulariser."""
         batch = self._batch(indices)
+        penalties: list[Tensor] = []
+        error = self._error(batch, indices, self._steering(batch, indices, penalties))
+        return Losses(error, torch.stack(penalties).sum())
+
+    def _error(self, batch: ContextBatch, indices: Sequence[int], hooks: Sequence[tuple[str, Any]]) -> Float[Tensor, ""]:
+        """Squared error, summed over tokens and layers, with some hooks in force."""
         targets = self._targets(indices)
         errors: list[Tensor] = []
-        penalties: list[Tensor] = []
-        hooks = self._steering(batch, indices, penalties)
-        hooks += [(name, _error_hook(targets.pop(name), batch, errors)) for name in self.measured]
-        with self.precision(), self.model.hooks(fwd_hooks=hooks):
+        comparing = [(name, _error_hook(targets.pop(name), batch, errors)) for name in self.measured]
+        with self.precision(), self.model.hooks(fwd_hooks=[*hooks, *comparing]):
             read_residuals(self.model, batch, self.measured[-1])
-        return Losses(torch.stack(errors).sum(), torch.stack(penalties).sum())
+        return torch.stack(errors).sum()
 
     def _targets(self, indices: Sequence[int]) -> dict[str, Sequence[Tensor]]:
         if self._held:
@@ -162,10 +170,8 @@ class Imitation(Objective):
         total = 0.0
         for places in length_batches([self.triplets[index] for index in training], self.config.token_budget):
             indices = [training[place] for place in places]
-            chosen, wanted = [self.triplets[index] for index in indices], self._targets(indices)
-            with self.precision():
-                plain = collect(self.model, chosen, self.measured, "base", self.config.span, token_budget=self.config.token_budget)
-            total += sum(float((torch.cat(list(wanted[name])).double() - plain[name]).square().sum()) for name in self.measured)
+            with torch.no_grad():
+                total += float(self._error(self._batch(indices), indices, ()))
         return total
 
 
@@ -241,6 +247,12 @@ def _steering_hook(
     return hook
 
 
+def _where_to_keep(size: int, device: torch.device) -> torch.device:
+    """The model's GPU, or the CPU where there is none or the activations are too large for it."""
+    roomy = device.type == "cuda" and size <= SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
+    return device if roomy else torch.device("cpu")
+
+
 def _size_hook(batch: ContextBatch, sizes: list[Tensor]) -> Any:
     def hook(activation: Tensor, hook: Any) -> None:
         sizes.append(batch.rows_of(activation).double().norm().to(batch.rows.device))
@@ -251,7 +263,7 @@ def _size_hook(batch: ContextBatch, sizes: list[Tensor]) -> Any:
 def _error_hook(targets: Sequence[Tensor], batch: ContextBatch, errors: list[Tensor]) -> Any:
     def hook(activation: Tensor, hook: Any) -> None:
         with torch.autocast(activation.device.type, enabled=False):
-            wanted = torch.cat(list(targets)).to(activation.device, torch.float32)
+            wanted = torch.cat(list(targets)).to(activation.device).float()  # the type there: a copy to a GPU would change it here
             errors.append((batch.rows_of(activation).float() - wanted).square().sum().to(batch.rows.device))
 
     return hook
