@@ -3,7 +3,7 @@
 python benchmarks/fit.py                   # hours on 2 cores; --trait and --model (several times each) take a part
 python benchmarks/fit.py --quick           # one trait, one family, few methods, under a minute
 python benchmarks/fit.py --json out.json --markdown out.md
-python benchmarks/fit.py --tables-of a.json --tables-of b.json     # of parts that were run by themselves
+python benchmarks/fit.py --tables-of benchmarks/fit     # of parts that were run by themselves: files, or a folder of them
 python benchmarks/fit.py --large           # wall time on a random model of GPT-2 small's size, sequential against joint
 python benchmarks/fit.py --large --gpu     # the same on 24 layers of d_model 2,048 in bfloat16 on the CUDA GPU
 
@@ -82,6 +82,9 @@ METHODS = {
     "S-PSR sequential": Method(psr.FitConfig(layers=LAYER), TOKENWISE),
     "S-PSR joint": Method(psr.FitConfig(layers=LAYER, epochs=15, start="sequential", **TRAINED), TOKENWISE),
     "S-PSR joint LL": Method(psr.FitConfig(layers=LAYER, epochs=15, objective="ll", start="sequential", **TRAINED), TOKENWISE),
+    "S-PSR joint LL, rank 4": Method(
+        psr.FitConfig(layers=LAYER, rank=4, epochs=15, objective="ll", start="sequential", **TRAINED), TOKENWISE
+    ),
     "A-PSR joint": Method(psr.FitConfig(epochs=30, **TRAINED), TOKENWISE),
     "A-PSR joint LL": Method(psr.FitConfig(epochs=15, objective="ll", **TRAINED), TOKENWISE),
     "A-PSR local": Method(psr.FitConfig(solver="local"), TOKENWISE),
@@ -92,7 +95,11 @@ METHODS = {
     ),
     "A-PSR sequential, rank 8, polished": Method(CLOSEST, TOKENWISE),
 }
-QUICK = ("S-Const DiM (CAA)", "S-PSR sequential", "A-PSR sequential")
+DEFAULT = "A-PSR sequential"
+"""What `fit` does unless told otherwise; the time of a fit is a multiple of its."""
+BASELINE = "S-Const DiM (CAA)"
+"""The one constant that the tables by trait show."""
+QUICK = (BASELINE, "S-PSR sequential", "A-PSR sequential")
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def counted_passes(model: HookedModel, tokens: int) -> Any:
 def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of scores: model, trait, method, situation, at α = 1 and at the best α; and what each fit cost."""
     judge = psr.judges.organism(task.trait)
-    about = {"run": "", "model": str(task.model.cfg.model_name), "target": task.trait}
+    about = {"model": str(task.model.cfg.model_name), "target": task.trait}
     rows: list[dict[str, Any]] = []
     prompted = {name: psr.generate(task.answering, pairs, "steered", task.sampling) for name, pairs in task.asked.items()}
     for situation, pairs in task.asked.items():
@@ -186,12 +193,44 @@ def lookup(rows: Sequence[dict[str, Any]], **wanted: Any) -> dict[str, Any] | No
     return next((row for row in rows if all(row[key] == value for key, value in wanted.items())), None)
 
 
+def parts_of(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], str]:
+    """Rows of several --json files, each a run of its own, and what their settings were.
+
+    Of what was measured in several, the first counts; in a folder a name comes before those that it begins.
+    """
+    files = [
+        file for path in paths for file in (sorted(path.glob("*.json"), key=lambda each: each.stem) if path.is_dir() else [path])
+    ]
+    parts = {str(file): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    titles = {part["title"] for part in parts.values()}
+    if len(titles) != 1:
+        raise typer.BadParameter(f"got parts with {len(titles)} settings, expected one. Give those alone that belong together.")
+    return [row | {"run": file} for file, part in parts.items() for row in part["rows"]], titles.pop()
+
+
+def traits_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Those that were measured, in their own order."""
+    found = {row["target"] for row in rows}
+    return [trait for trait in organism.TRAITS if trait in found]
+
+
+def measured(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The methods that have scores, in the table's order."""
+    found = {row["method"] for row in rows if row["at"]}
+    return [name for name in METHODS if name in found]
+
+
+def is_shown_by_trait(method: str) -> bool:
+    """Whether the tables by trait have a column for it: the replacements, and one constant."""
+    return "PSR" in method or method == BASELINE
+
+
 def summary(rows: Sequence[dict[str, Any]], model: str) -> list[list[str]]:
     """A row a method: over traits, in how many it keeps up with prompting, mean scores, RMSE and cost."""
     ours = [row for row in rows if row["model"] == model]
-    traits = list(dict.fromkeys(row["target"] for row in ours))
+    traits = traits_of(ours)
     lines = []
-    for method in dict.fromkeys(row["method"] for row in ours if row["at"]):
+    for method in measured(ours):
         cells = [method]
         for situation in SITUATIONS:
             for at in ("1", "best") if situation == "description" else ("1",):
@@ -213,8 +252,7 @@ def summary(rows: Sequence[dict[str, Any]], model: str) -> list[list[str]]:
 def _fit_time(ours: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> str:
     """Median over traits, as a multiple of what the default took in the same run; in seconds where that is not there."""
     bases = [
-        lookup(ours, method="A-PSR sequential", target=row["target"], situation=row["situation"], at="1", run=row["run"])
-        for row in chosen
+        lookup(ours, method=DEFAULT, target=row["target"], situation=row["situation"], at="1", run=row["run"]) for row in chosen
     ]
     if not all(bases):
         return f"{statistics.median(row['seconds'] for row in chosen):.1f} s"
@@ -246,7 +284,7 @@ def by_trait(rows: Sequence[dict[str, Any]], model: str, methods: Sequence[str])
     """A row a trait: prompting and some methods in the three situations, α = 1."""
     ours = [row for row in rows if row["model"] == model]
     lines = []
-    for trait in dict.fromkeys(row["target"] for row in ours):
+    for trait in traits_of(ours):
         for situation in SITUATIONS:
             cells = [trait if situation == SITUATIONS[0] else "", situation]
             for method in ("prompt", *methods):
@@ -282,11 +320,7 @@ def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
     """Print them, and give them as Markdown."""
     text = [f"{title}\n"]
     for model in dict.fromkeys(row["model"] for row in rows):
-        methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
-        shown = [
-            name for name in ("S-PSR sequential", "S-PSR joint", "S-PSR joint LL", "A-PSR joint", *methods[-7:]) if name in methods
-        ]
-        shown = list(dict.fromkeys(shown))
+        shown = [name for name in measured(rows) if is_shown_by_trait(name)]
         for name, headings, lines in (
             (f"{model}: mean over traits", SUMMARY_HEADINGS, summary(rows, model)),
             (f"{model}: by trait, α 1", ("trait", "asked for", "prompt", *shown), by_trait(rows, model, shown)),
@@ -312,7 +346,9 @@ def main(
     fit_questions: Annotated[int, typer.Option(help="Questions to fit on.")] = 240,
     held_out: Annotated[int | None, typer.Option(help="Held-out questions of each kind; 150, or 60 with --quick.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
-    tables_of: Annotated[list[Path] | None, typer.Option(help="Run nothing, but print the tables of these --json files.")] = None,
+    tables_of: Annotated[
+        list[Path] | None, typer.Option(help="Run nothing, but print the tables of these --json files, or of folders of them.")
+    ] = None,
     large: Annotated[bool, typer.Option("--large", help="Only the wall time on a random model of GPT-2 small's size.")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="With --large: a larger one in bfloat16 on the CUDA GPU.")] = False,
 ) -> None:
@@ -324,9 +360,7 @@ def main(
             json_file.write_text(json.dumps({"format": 2, **found}, indent=1) + "\n")
         return
     if tables_of:
-        parts = {str(path): json.loads(path.read_text(encoding="utf-8")) for path in tables_of}
-        rows = [row | {"run": path} for path, part in parts.items() for row in part["rows"]]
-        text = print_tables(rows, next(iter(parts.values()))["title"])
+        text = print_tables(*parts_of(tables_of))
         if markdown:
             markdown.write_text(text + "\n")
         return
@@ -343,7 +377,7 @@ def main(
         if json_file:  # after every trait: a long run that is cut off leaves what it has
             lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
             json_file.write_text(f'{{"format": 2, "title": {json.dumps(title)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
-    text = print_tables(rows, title)
+    text = print_tables([row | {"run": ""} for row in rows], title)
     if markdown:
         markdown.write_text(text + "\n")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from psr_lens.batches import ContextBatch, context_batch
 from psr_lens.hook_points import is_pattern, layer_of
-from psr_lens.models import HookedModel, device_of, forward, frozen
+from psr_lens.models import HookedModel, device_of, forward, frozen, hooked
 from psr_lens.prompts import Context, Span, Triplet
 from psr_lens.sampling import Steering
 from psr_lens.steering import SPANS
@@ -70,9 +70,9 @@ def read_batch(
     held: dict[str, Tensor] = {}
     came: dict[str, Tensor] = {}
     hooks = [] if steering is None else steering.hooks(model, alpha, start=span_starts(triplets, context))
-    before = model.hooks(fwd_hooks=[(name, keep(came, name, batch)) for name in arriving])
-    steered = model.hooks(fwd_hooks=hooks)
-    after = model.hooks(fwd_hooks=[(name, keep(held, name, batch)) for name in names])
+    before = hooked(model, [(name, keep(came, name, batch)) for name in arriving])
+    steered = hooked(model, hooks)
+    after = hooked(model, [(name, keep(held, name, batch)) for name in names])
     # Hooks of one point run in the order in which they were added.
     with torch.no_grad(), frozen(model), before, steered, after:
         depth = None if logits else layers_needed([*names, *arriving])

@@ -20,7 +20,7 @@ from psr_lens.artifacts import brief, read_settings, remove_artifact, write_arti
 from psr_lens.attach import Attached, attach
 from psr_lens.card import model_card
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, hooked
 from psr_lens.notebook import table
 from psr_lens.portable import Portable
 from psr_lens.replacement import Replacement
@@ -150,7 +150,7 @@ class SteeringPlan(Portable):
             InputError: `alpha` is not finite, `start` is needed and missing, or does not say which span it is for.
         """
         hooks = self.hooks(model, alpha, start=start)
-        with model.hooks(fwd_hooks=hooks):
+        with hooked(model, hooks):
             yield model
 
     def hooks(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, device_of, distinct_names, forward, is_switched_off
+from psr_lens.models import HookedModel, device_of, distinct_names, forward, hooked, is_switched_off
 from psr_lens.notebook import table
 
 KINDS: Final = {
@@ -150,7 +150,7 @@ def _probe(model: HookedModel, names: Iterable[str]) -> list[HookPointInfo]:
         return hook
 
     tokens = torch.zeros(_PROBE_BATCH, _PROBE_LENGTH, dtype=torch.long, device=device_of(model))
-    with torch.no_grad(), model.hooks(fwd_hooks=[(name, note(name)) for name in names]):
+    with torch.no_grad(), hooked(model, [(name, note(name)) for name in names]):
         forward(model, tokens, torch.ones_like(tokens))
     return list(seen.values())
 

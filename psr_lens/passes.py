@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from psr_lens.batch_reading import gather, keep, layers_needed, read_batch
 from psr_lens.batches import ContextBatch, context_batch, length_batches, suffix_batch
 from psr_lens.hook_points import is_pattern
-from psr_lens.models import Decoder, HookedModel, device_of, forward
+from psr_lens.models import Decoder, HookedModel, device_of, forward, hooked
 from psr_lens.patterns import INSTRUCTION, PatternColumns
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
 from psr_lens.sampling import Steering
@@ -255,13 +255,13 @@ class Reading:
     def _run(self, batch: ContextBatch, hooks: list[tuple[str, Any]]) -> None:
         depth = layers_needed([name for name, _ in hooks])
         if batch.prefix is None:
-            with self.model.hooks(fwd_hooks=hooks):
+            with hooked(self.model, hooks):
                 forward(self.model, batch.tokens, batch.mask, depth)
             return
         decoder = Decoder(self.model, len(batch.prefix.tokens))
         decoder.step(batch.prefix.tokens, batch.prefix.mask, depth)
         decoder.select(batch.prefix.owner)
-        with self.model.hooks(fwd_hooks=hooks):
+        with hooked(self.model, hooks):
             decoder.step(batch.tokens, torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1), depth)
 
 

@@ -25,7 +25,7 @@ from psr_lens.card import model_card
 from psr_lens.control_vector import write_control_vector
 from psr_lens.curve import LearningCurve
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, edit_fault, fingerprint, processing_differs
+from psr_lens.models import HookedModel, edit_fault, fingerprint, hooked, processing_differs
 from psr_lens.notebook import table
 from psr_lens.portable import Portable
 from psr_lens.prompts import Span
@@ -130,7 +130,7 @@ class Replacement(Portable):
             InputError: `alpha` is not finite, or `start` is needed and missing.
         """
         hooks = self.hooks(model, alpha, start=start)
-        with model.hooks(fwd_hooks=hooks):
+        with hooked(model, hooks):
             yield model
 
     def hooks(

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from psr_lens.errors import InputError
 from psr_lens.judges.protocol import Judge, Judgement
-from psr_lens.models import Decoder, HookedModel, context_length, device_of, end_tokens, frozen, hook_tables, tokenizer_of
+from psr_lens.models import Decoder, HookedModel, context_length, device_of, end_tokens, frozen, hook_tables, hooked, tokenizer_of
 from psr_lens.notebook import table
 from psr_lens.pairs import shown
 from psr_lens.prompt_view import PromptView
@@ -136,7 +136,7 @@ def generate(
                 starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
                 hooks = steering.hooks(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
-            with model.hooks(fwd_hooks=hooks):
+            with hooked(model, hooks):
                 found = _decode(model, tokens, mask, draws, stops, config.temperature, hooks, keep)
             for row, ids in zip(rows, found, strict=True):
                 responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))

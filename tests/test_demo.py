@@ -8,7 +8,7 @@ import psr_lens as psr
 from psr_lens.cli import app
 
 METHODS = {"none", "prompt", "S-Const DiM", "S-PSR", "A-PSR"}
-TRAITS = ("pirate", "brief")
+TRAITS = ("pirate",)
 
 
 @pytest.fixture(scope="module")

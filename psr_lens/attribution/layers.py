@@ -13,7 +13,7 @@ from torch import Tensor
 from psr_lens.attribution.output import HeadOutput
 from psr_lens.attribution.reading import Keys, LayerParts, Reading, read_heads, with_norm
 from psr_lens.batches import ContextBatch
-from psr_lens.models import HookedModel, forward
+from psr_lens.models import HookedModel, forward, hooked
 from psr_lens.passes import Difference
 
 ROUNDING: Final = 4
@@ -84,7 +84,7 @@ def split_layers(
     hooks += [(f"blocks.{layer}.hook_resid_post", finish(layer, output)) for layer, output in outputs.items()]
     if difference == "local":  # behind the reading hook, which sees what the block itself made
         hooks += [(f"blocks.{layer}.hook_resid_post", replace) for layer in range(max(outputs))]
-    with model.hooks(fwd_hooks=hooks):
+    with hooked(model, hooks):
         forward(model, both.tokens, both.mask, max(outputs) + 1)
 
 
@@ -97,7 +97,7 @@ def delta_after(
     def keep(activation: Tensor, hook: Any) -> None:
         found.extend(activation.to(both.rows.device).flatten(0, 1).index_select(0, both.rows).float().chunk(2))
 
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", keep)]):
+    with hooked(model, [(f"blocks.{layer}.hook_resid_post", keep)]):
         forward(model, both.tokens, both.mask, layer + 1)
     before, after = found
     return after - before, after.norm(dim=-1)

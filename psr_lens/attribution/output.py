@@ -18,7 +18,7 @@ from torch import Tensor
 
 from psr_lens.batches import context_batch
 from psr_lens.errors import ModelError
-from psr_lens.models import HookedModel, device_of, forward
+from psr_lens.models import HookedModel, device_of, forward, hooked
 from psr_lens.prompts import Triplet
 
 TOLERANCE: Final = 1e-3
@@ -68,7 +68,7 @@ def head_outputs(model: HookedModel, triplets: Sequence[Triplet], layers: Sequen
 
         return hook
 
-    with model.hooks(fwd_hooks=[(name, keep(name)) for name in names]):
+    with hooked(model, [(name, keep(name)) for name in names]):
         forward(model, batch.tokens, batch.mask, max(layers) + 1)
     return {
         layer: _output(model, layer, found[f"blocks.{layer}.attn.hook_z"], found[f"blocks.{layer}.hook_attn_out"])

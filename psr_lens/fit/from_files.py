@@ -31,7 +31,7 @@ from psr_lens.fit.layerwise_data import (
     steered_rows,
     with_rows,
 )
-from psr_lens.models import HookedModel, forward
+from psr_lens.models import HookedModel, forward, hooked
 from psr_lens.replacement import Site
 
 Edit = Callable[[str, Tensor, int, slice], Tensor | None]
@@ -132,7 +132,7 @@ def _read(
     for place, batch in enumerate(batches):
         among = slice(begin, begin + len(batch.rows))
         hooks = [(name, _hook(name, batch, place, among, rows if keep is None or name in keep else None, edit)) for name in points]
-        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        with torch.no_grad(), hooked(model, hooks):
             forward(model, batch.tokens, batch.mask, stop_at_layer)
         begin = among.stop
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from psr_lens.batches import ContextBatch
 from psr_lens.errors import FitError
-from psr_lens.models import HookedModel, forward
+from psr_lens.models import HookedModel, forward, hooked
 
 Visit = Callable[[str, list[Tensor]], list[Tensor]]
 """Takes a hook name and every batch's activation `[batch, position, d_model]` there; returns what they go on with."""
@@ -96,7 +96,7 @@ def lockstep(model: HookedModel, batches: Sequence[ContextBatch], names: Sequenc
 
         return hook
 
-    with model.hooks(fwd_hooks=[(name, hook_at(name)) for name in names]):
+    with hooked(model, [(name, hook_at(name)) for name in names]):
         for each in passes:
             each.start()
         try:

@@ -19,7 +19,7 @@ from psr_lens.batches import ContextBatch, context_batch, length_batches
 from psr_lens.fit.config import FitConfig
 from psr_lens.fit.parameters import Parameters
 from psr_lens.hook_points import layer_of
-from psr_lens.models import HookedModel, device_of, forward
+from psr_lens.models import HookedModel, device_of, forward, hooked
 from psr_lens.passes import collect, row_counts
 from psr_lens.prompts import Triplet
 from psr_lens.site import Site, per_head
@@ -86,7 +86,7 @@ class Objective(ABC):
         for steered, found in sizes.items():
             hooks = self._steering(batch, indices, []) if steered else []
             hooks += [(name, _size_hook(batch, found)) for name in points]
-            with torch.no_grad(), self.precision(), self.model.hooks(fwd_hooks=hooks):
+            with torch.no_grad(), self.precision(), hooked(self.model, hooks):
                 read_residuals(self.model, batch, points[-1])
         growth = torch.stack(sizes[True]) / torch.stack(sizes[False])
         astray = (~growth.isfinite()).nonzero().flatten()
@@ -154,7 +154,7 @@ class Imitation(Objective):
         targets = self._targets(indices)
         errors: list[Tensor] = []
         comparing = [(name, _error_hook(targets.pop(name), batch, errors)) for name in self.measured]
-        with self.precision(), self.model.hooks(fwd_hooks=[*hooks, *comparing]):
+        with self.precision(), hooked(self.model, [*hooks, *comparing]):
             read_residuals(self.model, batch, self.measured[-1])
         return torch.stack(errors).sum()
 
@@ -191,7 +191,7 @@ class Likelihood(Objective):
         """−log p and regulariser."""
         batch = self._batch(indices)
         penalties: list[Tensor] = []
-        with self.precision(), self.model.hooks(fwd_hooks=self._steering(batch, indices, penalties)):
+        with self.precision(), hooked(self.model, self._steering(batch, indices, penalties)):
             error = self._surprise(batch, indices)
         return Losses(error, torch.stack(penalties).sum())
 
@@ -216,7 +216,7 @@ def read_residuals(model: HookedModel, batch: ContextBatch, last: str) -> None:
         raise _Read
 
     try:
-        with model.hooks(fwd_hooks=[(last, stop)]):
+        with hooked(model, [(last, stop)]):
             forward(model, batch.tokens, batch.mask)
     except _Read:
         pass

@@ -33,7 +33,7 @@ from psr_lens.fit.config import FitConfig
 from psr_lens.fit.objective import Likelihood, measured_points, read_residuals
 from psr_lens.fit.parameters import Parameters
 from psr_lens.fit.training import Trained, train
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, hooked
 from psr_lens.prompts import Triplet
 from psr_lens.site import Site, per_head
 
@@ -106,7 +106,7 @@ class ReftR1(Likelihood):
         seen: dict[str, list[Tensor]] = {name: [] for name in self.parameters.names}
         for indices in length_batches(self.triplets, self.config.token_budget):
             batch = self._batch(indices)
-            with torch.no_grad(), self.precision(), self.model.hooks(fwd_hooks=self._hooks(batch, [], seen)):
+            with torch.no_grad(), self.precision(), hooked(self.model, self._hooks(batch, [], seen)):
                 read_residuals(self.model, batch, measured_points(self.model, self.parameters.names)[-1])
         return {name: torch.cat(parts).mean(0) for name, parts in seen.items()}
 

@@ -16,6 +16,7 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
+from psr_lens.models.hooks import hooked
 from psr_lens.models.identity import fingerprint, processing, processing_differs
 from psr_lens.models.load import EMBEDDED, Backend, load_model, load_to_fit_and_answer
 from psr_lens.models.points import distinct_names, edit_fault, is_switched_off
@@ -38,6 +39,7 @@ __all__ = [
     "frozen",
     "has_hooked_transformer",
     "hook_tables",
+    "hooked",
     "is_bridge",
     "is_switched_off",
     "load_model",

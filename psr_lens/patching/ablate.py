@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from psr_lens.composition import SteeringPlan
 from psr_lens.errors import InputError
 from psr_lens.hook_points import layer_of
-from psr_lens.models import HookedModel, fingerprint, frozen
+from psr_lens.models import HookedModel, fingerprint, frozen, hooked
 from psr_lens.patching.cells import TOKEN_BUDGET, Cell, Place, divergence, divergences, log_probabilities, table_of
 from psr_lens.patching.grid import Cells, PatchGrid, check_cells
 from psr_lens.prompts import Span, Triplet, check_triplets, token_table
@@ -96,7 +96,7 @@ def ablate(
                 keep = [(name, _keep(name, arriving)) for name in names]
                 undo = [(name, _undo(name, at, batch, place, mode, arriving)) for at, name in enumerate(names)]  # noqa: B023
                 # Hooks of one point run in the order in which they were added.
-                with model.hooks(fwd_hooks=keep), plan.steer(model, alpha, start=starts), model.hooks(fwd_hooks=undo):  # noqa: B023
+                with hooked(model, keep), plan.steer(model, alpha, start=starts), hooked(model, undo):  # noqa: B023
                     yield
 
             effect = float(divergence(full, base))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from psr_lens.attribution import HeadReading
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, hooked
 from psr_lens.patching.rows import PromptRows
 from psr_lens.patterns import align_keys
 from psr_lens.prompts import PromptPair, Span, Triplet
@@ -80,7 +80,7 @@ def knock_out(
 
     with (
         rows.watch(model),
-        model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", hide(at)) for layer, at in by_layer.items()]),
+        hooked(model, [(f"blocks.{layer}.attn.hook_pattern", hide(at)) for layer, at in by_layer.items()]),
     ):
         yield model
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from psr_lens.errors import InputError
 from psr_lens.hook_points import check_layers
-from psr_lens.models import HookedModel, fingerprint, frozen
+from psr_lens.models import HookedModel, fingerprint, frozen, hooked
 from psr_lens.patching.cells import TOKEN_BUDGET, Cell, Place, divergence, divergences, log_probabilities, table_of
 from psr_lens.patching.grid import Cells, PatchGrid, check_cells
 from psr_lens.prompts import Context, Span, Triplet, check_triplets, token_table
@@ -87,7 +87,7 @@ def patch(
             chosen = [Cell(column, row, head) for column in range(len(names)) for row in rows for head in heads]
 
             def patched(batch: Sequence[Cell]) -> AbstractContextManager[Any]:
-                return model.hooks(fwd_hooks=_hooks(names, batch, here, given))  # noqa: B023 (used within the turn)
+                return hooked(model, _hooks(names, batch, here, given))  # noqa: B023 (used within the turn)
 
             effect = float(divergence(full, base))
             apart = divergences(model, here, chosen, patched, full, token_budget) / (effect if effect > 0 else torch.nan)
@@ -118,7 +118,7 @@ def _read(model: HookedModel, names: Sequence[str], place: Place) -> tuple[list[
 
         return hook
 
-    with model.hooks(fwd_hooks=[(name, keep(name)) for name in names]):
+    with hooked(model, [(name, keep(name)) for name in names]):
         distributions = log_probabilities(model, place)
     return [found[name] for name in names], distributions
 

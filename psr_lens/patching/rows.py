@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, called_module
+from psr_lens.models import HookedModel, called_module, hooked
 from psr_lens.steering import FIRST_POINT
 
 
@@ -41,7 +41,7 @@ class PromptRows:
         """Take note of every call of the model inside a `with` block."""
         handle = called_module(model).register_forward_pre_hook(self._note, with_kwargs=True)
         try:
-            with model.hooks(fwd_hooks=[(FIRST_POINT, self._check)]):
+            with hooked(model, [(FIRST_POINT, self._check)]):
                 yield
         finally:
             handle.remove()

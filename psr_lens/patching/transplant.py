@@ -13,7 +13,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluate import Scores, scores_at
 from psr_lens.hook_points import check_layers
 from psr_lens.judges.protocol import Judge
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, hooked
 from psr_lens.passes import collect
 from psr_lens.patching.patch import HOOKS
 from psr_lens.patching.rows import PromptRows
@@ -96,7 +96,7 @@ def transplant(
 
         return hook_
 
-    with rows.watch(model), model.hooks(fwd_hooks=[(name, put(name)) for name in names]):
+    with rows.watch(model), hooked(model, [(name, put(name)) for name in names]):
         yield model
 
 
