@@ -202,8 +202,10 @@ def parts_of(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], str]:
         file for path in paths for file in (sorted(path.glob("*.json"), key=lambda each: each.stem) if path.is_dir() else [path])
     ]
     parts = {str(file): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    if unfit := [file for file, part in parts.items() if "rows" not in part] or [str(path) for path in paths if not files]:
+        raise typer.BadParameter(f"got {unfit[0]}, expected what --json of this script wrote, or a folder of such files.")
     titles = {part["title"] for part in parts.values()}
-    if len(titles) != 1:
+    if len(titles) > 1:
         raise typer.BadParameter(f"got parts with {len(titles)} settings, expected one. Give those alone that belong together.")
     return [row | {"run": file} for file, part in parts.items() for row in part["rows"]], titles.pop()
 
@@ -320,7 +322,8 @@ def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
     """Print them, and give them as Markdown."""
     text = [f"{title}\n"]
     for model in dict.fromkeys(row["model"] for row in rows):
-        shown = [name for name in measured(rows) if is_shown_by_trait(name)]
+        ours = [row for row in rows if row["model"] == model]
+        shown = [name for name in measured(ours) if is_shown_by_trait(name)]
         for name, headings, lines in (
             (f"{model}: mean over traits", SUMMARY_HEADINGS, summary(rows, model)),
             (f"{model}: by trait, α 1", ("trait", "asked for", "prompt", *shown), by_trait(rows, model, shown)),
@@ -353,6 +356,8 @@ def main(
     gpu: Annotated[bool, typer.Option("--gpu", help="With --large: a larger one in bfloat16 on the CUDA GPU.")] = False,
 ) -> None:
     """Run the benchmark and print its tables."""
+    if gpu and not large:
+        raise typer.BadParameter("got --gpu alone, expected it with --large: the embedded models are fitted on a CPU.")
     if large:
         found = large_model(gpu)
         print(json.dumps(found, indent=1))

@@ -121,6 +121,8 @@ def main(
     if job:
         print(json.dumps(measure(job, count, gpu)))
         return
+    if gpu and (scratch or not torch.cuda.is_available()):
+        raise typer.BadParameter("got --gpu, expected a CUDA device that torch has here, and no --scratch. Leave one of them out.")
     sizes = LARGE if gpu else MEDIUM if scratch else GPT2_SMALL
     jobs = [(each, many) for each in (IN_MEMORY, IN_FILES) for many in COUNTS] if scratch else [(each, count) for each in JOBS]
     rows = []

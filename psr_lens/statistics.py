@@ -69,7 +69,7 @@ class SecondMoments:
 def _test_matrix(
     width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
 ) -> Float[Tensor, "width column"]:
-    """The fixed Ω of the sketch; a copy on a GPU is kept, as every batch and hook point of that width needs it."""
+    """The fixed Ω of the sketch; copies of it are kept too, as every batch and hook point of that width needs them."""
     if (device, dtype) != ("cpu", torch.float64):
         return _test_matrix(width).to(device, dtype)
     random = torch.randn(width, SKETCH_WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -26,7 +26,7 @@ class Reading(NamedTuple):
 
 
 def transformer(folder: Path) -> Any:
-    """The folder as transformers loads it, anew at each call; fused attention leaves Gemma-2's soft cap out in transformers 5.17."""
+    """The folder as transformers loads it, anew at each call, with eager attention: transformers 5.17 fuses Gemma-2's without its cap."""
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return hf.eval().requires_grad_(False)
 

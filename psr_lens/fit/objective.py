@@ -248,9 +248,12 @@ def _steering_hook(
 
 
 def _where_to_keep(size: int, device: torch.device) -> torch.device:
-    """The model's GPU, or the CPU where there is none or the activations are too large for it."""
-    roomy = device.type == "cuda" and size <= SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
-    return device if roomy else torch.device("cpu")
+    """The model's GPU, the first of several, or the CPU where there is none or the activations are too large for it."""
+    if device.type != "cuda":
+        return torch.device("cpu")
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and free for what comes
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    return device if size <= SHARE_OF_FREE * free else torch.device("cpu")
 
 
 def _size_hook(batch: ContextBatch, sizes: list[Tensor]) -> Any:
@@ -263,7 +266,7 @@ def _size_hook(batch: ContextBatch, sizes: list[Tensor]) -> Any:
 def _error_hook(targets: Sequence[Tensor], batch: ContextBatch, errors: list[Tensor]) -> Any:
     def hook(activation: Tensor, hook: Any) -> None:
         with torch.autocast(activation.device.type, enabled=False):
-            wanted = torch.cat(list(targets)).to(activation.device).float()  # the type there: a copy to a GPU would change it here
+            wanted = torch.cat(list(targets)).to(activation.device).float()  # `.to(device, dtype)` would convert on the CPU
             errors.append((batch.rows_of(activation).float() - wanted).square().sum().to(batch.rows.device))
 
     return hook

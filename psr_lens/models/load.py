@@ -69,15 +69,15 @@ def load_model(
     if backend not in ("auto", "hooked_transformer", "bridge"):
         raise InputError("backend", repr(backend), "'auto', 'hooked_transformer' or 'bridge'")
     place = _placement(device, device_map, n_devices)
-    hooked = _use_hooked_transformer(backend, place)
+    in_hooked = _use_hooked_transformer(backend, place)
     name = str(name_or_path)
     folder = Path(__file__).parents[1] / "organism" / "weights" / EMBEDDED[name] if name in EMBEDDED else Path(name)
     if not folder.is_dir():
         _check_name(name, hooked_transformer_only=backend == "hooked_transformer")
-        return _ready(_loaded(name, _hooked_from_name if hooked else None, _bridge_from_name, place, dtype, backend))
+        return _ready(_loaded(name, _hooked_from_name if in_hooked else None, _bridge_from_name, place, dtype, backend))
     if not (folder / "config.json").is_file():
         raise ModelError(f"model: {folder} holds no config.json. Give a folder saved with `save_pretrained`.")
-    model = _loaded(folder, _hooked_from_folder if hooked else None, _bridge_from_folder, place, dtype, backend)
+    model = _loaded(folder, _hooked_from_folder if in_hooked else None, _bridge_from_folder, place, dtype, backend)
     model.cfg.model_name = name if name in EMBEDDED else folder.resolve().name
     return _ready(model)
 
