@@ -52,10 +52,15 @@ def random_triplets(vocabulary: int, count: int, seed: int = 0) -> list[Triplet]
     return triplets
 
 
-def large_on_gpu() -> HookedModel:
-    """The large random model in bfloat16 on the CUDA GPU."""
+def check_gpu() -> None:
+    """Refuse --gpu where there is none."""
     if not torch.cuda.is_available():
         raise typer.BadParameter("got --gpu, expected a CUDA device that torch has here. Leave it out.")
+
+
+def large_on_gpu() -> HookedModel:
+    """The large random model in bfloat16 on the CUDA GPU."""
+    check_gpu()
     return random_gpt2(LARGE, device="cuda", dtype=torch.bfloat16)
 
 

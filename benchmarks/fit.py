@@ -52,6 +52,8 @@ CLOSEST = psr.FitConfig(
     **(TRAINED | {"solver": "sequential", "learning_rate": 4e-3}),
 )
 """The settings that come closest to the prompt's own activations, at the cost of other kinds of question; best with --fit-questions 680."""
+CLOSEST_METHOD = "A-PSR sequential, rank 8, polished"
+"""Its name; it has a table of its own."""
 LONGEST = 64
 """Tokens of an answer at most; the model's own have up to 46."""
 SITUATIONS = ("description", "procedure", "counter")
@@ -93,7 +95,7 @@ METHODS = {
     "A-PSR sequential, polished": Method(
         psr.FitConfig(polish_epochs=2, **(TRAINED | {"solver": "sequential", "learning_rate": 2e-3})), TOKENWISE
     ),
-    "A-PSR sequential, rank 8, polished": Method(CLOSEST, TOKENWISE),
+    CLOSEST_METHOD: Method(CLOSEST, TOKENWISE),
 }
 DEFAULT = "A-PSR sequential"
 """What `fit` does unless told otherwise; the time of a fit is a multiple of its."""

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _models import GPT2_SMALL, LARGE, large_on_gpu, machine, random_gpt2, random_triplets
+from _models import GPT2_SMALL, LARGE, check_gpu, large_on_gpu, machine, random_gpt2, random_triplets
 from rich.console import Console
 from rich.table import Table
 
@@ -121,8 +121,10 @@ def main(
     if job:
         print(json.dumps(measure(job, count, gpu)))
         return
-    if gpu and (scratch or not torch.cuda.is_available()):
-        raise typer.BadParameter("got --gpu, expected a CUDA device that torch has here, and no --scratch. Leave one of them out.")
+    if gpu and scratch:
+        raise typer.BadParameter("got --gpu and --scratch, expected one of them: layerwise fits are measured in the CPU's memory.")
+    if gpu:  # before the processes that would say it to nobody
+        check_gpu()
     sizes = LARGE if gpu else MEDIUM if scratch else GPT2_SMALL
     jobs = [(each, many) for each in (IN_MEMORY, IN_FILES) for many in COUNTS] if scratch else [(each, count) for each in JOBS]
     rows = []

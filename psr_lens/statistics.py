@@ -44,7 +44,7 @@ class SecondMoments:
     def add(self, rows: Float[Tensor, "token width"]) -> None:
         """Take in some tokens."""
         self.energy += float(rows.square().sum(dtype=torch.float64))
-        right = rows if self._test is None else rows @ _test_matrix(rows.shape[1], rows.device, rows.dtype)
+        right = rows if self._test is None else rows @ _test_copy(rows.shape[1], rows.device, rows.dtype)
         self._sum += (rows.T @ right).cpu()
 
     def leading(self, rank: int) -> tuple[Float[Tensor, " rank"], Float[Tensor, "rank width"]]:
@@ -66,12 +66,14 @@ class SecondMoments:
 
 
 @lru_cache(maxsize=16)
-def _test_matrix(
-    width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-) -> Float[Tensor, "width column"]:
-    """The fixed Ω of the sketch; copies of it are kept too, as every batch and hook point of that width needs them."""
-    if (device, dtype) != ("cpu", torch.float64):
-        return _test_matrix(width).to(device, dtype)
+def _test_copy(width: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "width column"]:
+    """Ω where rows are, in their type: every batch and hook point of that width needs it."""
+    return _test_matrix(width).to(device, dtype)
+
+
+@lru_cache(maxsize=16)
+def _test_matrix(width: int) -> Float[Tensor, "width column"]:
+    """The fixed Ω of the sketch."""
     random = torch.randn(width, SKETCH_WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     basis: Tensor = torch.linalg.qr(random).Q
     return basis
