@@ -25,8 +25,8 @@ from rich.table import Table
 
 import psr_lens as psr
 from psr_lens import organism
-from psr_lens.evaluate import Scores, scores_at
-from psr_lens.patching import knock_out
+from psr_lens.evaluation.scores import Scores, scores_at
+from psr_lens.interpretation.patching import knock_out
 
 COUNTS = (1, 4, 8)
 DRAWS = 3

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 import psr_lens as psr
 from psr_lens import organism
-from psr_lens.batches import context_batch, length_batches
-from psr_lens.hook_points import select_hooks
+from psr_lens.activations.batches import context_batch, length_batches
+from psr_lens.activations.paired_passes import TOKEN_BUDGET
+from psr_lens.activations.store import StoreSpec, StoreWriter
 from psr_lens.models import HookedModel, device_of, forward
-from psr_lens.passes import TOKEN_BUDGET
+from psr_lens.models.hook_points import select_hooks
 from psr_lens.prompts import Triplet
-from psr_lens.store import StoreSpec, StoreWriter
 
 
 def organism_triplets(model: HookedModel, count: int) -> list[Triplet]:

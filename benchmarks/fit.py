@@ -32,10 +32,10 @@ from tqdm import tqdm
 
 import psr_lens as psr
 from psr_lens import organism
-from psr_lens.evaluate import Scores, score
+from psr_lens.evaluation.scores import Scores, score
+from psr_lens.generation.responses import judged_triplets
 from psr_lens.models import HookedModel, load_to_fit_and_answer
 from psr_lens.prompts import PromptPair
-from psr_lens.sampling import judged_triplets
 
 LAYER = 1
 """Layer of the single-layer methods."""

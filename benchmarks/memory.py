@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import psr_lens as psr
-from psr_lens.batches import context_batch
+from psr_lens.activations.batches import context_batch
 from psr_lens.models import HookedModel, device_of, forward, frozen
 from psr_lens.prompts import Triplet
 

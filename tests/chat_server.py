@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import psr_lens as psr
-from psr_lens.judges.llm import Backoff, LLMJudge
+from psr_lens.judges.llm_judge import Backoff, LLMJudge
 
 KEY = "sk-test-0123456789-very-secret"
 

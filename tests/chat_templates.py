@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from psr_lens.organism.grammar import all_questions
+from psr_lens.organism import all_questions
 
 
 @dataclass(frozen=True)

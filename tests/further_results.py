@@ -8,8 +8,8 @@ from test_plots_meaning import captured, lens
 from test_plots_pareto import TABLE
 
 import psr_lens as psr
-from psr_lens.curve import LearningCurve
-from psr_lens.meaning import TopToken, TopTokens
+from psr_lens.interpretation.directions import TopToken, TopTokens
+from psr_lens.replacement import LearningCurve
 
 
 def further_results(model: Any) -> list[object]:

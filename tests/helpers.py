@@ -16,8 +16,8 @@ from architectures import WIDTH as WIDTH
 from architectures import save_tiny as save_tiny
 
 import psr_lens as psr
+from psr_lens.activations.paired_passes import collect
 from psr_lens.models import fingerprint, has_hooked_transformer
-from psr_lens.passes import collect
 from psr_lens.prompts import Span
 from psr_lens.replacement import Replacement, Site
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from psr_lens.activations.store import StoreSpec, StoreWriter
 from psr_lens.prompts import PromptPair, Span, TokenTable, Triplet
-from psr_lens.store import StoreSpec, StoreWriter
 
 HOOKS = {"blocks.0.hook_resid_post": (8,), "blocks.1.attn.hook_z": (2, 3)}
 MODEL = {"model_name": "made by hand", "n_layers": 2, "d_model": 8}

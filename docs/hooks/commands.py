@@ -9,7 +9,7 @@ import typer
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from psr_lens.cli import app
+from psr_lens.apps.cli import app
 
 MARKER: Final = "<!-- every command -->"
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from psr_lens._utils.optional import package
 from psr_lens.datasets._files import json_lines, shown, text_field
 from psr_lens.errors import InputError
-from psr_lens.extras import package
 
 _TEXTS: Final = ("input", "output", "output_concept")
 _CATEGORIES: Final = ("positive", "negative", "hard negative")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from psr_lens.judges.classifier import ClassifierJudge, classifier
-from psr_lens.judges.combine import CombinedJudge, combine
-from psr_lens.judges.ifeval import IfevalAccuracy, IfevalJudge, ifeval
-from psr_lens.judges.llm import Backoff, LLMJudge, LLMUsage, llm
-from psr_lens.judges.perplexity import PerplexityJudge, perplexity
-from psr_lens.judges.protocol import Judge, Judgement
-from psr_lens.judges.rules import OrganismJudge, organism
+from psr_lens.judges.classifier_judge import ClassifierJudge, classifier
+from psr_lens.judges.combined_judge import CombinedJudge, combine
+from psr_lens.judges.ifeval_judge import IfevalAccuracy, IfevalJudge, ifeval
+from psr_lens.judges.llm_judge import Backoff, LLMJudge, LLMUsage, llm
+from psr_lens.judges.organism_judge import OrganismJudge, organism
+from psr_lens.judges.perplexity_judge import PerplexityJudge, perplexity
+from psr_lens.results.judgement import Judge, Judgement
 
 __all__ = [
     "Backoff",

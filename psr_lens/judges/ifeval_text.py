@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final
 
-from psr_lens.extras import package
+from psr_lens._utils.optional import package
 
 _SEED: Final = 0
 _EXTRA: Final = "ifeval"

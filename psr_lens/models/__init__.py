@@ -4,6 +4,7 @@
 differs between them (masks, caches, positions, aliases, placement, processed weights) is handled here and nowhere else.
 """
 
+from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.hooked_model import (
     HookedModel,
     all_modules,
@@ -18,9 +19,9 @@ from psr_lens.models.hooked_model import (
 )
 from psr_lens.models.hooks import hooked
 from psr_lens.models.identity import fingerprint, processing, processing_differs
-from psr_lens.models.load import EMBEDDED, Backend, load_model, load_to_fit_and_answer
-from psr_lens.models.points import distinct_names, edit_fault, is_switched_off
-from psr_lens.models.run import Decoder, forward, frozen
+from psr_lens.models.kv_cache import Decoder
+from psr_lens.models.loading import EMBEDDED, Backend, load_model, load_to_fit_and_answer
+from psr_lens.models.running import forward, frozen
 
 __all__ = [
     "EMBEDDED",

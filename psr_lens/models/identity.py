@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -72,3 +73,16 @@ def _is_centred(model: HookedModel) -> bool:
     rows = cast(Tensor, cast(Any, model).W_E)[:_ROWS].detach().float()
     length = rows.square().mean().sqrt()
     return bool(length > 0) and bool(rows.mean(-1).square().mean().sqrt() < _CENTRED * length)
+
+
+_SAMPLE: Final = 1_024
+"""Numbers of each weight that tell one model from another."""
+
+
+def weights_digest(model: HookedModel) -> str:
+    """Digest of some numbers of each weight, which tells a model from another of the same sizes, such as a fine-tuned one."""
+    weights = hashlib.sha256()
+    for parameter in model.parameters():
+        flat = parameter.detach().flatten()
+        weights.update(flat[:: max(1, flat.numel() // _SAMPLE)].cpu().float().numpy().tobytes())
+    return weights.hexdigest()

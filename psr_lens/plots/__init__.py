@@ -1,5 +1,6 @@
 """Figures: each function takes a typed result, most a `Comparison`, and returns a Plotly figure. No renderer is set, nothing is shown."""
 
+from psr_lens.plots.activating_tokens import top_tokens as top_tokens
 from psr_lens.plots.coefficients import coefficient_text as coefficient_text
 from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
 from psr_lens.plots.distribution import strength_distribution as strength_distribution
@@ -14,7 +15,6 @@ from psr_lens.plots.images import write_images as write_images
 from psr_lens.plots.kinds import strength_by_kind as strength_by_kind
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
-from psr_lens.plots.pareto import pareto as pareto
 from psr_lens.plots.patching import patch_map as patch_map
 from psr_lens.plots.profile import strength_profile as strength_profile
 from psr_lens.plots.rank import rank_energy as rank_energy
@@ -22,7 +22,7 @@ from psr_lens.plots.responses import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
 from psr_lens.plots.strips import strength_strips as strength_strips
-from psr_lens.plots.top_tokens import top_tokens as top_tokens
+from psr_lens.plots.trait_coherence import pareto as pareto
 
 __all__ = [
     "by_response",

@@ -9,11 +9,12 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psr_lens.compare import PROMPT, Comparison
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.flow import LINE, Place, flow
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
 from psr_lens.plots.tokens import row_labels, rows_of, shortened, site_of, trace_of
-from psr_lens.token_text import readable
+from psr_lens.prompts.token_text import readable
 
 MAX_TOKENS: Final = 400
 """Of a longer response the first tokens are drawn."""

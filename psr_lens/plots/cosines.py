@@ -8,7 +8,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from psr_lens.meaning import Cosines
+from psr_lens.interpretation.directions import Cosines
 from psr_lens.plots.style import DIVERGING, INK, SMALL, escaped, titled
 from psr_lens.plots.tokens import shortened
 

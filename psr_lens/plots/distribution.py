@@ -11,7 +11,8 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens.compare import PROMPT, Comparison
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.style import (
     MUTED,
     PAPER,

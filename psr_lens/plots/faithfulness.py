@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from psr_lens.closeness import Closeness
-from psr_lens.effects import NONE, PARAPHRASE, PROMPT
 from psr_lens.errors import InputError
-from psr_lens.faithfulness import BlockFaithfulness, Faithfulness
+from psr_lens.evaluation.faithfulness import BlockFaithfulness, Faithfulness
+from psr_lens.evaluation.faithfulness_sums import Closeness
+from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.plots.style import (
     MUTED,
     PAPER,
@@ -27,7 +27,7 @@ from psr_lens.plots.style import (
     translucent,
 )
 from psr_lens.plots.tokens import shortened
-from psr_lens.resampling import Estimate
+from psr_lens.results.resampling import Estimate
 
 _ROW: Final = 24
 _PANEL: Final = 190

@@ -7,14 +7,14 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from psr_lens.attribution import PARTS, Attribution
-from psr_lens.attribution.result import Measure, Part
 from psr_lens.errors import InputError
+from psr_lens.interpretation.attribution import PARTS, Attribution
+from psr_lens.interpretation.attribution.result import Measure, Part
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis
 from psr_lens.plots.shares import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import INK, PALETTE, escaped, titled
 from psr_lens.plots.tokens import shortened
-from psr_lens.token_text import readable
+from psr_lens.prompts.token_text import readable
 
 MAX_HEADS: Final = 64
 """More heads than this are drawn in groups."""

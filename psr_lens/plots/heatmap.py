@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens.compare import PROMPT, Comparison
 from psr_lens.errors import InputError
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.style import SEQUENTIAL, SMALL, escaped, log_ticks, real_units, titled
 from psr_lens.plots.tokens import Tokened, row_labels, rows_of, shortened, signed, traces_of
 

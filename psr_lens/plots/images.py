@@ -11,8 +11,8 @@ from typing import Final
 import plotly.graph_objects as go
 import plotly.io
 
+from psr_lens._utils.optional import package
 from psr_lens.errors import InputError
-from psr_lens.extras import package
 
 FORMATS: Final = ("png", "svg", "pdf", "webp", "jpeg")
 """What can be written."""

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens.capture import Captured
+from psr_lens.activations.capture import Captured
 from psr_lens.errors import InputError
-from psr_lens.hook_points import KINDS, layer_of
+from psr_lens.models.hook_points import KINDS, layer_of
 from psr_lens.plots.heatmap import (
     BOTTOM,
     LEAST,

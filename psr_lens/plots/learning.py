@@ -7,9 +7,9 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from psr_lens.curve import LearningCurve
 from psr_lens.errors import InputError
 from psr_lens.plots.style import MUTED, PALETTE, PAPER, SMALL, log_ticks, real_units, titled
+from psr_lens.replacement import LearningCurve
 
 _PLOT: Final = 240
 

@@ -8,10 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
-from psr_lens.meaning import LensRow, LogitLens
+from psr_lens.interpretation.directions import LensRow, LogitLens
 from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
 from psr_lens.plots.tokens import shortened
-from psr_lens.token_text import readable
+from psr_lens.prompts.token_text import readable
 
 MAX_ROWS: Final = 48
 """More directions than this are thinned out evenly."""

@@ -7,11 +7,11 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
-from psr_lens.hook_points import KINDS, layer_of
+from psr_lens.models.hook_points import KINDS, layer_of
 from psr_lens.plots.kinds import NAMES
 from psr_lens.plots.style import PALETTE, escaped, log_ticks, real_units, titled, translucent
-from psr_lens.statistics import CapturedStatistics
 
 MAX_LINES: Final = 6
 """Of more kinds the first are drawn."""

@@ -8,10 +8,10 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
-from psr_lens.hook_points import layer_of
+from psr_lens.models.hook_points import layer_of
 from psr_lens.plots.style import escaped, layer_colors, titled
-from psr_lens.statistics import CapturedStatistics
 
 MAX_LINES: Final = 12
 """More hook points than this are thinned out evenly."""

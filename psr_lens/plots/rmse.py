@@ -7,7 +7,8 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from psr_lens.compare import PARAPHRASE, Comparison
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.methods import PARAPHRASE
 from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, titled
 from psr_lens.plots.tokens import shortened
 

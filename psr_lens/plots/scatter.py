@@ -11,11 +11,11 @@ from jaxtyping import Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens.compare import Comparison
 from psr_lens.errors import InputError
+from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
 from psr_lens.plots.tokens import shortened, trace_of
-from psr_lens.token_text import readable
+from psr_lens.prompts.token_text import readable
 
 MAX_POINTS: Final = 1_200
 """Most points of a panel; of more tokens every n-th in order of the wanted strength is drawn, so that the strong ones stay."""

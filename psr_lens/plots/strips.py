@@ -9,13 +9,14 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psr_lens.compare import PROMPT, Comparison
 from psr_lens.errors import InputError
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.flow import LINE, Place, flow
 from psr_lens.plots.heatmap import colour_range, strength_axis
 from psr_lens.plots.style import INK, MONO, SMALL, escaped, method_styles, titled
 from psr_lens.plots.tokens import rows_of, shortened, signed, traces_of
-from psr_lens.token_text import readable
+from psr_lens.prompts.token_text import readable
 
 MAX_TOKENS: Final = 300
 """Of a longer response the first tokens are drawn."""

@@ -14,9 +14,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from psr_lens.closeness import SiteFaithfulness
-from psr_lens.compare import PARAPHRASE, PROMPT, Comparison, MethodTrace
-from psr_lens.effects import NONE
+from psr_lens.evaluation.comparison import Comparison, MethodTrace
+from psr_lens.evaluation.faithfulness_sums import SiteFaithfulness
+from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 
 Role = Literal["prompt", "A-PSR", "S-PSR", "constant", "paraphrase", "none"]
 """What a line or bar stands for; it decides the colour everywhere."""

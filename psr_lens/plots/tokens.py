@@ -8,11 +8,12 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
-from psr_lens.compare import PROMPT, Comparison, MethodTrace
 from psr_lens.errors import InputError
+from psr_lens.evaluation.comparison import Comparison, MethodTrace
+from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.style import MUTED, escaped
 from psr_lens.prompts import TokenTable
-from psr_lens.token_text import readable
+from psr_lens.prompts.token_text import readable
 
 
 @runtime_checkable

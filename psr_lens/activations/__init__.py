@@ -1,0 +1,1 @@
+"""What an instruction changes inside the model: paired teacher-forced passes, capture, statistics, stores on disk."""

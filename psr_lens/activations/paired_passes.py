@@ -1,0 +1,288 @@
+"""Teacher-forced passes: the same responses read in both contexts, batch by batch, with the rows of the span taken out.
+
+Everything that captures goes through here: `collect` for one context, a `Reading` for what an instruction changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
+from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, suffix_batch
+from psr_lens.activations.reading import gather, keep, layers_needed, read_batch
+from psr_lens.models import Decoder, HookedModel, device_of, forward, hooked
+from psr_lens.models.hook_points import is_pattern
+from psr_lens.prompts import Context, Span, Triplet, check_triplets
+from psr_lens.replacement import Steering
+
+Take = Callable[[str, Float[Tensor, "token ..."]], None]
+"""Is given a hook point's name and a batch's rows there, triplet after triplet."""
+
+Difference = Literal["accumulated", "local"]
+"""`accumulated`: against the unsteered run; `local`: what a layer alone adds when its input is the prompt-steered one already."""
+
+TOKEN_BUDGET: Final = 8_192
+"""Tokens of a batch, padding included, unless the caller says otherwise."""
+
+MOST_PADDING: Final = {"cpu": 0.02}
+"""Both contexts share one forward pass where that pads them by no more than this share; a CPU gains next to nothing by it."""
+MOST_PADDING_ELSEWHERE: Final = 0.15
+"""The same on a GPU, which is seldom full."""
+
+LEAST_SAVED: Final = 0.3
+"""Responses to one prompt share its computation where that saves at least this share of the tokens."""
+
+
+def collect(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    names: Sequence[str],
+    context: Context,
+    span: Span,
+    *,
+    steering: Steering | None = None,
+    alpha: float = 1.0,
+    arriving: bool = False,
+    token_budget: int = TOKEN_BUDGET,
+    progress: bool = False,
+) -> dict[str, Float[Tensor, "token ..."]]:
+    """Activations at hook points on the span, from one teacher-forced pass over all triplets in one context.
+
+    Args:
+        model: The model.
+        triplets: Prompt pairs with responses.
+        names: Hook names.
+        context: Which prompt the responses are read after.
+        span: Which tokens to keep.
+        steering: A replacement or a plan to steer with over its own span, if any.
+        alpha: Its strength.
+        arriving: Where the replacement acts, read what arrives there instead of what the model goes on with.
+        token_budget: Most tokens in a batch, padding included.
+        progress: Show a progress bar.
+
+    Returns:
+        Hook name to `[token, …]` on the CPU, rows in the order of `token_table`.
+    """
+    check_triplets(model, triplets)
+    gathered = Rows(triplets, span)
+    bar = tqdm(total=len(triplets), desc=f"read {context}", unit="triplet", disable=not progress)
+    with bar:
+        for indices in length_batches(triplets, token_budget):
+            chosen = [triplets[index] for index in indices]
+            found = read_batch(
+                model,
+                chosen,
+                [] if arriving else names,
+                context,
+                span,
+                steering=steering,
+                alpha=alpha,
+                arriving=names if arriving else (),
+            )
+            take = gathered.of(indices)
+            for name, rows in (found.arriving if arriving else found.rows).items():
+                take(name, rows)
+            bar.update(len(indices))
+    return {name: gathered.tensors[name] for name in names}
+
+
+class Rows:
+    """Tensors with one row a token in the order of the triplets, filled batch by batch in any order."""
+
+    def __init__(self, triplets: Sequence[Triplet], span: Span, dtype: torch.dtype | None = None) -> None:
+        """Know where each triplet's rows begin; numbers are kept as `dtype`, or as they come."""
+        self.counts = row_counts(triplets, span)
+        self.offsets = [0]
+        for count in self.counts:
+            self.offsets.append(self.offsets[-1] + count)
+        self.tensors: dict[str, Tensor] = {}
+        self._dtype = dtype
+
+    def of(self, indices: Sequence[int]) -> Take:
+        """What puts a batch's rows, triplet after triplet of `indices`, where they belong, on the CPU."""
+        into = torch.cat([torch.arange(self.offsets[index], self.offsets[index + 1]) for index in indices])
+
+        def take(name: str, rows: Float[Tensor, "token ..."]) -> None:
+            if name not in self.tensors:
+                self.tensors[name] = torch.empty(self.offsets[-1], *rows.shape[1:], dtype=self._dtype or rows.dtype)
+            self.tensors[name].index_copy_(0, into, rows.to("cpu", self.tensors[name].dtype))
+
+        return take
+
+
+def row_counts(triplets: Sequence[Triplet], span: Span) -> list[int]:
+    """How many tokens each triplet has on a span."""
+    return [triplet.pair.span_length(span) + len(triplet.response_ids) for triplet in triplets]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an instruction changes at hook points, read batch by batch; what is done with it is the destination's."""
+
+    model: HookedModel
+    """The model."""
+    triplets: Sequence[Triplet]
+    """Prompt pairs with responses."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Name to the shape of one token's row. An attention pattern has two: its own name, and one for the instruction's columns."""
+    dtype: torch.dtype
+    """Type in which the model computes."""
+    span: Span
+    """Which tokens are read."""
+    difference: Difference
+    """Which difference is taken."""
+    token_budget: int
+    """Most tokens in a batch, padding included."""
+    progress: bool
+    """Whether a progress bar is wanted."""
+
+    @property
+    def hooks(self) -> list[str]:
+        """Names of the hook points to read."""
+        return [name for name in self.shapes if not name.endswith(INSTRUCTION)]
+
+    def bar(self, tokens: int | None = None) -> Any:
+        """A progress bar over the tokens of all triplets, or over as many as are said."""
+        total = sum(row_counts(self.triplets, self.span)) if tokens is None else tokens
+        return tqdm(total=total, desc="capture", unit="token", unit_scale=True, disable=not self.progress)
+
+    def batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
+        """Put some triplets together for `read`: of like length, or by prompt where the responses to one share its computation."""
+        triplets = [self.triplets[index] for index in chosen]
+        for batch in length_batches(triplets, self.token_budget, by_prompt=self._shares_prompts(triplets)):
+            yield [chosen[place] for place in batch]
+
+    def read(self, indices: Sequence[int], take: Take) -> None:
+        """Read one batch, and hand over the rows of its spans hook point by hook point, on the model's device, as they come to be known.
+
+        Nothing is kept of the model's activations but what is still to be subtracted, and blocks behind the last hook point are not run.
+        """
+        triplets = [self.triplets[index] for index in indices]
+        device = device_of(self.model)
+        make = suffix_batch if self._shares_prompts(triplets) else context_batch
+        base, steered = (make(triplets, context, self.span, device) for context in ("base", "steered"))
+        columns = self._pattern_columns(triplets, device)
+
+        def subtract(name: str, before: Tensor, after: Tensor) -> None:
+            for part, rows in _difference(name, before, after, columns).items():
+                take(part, rows)
+
+        if self.difference == "local":
+            self._local(base, steered, subtract)
+        else:
+            self._accumulated(base, steered, subtract)
+
+    def _pattern_columns(self, triplets: Sequence[Triplet], device: torch.device) -> PatternColumns | None:
+        for name in self.hooks:
+            if is_pattern(name):
+                keys, instruction_keys = self.shapes[name][-1], self.shapes[f"{name}{INSTRUCTION}"][-1]
+                return PatternColumns.of(triplets, self.span, keys, instruction_keys, device)
+        return None
+
+    def _shares_prompts(self, triplets: Sequence[Triplet]) -> bool:
+        if any(is_pattern(name) for name in self.hooks):
+            return False  # the columns of a pattern are all of the context
+        whole = computed = 0
+        seen: set[tuple[int, ...]] = set()
+        for triplet in triplets:
+            kept = triplet.pair.span_length(self.span)
+            for ids in (triplet.pair.base_ids, triplet.pair.steered_ids):
+                prefix = len(ids) - kept
+                if prefix == 0:
+                    return False
+                whole += len(ids) + len(triplet.response_ids)
+                computed += kept + len(triplet.response_ids) + (prefix if ids not in seen else 0)
+                seen.add(ids)
+        return computed <= (1 - LEAST_SAVED) * whole
+
+    def _accumulated(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
+        left = set(self.hooks)  # HookedTransformer fires the points of a LayerNorm once each for queries, keys and values
+        if base.prefix is None and _fit_together(base, steered):
+            both = side_by_side(base, steered)
+            in_base, in_steered = both.rows.chunk(2)
+
+            def subtract_halves(name: str) -> Any:
+                def hook(activation: Tensor, hook: Any) -> None:
+                    if name in left:
+                        left.remove(name)
+                        subtract(name, *(gather(activation, both, these, name) for these in (in_base, in_steered)))
+
+                return hook
+
+            self._run(both, [(name, subtract_halves(name)) for name in self.hooks])
+            return
+        held: dict[str, Tensor] = {}
+        self._run(base, [(name, keep(held, name, base)) for name in self.hooks])
+
+        def subtract_held(name: str) -> Any:
+            def hook(activation: Tensor, hook: Any) -> None:
+                if name in held:
+                    subtract(name, held.pop(name), gather(activation, steered, steered.rows, name))
+
+            return hook
+
+        self._run(steered, [(name, subtract_held(name)) for name in self.hooks])
+
+    def _local(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
+        """Every block's output on the span is replaced by the prompt-steered one, so that each block starts from the right input."""
+        depth = layers_needed(self.hooks)
+        outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(self.model.cfg.n_layers if depth is None else depth)]
+        wanted: dict[str, Tensor] = {}
+        self._run(steered, [(name, keep(wanted, name, steered)) for name in dict.fromkeys([*self.hooks, *outputs])])
+
+        def replace(name: str) -> Any:
+            def hook(activation: Tensor, hook: Any) -> Tensor:
+                replaced = activation.clone()
+                replaced.flatten(0, 1)[base.rows.to(replaced.device)] = wanted[name].to(replaced.device)
+                return replaced
+
+            return hook
+
+        reached: dict[str, Tensor] = {}
+        # At a block's output the reading hook comes first: it sees what the block itself made.
+        reading = [(name, keep(reached, name, base)) for name in self.hooks]
+        self._run(base, [*reading, *((name, replace(name)) for name in outputs)])
+        for name in self.hooks:
+            subtract(name, reached.pop(name), wanted.pop(name))
+
+    def _run(self, batch: ContextBatch, hooks: list[tuple[str, Any]]) -> None:
+        depth = layers_needed([name for name, _ in hooks])
+        if batch.prefix is None:
+            with hooked(self.model, hooks):
+                forward(self.model, batch.tokens, batch.mask, depth)
+            return
+        decoder = Decoder(self.model, len(batch.prefix.tokens))
+        decoder.step(batch.prefix.tokens, batch.prefix.mask, depth)
+        decoder.select(batch.prefix.owner)
+        with hooked(self.model, hooks):
+            decoder.step(batch.tokens, torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1), depth)
+
+
+def _fit_together(base: ContextBatch, steered: ContextBatch) -> bool:
+    short, long = sorted((base.tokens.shape[1], steered.tokens.shape[1]))
+    return short >= (1 - MOST_PADDING.get(base.tokens.device.type, MOST_PADDING_ELSEWHERE)) * long
+
+
+def side_by_side(base: ContextBatch, steered: ContextBatch) -> ContextBatch:
+    """Both contexts of some triplets as one batch, the base sequences first, padded on the right to one width."""
+    width = max(base.tokens.shape[1], steered.tokens.shape[1])
+    parts = [
+        torch.cat([torch.nn.functional.pad(values, (0, width - values.shape[1])) for values in pair])
+        for pair in ((base.tokens, steered.tokens), (base.mask, steered.mask), (base.span, steered.span))
+    ]
+    return ContextBatch(parts[0], parts[1], parts[2], torch.cat([base.start, steered.start]))
+
+
+def _difference(name: str, base: Tensor, steered: Tensor, columns: PatternColumns | None) -> dict[str, Tensor]:
+    """What changed; `steered` is written over."""
+    if columns is not None and is_pattern(name):
+        changed, on_instruction = columns.align(base, steered)
+        return {name: changed, f"{name}{INSTRUCTION}": on_instruction}
+    return {name: steered.sub_(base)}

@@ -1,0 +1,269 @@
+"""Statistics of differences, gathered batch by batch in memory that does not grow with the number of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from psr_lens._utils.html_table import table
+from psr_lens.activations.paired_passes import Reading, row_counts
+from psr_lens.errors import InputError
+from psr_lens.prompts import Span
+
+BINS_PER_DECADE: Final = 128
+"""Resolution of the histogram of ‖Δ‖: quantiles are right to 1 %."""
+DECADES: Final = (-12, 12)
+"""Range of the histogram, as powers of ten; what lies outside counts at its ends."""
+EXACT_WIDTH: Final = 512
+"""Widest activation whose second moments are kept whole; wider ones are sketched."""
+SKETCH_WIDTH: Final = 96
+"""Columns of the sketch of wider ones."""
+
+
+class SecondMoments:
+    """ΔᵀΔ summed over tokens: whole for narrow activations, else a sketch that keeps its leading directions.
+
+    The sketch is `ΔᵀΔ Ω` with a fixed random `Ω` of orthonormal columns, from which the leading eigenpairs follow by Nyström's formula
+    (Tropp, Yurtsever, Udell & Cevher 2017, arXiv 1706.05736, algorithm 3). It is nearly exact where few directions hold most of the
+    energy, as they do here, and never claims more energy for them than there is.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Start empty."""
+        self.energy = 0.0
+        self._test = _test_matrix(width) if width > EXACT_WIDTH else None
+        self._sum = torch.zeros(width, width if self._test is None else SKETCH_WIDTH, dtype=torch.float64)
+
+    def add(self, rows: Float[Tensor, "token width"]) -> None:
+        """Take in some tokens."""
+        self.energy += float(rows.square().sum(dtype=torch.float64))
+        right = rows if self._test is None else rows @ _test_copy(rows.shape[1], rows.device, rows.dtype)
+        self._sum += (rows.T @ right).cpu()
+
+    def leading(self, rank: int) -> tuple[Float[Tensor, " rank"], Float[Tensor, "rank width"]]:
+        """The largest eigenvalues of ΔᵀΔ (squared singular values of Δ) and their unit directions."""
+        if self._test is None:
+            values, vectors = torch.linalg.eigh(self._sum)
+            return values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank].T
+        if not self.energy:
+            return torch.zeros(min(rank, SKETCH_WIDTH)), self._test.T[:rank]
+        # The shift keeps the Cholesky factor from breaking down; what it adds is taken off again.
+        shift = self.energy * len(self._sum) ** 0.5 * torch.finfo(torch.float32).eps
+        shifted = self._sum + shift * self._test
+        core = self._test.T @ shifted
+        factor = torch.linalg.cholesky((core + core.T) / 2)
+        vectors, values, _ = torch.linalg.svd(
+            torch.linalg.solve_triangular(factor.T, shifted, upper=True, left=False), full_matrices=False
+        )
+        return (values.square() - shift).clamp(min=0)[:rank], vectors[:, :rank].T
+
+
+@lru_cache(maxsize=16)
+def _test_copy(width: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "width column"]:
+    """Ω where rows are, in their type: every batch and hook point of that width needs it."""
+    return _test_matrix(width).to(device, dtype)
+
+
+@lru_cache(maxsize=16)
+def _test_matrix(width: int) -> Float[Tensor, "width column"]:
+    """The fixed Ω of the sketch."""
+    random = torch.randn(width, SKETCH_WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(random).Q
+    return basis
+
+
+@dataclass(frozen=True)
+class HookStatistics:
+    """What is known of the differences at one hook point, over one group of tokens."""
+
+    tokens: int
+    """Number of tokens."""
+    mean: Float[Tensor, "*shape"]
+    """Mean difference, of the shape of one token's activation."""
+    mean_strength: float
+    """Mean of ‖Δ‖."""
+    mean_cosine: float
+    """Mean cosine of a token's Δ to the mean difference; tokens with Δ = 0 count as 0."""
+    energy: float
+    """Σ‖Δ‖² over tokens."""
+    first_position: int
+    """Place in the response of the first entry of the fields by position; −1 is the last prompt token."""
+    tokens_by_position: Int[Tensor, " position"]
+    """Number of tokens at each place in the response."""
+    strength_by_position: Float[Tensor, " position"]
+    """Mean of ‖Δ‖ at each place in the response; NaN where no token stood."""
+    histogram: Int[Tensor, " bin"]
+    """Tokens by ‖Δ‖, in bins of equal width on a log scale; the first is for Δ = 0."""
+    singular_values: Float[Tensor, " rank"]
+    """Largest singular values of the differences, tokens as rows."""
+    directions: Float[Tensor, "rank width"]
+    """Their right singular vectors, over the flattened activation."""
+
+    def quantile(self, q: float) -> float:
+        """The smallest ‖Δ‖ that at least a share `q` of the tokens stays within, right to 1 %.
+
+        Raises:
+            InputError: `q` is not between 0 and 1.
+        """
+        if not 0 <= q <= 1:
+            raise InputError("q", q, "a number from 0 to 1")
+        wanted = max(1, math.ceil(q * self.tokens - 1e-9))  # without the rounding error of the product
+        place = int(torch.searchsorted(self.histogram.cumsum(0), torch.tensor(wanted)))
+        return float(10 ** (DECADES[0] + (place - 0.5) / BINS_PER_DECADE)) if place else 0.0
+
+    def rank_share(self, rank: int) -> float:
+        """Share of the energy in the first `rank` singular directions; NaN if there is no energy.
+
+        Raises:
+            InputError: more directions are asked for than were kept.
+        """
+        if not 1 <= rank <= len(self.singular_values):
+            raise InputError("rank", rank, f"1 to {len(self.singular_values)}", "Capture with `Statistics(rank=…)` to keep more.")
+        return float(self.singular_values[:rank].double().square().sum()) / self.energy if self.energy else float("nan")
+
+
+class _Running:
+    """The sums behind one `HookStatistics`."""
+
+    def __init__(self, shape: tuple[int, ...], first_position: int, positions: int) -> None:
+        self.shape, self.first_position = shape, first_position
+        width = torch.Size(shape).numel()
+        self.tokens = 0
+        self.total = torch.zeros(width, dtype=torch.float64)
+        self.total_unit = torch.zeros(width, dtype=torch.float64)
+        self.strength = torch.zeros(positions, dtype=torch.float64)
+        self.count = torch.zeros(positions, dtype=torch.long)
+        self.histogram = torch.zeros((DECADES[1] - DECADES[0]) * BINS_PER_DECADE + 1, dtype=torch.long)
+        self.moments = SecondMoments(width)
+
+    def add(self, rows: Float[Tensor, "token ..."], positions: Int[Tensor, " token"]) -> None:
+        flat = rows.flatten(1) if rows.dtype == torch.float64 else rows.flatten(1).float()
+        norms = torch.linalg.vector_norm(flat, dim=1)
+        self.tokens += len(flat)
+        self.total += flat.sum(0).to("cpu", torch.float64)
+        self.total_unit += ((1 / norms).nan_to_num(posinf=0) @ flat).to("cpu", torch.float64)
+        strength = norms.to("cpu", torch.float64)
+        self.strength.index_add_(0, positions - self.first_position, strength)
+        self.count += torch.bincount(positions - self.first_position, minlength=len(self.count))
+        bins = ((strength.log10() - DECADES[0]) * BINS_PER_DECADE).floor().clamp(0, len(self.histogram) - 2).long() + 1
+        self.histogram += torch.bincount(bins.where(strength > 0, 0), minlength=len(self.histogram))
+        self.moments.add(flat)
+
+    def finish(self, rank: int) -> HookStatistics:
+        mean = self.total / self.tokens
+        length = float(mean.norm()) * self.tokens
+        values, directions = self.moments.leading(rank)
+        seen = int(self.count.nonzero().max()) + 1
+        return HookStatistics(
+            self.tokens,
+            mean.reshape(self.shape).float(),
+            float(self.strength.sum()) / self.tokens,
+            float(self.total_unit @ mean) / length if length else 0.0,
+            self.moments.energy,
+            self.first_position,
+            self.count[:seen].clone(),
+            (self.strength / self.count)[:seen].float(),
+            self.histogram,
+            values.sqrt().float(),
+            directions.float().clone(),
+        )
+
+
+@dataclass(frozen=True)
+class CapturedStatistics:
+    """Statistics of Δ at every captured hook point, over all tokens and by group; `statistics[name]` is one hook point's."""
+
+    overall: Mapping[str, HookStatistics]
+    """Hook name to the statistics over all tokens."""
+    by_group: Mapping[str, Mapping[str, HookStatistics]]
+    """Group (a trait, say) to hook name to statistics; empty if no groups were given."""
+    span: Span
+    """Which tokens were taken in."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                found.tokens,
+                found.mean_strength,
+                found.quantile(0.5),
+                found.quantile(0.99),
+                found.mean_cosine,
+                found.rank_share(1),
+            )
+            for name, found in self.overall.items()
+        ]
+        head = ("hook point", "tokens", "mean ‖Δ‖", "median", "99 % within", "cosine to the mean", "energy in one direction")
+        return table(head, rows, f"Δ on the span {self.span}" + (f", groups {', '.join(self.by_group)}" if self.by_group else ""))
+
+    def __getitem__(self, name: str) -> HookStatistics:
+        """The statistics over all tokens at one hook point.
+
+        Raises:
+            InputError: that hook point was not captured.
+        """
+        if name not in self.overall:
+            raise InputError("hook", repr(name), f"one of those captured: {', '.join(self.overall)}")
+        return self.overall[name]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A destination of `capture` that keeps statistics only; what it holds does not grow with the number of triplets."""
+
+    groups: Sequence[str] | None = None
+    """The trait, or another group, of each triplet; statistics are then kept for each group too."""
+    rank: int = 16
+    """How many singular directions to give at each hook point."""
+
+    def receive(self, reading: Reading) -> CapturedStatistics:
+        """Read everything, batch by batch.
+
+        Raises:
+            InputError: not one group a triplet, or a rank below 1.
+        """
+        if self.groups is not None and len(self.groups) != len(reading.triplets):
+            raise InputError("groups", f"{len(self.groups)} of them", f"one for each of {len(reading.triplets)} triplets")
+        if self.rank < 1:
+            raise InputError("rank", self.rank, "at least 1")
+        counts = row_counts(reading.triplets, reading.span)
+        before = [triplet.pair.span_length(reading.span) for triplet in reading.triplets]
+        first, last = -max(before), max(len(triplet.response_ids) for triplet in reading.triplets)
+
+        def start() -> dict[str, _Running]:
+            return {name: _Running(shape, first, last - first) for name, shape in reading.shapes.items()}
+
+        overall = start()
+        by_group = {group: start() for group in dict.fromkeys(self.groups or ())}
+        with reading.bar() as bar:
+            for indices in reading.batches(range(len(reading.triplets))):
+                positions = torch.cat([torch.arange(-before[index], counts[index] - before[index]) for index in indices])
+                owner = torch.tensor(indices).repeat_interleave(torch.tensor([counts[index] for index in indices]))
+                members = (
+                    {
+                        group: torch.tensor([self.groups[index] == group for index in owner.tolist()])
+                        for group in dict.fromkeys(self.groups[index] for index in indices)
+                    }
+                    if self.groups
+                    else {}
+                )
+
+                def take(name: str, rows: Tensor, positions: Tensor = positions, members: dict[str, Tensor] = members) -> None:
+                    overall[name].add(rows, positions)
+                    for group, mine in members.items():
+                        by_group[group][name].add(rows[mine.to(rows.device)], positions[mine])
+
+                reading.read(indices, take)
+                bar.update(len(owner))
+        return CapturedStatistics(
+            {name: running.finish(self.rank) for name, running in overall.items()},
+            {group: {name: each.finish(self.rank) for name, each in found.items()} for group, found in by_group.items()},
+            reading.span,
+        )

@@ -1,0 +1,368 @@
+"""What a store of captured differences is on disk: its spec, the plan of its shards, and its manifest.
+
+A folder holds `manifest.json`, `triplets.jsonl`, `tokens.safetensors` and `shard-00000.safetensors` onwards. The manifest is the spec, a
+checksum of the triplets and a digest of itself; every safetensors file carries that digest, its own name and a checksum for each tensor.
+So all bytes follow from the spec and the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args
+
+import torch
+import xxhash
+from safetensors.torch import load_file
+from torch import Tensor
+
+from psr_lens._utils.digests import digest_of, raw_bytes
+from psr_lens.activations.paired_passes import Difference
+from psr_lens.activations.store.files import RESUME, Layout, verify_file
+from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards
+from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
+from psr_lens.errors import ArtifactError, InputError
+from psr_lens.models import HookedModel, fingerprint, tokenizer_of
+from psr_lens.prompts import Span, TokenTable, Triplet, token_table
+
+StoreDtype = Literal["float32", "bfloat16", "float16"]
+"""How numbers are stored."""
+
+FORMAT: Final = 1
+MANIFEST_FILE: Final = "manifest.json"
+TOKENS_FILE: Final = "tokens.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class StoreSpec:
+    """All that is known of a store before a number is in it; two specs are equal where their digests are."""
+
+    model: Mapping[str, Any]
+    """Fingerprint of the model that was read."""
+    tokenizer: str
+    """Fingerprint of its tokenizer (`tokenizer_fingerprint`), empty if unknown."""
+    hooks: Mapping[str, tuple[int, ...]]
+    """Hook name to the shape of one token's activation there, e.g. `(d_model,)` or `(head, d_head)`, in the model's order."""
+    dtype: StoreDtype
+    """How numbers are stored."""
+    span: Span
+    """Which tokens were captured."""
+    difference: Difference
+    """Which difference was taken."""
+    triplets: tuple[Triplet, ...]
+    """The triplets that were read, in the order of their rows."""
+    groups: tuple[str, ...]
+    """The trait, or another group, of every triplet; empty strings where there is none."""
+    tokens: TokenTable
+    """What each row is."""
+    shard_bytes: int = SHARD_BYTES
+    """Most bytes of tensors in a shard, unless a single triplet has more."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How the capture was made; JSON only."""
+    format: int = FORMAT
+    """Version of the store's format."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that cannot belong together."""
+        _check_spec(self)
+
+    @classmethod
+    def of(
+        cls,
+        model: HookedModel,
+        triplets: Sequence[Triplet],
+        hooks: Mapping[str, Sequence[int]],
+        *,
+        dtype: StoreDtype = "float32",
+        span: Span = "R",
+        difference: Difference = "accumulated",
+        groups: Sequence[str] | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        settings: Mapping[str, Any] | None = None,
+    ) -> StoreSpec:
+        """The spec of a capture of `triplets` on `model`; see the fields for the arguments.
+
+        Raises:
+            InputError: parts that cannot belong together, e.g. as many groups as triplets are not given.
+            ModelError: the model has no tokenizer.
+        """
+        return cls(
+            fingerprint(model),
+            tokenizer_fingerprint(tokenizer_of(model)),
+            {name: tuple(shape) for name, shape in hooks.items()},
+            dtype,
+            span,
+            difference,
+            tuple(triplets),
+            ("",) * len(triplets) if groups is None else tuple(groups),
+            token_table(model, triplets, span),
+            shard_bytes,
+            dict(settings or {}),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both describe the same store."""
+        return isinstance(other, StoreSpec) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        """The same for equal specs."""
+        return hash(self.digest)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Type of the stored tensors."""
+        return cast(torch.dtype, getattr(torch, self.dtype))
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Identity of every triplet (`triplet_id`)."""
+        return tuple(map(triplet_id, self.triplets))
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens of every triplet, at least one each."""
+        return tuple(triplet.pair.span_length(self.span) + len(triplet.response_ids) for triplet in self.triplets)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First row of every triplet, and at the end the number of rows."""
+        starts = [0]
+        for count in self.counts:
+            starts.append(starts[-1] + count)
+        return tuple(starts)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one row at all hook points together."""
+        numbers = sum(torch.Size(shape).numel() for shape in self.hooks.values())
+        return numbers * self.torch_dtype.itemsize
+
+    @cached_property
+    def shards(self) -> tuple[ShardRange, ...]:
+        """Which triplets and rows each shard holds."""
+        return plan_shards(self.counts, self.bytes_per_token, self.shard_bytes)
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The manifest but for its digest, as JSON has it."""
+        return _content(self)
+
+    @cached_property
+    def digest(self) -> str:
+        """xxh3_128 of the content, in hexadecimal."""
+        return digest_of(self.content)
+
+
+def _check_spec(spec: StoreSpec) -> None:
+    if not spec.hooks:
+        raise InputError("hooks", "none", "at least one hook point")
+    for name, shape in spec.hooks.items():
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            raise InputError(f"hooks[{name!r}]", shape, "the shape of one token's activation, of whole numbers from 1")
+    for argument, allowed in (("dtype", StoreDtype), ("span", Span), ("difference", Difference)):
+        if getattr(spec, argument) not in get_args(allowed):
+            raise InputError(argument, repr(getattr(spec, argument)), f"one of {', '.join(get_args(allowed))}")
+    if not spec.triplets:
+        raise InputError("triplets", "none", "at least one triplet")
+    if len(spec.groups) != len(spec.triplets):
+        raise InputError("groups", f"{len(spec.groups)} of them", f"one for each of {len(spec.triplets)} triplets")
+    for index, (triplet, count) in enumerate(zip(spec.triplets, spec.counts, strict=True)):
+        if count < 1:
+            raise InputError(f"triplets[{index}]", "no token in the span", "at least one", "Drop it.")
+        if not (math.isfinite(triplet.trait) and math.isfinite(triplet.coherence)):
+            raise InputError(f"triplets[{index}]", f"scores {triplet.trait} and {triplet.coherence}", "finite numbers", "Drop it.")
+    ids, owners, positions = _span_rows(spec)
+    same = (spec.tokens.token_ids.tolist(), spec.tokens.triplet.tolist(), spec.tokens.position.tolist()) == (ids, owners, positions)
+    if not same or len(spec.tokens) != len(ids):
+        raise InputError(
+            "tokens", f"{len(spec.tokens)} rows", f"the {len(ids)} rows of the triplets' span {spec.span}, in their order"
+        )
+    if spec.shard_bytes < 1:
+        raise InputError("shard_bytes", spec.shard_bytes, "at least 1")
+    for argument in ("model", "settings"):
+        value = dict(getattr(spec, argument))
+        try:
+            same = json.loads(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise InputError(argument, value, "what JSON can hold: texts, numbers, lists, dictionaries with text keys")
+
+
+def _span_rows(spec: StoreSpec) -> tuple[list[int], list[int], list[int]]:
+    """Token id, triplet and position of every row, as the triplets have them."""
+    ids: list[int] = []
+    owners: list[int] = []
+    positions: list[int] = []
+    for index, triplet in enumerate(spec.triplets):
+        kept = triplet.pair.span_length(spec.span)
+        ids += [*triplet.pair.base_ids[len(triplet.pair.base_ids) - kept :], *triplet.response_ids]
+        owners += [index] * (kept + len(triplet.response_ids))
+        positions += range(-kept, len(triplet.response_ids))
+    return ids, owners, positions
+
+
+# --- identities -------------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """xxh3_128 of what decides which ids a text gets; 32 hexadecimal digits.
+
+    Padding, truncation and the special tokens set around a text are left out: they are settings of a call, which TransformerLens
+    changes as it works, and prompts here place their special tokens themselves.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        return digest_of({key: value for key, value in content.items() if key not in ("padding", "truncation", "post_processor")})
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    return digest_of([sorted(tokenizer.get_vocab().items()), sorted(special.items())])
+
+
+# --- the manifest -----------------------------------------------------------------------------------------------------------
+
+
+def _content(spec: StoreSpec) -> dict[str, Any]:
+    tokens = token_tensors(spec)
+    return {
+        "format": spec.format,
+        "model": dict(spec.model),
+        "tokenizer": spec.tokenizer,
+        "hooks": [{"name": name, "shape": list(shape)} for name, shape in spec.hooks.items()],
+        "dtype": spec.dtype,
+        "span": spec.span,
+        "difference": spec.difference,
+        "triplets": [
+            {"id": identity, "tokens": count, "group": group}
+            for identity, count, group in zip(spec.ids, spec.counts, spec.groups, strict=True)
+        ],
+        "triplets_file": xxhash.xxh3_128_hexdigest(triplets_bytes(spec.triplets)),
+        "tokens": {name: xxhash.xxh3_128_hexdigest(raw_bytes(tensor)) for name, tensor in tokens.items()},
+        "vocabulary": _vocabulary(spec.tokens),
+        "shard_bytes": spec.shard_bytes,
+        "shards": [
+            {"file": shard.file, "first_triplet": shard.triplets.start, "triplets": len(shard.triplets), "tokens": len(shard.rows)}
+            for shard in spec.shards
+        ],
+        "settings": dict(spec.settings),
+    }
+
+
+def _vocabulary(tokens: TokenTable) -> list[str]:
+    return sorted(set(tokens.strings))
+
+
+def token_tensors(spec: StoreSpec) -> dict[str, Tensor]:
+    """What `tokens.safetensors` holds: ids, positions and places in the manifest's `vocabulary`, one a row, int32."""
+    place = {text: index for index, text in enumerate(_vocabulary(spec.tokens))}
+    return {
+        "token_ids": spec.tokens.token_ids.to("cpu", torch.int32),
+        "position": spec.tokens.position.to("cpu", torch.int32),
+        "string": torch.tensor([place[text] for text in spec.tokens.strings], dtype=torch.int32),
+    }
+
+
+def manifest_bytes(spec: StoreSpec) -> bytes:
+    """The manifest's file."""
+    return _manifest_text(spec.digest, spec.content).encode()
+
+
+def _manifest_text(digest: str | None, content: Mapping[str, Any]) -> str:
+    return json.dumps({"digest": digest, **content}, indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The content of a manifest, its digest checked and taken off.
+
+    Raises:
+        ArtifactError: no such file, not JSON, of another format, or changed since it was written.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(f"{path}: no such file, so this is no store. Give the folder that `capture` wrote.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: cannot be read as JSON ({error}). Delete this file. {RESUME}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise ArtifactError(f"{path}: has format {found}, this version reads up to {FORMAT}. Update psr_lens.")
+    if found != FORMAT:
+        raise ArtifactError(f"{path}: has format {found!r}, which is none of a store's. Give the folder that `capture` wrote.")
+    digest = content.pop("digest", None)
+    if digest != digest_of(content) or text != _manifest_text(digest, content):
+        raise ArtifactError(f"{path}: is not what was written, by its own digest. Delete this file. {RESUME}")
+    return cast(dict[str, Any], content)
+
+
+def read_spec(folder: Path) -> StoreSpec:
+    """The spec of a store, from its manifest, its triplets and its token file.
+
+    Raises:
+        ArtifactError: one of them is missing, damaged, of a newer format or of another store.
+    """
+    content = read_manifest(folder / MANIFEST_FILE)
+    try:
+        spec = _spec(folder, content)
+        belongs = spec.content == content
+    except ArtifactError:  # is a ValueError too
+        raise
+    except (KeyError, IndexError, TypeError, ValueError):
+        belongs = False
+    if not belongs:
+        raise ArtifactError(f"{folder / MANIFEST_FILE}: its parts do not belong together. Capture into another folder.")
+    return spec
+
+
+def _spec(folder: Path, content: Mapping[str, Any]) -> StoreSpec:
+    path, counts = folder / TOKENS_FILE, [int(each["tokens"]) for each in content["triplets"]]
+    verify_file(path, _tokens_layout(digest_of(content), sum(counts)))
+    held = {name: tensor.long() for name, tensor in load_file(path).items()}
+    strings = tuple(content["vocabulary"][place] for place in held["string"].tolist())
+    owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return StoreSpec(
+        content["model"],
+        content["tokenizer"],
+        {each["name"]: tuple(each["shape"]) for each in content["hooks"]},
+        content["dtype"],
+        content["span"],
+        content["difference"],
+        read_triplets(folder / TRIPLETS_FILE, content["triplets_file"]),
+        tuple(each["group"] for each in content["triplets"]),
+        TokenTable(held["token_ids"], strings, owners, held["position"]),
+        content["shard_bytes"],
+        content["settings"],
+    )
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], there: str = "there", here: str = "asked") -> str:
+    """What differs between two manifests' contents, in words: `dtype ("float32" there, "bfloat16" asked)`."""
+    parts = []
+    for key in sorted({*found, *wanted}):
+        if found.get(key) == wanted.get(key):
+            continue
+        one, other = (json.dumps(content.get(key)) for content in (found, wanted))
+        parts.append(f"{key} ({one} {there}, {other} {here})" if len(one) + len(other) < 160 else key)
+    return ", ".join(parts)
+
+
+# --- the files beside it ----------------------------------------------------------------------------------------------------
+
+
+def shard_layout(spec: StoreSpec, number: int) -> Layout:
+    """The file of one shard: a tensor `[token, …]` for every hook point."""
+    shard = spec.shards[number]
+    tensors = {name: (spec.torch_dtype, (len(shard.rows), *shape)) for name, shape in spec.hooks.items()}
+    return Layout(tensors, spec.digest, f"shard {number}")
+
+
+def tokens_layout(spec: StoreSpec) -> Layout:
+    """The file of the token ids, positions and strings."""
+    return _tokens_layout(spec.digest, spec.offsets[-1])
+
+
+def _tokens_layout(store: str, rows: int) -> Layout:
+    return Layout(dict.fromkeys(("token_ids", "position", "string"), (torch.int32, (rows,))), store, "tokens")

@@ -1,0 +1,68 @@
+"""`psr-lens demo`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from psr_lens.apps.cli.common import app, console, one_line_errors
+
+if TYPE_CHECKING:
+    from psr_lens.apps.demo import DemoResult
+    from psr_lens.evaluation.scores import Scores
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the artifacts.")] = Path("demo"),
+    trait: Annotated[list[str] | None, typer.Option(help="Trait of the organism; may be given several times.")] = None,
+    model: Annotated[str, typer.Option(help="organism (Llama-like) or organism-gpt2.")] = "organism",
+    questions: Annotated[int, typer.Option(help="Held-out questions to score on, at least 100.")] = 120,
+    seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
+    static: Annotated[
+        bool, typer.Option("--static", help="Every figure as PNG and SVG too, in figures/ (needs psr-lens[static]).")
+    ] = False,
+) -> None:
+    """Fit replacements for an instruction on the shipped model, compare them with the prompt, and write a report."""
+    began = time.perf_counter()
+    with one_line_errors(), console.status("loading torch and TransformerLens") as status:
+        from psr_lens.apps.demo import DemoConfig, run_demo
+
+        config = DemoConfig(model=model, held_out_questions=questions, seed=seed)
+        results = run_demo(out, trait or ["pirate"], config, say=status.update, static=static)
+    console.print(_table(results))
+    console.print(f"[bold]{out / 'report.html'}[/]  ({time.perf_counter() - began:.0f} s)")
+
+
+def _table(results: dict[str, DemoResult]) -> Table:
+    table = Table(title="Answers to held-out questions, mean score 0–100 with 95 % bootstrap interval")
+    for heading in ("trait", "method", "alpha"):
+        table.add_column(heading)
+    for heading in ("trait score", "coherence", "n", "relative RMSE, last layer"):
+        table.add_column(heading, justify="right")
+    for trait, result in results.items():
+        for place, scores in enumerate(result.comparison.scores):
+            table.add_row(trait if place == 0 else "", *_row(scores, result))
+        if result.comparison.paraphrase_rmse is not None:
+            table.add_row("", "paraphrase", "", "", "", "", f"{float(result.comparison.paraphrase_rmse[-1]):.2f}")
+        table.add_section()
+    return table
+
+
+def _row(scores: Scores, result: DemoResult) -> list[str]:
+    def score(mean: float, interval: tuple[float, float]) -> str:
+        return f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+
+    trace = result.comparison.methods.get(scores.method)
+    return [
+        scores.method,
+        "" if scores.alpha is None else f"{scores.alpha:g}",
+        score(scores.trait, scores.trait_interval),
+        score(scores.coherence, scores.coherence_interval),
+        str(scores.n),
+        "" if trace is None else f"{float(trace.relative_rmse[-1]):.2f}",
+    ]

@@ -1,0 +1,153 @@
+"""What a run will do and about what it costs, from the model's config and tokenizer alone; nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from psr_lens.apps.pipeline import files
+from psr_lens.apps.pipeline.config import RunConfig
+from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
+from psr_lens.fitting.config import FitConfig
+from psr_lens.models.config_outline import ModelOutline, outline
+from psr_lens.models.hook_points import check_layers
+from psr_lens.prompts import PromptPairs
+from psr_lens.prompts.view import PromptView
+
+_CLOSED_PASSES: Final = {"actadd": "1 forward pass of one pair", "last_token": "2 forward passes over the prompts"}
+_TRAINED: Final = ("joint", "reft_r1")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    config: RunConfig
+    """The settings, resolved."""
+    lines: tuple[tuple[str, str], ...]
+    """What, and how much of it."""
+    view: PromptView
+    """The first pair's prompts as coloured text."""
+
+    def __str__(self) -> str:
+        """A line each."""
+        width = max(len(name) for name, _ in self.lines)
+        return "\n".join(f"{name.ljust(width)}  {text}" for name, text in self.lines)
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Say what `run` would do with these settings. It loads no weights and writes nothing.
+
+    Raises:
+        InputError: a setting or a question cannot be used, or the folder holds something else.
+        ModelError: the model's config cannot be read, or it has no tokenizer.
+    """
+    split = read_split(config)
+    found = outline(config.model)
+    config = config.resolved(found.cfg.n_layers)
+    begun = files.claim(Path(config.out), config, {"questions": split.digest(), "model_found": None}, write=False)
+    pairs = make_prompts(cast(Any, found), config, (*split.fit, *split.held_out))
+    lines = [*_model_lines(found, config), *_question_lines(split, pairs, config), *_method_lines(found, config, split, pairs)]
+    lines += [*_answer_lines(config, split, pairs), *_file_lines(config, begun)]
+    return Plan(config, tuple(lines), pairs.show(span=config.span))
+
+
+def _model_lines(found: ModelOutline, config: RunConfig) -> list[tuple[str, str]]:
+    sizes = found.cfg
+    return [
+        (
+            "model",
+            f"{found.name} ({sizes.architecture}): {sizes.n_layers} layers, width {sizes.d_model:,}, "
+            f"context of {sizes.n_ctx:,} tokens, {config.dtype}",
+        )
+    ]
+
+
+def _question_lines(split: Split, pairs: PromptPairs, config: RunConfig) -> list[tuple[str, str]]:
+    base, steered = (_range([len(pair.ids(context)) for pair in pairs]) for context in ("base", "steered"))
+    repeated = f"; {split.repeated} repeated ones left out" if split.repeated else ""
+    return [
+        (
+            "questions",
+            f"{len(pairs)} from {config.questions}: {len(split.fit)} to learn from, {len(split.held_out)} held out, "
+            f"split by seed {config.seed}{repeated}",
+        ),
+        ("prompts", f"{base} tokens, {steered} with the instruction"),
+        ("judge", "none: every response is learned from, and nothing is scored" if config.judge is None else str(config.judge)),
+    ]
+
+
+def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: PromptPairs) -> list[tuple[str, str]]:
+    longest = int(config.sampling["max_new_tokens"])
+    sampled = f"{len(split.fit)} under the prompt, at most {len(split.fit) * longest:,} tokens"
+    lines = [("responses", "those of the file" if split.given else sampled)]
+    to_fit = pairs[: len(split.fit)]
+    tokens = sum(pair.span_length(config.span) for pair in to_fit) + len(to_fit) * longest
+    for name, settings in config.fits().items():
+        layers = check_layers(cast(Any, found), settings.layers)
+        kind = "attn.hook_z" if settings.hook == "z" else f"hook_{settings.hook}"
+        where = f"blocks.{layers[0]}.{kind}" if len(layers) == 1 else f"blocks.{{{_layers(layers)}}}.{kind}"
+        width = found.cfg.d_model
+        parameters = len(layers) * settings.rank * (2 * width + 1) * 4
+        lines.append((f"fit {name}", f"{settings.solver}, rank {settings.rank}, span {settings.span}, at {where}"))
+        lines.append(
+            (
+                "",
+                f"{_passes(settings)}; {_size(4 * width)} a token and hook point, at most {_size(2 * tokens * 4 * width)} of activations "
+                f"a hook point; an artifact of {_size(parameters)}",
+            )
+        )
+    return lines
+
+
+def _answer_lines(config: RunConfig, split: Split, pairs: PromptPairs) -> list[tuple[str, str]]:
+    held, methods = len(split.held_out), len(config.methods)
+    longest = int(config.sampling["max_new_tokens"])
+    told = f"{held} × {methods + 2} (none, prompt, {', '.join(config.methods)}) at α = {config.alpha:g}"
+    lines = [("answers", f"{told}: at most {held * (methods + 2) * longest:,} tokens")]
+    if config.judge is not None:
+        calibration = config.calibrated_by()
+        targets = len(calibration.targets) + calibration.at_prompt
+        most = (1 + math.ceil(math.log2(calibration.maximum)) + targets * calibration.steps) if targets else 0
+        lines.append(("scores", f"a search of at most {most} further strengths a method, {held} answers each"))
+    lines.append(("compare", f"{2 + methods + (config.paraphrase is not None)} forward passes over the held-out responses"))
+    return lines
+
+
+def _file_lines(config: RunConfig, begun: bool) -> list[tuple[str, str]]:
+    scored = ("evaluation.json", "evaluation.md") if config.judge is not None else ()
+    names = [files.REPORT_FILE, files.RESULTS_FILE, *scored, files.ANSWERS_FILE, files.SETTINGS_FILE]
+    names += [f"{files.ARTIFACTS}/{files.folder_name(name)}/" for name in config.methods]
+    there = " (begun: what is there is taken from there)" if begun else ""
+    return [("files", f"{config.out}{there}: {', '.join([*names, f'{files.KEPT}/'])}")]
+
+
+def _passes(settings: FitConfig) -> str:
+    if settings.solver in _CLOSED_PASSES:
+        return _CLOSED_PASSES[settings.solver]
+    if settings.solver in _TRAINED:
+        extra = ", 2 for its start" if settings.solver == "joint" and settings.start != "random" else ""
+        return f"{settings.epochs} epochs forward and backward, 1 forward pass for the targets{extra}"
+    polish = f", then {settings.polish_epochs} epochs forward and backward" if settings.polish_epochs else ""
+    return f"2 forward passes over the training responses{polish}"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(numbers[0])
+
+
+def _layers(layers: Sequence[int]) -> str:
+    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}–{layers[-1]}" if whole else ",".join(map(str, layers))
+
+
+def _size(count: float) -> str:
+    """A number of bytes in words."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return ""

@@ -1,8 +1,0 @@
-"""Which heads and MLPs make the difference that an instruction makes, exactly: the parts sum to it with nothing left over."""
-
-from __future__ import annotations
-
-from psr_lens.attribution.attribute import attribute
-from psr_lens.attribution.result import PARTS, Attribution, HeadReading, Sources, Split
-
-__all__ = ["PARTS", "Attribution", "HeadReading", "Sources", "Split", "attribute"]

@@ -1,0 +1,1 @@
+"""Learning replacements: `fit`, and one file a solver."""

@@ -1,0 +1,83 @@
+"""What the sequential and the local solver share: one pass over either context, in lockstep, and a regression at every layer.
+
+All passes halt at a layer, in both contexts. What arrives there in the base context are the inputs of that layer's regression, what
+arrives in the steered one gives the targets; then the passes go on, and nothing of the layer is kept but its site. So only one layer's
+activations are held at a time, and no gradient goes through the model. (Neither solver is in the paper, whose own is `joint`.)
+
+Where even one layer's activations are larger than memory, they wait in files instead (`scratch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.from_files import fit_from_files
+from psr_lens.fitting.layerwise_data import GoOn, LayerwiseData, Missing, fitted_site, halts, last_layer, steered_rows, with_rows
+from psr_lens.fitting.lockstep import lockstep
+from psr_lens.models import HookedModel, frozen
+from psr_lens.prompts import Triplet
+from psr_lens.replacement import Site
+
+
+def fit_layerwise(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    names: Sequence[str],
+    config: FitConfig,
+    go_on: GoOn,
+    *,
+    scratch: Path | None = None,
+    progress: bool,
+) -> dict[str, Site]:
+    """Fit the sites `names` one after the other, in the model's order.
+
+    Raises:
+        InputError: files cannot be written to `scratch`.
+        FitError: an activation or a site is not finite; names the hook point.
+    """
+    data = LayerwiseData.of(model, triplets, config)
+    bar = tqdm(total=len(names), desc=f"fit {config.solver}", unit="layer", disable=not progress)
+    with bar, frozen(model):
+        if scratch is not None:
+            return fit_from_files(model, data, names, config, go_on, scratch, bar)
+        return _fit_in_lockstep(model, data, names, config, go_on, bar)
+
+
+def _fit_in_lockstep(
+    model: HookedModel, data: LayerwiseData, names: Sequence[str], config: FitConfig, go_on: GoOn, bar: tqdm[None]
+) -> dict[str, Site]:
+    base, steered = data.base, data.steered
+    sites: dict[str, Site] = {}
+
+    def visit(name: str, arrived: list[Tensor]) -> list[Tensor]:
+        in_base, in_steered = arrived[: len(base)], arrived[len(base) :]
+        if name in names:
+            here = in_base[0].device  # that of the layer, where its site is fitted too
+            store = here if data.tokens <= config.regression_batch else torch.device("cpu")
+            inputs = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_base, base, strict=True)])
+            targets = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_steered, steered, strict=True)])
+            targets = targets.float() - inputs.float()
+            sites[name] = fitted_site(name, inputs, targets, torch.cat(data.alpha).to(store), config, here)
+        missing, changed = Missing(), []
+        for ours, batch, theirs, other, alpha in zip(in_base, base, in_steered, steered, data.alpha, strict=True):
+            rows, wanted = batch.rows_of(ours), other.rows_of(theirs)
+            moved = wanted
+            if name in names:
+                moved = steered_rows(rows, sites[name], alpha)
+                missing.add(rows, moved, wanted)
+            if go_on == "with the prompt's":
+                moved = wanted if name.endswith("hook_resid_post") else rows
+            changed.append(with_rows(ours, batch, moved))
+        if name in names:
+            bar.set_postfix(hook=name, error=missing, refresh=False)
+            bar.update()
+        return changed + in_steered
+
+    lockstep(model, [*base, *steered], halts(names, go_on), last_layer(names) + 1, visit)
+    return sites

@@ -1,0 +1,36 @@
+"""The local solver: every layer is fitted by itself, on the prompted model's own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.layerwise import fit_layerwise
+from psr_lens.models import HookedModel
+from psr_lens.prompts import Triplet
+from psr_lens.replacement import Site
+
+
+def fit_local(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    names: Sequence[str],
+    config: FitConfig,
+    *,
+    scratch: Path | None = None,
+    progress: bool = False,
+) -> dict[str, Site]:
+    """Fit each of the sites `names` to what its layer alone adds because of the prompt.
+
+    In the base context every block's output on the span is replaced by the prompt-steered one, so that what layer `l` makes of it is
+    `Ã_l`, and `α·ReLU(Ã_l·W + b)·Z ≈ A_{l|PS} − Ã_l = Δ_loc,l` is fitted. No site depends on another, but each is trained on perfect
+    inputs: at run time the errors of earlier layers add up.
+
+    With `scratch`, a folder, activations wait there in files, where they are larger than memory.
+
+    Raises:
+        InputError: files cannot be written to `scratch`.
+        FitError: an activation or a site is not finite; names the hook point.
+    """
+    return fit_layerwise(model, triplets, names, config, "with the prompt's", scratch=scratch, progress=progress)

@@ -1,0 +1,113 @@
+"""Forward passes of several batches that wait for each other at every hook point.
+
+A solver that works layer by layer wants to see the activations of *all* the data at one layer, decide what to add, and let the passes
+go on from there: one forward pass over the data in all. Each batch runs in a thread of its own, and only one thread runs at a time, so
+the result does not depend on timing. This needs nothing of a model but its hooks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from psr_lens.activations.batches import ContextBatch
+from psr_lens.errors import FitError
+from psr_lens.models import HookedModel, forward, hooked
+
+Visit = Callable[[str, list[Tensor]], list[Tensor]]
+"""Takes a hook name and every batch's activation `[batch, position, d_model]` there; returns what they go on with."""
+
+
+class _Stop(BaseException):
+    """Ends a pass early; not an `Exception`, so that nothing on the way catches it."""
+
+
+class _Pass(threading.Thread):
+    """One batch's forward pass, which halts at each hook point until it is told to go on."""
+
+    def __init__(self, model: HookedModel, batch: ContextBatch, stop_at_layer: int) -> None:
+        super().__init__(daemon=True)
+        self.model, self.batch, self.stop_at_layer = model, batch, stop_at_layer
+        self.name = ""
+        self.activation: Tensor | None = None
+        self.error: BaseException | None = None
+        self.abandoned = False
+        self._go, self._halted = threading.Semaphore(0), threading.Semaphore(0)
+
+    def run(self) -> None:
+        self._go.acquire()
+        if self.abandoned:
+            return
+        try:
+            with torch.no_grad():  # a setting of the thread
+                forward(self.model, self.batch.tokens, self.batch.mask, self.stop_at_layer)
+        except _Stop:
+            pass
+        except BaseException as error:  # noqa: BLE001 (raised again in the thread that waits)
+            self.error = error
+        self.activation = None
+        self._halted.release()
+
+    def advance(self) -> None:
+        """Let the pass run to its next halt or its end."""
+        self._go.release()
+        self._halted.acquire()
+        if self.error is not None:
+            raise self.error
+
+    def halt(self, name: str, activation: Tensor) -> Tensor:
+        """Called within the pass's own thread, by a hook."""
+        if self.abandoned:
+            raise _Stop
+        self.name, self.activation = name, activation
+        self._halted.release()
+        self._go.acquire()
+        if self.abandoned or self.activation is None:
+            raise _Stop
+        return self.activation
+
+    def abandon(self) -> None:
+        """End the pass where it halts."""
+        self.abandoned = True
+        self._go.release()
+        self.join()
+
+
+def lockstep(model: HookedModel, batches: Sequence[ContextBatch], names: Sequence[str], stop_at_layer: int, visit: Visit) -> None:
+    """Run one forward pass a batch, all halting at each of `names` in turn, where `visit` may change the activations.
+
+    Args:
+        model: The model, frozen by the caller.
+        batches: What to run.
+        names: Hook names in the order in which they fire, each firing once a pass.
+        stop_at_layer: First layer that need not be run.
+        visit: Called once a name.
+    """
+    passes = [_Pass(model, batch, stop_at_layer) for batch in batches]
+
+    def hook_at(name: str) -> Any:
+        def hook(activation: Tensor, hook: Any) -> Tensor | None:
+            current = threading.current_thread()
+            return current.halt(name, activation) if isinstance(current, _Pass) else None
+
+        return hook
+
+    with hooked(model, [(name, hook_at(name)) for name in names]):
+        for each in passes:
+            each.start()
+        try:
+            for name in names:
+                for each in passes:
+                    each.advance()
+                arrived = [each.activation for each in passes if each.activation is not None and each.name == name]
+                if len(arrived) < len(passes):
+                    raise FitError(f"the hook point {name} did not fire, or not in the order asked for.")
+                for each, activation in zip(passes, visit(name, arrived), strict=True):
+                    each.activation = activation
+        finally:
+            for each in passes:
+                each.abandon()

@@ -1,0 +1,137 @@
+"""ReFT-r1, the rank-1 representation fine-tuning of AxBench.
+
+Wu et al. 2025, "AxBench: Steering LLMs? Even Simple Baselines Outperform Sparse Autoencoders", arXiv 2501.17148. With one direction `w` of
+length 1 for both, what is detected at token `i` is the latent
+
+    a_i = ReLU(h_i · w)
+
+and while it trains every token is steered by the mean of the `k` largest latents of its sequence,
+
+    h_i + (1/k · Σ_{j ∈ TopK(a)} a_j) · w
+
+so that −log p(y' | x) falls, with the penalty Σ_{i ∉ TopK(a)} |a_i| on the other latents, which makes the detector sparse. At inference the
+latents are not read: `w` is added with a strength that the user sets.
+
+Ours and not the paper's are: the values of `TOP_K` and `SPARSITY`, which are a guess and were not checked against the authors' settings;
+that the latent has no bias (AxBench's is ReLU(h_i · w + b)); that the sequence is the span, R or QR; and that `alpha` 1 is the mean
+strength that training saw. So this baseline's numbers are not to be compared with those of their tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from psr_lens.activations.batches import ContextBatch, length_batches
+from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.objective import Likelihood, measured_points, read_residuals
+from psr_lens.fitting.parameters import Parameters
+from psr_lens.fitting.training import Trained, train
+from psr_lens.models import HookedModel, hooked
+from psr_lens.prompts import Triplet
+from psr_lens.replacement import Site
+from psr_lens.replacement.site import per_head
+
+TOP_K: Final = 8
+"""Latents of a sequence that make its strength; of a shorter span all. Our choice, not the paper's."""
+
+SPARSITY: Final = 0.005
+"""Weight of the penalty on the other latents. Our choice, not the paper's."""
+
+
+def fit_reft_r1(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    names: Sequence[str],
+    config: FitConfig,
+    *,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Train one direction a site; with several sites all together, each with latents of its own.
+
+    The sequence is the span of the settings. They give epochs, batches, AdamW and validation too; `objective`, `rule`, `rank`, the
+    regulariser and a learned offset have no part in it. The result is constant steering: the directions have length 1, the bias is the
+    mean over triplets of the strength that training saw.
+
+    Raises:
+        InputError, ArtifactError, FitError: as `fit_joint`.
+    """
+    config = replace(config, objective="ll", rule="relu", rank=1, regulariser=SPARSITY, learned_offset=False, normalise=False)
+
+    def objective(begun: bool) -> ReftR1:
+        return ReftR1(model, triplets, Parameters.random(model, names, config), config)
+
+    return train(model, triplets, names, config, objective, checkpoint=checkpoint, progress=progress)
+
+
+class ReftR1(Likelihood):
+    """The objective; of the parameters only the directions are used, as detectors and as what is added."""
+
+    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: FitConfig) -> None:
+        """Start from directions of length 1."""
+        parameters.weights.requires_grad_(False)
+        parameters.bias.requires_grad_(False)
+        super().__init__(model, triplets, parameters, config)
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Put the directions back to length 1."""
+        directions = self.parameters.directions.detach()
+        directions /= directions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+    def sites(self) -> dict[str, Site]:
+        """Constant steering with the mean strength of training."""
+        strengths = self._mean_strengths()
+        return {
+            name: Site(site.directions.clone(), site.weights * 0, strengths[name].cpu(), "constant")
+            for name, site in self.parameters.finished().items()
+        }
+
+    def _steering(self, batch: ContextBatch, indices: Sequence[int], penalties: list[Tensor]) -> list[tuple[str, Any]]:
+        return self._hooks(batch, penalties, {name: [] for name in self.parameters.names})
+
+    def _hooks(self, batch: ContextBatch, penalties: list[Tensor], strengths: dict[str, list[Tensor]]) -> list[tuple[str, Any]]:
+        return [
+            (name, _reft_hook(site.directions, batch.span, penalties, strengths[name]))
+            for name, site in self.parameters.sites().items()
+        ]
+
+    def _mean_strengths(self) -> dict[str, Tensor]:
+        seen: dict[str, list[Tensor]] = {name: [] for name in self.parameters.names}
+        for indices in length_batches(self.triplets, self.config.token_budget):
+            batch = self._batch(indices)
+            with torch.no_grad(), self.precision(), hooked(self.model, self._hooks(batch, [], seen)):
+                read_residuals(self.model, batch, measured_points(self.model, self.parameters.names)[-1])
+        return {name: torch.cat(parts).mean(0) for name, parts in seen.items()}
+
+
+def _reft_hook(
+    directions: Float[Tensor, "*head 1 width"],
+    span: Bool[Tensor, "batch position"],
+    penalties: list[Tensor],
+    strengths: list[Tensor],
+) -> Any:
+    def hook(activation: Tensor, hook: Any) -> Tensor:
+        device = activation.device
+        here = directions.to(device)
+        with torch.autocast(device.type, enabled=False):
+            detector = Site(here, here, torch.zeros_like(here[..., 0]), "relu")
+            latents = detector.coefficients(activation.to(here.dtype))  # [batch, position, *head, 1]
+            inside = span.to(device).reshape(*span.shape, *[1] * (latents.ndim - 2))
+            latents = latents * inside
+            # Latents are never below 0: the zeros outside of the span are the last to be among the largest.
+            largest = latents.topk(min(TOP_K, span.shape[1]), dim=1).values.sum(1)
+            penalties.append((latents.sum(1) - largest).sum().to(span.device))
+            strength = largest / span.sum(1).clamp(max=TOP_K).to(device).reshape(-1, *[1] * (largest.ndim - 1))
+            strengths.append(strength.detach().to(span.device))
+            added = per_head(strength[:, None] * inside, here)
+            return activation + added.to(activation.dtype)
+
+    return hook

@@ -1,0 +1,1 @@
+"""Sampling responses, and how likely a model finds them."""

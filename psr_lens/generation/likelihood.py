@@ -1,0 +1,61 @@
+"""How likely a model finds responses, token by token, from teacher-forced passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from psr_lens.activations.batches import length_batches
+from psr_lens.activations.paired_passes import TOKEN_BUDGET
+from psr_lens.activations.reading import logits_budget, read_batch
+from psr_lens.models import HookedModel
+from psr_lens.prompts import Context, Triplet, check_triplets
+from psr_lens.replacement import Steering
+
+_COPIES: Final = 3
+"""Logits are held as the model gives them, gathered, and in single precision."""
+
+
+def log_likelihoods(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    context: Context = "base",
+    *,
+    steering: Steering | None = None,
+    alpha: float = 1.0,
+    token_budget: int = TOKEN_BUDGET,
+    progress: bool = False,
+) -> list[Float[Tensor, " token"]]:
+    """Log p of each response token given the prompt and the tokens before it, in nats.
+
+    Args:
+        model: The model.
+        triplets: Prompt pairs with responses.
+        context: Which prompt the responses are read after.
+        steering: A replacement or a plan to steer with over its own span, if any.
+        alpha: Its strength.
+        token_budget: Most tokens in a batch, padding included; with a large vocabulary fewer are taken, so that the logits fit in memory.
+        progress: Show a progress bar.
+
+    Returns:
+        One tensor a triplet, on the CPU.
+
+    Raises:
+        InputError: no triplets, an empty response, or one that does not fit the model's context.
+    """
+    check_triplets(model, triplets)
+    found: dict[int, Tensor] = {}
+    batches = list(length_batches(triplets, logits_budget(model, token_budget, _COPIES)))
+    for indices in tqdm(batches, desc="likelihood", unit="batch", disable=not progress):
+        chosen = [triplets[index] for index in indices]
+        logits = read_batch(model, chosen, [], context, "R", steering=steering, alpha=alpha, logits=True).logits
+        if logits is not None:
+            ids = torch.tensor([token for each in chosen for token in each.response_ids], device=logits.device)
+            surprise = torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+            found |= zip(indices, (-surprise).cpu().split([len(each.response_ids) for each in chosen]), strict=True)
+    return [found[index] for index in range(len(triplets))]

@@ -1,0 +1,158 @@
+"""Δ of each response token, split over layers, heads and what the heads read, batch by batch.
+
+After every block `Δ_post = Δ_pre + Σ_heads (parts) + Δ_mlp`, whether attention and MLP stand one behind the other or side by side;
+unrolled, Δ after layer L is the difference of the embeddings (0 but for position embeddings) and what all heads and MLPs up to L add.
+Both contexts go through the model in one batch, and a layer is split up as it passes by: what is held is one layer of one batch.
+
+References:
+    Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021, for the sum over heads and layers; Heyman & Vandeputte, "Steer
+    Like the LLM: Activation Steering that Mimics Prompting", ICML 2026, arXiv 2605.03907, section 3, for Δ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from psr_lens.activations.batches import context_batch, length_batches
+from psr_lens.activations.paired_passes import Difference, side_by_side
+from psr_lens.errors import InputError
+from psr_lens.interpretation.attribution.layers import SplitLayer, above_rounding, delta_after, split_layers
+from psr_lens.interpretation.attribution.output import head_outputs
+from psr_lens.interpretation.attribution.reading import Keys
+from psr_lens.interpretation.attribution.result import Attribution
+from psr_lens.interpretation.attribution.sums import SourceSums, TokenSums
+from psr_lens.models import HookedModel, device_of, fingerprint, frozen
+from psr_lens.models.hook_points import check_layers, layer_of
+from psr_lens.prompts import Span, Triplet, check_triplets, token_table
+from psr_lens.replacement import Replacement
+
+TOKEN_BUDGET: Final = 4_096
+"""Tokens of a batch and context, padding included; attention patterns make a token dearer here than in `capture`."""
+
+_STREAM: Final = ("hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+
+
+def attribute(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    *,
+    layers: str | int | Sequence[int] = "all",
+    span: Span = "R",
+    difference: Difference = "accumulated",
+    target: int | None = None,
+    project: Replacement | Mapping[int, Float[Tensor, "rank d_model"]] | None = None,
+    by_source: bool = False,
+    token_budget: int = TOKEN_BUDGET,
+    progress: bool = False,
+) -> Attribution:
+    """Split Δ over layers, MLPs, heads, and what each head reads.
+
+    Args:
+        model: The model; left as it was.
+        triplets: Prompt pairs with responses.
+        layers: Layers to split up. With a `target`, all up to it are.
+        span: `"R"`, the last prompt token and the response, or `"QR"`, the question too.
+        difference: `"accumulated"`, against the unsteered run, or `"local"`, what each layer adds by itself because of the prompt.
+        target: Measure everything against Δ after this layer (−1: the last), so that shares of all layers can be compared and sum
+            to 1. None measures each layer against its own Δ.
+        project: A replacement, or directions by layer, to project the parts of each layer on too; with a target, those of its layer.
+        by_source: Also say which of the instruction's tokens each head reads.
+        token_budget: Most tokens of a batch and context, padding included.
+        progress: Show a progress bar.
+
+    Returns:
+        Norms and shares of every part. What a result holds is two numbers a token, layer, head and part, and one more a direction.
+
+    Raises:
+        InputError: no triplets, a layer out of range, a target with `layers` or with `"local"`, directions that do not fit.
+        ArtifactError: the replacement was made for another model.
+        ModelError: the model's layers do not add up in a way that is known here.
+    """
+    if difference not in get_args(Difference):
+        raise InputError("difference", repr(difference), "'accumulated' or 'local'")
+    if token_budget < 1:
+        raise InputError("token_budget", token_budget, "at least 1")
+    wanted = check_layers(model, layers)
+    if target is not None:
+        target = _checked_target(model, layers, target, difference)
+        wanted = list(range(target + 1))
+    triplets = list(triplets)
+    check_triplets(model, triplets)
+    sums = TokenSums(triplets, span, wanted, _directions(model, project))
+    sources = SourceSums(triplets, wanted, int(model.cfg.n_heads)) if by_source else None
+    dtype = next(iter(model.parameters())).dtype
+    bar = tqdm(total=len(triplets), desc="attribute", unit="triplet", disable=not progress)
+    with torch.no_grad(), frozen(model), bar:
+        outputs = head_outputs(model, triplets[:4], wanted)
+        for indices in length_batches(triplets, token_budget):
+            chosen = [triplets[index] for index in indices]
+            both = side_by_side(*(context_batch(chosen, context, span, device_of(model)) for context in ("base", "steered")))
+            keys, take = Keys.of(chosen, both), sums.of(indices)
+            fixed = None if target is None else above_rounding(*delta_after(model, both, target), dtype)
+
+            def each(split: SplitLayer) -> None:
+                toward = above_rounding(split.delta, split.size, dtype) if fixed is None else fixed  # noqa: B023 (used within the turn)
+                sums.add(take, split, toward, split.layer if target is None else target)  # noqa: B023
+                if sources is not None:
+                    sources.add(indices, keys, split, toward)  # noqa: B023
+
+            split_layers(model, both, keys, outputs, difference, each)
+            bar.update(len(indices))
+    unrolled = target is not None
+    return Attribution(
+        triplets[0].pair.instruction,
+        fingerprint(model),
+        span,
+        difference,
+        target,
+        token_table(model, triplets, span),
+        tuple(wanted),
+        sums.strength(),
+        sums.split("norm", lowest_only=unrolled),
+        sums.split("share", lowest_only=unrolled),
+        sums.remainder(model),
+        sums.projections(lowest_only=unrolled),
+        None if sources is None else sources.result(model),
+    )
+
+
+def _checked_target(model: HookedModel, layers: object, target: int, difference: Difference) -> int:
+    if difference == "local":
+        raise InputError("target", target, "None with difference='local'", "What one layer adds by itself has no parts in others.")
+    if layers != "all":
+        raise InputError("layers", repr(layers), "'all' with a target", "All layers up to the target have parts in its Δ.")
+    depth = int(model.cfg.n_layers)
+    if isinstance(target, bool) or not isinstance(target, int) or not -depth <= target < depth:
+        raise InputError("target", repr(target), f"a layer from 0 to {depth - 1} (this model has {depth}), or None")
+    return target % depth
+
+
+def _directions(
+    model: HookedModel, project: Replacement | Mapping[int, Float[Tensor, "rank d_model"]] | None
+) -> dict[int, Float[Tensor, "rank d_model"]]:
+    """Directions of length 1 by layer."""
+    found: dict[int, list[Tensor]] = {}
+    if isinstance(project, Replacement):
+        project.check_model(model)
+        for name, site in project.sites.items():
+            layer = layer_of(name)
+            if layer is None or not name.endswith(_STREAM):
+                raise InputError(
+                    "project", f"a replacement that acts at {name!r}", "one that acts on the residual stream of layers"
+                )
+            found.setdefault(layer, []).append(site.directions)
+    elif project is not None:
+        check_layers(model, list(project))
+        found = {layer % int(model.cfg.n_layers): [rows] for layer, rows in project.items()}
+    width = int(model.cfg.d_model)
+    joined = {layer: torch.cat(parts).to(device_of(model), torch.float32) for layer, parts in found.items()}
+    for layer, rows in joined.items():
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise InputError("project", f"{tuple(rows.shape)} for layer {layer}", f"directions of shape (rank, {width})")
+    return {layer: torch.nn.functional.normalize(rows, dim=1) for layer, rows in joined.items()}

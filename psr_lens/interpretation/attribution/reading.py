@@ -1,0 +1,161 @@
+"""What the heads of one layer read in two contexts, and the exact split of the difference.
+
+With patterns A and values V of the base context, A' and V' of the steered one, a head's output at a response token is z = A·V, and
+
+    z' − z =  A'·V' over the tokens that only the steered prompt has        (instruction)
+           −  A·V   over the tokens that only the base prompt has           (removed)
+           + (A' − A)·(V + V')/2  over the tokens that both have            (dilution)
+           + (A + A')/2·(V' − V)  over the tokens that both have            (inputs)
+
+The last two are the product rule for finite differences. Either could be taken at one end (A' − A at V and V' − V at A', or the other
+way round); the mean of the two ways is the Shapley value of a game with two players, treats both contexts alike, and leaves nothing over.
+
+The instruction's tokens may be anything at all to the base context, so the first line is taken whole: it has no counterpart there.
+Since the attention of a token sums to 1, what a head reads from the instruction is missing elsewhere: that is the dilution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from psr_lens.activations.attention_patterns import align_keys
+from psr_lens.activations.batches import ContextBatch
+from psr_lens.errors import ModelError
+from psr_lens.interpretation.attribution.output import HeadOutput
+from psr_lens.prompts import Triplet
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which keys of a batch's two contexts are the same token; the batch holds the base sequences first, then the steered ones."""
+
+    counterpart: Int[Tensor, "triplet key"]
+    """For each key of the base context, the same token's in the steered one; −1 where there is none, and on padding."""
+    is_instruction: Bool[Tensor, "triplet key"]
+    """Which keys of the steered context the base one lacks."""
+    instruction: Int[Tensor, "triplet source"]
+    """Their places, −1 past the end of a shorter instruction."""
+    queries: Int[Tensor, "sequence query"]
+    """Places of the span's tokens in every sequence of the batch; 0 past the end of a shorter one."""
+    is_query: Bool[Tensor, "triplet query"]
+    """Which of those are real."""
+
+    @classmethod
+    def of(cls, triplets: Sequence[Triplet], both: ContextBatch) -> Keys:
+        """Align the keys of a batch with both contexts side by side."""
+        count, width, device = len(triplets), both.tokens.shape[1], both.tokens.device
+        alignments = [align_keys(triplet) for triplet in triplets]
+        counterpart = torch.full((count, width), -1)
+        instruction = torch.full((count, max(len(each.instruction) for each in alignments)), -1)
+        for row, each in enumerate(alignments):
+            counterpart[row, : len(each.counterpart)] = torch.tensor([-1 if at is None else at for at in each.counterpart])
+            instruction[row, : len(each.instruction)] = torch.tensor(each.instruction, dtype=torch.long)
+        is_instruction = torch.zeros(count, width + 1, dtype=torch.bool)
+        is_instruction.scatter_(1, torch.where(instruction < 0, width, instruction), value=True)
+        lengths = both.span.sum(1)
+        places = torch.arange(int(lengths.max()), device=device)
+        is_query = places < lengths[:, None]
+        queries = torch.where(is_query, both.start[:, None] + places, 0)
+        return cls(counterpart.to(device), is_instruction[:, :width].to(device), instruction.to(device), queries, is_query[:count])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the heads of one layer read on the tokens of the span, before W_O; rows as in `passes`."""
+
+    base: Float[Tensor, "token head d_head"]
+    """z, in the base context."""
+    steered: Float[Tensor, "token head d_head"]
+    """z', in the steered context."""
+    parts: Float[Tensor, "part token head d_head"]
+    """z' − z in four parts: `instruction`, `removed`, `dilution`, `inputs`."""
+    attention: Float[Tensor, "triplet head query source"]
+    """A' of the instruction's tokens."""
+    values: Float[Tensor, "triplet head source d_head"]
+    """V' of the instruction's tokens."""
+
+
+def read_heads(
+    pattern: Float[Tensor, "sequence head query key"], values: Float[Tensor, "sequence key kv_head d_head"], keys: Keys
+) -> Reading:
+    """Split what changed between the two contexts for all heads of a layer.
+
+    Raises:
+        ModelError: the model's values are not one vector a head and token.
+    """
+    count = len(keys.is_query)
+    if values.ndim != 4 or pattern.shape[1] % values.shape[2]:
+        raise ModelError(f"model: its `hook_v` is {tuple(values.shape)}, not one vector a token and (shared) head.")
+    # Heads that share values (grouped-query attention) each get their own copy.
+    v = values.float().transpose(1, 2).repeat_interleave(pattern.shape[1] // values.shape[2], dim=1)
+    a = pattern.gather(2, keys.queries[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])).float()
+    (a, steered_a), (v, steered_v) = a.split(count), v.split(count)
+    has = (keys.counterpart >= 0)[:, None, None]
+    at = keys.counterpart.clamp(min=0)[:, None]
+    same_a = steered_a.gather(3, at[:, :, None].expand_as(a)) * has
+    same_v = steered_v.gather(2, at[..., None].expand_as(v))
+    shared_a = a * has
+    instruction_a = steered_a * keys.is_instruction[:, None, None]
+    parts = [
+        instruction_a @ steered_v,
+        (shared_a - a) @ v,
+        (same_a - shared_a) @ (v + same_v) / 2,
+        (shared_a + same_a) @ (same_v - v) / 2,
+    ]
+    found = keys.instruction.clamp(min=0)[:, None]
+    attention = instruction_a.gather(3, found[:, :, None].expand(-1, *a.shape[1:3], -1)) * (keys.instruction >= 0)[:, None, None]
+    sources = steered_v.gather(2, found[..., None].expand(-1, v.shape[1], -1, v.shape[3]))
+
+    def rows(padded: Tensor) -> Tensor:
+        return padded.transpose(1, 2)[keys.is_query]
+
+    return Reading(rows(a @ v), rows(steered_a @ steered_v), torch.stack([rows(part) for part in parts]), attention, sources)
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """Δ after one layer on the tokens of the span, in parts that sum to it."""
+
+    heads: Float[Tensor, "part token head d_head"]
+    """What each head adds, before W_O, in the order of `PARTS`."""
+    mlp: Float[Tensor, "token d_model"]
+    """The difference of the MLP's output."""
+    direct: Float[Tensor, "token d_model"]
+    """The difference of the residual stream before the layer."""
+    output: HeadOutput
+    """What takes heads to the residual stream."""
+
+    def total(self) -> Float[Tensor, "token d_model"]:
+        """The sum of all parts."""
+        return self.direct + self.mlp + self.output.summed(self.heads.sum(0))
+
+    def lengths(self) -> dict[str, Tensor]:
+        """Norm of each part; `heads` is `[token, head, part]`, the others `[token]`."""
+        # ‖zW‖² = z·(WWᵀ)·z, without ever making a vector of d_model numbers for each head and part.
+        gram = self.output.weights @ self.output.weights.transpose(1, 2)
+        squared = torch.einsum("pthd,hde,pthe->thp", self.heads, gram, self.heads)
+        return {"heads": squared.clamp(min=0).sqrt(), "mlp": self.mlp.norm(dim=-1), "direct": self.direct.norm(dim=-1)}
+
+    def along(self, direction: Float[Tensor, "token d_model"]) -> dict[str, Tensor]:
+        """Product of each part with a direction of each token's own, shapes as `lengths`."""
+        heads = torch.einsum("pthd,thd->thp", self.heads, self.output.before(direction))
+        return {"heads": heads, "mlp": (self.mlp * direction).sum(-1), "direct": (self.direct * direction).sum(-1)}
+
+
+def with_norm(
+    reading: Reading, output: HeadOutput, base_out: Float[Tensor, "token d_model"], steered_out: Float[Tensor, "token d_model"]
+) -> tuple[Float[Tensor, "part token head d_head"], Float[Tensor, " token"]]:
+    """The parts as they arrive in the residual stream, with a fifth for the norm behind the attention, and what the four are scaled with.
+
+    With s what the norm multiplies a token with, s'·u' − s·u = (s + s')/2·(u' − u) + (s' − s)·(u + u')/2: once more the symmetric
+    product rule. The first term scales the four parts; the second is the fifth, and 0 without a norm.
+    """
+    before, after = output.scale(reading.base, base_out), output.scale(reading.steered, steered_out)
+    mean, change = (before + after) / 2, after - before
+    norm = change[:, None, None] * (reading.base + reading.steered) / 2
+    return torch.cat([reading.parts * mean[:, None, None], norm[None]]), mean

@@ -1,0 +1,11 @@
+"""What a prompt does, checked by intervention: activations moved between the contexts, heads knocked out, replacements taken apart."""
+
+from __future__ import annotations
+
+from psr_lens.interpretation.patching.ablation import ablate
+from psr_lens.interpretation.patching.activation_patching import patch
+from psr_lens.interpretation.patching.grid import PatchGrid
+from psr_lens.interpretation.patching.knockout import knock_out
+from psr_lens.interpretation.patching.state_transplant import transplant, transplanted_scores
+
+__all__ = ["PatchGrid", "ablate", "knock_out", "patch", "transplant", "transplanted_scores"]

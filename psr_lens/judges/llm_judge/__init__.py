@@ -1,0 +1,9 @@
+"""A judge that is a language model behind an OpenAI-compatible address."""
+
+from __future__ import annotations
+
+from psr_lens.judges.llm_judge.judge import LLMJudge, llm
+from psr_lens.judges.llm_judge.settings import Backoff, LLMSettings, LLMUsage
+from psr_lens.judges.llm_judge.template import COHERENCE_PROMPT
+
+__all__ = ["COHERENCE_PROMPT", "Backoff", "LLMJudge", "LLMSettings", "LLMUsage", "llm"]

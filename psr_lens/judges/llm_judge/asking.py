@@ -1,0 +1,97 @@
+"""Asking a server many prompts at a time from synchronous code, within a notebook's event loop too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from tqdm.auto import tqdm
+
+from psr_lens.judges.llm_judge.chat import Chat, Failure
+from psr_lens.judges.llm_judge.reply import Reply
+
+GIVE_UP: Final = 10
+"""Requests that fail one after the other before the rest is not asked any more."""
+
+_Result = TypeVar("_Result")
+
+
+async def ask_all(
+    chat: Chat,
+    prompts: Sequence[str],
+    concurrency: int,
+    received: Callable[[int, Reply], None],
+    *,
+    answered: bool = False,
+    progress: bool = False,
+) -> list[Reply | Failure]:
+    """Ask every prompt; one that fails does not touch the others.
+
+    The first is asked alone, so that a wrong key, a wrong address or a parameter that the server does not know costs one request.
+    After a failure that every other prompt would share, or `GIVE_UP` failures in a row, the rest is not asked.
+
+    Args:
+        chat: Whom to ask.
+        prompts: What to ask.
+        concurrency: Most requests at one time.
+        received: Called with the place of a prompt and its reply as soon as it is there.
+        answered: Whether the server is known to answer such prompts.
+        progress: Show a progress bar.
+
+    Returns:
+        A reply or a failure for each prompt.
+    """
+    found: list[Reply | Failure | None] = [None] * len(prompts)
+    stopped = ""
+    in_a_row = 0
+
+    async def work(places: Iterator[int]) -> None:
+        nonlocal stopped, in_a_row, answered
+        for place in places:
+            if stopped:
+                found[place] = Failure(f"not asked, since others had failed: {stopped}", "final")
+                continue
+            outcome = await chat.ask(prompts[place])
+            found[place] = outcome
+            bar.update()
+            if isinstance(outcome, Reply):
+                in_a_row, answered = 0, True
+                received(place, outcome)
+                continue
+            # A server that answers others means this prompt alone; some refuse one for its content by 403.
+            if answered and (outcome.kind == "own" or outcome.status == 403):
+                continue
+            in_a_row += 1
+            if outcome.kind == "final" or in_a_row >= GIVE_UP:
+                stopped = stopped or outcome.reason
+
+    with tqdm(total=len(prompts), desc="judge", unit="reply", disable=not progress) as bar:
+        await work(iter(range(min(1, len(prompts)))))
+        rest = iter(range(1, len(prompts)))
+        await asyncio.gather(*(work(rest) for _ in range(min(concurrency, len(prompts)))))
+    return [each for each in found if each is not None]
+
+
+def run_blocking(main: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+    """Run a coroutine to its end, in a thread of its own if this one has a running event loop, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(main())
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+    async def known() -> _Result:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))  # type: ignore[arg-type]
+        return await main()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="judge") as pool:
+        future = pool.submit(lambda: asyncio.run(known()))
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done() and running:  # interrupted from the keyboard: the thread would go on to the end
+                loop, task = running[0]
+                loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -1,0 +1,228 @@
+"""Asking one server: what it understands, when to ask again, and what its failures mean."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Literal, cast
+
+from psr_lens._utils.optional import package
+from psr_lens.judges.llm_judge.reply import MalformedReplyError, Reply
+from psr_lens.judges.llm_judge.settings import LLMSettings, LLMUsage
+from psr_lens.judges.texts import sendable, shortened
+
+TOP: Final = 20
+"""Likeliest tokens asked for (persona_vectors); also the most that OpenAI's server gives."""
+
+_AGAIN: Final = frozenset({408, 409, 425, 429})
+_HINTS: Final = {
+    401: " Is the key in the environment variable {env} right?",
+    403: " May the key in the environment variable {env} use this model?",
+    404: " Is the address right (most end in /v1), and does the server have the model {model!r}?",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that got no reply."""
+
+    reason: str
+    """Why, for people; the key is not in it."""
+    kind: Literal["passing", "own", "final"]
+    """Whether it may pass, whether it is this prompt's own, or whether every other prompt would fail alike."""
+    status: int | None = None
+    """The HTTP status, if the server answered."""
+    body: str = ""
+    """What the server said."""
+    wait: float | None = None
+    """Seconds after which the server wants to be asked again."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Which optional parameters a server understands."""
+
+    logprobs: bool = True
+    """Probabilities of the likeliest tokens."""
+    length: str = "max_tokens"
+    """What it calls the most tokens of a reply."""
+    refused: frozenset[str] = frozenset()
+    """Which of `temperature` and `seed` it refuses."""
+    proven: bool = False
+    """Whether it has given logprobs, so that they are not to blame for what it refuses later."""
+
+    def parameters(self, settings: LLMSettings) -> dict[str, Any]:
+        """The optional parameters of a request."""
+        found: dict[str, Any] = {self.length: settings.max_tokens, "temperature": settings.temperature}
+        if settings.seed is not None:
+            found["seed"] = settings.seed
+        if self.logprobs:
+            found |= {"logprobs": True, "top_logprobs": TOP}
+        return {name: value for name, value in found.items() if name not in self.refused}
+
+    def simpler(self, failure: Failure) -> Dialect | None:
+        """What to try after a request that was refused as malformed; None if the parameters are not to blame."""
+        parameter = _error_of(failure.body).get("param")
+        if self.length == "max_tokens" and "max_completion_tokens" in failure.body:
+            return replace(self, length="max_completion_tokens")
+        if parameter in ("temperature", "seed") and parameter not in self.refused:
+            return replace(self, refused=self.refused | {parameter})
+        if self.logprobs and ("logprob" in failure.body or not self.proven):
+            return replace(self, logprobs=False)
+        return None
+
+
+class Chat:
+    """The conversations of one call of a judge with its server; lives in one event loop."""
+
+    def __init__(self, client: Any, settings: LLMSettings, dialect: Dialect) -> None:
+        """Start with what is known of the server's dialect."""
+        self.dialect = dialect
+        self.usage = LLMUsage()
+        self._client = client
+        self._settings = settings
+        self._jitter = random.Random()
+        self._not_before = 0.0
+
+    async def ask(self, prompt: str) -> Reply | Failure:
+        """Ask one prompt, again and again if need be."""
+        attempt = 0
+        while True:
+            await self._until_allowed()
+            found = await self._understood(prompt)
+            if isinstance(found, Reply) or found.kind != "passing":
+                return found
+            wait = self._wait(attempt, found)
+            if wait is None:
+                return replace(found, reason=f"{found.reason} (attempts: {attempt + 1})")
+            await asyncio.sleep(wait)
+            attempt += 1
+
+    def _wait(self, attempt: int, failure: Failure) -> float | None:
+        """Seconds until the next attempt; None if there is none."""
+        backoff = self._settings.backoff
+        wanted = failure.wait or 0.0
+        if attempt >= self._settings.max_retries or wanted > backoff.patience:
+            return None
+        # What the server wants holds for every request, not for this one alone.
+        self._not_before = max(self._not_before, time.monotonic() + wanted)
+        return max(wanted, backoff.wait(attempt, self._jitter))
+
+    async def _until_allowed(self) -> None:
+        while (wait := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+
+    async def _understood(self, prompt: str) -> Reply | Failure:
+        """One attempt, repeated with fewer parameters where the server refuses some; what it took in the end is remembered."""
+        dialect = self.dialect
+        while True:
+            found = await self._send(prompt, dialect.parameters(self._settings))
+            if isinstance(found, Reply):
+                self.dialect = replace(dialect, proven=dialect.proven or found.numbers is not None)
+                return self._as_wanted(found)
+            simpler = dialect.simpler(found) if found.status in (400, 422) else None
+            if simpler is None or (self._settings.logprobs is True and not simpler.logprobs):
+                return found
+            dialect = simpler
+
+    def _as_wanted(self, reply: Reply) -> Reply | Failure:
+        """With logprobs where they are insisted on, without where they are not wanted; some servers give them unasked."""
+        if self._settings.logprobs is True and reply.numbers is None and reply.text:
+            return Failure("the server gives no logprobs; use logprobs='auto'", "final")
+        return reply if self._settings.logprobs else replace(reply, numbers=None, whole=False)
+
+    async def _send(self, prompt: str, parameters: Mapping[str, Any]) -> Reply | Failure:
+        import openai
+
+        self.usage += LLMUsage(requests=1)
+        # The client's overloads do not know of parameters by mapping.
+        create = cast(Any, self._client.chat.completions.with_raw_response.create)
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                answer = await create(model=self._settings.model, messages=messages, **parameters)
+                content = self._clean(answer.content.decode("utf-8", "replace"))
+        except (TimeoutError, openai.APITimeoutError):
+            return Failure(f"no answer within {self._settings.timeout:g} s", "passing")
+        except openai.APIStatusError as error:
+            return self._refused(error.status_code, error.response.headers, error.response.text)
+        except openai.OpenAIError as error:
+            cause = error.__cause__ or error
+            return Failure(f"no connection ({type(cause).__name__}: {shortened(self._clean(str(cause)))})", "passing")
+        try:
+            body = json.loads(content)
+            reply = Reply.from_completion(body)
+        except (ValueError, RecursionError) as error:
+            why = error if isinstance(error, MalformedReplyError) else "the answer is no JSON"
+            return Failure(f"{why}: {shortened(content)!r}", "passing")
+        self.usage += _tokens(body)
+        return replace(reply, text=self._clean(reply.text))
+
+    def _clean(self, text: str) -> str:
+        """What others said, without the key should they have repeated it."""
+        return self._settings.hide(sendable(text))
+
+    def _refused(self, status: int, headers: Mapping[str, str], text: str) -> Reply | Failure:
+        body = self._clean(text)
+        error = _error_of(body)
+        if status == 400 and str(error.get("code")) in ("content_filter", "content_policy_violation"):
+            return Reply.filtered()
+        said = shortened(self._clean(str(error.get("message") or body)), 200)
+        wait = _retry_after(headers)
+        reason = f"the server answered {status}: {said}{self._hint(status)}"
+        if status in (401, 403, 404) or error.get("code") == "insufficient_quota":
+            return Failure(reason, "final", status, body)
+        if status in _AGAIN or status >= 500:
+            return Failure(reason + (f" (wants {wait:.0f} s)" if wait else ""), "passing", status, body, wait)
+        return Failure(reason, "own", status, body)
+
+    def _hint(self, status: int) -> str:
+        if status in (401, 403) and self._settings.api_key_env is None:
+            return " It wants a key: name the environment variable that holds it by api_key_env."
+        return _HINTS.get(status, "").format(env=self._settings.api_key_env, model=self._settings.model)
+
+
+def client_of(settings: LLMSettings) -> Any:
+    """A client for the settings' server; it holds the key, so it lives no longer than one call of a judge.
+
+    Raises:
+        MissingPackageError: `openai` is not installed.
+        JudgeError: the key is missing or cannot be sent.
+    """
+    openai = package("openai", "llm")
+    # The client would try again by itself, out of our count.
+    return openai.AsyncOpenAI(api_key=settings.key(), base_url=settings.address, timeout=settings.timeout, max_retries=0)
+
+
+def _error_of(body: str) -> Mapping[str, Any]:
+    """The error in the body of a refusal; empty if it has another form."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    error = found.get("error", found) if isinstance(found, Mapping) else None
+    return error if isinstance(error, Mapping) else {}
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return max(seconds, 0.0) if seconds < float("inf") else None
+
+
+def _tokens(body: Mapping[str, Any]) -> LLMUsage:
+    usage = body.get("usage")
+    counts = [usage.get(name) if isinstance(usage, Mapping) else 0 for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
+    return LLMUsage(prompt_tokens=prompt, completion_tokens=completion)

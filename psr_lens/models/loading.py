@@ -1,0 +1,335 @@
+"""Loading a model by its name or from a folder, in the class and on the devices that are asked for."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from psr_lens._utils.distributed import own_device
+from psr_lens.errors import InputError, ModelError
+from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
+
+Backend = Literal["auto", "hooked_transformer", "bridge"]
+
+EMBEDDED: Final = {"organism": "llama", "organism-gpt2": "gpt2"}
+"""The models that ship with the package, and their folders under `organism/weights`."""
+
+_UNREADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What transformers and TransformerLens raise over weights or a configuration that they cannot take."""
+
+
+def load_model(
+    name_or_path: str | Path | HookedModel,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    backend: Backend = "auto",
+    device_map: str | Mapping[str, str | int] | None = None,
+    n_devices: int = 1,
+) -> HookedModel:
+    """Load a model with its weights unprocessed, so that the residual stream is the model's own.
+
+    Args:
+        name_or_path: `"organism"` or `"organism-gpt2"` (shipped with the package), a name that TransformerLens knows, a local
+            Hugging Face folder, or a model that is loaded already (returned as it is).
+        device: Where the weights go; `"auto"` takes a GPU where there is one.
+        dtype: Floating-point type of the weights. Probes and directions stay in float32.
+        backend: `"hooked_transformer"`, `"bridge"`, or `"auto"`, which takes the first where TransformerLens still has it and where it
+            can take this model and placement.
+        device_map: Spread the model over devices as accelerate does: `"auto"`, `"balanced"`, `"sequential"`, or part of the model to
+            device. Stands in place of `device`; for a bridge only.
+        n_devices: Split the model over so many GPUs.
+
+    Returns:
+        A `HookedTransformer` or a `TransformerBridge`, in evaluation mode.
+
+    Raises:
+        InputError: `name_or_path` is neither a known name, nor a folder, nor a model; `backend` is unknown; or torch has no such
+            devices here.
+        ModelError: the folder or the weights cannot be read, or the class that was asked for cannot take them.
+    """
+    if not isinstance(name_or_path, str | Path):
+        if not isinstance(name_or_path, HookedModel):
+            raise InputError("model", type(name_or_path).__name__, "a name, a folder, a HookedTransformer or a TransformerBridge")
+        return name_or_path
+    if backend not in ("auto", "hooked_transformer", "bridge"):
+        raise InputError("backend", repr(backend), "'auto', 'hooked_transformer' or 'bridge'")
+    place = _placement(device, device_map, n_devices)
+    in_hooked = _use_hooked_transformer(backend, place)
+    name = str(name_or_path)
+    folder = Path(__file__).parents[1] / "organism" / "weights" / EMBEDDED[name] if name in EMBEDDED else Path(name)
+    if not folder.is_dir():
+        _check_name(name, hooked_transformer_only=backend == "hooked_transformer")
+        return _ready(_loaded(name, _hooked_from_name if in_hooked else None, _bridge_from_name, place, dtype, backend))
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model: {folder} holds no config.json. Give a folder saved with `save_pretrained`.")
+    model = _loaded(folder, _hooked_from_folder if in_hooked else None, _bridge_from_folder, place, dtype, backend)
+    model.cfg.model_name = name if name in EMBEDDED else folder.resolve().name
+    return _ready(model)
+
+
+def load_to_fit_and_answer(name_or_path: str | Path) -> tuple[HookedModel, HookedModel]:
+    """A model to read and to fit, and the same to generate with: a bridge, which needs half the time on the embedded models.
+
+    Where the first is a bridge already, it is both. Arguments and errors are those of `load_model`.
+    """
+    model = load_model(name_or_path)
+    return model, model if is_bridge(model) else load_model(name_or_path, backend="bridge")
+
+
+# --- where it goes ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """Where the weights go."""
+
+    device: torch.device | None
+    """The one device, or the kind of several; None where a map says it."""
+    device_map: str | dict[str, str | int] | None
+    """accelerate's map, if any."""
+    n_devices: int
+    """Over how many GPUs the layers are split."""
+
+    def for_bridge(self) -> dict[str, Any]:
+        """Arguments of `TransformerBridge.boot_transformers`."""
+        if self.device_map is not None:
+            return {"device_map": self.device_map}
+        return {"n_devices": self.n_devices} if self.n_devices > 1 else {"device": str(self.device)}
+
+
+def _placement(device: str | torch.device, device_map: str | Mapping[str, str | int] | None, n_devices: int) -> _Placement:
+    if n_devices < 1 or (n_devices > 1 and torch.cuda.device_count() < n_devices):
+        raise InputError("n_devices", n_devices, f"1, or as many GPUs as torch has here ({torch.cuda.device_count()})")
+    if device_map is not None:
+        if str(device) != "cpu" or n_devices > 1:
+            raise InputError("device_map", repr(device_map), "either it, or `device`, or `n_devices`", "Leave the others out.")
+        places = [device_map] if isinstance(device_map, str) else list(device_map.values())
+        for place in places:
+            if place not in ("auto", "balanced", "balanced_low_0", "sequential"):
+                _check_device("device_map", torch.device("cuda", place) if isinstance(place, int) else place)
+        return _Placement(None, device_map if isinstance(device_map, str) else dict(device_map), 1)
+    if n_devices > 1:
+        return _Placement(torch.device("cuda"), None, n_devices)
+    return _Placement(own_device() if device == "auto" else _check_device("device", device), None, 1)
+
+
+def _check_device(argument: str, device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
+        raise InputError(
+            argument,
+            repr(str(device)),
+            "a device that torch has here",
+            f"Use 'cpu', or 'auto' to take a GPU where there is one. ({error})",
+        ) from error
+    return found
+
+
+# --- which class ------------------------------------------------------------------------------------------------------------
+
+
+def _use_hooked_transformer(backend: Backend, place: _Placement) -> bool:
+    present = has_hooked_transformer()
+    if backend == "hooked_transformer":
+        if not present:
+            raise ModelError(
+                "backend: this TransformerLens has no HookedTransformer (removed in 4.0). "
+                "Install `transformer-lens>=3.9,<4`, or use backend='bridge'."
+            )
+        if place.device_map is not None:
+            raise InputError(
+                "device_map", repr(place.device_map), "None for a HookedTransformer", "Use `n_devices`, or backend='bridge'."
+            )
+    return present and backend != "bridge" and place.device_map is None
+
+
+def _loaded(source: Any, hooked: Any, bridge: Any, place: _Placement, dtype: torch.dtype, backend: Backend) -> Any:
+    """A `HookedTransformer` if there is a way to one, or a bridge where that class cannot take the model and was not insisted on."""
+    if hooked is not None:
+        try:
+            return hooked(source, place, dtype)
+        except _CannotTakeError:
+            if backend == "hooked_transformer":
+                raise
+    return bridge(source, place, dtype)
+
+
+def _check_name(name: str, *, hooked_transformer_only: bool) -> None:
+    known = _known_names()
+    if name in known or (_names_a_repository(name) and not hooked_transformer_only):  # a bridge takes any of its architectures
+        return
+    close = difflib.get_close_matches(name, [*EMBEDDED, *known], n=3)
+    raise InputError(
+        "model",
+        repr(name),
+        "'organism', 'organism-gpt2', a name that TransformerLens knows, or a local Hugging Face folder",
+        f"Did you mean {' or '.join(map(repr, close))}?" if close else "Check the spelling, or that the folder exists.",
+    )
+
+
+def _names_a_repository(name: str) -> bool:
+    """Whether a hub could have a model of this name, `owner/model`; a path to a folder that is not there is no such name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+def _known_names() -> list[str]:
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+
+    return [*OFFICIAL_MODEL_NAMES, *(alias for aliases in MODEL_ALIASES.values() for alias in aliases)]
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, or None: weights without one are a model all the same; what needs text says so then."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+@contextmanager
+def _readable(source: str | Path) -> Iterator[None]:
+    """Errors of the packages underneath as one of ours."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except OSError as error:
+        if isinstance(source, Path):
+            raise ModelError(f"model: {source} cannot be loaded by transformers ({error}).") from error
+        raise ModelError(
+            f"model: the weights of {source!r} could not be fetched or read ({error}). "
+            "Check the network and your access to the repository, or give a local folder."
+        ) from error
+    except _UNREADABLE as error:
+        raise ModelError(f"model: {source} cannot be loaded by transformers ({error}).") from error
+
+
+# --- TransformerBridge ------------------------------------------------------------------------------------------------------
+
+
+def _bridge_from_name(name: str, place: _Placement, dtype: torch.dtype) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with _readable(name):
+        return TransformerBridge.boot_transformers(name, dtype=dtype, **place.for_bridge())
+
+
+def _bridge_from_folder(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    tokenizer = _tokenizer(folder)
+    stand_in = tokenizer or _empty_tokenizer()
+    with _readable(folder):
+        bridge = TransformerBridge.boot_transformers(str(folder), dtype=dtype, tokenizer=stand_in, **place.for_bridge())
+    if tokenizer is None:
+        bridge.tokenizer = None
+    return bridge
+
+
+def _empty_tokenizer() -> Any:
+    """What a bridge gets that has none of its own: it would look for one itself, and fail."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")), eos_token="a")
+
+
+# --- HookedTransformer ------------------------------------------------------------------------------------------------------
+
+
+class _CannotTakeError(ModelError):
+    """`HookedTransformer` has no reading of this folder's configuration."""
+
+
+def _hooked_from_name(name: str, place: _Placement, dtype: torch.dtype) -> Any:
+    from transformer_lens import HookedTransformer
+
+    if name not in _known_names():
+        raise _CannotTakeError(f"model: HookedTransformer knows no {name!r}.")
+    with _readable(name), _quiet():
+        try:
+            return HookedTransformer.from_pretrained_no_processing(
+                name, device=str(place.device), n_devices=place.n_devices, dtype=dtype
+            )
+        except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
+            raise _CannotTakeError(f"model: HookedTransformer cannot take {name!r} ({error}). Use backend='bridge'.") from error
+
+
+def _hooked_from_folder(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
+
+    cfg, tokenizer = _hooked_config(folder, place, dtype), _tokenizer(folder)
+    if tokenizer is None:
+        cfg.tokenizer_name = None  # HookedTransformer would look for it itself
+    with _readable(folder):
+        hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    with _quiet():
+        state = get_pretrained_state_dict(".", cfg, hf_model, dtype=dtype)
+        model = HookedTransformer(cfg, tokenizer, move_to_device=place.n_devices > 1)
+        model.load_and_process_state_dict(
+            state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        )
+    return model if place.n_devices > 1 else model.to(place.device, print_details=False)
+
+
+def _hooked_config(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
+    """TransformerLens's own reading of a config.json.
+
+    It guesses the architecture from the text of the path, so it is shown a copy in a folder whose name says nothing.
+    """
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config
+
+    with _readable(folder):
+        config = json.loads((folder / "config.json").read_text())
+    architecture = (config.get("architectures") or ["unknown"])[0]
+    config.setdefault("n_ctx", config.get("n_positions"))  # GPT-2 as transformers 5 saves it
+    with tempfile.TemporaryDirectory(prefix="psr_") as neutral:
+        (Path(neutral) / "config.json").write_text(json.dumps(config))
+        try:
+            cfg = get_pretrained_model_config(neutral, device=str(place.device), n_devices=place.n_devices, dtype=dtype)
+        except (NotImplementedError, ValueError, KeyError, AttributeError, UnboundLocalError) as error:
+            raise _CannotTakeError(
+                f"model: HookedTransformer cannot take the architecture {architecture} from a local folder ({error}). "
+                "Use backend='bridge'."
+            ) from error
+    if cfg.original_architecture != architecture:
+        raise ModelError(
+            f"model: TransformerLens took {architecture} for {cfg.original_architecture}, since the temporary folder {neutral} "
+            "has the name of an architecture in it. Set TMPDIR to another place."
+        )
+    return cfg
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """TransformerLens 3.9 warns at every construction that the class will go; we serve both, so the user need not hear it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _ready(model: Any) -> HookedModel:
+    # A bridge inherits the training mode (dropout!) and the gradients of the model that it wraps.
+    model.eval()
+    model.requires_grad_(False)
+    return cast(HookedModel, model)

@@ -1,0 +1,89 @@
+"""The tokens that a replacement pushes hardest, in their context."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import plotly.graph_objects as go
+
+from psr_lens.errors import InputError
+from psr_lens.interpretation.directions import TopToken, TopTokens
+from psr_lens.plots.style import INK, MONO, MUTED, PALETTE, SMALL, escaped, titled, translucent
+from psr_lens.plots.tokens import shortened, signed
+from psr_lens.prompts.token_text import readable
+
+MAX_ROWS: Final = 40
+"""Of a longer list the first are drawn."""
+
+_ROW: Final = 24
+_AROUND: Final = 11
+"""Characters of context on either side."""
+_WORD: Final = 11
+
+
+def top_tokens(found: TopTokens) -> go.Figure:
+    """A line a token: its context with the token in bold, and a bar behind it as long as what is added.
+
+    Args:
+        found: What `psr_lens.top_tokens` returned.
+
+    Returns:
+        A figure with one bar trace; `x` is in the activation's units.
+
+    Raises:
+        InputError: there is no token.
+    """
+    if not found.tokens:
+        raise InputError("found", f"no token with a coefficient above 0 among {found.searched:,}", "at least one")
+    shown = found.tokens[:MAX_ROWS]
+    alphabet = [text for each in found.tokens for text in (*each.before, each.token, *each.after)]
+    longest = max(each.coefficient for each in shown)
+    figure = go.Figure(
+        go.Bar(
+            orientation="h",
+            x=[each.coefficient for each in shown],
+            y=list(range(len(shown))),
+            width=0.86,
+            marker={"color": translucent(PALETTE["A-PSR"], 0.35), "line": {"width": 0}},
+            text=[f"{each.coefficient:.3g}" for each in shown],
+            textposition="inside",
+            insidetextanchor="end",
+            textangle=0,
+            textfont={"size": SMALL, "color": INK},
+            customdata=[[each.triplet, signed(each.position)] for each in shown],
+            hovertext=[_line(each, alphabet, 60) for each in shown],
+            hovertemplate="%{hovertext}<br>added %{x:.4g}<br>response %{customdata[0]}, place %{customdata[1]}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(range(len(shown))),
+        ticktext=[_line(each, alphabet, _AROUND) for each in shown],
+        tickfont={"family": MONO, "size": SMALL},
+        range=[len(shown) - 0.5, -0.5],
+        showgrid=False,
+        automargin=True,
+    )
+    what = "activation units" if found.direction is None else f"λ of direction {found.direction}"
+    figure.update_xaxes(title_text=what, range=[0, longest * 1.02], nticks=4)
+    place = found.hook if found.layer is None else f"layer {found.layer}"
+    notes = [f"{found.active:,} of {found.searched:,} tokens are pushed at all."]
+    if len(shown) < len(found.tokens):
+        notes.append(f"The first {len(shown)} of {len(found.tokens)}.")
+    return titled(
+        figure,
+        f"Tokens pushed hardest at {escaped(place)}",
+        plot=len(shown) * _ROW,
+        top=48,
+        bottom=48,
+        note=" ".join(notes),
+        wide=16,
+    )
+
+
+def _line(each: TopToken, alphabet: list[str], around: int) -> str:
+    before, after = (" ".join(readable(texts, alphabet)) for texts in (each.before, each.after))
+    left = before if len(before) <= around else "…" + before[len(before) - around + 1 :]
+    word = escaped(shortened(readable([each.token], alphabet)[0], _WORD))
+    context = f'<span style="color:{MUTED}">'
+    return f"{context}{escaped(left)}</span> <b>{word}</b> {context}{escaped(shortened(after, around))}</span>"

@@ -1,0 +1,187 @@
+"""Steering a plain transformers model, its `generate` and its pipelines: the hooks of `steering`, put on the modules themselves.
+
+Where TransformerLens's hook points lie in a transformers model is written down here for each architecture, and guessed for none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor, nn
+
+from psr_lens.errors import ArtifactError, InputError
+from psr_lens.models import HookedModel
+from psr_lens.replacement.hooks import FIRST_POINT, Action, steering_hooks
+
+if TYPE_CHECKING:
+    from psr_lens.replacement.replacement import Replacement
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the hook points of an architecture lie: names of modules."""
+
+    layers: str
+    """The list of decoder layers, seen from the model; a layer's output is `hook_resid_post`."""
+    attention: str
+    """The module in a layer whose output is `hook_attn_out`, which is added to the residual stream."""
+    mlp: str
+    """The module in a layer whose output is `hook_mlp_out`, which is added to the residual stream."""
+    projection: str
+    """The module in a layer whose input is `attn.hook_z`, the heads one after the other."""
+
+
+_PLAIN: Final = Layout("model.layers", "self_attn", "mlp", "self_attn.o_proj")
+_NORMS_BEHIND: Final = Layout("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
+
+LAYOUTS: Final[Mapping[str, Layout]] = {
+    **dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"), _PLAIN),
+    **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _NORMS_BEHIND),
+    "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
+    "GPTNeoXForCausalLM": Layout("gpt_neox.layers", "attention", "mlp", "attention.dense"),
+}
+"""Layouts by the name of transformers' class."""
+
+_POINT: Final = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z)")
+
+
+class Attached:
+    """Steering on a transformers model: until `remove()` is called, or to the end of a `with` block."""
+
+    def __init__(self, model: Any) -> None:
+        """Know the model; `attach` adds the hooks."""
+        self._model = model
+        self._handles: list[Any] = []
+        self._removed = False
+
+    def __enter__(self) -> Any:
+        """The model, steered.
+
+        Raises:
+            InputError: it was removed already.
+        """
+        if self._removed:
+            raise InputError("attach", "a handle that was removed", "a new one", "Call `attach` again.")
+        return self._model
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the model as it was."""
+        self.remove()
+
+    def remove(self) -> None:
+        """Leave the model as it was; more than once does no harm."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._removed = True
+
+    def add(self, handle: Any) -> None:
+        """Keep the handle of a hook, to be removed with the others."""
+        self._handles.append(handle)
+
+
+def attach(model: Any, replacements: Sequence[Replacement], actions: Mapping[str, Sequence[Action]]) -> Attached:
+    """Put hooks on a transformers model; see `Replacement.attach`.
+
+    Args:
+        model: The model, of an architecture in `LAYOUTS`.
+        replacements: What steers, to be checked against the model.
+        actions: What it does at each hook point.
+
+    Raises:
+        InputError: `model` is no transformers model of a known architecture.
+        ArtifactError: a replacement was made for a model of other sizes, for processed weights, or acts where no module's output is.
+    """
+    layout = _layout(model)
+    layers = model.get_submodule(layout.layers)
+    for replacement in replacements:
+        _check(replacement, model)
+    attached = Attached(model)
+    try:
+        for name, hook in steering_hooks(None, actions):
+            attached.add(_put(layers, layout, name, hook, model.config.num_attention_heads))
+    except BaseException:
+        attached.remove()
+        raise
+    return attached
+
+
+def _layout(model: Any) -> Layout:
+    if isinstance(model, HookedModel):
+        raise InputError("model", type(model).__name__, "a transformers model", "Models of TransformerLens are steered by `steer`.")
+    for cls in type(model).__mro__:
+        if cls.__name__ in LAYOUTS and isinstance(model, nn.Module):
+            return LAYOUTS[cls.__name__]
+    raise InputError(
+        "model",
+        type(model).__name__,
+        f"one of {', '.join(LAYOUTS)}",
+        "Of a wrapped model (PEFT, torch.compile) give the one inside; others are steered through TransformerLens, by `steer`.",
+    )
+
+
+def _check(replacement: Replacement, model: Any) -> None:
+    config = model.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    sizes = {
+        "model_name": getattr(config, "name_or_path", "") or type(model).__name__,
+        "n_layers": config.num_hidden_layers,
+        "d_model": width,
+        "n_heads": heads,
+        "d_head": getattr(config, "head_dim", None) or width // heads,
+    }
+    replacement.check_sizes(sizes)
+    if processed := replacement.model.get("processing"):
+        raise ArtifactError(
+            f"model: this replacement was made for weights that TransformerLens had processed ({processed}), in which activations are "
+            "other numbers than in transformers. Fit it on the model as `psr_lens.load_model` loads it."
+        )
+    for name in replacement.sites:
+        found = _POINT.fullmatch(name)
+        if found is None or int(found.group(1)) >= sizes["n_layers"]:
+            raise ArtifactError(
+                f"model: nothing can be attached at {name!r} of a transformers model with {sizes['n_layers']} layers; "
+                "`hook_resid_post`, `hook_attn_out`, `hook_mlp_out` and `attn.hook_z` of its layers can. Steer through TransformerLens."
+            )
+
+
+def _put(layers: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], Tensor | None], heads: int) -> Any:
+    """Register one of `steering_hooks` on the module where its hook point lies."""
+    if name == FIRST_POINT:
+        return layers[0].register_forward_pre_hook(_seeing(hook), with_kwargs=True)
+    found = _POINT.fullmatch(name)
+    if found is None:
+        raise InputError("hook", repr(name), f"one that {_POINT.pattern} matches")
+    layer, point = layers[int(found.group(1))], found.group(2)
+    if point == "attn.hook_z":
+        return layer.get_submodule(layout.projection).register_forward_pre_hook(_on_heads(hook, heads))
+    inside = {"hook_resid_post": "", "hook_attn_out": layout.attention, "hook_mlp_out": layout.mlp}[point]
+    return layer.get_submodule(inside).register_forward_hook(_on_output(hook))
+
+
+def _seeing(hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
+    def before(module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        hook(arguments[0] if arguments else named["hidden_states"], None)
+
+    return before
+
+
+def _on_output(hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
+    def after(module: Any, arguments: tuple[Any, ...], output: Any) -> Any:
+        several = isinstance(output, tuple)
+        changed = hook(output[0] if several else output, None)
+        return None if changed is None else (changed, *output[1:]) if several else changed
+
+    return after
+
+
+def _on_heads(hook: Callable[[Tensor, Any], Tensor | None], heads: int) -> Any:
+    def before(module: Any, arguments: tuple[Any, ...]) -> Any:
+        changed = hook(arguments[0].unflatten(-1, (heads, -1)), None)
+        return None if changed is None else (changed.flatten(-2), *arguments[1:])
+
+    return before

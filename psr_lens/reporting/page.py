@@ -1,0 +1,142 @@
+"""The page itself: parts and words, set by a template into one file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from psr_lens._utils.optional import versions
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.plots.style import TEMPLATE
+from psr_lens.reporting.parts import Choice, Panel, Part
+from psr_lens.reporting.words import MethodRow, lead_of, method_rows, number, settings_of, summary
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One figure, ready for the page."""
+
+    name: str
+    """What it shows, as a style's name."""
+    caption: str
+    """How to read it."""
+    data: Markup
+    """The figure as JSON without its template."""
+    height: int
+    """Height in pixels, kept free until it is drawn."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Figures that stand together, or a choice among several such."""
+
+    key: str
+    """Anchor."""
+    options: tuple[tuple[str, tuple[_Figure, ...]], ...]
+    """A label and its figures; one option without a label where there is nothing to choose."""
+
+
+@dataclass(frozen=True)
+class _PartView:
+    """One part, ready for the page."""
+
+    key: str
+    """Anchor."""
+    title: str
+    """Heading."""
+    blocks: tuple[_Block, ...]
+    """What stands in it."""
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One comparison, ready for the page."""
+
+    key: str
+    """Anchor."""
+    name: str
+    """Heading."""
+    instruction: str
+    """The instruction of the prompt."""
+    summary: str
+    """The result in words."""
+    rows: tuple[MethodRow, ...]
+    """The table of methods."""
+    alpha: str
+    """Strength of the replacements in the figures."""
+    last_layer: int
+    """Layer after which the table gives the relative RMSE."""
+    parts: tuple[_PartView, ...]
+    """The figures."""
+    settings: tuple[tuple[str, str], ...]
+    """What is needed to run it again."""
+
+
+def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[Part]], title: str) -> str:
+    """The page as HTML.
+
+    Args:
+        comparisons: Results by the names of their sections.
+        parts: The figures of each section.
+        title: Heading of the page.
+    """
+    environment = Environment(
+        loader=PackageLoader("psr_lens.reporting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [_section(f"s{place}", name, each, parts[name]) for place, (name, each) in enumerate(comparisons.items(), start=1)]
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        sections=sections,
+        template=script_safe(TEMPLATE.to_plotly_json()),
+        plotly=Markup(get_plotlyjs()),  # Plotly's own source, the one thing here that no user wrote
+        versions=[*versions("plotly"), ("python", platform.python_version())],
+    )
+
+
+def _section(key: str, name: str, comparison: Comparison, parts: Sequence[Part]) -> _Section:
+    return _Section(
+        key=key,
+        name=name,
+        instruction=comparison.instruction,
+        summary=summary(comparison, lead_of(comparison)),
+        rows=tuple(method_rows(comparison)),
+        alpha=number(comparison.alpha, 3),
+        last_layer=comparison.layers[-1],
+        parts=tuple(_part(f"{key}-{place}", part) for place, part in enumerate(parts, start=1)),
+        settings=tuple(settings_of(comparison)),
+    )
+
+
+def _part(key: str, part: Part) -> _PartView:
+    blocks = []
+    for place, block in enumerate(part.blocks, start=1):
+        options = block.options if isinstance(block, Choice) else (("", (block,)),)
+        blocks.append(_Block(f"{key}-{place}", tuple((label, tuple(map(_figure, panels))) for label, panels in options)))
+    return _PartView(key, part.title, tuple(blocks))
+
+
+def _figure(panel: Panel) -> _Figure:
+    return _Figure(panel.name, panel.caption, _data(panel.figure), int(panel.figure.layout.height))
+
+
+def _data(figure: go.Figure) -> Markup:
+    data = json.loads(figure.to_json())
+    data["layout"].pop("template", None)  # the same for all figures, so the page holds it once
+    return script_safe(data)
+
+
+def script_safe(data: object) -> Markup:
+    """JSON that may stand inside a script element: no `<` can end it early."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))

@@ -1,0 +1,162 @@
+"""A comparison in words and numbers: its summary, the table of methods, and what is needed to run it again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.methods import PARAPHRASE, PROMPT
+from psr_lens.evaluation.scores import Scores
+from psr_lens.plots.style import PALETTE, method_styles
+from psr_lens.results.table import Interval
+
+_ABSENT: Final = "–"
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One line of the table of methods."""
+
+    name: str
+    """Name of the method."""
+    color: str
+    """Its colour in the figures."""
+    alpha: str
+    """Strength at which it was scored."""
+    n: str
+    """Number of scored answers."""
+    missing: int
+    """Number of answers that the judge could not score."""
+    trait: str
+    """Mean trait score."""
+    trait_interval: str
+    """Its 95 % interval."""
+    coherence: str
+    """Mean coherence score."""
+    coherence_interval: str
+    """Its 95 % interval."""
+    rmse: str
+    """Relative RMSE after the last layer."""
+
+
+def lead_of(comparison: Comparison) -> str:
+    """The replacement that is nearest to the prompt after the last layer, of those whose strength varies if there is one."""
+    styles = method_styles(comparison)
+    names = [name for name in comparison.methods if styles[name].role != "constant"] or list(comparison.methods)
+    return min(names, key=lambda name: float(comparison.methods[name].relative_rmse[-1]))
+
+
+def summary(comparison: Comparison, lead: str) -> str:
+    """What the scores and the relative RMSE say, without more praise than they carry."""
+    scores = {each.method: each for each in comparison.scores}
+    return " ".join(part for part in (_scores_in_words(comparison, scores, lead), _rmse_in_words(comparison, lead)) if part)
+
+
+def _scores_in_words(comparison: Comparison, scores: Mapping[str, Scores], lead: str) -> str:
+    if lead not in scores:
+        return "" if scores else "No answers were scored for this comparison."
+    others = [
+        f"{subject} {number(scores[name].trait)} and {number(scores[name].coherence)}"
+        for name, subject in ((PROMPT, "the prompt scores"), ("none", "the model without either"))
+        if name in scores
+    ]
+    sentences = [f"{lead} scores {_pair(scores[lead])}" + (f"; {', '.join(others)}" if others else "")]
+    styles = method_styles(comparison)
+    constants = [name for name in comparison.methods if name in scores and name != lead and styles[name].role == "constant"]
+    if constants:
+        best = max((scores[name] for name in constants), key=lambda each: (each.trait, each.coherence))
+        sentences.append(f"Constant steering ({best.method}, α = {number(best.alpha, 2)}) reaches {_pair(best)}")
+    missing = sum(each.missing for each in scores.values())
+    if missing:
+        sentences.append(f"The judge could not score {missing:,} answer{'s' if missing > 1 else ''}")
+    return ". ".join(sentences) + "."
+
+
+def _rmse_in_words(comparison: Comparison, lead: str) -> str:
+    value = float(comparison.methods[lead].relative_rmse[-1])
+    text = (
+        f"After layer {comparison.layers[-1]} the relative RMSE of {lead} is {value:.2f}, where 0 is the prompt and 1 no steering"
+    )
+    if comparison.paraphrase_rmse is None:
+        return f"{text}."
+    yardstick = float(comparison.paraphrase_rmse[-1])
+    word = "closer than" if value < yardstick else "not as close as"
+    return f"{text}: {word} a second wording of the instruction, which is at {yardstick:.2f}."
+
+
+def _pair(scores: Scores) -> str:
+    return f"trait {number(scores.trait)} and coherence {number(scores.coherence)}"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number in running text, without idle zeros."""
+    text = _fixed(value, digits)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _fixed(value: float | None, digits: int = 1) -> str:
+    """A number in a column, where digits stand under digits."""
+    return _ABSENT if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _interval(interval: Interval) -> str:
+    return f"{_fixed(interval[0])} to {_fixed(interval[1])}" if all(map(math.isfinite, interval)) else ""
+
+
+def method_rows(comparison: Comparison) -> list[MethodRow]:
+    """Scored methods in the order of their scores, then replacements without scores, then the yardstick."""
+    styles = method_styles(comparison)
+    final = {name: float(trace.relative_rmse[-1]) for name, trace in comparison.methods.items()}
+    final |= {PROMPT: 0.0, "none": 1.0}
+    if comparison.paraphrase_rmse is not None:
+        final[PARAPHRASE] = float(comparison.paraphrase_rmse[-1])
+    scores = {each.method: each for each in comparison.scores}
+    unscored = [name for name in (*comparison.methods, PARAPHRASE) if name not in scores and name in final]
+    return [
+        _row(name, styles[name].color if name in styles else PALETTE["none"], scores.get(name), final.get(name))
+        for name in (*scores, *unscored)
+    ]
+
+
+def _row(name: str, color: str, scores: Scores | None, rmse: float | None) -> MethodRow:
+    return MethodRow(
+        name=name,
+        color=color,
+        alpha=number(scores.alpha if scores else None, 2),
+        n=f"{scores.n:,}" if scores else _ABSENT,
+        missing=scores.missing if scores else 0,
+        trait=_fixed(scores.trait if scores else None),
+        trait_interval=_interval(scores.trait_interval) if scores else "",
+        coherence=_fixed(scores.coherence if scores else None),
+        coherence_interval=_interval(scores.coherence_interval) if scores else "",
+        rmse=_ABSENT if rmse is None else f"{rmse:.2f}",
+    )
+
+
+def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
+    """What is needed to run a comparison again, by name."""
+    span = {"R": "the last prompt token and every response token", "QR": "the question, the last prompt token and the response"}
+    lines: list[tuple[str, Any]] = [
+        ("instruction", comparison.instruction),
+        *((f"model: {key}", value) for key, value in comparison.model.items()),
+        ("span", f"{comparison.span}, {span[comparison.span]}"),
+        ("compared", f"{len(comparison.tokens):,} tokens of {len(comparison.tokens.triplet.unique()):,} responses"),
+        ("layers", _layers(comparison.layers)),
+        ("α in the figures", number(comparison.alpha, 3)),
+        *((f"{name} acts at layers", _layers(trace.site_layers)) for name, trace in comparison.methods.items()),
+        *comparison.settings.items(),
+    ]
+    return [
+        (str(key), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)) for key, value in lines
+    ]
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    """Layers in a few words: 0 to 5, or 0, 4, 8."""
+    if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers))

@@ -1,0 +1,1 @@
+"""Typed results that many rooms hand on: judgements, the result table, bootstrap intervals."""

@@ -1,0 +1,346 @@
+"""`psr-lens run`: the whole line on a model and questions of one's own, what it goes on from, and what it refuses."""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+import yaml
+from helpers import FORK
+from typer.testing import CliRunner
+
+import psr_lens as psr
+from psr_lens.apps import pipeline
+from psr_lens.apps.cli import app
+from psr_lens.apps.pipeline import config as configs
+from psr_lens.apps.pipeline import read_config
+from psr_lens.apps.pipeline import steps as runs
+from psr_lens.apps.pipeline.questions import read_split
+from psr_lens.errors import FitError, InputError
+from psr_lens.evaluation import answer_cache as answers
+
+FILES = ["answers.jsonl", "artifacts", "kept", "report.html", "results.json", "run.yaml"]
+QUICK = {
+    "A-PSR": {"regression_steps": 3},
+    "joint": {"solver": "joint", "epochs": 3, "layers": 1, "batch_size": 4},
+    "S-Const DiM": {"solver": "dim", "layers": 1},
+}
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, ["run", *map(str, arguments)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.txt"
+    path.write_text("\n\n".join(psr.organism.questions(12)) + "\n")
+    return path
+
+
+@pytest.fixture
+def settings(folders, tmp_path, questions):
+    """A quick run of a tiny random model, without a judge."""
+    return {
+        "model": str(folders["llama"]),
+        "instruction": "talk like a pirate .",
+        "questions": str(questions),
+        "out": str(tmp_path / "out"),
+        "methods": QUICK,
+        "sampling": {"max_new_tokens": 6},
+        "paraphrase": "speak as a pirate would .",
+        "seed": 3,
+    }
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """The report takes longer than all the rest of a tiny run; one test has it."""
+    monkeypatch.setattr(runs, "report", lambda *_: None)
+
+
+def written(tmp_path, settings, name="given.yaml"):
+    (tmp_path / name).write_text(yaml.safe_dump(settings, sort_keys=False))
+    return tmp_path / name
+
+
+def contents(folder, leave_out=("run.yaml", "kept")):
+    """Every file's bytes; of the wall times of a learning curve, which no two runs share, only that they are there."""
+    return {
+        str(path.relative_to(folder)): re.sub(rb'"seconds": \[[^]]*\]', b"", path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] not in leave_out
+    }
+
+
+def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatch):
+    out = tmp_path / "out"
+    arguments = ["--model", folders["llama"], "--questions", questions, "--instruction", "talk like a pirate ."]
+    arguments += ["--max-new-tokens", 6, "--layers", "0,2", "--held-out", 4, "--seed", 1, "--prefix", "arr"]
+    code, output = run(*arguments, "--out", out)
+    assert code == 0, output
+    assert sorted(each.name for each in out.iterdir()) == FILES
+    for told in (
+        "no judge: every response is learned from",
+        "instruction⟦talk│",
+        "prefix⟦",
+        "fitted A-PSR on",
+        "A-PSR: relative RMSE",
+    ):
+        assert told in output
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert list(rows[0]) == ["question", "instruction", "none", "prompt", "A-PSR", "S-Const DiM"]
+    assert rows[0]["instruction"] == "talk like a pirate ."
+    found = json.loads((out / "results.json").read_text())
+    assert found["methods"] == {}
+    assert set(found["relative_rmse"]) == {"A-PSR", "S-Const DiM"}
+    assert found["fitted_on"]["kept"] + found["fitted_on"]["dropped"] == 8
+    learned = psr.Replacement.load(out / "artifacts" / "A-PSR")
+    assert list(learned.sites) == ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
+    assert list(psr.Replacement.load(out / "artifacts" / "S-Const-DiM").sites) == ["blocks.2.hook_resid_post"]
+    # The settings that it wrote give the same in another folder.
+    code, output = run("--config", out / "run.yaml", "--out", tmp_path / "again")
+    assert code == 0, output
+    assert contents(tmp_path / "again") == contents(out)
+    assert yaml.safe_load((out / "run.yaml").read_text()) == {
+        **yaml.safe_load((tmp_path / "again" / "run.yaml").read_text()),
+        "out": str(out),
+    }
+
+    # A second run in the same folder makes nothing anew, and ends the same.
+    def refuse(*args, **kwargs):
+        raise AssertionError("made again")
+
+    before = contents(out, ())
+    for module, name in ((answers, "generate"), (runs, "fit")):
+        monkeypatch.setattr(module, name, refuse)
+    code, output = run(*arguments, "--out", out)
+    assert code == 0, output
+    assert "going on with the run" in output
+    assert contents(out, ()) == before
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch):
+    (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(24)))
+    given = {
+        "model": "organism",
+        "questions": str(tmp_path / "q.txt"),
+        "instruction": psr.organism.instruction("pirate"),
+        "out": str(tmp_path / "out"),
+        "judge": {"trait": "organism:pirate", "coherence": "perplexity"},
+        "calibration": {"targets": [80], "steps": 0, "maximum": 1, "at_prompt": False},
+        "sampling": {"max_new_tokens": 24},
+        "methods": {"A-PSR": {"regression_steps": 10}, "S-Const DiM": {"solver": "dim", "layers": 3}},
+    }
+    code, output = run("--config", written(tmp_path, given))
+    assert code == 0, output
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(found["methods"]) == ["none", "prompt", "A-PSR", "S-Const DiM"]
+    assert found["methods"]["none"]["trait"] < 10
+    assert found["methods"]["prompt"]["trait"] > 90
+    assert found["methods"]["A-PSR"]["trait"] > found["methods"]["S-Const DiM"]["trait"] + 30
+    assert found["methods"]["A-PSR"]["n"] == 6
+    table = psr.ResultTable.from_json(tmp_path / "out" / "evaluation.json")
+    assert {row.metric for row in table} == {"trait", "coherence", "TA@C80"}
+    assert "A-PSR: trait" in output
+    before = contents(tmp_path / "out", ())
+    monkeypatch.setattr(answers, "generate", None)  # the judge's references are kept too
+    assert run("--config", written(tmp_path, given))[0] == 0
+    assert contents(tmp_path / "out", ()) == before
+
+
+def test_a_dry_run_loads_no_weights_and_writes_nothing(folders, tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(runs, "load_model", None)
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path, {**settings, "judge": "perplexity"})
+    before = sorted(tmp_path.rglob("*"))
+    code, output = run("--config", path, "--dry-run")
+    assert code == 0, output
+    for told in (
+        "3 layers, width 32, context of 96 tokens, float32",
+        "9 to learn from, 3 held out, split by seed 3",
+        "9 under the prompt, at most 54 tokens",
+        "sequential, rank 4, span R, at blocks.{0–2}.hook_resid_post",
+        "2 forward passes over the training responses; 128 bytes a token and hook point",
+        "3 epochs forward and backward",
+        "dim, rank 1, span R, at blocks.1.hook_resid_post",
+        "3 × 5 (none, prompt, A-PSR, joint, S-Const DiM) at α = 1: at most 90 tokens",
+        "6 forward passes over the held-out responses",
+        "a search of at most",
+        "artifacts/S-Const-DiM/",
+        "instruction⟦talk│",
+        "R⟪",
+    ):
+        assert told in output, told
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_report")
+def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_lost(tmp_path, settings):
+    given = {**settings, "methods": {"S-Const DiM": QUICK["S-Const DiM"]}}
+    assert run("--config", written(tmp_path, given))[0] == 0
+    out = tmp_path / "out"
+    before = contents(out, ())
+    (tmp_path / "questions.txt").write_text("\n".join(psr.organism.questions(12, seed=5)))
+    for options, name in ((["--seed", 4], "seed"), (["--max-new-tokens", 7], "sampling"), ([], "questions")):
+        for dry in ([], ["--dry-run"]):
+            code, output = run("--config", tmp_path / "given.yaml", *options, *dry)
+            assert code == 2, output
+            assert "which holds another run (other: " in output
+            assert name in output
+            assert "begin anew" in output
+    assert contents(out, ()) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    code, output = run("--config", tmp_path / "given.yaml", "--out", tmp_path / "mine")
+    assert code == 2
+    assert "which holds something else" in output
+    assert [each.name for each in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def die_at(given, step):
+    """Run until something is said for the `step`th time, or until as many answers or checkpoints were written; then die."""
+    left = [step]
+
+    def count(*_):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for owner, name in ((answers.Answers, "_write"), (psr.Replacement, "save"), (pipeline.files, "write_text")):
+        inner = getattr(owner, name)
+
+        def wrapped(*args, _inner=inner, **kwargs):
+            count()
+            return _inner(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+    runs.run(read_config(None, given), say=count)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_byte(tmp_path, settings):
+    whole = tmp_path / "whole"
+    runs.run(read_config(None, {**settings, "out": str(whole)}), say=lambda text: None)
+    wanted = contents(whole)
+    assert len(wanted) == 2 + 3 * 3  # answers, results, and three files an artifact, its card among them
+    died = 0
+    for step in (4, 9, 15):
+        given = {**settings, "out": str(tmp_path / f"killed-{step}")}
+        process = FORK.Process(target=die_at, args=(given, step))
+        process.start()
+        process.join(120)
+        died += process.exitcode == -signal.SIGKILL
+        runs.run(read_config(None, given), say=lambda text: None)
+        assert contents(tmp_path / f"killed-{step}") == wanted, step
+    assert died >= 3
+
+
+@pytest.mark.usefixtures("no_report")
+def test_responses_of_the_file_are_learned_from(tmp_path, folders):
+    lines = [
+        {"question": text, "response": "arr , " + text, "trait": 0.5, "instruction": "be brief ."}
+        for text in psr.organism.questions(6)
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    given = {"model": str(folders["llama"]), "questions": str(tmp_path / "q.jsonl"), "out": str(tmp_path / "out"), "held_out": 2}
+    given |= {"methods": {"S-Const DiM": QUICK["S-Const DiM"]}, "sampling": {"max_new_tokens": 4}}
+    result = runs.run(read_config(None, given), say=lambda text: None)
+    assert len(result.triplets) == 4
+    assert {each.response for each in result.triplets} <= {line["response"] for line in lines}
+    assert {each.trait for each in result.triplets} == {0.5}
+    assert result.comparison.instruction == "be brief ."
+
+
+def test_questions_come_as_text_lines_or_pairs_and_repeated_ones_once(tmp_path):
+    def config(name, text, **changes):
+        (tmp_path / name).write_text(text)
+        return configs.RunConfig(**{"model": "m", "questions": str(tmp_path / name), "out": "o", "instruction": "i", **changes})
+
+    split = read_split(config("a.txt", "one\ntwo \n\none\nthree\nfour\nfive\n", held_out=2, seed=1))
+    assert split.repeated == 1
+    asked = [line.question for line in (*split.fit, *split.held_out)]
+    assert sorted(asked) == ["five", "four", "one", "three", "two"]
+    assert len(split.held_out) == 2
+    assert not split.given
+    again = read_split(config("a.txt", "one\ntwo \n\none\nthree\nfour\nfive\n", held_out=2, seed=2))
+    assert again.digest() != split.digest()
+    own = read_split(config("a.jsonl", '{"question": "one", "instruction": "x"}\n{"question": "two"}\n'))
+    assert {line.question: line.instruction for line in (*own.fit, *own.held_out)} == {"one": "x", "two": "i"}
+    csv = read_split(config("a.csv", "question\none\ntwo\n"))
+    assert {line.instruction for line in (*csv.fit, *csv.held_out)} == {"i"}
+    assert len(read_split(config("a.txt", "1\n2\n3\n4\n5\n", limit=3)).fit) == 2
+    with pytest.raises(InputError, match=r"held_out: got 0\.25 of 1 questions, expected fewer than there are"):
+        read_split(config("b.txt", "one\n"))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "organsm"], "error: model: got 'organsm', expected 'organism'"),
+        (["--questions", "nowhere.txt"], "error: questions: got nowhere.txt"),
+        (["--layers", "7"], "layers: got 7, expected 'all' or layers from 0 to 2"),
+        (["--layers", "every"], "layers: got 'every', expected"),
+        (["--held-out", "1.5"], "held_out: got 1.5, expected a share"),
+        (["--held-out", "half"], "held_out: got 'half', expected a share"),
+        (["--limit", "1"], "limit: got 1, expected a whole number of at least 2"),
+        (["--dtype", "int8"], "dtype: got 'int8', expected one of float32, bfloat16, float16"),
+        (["--backend", "jax"], "backend: got 'jax', expected one of"),
+        (["--judge", "jury"], "judge: got 'jury', expected one of"),
+        (["--seed", "-1"], "seed: got -1, expected a whole number"),
+        (["--instruction", " "], "instruction: got ' ', expected a text"),
+        (["--config", "nowhere.yaml"], "config: got nowhere.yaml"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, folders, questions, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    good = {"--model": folders["llama"], "--questions": questions, "--instruction": "be brief .", "--out": tmp_path / "out"}
+    given = good | dict([options])
+    code, output = run(*(part for pair in given.items() for part in pair), "--max-new-tokens", 4)
+    assert code == 2, output
+    assert message in output
+    assert "Traceback" not in output
+    assert "error: " in output
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "model: got None, expected a text: `--model …`"),
+        ({"sampling": {"max_tokens": 3}}, "sampling: got the setting 'max_tokens', expected one that there is. Did you mean"),
+        ({"chat": {"sytem": "x"}}, "chat: got the setting 'sytem', expected one that there is. Did you mean 'system'?"),
+        ({"methods": {"A": 3}}, "methods.A: got 3, expected a mapping"),
+        ({"methods": {"A": {"solvr": "dim"}}}, "config: got the setting 'solvr'"),
+        ({"methods": {"prompt": {}}}, "methods: got the name 'prompt', expected another name"),
+        ({"methods": []}, "methods: got [], expected a mapping"),
+        ({"calibration": {"targets": 80}}, "targets: got 80, expected a list"),
+        ({"judge": {"trait": "organism:sea", "coherence": "jury"}}, "judge.coherence: got 'jury', expected one of"),
+        ({"judge": 3}, "judge: got 3, expected a judge's name"),
+        ({"alpha": -1}, "alpha: got -1, expected a number, 0 or more"),
+        ({"jugde": "x"}, "config: got the setting 'jugde', expected one that there is. Did you mean 'judge'?"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, settings, changes, message):
+    code, output = run("--config", written(tmp_path, settings | changes), "--dry-run")
+    assert code == 2, output
+    assert message in output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (FitError("the loss is not finite."), 1), (OSError("full"), 1)]
+)
+def test_ctrl_c_ends_with_130_and_a_failure_with_1(monkeypatch, tmp_path, settings, error, code):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    found, output = run("--config", written(tmp_path, settings))
+    assert found == code
+    assert "Traceback" not in output

@@ -1,0 +1,158 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import BACKENDS, replacement_at
+
+import psr_lens as psr
+from psr_lens import organism
+from psr_lens.activations.paired_passes import collect
+from psr_lens.errors import ArtifactError, InputError
+from psr_lens.replacement import Site
+
+
+@pytest.fixture(scope="module")
+def model():
+    return psr.load_model("organism")
+
+
+@pytest.fixture(scope="module")
+def triplets(model):
+    pairs = psr.prompt_pairs(model, organism.questions(24), organism.instruction("pirate"))
+    return psr.sample_responses(model, pairs, psr.judges.organism("pirate"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def replacements(model, triplets):
+    return {
+        "A-PSR": psr.fit(model, triplets, psr.FitConfig(regression_steps=40)),
+        "CAA": psr.fit(model, triplets, psr.FitConfig(layers=2, solver="dim")),
+    }
+
+
+@pytest.fixture(scope="module")
+def result(model, triplets, replacements):
+    return psr.compare(model, triplets, replacements, paraphrase=organism.instruction("pirate", 1))
+
+
+def test_prompt_strength_is_the_norm_of_the_captured_difference(model, triplets, result):
+    captured = psr.capture(model, triplets, "resid_post")
+    for column, layer in enumerate(result.layers):
+        torch.testing.assert_close(result.strength[:, column], captured.strength(f"blocks.{layer}.hook_resid_post"))
+
+
+def test_relative_rmse_of_doing_nothing_is_one(model, triplets):
+    nothing = psr.Replacement(
+        {"blocks.0.hook_resid_post": Site(torch.zeros(1, 128), torch.zeros(1, 128), torch.zeros(1), "relu")},
+        "R",
+        "nothing",
+        {},
+    )
+    trace = psr.compare(model, triplets, {"nothing": nothing}).methods["nothing"]
+    torch.testing.assert_close(trace.relative_rmse, torch.ones(6))
+    assert trace.strength.abs().max() == 0
+
+
+def test_layers_before_the_first_site_are_untouched(result):
+    caa = result.methods["CAA"]
+    assert caa.strength[:, :2].abs().max() == 0
+    torch.testing.assert_close(caa.relative_rmse[:2], torch.ones(2))
+
+
+def test_a_constant_moves_every_token_alike_at_its_own_layer(result, replacements):
+    length = replacements["CAA"].sites["blocks.2.hook_resid_post"].directions.norm()
+    caa = result.methods["CAA"]
+    torch.testing.assert_close(caa.strength[:, 2], length.expand(len(result.tokens)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(caa.coefficient[:, 0], length.expand(len(result.tokens)), rtol=1e-4, atol=1e-4)
+
+
+def test_coefficients_follow_what_the_prompt_calls_for(result):
+    trace = result.methods["A-PSR"]
+    assert trace.site_layers == (0, 1, 2, 3, 4, 5)
+    correlation = torch.corrcoef(torch.stack([trace.coefficient[:, 0], trace.projection[:, 0]]))[0, 1]
+    assert correlation > 0.9
+
+
+def test_psr_is_closer_to_the_prompt_than_the_constant_and_the_paraphrase_closer_still(result):
+    last = {name: float(trace.relative_rmse[-1]) for name, trace in result.methods.items()}
+    assert last["A-PSR"] < 0.4 < 0.8 < last["CAA"]
+    assert float(result.paraphrase_rmse[-1]) < last["A-PSR"]
+
+
+def test_rank_one_share_is_that_of_the_singular_values(model, triplets, result):
+    delta = psr.capture(model, triplets, "resid_post", layers=[4])["blocks.4.hook_resid_post"]
+    values = torch.linalg.svdvals(delta.double())
+    assert float(result.rank1_share[4]) == pytest.approx(float(values[0] ** 2 / values.square().sum()), rel=1e-4)
+
+
+def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
+    with pytest.raises(InputError, match="replacements: got none, expected at least one"):
+        psr.compare(model, triplets, {})
+    with pytest.raises(InputError, match="'prompt' and 'paraphrase', which are taken"):
+        psr.compare(model, triplets, {"prompt": replacements["CAA"]})
+    with pytest.raises(InputError, match="layers: got"):
+        psr.compare(model, triplets, replacements, layers=[6])
+    foreign = psr.Replacement(replacements["CAA"].sites, "R", "CAA", {"model_name": "other", "d_model": 64, "n_layers": 6})
+    with pytest.raises(ArtifactError, match="made for other with d_model=64"):
+        psr.compare(model, triplets, {"foreign": foreign})
+
+
+KINDS = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
+
+
+@pytest.fixture(scope="module")
+def few(triplets):
+    return triplets[:4]
+
+
+def activations(model, triplets, point, context, steering=None):
+    """What the model goes on with at a point, on the span QR."""
+    return collect(model, triplets, [point], context, "QR", steering=steering)[point]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_every_point_the_coefficient_is_the_length_of_what_is_added_and_the_projection_of_what_was_called_for(
+    few, kind, backend
+):
+    model = psr.load_model("organism", backend=backend)
+    replacement = replace(replacement_at(model, kind, [1], rank=2, size=0.1), offset=0.5)
+    trace = psr.compare(model, few, {"x": replacement}, span="QR").methods["x"]
+    [(point, site)] = replacement.sites.items()
+    plain, steered = (activations(model, few, point, "base", steering).double() for steering in (None, replacement))
+    assert trace.site_layers == (1,)
+    # Nothing before the point is steered, so the difference there is what was added.
+    torch.testing.assert_close(trace.coefficient[:, 0].double(), (steered - plain).flatten(1).norm(dim=1), rtol=1e-3, atol=1e-4)
+    missing = activations(model, few, point, "steered").double() - plain
+    directions = site.directions.double()
+    if directions.ndim == 2:
+        missing, directions = missing[:, None], directions[None]
+    within = [
+        z.T @ torch.linalg.lstsq(z.T, rows.T).solution for z, rows in zip(directions, missing.transpose(0, 1), strict=True)
+    ]  # each head's least-squares fit, `[width, token]`
+    wanted = torch.stack([each.square().sum(0) for each in within]).sum(0).sqrt()
+    torch.testing.assert_close(trace.projection[:, 0].double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", ["span", "last"])
+def test_tokens_that_are_not_steered_have_a_coefficient_of_zero(model, few, tokens):
+    replacement = replacement_at(model, "hook_resid_post", [1], rule="constant", tokens=tokens)
+    result = psr.compare(model, few, {"x": replacement}, span="QR")
+    steered = result.tokens.position == -1 if tokens == "last" else result.tokens.position >= -1
+    assert ((result.methods["x"].coefficient[:, 0] > 0) == steered).all()
+    assert ((result.methods["x"].strength[:, 1] > 0) == steered).all()
+
+
+def test_a_plan_is_compared_as_its_sum(model, few):
+    first, second = (replacement_at(model, "hook_resid_post", layers, seed=layers[0], size=0.1) for layers in ([1, 2], [2, 4]))
+    plan = first - 0.5 * replace(second, span="QR")
+    trace = psr.compare(model, few, {"plan": plan}, span="QR", alpha=0.8).methods["plan"]
+    assert trace.site_layers == (1, 2, 4)
+    point = "blocks.2.hook_resid_post"
+    without = replace(first, sites={"blocks.1.hook_resid_post": first.sites["blocks.1.hook_resid_post"]})
+    before, after = (collect(model, few, [point], "base", "QR", steering=each, alpha=0.8)[point] for each in (without, plan))
+    torch.testing.assert_close(trace.coefficient[:, 1], (after - before).norm(dim=1), rtol=1e-3, atol=1e-4)
+    same = psr.compare(model, few, {"once": first, "twice": 0.5 * first + 0.5 * first}, span="QR").methods
+    # The same directions twice span no more than once; the sign is that of a single direction.
+    torch.testing.assert_close(same["once"].projection.abs(), same["twice"].projection.abs(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(same["once"].coefficient, same["twice"].coefficient, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,163 @@
+"""The one entry to all solvers, the constant baseline, and what the fits are good for on the organism."""
+
+import pytest
+import torch
+from helpers import BACKENDS, logits_of, random_triplets, relative_error
+
+import psr_lens as psr
+from psr_lens.activations.paired_passes import collect
+from psr_lens.generation.sampling import SamplingConfig
+from psr_lens.models import fingerprint
+from psr_lens.replacement import Replacement
+
+QUICK = {"regression_steps": 3, "epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "sites"),
+    [
+        ({}, "A-PSR", [0, 1, 2]),
+        ({"layers": 1}, "S-PSR", [1]),
+        ({"layers": [-1]}, "S-PSR", [2]),
+        ({"layers": [2, 0], "solver": "joint"}, "A-PSR", [0, 2]),
+        ({"layers": range(2), "solver": "dim"}, "A-Const DiM", [0, 1]),
+        ({"layers": 0, "solver": "dim"}, "S-Const DiM", [0]),
+    ],
+)
+def test_the_settings_say_what_is_fitted_and_what_it_is_called(tiny_llama, settings, method, sites):
+    triplets = random_triplets(tiny_llama.model, 3)
+    fitted = psr.fit(tiny_llama.model, triplets, psr.FitConfig(**QUICK, **settings))
+    assert fitted.method == method
+    assert list(fitted.sites) == [f"blocks.{layer}.hook_resid_post" for layer in sites]
+    assert fitted.model == fingerprint(tiny_llama.model)
+    assert fitted.settings["triplets"] == 3
+    assert fitted.settings["solver"] == settings.get("solver", "sequential")
+    assert fitted.settings["instructions"] == sorted({triplet.pair.instruction for triplet in triplets})
+
+
+@pytest.mark.parametrize("solver", ["sequential", "joint", "dim"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_fit_keeps_its_rank_and_lies_on_the_cpu_without_gradients(tiny_llama, solver, rank):
+    if solver == "dim" and rank > 1:
+        pytest.skip("a difference in means is one direction")
+    config = psr.FitConfig(solver=solver, rank=rank, **QUICK)
+    for site in psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), config).sites.values():
+        assert site.directions.shape == site.weights.shape == (rank, 32)
+        assert site.bias.shape == (rank,)
+        assert not any(tensor.requires_grad for tensor in (site.directions, site.weights, site.bias))
+
+
+def test_under_qr_the_questions_place_is_remembered_where_it_was_the_same_in_all_prompts(tiny_llama):
+    triplets = random_triplets(tiny_llama.model, 3)
+    assert psr.fit(tiny_llama.model, triplets, psr.FitConfig(span="QR", **QUICK)).question_start == 2  # after <bos> <user>
+    assert psr.fit(tiny_llama.model, triplets, psr.FitConfig(span="R", **QUICK)).question_start is None
+
+
+@pytest.mark.parametrize("span", ["R", "QR"])
+def test_the_difference_in_means_at_one_layer_is_the_mean_of_the_captured_differences(tiny, span):
+    triplets = random_triplets(tiny.model, 5)
+    captured = psr.capture(tiny.model, triplets, span=span)
+    fits = [psr.fit(tiny.model, triplets, psr.FitConfig(layers=layer, solver="dim", span=span)) for layer in (0, 2)]
+    for name, site in [*fits[0].sites.items(), *fits[1].sites.items()]:
+        torch.testing.assert_close(site.directions[0], captured[name].mean(0), atol=1e-6, rtol=1e-6)
+        assert site.rule == "constant"
+        assert site.coefficients(captured[name]).unique().tolist() == [1.0]
+
+
+def test_the_difference_in_means_at_one_layer_is_added_to_every_token_alike(tiny):
+    triplets, name = random_triplets(tiny.model, 4), "blocks.1.hook_resid_post"
+    fitted = psr.fit(tiny.model, triplets, psr.FitConfig(solver="dim", layers=1))
+    plain, steered = (collect(tiny.model, triplets, [name], "base", "R", steering=each)[name] for each in (None, fitted))
+    mean = psr.capture(tiny.model, triplets, name)[name].mean(0)
+    torch.testing.assert_close(steered - plain, mean.expand_as(plain), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["sequential", "joint", "dim"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_in_bfloat16_can_be_fitted_and_steered(folders, solver, backend):
+    model = psr.load_model(folders["llama"], backend=backend, dtype=torch.bfloat16)
+    triplets = random_triplets(model, 4)
+    fitted = psr.fit(model, triplets, psr.FitConfig(solver=solver, **QUICK))
+    assert all(site.directions.isfinite().all() for site in fitted.sites.values())
+    with fitted.steer(model):
+        assert logits_of(model, range(10, 20)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("solver", ["sequential", "joint", "dim"])
+def test_a_fit_within_inference_mode_works(tiny_llama, solver):
+    triplets, config = random_triplets(tiny_llama.model, 3), psr.FitConfig(solver=solver, **QUICK)
+    wanted = psr.fit(tiny_llama.model, triplets, config)
+    with torch.inference_mode():
+        found = psr.fit(tiny_llama.model, triplets, config)
+    for name, site in wanted.sites.items():
+        torch.testing.assert_close(found.sites[name].directions.clone(), site.directions)
+
+
+@pytest.mark.parametrize("solver", ["sequential", "joint", "dim"])
+def test_both_classes_give_the_same_replacement(load, solver):
+    if len(BACKENDS) < 2:
+        pytest.skip("one class only")
+    cases = [load("gpt2", backend) for backend in BACKENDS]
+    config = psr.FitConfig(solver=solver, regression_steps=5, epochs=2)
+    first, second = (psr.fit(case.model, random_triplets(case.model, 4), config).sites for case in cases)
+    for name, site in first.items():
+        torch.testing.assert_close(second[name].directions, site.directions, atol=1e-3, rtol=1e-3)
+
+
+def test_half_the_trait_score_is_taken_for_half_the_steering(tiny_llama):
+    triplets = random_triplets(tiny_llama.model, 5)
+    halves = [psr.Triplet(each.pair, each.response_ids, "", trait=0.5) for each in triplets]
+    wholes = [psr.Triplet(each.pair, each.response_ids, "", trait=1.0) for each in triplets]
+    config = psr.FitConfig(layers=0, regression_steps=0)
+    half, whole = (next(iter(psr.fit(tiny_llama.model, each, config).sites.values())) for each in (halves, wholes))
+    inputs = collect(tiny_llama.model, triplets, ["blocks.0.hook_resid_post"], "base", "R")["blocks.0.hook_resid_post"]
+    torch.testing.assert_close(half.intervention(inputs), 2 * whole.intervention(inputs), atol=1e-4, rtol=1e-4)
+
+
+# --- on the organism --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(organism, pirate_triplets) -> dict[str, Replacement]:
+    """The pirate by several methods."""
+    settings = {
+        "A-PSR": {"regression_steps": 100},
+        "A-PSR rank 4": {"regression_steps": 100, "rank": 4},
+        "A-Const DiM": {"solver": "dim"},
+        "S-Const DiM": {"solver": "dim", "layers": 2},
+    }
+    return {name: psr.fit(organism.model, pirate_triplets, psr.FitConfig(**each)) for name, each in settings.items()}
+
+
+def held_out_scores(model, replacement) -> tuple[float, float]:
+    questions = psr.organism.questions(30, split="held_out", kind="description", seed=2)
+    pairs = psr.prompt_pairs(model, questions, psr.organism.instruction("pirate"))
+    responses = psr.generate(model, pairs, "base", SamplingConfig(seed=1), steering=replacement)
+    scores = psr.judges.organism("pirate")([response.text for response in responses], questions)
+    return float(scores.trait.mean()), float(scores.coherence.mean())
+
+
+def test_a_psr_talks_like_a_pirate_on_questions_it_never_saw(organism, fitted):
+    trait, coherence = held_out_scores(organism.model, fitted["A-PSR"])
+    assert trait >= 90
+    assert coherence >= 90
+
+
+@pytest.mark.parametrize("method", ["S-Const DiM", "A-Const DiM"])
+def test_the_difference_in_means_does_not(organism, fitted, method):
+    trait, _ = held_out_scores(organism.model, fitted[method])
+    assert trait < 20
+
+
+def test_more_directions_come_closer_to_the_prompt(organism, fitted, pirate_triplets):
+    rank_1, rank_4, constant = (
+        relative_error(organism.model, pirate_triplets, fitted[name]) for name in ("A-PSR", "A-PSR rank 4", "A-Const DiM")
+    )
+    assert rank_4 <= rank_1 < 0.3 < constant
+
+
+def test_an_artifact_of_one_class_steers_the_other(organism, fitted, load, tmp_path):
+    again = Replacement.load(fitted["A-PSR"].save(tmp_path))
+    for backend in BACKENDS:
+        trait, _ = held_out_scores(load("organism", backend).model, again)
+        assert trait >= 90

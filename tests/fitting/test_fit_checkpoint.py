@@ -1,0 +1,225 @@
+"""Training runs that are interrupted, killed, or shared by two processes end as one that was left alone."""
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+
+import pytest
+import torch
+from helpers import FORK, kill_when, random_triplets, save_tiny
+from safetensors import safe_open
+
+import psr_lens as psr
+from psr_lens.errors import ArtifactError, FitError, InputError
+from psr_lens.fitting import training
+from psr_lens.fitting.objective import Imitation, Objective
+from psr_lens.fitting.training import _Run
+
+SETTINGS = {"solver": "joint", "epochs": 6, "batch_size": 2, "learning_rate": 1e-2}
+
+
+class Interruption(BaseException):
+    """Stands for a process that ends: nothing catches it."""
+
+
+def interrupt(monkeypatch, method: str, after: int, owner=_Run) -> None:
+    """Let a run end in the midst of its n-th call of a method."""
+    calls, original = [], getattr(owner, method)
+
+    def counting(self, *arguments):
+        calls.append(0)
+        if len(calls) == after:
+            raise Interruption
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, method, counting)
+
+
+def same(first, second) -> bool:
+    """Equal to the last bit, the losses too."""
+    parts = ("directions", "weights", "bias")
+    return (
+        list(first.sites) == list(second.sites)
+        and all(torch.equal(getattr(first.sites[n], p), getattr(second.sites[n], p)) for n in first.sites for p in parts)
+        and (first.offset, first.curve.train, first.curve.validation, first.curve.kept)
+        == (second.offset, second.curve.train, second.curve.validation, second.curve.kept)
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"objective": "ll", "learned_offset": True, "rank": 2},
+        {"validation": 0.3, "patience": 3, "learning_rate": 0.2},
+        {"start": "sequential", "regression_steps": 5},
+        {"solver": "sequential", "regression_steps": 5, "polish_epochs": 6},
+        {"solver": "reft_r1", "hook": "z"},
+    ],
+    ids=str,
+)
+def test_an_interrupted_fit_goes_on_and_ends_the_same_to_the_bit(tiny_llama, settings, tmp_path, monkeypatch):
+    triplets, config = random_triplets(tiny_llama.model, 7), psr.FitConfig(**(SETTINGS | settings))
+    undisturbed = psr.fit(tiny_llama.model, triplets, config)
+    folder = tmp_path / "run"
+    for method, after, owner in (("_step", 3, _Run), ("_step", 9, _Run), ("_save", 2, _Run), ("where_it_broke", 1, Objective)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, method, after, owner)
+            if method == "where_it_broke":  # never called: this time it ends by itself
+                assert same(psr.fit(tiny_llama.model, triplets, config, checkpoint=folder), undisturbed)
+            else:
+                with pytest.raises(Interruption):
+                    psr.fit(tiny_llama.model, triplets, config, checkpoint=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json", "state.safetensors"]
+
+
+def test_a_finished_fit_is_returned_at_once(tiny_llama, tmp_path, monkeypatch):
+    triplets, config = random_triplets(tiny_llama.model, 7), psr.FitConfig(**SETTINGS)
+    fitted = psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path / "run")
+    monkeypatch.setattr(Imitation, "prepare", None)
+    again = psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path / "run")
+    assert same(again, fitted)
+    assert again.curve.seconds == fitted.curve.seconds
+
+
+def test_the_solver_that_gives_the_start_is_not_run_again(tiny_llama, tmp_path, monkeypatch):
+    triplets = random_triplets(tiny_llama.model, 7)
+    config = psr.FitConfig(**(SETTINGS | {"start": "sequential", "regression_steps": 5}))
+    with monkeypatch.context() as patch:
+        interrupt(patch, "_step", 1)
+        with pytest.raises(Interruption):
+            psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path)
+    monkeypatch.setitem(sys.modules["psr_lens.fitting.fit"]._LAYERWISE, "sequential", None)
+    assert len(psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path).curve.train) == 6
+
+
+def test_another_run_in_the_folder_is_refused_and_left_alone(tiny_llama, tmp_path):
+    model, triplets, config = tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.FitConfig(**SETTINGS)
+    psr.fit(model, triplets, config, checkpoint=tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    other = psr.load_model(save_tiny("llama", tmp_path / "other", seed=1), backend=tiny_llama.backend)
+    cases = {
+        r"settings\.seed, settings\.learning_rate": (model, triplets, replace(config, learning_rate=1e-3, seed=1)),
+        "hook points": (model, triplets, replace(config, layers=[0, 1])),
+        "triplets": (model, triplets[::-1], config),
+        "model": (other, triplets, config),
+    }
+    for part, (wanted, data, settings) in cases.items():
+        with pytest.raises(ArtifactError, match=rf"holds another run, which differs in {part}\. Give another folder, or delete"):
+            psr.fit(wanted, data, settings, checkpoint=tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_damaged_and_unwritable_checkpoints_are_told_of(tiny_llama, tmp_path):
+    triplets, config = random_triplets(tiny_llama.model, 4), psr.FitConfig(**SETTINGS)
+    run = tmp_path / "run"
+    psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
+    whole = (run / "state.safetensors").read_bytes()
+    (run / "state.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ArtifactError, match=r"state\.safetensors: is damaged .* delete this one"):
+        psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
+    (run / "run.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"run\.json: cannot be read"):
+        psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
+    (run / "run.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(ArtifactError, match=r"run\.json: is of another format"):
+        psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be"):
+        psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path / "file")
+
+
+def test_a_checkpoint_where_nothing_is_trained_is_refused(tiny_llama, tmp_path):
+    with pytest.raises(InputError, match=r"checkpoint: got .*, expected None with solver='dim'"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(solver="dim"), checkpoint=tmp_path)
+
+
+def test_a_loss_that_explodes_leaves_the_checkpoint_of_the_last_good_epoch(tiny_llama, tmp_path, monkeypatch):
+    triplets, config = random_triplets(tiny_llama.model, 4), psr.FitConfig(**SETTINGS)
+    step = _Run._step
+
+    def break_at_the_last(self, chosen, number):
+        if number == 11:
+            self.tensors["directions"].detach().fill_(float("nan"))
+        return step(self, chosen, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_step", break_at_the_last)
+        with pytest.raises(FitError, match="at step 12 of 12") as caught:
+            psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path / "run")
+    assert len(caught.value.partial.curve.train) == 5
+    assert all(site.directions.isfinite().all() for site in caught.value.partial.sites.values())
+    whole = psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path / "run")
+    assert same(whole, psr.fit(tiny_llama.model, triplets, config))
+
+
+# --- processes --------------------------------------------------------------------------------------------------------------
+
+
+def train(model, settings: dict, checkpoint, out, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    psr.fit(model, random_triplets(model, 7), psr.FitConfig(**settings), checkpoint=checkpoint).save(out)
+
+
+def start(model, settings: dict, checkpoint, out, **environment: str) -> BaseProcess:
+    process = FORK.Process(target=train, args=(model, settings, checkpoint, out, environment), daemon=True)
+    process.start()
+    return process
+
+
+def epochs_in(state) -> int:
+    if not state.exists():
+        return 0
+    with safe_open(state, "pt") as file:
+        return len(json.loads(file.metadata()["state"])["curve"]["train"])
+
+
+def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_bit(tiny_llama, tmp_path):
+    settings, draw = SETTINGS | {"epochs": 40}, random.Random(0)
+    run, state = tmp_path / "run", tmp_path / "run" / "state.safetensors"
+    epochs = [0]
+    for _ in range(2):
+        process = start(tiny_llama.model, settings, run, tmp_path / "out")
+        kill_when(lambda before=epochs[-1]: epochs_in(state) > before, process, draw.uniform(0, 0.05))
+        assert process.exitcode == -signal.SIGKILL
+        epochs.append(epochs_in(state))
+    assert 0 < epochs[1] < epochs[2] < 40
+    triplets, config = random_triplets(tiny_llama.model, 7), psr.FitConfig(**settings)
+    resumed = psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
+    assert same(resumed, psr.fit(tiny_llama.model, triplets, config))
+
+
+def test_two_processes_end_with_the_sites_of_one(tiny_llama, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    settings = SETTINGS | {"batch_size": 5, "validation": 0.15, "rank": 2}  # of 6 and 1: the second process has none at times
+    processes = [
+        start(tiny_llama.model, settings, tmp_path / "run", tmp_path / str(rank), RANK=str(rank), **shared) for rank in range(2)
+    ]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    first, second = (psr.Replacement.load(tmp_path / str(rank)).sites for rank in range(2))
+    alone = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 7), psr.FitConfig(**settings)).sites
+    for name, site in alone.items():
+        for part in ("directions", "weights", "bias"):
+            assert torch.equal(getattr(first[name], part), getattr(second[name], part))
+            torch.testing.assert_close(getattr(first[name], part), getattr(site, part), atol=1e-4, rtol=0)
+
+
+def test_processes_that_were_given_different_things_are_told_so(tiny_llama, monkeypatch):
+    def from_another(tensors):
+        for tensor in tensors:
+            tensor.detach().mul_(2).add_(1)
+
+    monkeypatch.setattr(training, "rank_and_world_size", lambda: (0, 2))
+    monkeypatch.setattr(training, "sum_over_processes", from_another)
+    with pytest.raises(InputError, match="triplets: got other arguments than another process, expected the same model, triplets"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(**SETTINGS))

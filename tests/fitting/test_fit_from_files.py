@@ -1,0 +1,102 @@
+"""Layerwise fits whose activations wait in files: the same sites to the last bit, nothing left behind, and what is refused."""
+
+import pytest
+import torch
+from helpers import assert_unchanged, random_triplets, state_of
+
+import psr_lens as psr
+from psr_lens.errors import FitError, InputError
+from psr_lens.fitting.local import fit_local
+from psr_lens.fitting.sequential import fit_sequential
+
+PARTS = ("directions", "weights", "bias")
+LAYERWISE = ("sequential", "local")
+
+
+def config_of(solver: str, **settings) -> psr.FitConfig:
+    return psr.FitConfig(solver=solver, **{"regression_steps": 5, "ridge": 0.3, "token_budget": 100, **settings})
+
+
+def assert_same(one, other):
+    assert list(one.sites) == list(other.sites)
+    for name, site in one.sites.items():
+        assert all(torch.equal(getattr(site, part), getattr(other.sites[name], part)) for part in PARTS)
+
+
+@pytest.mark.parametrize("solver", LAYERWISE)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"span": "QR", "layers": [0, 2], "rank": 2}, {"hook": "z", "rank": 1}, {"hook": "mlp_out"}, {"layers": 1}],
+    ids=str,
+)
+def test_files_give_the_same_as_memory_to_the_last_bit(tiny, tmp_path, solver, settings):
+    triplets = random_triplets(tiny.model, 5)
+    # Several parts a regression; in memory these too are read from the CPU's memory part by part.
+    config = config_of(solver, regression_batch=17, **settings)
+    assert_same(psr.fit(tiny.model, triplets, config, scratch=tmp_path), psr.fit(tiny.model, triplets, config))
+
+
+def test_bfloat16_waits_as_it_is(tmp_path, folders):
+    model = psr.load_model(folders["llama"], dtype=torch.bfloat16, backend="bridge")
+    triplets = random_triplets(model, 4)
+    assert_same(
+        psr.fit(model, triplets, config_of("sequential"), scratch=tmp_path), psr.fit(model, triplets, config_of("sequential"))
+    )
+
+
+@pytest.mark.parametrize("settings", [{"solver": "sequential", "polish_epochs": 1}, {"solver": "joint", "start": "local"}], ids=str)
+def test_training_starts_from_the_same(tiny_llama, tmp_path, settings):
+    triplets = random_triplets(tiny_llama.model, 4)
+    config = psr.FitConfig(**{"regression_steps": 5, "epochs": 1, "rank": 2, **settings})
+    assert_same(psr.fit(tiny_llama.model, triplets, config, scratch=tmp_path), psr.fit(tiny_llama.model, triplets, config))
+
+
+@pytest.mark.parametrize("solver", LAYERWISE)
+def test_nothing_is_left_behind_and_other_files_stay(fresh, tmp_path, solver):
+    (tmp_path / "mine.txt").write_text("mine")
+    before = state_of(fresh.model)
+    psr.fit(fresh.model, random_triplets(fresh.model, 3), config_of(solver), scratch=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert_unchanged(fresh.model, before)
+
+
+def test_a_fit_that_fails_leaves_nothing_behind_either(tiny_llama, tmp_path):
+    def spoil(activation, hook):
+        return activation * float("inf")
+
+    with (
+        tiny_llama.model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", spoil)]),
+        pytest.raises(FitError, match=r"at blocks\.1\.hook_resid_post .*not all finite"),
+    ):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), config_of("sequential"), scratch=tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_passes_are_as_many_as_are_said(tiny_llama, tmp_path):
+    triplets, calls = random_triplets(tiny_llama.model, 6), []
+    layers = tiny_llama.model.cfg.n_layers
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(layers)]
+    for solve, solver, wanted in ((fit_sequential, "sequential", layers + 1), (fit_local, "local", 2)):
+        calls.clear()
+        count = [("blocks.0.hook_resid_pre", lambda activation, hook: calls.append(len(activation)))]
+        with tiny_llama.model.hooks(fwd_hooks=count):
+            solve(tiny_llama.model, triplets, names, config_of(solver), scratch=tmp_path)
+        assert sum(calls) == wanted * len(triplets)
+
+
+@pytest.mark.parametrize("solver", ["joint", "dim", "stolfo", "reft_r1"])
+def test_a_folder_that_nobody_would_use_is_refused(tiny_llama, tmp_path, solver):
+    with pytest.raises(InputError, match=rf"scratch: got .*expected None with solver='{solver}', which holds no layer"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), psr.FitConfig(solver=solver), scratch=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tiny_llama, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"scratch: got .*file.*expected a folder on a disk with room for the activations"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), config_of("local"), scratch=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_said(tiny_llama):
+    with pytest.raises(InputError, match="scratch: got /dev/full"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), config_of("local"), scratch="/dev/full")

@@ -1,0 +1,49 @@
+"""The tables of fits in the READMEs are those of the numbers that are committed beside them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def fits():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        import fit
+
+        yield fit
+    for name in ("fit", "_models"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def rows(fits):
+    return fits.parts_of([BENCHMARKS / "fit"])[0]
+
+
+@pytest.mark.parametrize("model", ["organism", "organism-gpt2"])
+def test_both_tables_of_a_model_are_those_of_its_numbers(fits, rows, model):
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    summary = fits.summary(rows, model)
+    methods = [name for name in fits.METHODS if name != fits.CLOSEST_METHOD]
+    assert [line[0] for line in summary] == methods
+    shown = list(filter(fits.is_shown_by_trait, methods))
+    for line in [*summary, *fits.by_trait(rows, model, shown)]:
+        assert f"| {' | '.join(line)} |\n" in text
+    assert len(fits.traits_of([row for row in rows if row["model"] == model])) == 9
+
+
+def test_the_table_of_the_readme_is_one_of_them(fits, rows):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in fits.summary(rows, "organism"):
+        assert f"| {' | '.join(line)} |\n" in text
+
+
+def test_parts_of_several_settings_are_refused(fits):
+    with pytest.raises(typer.BadParameter, match="got parts with 2 settings"):
+        fits.parts_of([BENCHMARKS / "fit", BENCHMARKS / "fit" / "closest"])

@@ -1,0 +1,160 @@
+"""Log-likelihoods against plain forward passes, and the perplexity judge against the organism's exact one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import logits_of, random_triplets
+
+import psr_lens as psr
+from psr_lens.errors import InputError, ModelError
+from psr_lens.generation.likelihood import log_likelihoods
+from psr_lens.judges import PerplexityJudge
+from psr_lens.results.judgement import Judge
+
+
+@pytest.fixture(scope="module")
+def pairs(organism):
+    return psr.prompt_pairs(organism.model, psr.organism.questions(30, split="held_out"), psr.organism.instruction("pirate"))
+
+
+@pytest.fixture(scope="module")
+def answers(organism, pairs):
+    return [each.text for each in psr.generate(organism.model, pairs, config=psr.SamplingConfig(seed=1))]
+
+
+@pytest.fixture(scope="module")
+def judge(organism, pairs) -> PerplexityJudge:
+    return psr.judges.perplexity(organism.model, pairs)
+
+
+def questions_of(pairs):
+    return [pair.question for pair in pairs]
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0 on, the mean of their places where values are the same."""
+    return np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values])
+
+
+@pytest.mark.parametrize("context", ["base", "steered"])
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+def test_log_likelihoods_are_those_of_unpadded_forward_passes(tiny, context, budget):
+    triplets = random_triplets(tiny.model, 5)
+    found = log_likelihoods(tiny.model, triplets, context, token_budget=budget)
+    for triplet, given in zip(triplets, found, strict=True):
+        prompt = triplet.pair.ids(context)
+        expected = logits_of(tiny.model, [*prompt, *triplet.response_ids]).log_softmax(-1)
+        wanted = [expected[len(prompt) - 1 + place, token] for place, token in enumerate(triplet.response_ids)]
+        torch.testing.assert_close(given, torch.stack(wanted), atol=1e-4, rtol=1e-4)
+
+
+def test_the_judge_meets_the_protocol_and_knows_coherence_alone(judge, pairs, answers):
+    assert isinstance(judge, Judge)
+    judged = judge(answers, questions_of(pairs))
+    assert np.isnan(judged.trait).all()
+    assert ((judged.coherence >= 0) & (judged.coherence <= 100)).all()
+    assert "nats a token (100 up to" in judged.reasons[0]
+
+
+def test_the_scale_ends_at_the_median_reference_and_at_garbage(organism, judge, pairs, answers):
+    own = [each.text for each in psr.generate(organism.model, pairs)]
+    surprise = judge.surprise(own, questions_of(pairs))
+    assert judge.fluent == pytest.approx(float(np.median(surprise)))
+    assert judge.garbage <= math.log(organism.model.cfg.d_vocab) + 1e-9
+    scores = judge(own, questions_of(pairs)).coherence
+    assert (scores[surprise <= judge.fluent] == 100).all()
+    middle = (judge.fluent + judge.garbage) / 2
+    assert np.all((scores >= 50) == (surprise <= middle))
+    mixed = [" ".join(np.random.default_rng(place).permutation(text.split())) for place, text in enumerate(answers)]
+    assert judge(mixed, questions_of(pairs)).coherence.mean() < 5
+    assert judge(answers, questions_of(pairs)).coherence.mean() > 95
+
+
+def test_an_answer_to_another_question_scores_less(judge, pairs, answers):
+    away = judge(answers[1:] + answers[:1], questions_of(pairs)).coherence
+    assert away.mean() < judge(answers, questions_of(pairs)).coherence.mean() - 10
+
+
+def test_it_ranks_answers_as_the_exact_judge_does(organism, pirate_triplets, pairs, judge):
+    """Constant steering from too weak to absurd; measured on 60 questions: 0.88 (pirate), 0.91 (gloomy), 0.94 (shout)."""
+    constant = psr.fit(organism.model, pirate_triplets, psr.FitConfig(layers=2, solver="dim"))
+    config = psr.SamplingConfig(seed=3, max_new_tokens=40)
+    some = pairs[:16]
+    exact, found = [], []
+    for alpha in (0.0, 6.0, 8.0, 40.0):
+        texts = [each.text for each in psr.generate(organism.model, some, config=config, steering=constant, alpha=alpha)]
+        exact.append(psr.judges.organism("pirate")(texts, questions_of(some)).coherence)
+        found.append(judge(texts, questions_of(some)).coherence)
+    assert exact[0].mean() > exact[1].mean() > exact[2].mean()
+    assert exact[-1].mean() < 5
+    correlation = np.corrcoef(ranks(np.concatenate(exact)), ranks(np.concatenate(found)))[0, 1]
+    assert correlation > 0.8
+
+
+def test_given_either_prompt_the_trait_itself_is_not_held_against_an_answer(organism, pairs, judge):
+    prompted = [each.text for each in psr.generate(organism.model, pairs, "steered")]
+    either = psr.judges.perplexity(organism.model, pairs, given="either")
+    plain, fair = (each(prompted, questions_of(pairs)).coherence for each in (judge, either))
+    assert (fair >= plain - 1e-6).all()
+    assert fair.mean() > plain.mean() + 5
+    assert fair.mean() > 95
+
+
+def test_what_cannot_be_read_is_missing_and_what_is_too_long_is_read_as_far_as_it_fits(judge, pairs, answers):
+    question = pairs[0].question
+    long = " ".join(answers * 20)
+    judged = judge(["", " ", answers[0], long, "\ud800"], [question] * 5)
+    assert np.isnan(judged.coherence).tolist()[:4] == [True, True, False, False]
+    assert judged.reasons[0] == "nothing to score"
+    assert judge([], []).coherence.shape == (0,)
+
+
+def test_references_of_ones_own_set_the_scale(organism, pairs, answers, judge):
+    given = psr.judges.perplexity(organism.model, pairs, answers)
+    assert given.fluent == pytest.approx(float(np.median(judge.surprise(answers, questions_of(pairs)))))
+    again = psr.judges.perplexity(organism.model, pairs, answers)
+    assert (again.fluent, again.garbage) == (given.fluent, given.garbage)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda model, pairs: psr.judges.perplexity(model, []), InputError, "pairs: got an empty list"),
+        (
+            lambda model, pairs: psr.judges.perplexity(model, pairs, given="prompt"),
+            InputError,
+            "given: got 'prompt', expected 'base'",
+        ),
+        (
+            lambda model, pairs: psr.judges.perplexity(model, pairs, ["a"]),
+            InputError,
+            "references: got 1 of them, expected one for",
+        ),
+        (lambda model, pairs: psr.judges.perplexity(model, pairs, "a"), InputError, "references: got one string"),
+        (lambda model, pairs: psr.judges.perplexity(model, pairs, [""] * len(pairs)), InputError, "references: got 30 empty texts"),
+        (
+            lambda model, pairs: psr.judges.perplexity(model, pairs, ["big small bear is the a . of"] * len(pairs)),
+            ModelError,
+            "references no likelier than garbage",
+        ),
+        (lambda model, pairs: psr.judges.perplexity(model, pairs)(["a"], []), InputError, "questions: got 0 for 1 texts"),
+        (lambda model, pairs: psr.judges.perplexity(model, pairs)(["a"], ["why ?"]), InputError, r"questions\[0\]: got 'why \?'"),
+    ],
+)
+def test_bad_input_is_named(organism, pairs, call, kind, message):
+    with pytest.raises(kind, match=message):
+        call(organism.model, pairs)
+
+
+def test_one_question_with_two_instructions_is_refused_unless_the_instruction_is_left_out(organism):
+    model, question = organism.model, psr.organism.questions(1)
+    both = [
+        *psr.prompt_pairs(model, question, psr.organism.instruction("pirate")),
+        *psr.prompt_pairs(model, question, psr.organism.instruction("shout")),
+    ]
+    with pytest.raises(InputError, match=r"pairs\[1\]: got the question .* a second time.*given='base'"):
+        psr.judges.perplexity(model, both, given="either")
+    assert psr.judges.perplexity(model, both).given == "base"

@@ -1,0 +1,33 @@
+"""What a model's config and tokenizer say without its weights: what the loaded model says too."""
+
+import pytest
+from helpers import BACKENDS
+
+import psr_lens as psr
+from psr_lens.errors import InputError, ModelError
+from psr_lens.models import config_outline as outlines
+from psr_lens.models.config_outline import outline
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "organism"])
+def test_the_outline_agrees_with_the_model(load, folders, family):
+    model = load(family, BACKENDS[0]).model
+    found = outline(family if family == "organism" else folders[family])
+    for name in ("n_layers", "d_model", "n_ctx"):
+        assert getattr(found.cfg, name) == getattr(model.cfg, name)
+    asked = ["what is a bear ?"]
+    assert psr.prompt_pairs(found, asked, "be brief .") == psr.prompt_pairs(model, asked, "be brief .")
+
+
+def test_names_are_those_of_transformer_lens():
+    assert outlines._official("gemma-2-2b-it") == "google/gemma-2-2b-it"
+    assert outlines._official("someone/something") == "someone/something"
+    with pytest.raises(InputError, match=r"model: got 'organsm', expected 'organism', .* Did you mean 'organism'"):
+        outline("organsm")
+    with pytest.raises(InputError, match="Check the spelling, or that the folder exists"):
+        outline("./nowhere")
+
+
+def test_a_folder_without_a_config_is_told(tmp_path):
+    with pytest.raises(ModelError, match=r"the config of .* could not be fetched or read"):
+        outline(tmp_path)

@@ -1,0 +1,79 @@
+"""What `import psr_lens` costs and gives."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+import psr_lens as psr
+
+NOT_YET_OURS = {"plots", "compare", "Comparison", "evaluate", "best_alpha", "Scores", "report"}
+"""Public names that other test files look at."""
+
+
+def in_a_new_python(code: str) -> str:
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_importing_takes_less_than_a_second_and_loads_neither_torch_nor_transformer_lens():
+    code = (
+        "import json, sys, time; start = time.perf_counter(); import psr_lens; seconds = time.perf_counter() - start; "
+        "heavy = [name for name in ('torch', 'transformer_lens', 'transformers', 'numpy', 'plotly') if name in sys.modules]; "
+        "print(json.dumps([seconds, heavy, psr_lens.__version__]))"
+    )
+    seconds, heavy, version = json.loads(in_a_new_python(code))
+    assert seconds < 1.0
+    assert heavy == []
+    assert version[0].isdigit()
+
+
+def test_the_organisms_questions_and_judges_need_no_torch():
+    code = (
+        "import sys, psr_lens; psr_lens.organism.questions(3); psr_lens.judges.organism('pirate')(['arr , .'], ['what is a bear ?']); "
+        "print('torch' in sys.modules or 'transformer_lens' in sys.modules)"
+    )
+    assert in_a_new_python(code).strip() == "False"
+
+
+@pytest.mark.parametrize("name", sorted(set(psr.__all__) - NOT_YET_OURS))
+def test_every_public_name_is_there(name):
+    assert getattr(psr, name) is not None
+    assert name in dir(psr)
+
+
+def test_dir_lists_the_public_names_and_no_other():
+    assert dir(psr) == sorted(psr.__all__)
+
+
+@pytest.mark.parametrize("name", ["capture", "fit", "evaluate"])
+def test_a_public_function_stays_the_function_when_its_module_is_imported(name):
+    function = getattr(psr, name)
+    module = importlib.import_module(f"psr_lens.{name}")
+    assert getattr(psr, name) is function
+    assert callable(function)
+    assert function is getattr(module, name)
+
+
+def test_modules_may_be_imported_first_and_names_from_the_package():
+    code = (
+        "import psr_lens.activations.capture, psr_lens.fitting.joint, psr_lens.models, psr_lens as psr; "
+        "from psr_lens import capture, fit, FitConfig, judges; "
+        "print(psr.capture.__name__, psr.capture.__module__, psr.fit.__name__, psr.models.__name__, judges.__name__, "
+        "capture is psr.capture, fit is psr.fit, FitConfig.__name__)"
+    )
+    wanted = "capture psr_lens.activations.capture fit psr_lens.models psr_lens.judges True True FitConfig"
+    assert in_a_new_python(code).split() == wanted.split()
+
+
+def test_an_unknown_name_is_an_attribute_error_that_names_it():
+    with pytest.raises(AttributeError, match="'steer_me'"):
+        _ = psr.steer_me
+
+
+def test_a_user_may_put_something_else_in_a_names_place(monkeypatch):
+    monkeypatch.setattr(psr, "capture", "mine")
+    assert psr.capture == "mine"

@@ -1,0 +1,394 @@
+"""The figures show the result's own numbers, at the right places, on one scale."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from psr_lens import plots
+from psr_lens.errors import InputError
+from psr_lens.evaluation.comparison import Comparison, MethodTrace
+from psr_lens.evaluation.scores import Scores
+from psr_lens.plots import distribution, heatmap, style, tokens
+from psr_lens.prompts import TokenTable
+
+WORDS = ("<assistant>", "aye", ",", "the", "barn", ",", "<script>alert(1)</script>", "<end>")
+"""One response: the last prompt token first, a comma twice, and a token that is markup."""
+
+METHODS = ("A-PSR", "S-PSR", "S-Const DiM")
+
+
+def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int = 4) -> Comparison:
+    """A result with made-up numbers: A-PSR everywhere, S-PSR and a constant from layer 2 on."""
+    generator = torch.Generator().manual_seed(0)
+    count = len(words) * responses
+    table = TokenTable(
+        torch.arange(count),
+        words * responses,
+        torch.arange(responses).repeat_interleave(len(words)),
+        torch.arange(-1, len(words) - 1).repeat(responses),
+    )
+    strength = 10 ** torch.empty(count, layers).uniform_(-1.2, 2.4, generator=generator)
+    late = torch.arange(layers) >= 2
+    wanted = torch.randn(count, 1, generator=generator) * 20
+    spread = strength * torch.empty(count, layers).uniform_(0.8, 1.2, generator=generator)
+    methods = {
+        "A-PSR": MethodTrace(spread, torch.linspace(0.4, 0.1, layers), tuple(range(layers)), strength.clone(), strength * 0.9),
+        "S-PSR": MethodTrace(spread * late, torch.linspace(1, 0.3, layers), (2,), wanted.clamp(min=0), wanted),
+        "S-Const DiM": MethodTrace(
+            torch.full((count, layers), 5.0) * late, torch.full((layers,), 1.2), (2,), torch.full((count, 1), 5.0), wanted
+        ),
+    }
+    scores = tuple(
+        Scores(name, alpha, 40, 0, trait, coherence, (trait - 2, trait), (coherence - 1, coherence + 0.2))
+        for name, alpha, trait, coherence in (
+            ("none", None, 2.0, 99.0),
+            ("prompt", None, 100.0, 99.5),
+            ("A-PSR", 1.0, 100.0, 99.75),
+            ("S-PSR", 1.0, 70.0, 91.8),
+            ("S-Const DiM", 2.0, 3.0, 95.0),
+        )
+    )
+    return Comparison(
+        "talk like a <pirate>",
+        {"model_name": "toy", "n_layers": layers},
+        "R",
+        table,
+        tuple(range(layers)),
+        strength,
+        torch.full((layers,), 0.8),
+        methods,
+        torch.full((layers,), 0.2),
+        1.0,
+        scores,
+        {"seed": 0, "fit": {"solver": "sequential"}},
+    )
+
+
+@pytest.fixture
+def result() -> Comparison:
+    return comparison()
+
+
+def named(figure: go.Figure, name: str, kind: str | None = None) -> go.Figure:
+    (trace,) = [trace for trace in figure.data if trace.name == name and (kind is None or trace.type == kind)]
+    return trace
+
+
+# Heatmap
+
+
+def test_heatmap_holds_the_strengths_of_one_response(result):
+    figure = plots.strength_heatmap(result, triplet=1)
+    rows = slice(len(WORDS), 2 * len(WORDS))
+    assert [trace.name for trace in figure.data] == ["prompt", *METHODS]
+    np.testing.assert_array_equal(named(figure, "prompt").customdata, result.strength[rows].numpy())
+    for name in METHODS:
+        np.testing.assert_array_equal(named(figure, name).customdata, result.methods[name].strength[rows].numpy())
+
+
+def test_heatmap_has_one_colour_axis_clipped_at_its_floor(result):
+    figure = plots.strength_heatmap(result)
+    axis = figure.layout.coloraxis
+    assert {trace.coloraxis for trace in figure.data} == {"coloraxis"}
+    largest = max(float(result.strength.max()), *(float(trace.strength.max()) for trace in result.methods.values()))
+    assert axis.cmax == pytest.approx(math.log10(largest))
+    assert axis.cmin == -1
+    for trace in figure.data:
+        assert trace.z.min() >= axis.cmin
+        above = trace.customdata > 10**axis.cmin
+        np.testing.assert_allclose(trace.z[above], np.log10(trace.customdata[above]), rtol=1e-5)
+    assert (named(figure, "S-PSR").z[:, :2] == axis.cmin).all()
+    assert list(axis.colorbar.ticktext) == ["≤ 0.1", "1", "10", "100"]
+
+
+def test_heatmaps_of_one_result_share_their_colours(result):
+    axes = [plots.strength_heatmap(result, triplet).layout.coloraxis for triplet in range(3)]
+    assert {(axis.cmin, axis.cmax) for axis in axes} == {heatmap.colour_range(result)}
+
+
+def test_repeated_tokens_keep_their_own_rows_in_reading_order(result):
+    figure = plots.strength_heatmap(result)
+    axis = figure.layout.yaxis
+    assert list(axis.tickvals) == list(named(figure, "prompt").y) == list(range(len(WORDS)))
+    assert axis.range[0] > axis.range[1]
+    commas = [label for label in axis.ticktext if label.startswith(",")]
+    assert len(commas) == 2
+    assert len(set(commas)) == 2
+
+
+def test_first_row_is_marked_as_the_prompts_last_token(result):
+    labels = plots.strength_heatmap(result).layout.yaxis.ticktext
+    assert "prompt:" in labels[0]
+    assert "&lt;assistant&gt;" in labels[0]
+    assert "−1" in labels[0]
+    assert not any("prompt:" in label for label in labels[1:])
+
+
+def test_markup_in_tokens_is_not_read_as_markup(result):
+    labels = plots.strength_heatmap(result).layout.yaxis.ticktext
+    assert not any("<script" in label for label in labels)
+    assert any(label.startswith("&lt;script") for label in labels)
+    words = plots.coefficient_text(result, "A-PSR").data[-1]
+    assert not any("<script" in text for text in (*words.text, *words.hovertext))
+
+
+def test_heatmap_shows_chosen_methods_in_their_order(result):
+    figure = plots.strength_heatmap(result, methods=["S-Const DiM", "A-PSR"])
+    assert [trace.name for trace in figure.data] == ["prompt", "S-Const DiM", "A-PSR"]
+
+
+def test_heatmap_grows_with_its_tokens():
+    short, long = (plots.strength_heatmap(comparison(("<a>", *["w"] * count))) for count in (10, 60))
+    assert long.layout.height - short.layout.height == 50 * 17
+
+
+def test_large_heatmaps_show_the_largest_of_neighbours_and_say_so():
+    result = comparison(("<a>", *["w"] * 49), responses=1, layers=130)
+    figure = plots.strength_heatmap(result, max_tokens=20)
+    shown = named(figure, "prompt").customdata
+    assert shown.shape == (17, 44)
+    assert shown[0, 0] == result.strength[:3, :3].max()
+    assert shown[-1, -1] == result.strength[48:, 129:].max()
+    assert figure.layout.xaxis.type == "category"
+    assert list(named(figure, "prompt").x)[:2] == ["0–2", "3–5"]
+    assert any("50 tokens and 130 layers" in note.text.replace("<br>", " ") for note in figure.layout.annotations)
+
+
+def test_layers_keep_their_numbers():
+    result = comparison(layers=3)
+    figure = plots.strength_heatmap(replace(result, layers=(0, 7, 21)))
+    assert list(figure.data[0].x) == ["0", "7", "21"]
+
+
+def test_heatmap_without_any_steering_draws():
+    result = comparison()
+    still = {name: replace(trace, strength=torch.zeros_like(trace.strength)) for name, trace in result.methods.items()}
+    figure = plots.strength_heatmap(replace(result, strength=torch.zeros_like(result.strength), methods=still))
+    assert all(np.isfinite(trace.z).all() for trace in figure.data)
+
+
+# Coefficients under the text
+
+
+def test_bars_are_the_coefficients_and_what_the_prompt_calls_for(result):
+    figure = plots.coefficient_text(result, "S-PSR", triplet=2)
+    rows = slice(2 * len(WORDS), None)
+    trace = result.methods["S-PSR"]
+    np.testing.assert_array_equal(named(figure, "S-PSR adds").y, trace.coefficient[rows, 0].numpy())
+    np.testing.assert_array_equal(named(figure, "the prompt calls for").y, trace.projection[rows, 0].numpy())
+    assert named(figure, "S-PSR adds").base == named(figure, "the prompt calls for").base
+
+
+def test_bars_hang_and_stand_beside_each_other(result):
+    figure = plots.coefficient_text(result, "A-PSR")
+    left, right = named(figure, "A-PSR adds"), named(figure, "the prompt calls for")
+    assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1] == 0
+    assert all(one + width <= other for one, width, other in zip(left.offset, left.width, right.offset, strict=True))
+    words = figure.data[-1]
+    assert all(text < zero for text, zero in zip(words.y, left.base, strict=True))
+
+
+def test_bars_of_one_line_do_not_reach_the_next(result):
+    figure = plots.coefficient_text(result, "S-PSR")
+    ends = np.array([bar.base + bar.y for bar in figure.data[:2]])
+    words, zeros = np.array(figure.data[-1].y), np.array(figure.data[0].base)
+    for line in sorted(set(zeros)):
+        later = words[zeros > line]
+        assert ends[:, zeros == line].max() <= (later.min() if len(later) else figure.layout.yaxis.range[0])
+        assert ends[:, zeros == line].min() > words[zeros == line].max()
+
+
+def test_text_flows_in_lines_that_fit_a_narrow_window():
+    result = comparison(("<a>", *["building"] * 30))
+    words = plots.coefficient_text(result, "A-PSR").data[-1]
+    lines = {height: [] for height in words.y}
+    for text, center, height in zip(words.text, words.x, words.y, strict=True):
+        lines[height].append((center, text))
+    assert len(lines) > 4
+    assert all(len(text) <= 42 for line in lines.values() for text in [" ".join(word for _, word in line if "<i" not in word)])
+    assert all(center < 42 for line in lines.values() for center, _ in line)
+
+
+def test_default_site_is_the_one_where_most_is_added(result):
+    totals = result.methods["A-PSR"].coefficient.sum(dim=0)
+    best = int(totals.argmax())
+    assert f"layer {best}" in plots.coefficient_text(result, "A-PSR").layout.title.text
+    chosen = plots.coefficient_text(result, "A-PSR", layer=1)
+    np.testing.assert_array_equal(chosen.data[0].y, result.methods["A-PSR"].coefficient[: len(WORDS), 1].numpy())
+
+
+def test_long_text_says_how_much_is_drawn():
+    figure = plots.coefficient_text(comparison(("<a>", *["w"] * 499), responses=1), "A-PSR")
+    assert len(figure.data[0].y) == 400
+    assert [note.text for note in figure.layout.annotations] == ["The first 400 of 500 tokens."]
+
+
+# Relative RMSE
+
+
+def test_rmse_lines_are_the_results(result):
+    figure = plots.relative_rmse(result)
+    for name in METHODS:
+        np.testing.assert_array_equal(named(figure, name).y, result.methods[name].relative_rmse.numpy())
+        assert list(named(figure, name).x) == list(result.layers)
+    yardstick = named(figure, "paraphrase")
+    np.testing.assert_array_equal(yardstick.y, result.paraphrase_rmse.numpy())
+    assert yardstick.line.dash == "dash"
+    assert figure.layout.yaxis.range[0] == 0
+    assert figure.layout.yaxis.range[1] > 1.2
+    assert [shape.y0 for shape in figure.layout.shapes] == [1]
+    assert [note.text for note in figure.layout.annotations] == ["no steering"]
+
+
+def test_rmse_without_a_yardstick_and_with_a_division_by_zero(result):
+    methods = {"S-PSR": replace(result.methods["S-PSR"], relative_rmse=torch.tensor([math.nan, math.inf, 0.5, 0.4]))}
+    figure = plots.relative_rmse(replace(result, paraphrase_rmse=None, methods=methods))
+    assert [trace.name for trace in figure.data] == ["S-PSR"]
+    assert math.isfinite(figure.layout.yaxis.range[1])
+
+
+# Distribution
+
+
+def test_violins_are_the_logs_of_the_strengths(result):
+    figure = plots.strength_distribution(result)
+    violins = [trace for trace in figure.data if trace.type == "violin" and trace.name == "A-PSR"]
+    assert [trace.x0 for trace in violins] == list(result.layers)
+    for trace, column in zip(violins, result.methods["A-PSR"].strength.T, strict=True):
+        np.testing.assert_allclose(trace.y, np.log10(np.sort(column.numpy())), rtol=1e-5)
+    prompts = [trace for trace in figure.data if trace.type == "violin" and trace.name == "prompt"]
+    assert len(prompts) == len(METHODS) * len(result.layers)
+    assert {trace.side for trace in prompts} == {"negative"}
+
+
+def test_zeros_are_left_out_and_said_to_be(result):
+    figure = plots.strength_distribution(result)
+    assert [trace.x0 for trace in figure.data if trace.type == "violin" and trace.name == "S-PSR"] == [2, 3]
+    notes = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
+    assert sum("zeros left out: all tokens at layers 0 and 1" in note for note in notes) == 2
+    strength = result.methods["S-PSR"].strength.clone()
+    strength[:6, 2] = 0
+    figure = plots.strength_distribution(replace(result, methods={"S-PSR": replace(result.methods["S-PSR"], strength=strength)}))
+    assert "25\N{NO-BREAK SPACE}% at layer\N{NO-BREAK SPACE}2" in figure.layout.annotations[0].text
+
+
+def test_many_tokens_are_thinned_the_same_way_each_time():
+    result = comparison(("<a>", *["w"] * 999), responses=3)
+    figure = plots.strength_distribution(result)
+    drawn = next(trace for trace in figure.data if trace.type == "violin" and trace.name == "prompt")
+    column = np.log10(result.strength[:, 0].numpy())
+    assert len(drawn.y) == 401
+    assert drawn.y.min() == pytest.approx(column.min())
+    assert drawn.y.max() == pytest.approx(column.max())
+    assert np.median(drawn.y) == pytest.approx(np.median(column), abs=0.01)
+    assert "401 of 3,000 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
+    assert figure.to_json() == plots.strength_distribution(result).to_json()
+
+
+def test_many_layers_are_thinned_evenly():
+    figure = plots.strength_distribution(comparison(layers=60))
+    layers = [int(text) for text in figure.layout.xaxis.ticktext]
+    assert (layers[0], layers[-1], len(layers)) == (0, 59, distribution.MAX_LAYERS)
+    assert "12 of 60 layers" in figure.layout.annotations[-1].text.replace("<br>", " ")
+
+
+# Style
+
+
+def test_one_colour_a_method_in_every_figure(result):
+    colours = {name: each.color for name, each in style.method_styles(result).items()}
+    rmse = plots.relative_rmse(result)
+    spread = plots.strength_distribution(result)
+    for name in METHODS:
+        assert named(rmse, name).line.color == colours[name]
+        assert next(trace for trace in spread.data if trace.type == "violin" and trace.name == name).line.color == colours[name]
+        assert plots.coefficient_text(result, name).data[0].marker.color == colours[name]
+    assert plots.coefficient_text(result, "A-PSR").data[1].marker.color == colours["prompt"] == style.PALETTE["prompt"]
+
+
+def test_roles_come_from_what_a_method_did(result):
+    renamed = replace(result, methods=dict(zip("abc", result.methods.values(), strict=True)))
+    assert [style.method_styles(renamed)[name].role for name in "abc"] == ["A-PSR", "S-PSR", "constant"]
+
+
+def test_methods_of_one_role_look_different(result):
+    many = replace(result, methods={str(place): result.methods["A-PSR"] for place in range(5)})
+    styles = style.method_styles(many)
+    assert len({styles[str(place)].color for place in range(5)}) == 5
+    assert len({styles[str(place)].symbol for place in range(5)}) == 5
+
+
+def test_every_figure_brings_its_own_colours_and_no_small_type(result):
+    figures = [
+        plots.strength_heatmap(result),
+        plots.coefficient_text(result, "A-PSR"),
+        plots.relative_rmse(result),
+        plots.strength_distribution(result),
+    ]
+    for figure in figures:
+        layout = figure.to_plotly_json()["layout"]
+        assert layout["template"]["layout"]["paper_bgcolor"] == style.PAPER
+        assert layout["template"]["layout"]["font"]["color"] == style.INK
+        assert figure.layout.width is None
+        assert min(sizes(figure.to_plotly_json())) >= style.SMALL
+
+
+def sizes(node: object, key: str = "") -> list[float]:
+    """Font sizes anywhere in a figure."""
+    if isinstance(node, dict):
+        found = [size for name, value in node.items() for size in sizes(value, name)]
+        return found + ([node["size"]] if "font" in key and "size" in node else [])
+    return [size for each in node for size in sizes(each, key)] if isinstance(node, list | tuple) else []
+
+
+def test_ticks_are_written_in_real_units():
+    assert [style.real_units(tick) for tick in (-2.0, -1.0, 0.0, 1.0, 3.0)] == ["0.01", "0.1", "1", "10", "1,000"]
+    assert style.log_ticks(-1.0, 2.5) == [-1, 0, 1, 2]
+    assert [style.real_units(tick) for tick in style.log_ticks(0.2, 1.1)] == ["2", "5", "10"]
+    assert [style.round_below(value) for value in (0.07, 1.0, 4.9, 63.0)] == pytest.approx([0.05, 1, 2, 50])
+
+
+@pytest.mark.parametrize(
+    ("spelled", "read"),
+    [
+        (["Ġthe", "Ċ", "Ġ", "Ã©"], ["the", "↵", "␣", "é"]),
+        (["▁the", "<0x0A>", "▁"], ["the", "↵", "␣"]),
+        (["aye", "Ã©"], ["aye", "Ã©"]),
+        (["Ġ", "Ã"], ["␣", "Ã"]),
+    ],
+)
+def test_tokens_are_read_as_their_vocabulary_spells_them(spelled, read):
+    assert tokens.readable(spelled) == read
+
+
+# Messages
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda result: plots.strength_heatmap(result, 3), "triplet: got 3, expected 0 to 2, one of the 3 responses."),
+        (lambda result: plots.strength_heatmap(result, -1), "triplet: got -1, expected 0 to 2"),
+        (lambda result: plots.strength_heatmap(result, methods=["CAA"]), "methods: got 'CAA', expected one of 'A-PSR', 'S-PSR'"),
+        (lambda result: plots.strength_heatmap(result, methods="A-PSR"), "methods: got the text 'A-PSR', expected a list of names"),
+        (lambda result: plots.strength_heatmap(result, max_tokens=0), "max_tokens: got 0, expected 1 or more"),
+        (
+            lambda result: plots.coefficient_text(result, "CAA"),
+            "method: got 'CAA', expected one of 'A-PSR', 'S-PSR', 'S-Const DiM'",
+        ),
+        (lambda result: plots.coefficient_text(result, "prompt"), "The prompt is always shown"),
+        (lambda result: plots.coefficient_text(result, "A-PSR", 9), "triplet: got 9"),
+        (
+            lambda result: plots.coefficient_text(result, "S-PSR", layer=3),
+            "layer: got 3, expected a layer at which 'S-PSR' acts (2). Leave it out",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(result, call, message):
+    with pytest.raises(InputError) as caught:
+        call(result)
+    assert message in str(caught.value)

@@ -1,0 +1,186 @@
+"""Figures of attribution and patching show the result's own numbers, and say where cells are shared."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from psr_lens import plots
+from psr_lens.errors import InputError
+from psr_lens.interpretation.attribution import PARTS, Attribution, Sources, Split
+from psr_lens.interpretation.patching import PatchGrid
+from psr_lens.plots.shares import strongest
+from psr_lens.prompts import TokenTable
+
+WORDS = ("<assistant>", "aye", ",", "<b>no</b>", "<end>")
+SOURCES = (("<system>", "talk", "<i>", "pirate", "<end>"), ("be", "brief"))
+
+
+def tokens(responses: int = 2, words: tuple[str, ...] = WORDS) -> TokenTable:
+    return TokenTable(
+        torch.arange(len(words) * responses),
+        words * responses,
+        torch.arange(responses).repeat_interleave(len(words)),
+        torch.arange(-1, len(words) - 1).repeat(responses),
+    )
+
+
+def attribution(layers: int = 3, heads: int = 4, target: int | None = None) -> Attribution:
+    """A result with made-up numbers, some parts of which are 0 throughout."""
+    generator = torch.Generator().manual_seed(0)
+    table = tokens()
+
+    def split(low: float) -> Split:
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.empty(len(table), layers, *shape).uniform_(low, 1, generator=generator)
+
+        parts = draw(heads, len(PARTS))
+        parts[..., PARTS.index("removed")] = parts[..., PARTS.index("norm")] = 0
+        return Split(parts, draw(), draw())
+
+    share = torch.full((2, layers, heads, 5), torch.nan)
+    share[0] = torch.randn(layers, heads, 5, generator=generator)
+    share[1, ..., :2] = torch.randn(layers, heads, 2, generator=generator)
+    return Attribution(
+        "talk like a <pirate>",
+        {"model_name": "toy"},
+        "R",
+        "accumulated",
+        target,
+        table,
+        tuple(range(layers)),
+        torch.empty(len(table), layers).uniform_(1, 9, generator=generator),
+        split(0),
+        split(-1),
+        torch.zeros(layers),
+        sources=Sources(share, share.abs(), SOURCES),
+    )
+
+
+def grid(cells: str = "token", heads: int = 1, layers: int = 3) -> PatchGrid:
+    generator = torch.Generator().manual_seed(0)
+    table = tokens()
+    values = torch.randn(len(table) if cells == "token" else 2, layers, heads, generator=generator)
+    if cells == "token":
+        values[[4, 9]] = torch.nan
+    return PatchGrid(
+        "be brief", {}, "z" if heads > 1 else "resid_post", "recovered", "prompt", cells, table, tuple(range(layers)), values,
+        torch.ones(2),
+    )  # fmt: skip
+
+
+def text_of(figure) -> str:
+    return " ".join(str(annotation.text) for annotation in figure.layout.annotations)
+
+
+def test_the_map_of_heads_has_heads_down_and_layers_across():
+    result = attribution()
+    figure = plots.head_map(result)
+    np.testing.assert_allclose(figure.data[0].z, result.reading().T.numpy())
+    assert list(figure.data[0].x) == ["0", "1", "2"]
+    assert figure.layout.coloraxis.cmin == -figure.layout.coloraxis.cmax
+    assert "Read from the instruction" in figure.layout.title.text
+    lengths = plots.head_map(result, "dilution", "norm")
+    np.testing.assert_allclose(lengths.data[0].z, result.reading("dilution", "norm").T.numpy())
+    assert lengths.layout.coloraxis.cmin == 0
+    single = plots.head_map(result, token=3)
+    np.testing.assert_allclose(single.data[0].z, result.share.heads[3, ..., 0].T.numpy())
+    assert "&lt;b&gt;no" in single.layout.title.text
+    assert "Δ after layer 2" in plots.head_map(attribution(target=2)).layout.coloraxis.colorbar.title.text
+
+
+def test_many_heads_and_layers_share_cells_and_the_figure_says_so():
+    result = attribution(layers=70, heads=100)
+    figure = plots.head_map(result)
+    values = result.reading().T.numpy()
+    assert figure.data[0].z.shape == (50, 35)
+    cell = values[:2, :2].flatten()
+    assert figure.data[0].z[0, 0] == pytest.approx(cell[np.abs(cell).argmax()])
+    assert "100 heads and 70 layers" in text_of(figure).replace("<br>", " ")
+    assert figure.layout.height < 2_000
+
+
+def test_bars_are_the_shares_by_layer_without_parts_that_are_not_there():
+    result = attribution()
+    figure = plots.parts_by_layer(result)
+    shown = {bar.name: np.asarray(bar.y) for bar in figure.data}
+    assert len(shown) == 5  # neither `removed` nor `norm`
+    for part, label in (("instruction", "read from the instruction"), ("mlp", "MLP"), ("direct", "from the layers below")):
+        np.testing.assert_allclose(shown[label], result.by_layer()[part].numpy())
+    assert figure.layout.barmode == "relative"
+    np.testing.assert_allclose(plots.parts_by_layer(result, 1).data[0].y, result.by_layer(1)["instruction"].numpy())
+
+
+def test_words_of_the_instruction_by_layer():
+    result = attribution()
+    figure = plots.source_map(result, 0)
+    np.testing.assert_allclose(figure.data[0].z, result.sources.share[0].sum(1).T.numpy(), rtol=1e-5)
+    assert list(figure.layout.yaxis.ticktext) == ["&lt;system&gt;", "talk", "&lt;i&gt;", "pirate", "&lt;end&gt;"]
+    second = plots.source_map(result, 1, measure="attention")
+    np.testing.assert_allclose(second.data[0].z, result.sources.attention[1, ..., :2].mean(1).T.numpy(), rtol=1e-5)
+    assert plots.source_map(result, 0, max_tokens=2).data[0].z.shape == (2, 3)
+
+
+def test_patched_cells_by_token_and_layer():
+    result = grid()
+    figure = plots.patch_map(result, 1)
+    np.testing.assert_allclose(figure.data[0].z, result.of(1)[..., 0].numpy())
+    assert "no&lt;/b&gt;" in figure.layout.yaxis.ticktext[3]
+    assert "prompt’s effect recovered" in figure.layout.coloraxis.colorbar.title.text
+    mean = plots.patch_map(result, None)
+    np.testing.assert_allclose(mean.data[0].z[:4], result.by_position()[1][:4, :, 0].numpy())
+    assert list(mean.layout.yaxis.ticktext) == ["−1", "0", "1", "2", "3"]
+    assert "5 tokens are too many" in text_of(plots.patch_map(result, 0, max_tokens=2)).replace("<br>", " ")
+
+
+def test_patched_heads():
+    result = grid("all", heads=4)
+    np.testing.assert_allclose(plots.patch_map(result, 0).data[0].z, result.of(0)[0].T.numpy())
+    np.testing.assert_allclose(plots.patch_map(result, None).data[0].z, result.mean().T.numpy())
+    by_token = grid(heads=4)
+    np.testing.assert_allclose(plots.patch_map(by_token, 0, head=2).data[0].z, by_token.of(0)[..., 2].numpy())
+    figure = plots.patch_map(by_token, 0)
+    row = by_token.of(0)[0, 0]
+    assert figure.data[0].z[0, 0] == pytest.approx(float(row[row.abs().argmax()]))
+    assert "Of 4 heads" in text_of(figure)
+
+
+def test_titles_say_what_was_done():
+    def title(grid):
+        return plots.patch_map(grid).layout.title.text.replace("<br>", " ")
+
+    assert "into the base run" in title(grid())
+    lost = replace(grid(), measured="lost")
+    assert "into the prompted run" in title(lost)
+    assert "left out" in title(replace(lost, what="replacement"))
+    alone = replace(grid(), what="replacement", reference="replacement")
+    assert "alone" in title(alone)
+    assert plots.patch_map(alone).layout.coloraxis.colorbar.title.text == "replacement’s effect recovered"
+
+
+def test_a_group_shows_what_is_furthest_from_nothing():
+    values = torch.tensor([[1.0, -3.0, torch.nan], [2.0, 0.5, torch.nan], [-0.1, 0.0, 0.2]])
+    found = strongest(values, 2, 2)
+    assert found[0, 0] == -3
+    assert bool(found[0, 1].isnan())
+    assert found[1].tolist() == pytest.approx([-0.1, 0.2])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_requests_are_refused_by_name():
+    result, found = attribution(), grid()
+    for call, name in (
+        (lambda: plots.head_map(result, "values"), "part"),
+        (lambda: plots.parts_by_layer(result, 99), "token"),
+        (lambda: plots.source_map(replace(result, sources=None)), "result"),
+        (lambda: plots.source_map(result, 5), "triplet"),
+        (lambda: plots.source_map(result, measure="norm"), "measure"),
+        (lambda: plots.source_map(result, max_tokens=0), "max_tokens"),
+        (lambda: plots.patch_map(found, 7), "triplet"),
+        (lambda: plots.patch_map(found, max_tokens=0), "max_tokens"),
+        (lambda: plots.patch_map(found, head=3), "head"),
+        (lambda: plots.patch_map(grid("all", heads=4), head=1), "head"),
+    ):
+        with pytest.raises(InputError, match=f"^{name}: "):
+            call()

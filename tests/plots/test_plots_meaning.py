@@ -1,0 +1,214 @@
+"""Figures of directions, tokens and parts of a block hold the numbers of their results."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_plots import METHODS, comparison
+
+import psr_lens as psr
+from psr_lens import plots
+from psr_lens.activations.capture import Captured
+from psr_lens.activations.statistics import CapturedStatistics
+from psr_lens.errors import InputError
+from psr_lens.interpretation.directions import LensRow, LogitLens, TopToken, TopTokens, cosines
+from psr_lens.plots import cosines as cosine_plot
+from psr_lens.plots import rank, scatter, strips
+from psr_lens.prompts import TokenTable
+
+
+def lens(rows: int = 3, k: int = 5) -> LogitLens:
+    up, down = torch.linspace(9, 5, k), torch.linspace(-8, -4, k)
+    words = tuple(f"w{place}" for place in range(k))
+    found = [
+        LensRow(f"blocks.{row}.hook_resid_post", row, 0, ("<b>arr</b>", *words[1:]), up - row, tuple(reversed(words)), down + row)
+        for row in range(rows)
+    ]
+    return LogitLens("directions", tuple(found))
+
+
+def test_the_lens_shows_both_ends_with_the_strongest_outside():
+    figure = plots.logit_lens(lens(), columns=2)
+    (trace,) = figure.data
+    np.testing.assert_allclose(trace.z[1], [8.0, 7.0, -6.0, -7.0])
+    assert list(trace.customdata[0]) == ["&lt;b&gt;arr&lt;/b&gt;", "w1", "w3", "w4"]
+    assert trace.zmax == -trace.zmin == 9
+    assert list(figure.layout.yaxis.ticktext) == ["layer 0", "layer 1", "layer 2"]
+    assert "added" in figure.layout.title.text
+    assert "looked for" in plots.logit_lens(replace(lens(), part="weights")).layout.title.text
+
+
+def test_several_directions_of_a_site_are_numbered_and_many_rows_are_thinned():
+    one = lens(1).rows[0]
+    figure = plots.logit_lens(LogitLens("directions", (one, replace(one, direction=1))))
+    assert [text.split("<")[0].strip() for text in figure.layout.yaxis.ticktext] == ["layer 0", "layer 0"]
+    assert "#1" in figure.layout.yaxis.ticktext[1]
+    large = plots.logit_lens(lens(100))
+    assert len(large.data[0].z) == 34
+    assert "Every 3th of 100" not in large.layout.annotations[-1].text
+    assert "34 of 100 directions" in large.layout.annotations[-1].text
+
+
+def test_the_cosine_matrix_is_the_results_and_parts_its_sources():
+    generator = torch.Generator().manual_seed(0)
+    source = {f"blocks.{layer}.hook_resid_post": torch.randn(1, 8, generator=generator) for layer in range(3)}
+    found = cosines({"A-PSR": source, "CAA <i>": {name: -vectors for name, vectors in source.items()}})
+    figure = plots.cosine_matrix(found)
+    np.testing.assert_allclose(figure.data[0].z, found.matrix.numpy())
+    assert (figure.data[0].zmin, figure.data[0].zmax) == (-1, 1)
+    assert [note.text for note in figure.layout.annotations] == ["A-PSR", "A-PSR", "CAA &lt;i&gt;", "CAA &lt;i&gt;"]
+    assert len(figure.layout.shapes) == 2  # one line each way between the two sources
+    assert list(figure.layout.xaxis.ticktext) == ["0", "1", "2", "0", "1", "2"]
+
+
+def test_many_sites_are_thinned_source_by_source_and_the_note_says_so():
+    source = {f"blocks.{layer}.hook_resid_post": torch.eye(4)[layer % 4][None] for layer in range(80)}
+    figure = plots.cosine_matrix(cosines({"one": source, "two": source}))
+    assert figure.data[0].z.shape == (80, 80)
+    assert "80 of 160 sites" in figure.layout.annotations[-1].text
+    assert cosine_plot.MAX_SITES >= 80
+
+
+def test_rank_energy_is_the_shares_of_the_statistics(organism, pirate_triplets):
+    statistics = psr.capture(organism.model, pirate_triplets[:10], "resid_post", to=psr.Statistics(rank=5))
+    figure = plots.rank_energy(statistics)
+    for trace, (name, found) in zip(figure.data, statistics.overall.items(), strict=True):
+        energies = found.singular_values.double().square()
+        np.testing.assert_allclose(trace.y, (energies.cumsum(0) / found.energy).numpy(), rtol=1e-5)
+        assert trace.name == f"layer {name.split('.')[1]}"
+    assert len(plots.rank_energy(statistics, ["blocks.2.hook_resid_post"]).data) == 1
+    with pytest.raises(InputError, match=r"hook: got 'blocks.9.hook_resid_post'"):
+        plots.rank_energy(statistics, ["blocks.9.hook_resid_post"])
+    nothing = CapturedStatistics({name: replace(found, energy=0.0) for name, found in statistics.overall.items()}, {}, "R")
+    with pytest.raises(InputError, match="without a difference"):
+        plots.rank_energy(nothing)
+    many = CapturedStatistics({f"blocks.{layer}.hook_resid_post": found for layer in range(40)}, {}, "R")
+    assert len(plots.rank_energy(many).data) <= rank.MAX_LINES
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scatter_points_are_the_coefficients_and_the_projections(method):
+    result = comparison()
+    trace = result.methods[method]
+    figure = plots.coefficient_scatter(result, method)
+    drawn = [each for each in figure.data if each.mode == "markers"]
+    assert len(drawn) == len(trace.site_layers)
+    for site, each in enumerate(drawn):
+        points = sorted(zip(each.x.tolist(), each.y.tolist(), strict=True))
+        assert points == sorted(zip(trace.projection[:, site].tolist(), trace.coefficient[:, site].tolist(), strict=True))
+        heading = figure.layout.annotations[site].text
+        assert heading.startswith(f"layer {trace.site_layers[site]}<br>")
+        pair = np.stack([trace.coefficient[:, site].numpy(), trace.projection[:, site].numpy()]).astype(float)
+        assert heading.endswith("no spread" if "Const" in method else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
+
+
+def test_a_constant_whose_lengths_differ_by_rounding_has_no_spread():
+    result = comparison()
+    trace = result.methods["S-Const DiM"]
+    rounded = replace(trace, coefficient=trace.coefficient * (1 + 1e-7 * torch.rand_like(trace.coefficient)))
+    figure = plots.coefficient_scatter(replace(result, methods={"CAA": rounded}), "CAA")
+    assert figure.layout.annotations[0].text == "layer 2<br>no spread"
+
+
+def test_large_scatters_keep_the_strongest_tokens_and_say_what_they_left_out():
+    result = comparison(("a", "b") * 1_000, responses=2, layers=20)
+    figure = plots.coefficient_scatter(result, "A-PSR")
+    drawn = [each for each in figure.data if each.mode == "markers"]
+    assert len(drawn) == scatter.MAX_PANELS
+    assert all(len(each.x) == scatter.MAX_POINTS for each in drawn)
+    assert max(drawn[0].x) == pytest.approx(float(result.methods["A-PSR"].projection[:, 0].max()))
+    assert "12 of 20 layers" in figure.layout.annotations[-1].text.replace("<br>", " ")
+
+
+def test_strips_hold_the_strengths_of_prompt_and_replacements_in_that_order():
+    result = comparison()
+    figure = plots.strength_strips(result, 1, layer=2)
+    rows = result.tokens.rows(1)
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    assert [bar.name for bar in bars] == ["prompt", *METHODS]
+    np.testing.assert_allclose(bars[0].customdata, result.strength[rows, 2].numpy())
+    np.testing.assert_allclose(bars[1].customdata, result.methods["A-PSR"].strength[rows, 2].numpy())
+    heights = np.stack([bar.y for bar in bars])
+    np.testing.assert_allclose(np.diff(heights, axis=0), 1)  # each replacement one row below the one before
+    assert bars[0].text[6] == "&lt;script&gt;al…"[: len(bars[0].text[6])] or "&lt;script" in bars[0].text[6]
+    assert len(plots.strength_strips(result, 1, methods=["S-PSR"]).data) == 3
+    long = plots.strength_strips(comparison(("word",) * 1_000, responses=1))
+    assert len(long.data[0].x) == strips.MAX_TOKENS
+    assert "The first 300 of 1,000 tokens." in long.layout.annotations[-1].text
+    with pytest.raises(InputError, match="layer: got 9, expected one of those compared"):
+        plots.strength_strips(result, layer=9)
+
+
+def test_strips_do_not_overlap():
+    figure = plots.strength_strips(comparison(("a", "long" * 8, "\n", "b") * 20, responses=1))
+    bar = figure.data[0]
+    for line in set(bar.y):
+        at = [place for place, height in enumerate(bar.y) if height == line]
+        ends = [(bar.base[place], bar.base[place] + bar.x[place]) for place in at]
+        assert all(left[1] < right[0] + 1e-9 for left, right in itertools.pairwise(ends))
+
+
+def captured(tokens: int = 6, layers: int = 3) -> Captured:
+    generator = torch.Generator().manual_seed(0)
+    table = TokenTable(
+        torch.arange(tokens),
+        tuple("abcdef"[place % 6] for place in range(tokens)),
+        torch.zeros(tokens).long(),
+        torch.arange(-1, tokens - 1),
+    )
+    deltas = {
+        f"blocks.{layer}.hook_{kind}": torch.randn(tokens, 5, generator=generator)
+        for layer in range(layers)
+        for kind in ("attn_out", "resid_post")
+    }
+    return Captured(deltas, table, "R")
+
+
+def test_kinds_are_panels_of_the_norms_of_what_was_captured():
+    found = captured()
+    figure = plots.strength_by_kind(found, kinds=["attn_out", "resid_post"])
+    assert [trace.name for trace in figure.data] == ["attention", "residual"]
+    for trace, kind in zip(figure.data, ("attn_out", "resid_post"), strict=True):
+        wanted = torch.stack([found.deltas[f"blocks.{layer}.hook_{kind}"].norm(dim=1) for layer in range(3)], dim=1)
+        np.testing.assert_allclose(trace.customdata, wanted.numpy(), rtol=1e-6)
+    assert (
+        "What each layer adds" in plots.strength_by_kind(replace(found, difference="local"), kinds=["attn_out"]).layout.title.text
+    )
+    with pytest.raises(InputError, match="kinds: got 'mlp_out', expected kinds that were captured"):
+        plots.strength_by_kind(found)
+    with pytest.raises(InputError, match="kinds: got 'attention', expected one of"):
+        plots.strength_by_kind(found, kinds=["attention"])
+    with pytest.raises(InputError, match="kinds: got none"):
+        plots.strength_by_kind(found, kinds=[])
+    with pytest.raises(InputError, match="triplet: got 3"):
+        plots.strength_by_kind(found, 3, ["attn_out"])
+
+
+def test_a_large_capture_is_pooled_and_small_to_send():
+    figure = plots.strength_by_kind(captured(2_000, 64), kinds=["attn_out", "resid_post"])
+    assert figure.data[0].z.shape == (400, 64)
+    assert "largest of 5 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
+    assert len(figure.to_json()) < 2_000_000
+
+
+def test_top_tokens_are_bars_with_their_context():
+    one = TopToken(3.5, "aye", ("<assistant>", "<b>"), (",", "the"), 4, 0)
+    found = TopTokens("blocks.2.hook_resid_post", 2, None, (one, replace(one, coefficient=2.0, position=-1)), 1_200, 35)
+    figure = plots.top_tokens(found)
+    (bar,) = figure.data
+    assert list(bar.x) == [3.5, 2.0]
+    assert "<b>aye</b>" in figure.layout.yaxis.ticktext[0]
+    assert "&lt;b&gt;" in figure.layout.yaxis.ticktext[0]
+    assert bar.customdata[1][1] == "−1"
+    assert "35 of 1,200 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
+    with pytest.raises(InputError, match="no token with a coefficient above 0 among 1,200"):
+        plots.top_tokens(replace(found, tokens=()))
+
+
+def test_every_figure_is_plain_json():
+    result = comparison()
+    for figure in (plots.coefficient_scatter(result, "A-PSR"), plots.strength_strips(result), plots.logit_lens(lens())):
+        json.loads(figure.to_json())

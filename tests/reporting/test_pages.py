@@ -1,0 +1,134 @@
+"""In a real browser: the report and notebooks' pages draw every figure, say nothing in the console, and answer to the pointer."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import browser
+import nbformat
+import pytest
+from further_results import further_results
+from test_plots import comparison
+
+import psr_lens as psr
+
+pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "a browser is there")
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def tab():
+    with browser.browser() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def report(tiny_llama, tmp_path_factory):
+    both = {"pirate": comparison(), "shout": comparison()}
+    also = {"pirate": further_results(tiny_llama.model)}
+    return psr.report(both, tmp_path_factory.mktemp("pages") / "report.html", also=also)
+
+
+@pytest.fixture(scope="module", params=browser.WIDTHS)
+def opened(request, tab, report):
+    """The report with all its figures drawn, at each width."""
+    tab.open(report, request.param)
+    tab.wait_for("document.documentElement.dataset.figures === 'drawn'")
+    return tab
+
+
+def check(page, count):
+    """Every visible figure is drawn, nothing sticks out, and the console is empty."""
+    figures = [each for each in page.figures() if each["visible"]]
+    assert len(figures) == count
+    for each in figures:
+        assert each["drawn"] >= 1, each
+        assert each["marks"] > 0, each
+        assert each["height"] > 100, each
+        assert not each["overflow"], each
+    assert page.js("document.documentElement.scrollWidth <= innerWidth")
+    assert page.errors == []
+
+
+def pointed_at(page, title):
+    """What is said where the pointer stands in the middle of a figure's first panel."""
+    box = page.js(
+        f"(() => {{ const plot = [...document.querySelectorAll('.js-plotly-plot')].find("
+        f"(each) => each.offsetParent && each.layout.title?.text.startsWith({title!r}));"
+        " scrollTo(0, plot.getBoundingClientRect().top + scrollY - 100);"
+        " const box = plot.querySelector('.nsewdrag').getBoundingClientRect();"
+        " return {x: box.left + box.width / 2, y: box.top + box.height / 2 + scrollY}; })()"
+    )
+    page.hover(box["x"], box["y"])
+    page.wait_for("document.querySelector('.hoverlayer .hovertext')")
+    return page.js("[...document.querySelectorAll('.hoverlayer .hovertext')].map((each) => each.textContent).join(' ')")
+
+
+def test_every_figure_of_a_report_is_drawn(opened):
+    figures = 2 * (2 + 3 + 1) + 3 + 1 + 1 + 1 + 3 + 2 + 3 + 1 + 1
+    check(opened, opened.js("[...document.querySelectorAll('.figure')].filter((each) => each.offsetParent).length"))
+    assert opened.js("document.querySelectorAll('.js-plotly-plot').length") >= figures
+
+
+def test_the_pointer_is_told_token_layer_and_value(opened):
+    said = pointed_at(opened, "Strength of steering by token and layer")
+    assert "layer" in said
+    assert "strength" in said
+    assert opened.errors == []
+
+
+def test_the_reader_can_choose_another_response(opened):
+    opened.js(
+        "(() => { const choice = document.querySelector('select[data-block]'); choice.value = '2';"
+        " choice.dispatchEvent(new Event('change')); })()"
+    )
+    opened.wait_for("[...document.querySelectorAll('#s1-2-1-2 .figure')].every((each) => each.querySelector('.main-svg'))")
+    assert opened.js("document.getElementById('s1-2-1-0').hidden")
+    opened.wait_for("[...document.querySelectorAll('.figure')].every((each) => !each.offsetParent || each.dataset.drawn)")
+    check(opened, opened.js("[...document.querySelectorAll('.figure')].filter((each) => each.offsetParent).length"))
+
+
+def test_contents_lead_to_their_parts(opened):
+    assert opened.js("[...document.querySelectorAll('nav a')].every((link) => document.querySelector(link.getAttribute('href')))")
+
+
+@pytest.mark.parametrize("figure", ["strength_heatmap", "strength_strips"])
+def test_a_slider_goes_from_response_to_response(tab, tmp_path, figure):
+    shown = psr.plots.by_response(getattr(psr.plots, figure), comparison())
+    shown.write_html(tmp_path / "figure.html", include_plotlyjs=True)
+    tab.open(tmp_path / "figure.html", 390)
+    tab.wait_for("document.querySelector('.slider-group')")
+    place = tab.js(
+        "(() => { const box = document.querySelector('.slider-rail-touch-rect').getBoundingClientRect();"
+        " return {x: box.right - 2, y: box.top + box.height / 2 + scrollY}; })()"
+    )
+    tab.click(place["x"], place["y"])
+    count = len(shown.data) // 3
+    tab.wait_for(f"document.querySelector('.js-plotly-plot').data.slice(-{count}).every((trace) => trace.visible)")
+    assert "response 2" in tab.js("document.querySelector('.slider-label').textContent")
+    visible = tab.js("document.querySelector('.js-plotly-plot').data.map((trace) => trace.visible)")
+    assert visible == [owner == 2 for owner in range(3) for _ in range(count)]
+    assert tab.js("document.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active") == 2
+    assert tab.errors == []
+
+
+def execute():
+    """The script that makes pages of notebooks."""
+    spec = importlib.util.spec_from_file_location("execute", NOTEBOOKS / "execute.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["execute"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+def test_every_figure_of_a_notebooks_page_is_drawn(tab, tmp_path, name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    script = execute()
+    page = tmp_path / f"{name}.html"
+    page.write_text(script.as_page(notebook), encoding="utf-8")
+    count = len(list(script.figures(notebook)))
+    for width in browser.WIDTHS:
+        tab.open(page, width)
+        tab.wait_for(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {count}")
+        check(tab, count)

@@ -1,0 +1,247 @@
+"""The report is one file that opens offline, holds what the result says, and replaces an older one only when it is whole."""
+
+import json
+import math
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from plotly.offline import get_plotlyjs
+from test_plots import METHODS, comparison
+
+from psr_lens.errors import InputError
+from psr_lens.reporting import report
+from psr_lens.reporting.page import script_safe
+from psr_lens.reporting.write import _checked
+
+
+class Page(HTMLParser):
+    """What a browser would see of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text: list[str] = []
+        self.open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.open = ""
+
+    def handle_data(self, data):
+        if self.open == "script":
+            self.scripts[-1] += data
+        elif self.open != "style":
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    @property
+    def figures(self) -> list[dict]:
+        kinds = [attrs.get("type") for tag, attrs in self.tags if tag == "script"]
+        return [json.loads(script) for script, kind in zip(self.scripts, kinds, strict=True) if kind == "application/json"]
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    path = tmp_path_factory.mktemp("five") / "report.html"
+    return report({name: comparison() for name in ("pirate", "shout", "sea", "gloomy", "<brief>")}, path)
+
+
+@pytest.fixture(scope="module")
+def page(five):
+    return Page(five.read_text(encoding="utf-8"))
+
+
+def test_plotly_is_in_the_file_once(five):
+    text = five.read_text(encoding="utf-8")
+    assert text.count(get_plotlyjs()) == 1
+
+
+def test_nothing_is_fetched(page):
+    for tag, attrs in page.tags:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            value = attrs.get(name)
+            assert value is None or value.startswith("#"), (tag, name, value)
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
+    policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+
+
+def test_five_sections_with_their_figures_and_a_list_of_contents(page):
+    anchors = [attrs["id"] for tag, attrs in page.tags if tag in ("section", "h3", "footer")]
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert links[:5] == ["#s1", "#s1-1", "#s1-2", "#s1-3", "#s2"]
+    assert links == [f"#{anchor}" for anchor in anchors]
+    assert len(page.figures) == 5 * (2 + 3 * 3 + 1)
+    assert all("template" not in figure["layout"] for figure in page.figures)
+
+
+def test_size(five):
+    assert five.stat().st_size < 8_000_000
+
+
+def test_a_large_comparison_stays_small_enough(tmp_path):
+    large = comparison(("<a>", *["word"] * 599), responses=2, layers=48)
+    path = report({str(place): large for place in range(5)}, tmp_path / "large.html")
+    assert path.stat().st_size < 8_000_000
+
+
+def test_figures_hold_the_numbers_of_the_result(page):
+    result = comparison()
+    lines = {trace["name"]: trace for trace in page.figures[0]["data"]}
+    assert set(lines) == {*METHODS, "paraphrase"}
+    assert lines["A-PSR"]["x"] == list(result.layers)
+
+
+def test_tokens_names_and_instructions_are_escaped(five, page):
+    text = five.read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "<pirate>" not in text
+    assert "<brief>" not in text
+    assert "talk like a <pirate>" in page.words
+    assert "<brief>" in page.words
+
+
+def test_instruction_cannot_end_a_script(tmp_path):
+    words = ("<a>", "</script><img src=x>", "\u2028")
+    page = Page(report(replace(comparison(words), instruction="</script>"), tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert len(page.figures) == 12
+
+
+def test_data_cannot_end_its_script_early():
+    data = {"</script>": ["<!--", "\u2028", "ü"]}
+    assert not {"<", ">", "\u2028"} & set(script_safe(data))
+    assert json.loads(script_safe(data)) == data
+
+
+def test_summary_says_what_was_measured(page):
+    assert (
+        "A-PSR scores trait 100 and coherence 99.8; the prompt scores 100 and 99.5, the model without either 2 and 99. "
+        "Constant steering (S-Const DiM, α = 2) reaches trait 3 and coherence 95. After layer 3 the relative RMSE of A-PSR is 0.10, "
+        "where 0 is the prompt and 1 no steering: closer than a second wording of the instruction, which is at 0.20."
+    ) in page.words
+
+
+def test_table_has_scores_intervals_and_rmse(page):
+    assert "S-PSR 70.0 68.0 to 70.0 91.8 90.8 to 92.0 1 40 0.30" in page.words
+    assert "missing" not in page.words
+
+
+def test_missing_scores_are_shown_as_missing(tmp_path):
+    result = comparison()
+    lost = replace(
+        result.scores[2],
+        n=0,
+        missing=40,
+        trait=math.nan,
+        coherence=math.nan,
+        trait_interval=(math.nan,) * 2,
+        coherence_interval=(math.nan,) * 2,
+    )
+    page = Page(report(replace(result, scores=(*result.scores[:2], lost)), tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "The judge could not score 40 answers." in page.words
+    assert "A-PSR – – 1 0 40 0.10" in page.words
+
+
+def test_without_scores_or_yardstick(tmp_path):
+    result = replace(comparison(), scores=(), paraphrase_rmse=None)
+    page = Page(report(result, tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "No answers were scored for this comparison. After layer 3 the relative RMSE of A-PSR is 0.10" in page.words
+    assert "coherence" not in page.words
+    assert "paraphrase" not in page.words
+
+
+def test_settings_and_versions_to_run_it_again(page):
+    for expected in (
+        "model: model_name toy",
+        "24 tokens of 3 responses",
+        "seed 0",
+        '{"solver": "sequential"}',
+        "S-PSR acts at layers 2",
+    ):
+        assert expected in page.words
+    for package in ("psr-lens", "torch", "transformer-lens", "transformers", "plotly", "python"):
+        assert re.search(rf"\b{package} \d", page.words), package
+
+
+def test_reader_picks_among_the_first_responses(page):
+    options = [attrs["value"] for tag, attrs in page.tags if tag == "option"]
+    assert options == ["0", "1", "2"] * 5
+    hidden = [attrs["id"] for tag, attrs in page.tags if attrs.get("class") == "option" and "hidden" in attrs]
+    assert hidden[:2] == ["s1-2-1-1", "s1-2-1-2"]
+
+
+def test_the_same_result_gives_the_same_file(tmp_path):
+    first, second = (report(comparison(), tmp_path / name) for name in ("a.html", "b.html"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_folders_are_made_and_nothing_is_left_beside_the_file(tmp_path):
+    path = report(comparison(), tmp_path / "deep" / "er" / "report.html", title="A <title>")
+    assert [each.name for each in path.parent.iterdir()] == ["report.html"]
+    assert "<title>A &lt;title&gt;</title>" in path.read_text(encoding="utf-8")
+
+
+def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no figure")
+
+    monkeypatch.setattr(sys.modules["psr_lens.reporting.parts"], "strength_distribution", fail)
+    with pytest.raises(RuntimeError, match="no figure"):
+        report(comparison(), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def full(self: object, *_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        report(comparison(), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_empty_mapping(tmp_path):
+    with pytest.raises(InputError, match="result: got an empty mapping, expected at least one Comparison"):
+        report({}, tmp_path / "r.html")
+
+
+def test_path_is_a_folder(tmp_path):
+    with pytest.raises(InputError, match=r"path: got the folder .*, expected the name of a file. For example .*report\.html"):
+        report(comparison(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"pirate": 3}, r"result\['pirate'\]: got a int, expected a Comparison"),
+        ([1], "result: got a list, expected a Comparison, or a mapping of names to Comparisons. `compare` makes them."),
+    ],
+)
+def test_values_that_are_no_comparisons(value, message):
+    # Below the public function, whose own annotation the test run checks before its body is reached.
+    with pytest.raises(InputError, match=message):
+        _checked(value)

@@ -1,0 +1,182 @@
+"""A report shows every type of result in a part of its own, says how to read it, and writes pictures where they can be drawn."""
+
+import itertools
+import sys
+
+import pytest
+from further_results import further_results
+from helpers import random_replacement
+from test_plots import comparison
+from test_plots_attribution import attribution
+from test_plots_meaning import lens
+from test_report import Page
+
+import psr_lens as psr
+from psr_lens.errors import InputError, MissingPackageError
+from psr_lens.plots import images
+from psr_lens.replacement import LearningCurve
+from psr_lens.reporting.further import RESULTS
+from psr_lens.reporting.parts import Choice, Panel
+from psr_lens.reporting.write import _checked_further, _files
+
+PARTS = {
+    "Trait against coherence": ["pareto"],
+    "Next tokens, and what each site does": ["next_token", "coefficient_correlation", "explained_energy"],
+    "Where in a block": ["strength_profile", "rank_energy", "strength_by_kind"],
+    "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
+    "What goes through which cell": ["patch_map"] * 3 + ["patch_map"],
+    "What the directions mean": ["logit_lens", "top_tokens", "cosine_matrix"],
+    "How the fits went": ["learning_curve"],
+}
+
+
+@pytest.fixture(scope="module")
+def results(tiny_llama):
+    return further_results(tiny_llama.model)
+
+
+@pytest.fixture(scope="module")
+def rich(results, tmp_path_factory):
+    """A report with all of them."""
+    return psr.report(comparison(), tmp_path_factory.mktemp("rich") / "report.html", also=results)
+
+
+def test_each_type_of_result_has_its_figures_in_a_named_part_with_a_way_to_read_them(rich):
+    page = Page(rich.read_text(encoding="utf-8"))
+    titles = [title for title in PARTS if title in page.words]
+    assert titles == list(PARTS)
+    figures = [attrs["class"] for tag, attrs in page.tags if tag == "figure"]
+    assert figures[12:] == list(itertools.chain(*PARTS.values()))
+    captions = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("class") == "figure"]
+    assert len(captions) == len(figures)
+    assert all(len(caption) > 40 for caption in captions)
+    assert "<b>arr" not in rich.read_text(encoding="utf-8")
+    assert rich.stat().st_size < 8_000_000
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert len(links) == 1 + 3 + len(PARTS) + 1
+
+
+def test_strength_at_heads_and_which_run_was_patched_are_said_in_words(rich):
+    words = Page(rich.read_text(encoding="utf-8")).words
+    assert f"The most: {', '.join(map(str, attribution().top_heads(4)))}." in words
+    assert "How much of the prompt’s effect each cell brings into the base run by itself" in words
+
+
+def test_results_go_to_the_section_that_they_are_given_for(tmp_path):
+    both = {"pirate": comparison(), "shout": comparison()}
+    path = psr.report(both, tmp_path / "r.html", also={"shout": [lens()]})
+    parts = [attrs["id"] for tag, attrs in Page(path.read_text(encoding="utf-8")).tags if tag == "h3"]
+    assert parts == ["s1-1", "s1-2", "s1-3", "s2-1", "s2-2", "s2-3", "s2-4"]
+
+
+def test_a_fit_by_gradient_descent_is_named(tiny_llama, tmp_path):
+    curve = LearningCurve((1.0, 0.5), (), (1.0, 1.0), 1)
+    fitted = random_replacement(tiny_llama.model)
+    object.__setattr__(fitted, "curve", curve)
+    page = Page(psr.report(comparison(), tmp_path / "r.html", also=[fitted]).read_text(encoding="utf-8"))
+    assert "Loss of random by epoch of its fit" in page.words
+    with pytest.raises(InputError, match="curve: got None, expected the `curve` of a replacement that was fitted by gradient"):
+        psr.report(comparison(), tmp_path / "r.html", also=[random_replacement(tiny_llama.model)])
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ([3], r"also\[0\]: got a int, expected one of Evaluation, ResultTable, Faithfulness, CapturedStatistics, Captured, Attr"),
+        ([lens(), comparison()], r"also\[1\]: got a Comparison, expected one of Evaluation"),
+    ],
+)
+def test_what_has_no_figures_is_refused_by_its_place(also, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        psr.report(comparison(), tmp_path / "r.html", also=also)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        (lens(), r"also: got a LogitLens, expected a list of results. Write \[result\]."),
+        (3, "also: got a int, expected a list of results, or one for each of the names"),
+        ([lens()], r"also: got one list for 2 comparisons, expected a mapping .* also=\{'pirate': \[…\]\}"),
+        ({"sea": []}, "also: got the names 'sea', expected some of 'pirate', 'shout'"),
+        ({"shout": lens()}, r"also\['shout'\]: got a LogitLens, expected a list of results"),
+    ],
+)
+def test_further_results_must_say_whose_they_are(also, message):
+    # Below the public function, whose own annotation the test run checks before its body is reached.
+    with pytest.raises(InputError, match=message):
+        _checked_further(also, {"pirate": comparison(), "shout": comparison()})
+
+
+def test_every_type_has_a_figure(results):
+    there = {type(each) for each in results}
+    assert {each.__name__ for each in set(RESULTS) - there} == {"Evaluation", "Replacement"}
+
+
+# Pictures
+
+
+def test_files_are_named_by_section_place_and_figure():
+    from psr_lens.reporting.parts import Part
+
+    panel = Panel("rank_energy", comparison_figure(), "how")
+    parts = [Part("one", (panel, Choice((("a", (panel,)), ("b", (panel,))))))]
+    assert list(_files({"only": parts})) == ["01-rank_energy", "02-rank_energy", "03-rank_energy"]
+    assert list(_files({"Talk like a pirate.": parts, "…": parts}))[::3] == [
+        "1-talk-like-a-pirate-01-rank_energy",
+        "2-section-01-rank_energy",
+    ]
+
+
+def comparison_figure():
+    return psr.plots.relative_rmse(comparison())
+
+
+def test_without_kaleido_the_extra_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    with pytest.raises(MissingPackageError, match=r"kaleido is not installed. `pip install psr-lens\[static\]` brings it."):
+        psr.report(comparison(), tmp_path / "r.html", static=tmp_path / "figures")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def without_browser(monkeypatch):
+    pytest.importorskip("kaleido")
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere/chrome")
+
+
+@pytest.mark.usefixtures("without_browser")
+def test_without_a_browser_it_says_what_to_install(tmp_path):
+    with pytest.raises(
+        InputError, match=r"static: got no browser at /nowhere/chrome, expected a Chrome or Chromium.*apt-get install chromium"
+    ):
+        psr.report(comparison(), tmp_path / "r.html", static=tmp_path / "figures")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_browser_that_does_not_start_is_said_to_be(tmp_path, monkeypatch):
+    errors = pytest.importorskip("choreographer.errors")
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors.BrowserFailedError("closed at once")
+
+    monkeypatch.setattr(images, "check_browser", lambda: None)
+    monkeypatch.setattr(images.plotly.io, "write_images", fail)
+    with pytest.raises(InputError, match=r"static: got a browser that does not start \(closed at once\)"):
+        images.write_images({"a": comparison_figure()}, tmp_path / "figures")
+    assert not list((tmp_path / "figures").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (({}, "out"), "figures: got none, expected at least one"),
+        (({"a/b": None}, "out"), "figures: got the name 'a/b', expected the name of a file without its ending"),
+        (({"a": None}, "out", ["gif"]), "formats: got 'gif', expected a list of some of png, svg"),
+        (({"a": None}, "out", "png"), "formats: got 'png', expected a list"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_pictures_that_cannot_be_meant(arguments, message):
+    with pytest.raises(InputError, match=message):
+        images.write_images(*arguments)
