@@ -49,7 +49,7 @@ def organism_triplets(model: HookedModel, count: int) -> list[Triplet]:
 def cost_of_capture(model: HookedModel, triplets: Sequence[Triplet], repeats: int) -> list[dict[str, Any]]:
     """Capture against bare forwards and against `run_with_cache`, on the same batches."""
     batches = [[triplets[index] for index in indices] for indices in length_batches(triplets, TOKEN_BUDGET)]
-    contexts = [context_batch(batch, context, "R", device_of(model)) for batch in batches for context in ("base", "steered")]
+    contexts = [context_batch(batch, context, "R", device_of(model)) for batch in batches for context in ("base", "prompted")]
     every = [*select_hooks(model, "all"), *select_hooks(model, "pattern")]
     # What is captured comes to the CPU's memory, so a GPU's cache has to as well.
     given, against = ({}, "") if device_of(model).type == "cpu" else ({"device": "cpu"}, " to the CPU")

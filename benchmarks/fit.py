@@ -150,7 +150,7 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
     judge = psr.judges.organism(task.trait)
     about = {"model": str(task.model.cfg.model_name), "target": task.trait}
     rows: list[dict[str, Any]] = []
-    prompted = {name: psr.generate(task.answering, pairs, "steered", task.sampling) for name, pairs in task.asked.items()}
+    prompted = {name: psr.generate(task.answering, pairs, "prompted", task.sampling) for name, pairs in task.asked.items()}
     for situation, pairs in task.asked.items():
         none = psr.scores_at(task.answering, pairs, judge, config=task.sampling)
         for found in (none, score("prompt", pairs, prompted[situation], judge)):

@@ -34,7 +34,7 @@ SEED = 0
 
 
 def random_pairs(model: HookedModel, count: int) -> list[PromptPair]:
-    """Random tokens: a question of 40, and an instruction of 60 before it in the steered prompt."""
+    """Random tokens: a question of 40, and an instruction of 60 before it in the prompted context."""
     draw = random.Random(SEED)
     ids = [tuple(draw.randrange(10, model.cfg.d_vocab) for _ in range(QUESTION + INSTRUCTION)) for _ in range(count)]
     return [PromptPair("", "", each[INSTRUCTION:], each, QUESTION) for each in ids]
@@ -82,7 +82,7 @@ def cost_of_steering(model: HookedModel, batch: int, new: int, repeats: int, *, 
 
         return generate
 
-    jobs = {"unsteered": run(), "instruction": run("steered"), **{f"rank {rank}": run(rank=rank) for rank in RANKS}}
+    jobs = {"unsteered": run(), "instruction": run("prompted"), **{f"rank {rank}": run(rank=rank) for rank in RANKS}}
     name = str(model.cfg.model_name)
     by = "psr.generate" if own else "model.generate"
     times = in_turns(jobs, repeats, f"{name}, batch {batch}, {by}")

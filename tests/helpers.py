@@ -102,7 +102,7 @@ def relative_error(model: Any, triplets: Sequence[psr.Triplet], replacement: Rep
     """Σ_l ‖A_{l|AS} − A_{l|PS}‖² / Σ_l ‖A_l − A_{l|PS}‖² over the first layer where the replacement acts and all later ones."""
     first = min(int(name.split(".")[1]) for name in replacement.sites)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(first, model.cfg.n_layers)]
-    wanted, plain = (collect(model, triplets, names, context, replacement.span) for context in ("steered", "base"))
+    wanted, plain = (collect(model, triplets, names, context, replacement.span) for context in ("prompted", "base"))
     found = collect(model, triplets, names, "base", replacement.span, steering=replacement)
     left, whole = (sum(float((each[name] - wanted[name]).square().sum()) for name in names) for each in (found, plain))
     return left / whole

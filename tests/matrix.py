@@ -44,7 +44,7 @@ def check(column: str) -> Callable[[Callable[[Case], float | None]], Callable[[C
 
 @check("logits")
 def logits_are_those_of_transformers(case: Case) -> float:
-    sequences = [SEQUENCE, *(pair.steered_ids for pair in pairs_of(case.model, 2))]
+    sequences = [SEQUENCE, *(pair.prompted_ids for pair in pairs_of(case.model, 2))]
     worst = 0.0
     for ids in sequences:
         with torch.no_grad():
@@ -81,7 +81,7 @@ def differences_are_those_of_transformers(case: Case) -> None:
         read = [
             [
                 oracles.read(case.hf, (*triplet.pair.ids(context), *triplet.response_ids)).residuals
-                for context in ("base", "steered")
+                for context in ("base", "prompted")
             ]
             for triplet in triplets
         ]

@@ -1,8 +1,8 @@
 """Attention patterns in two contexts: which columns are the same token, and which are the instruction's own.
 
-A pattern is `[query, key]`, and the steered context has more keys than the base one. A response token's attention to the tokens that both
+A pattern is `[query, key]`, and the prompted context has more keys than the base one. A response token's attention to the tokens that both
 prompts have is compared column by column; its attention to the instruction has no counterpart and is kept on its own. A token that only
-the base prompt has (a default system message, say) gets attention 0 in the steered context. So over a row, the changes and the attention
+the base prompt has (a default system message, say) gets attention 0 in the prompted context. So over a row, the changes and the attention
 to the instruction sum to 0.
 """
 
@@ -27,9 +27,9 @@ class KeyAlignment:
     """Which keys of the two contexts of a triplet are the same token."""
 
     counterpart: tuple[int | None, ...]
-    """For each token of the base context, the position of the same token in the steered one; None if it is not there."""
+    """For each token of the base context, the position of the same token in the prompted one; None if it is not there."""
     instruction: tuple[int, ...]
-    """Positions in the steered context of the tokens that the base one does not have."""
+    """Positions in the prompted context of the tokens that the base one does not have."""
 
 
 def align_keys(triplet: Triplet) -> KeyAlignment:
@@ -38,12 +38,12 @@ def align_keys(triplet: Triplet) -> KeyAlignment:
     What the prompts share at the end is taken first, so a token that could belong to either side of the instruction comes after it.
     """
     base = (*triplet.pair.base_ids, *triplet.response_ids)
-    steered = (*triplet.pair.steered_ids, *triplet.response_ids)
-    end = _shared(base[::-1], steered[::-1])
-    start = min(_shared(base, steered), len(base) - end, len(steered) - end)
-    shift = len(steered) - len(base)
+    prompted = (*triplet.pair.prompted_ids, *triplet.response_ids)
+    end = _shared(base[::-1], prompted[::-1])
+    start = min(_shared(base, prompted), len(base) - end, len(prompted) - end)
+    shift = len(prompted) - len(base)
     counterpart = [place if place < start else place + shift if place >= len(base) - end else None for place in range(len(base))]
-    return KeyAlignment(tuple(counterpart), tuple(range(start, len(steered) - end)))
+    return KeyAlignment(tuple(counterpart), tuple(range(start, len(prompted) - end)))
 
 
 def _shared(left: Sequence[int], right: Sequence[int]) -> int:
@@ -61,12 +61,12 @@ def key_counts(triplets: Sequence[Triplet]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PatternColumns:
-    """Where the columns of a batch's patterns lie in the steered context; -1 where there is none."""
+    """Where the columns of a batch's patterns lie in the prompted context; -1 where there is none."""
 
     counterpart: Int[Tensor, "token key"]
-    """For each row, the steered position of every base token."""
+    """For each row, the prompted position of every base token."""
     instruction: Int[Tensor, "token instruction"]
-    """For each row, the steered positions of the instruction."""
+    """For each row, the prompted positions of the instruction."""
 
     @classmethod
     def of(
@@ -85,13 +85,13 @@ class PatternColumns:
         return cls(counterpart[owner].to(device), instruction[owner].to(device))
 
     def align(
-        self, base: Float[Tensor, "token head base_key"], steered: Float[Tensor, "token head steered_key"]
+        self, base: Float[Tensor, "token head base_key"], prompted: Float[Tensor, "token head prompted_key"]
     ) -> tuple[Float[Tensor, "token head key"], Float[Tensor, "token head instruction"]]:
         """The change of the attention to every base token, and the attention to the instruction; 0 past a context's end."""
-        changed = _take(steered, self.counterpart)
+        changed = _take(prompted, self.counterpart)
         width = min(base.shape[-1], changed.shape[-1])
         changed[..., :width] -= base[..., :width]
-        return changed, _take(steered, self.instruction)
+        return changed, _take(prompted, self.instruction)
 
 
 def _take(pattern: Tensor, columns: Tensor) -> Tensor:

@@ -94,8 +94,8 @@ def length_batches(triplets: Sequence[Triplet], token_budget: int, *, by_prompt:
         token_budget: Most tokens in a batch, padding included.
         by_prompt: Keep the responses to one prompt together, and sort by the longest of them.
     """
-    longest = [max(len(triplet.pair.base_ids), len(triplet.pair.steered_ids)) + len(triplet.response_ids) for triplet in triplets]
-    group = [(triplet.pair.base_ids, triplet.pair.steered_ids) if by_prompt else index for index, triplet in enumerate(triplets)]
+    longest = [max(len(triplet.pair.base_ids), len(triplet.pair.prompted_ids)) + len(triplet.response_ids) for triplet in triplets]
+    group = [(triplet.pair.base_ids, triplet.pair.prompted_ids) if by_prompt else index for index, triplet in enumerate(triplets)]
     of_group: dict[Any, int] = {}
     first: dict[Any, int] = {}
     for index, key in enumerate(group):

@@ -2,7 +2,7 @@
 
 `Δ_acc = A_{l,i|PS} − A_{l,i}` (Heyman & Vandeputte 2026, section 3): response token `i` at hook point `l`, read once after the prompt with
 the instruction and once after the prompt without it. Only the token's position differs between the two runs. `Δ_loc` is what layer `l`
-alone adds because of the prompt: the difference when every block's input on the span is the prompt-steered residual stream already.
+alone adds because of the prompt: the difference when every block's input on the span is the prompted residual stream already.
 """
 
 from __future__ import annotations

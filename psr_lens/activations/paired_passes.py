@@ -26,7 +26,7 @@ Take = Callable[[str, Float[Tensor, "token ..."]], None]
 """Is given a hook point's name and a batch's rows there, triplet after triplet."""
 
 Difference = Literal["accumulated", "local"]
-"""`accumulated`: against the unsteered run; `local`: what a layer alone adds when its input is the prompt-steered one already."""
+"""`accumulated`: against the unsteered run; `local`: what a layer alone adds when its input is the prompted one already."""
 
 TOKEN_BUDGET: Final = 8_192
 """Tokens of a batch, padding included, unless the caller says otherwise."""
@@ -167,7 +167,7 @@ class Reading:
         triplets = [self.triplets[index] for index in indices]
         device = device_of(self.model)
         make = suffix_batch if self._shares_prompts(triplets) else context_batch
-        base, steered = (make(triplets, context, self.span, device) for context in ("base", "steered"))
+        base, prompted = (make(triplets, context, self.span, device) for context in ("base", "prompted"))
         columns = self._pattern_columns(triplets, device)
 
         def subtract(name: str, before: Tensor, after: Tensor) -> None:
@@ -175,9 +175,9 @@ class Reading:
                 take(part, rows)
 
         if self.difference == "local":
-            self._local(base, steered, subtract)
+            self._local(base, prompted, subtract)
         else:
-            self._accumulated(base, steered, subtract)
+            self._accumulated(base, prompted, subtract)
 
     def _pattern_columns(self, triplets: Sequence[Triplet], device: torch.device) -> PatternColumns | None:
         for name in self.hooks:
@@ -193,7 +193,7 @@ class Reading:
         seen: set[tuple[int, ...]] = set()
         for triplet in triplets:
             kept = triplet.pair.span_length(self.span)
-            for ids in (triplet.pair.base_ids, triplet.pair.steered_ids):
+            for ids in (triplet.pair.base_ids, triplet.pair.prompted_ids):
                 prefix = len(ids) - kept
                 if prefix == 0:
                     return False
@@ -202,17 +202,17 @@ class Reading:
                 seen.add(ids)
         return computed <= (1 - LEAST_SAVED) * whole
 
-    def _accumulated(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
+    def _accumulated(self, base: ContextBatch, prompted: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
         left = set(self.hooks)  # HookedTransformer fires the points of a LayerNorm once each for queries, keys and values
-        if base.prefix is None and _fit_together(base, steered):
-            both = side_by_side(base, steered)
-            in_base, in_steered = both.rows.chunk(2)
+        if base.prefix is None and _fit_together(base, prompted):
+            both = side_by_side(base, prompted)
+            in_base, in_prompted = both.rows.chunk(2)
 
             def subtract_halves(name: str) -> Any:
                 def hook(activation: Tensor, hook: Any) -> None:
                     if name in left:
                         left.remove(name)
-                        subtract(name, *(gather(activation, both, these, name) for these in (in_base, in_steered)))
+                        subtract(name, *(gather(activation, both, these, name) for these in (in_base, in_prompted)))
 
                 return hook
 
@@ -224,18 +224,18 @@ class Reading:
         def subtract_held(name: str) -> Any:
             def hook(activation: Tensor, hook: Any) -> None:
                 if name in held:
-                    subtract(name, held.pop(name), gather(activation, steered, steered.rows, name))
+                    subtract(name, held.pop(name), gather(activation, prompted, prompted.rows, name))
 
             return hook
 
-        self._run(steered, [(name, subtract_held(name)) for name in self.hooks])
+        self._run(prompted, [(name, subtract_held(name)) for name in self.hooks])
 
-    def _local(self, base: ContextBatch, steered: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
-        """Every block's output on the span is replaced by the prompt-steered one, so that each block starts from the right input."""
+    def _local(self, base: ContextBatch, prompted: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
+        """Every block's output on the span is replaced by the prompted one, so that each block starts from the right input."""
         depth = layers_needed(self.hooks)
         outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(self.model.cfg.n_layers if depth is None else depth)]
         wanted: dict[str, Tensor] = {}
-        self._run(steered, [(name, keep(wanted, name, steered)) for name in dict.fromkeys([*self.hooks, *outputs])])
+        self._run(prompted, [(name, keep(wanted, name, prompted)) for name in dict.fromkeys([*self.hooks, *outputs])])
 
         def replace(name: str) -> Any:
             def hook(activation: Tensor, hook: Any) -> Tensor:
@@ -265,24 +265,24 @@ class Reading:
             decoder.step(batch.tokens, torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1), depth)
 
 
-def _fit_together(base: ContextBatch, steered: ContextBatch) -> bool:
-    short, long = sorted((base.tokens.shape[1], steered.tokens.shape[1]))
+def _fit_together(base: ContextBatch, prompted: ContextBatch) -> bool:
+    short, long = sorted((base.tokens.shape[1], prompted.tokens.shape[1]))
     return short >= (1 - MOST_PADDING.get(base.tokens.device.type, MOST_PADDING_ELSEWHERE)) * long
 
 
-def side_by_side(base: ContextBatch, steered: ContextBatch) -> ContextBatch:
+def side_by_side(base: ContextBatch, prompted: ContextBatch) -> ContextBatch:
     """Both contexts of some triplets as one batch, the base sequences first, padded on the right to one width."""
-    width = max(base.tokens.shape[1], steered.tokens.shape[1])
+    width = max(base.tokens.shape[1], prompted.tokens.shape[1])
     parts = [
         torch.cat([torch.nn.functional.pad(values, (0, width - values.shape[1])) for values in pair])
-        for pair in ((base.tokens, steered.tokens), (base.mask, steered.mask), (base.span, steered.span))
+        for pair in ((base.tokens, prompted.tokens), (base.mask, prompted.mask), (base.span, prompted.span))
     ]
-    return ContextBatch(parts[0], parts[1], parts[2], torch.cat([base.start, steered.start]))
+    return ContextBatch(parts[0], parts[1], parts[2], torch.cat([base.start, prompted.start]))
 
 
-def _difference(name: str, base: Tensor, steered: Tensor, columns: PatternColumns | None) -> dict[str, Tensor]:
-    """What changed; `steered` is written over."""
+def _difference(name: str, base: Tensor, prompted: Tensor, columns: PatternColumns | None) -> dict[str, Tensor]:
+    """What changed; `prompted` is written over."""
     if columns is not None and is_pattern(name):
-        changed, on_instruction = columns.align(base, steered)
+        changed, on_instruction = columns.align(base, prompted)
         return {name: changed, f"{name}{INSTRUCTION}": on_instruction}
-    return {name: steered.sub_(base)}
+    return {name: prompted.sub_(base)}

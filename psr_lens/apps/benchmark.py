@@ -305,12 +305,12 @@ class _Trait:
         answers = Answers(self.answering, pairs, organism_judge(self.trait), self.sampling, self._cache)
         found: dict[tuple[str, str], tuple[float | None, Judgement]] = {
             ("none", PROMPT_TARGET): (None, answers.of().judgement),
-            ("prompt", PROMPT_TARGET): (None, answers.of(context="steered").judgement),
+            ("prompt", PROMPT_TARGET): (None, answers.of(context="prompted").judgement),
         }
         for name in dict.fromkeys(name for name, _ in alphas):
             at = {key: alpha for key, alpha in alphas.items() if key[0] == name}
             steering = methods[name.removesuffix(" + prompt")]
-            context: Context = "base" if name in methods else "steered"
+            context: Context = "base" if name in methods else "prompted"
             for key, judged in zip(at, answers.at(steering, list(at.values()), context), strict=True):
                 found[key] = at[key], judged.judgement
         for place, block in enumerate(BLOCKS):

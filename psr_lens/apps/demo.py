@@ -133,7 +133,7 @@ def run_trait(
     held_out = prompt_pairs(model, organism.questions(config.held_out_questions, split="held_out", seed=config.seed), instruction)
     sampling = SamplingConfig(seed=config.seed + 1)
     say(f"answering {len(held_out)} held-out questions")
-    prompted = generate(answering, held_out, "steered", sampling)
+    prompted = generate(answering, held_out, "prompted", sampling)
     scores = [scores_at(answering, held_out, judge, config=sampling), score("prompt", held_out, prompted, judge)]
     for name, replacement in replacements.items():
         say(f"answering with {name}")

@@ -29,7 +29,7 @@ class IfevalRow:
 
     key: int
     """Number of the prompt in IFEval that it was made from; several rows may share it."""
-    steered: str
+    prompted: str
     """The prompt with the instruction (`prompt`)."""
     base: str
     """The prompt without it (`prompt_without_instruction`); not always a part of the other, and often that of several rows."""
@@ -45,7 +45,7 @@ def read_ifeval(path: str | Path) -> list[IfevalRow]:
     """Read `{"key": …, "prompt": …, "prompt_without_instruction": …, "instruction_id_list": […], "kwargs": [{…}]}`, one a line.
 
     Arguments that are null, as some copies of IFEval have them for every instruction, are left out. For prompt pairs:
-    `psr.prompt_pairs_from_texts(model, [row.base for row in rows], [row.steered for row in rows])`.
+    `psr.prompt_pairs_from_texts(model, [row.base for row in rows], [row.prompted for row in rows])`.
 
     Raises:
         InputError: no such file, no line in it, or a line that is not such an object.

@@ -25,7 +25,7 @@ class PairLine:
     question: str
     """The user's question."""
     instruction: str
-    """What the steered prompt adds."""
+    """What the prompted context adds."""
     response: str | None = None
     """The response; None to have the model give one under the instruction."""
     group: str = ""

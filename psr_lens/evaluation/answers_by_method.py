@@ -34,7 +34,7 @@ def answer_all(
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     answers = {
         NONE: generate(model, pairs, "base", config, progress=progress),
-        PROMPT: generate(model, pairs, "steered", config, progress=progress),
+        PROMPT: generate(model, pairs, "prompted", config, progress=progress),
     }
     for name, plan in plans.items():
         answers[name] = generate(model, pairs, "base", config, steering=plan, alpha=alphas[name], progress=progress)

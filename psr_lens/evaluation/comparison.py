@@ -148,12 +148,12 @@ def compare(
         chosen, take = [triplets[index] for index in indices], rows.of(indices)
         position = positions(chosen, span)
         base = read_batch(model, chosen, names, "base", span).rows
-        prompted = read_batch(model, chosen, [*dict.fromkeys([*names, *acting])], "steered", span).rows
+        prompted = read_batch(model, chosen, [*dict.fromkeys([*names, *acting])], "prompted", span).rows
         delta = {name: prompted[name].float() - base[name].float() for name in names}
         for name, values in delta.items():
             take(name, values)
         if other:
-            found = read_batch(model, [other[index] for index in indices], names, "steered", span).rows
+            found = read_batch(model, [other[index] for index in indices], names, "prompted", span).rows
             errors[PARAPHRASE] += _errors(found, base, delta)
         for label, plan in plans.items():
             points = [site.name for site in sites[label]]

@@ -138,7 +138,7 @@ def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[Sequence[P
     if reader is None or maker is None:
         raise InputError("dataset", "'ifeval'", "a data set that this version reads", "There is: organism.")
     rows = reader(given.get("path"))
-    return maker(model, [row.base for row in rows], [row.steered for row in rows]), rows
+    return maker(model, [row.base for row in rows], [row.prompted for row in rows]), rows
 
 
 def check_judge(given: Any, key: str = "judge") -> None:

@@ -103,7 +103,7 @@ def evaluate(
         judge: Scores the answers. One that gives a single side (trait or coherence) is enough for that side's curve.
         alphas: Strengths that are measured in any case, 0 or more.
         calibration: Target coherences and the search for them; `Calibration(targets=(), at_prompt=False)` for the curves alone.
-        with_prompt: Methods that are tried a second time under the steered prompt, as `NAME + prompt`, by their names; or True for all of
+        with_prompt: Methods that are tried a second time under the prompted context, as `NAME + prompt`, by their names; or True for all of
             them. Their strength 0 is the prompt.
         sampling: How answers are drawn.
         cache: A folder for answers and scores; any runs may share it. Scores are kept there if the judge is a dataclass or has an
@@ -126,7 +126,7 @@ def evaluate(
     answers = Answers(model, pairs, judge, sampling, cache)
     curves: dict[str, tuple[Point, ...]] = {
         "none": (_point(None, answers.of()),),
-        "prompt": (_point(None, answers.of(context="steered")),),
+        "prompt": (_point(None, answers.of(context="prompted")),),
     }
     targets = {f"TA@C{target:g}": float(target) for target in calibration.targets}
     if calibration.at_prompt:
@@ -162,7 +162,7 @@ def _tried(methods: Steering | Mapping[str, Steering], with_prompt: bool | Colle
         got = repr(with_prompt) if isinstance(with_prompt, str) else f"{unknown}"
         raise InputError("with_prompt", got, f"True, or a list of some of {', '.join(named)}")
     alone: dict[str, tuple[Steering, Context]] = {name: (steering, "base") for name, steering in named.items()}
-    both: dict[str, tuple[Steering, Context]] = {f"{name} + prompt": (named[name], "steered") for name in chosen}
+    both: dict[str, tuple[Steering, Context]] = {f"{name} + prompt": (named[name], "prompted") for name in chosen}
     if clash := alone.keys() & both.keys():
         raise InputError("methods", f"the name {min(clash)!r}", "another name", "It is that of a method together with the prompt.")
     return alone | both

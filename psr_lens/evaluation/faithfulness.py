@@ -219,9 +219,9 @@ def _block(
         chosen = [triplets[index] for index in indices]
         position = positions(chosen, span)
         base = read_batch(model, chosen, every, "base", span, logits=True)
-        prompted = read_batch(model, chosen, every, "steered", span, logits=True)
+        prompted = read_batch(model, chosen, every, "prompted", span, logits=True)
         rephrased = [
-            read_batch(model, [other[index] for index in indices], names, "steered", span, logits=True) for other in others
+            read_batch(model, [other[index] for index in indices], names, "prompted", span, logits=True) for other in others
         ]
         close[NONE].add(indices, chosen, span, base, base, prompted)
         for target in rephrased:

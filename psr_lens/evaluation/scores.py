@@ -61,7 +61,7 @@ def scores_at(
         judge: Scores the answers.
         replacement: What to steer with, one replacement or a plan of several; None for the model as it is.
         alpha: Strength of the replacement.
-        context: `"base"` for the prompt without the instruction, `"steered"` for the one with it, steered too if there is a replacement.
+        context: `"base"` for the prompt without the instruction, `"prompted"` for the one with it, steered too if there is a replacement.
         method: Name for the table; by default `none`, `prompt`, the replacement's own (`A-PSR`), or both (`A-PSR + prompt`).
         config: How answers are drawn.
         progress: Show a progress bar.
@@ -75,7 +75,7 @@ def scores_at(
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     responses = generate(model, pairs, context, config, steering=replacement, alpha=alpha, progress=progress)
-    parts = ([replacement.method] if replacement else []) + (["prompt"] if context == "steered" else [])
+    parts = ([replacement.method] if replacement else []) + (["prompt"] if context == "prompted" else [])
     name = method or " + ".join(parts) or "none"
     return score(name, pairs, responses, judge, alpha=alpha if replacement else None)
 

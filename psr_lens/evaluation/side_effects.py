@@ -160,7 +160,7 @@ def collateral(
     answers = answer_all(model, pairs, plans, alphas, config, progress)
     neutral = _own_answers(pairs, answers[NONE]) if texts is None else _neutral(model, texts, pairs[0].instruction)
     written = {name: [each.text for each in found] for name, found in answers.items()}
-    contexts: dict[str, Context] = {PROMPT: "steered"}
+    contexts: dict[str, Context] = {PROMPT: "prompted"}
     surprise = {
         name: _surprise(
             log_likelihoods(
@@ -196,7 +196,7 @@ def standing_pairs(model: HookedModel, questions: Sequence[str], standing: str |
         model: Model whose tokenizer and chat template are used.
         questions: The users' questions.
         standing: What both prompts say; of several, each question takes the next in turn.
-        instruction: What the steered prompt adds behind it.
+        instruction: What the prompted context adds behind it.
 
     Raises:
         InputError: as for `prompt_pairs`.

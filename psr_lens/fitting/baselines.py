@@ -51,8 +51,8 @@ def activation_addition(
     prompt tokens goes to the first tokens of the user's prompt; here, as in later comparisons, that of the last goes to every token of the
     span, so that one strength can be compared with the other methods'.
     """
-    base, steered = _last_prompt_token(model, triplets[:1], names, config, progress=progress)
-    return {name: _constant(steered[name][0] - base[name][0]) for name in names}
+    base, prompted = _last_prompt_token(model, triplets[:1], names, config, progress=progress)
+    return {name: _constant(prompted[name][0] - base[name][0]) for name in names}
 
 
 def last_token_difference(
@@ -62,8 +62,8 @@ def last_token_difference(
 
     Todd et al. 2024, "Function Vectors in Large Language Models", arXiv 2310.15213, add theirs at this token.
     """
-    base, steered = _last_prompt_token(model, triplets, names, config, progress=progress)
-    return {name: _constant((steered[name] - base[name]).mean(0)) for name in names}
+    base, prompted = _last_prompt_token(model, triplets, names, config, progress=progress)
+    return {name: _constant((prompted[name] - base[name]).mean(0)) for name in names}
 
 
 def projection_target(
@@ -75,12 +75,12 @@ def projection_target(
     is the mean difference at the last prompt token, scaled to length 1, and a token gets (z̄ − A·u)·u with z̄ the mean projection at the
     last token of the prompts with the instruction.
     """
-    base, steered = _last_prompt_token(model, triplets, names, config, progress=progress)
+    base, prompted = _last_prompt_token(model, triplets, names, config, progress=progress)
     sites = {}
     for name in names:
-        mean = (steered[name] - base[name]).mean(0)
+        mean = (prompted[name] - base[name]).mean(0)
         unit = mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        target = (steered[name] * unit).sum(-1).mean(0)
+        target = (prompted[name] * unit).sum(-1).mean(0)
         sites[name] = replace(_constant(unit), bias=target[..., None], rule="projection")
     return sites
 
@@ -124,13 +124,13 @@ def _last_prompt_token(
 ) -> tuple[dict[str, Float[Tensor, "triplet ..."]], dict[str, Float[Tensor, "triplet ..."]]]:
     """Activations at the last prompt token without and with the instruction; one response token is read, and left out."""
     short = [replace(triplet, response_ids=triplet.response_ids[:1]) for triplet in triplets]
-    base, steered = (
+    base, prompted = (
         {
             name: rows[::2].float()
             for name, rows in collect(
                 model, short, names, context, "R", token_budget=config.token_budget, progress=progress
             ).items()
         }
-        for context in ("base", "steered")
+        for context in ("base", "prompted")
     )
-    return base, steered
+    return base, prompted

@@ -41,7 +41,7 @@ class FitConfig:
     """`"sequential"`: layer by layer within one forward pass; `"local"`: every layer by itself, on the prompted model's own inputs;
     `"joint"`: gradient descent through the model, as in the paper; the others are baselines (`psr_lens.fitting.baselines`, `.reft`)."""
     objective: Objective = "mse"
-    """Joint: `"mse"`, be close to the prompt-steered activations (prompt steering imitation), or `"ll"`, make the response likely."""
+    """Joint: `"mse"`, be close to the prompted activations (prompt steering imitation), or `"ll"`, make the response likely."""
     rule: FittedRule = "relu"
     """How a token's coefficient comes about: `"relu"`, max(0, A·w + b), the paper's (eq. 8); `"sigmoid"`, a gate between 0 and 1;
     `"constant"`, the same on every token."""
@@ -78,7 +78,7 @@ class FitConfig:
     """Sequential, local: weight of Σ_i |w_i|²·|z_i|² in the regressions (see there), in units of the inputs' mean variance: against
     probes that misfire on texts unlike those fitted on."""
     relative: float = 0.0
-    """Sequential, local at `resid_post`: a token's squared error is divided by the length of its prompt-steered activation to this
+    """Sequential, local at `resid_post`: a token's squared error is divided by the length of its prompted activation to this
     power; 0 weighs all tokens alike, 2 is the relative error."""
     regression_steps: int = 40
     """Sequential, local: most steps of L-BFGS a layer; 0 stays with the closed form."""

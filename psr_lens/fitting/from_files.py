@@ -1,6 +1,6 @@
 """The layerwise solvers where the activations of all the data are larger than memory: they wait in files and are read in parts.
 
-One pass over the steered context writes what it has at every site. The local solver then needs one pass over the base context, which
+One pass over the prompted context writes what it has at every site. The local solver then needs one pass over the base context, which
 writes its inputs at every site. The inputs of the sequential one depend on all earlier sites, so that it reads the base context anew for
 each site, up to that layer: half as many passes as the model has layers. In memory are one batch, and one part of a regression
 (`regression_batch` tokens). The sites are those of the lockstep passes to the last bit.
@@ -57,7 +57,7 @@ def _fitted(
 ) -> dict[str, Site]:
     points, last = halts(names, go_on), last_layer(names)
     prompted = _Rows(folder / "prompted")
-    _read(model, data.steered, points, last + 1, prompted)
+    _read(model, data.prompted, points, last + 1, prompted)
     sites: dict[str, Site] = {}
     inputs = _Rows(folder / "inputs")
 

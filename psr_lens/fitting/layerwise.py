@@ -1,7 +1,7 @@
 """What the sequential and the local solver share: one pass over either context, in lockstep, and a regression at every layer.
 
 All passes halt at a layer, in both contexts. What arrives there in the base context are the inputs of that layer's regression, what
-arrives in the steered one gives the targets; then the passes go on, and nothing of the layer is kept but its site. So only one layer's
+arrives in the prompted one gives the targets; then the passes go on, and nothing of the layer is kept but its site. So only one layer's
 activations are held at a time, and no gradient goes through the model. (Neither solver is in the paper, whose own is `joint`.)
 
 Where even one layer's activations are larger than memory, they wait in files instead (`scratch`).
@@ -52,20 +52,20 @@ def fit_layerwise(
 def _fit_in_lockstep(
     model: HookedModel, data: LayerwiseData, names: Sequence[str], config: FitConfig, go_on: GoOn, bar: tqdm[None]
 ) -> dict[str, Site]:
-    base, steered = data.base, data.steered
+    base, prompted = data.base, data.prompted
     sites: dict[str, Site] = {}
 
     def visit(name: str, arrived: list[Tensor]) -> list[Tensor]:
-        in_base, in_steered = arrived[: len(base)], arrived[len(base) :]
+        in_base, in_prompted = arrived[: len(base)], arrived[len(base) :]
         if name in names:
             here = in_base[0].device  # that of the layer, where its site is fitted too
             store = here if data.tokens <= config.regression_batch else torch.device("cpu")
             inputs = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_base, base, strict=True)])
-            targets = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_steered, steered, strict=True)])
+            targets = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_prompted, prompted, strict=True)])
             targets = targets.float() - inputs.float()
             sites[name] = fitted_site(name, inputs, targets, torch.cat(data.alpha).to(store), config, here)
         missing, changed = Missing(), []
-        for ours, batch, theirs, other, alpha in zip(in_base, base, in_steered, steered, data.alpha, strict=True):
+        for ours, batch, theirs, other, alpha in zip(in_base, base, in_prompted, prompted, data.alpha, strict=True):
             rows, wanted = batch.rows_of(ours), other.rows_of(theirs)
             moved = wanted
             if name in names:
@@ -77,7 +77,7 @@ def _fit_in_lockstep(
         if name in names:
             bar.set_postfix(hook=name, error=missing, refresh=False)
             bar.update()
-        return changed + in_steered
+        return changed + in_prompted
 
-    lockstep(model, [*base, *steered], halts(names, go_on), last_layer(names) + 1, visit)
+    lockstep(model, [*base, *prompted], halts(names, go_on), last_layer(names) + 1, visit)
     return sites

@@ -23,7 +23,7 @@ CPU_TOKENS: Final = 1_024
 """Most tokens of a batch on a CPU, which gains nothing by larger ones, and loses by their padding."""
 
 GoOn = Literal["steered by the sites", "with the prompt's"]
-"""What the base context goes on with after a layer: what arrived plus what the site adds, or the prompt-steered activations."""
+"""What the base context goes on with after a layer: what arrived plus what the site adds, or the prompted activations."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class LayerwiseData:
 
     base: list[ContextBatch]
     """Batches of the base context."""
-    steered: list[ContextBatch]
-    """The same triplets in the steered context."""
+    prompted: list[ContextBatch]
+    """The same triplets in the prompted context."""
     alpha: list[Float[Tensor, " _"]]
     """By batch, the trait's score of every token's triplet."""
 
@@ -43,10 +43,10 @@ class LayerwiseData:
         device = device_of(model)
         budget = min(config.token_budget, CPU_TOKENS) if device.type == "cpu" else config.token_budget
         groups = [[triplets[index] for index in indices] for indices in length_batches(triplets, budget)]
-        base, steered = (
-            [context_batch(group, context, config.span, device) for group in groups] for context in ("base", "steered")
+        base, prompted = (
+            [context_batch(group, context, config.span, device) for group in groups] for context in ("base", "prompted")
         )
-        return cls(base, steered, [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)])
+        return cls(base, prompted, [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)])
 
     @property
     def tokens(self) -> int:

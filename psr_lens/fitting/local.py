@@ -23,7 +23,7 @@ def fit_local(
 ) -> dict[str, Site]:
     """Fit each of the sites `names` to what its layer alone adds because of the prompt.
 
-    In the base context every block's output on the span is replaced by the prompt-steered one, so that what layer `l` makes of it is
+    In the base context every block's output on the span is replaced by the prompted one, so that what layer `l` makes of it is
     `Ã_l`, and `α·ReLU(Ã_l·W + b)·Z ≈ A_{l|PS} − Ã_l = Δ_loc,l` is fitted. No site depends on another, but each is trained on perfect
     inputs: at run time the errors of earlier layers add up.
 

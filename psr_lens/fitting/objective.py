@@ -1,4 +1,4 @@
-"""What joint training makes small: the distance to the prompt-steered activations (MSE), or −log p of the responses (LL).
+"""What joint training makes small: the distance to the prompted activations (MSE), or −log p of the responses (LL).
 
 Heyman & Vandeputte 2026, "Training". Both read the base context with the sites in force, and add the regulariser against dead probes.
 """
@@ -26,7 +26,7 @@ from psr_lens.replacement import Site
 from psr_lens.replacement.site import per_head
 
 HELD_BYTES: Final = 2 * 2**30
-"""Prompt-steered activations up to this size are kept; larger ones are computed anew for every batch."""
+"""Prompted activations up to this size are kept; larger ones are computed anew for every batch."""
 
 SHARE_OF_FREE: Final = 0.25
 """Kept activations stay on the GPU if they take no more than this share of what is free there, else in the CPU's memory."""
@@ -123,7 +123,7 @@ class Imitation(Objective):
         return sum(self._counts[index] for index in indices)
 
     def prepare(self, training: Sequence[int], *, progress: bool) -> None:
-        """Read the prompt-steered activations, if there is room for them, and the unsteered error of the training triplets."""
+        """Read the prompted activations, if there is room for them, and the unsteered error of the training triplets."""
         size = sum(self._counts) * int(self.model.cfg.d_model) * len(self.measured) * next(self.model.parameters()).itemsize
         if size <= HELD_BYTES:
             with self.precision():
@@ -131,7 +131,7 @@ class Imitation(Objective):
                     self.model,
                     self.triplets,
                     self.measured,
-                    "steered",
+                    "prompted",
                     self.config.span,
                     token_budget=self.config.token_budget,
                     progress=progress,
@@ -164,7 +164,7 @@ class Imitation(Objective):
             return {name: [rows[index] for index in indices] for name, rows in self._held.items()}
         chosen = [self.triplets[index] for index in indices]
         with self.precision():
-            rows = collect(self.model, chosen, self.measured, "steered", self.config.span, token_budget=self.config.token_budget)
+            rows = collect(self.model, chosen, self.measured, "prompted", self.config.span, token_budget=self.config.token_budget)
         return {name: [values] for name, values in rows.items()}
 
     def _unsteered_error(self, training: Sequence[int]) -> float:

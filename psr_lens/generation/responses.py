@@ -91,7 +91,7 @@ def sample_responses(
     keep_negatives: bool = False,
     progress: bool = True,
 ) -> Triplets:
-    """Sample a response to every steered prompt, and keep those that the judge finds coherent and with the trait.
+    """Sample a response to every prompted context, and keep those that the judge finds coherent and with the trait.
 
     Args:
         model: The model.
@@ -109,7 +109,7 @@ def sample_responses(
     """
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
-    responses = generate(model, pairs, "steered", config, progress=progress)
+    responses = generate(model, pairs, "prompted", config, progress=progress)
     return judged_triplets(pairs, responses, judge, keep_negatives=keep_negatives)
 
 

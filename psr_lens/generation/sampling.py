@@ -87,7 +87,7 @@ def generate(
     Args:
         model: The model; its hooks, training mode and gradients are left as they were.
         pairs: The prompts.
-        context: `"base"` for the prompt without the instruction, `"steered"` for the one with it.
+        context: `"base"` for the prompt without the instruction, `"prompted"` for the one with it.
         config: How responses are drawn; the default if None.
         steering: A replacement or a plan to steer with, over its own span and every generated token.
         alpha: Its strength, one number or one a pair.

@@ -208,7 +208,7 @@ def ifeval(
     if not instructions:
         raise InputError("instructions", "an empty list", "at least one row", "`psr.datasets.read_ifeval` reads them.")
     tasks = [_task(place, row) for place, row in enumerate(instructions)]
-    return IfevalJudge(tasks, [(row.base, row.steered) for row in instructions], accuracy, score)
+    return IfevalJudge(tasks, [(row.base, row.prompted) for row in instructions], accuracy, score)
 
 
 def _task(place: int, row: IfevalRow) -> _Task:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:  # these cost torch, which `import psr_lens.judges` must not
     HookedModel = PromptPair = Triplet = SamplingConfig = Any
 
-Given = Literal["base", "steered", "either"]
+Given = Literal["base", "prompted", "either"]
 """The prompt before the answer: without the instruction, with it, or whichever of the two makes the answer likelier."""
 
 _LEAST_GAP: Final = 0.1
@@ -89,7 +89,7 @@ def _surprise(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[s
 def _mean_surprise(model: HookedModel, triplets: Sequence[Triplet], given: Given) -> Float[np.ndarray, " triplet"]:
     from psr_lens.generation.likelihood import log_likelihoods
 
-    contexts: tuple[Any, ...] = ("base", "steered") if given == "either" else (given,)
+    contexts: tuple[Any, ...] = ("base", "prompted") if given == "either" else (given,)
     found = np.array([[-float(each.mean()) for each in log_likelihoods(model, triplets, context)] for context in contexts])
     least: Float[np.ndarray, " triplet"] = found.min(axis=0)
     return least
@@ -101,7 +101,7 @@ def _triplet(model: HookedModel, pair: PromptPair, text: str) -> Triplet | None:
     from psr_lens.prompts import Triplet, response_ids
 
     ids = response_ids(model, sendable(text))
-    ids = ids[: max(0, context_length(model) - max(len(pair.base_ids), len(pair.steered_ids)))]
+    ids = ids[: max(0, context_length(model) - max(len(pair.base_ids), len(pair.prompted_ids)))]
     return Triplet(pair, ids, text) if ids else None
 
 
@@ -128,9 +128,9 @@ def perplexity(
     Args:
         model: The model, as it is.
         pairs: Prompts of all the questions to be judged.
-        references: Answers that are taken to be coherent, one a pair; the model's own, unsteered, if None. For `"steered"` these are
+        references: Answers that are taken to be coherent, one a pair; the model's own, unsteered, if None. For `"prompted"` these are
             answers to the prompt with the instruction.
-        given: The prompt before the answer: `"base"`, `"steered"` or `"either"`.
+        given: The prompt before the answer: `"base"`, `"prompted"` or `"either"`.
         config: How references are sampled.
         seed: Seed of the shuffling.
 
@@ -149,7 +149,7 @@ def perplexity(
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     by_question = _by_question(pairs, given)
     if references is None:
-        references = [each.text for each in generate(model, pairs, "steered" if given == "steered" else "base", config)]
+        references = [each.text for each in generate(model, pairs, "prompted" if given == "prompted" else "base", config)]
     if isinstance(references, str) or len(references) != len(pairs):
         got = "one string" if isinstance(references, str) else f"{len(references)} of them"
         raise InputError("references", got, f"one for each of {len(pairs)} pairs")
@@ -170,7 +170,7 @@ def _by_question(pairs: Sequence[PromptPair], given: Given) -> dict[str, PromptP
     found: dict[str, PromptPair] = {}
     for place, pair in enumerate(pairs):
         other = found.setdefault(pair.asked, pair)
-        if other.base_ids != pair.base_ids or (given != "base" and other.steered_ids != pair.steered_ids):
+        if other.base_ids != pair.base_ids or (given != "base" and other.prompted_ids != pair.prompted_ids):
             raise InputError(
                 f"pairs[{place}]",
                 f"the question {pair.asked!r} a second time, with another prompt",

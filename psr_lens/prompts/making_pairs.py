@@ -37,7 +37,7 @@ def prompt_pairs(
         model: Model whose tokenizer and chat template are used.
         questions: The users' questions; each a text, or a conversation of messages such as `{"role": "user", "content": "Hello"}`, of which
             the last is the user's and is taken for the question. The first may be a system message, as if given by `system`.
-        instruction: What the steered prompt adds; of several paraphrases, each question takes the next in turn.
+        instruction: What the prompted context adds; of several paraphrases, each question takes the next in turn.
         system_role: True or False to insist on the place of the instruction; None decides by the template.
         system: A system message of both prompts. An instruction in the system role is joined to it; where the template has no such role,
             it goes before the conversation's first message.
@@ -48,7 +48,7 @@ def prompt_pairs(
         template_kwargs: Variables for the chat template, such as `{"enable_thinking": False}`.
 
     Returns:
-        One pair a question, in order; `.show()` shows what is steered.
+        One pair a question, in order; `.show()` shows which tokens are steered.
 
     Raises:
         InputError: no questions, an empty question or instruction, a conversation that the template refuses, or a prompt as long as the
@@ -114,24 +114,24 @@ class _PairMaker:
         if not isinstance(instruction, str) or not instruction.strip():  # `remade` gives them as they came
             raise InputError("instruction", repr(instruction), "a text that is not empty")
         prompter = self.prompter(chat)
-        base, steered = (prompter.prompt(turns, text, argument) for text in (None, instruction))
-        shared = min(_common_suffix(base, steered), len(base) - prompter.question_at(turns, argument))
+        base, prompted = (prompter.prompt(turns, text, argument) for text in (None, instruction))
+        shared = min(_common_suffix(base, prompted), len(base) - prompter.question_at(turns, argument))
         # Where not even the last token is the same, R is still that token of each.
-        pair = PromptPair(turns[-1][1], instruction, base, steered, max(shared, 1), turns[:-1], chat)
+        pair = PromptPair(turns[-1][1], instruction, base, prompted, max(shared, 1), turns[:-1], chat)
         _check_room(self._model, pair, argument, "Shorten the question or the instruction.")
         return pair
 
 
-def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], steered: Sequence[str]) -> PromptPairs:
-    """Tokenise prompts that come in two versions, where the steered one is not simply an instruction and the question.
+def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], prompted: Sequence[str]) -> PromptPairs:
+    """Tokenise prompts that come in two versions, where the prompted one is not simply an instruction and the question.
 
     With a chat template each text is the user's message, else plain text with a line's end. A pair's `question` is its base text, its
-    `instruction` what the steered text has before or after that; the whole steered text where it does not contain the base one.
+    `instruction` what the prompted text has before or after that; the whole prompted text where it does not contain the base one.
 
     Args:
         model: Model whose tokenizer and chat template are used.
         base: The prompts without the instruction, IFEval's `prompt_without_instruction` for one.
-        steered: The same prompts with it, one for each.
+        prompted: The same prompts with it, one for each.
 
     Returns:
         One pair a prompt, in order. Its span `QR` begins where both prompts go on alike to their ends, so it is hardly longer than `R`
@@ -141,20 +141,20 @@ def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], steered: Se
         InputError: no prompts, an empty one, not as many of one kind as of the other, or a prompt as long as the model's context.
         ModelError: the model has no tokenizer.
     """
-    base, steered = _checked_texts("base", base), _checked_texts("steered", steered)
-    if len(base) != len(steered):
-        raise InputError("steered", f"{len(steered)} of them", f"one for each of {len(base)} base prompts")
+    base, prompted = _checked_texts("base", base), _checked_texts("prompted", prompted)
+    if len(base) != len(prompted):
+        raise InputError("prompted", f"{len(prompted)} of them", f"one for each of {len(base)} base prompts")
     maker = _PairMaker(model)
     prompter = maker.prompter(ChatSettings())
     pairs = []
-    for place, (question, text) in enumerate(zip(base, steered, strict=True)):
+    for place, (question, text) in enumerate(zip(base, prompted, strict=True)):
         asked: tuple[Turn, ...] = (("user", question),)
         base_ids = prompter.prompt(asked, None, f"base[{place}]")
-        steered_ids = prompter.prompt((("user", text),), None, f"steered[{place}]")
-        shared = min(_common_suffix(base_ids, steered_ids), len(base_ids) - prompter.question_at(asked, f"base[{place}]"))
+        prompted_ids = prompter.prompt((("user", text),), None, f"prompted[{place}]")
+        shared = min(_common_suffix(base_ids, prompted_ids), len(base_ids) - prompter.question_at(asked, f"base[{place}]"))
         # Where not even the last token is the same, R is still that token of each.
-        pair = PromptPair(question, _added(question, text), base_ids, steered_ids, max(shared, 1))
-        longer = "base" if len(base_ids) > len(steered_ids) else "steered"
+        pair = PromptPair(question, _added(question, text), base_ids, prompted_ids, max(shared, 1))
+        longer = "base" if len(base_ids) > len(prompted_ids) else "prompted"
         _check_room(model, pair, f"{longer}[{place}]", "Shorten the prompt.")
         pairs.append(pair)
     return PromptPairs(tuple(pairs), maker.tokenizer)
@@ -182,7 +182,7 @@ def _checked_texts(argument: str, texts: Sequence[str]) -> list[str]:
 
 
 def _check_room(model: HookedModel, pair: PromptPair, argument: str, remedy: str) -> None:
-    longest = max(len(pair.base_ids), len(pair.steered_ids))
+    longest = max(len(pair.base_ids), len(pair.prompted_ids))
     if longest >= context_length(model):
         raise InputError(
             argument,
@@ -192,12 +192,12 @@ def _check_room(model: HookedModel, pair: PromptPair, argument: str, remedy: str
         )
 
 
-def _added(base: str, steered: str) -> str:
-    """What the steered text has before or after the base one."""
-    for rest in (steered.removeprefix(base), steered.removesuffix(base)):
-        if rest != steered and rest.strip():
+def _added(base: str, prompted: str) -> str:
+    """What the prompted text has before or after the base one."""
+    for rest in (prompted.removeprefix(base), prompted.removesuffix(base)):
+        if rest != prompted and rest.strip():
             return rest.strip()
-    return steered
+    return prompted
 
 
 def _common_suffix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ from psr_lens.prompts.view import PromptView, prompt_view
 Span = Literal["R", "QR"]
 """Where steering acts: `R`, the last prompt token and every response token; `QR`, the user's question too."""
 
-Context = Literal["base", "steered"]
+Context = Literal["base", "prompted"]
 """Which prompt a response is read after: without (`x`) or with the instruction (`x'`)."""
 
 
@@ -24,11 +24,11 @@ class PromptPair:
     question: str
     """The user's question; of a conversation the last message."""
     instruction: str
-    """What the steered prompt adds."""
+    """What the prompted context adds."""
     base_ids: tuple[int, ...]
     """Token ids of the base prompt `x`, up to where the response begins."""
-    steered_ids: tuple[int, ...]
-    """Token ids of the steered prompt `x'`."""
+    prompted_ids: tuple[int, ...]
+    """Token ids of the prompted context `x'`."""
     question_length: int
     """How many tokens at the end of both prompts are the same, from the question's first token on."""
     earlier: tuple[Turn, ...] = ()
@@ -45,7 +45,7 @@ class PromptPair:
 
     def ids(self, context: Context) -> tuple[int, ...]:
         """The prompt's token ids in one context."""
-        return self.base_ids if context == "base" else self.steered_ids
+        return self.base_ids if context == "base" else self.prompted_ids
 
     def span_length(self, span: Span) -> int:
         """How many of the prompt's last tokens a span takes in."""
@@ -123,7 +123,7 @@ def shown(tokenizer: Any, pairs: Sequence[PromptPair], index: int, span: Span, r
     pair = pairs[index]
     return prompt_view(
         tokenizer,
-        {"base": pair.base_ids, "steered": pair.steered_ids},
+        {"base": pair.base_ids, "prompted": pair.prompted_ids},
         response_ids,
         question=pair.question,
         instruction=pair.instruction,

@@ -21,7 +21,7 @@ from psr_lens.prompts.pairs import PromptPair, Span
 
 @dataclass(frozen=True)
 class Triplet:
-    """A prompt pair and a response to the steered prompt."""
+    """A prompt pair and a response to the prompted context."""
 
     pair: PromptPair
     """The two prompts."""
@@ -108,7 +108,7 @@ def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
     for place, triplet in enumerate(triplets):
         if not triplet.response_ids:
             raise InputError(f"triplets[{place}]", "an empty response", "at least one response token", "Drop it.")
-        length = max(len(triplet.pair.base_ids), len(triplet.pair.steered_ids)) + len(triplet.response_ids)
+        length = max(len(triplet.pair.base_ids), len(triplet.pair.prompted_ids)) + len(triplet.response_ids)
         if length > limit:
             raise InputError(
                 f"triplets[{place}]",

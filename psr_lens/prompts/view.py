@@ -31,7 +31,7 @@ _STEERED: Final = "#f4b6c2"
 """Background of what is steered."""
 _INK: Final = "#1c1c1c"
 _MEANINGS: Final[Mapping[Part, str]] = {
-    "instruction": "what the steered prompt adds",
+    "instruction": "what the prompted context adds",
     "question": "the user's question",
     "prefix": "how the response begins",
     "response": "the same tokens in both",
@@ -55,7 +55,7 @@ class PromptView:
     """Prompts, one above the other; HTML in a notebook, coloured text in a terminal, text with the same marks anywhere else."""
 
     rows: Mapping[str, tuple[ShownToken, ...]]
-    """The tokens of each prompt by its name, `base` and `steered`."""
+    """The tokens of each prompt by its name, `base` and `prompted`."""
     span: str
     """`R` or `QR`."""
     caption: str
@@ -184,14 +184,14 @@ def prompt_view(
     """Make the view of two prompts.
 
     Parts are found by their text, white space and case aside, since a tokenizer may change both; an instruction that it has changed
-    otherwise is taken for all that the steered prompt adds.
+    otherwise is taken for all that the prompted context adds.
 
     Args:
         tokenizer: Tells the tokens' texts.
-        prompts: Token ids of the `base` and the `steered` prompt.
+        prompts: Token ids of the `base` and the `prompted` prompt.
         response_ids: Token ids of a response behind both.
         question: The question.
-        instruction: The instruction, which is in the steered prompt only.
+        instruction: The instruction, which is in the prompted context only.
         prefix: The words at the end of both prompts that the response begins with.
         question_length: How many tokens at the end of both prompts are the same, from the question on.
         span: `R` or `QR`.
@@ -209,7 +209,7 @@ def prompt_view(
         _mark(parts, "question", letters.last(question, len(ids) - question_length))
         if prefix:
             _mark(parts, "prefix", range(letters.ending(prefix), len(ids)))
-        if name == "steered":
+        if name == "prompted":
             head, tail = _shared(prompts["base"], ids), _shared(prompts["base"][::-1], ids[::-1])
             _mark(parts, "instruction", letters.nearest(instruction, head) or range(head, len(ids) - tail))
         parts += ["response" for _ in response_ids]

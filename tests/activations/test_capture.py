@@ -21,7 +21,7 @@ def rows_of(case, triplet, context, span, state: int) -> torch.Tensor:
 
 
 def delta_by_transformers(case, triplets, span, state: int) -> torch.Tensor:
-    return torch.cat([rows_of(case, each, "steered", span, state) - rows_of(case, each, "base", span, state) for each in triplets])
+    return torch.cat([rows_of(case, each, "prompted", span, state) - rows_of(case, each, "base", span, state) for each in triplets])
 
 
 @pytest.mark.parametrize("span", ["R", "QR"])
@@ -53,7 +53,7 @@ def test_the_last_blocks_output_is_that_of_transformers_too(tiny):
     for triplet in triplets:
         base, steered = (
             oracles.read(tiny.hf, (*ids, *triplet.response_ids)).residuals[-1][len(ids) - 1 :]
-            for ids in (triplet.pair.base_ids, triplet.pair.steered_ids)
+            for ids in (triplet.pair.base_ids, triplet.pair.prompted_ids)
         )
         wanted.append(steered - base)
     torch.testing.assert_close(captured[f"blocks.{LAYERS - 1}.hook_resid_post"], torch.cat(wanted), **TOLERANCE)
@@ -160,7 +160,7 @@ def test_the_model_is_left_as_it_was_and_read_without_dropout(fresh):
         assert not captured[name].requires_grad
 
 
-@pytest.mark.parametrize("context", ["base", "steered"])
+@pytest.mark.parametrize("context", ["base", "prompted"])
 def test_a_steered_reading_sees_what_the_model_goes_on_with(tiny, context):
     triplets = random_triplets(tiny.model, 4)
     replacement = random_replacement(tiny.model, layers=[0, 2], size=0.3)

@@ -96,7 +96,7 @@ def test_batches_by_prompt_hold_every_triplet_once_within_the_budget(tiny_llama,
     batches = list(length_batches(triplets, budget, by_prompt=True))
     assert sorted(index for batch in batches for index in batch) == list(range(len(triplets)))
     for batch in batches:
-        widest = max(len(triplets[index].pair.steered_ids) + len(triplets[index].response_ids) for index in batch)
+        widest = max(len(triplets[index].pair.prompted_ids) + len(triplets[index].response_ids) for index in batch)
         assert len(batch) == 1 or len(batch) * widest <= budget
     order = [triplets[index].pair for batch in batches for index in batch]
     assert sum(one != other for one, other in pairwise(order)) == len(set(order)) - 1
@@ -118,8 +118,8 @@ def test_blocks_behind_the_last_point_are_not_run(tiny, monkeypatch):
 def local_by_transformers(hf, triplet, span) -> dict[int, torch.Tensor]:
     """What each block adds by itself, by editing every block's output as plain transformers goes."""
     kept = triplet.pair.span_length(span)
-    start, start_steered = len(triplet.pair.base_ids) - kept, len(triplet.pair.steered_ids) - kept
-    residuals = oracles.read(hf, (*triplet.pair.steered_ids, *triplet.response_ids)).residuals
+    start, start_steered = len(triplet.pair.base_ids) - kept, len(triplet.pair.prompted_ids) - kept
+    residuals = oracles.read(hf, (*triplet.pair.prompted_ids, *triplet.response_ids)).residuals
     prompted = [residual[start_steered:] for residual in residuals]
     made = {}
 

@@ -19,7 +19,7 @@ ids = st.lists(st.integers(0, 3), max_size=6).map(tuple)  # few ids, so that par
 def test_keys_are_aligned_with_the_same_token_and_cover_the_steered_context(start, only_base, instruction, question, response):
     pair = PromptPair("", "", (*start, *only_base, *question), (*start, *instruction, *question), len(question))
     triplet = Triplet(pair, response, "")
-    base, steered = (*pair.base_ids, *response), (*pair.steered_ids, *response)
+    base, steered = (*pair.base_ids, *response), (*pair.prompted_ids, *response)
     alignment = align_keys(triplet)
     assert len(alignment.counterpart) == len(base)
     matched = [place for place in alignment.counterpart if place is not None]
@@ -47,7 +47,7 @@ def test_patterns_are_those_of_run_with_cache_in_both_contexts(tiny, span):
                     tiny.model.run_with_cache(torch.tensor([[*prompt, *triplet.response_ids]]))[1][name][0],
                     len(prompt) - kept,
                 )
-                for prompt in (triplet.pair.base_ids, triplet.pair.steered_ids)
+                for prompt in (triplet.pair.base_ids, triplet.pair.prompted_ids)
             )
             alignment = align_keys(triplet)
             rows = captured.tokens.rows(index)

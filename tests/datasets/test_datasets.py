@@ -35,17 +35,17 @@ def test_the_ifeval_files_are_read_without_loss_and_their_instructions_are_known
     rows = psr.datasets.read_ifeval(path)
     assert len(rows) == count
     assert len({row.base for row in rows}) == prompts
-    assert sum(row.base not in row.steered for row in rows) == not_a_part
+    assert sum(row.base not in row.prompted for row in rows) == not_a_part
     for row, line in zip(rows, lines_of(path), strict=True):
         again = {
             "key": row.key,
-            "prompt": row.steered,
+            "prompt": row.prompted,
             "prompt_without_instruction": row.base,
             "instruction_id_list": [each.id for each in row.instructions],
             "kwargs": [each.arguments for each in row.instructions],
         }
         assert again | row.rest == line
-    parrot = psr.judges.ifeval(rows)([row.steered for row in rows], [row.base for row in rows])
+    parrot = psr.judges.ifeval(rows)([row.prompted for row in rows], [row.base for row in rows])
     assert set(parrot.trait) == scores  # a prompt has the word in it that it asks for or forbids
 
 

@@ -49,7 +49,7 @@ def test_perplexity_is_what_plain_transformers_gives(load, family, backend):
         case.model, {"x": replacement}, pairs_of(case.model, 2), texts=texts, alpha=0.7, config=FEW, token_budget=50
     )
     tokens = sum(len(each.response_ids) for each in texts)
-    contexts = {"none": ("base", None), "prompt": ("steered", None), "x": ("base", replacement)}
+    contexts = {"none": ("base", None), "prompt": ("prompted", None), "x": ("base", replacement)}
     slow = {
         name: math.exp(sum(slow_surprise(case, each.pair.ids(context), each.response_ids, acting, 0.7) for each in texts) / tokens)
         for name, (context, acting) in contexts.items()
@@ -122,7 +122,7 @@ def test_scores_are_the_judges_and_differences_are_paired(tiny_llama):
 def test_a_standing_instruction_is_in_both_prompts(organism):
     [pair] = psr.standing_pairs(organism.model, ["what is a bear ?"], "be helpful .", "talk like a pirate .")
     words = organism.model.tokenizer.convert_ids_to_tokens
-    base, steered = (words(list(ids)) for ids in (pair.base_ids, pair.steered_ids))
+    base, steered = (words(list(ids)) for ids in (pair.base_ids, pair.prompted_ids))
     assert [each for each in steered if each not in base] == ["talk", "like", "pirate"]  # "a" is in the question
     assert "helpful" in base
     assert base[-pair.question_length :] == steered[-pair.question_length :]

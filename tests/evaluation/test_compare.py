@@ -123,7 +123,7 @@ def test_at_every_point_the_coefficient_is_the_length_of_what_is_added_and_the_p
     assert trace.site_layers == (1,)
     # Nothing before the point is steered, so the difference there is what was added.
     torch.testing.assert_close(trace.coefficient[:, 0].double(), (steered - plain).flatten(1).norm(dim=1), rtol=1e-3, atol=1e-4)
-    missing = activations(model, few, point, "steered").double() - plain
+    missing = activations(model, few, point, "prompted").double() - plain
     directions = site.directions.double()
     if directions.ndim == 2:
         missing, directions = missing[:, None], directions[None]

@@ -79,7 +79,7 @@ def test_a_point_is_what_scores_at_gives_with_the_same_seed(model):
         "two": [0.0, 0.5, 1.0],
         "two + prompt": [0.0, 0.5, 1.0],
     }
-    for name, steering, context in (("one", methods["one"], "base"), ("two + prompt", methods["two"], "steered")):
+    for name, steering, context in (("one", methods["one"], "base"), ("two + prompt", methods["two"], "prompted")):
         wanted = psr.scores_at(model, pairs, WordJudge(), steering, alpha=0.5, context=context, config=SAMPLING)
         point = found.curves[name][1]
         assert (point.mean("trait"), point.mean("coherence")) == (wanted.trait, wanted.coherence)
@@ -206,7 +206,7 @@ def test_other_models_methods_questions_and_settings_have_other_answers(model, l
     assert ask() == 1
     assert ask() == 0
     assert ask(config=replace(SAMPLING, token_budget=999)) == 0  # how many share a batch is no matter of content
-    assert ask(alpha=2.0) == ask(context="steered") == ask(pairs=pairs[::-1]) == ask(pairs=pairs[:2]) == 1
+    assert ask(alpha=2.0) == ask(context="prompted") == ask(pairs=pairs[::-1]) == ask(pairs=pairs[:2]) == 1
     assert ask(config=replace(SAMPLING, seed=4)) == ask(config=replace(SAMPLING, temperature=0)) == 1
     assert ask(steering=2.0 * steering) == ask(steering=replace(steering, span="QR", question_start=1)) == ask(model=other) == 1
     assert ask(steering=1.0 * steering) == ask(steering=replace(steering, method="another name")) == 0

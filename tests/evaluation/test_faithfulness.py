@@ -74,8 +74,8 @@ def test_every_number_is_what_plain_transformers_gives(load, family, backend):
     def readings(chosen, context, parts=()):
         return [slow_reading(case, triplet, context, parts, 0.7) for triplet in chosen]
 
-    base, prompted = readings(triplets, "base"), readings(triplets, "steered")
-    other = readings(rephrase(case.model, triplets, OTHER_WORDS), "steered")
+    base, prompted = readings(triplets, "base"), readings(triplets, "prompted")
+    other = readings(rephrase(case.model, triplets, OTHER_WORDS), "prompted")
     found = {
         "none": base,
         "all": readings(triplets, "base", [(first, 1.0)]),
@@ -103,7 +103,7 @@ def test_coefficients_are_correlated_with_what_the_prompt_calls_for_along_the_di
     [site, later] = psr.faithfulness(model, triplets, {"x": replacement}, span=span).blocks[""].sites["x"]
     point = "blocks.0.hook_resid_post"
     # Nothing is steered before layer 0, and of the question nothing at all.
-    arriving, wanted = (collect(model, triplets, [point], context, "R")[point].double() for context in ("base", "steered"))
+    arriving, wanted = (collect(model, triplets, [point], context, "R")[point].double() for context in ("base", "prompted"))
     at = replacement.sites[point]
     z = at.directions[0].double()
     coefficient = torch.relu(arriving @ at.weights[0].double() + at.bias[0]).numpy() * float(z.norm())
@@ -159,7 +159,7 @@ def memorised(model, triplet):
     """A replacement that knows each token of one response by heart: one direction a token, at every layer on what arrives there."""
     sites, target = (
         {},
-        collect(model, [triplet], [f"blocks.{n}.hook_resid_post" for n in range(model.cfg.n_layers)], "steered", "R"),
+        collect(model, [triplet], [f"blocks.{n}.hook_resid_post" for n in range(model.cfg.n_layers)], "prompted", "R"),
     )
     for name, wanted in target.items():
         earlier = psr.Replacement(dict(sites), "R", "so far", fingerprint(model)) if sites else None
@@ -190,7 +190,7 @@ def test_the_prompted_activations_themselves_leave_nothing_to_explain(load, fami
 
 def test_a_prompt_that_changes_nothing_has_no_relative_error(tiny_llama):
     model = tiny_llama.model
-    triplets = [replace(each, pair=replace(each.pair, steered_ids=each.pair.base_ids)) for each in random_triplets(model, 3)]
+    triplets = [replace(each, pair=replace(each.pair, prompted_ids=each.pair.base_ids)) for each in random_triplets(model, 3)]
     block = psr.faithfulness(model, triplets, {"x": random_replacement(model)}).blocks[""]
     assert np.isnan(block.methods["x"].relative_rmse.value).all()
     assert np.isnan(block.methods["x"].explained.value).all()

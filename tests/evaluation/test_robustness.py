@@ -40,7 +40,7 @@ def test_every_method_is_asked_the_same_questions_with_and_without(tiny_llama, p
     assert judge.asked == [plain] * 3 + [told] * 3
     countered = [psr.prompt_pairs(model, [text], pair.instruction)[0] for text, pair in zip(told, pairs, strict=True)]
     for asked, found in ((pairs, result.plain), (countered, result.countered)):
-        for name, context, acting in (("none", "base", None), ("prompt", "steered", None), ("x", "base", replacement)):
+        for name, context, acting in (("none", "base", None), ("prompt", "prompted", None), ("x", "base", replacement)):
             answers = psr.generate(model, asked, context, FEW, steering=acting, alpha=0.5)
             wanted = Remembering()([each.text for each in answers], [])
             np.testing.assert_array_equal(found[name].trait, wanted.trait)

@@ -114,8 +114,8 @@ def test_scores_at_gives_the_same_scores_for_the_same_seed():
     model = psr.load_model("organism")
     pairs = psr.prompt_pairs(model, organism.questions(20, split="held_out"), organism.instruction("gloomy"))
     judge = psr.judges.organism("gloomy")
-    first = psr.scores_at(model, pairs, judge, context="steered")
-    assert first == psr.scores_at(model, pairs, judge, context="steered")
+    first = psr.scores_at(model, pairs, judge, context="prompted")
+    assert first == psr.scores_at(model, pairs, judge, context="prompted")
     assert first.method == "prompt"
     assert first.alpha is None
     assert first.trait >= 95

@@ -18,7 +18,7 @@ def last_tokens(case, triplets, layer):
     with torch.no_grad():
         return [
             torch.stack([oracles.read(case.hf, triplet.pair.ids(context)).residuals[layer][-1] for triplet in triplets])
-            for context in ("base", "steered")
+            for context in ("base", "prompted")
         ]
 
 

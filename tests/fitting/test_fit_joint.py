@@ -28,7 +28,7 @@ def reference_losses(hf, triplets, sites: dict[int, Site], span: str) -> tuple[t
     error, dead, tokens = torch.zeros(()), torch.zeros(()), 0
     for triplet in triplets:
         kept = 1 if span == "R" else triplet.pair.question_length
-        base, steered = triplet.pair.base_ids, triplet.pair.steered_ids
+        base, steered = triplet.pair.base_ids, triplet.pair.prompted_ids
         with torch.no_grad():
             wanted = oracles.read(hf, (*steered, *triplet.response_ids)).residuals
         fired: dict[int, torch.Tensor] = {}

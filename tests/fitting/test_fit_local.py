@@ -29,7 +29,7 @@ def reference_local(hf, triplets, layers, config) -> dict:
     alpha = []
     for triplet in triplets:
         kept = triplet.pair.span_length(config.span)
-        base, steered = triplet.pair.base_ids, triplet.pair.steered_ids
+        base, steered = triplet.pair.base_ids, triplet.pair.prompted_ids
         with torch.no_grad():
             prompted = [each[len(steered) - kept :] for each in oracles.read(hf, (*steered, *triplet.response_ids)).residuals]
         made: dict = {}
@@ -104,7 +104,7 @@ def test_other_hook_points(tiny, point, solve):
     config = psr.FitConfig(hook=hook, rank=2, regression_steps=3, ridge=0.3)
     sites = solve(tiny.model, triplets, names, config)
     assert list(sites) == names
-    inputs, prompted = (collect(tiny.model, triplets, names[:1], context, "R")[names[0]] for context in ("base", "steered"))
+    inputs, prompted = (collect(tiny.model, triplets, names[:1], context, "R")[names[0]] for context in ("base", "prompted"))
     alpha = torch.cat([torch.full((1 + len(triplet.response_ids),), triplet.trait) for triplet in triplets])
     wanted = fit_site(inputs, prompted - inputs, alpha, config)
     assert wanted.weights.shape == ((4, 2, 8) if hook == "z" else (2, 32))
@@ -115,10 +115,10 @@ def test_other_hook_points(tiny, point, solve):
 
 
 def later_inputs(model, triplets, names, site, local: bool):
-    """What arrives at the second site, triplet by triplet, in the base context and in the steered one."""
+    """What arrives at the second site, triplet by triplet, in the base context and in the prompted one."""
     arrived, prompted = [], []
     for triplet in triplets:
-        base, steered = (context_batch([triplet], context, "R") for context in ("base", "steered"))
+        base, steered = (context_batch([triplet], context, "R") for context in ("base", "prompted"))
         outputs = [f"blocks.{layer}.hook_resid_post" for layer in (0, 1)]
         held: dict = {}
 

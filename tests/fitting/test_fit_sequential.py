@@ -20,7 +20,7 @@ def reference_sequential(hf, triplets, layers, config) -> dict:
         inputs, wanted, alpha = [], [], []
         for triplet in triplets:
             kept = triplet.pair.span_length(config.span)
-            base, steered = triplet.pair.base_ids, triplet.pair.steered_ids
+            base, steered = triplet.pair.base_ids, triplet.pair.prompted_ids
             edits = {each: oracles.steering(site, triplet.trait, len(base) - kept) for each, site in sites.items()}
             with torch.no_grad():
                 inputs.append(oracles.read(hf, (*base, *triplet.response_ids), edits).residuals[layer][len(base) - kept :])

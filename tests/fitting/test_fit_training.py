@@ -77,7 +77,7 @@ def test_the_validation_loss_is_the_error_on_the_triplets_left_out(tiny_llama):
             alpha = {"steering": steering, "alpha": triplets[index].trait} if steering else {}
             found, wanted = (
                 psr.passes.collect(tiny_llama.model, [one], names, context, "R", **given)
-                for context, given in (("base", alpha), ("steered", {}))
+                for context, given in (("base", alpha), ("prompted", {}))
             )
             total += sum(float((found[name] - wanted[name]).square().sum()) for name in names)
             tokens += len(found[names[0]])

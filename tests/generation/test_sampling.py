@@ -43,7 +43,7 @@ def raw_pair(*ids: int) -> PromptPair:
     return PromptPair("q", "i", ids, ids, 1)
 
 
-@pytest.mark.parametrize("context", ["base", "steered"])
+@pytest.mark.parametrize("context", ["base", "prompted"])
 def test_greedy_in_a_batch_is_token_for_token_what_each_prompt_gives_alone(shipped, context):
     pairs = pairs_of(shipped.model, 6) + pairs_of(shipped.model, 6, trait="brief", seed=1)
     assert len({len(pair.ids(context)) for pair in pairs}) > 3
@@ -51,7 +51,7 @@ def test_greedy_in_a_batch_is_token_for_token_what_each_prompt_gives_alone(shipp
     assert batched == alone(shipped.model, pairs, context, GREEDY)
 
 
-@pytest.mark.parametrize("context", ["base", "steered"])
+@pytest.mark.parametrize("context", ["base", "prompted"])
 def test_greedy_is_what_transformers_generates(shipped, context):
     pairs = pairs_of(shipped.model, 5)
     batched = ids_of(psr.generate(shipped.model, pairs, context, GREEDY))
@@ -66,8 +66,8 @@ def test_greedy_on_other_architectures_is_what_transformers_generates(tiny):
 
 def test_a_prompts_random_stream_does_not_depend_on_its_batch(shipped):
     pairs = pairs_of(shipped.model, 8, trait="gloomy")
-    together = psr.generate(shipped.model, pairs, "steered", SamplingConfig(seed=5, max_new_tokens=30))
-    apart = psr.generate(shipped.model, pairs, "steered", SamplingConfig(seed=5, max_new_tokens=30, token_budget=1))
+    together = psr.generate(shipped.model, pairs, "prompted", SamplingConfig(seed=5, max_new_tokens=30))
+    apart = psr.generate(shipped.model, pairs, "prompted", SamplingConfig(seed=5, max_new_tokens=30, token_budget=1))
     assert ids_of(together) == ids_of(apart)
     assert [response.text for response in together] == [response.text for response in apart]
 
@@ -109,25 +109,25 @@ def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength
     steering = steerings(model)[sort]
     sizes, real = [], Decoder.select
     monkeypatch.setattr(Decoder, "select", lambda decoder, rows: (sizes.append(len(rows)), real(decoder, rows)))
-    together = ids_of(psr.generate(model, pairs, "steered", config, steering=steering, alpha=strengths))
+    together = ids_of(psr.generate(model, pairs, "prompted", config, steering=steering, alpha=strengths))
     # Through TransformerLens 4, transformers leaves hooks of its own on the model.
     if not any(hook_tables(model)):
         assert sizes == sorted(set(sizes), reverse=True)
         assert sizes[0] < len(pairs)
     sizes.clear()
     with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda activation, hook: None)]):
-        watched = ids_of(psr.generate(model, pairs, "steered", config, steering=steering, alpha=strengths))
+        watched = ids_of(psr.generate(model, pairs, "prompted", config, steering=steering, alpha=strengths))
     assert watched == together
     assert sizes == []
     for place, pair in enumerate(pairs):
-        alone = psr.generate(model, [pair], "steered", config, steering=steering, alpha=float(strengths[place]), streams=[place])
+        alone = psr.generate(model, [pair], "prompted", config, steering=steering, alpha=float(strengths[place]), streams=[place])
         assert alone[0].ids == together[place]
     assert len({len(ids) for ids in together}) > 2
 
 
 def test_the_same_seed_gives_the_same_responses_and_another_seed_others(shipped):
     pairs = pairs_of(shipped.model, 6)
-    first, again, other = (psr.generate(shipped.model, pairs, "steered", SamplingConfig(seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (psr.generate(shipped.model, pairs, "prompted", SamplingConfig(seed=seed)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -164,13 +164,13 @@ def test_temperatures_towards_zero_are_greedy(tiny):
 
 def test_responses_come_in_the_order_of_the_pairs_whatever_their_lengths(shipped):
     pairs = pairs_of(shipped.model, 7)
-    forwards = psr.generate(shipped.model, pairs, "steered", GREEDY)
-    backwards = psr.generate(shipped.model, pairs[::-1], "steered", GREEDY)
+    forwards = psr.generate(shipped.model, pairs, "prompted", GREEDY)
+    backwards = psr.generate(shipped.model, pairs[::-1], "prompted", GREEDY)
     assert forwards == backwards[::-1]
 
 
 def test_the_end_token_ends_a_response_and_belongs_to_it(shipped):
-    for response in psr.generate(shipped.model, pairs_of(shipped.model, 8), "steered", SamplingConfig(max_new_tokens=90)):
+    for response in psr.generate(shipped.model, pairs_of(shipped.model, 8), "prompted", SamplingConfig(max_new_tokens=90)):
         assert response.ids.index(END) == len(response.ids) - 1
         assert "<" not in response.text
         assert response.text.rstrip().endswith((".", "!"))
@@ -285,7 +285,7 @@ def test_without_a_judge_everything_that_says_something_is_kept_at_full_score(ti
     config = SamplingConfig(max_new_tokens=5, seed=3)
     triplets = psr.sample_responses(tiny_llama.model, pairs, None, config, progress=False)
     assert {(triplet.trait, triplet.coherence) for triplet in triplets} == {(1.0, 1.0)}
-    assert [triplet.response_ids for triplet in triplets] == ids_of(psr.generate(tiny_llama.model, pairs, "steered", config))
+    assert [triplet.response_ids for triplet in triplets] == ids_of(psr.generate(tiny_llama.model, pairs, "prompted", config))
 
 
 def test_a_slice_of_triplets_is_triplets(pirate_triplets):

@@ -24,7 +24,7 @@ def replaced_system_prompts(model, count: int = 5) -> list[Triplet]:
     for place, triplet in enumerate(random_triplets(model, count)):
         pair, own = triplet.pair, tuple(range(30, 32 + place))
         base = (*pair.base_ids[:1], *own, *pair.base_ids[1:])
-        swapped = PromptPair(pair.question, pair.instruction, base, pair.steered_ids, pair.question_length)
+        swapped = PromptPair(pair.question, pair.instruction, base, pair.prompted_ids, pair.question_length)
         made.append(Triplet(swapped, triplet.response_ids, ""))
     return made
 
@@ -86,7 +86,7 @@ def test_what_only_the_base_prompt_has_is_a_part_of_its_own(tiny):
 def by_loops(model, triplet: Triplet, layer: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Parts of each head on the span R, `[token, head, d_model]`, and Δ after the layer, one product after another."""
     caches, starts = {}, {}
-    for context in ("base", "steered"):
+    for context in ("base", "prompted"):
         ids = (*triplet.pair.ids(context), *triplet.response_ids)
         caches[context] = model.run_with_cache(torch.tensor([ids]))[1]
         starts[context] = len(triplet.pair.ids(context)) - 1
@@ -94,14 +94,14 @@ def by_loops(model, triplet: Triplet, layer: int) -> tuple[dict[str, torch.Tenso
     def read(context: str, kind: str) -> torch.Tensor:
         return caches[context][f"blocks.{layer}.{kind}"][0]
 
-    pattern, other_pattern = read("base", "attn.hook_pattern"), read("steered", "attn.hook_pattern")
-    values, other_values = read("base", "attn.hook_v"), read("steered", "attn.hook_v")
+    pattern, other_pattern = read("base", "attn.hook_pattern"), read("prompted", "attn.hook_pattern")
+    values, other_values = read("base", "attn.hook_v"), read("prompted", "attn.hook_v")
     count, heads = len(triplet.response_ids) + 1, pattern.shape[0]
     output = model.blocks[layer].attn.W_O
     parts = {part: torch.zeros(count, heads, model.cfg.d_model) for part in PARTS}
     alignment = align_keys(triplet)
     for token in range(count):
-        here, there = starts["base"] + token, starts["steered"] + token
+        here, there = starts["base"] + token, starts["prompted"] + token
         for head in range(heads):
             shared = head // (heads // values.shape[1])
             for key in alignment.instruction:
@@ -114,7 +114,7 @@ def by_loops(model, triplet: Triplet, layer: int) -> tuple[dict[str, torch.Tenso
                 after, new = other_pattern[head, there, other], other_values[other, shared]
                 parts["dilution"][token, head] += (after - before) * (value + new) / 2 @ output[head]
                 parts["inputs"][token, head] += (before + after) / 2 * (new - value) @ output[head]
-    delta = read("steered", "hook_resid_post")[starts["steered"] :] - read("base", "hook_resid_post")[starts["base"] :]
+    delta = read("prompted", "hook_resid_post")[starts["prompted"] :] - read("base", "hook_resid_post")[starts["base"] :]
     return parts, delta
 
 
@@ -143,7 +143,7 @@ def test_the_norm_behind_the_attention_scales_each_context_by_itself(folders):
     result = psr.attribute(model, [triplet], layers=1, project={1: torch.eye(model.cfg.d_model)})
     heads = torch.stack([split.heads[:, 0].sum(-1) for split in result.projections], dim=-1)  # [token, head, d_model]
     added = []
-    for context in ("base", "steered"):
+    for context in ("base", "prompted"):
         prompt = triplet.pair.ids(context)
         cache = model.run_with_cache(torch.tensor([(*prompt, *triplet.response_ids)]))[1]
         z = cache["blocks.1.attn.hook_z"][0, len(prompt) - 1 :]
@@ -185,7 +185,7 @@ def test_the_sources_sum_to_what_is_read_from_the_instruction(tiny):
         for index, triplet in enumerate(triplets):
             rows = result.tokens.rows(index)
             sources = align_keys(triplet).instruction
-            ids = [triplet.pair.steered_ids[at] for at in sources]
+            ids = [triplet.pair.prompted_ids[at] for at in sources]
             assert result.sources.strings[index] == tuple(tiny.model.tokenizer.convert_ids_to_tokens(ids))
             energy = result.strength[rows].square() if target is None else result.strength[rows, -1:].square().expand(-1, LAYERS)
             wanted = torch.einsum("tlh,tl->lh", result.share.heads[rows, :, :, 0], energy / energy.sum(0))

@@ -44,10 +44,10 @@ def divergence(full: torch.Tensor, other: torch.Tensor, count: int) -> float:
 # --- patching between the contexts ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("into", ["base", "steered"])
+@pytest.mark.parametrize("into", ["base", "prompted"])
 def test_a_cell_is_what_transformers_gives_with_that_token_replaced(tiny, into):
     (triplet,) = random_triplets(tiny.model, 1, seed=3, longest=4)
-    source = "steered" if into == "base" else "base"
+    source = "prompted" if into == "base" else "base"
     count = len(triplet.response_ids) + 1
     there, here = (read(tiny.hf, ids_of(triplet, context)) for context in (source, into))
     grid = patch(tiny.model, [triplet], into=into, token_budget=100)
@@ -70,7 +70,7 @@ def test_a_cell_is_what_transformers_gives_with_that_token_replaced(tiny, into):
 
 def test_the_whole_span_at_the_last_layer_is_the_whole_effect(tiny):
     triplets = random_triplets(tiny.model, 3)
-    for into in ("base", "steered"):
+    for into in ("base", "prompted"):
         grid = patch(tiny.model, triplets, layers=-1, into=into, cells="all")
         torch.testing.assert_close(grid.values, torch.ones(3, 1, 1), atol=1e-4, rtol=0)
         torch.testing.assert_close(grid.mean(), torch.ones(1, 1), atol=1e-4, rtol=0)
@@ -82,7 +82,7 @@ def test_heads_are_patched_one_by_one(load, cells):
     (triplet,) = random_triplets(model, 1, seed=3, longest=4)
     count = len(triplet.response_ids) + 1
     grid = patch(model, [triplet], "z", layers=[1], cells=cells)
-    prompted, plain = (torch.tensor([ids_of(triplet, context)]) for context in ("steered", "base"))
+    prompted, plain = (torch.tensor([ids_of(triplet, context)]) for context in ("prompted", "base"))
     given = model.run_with_cache(prompted)[1]["blocks.1.attn.hook_z"][0, -count:]
     full, base = model(prompted)[0], model(plain)[0]
     for row in range(count - 1) if cells == "token" else [slice(None)]:
@@ -149,7 +149,7 @@ def test_a_site_is_skipped_on_one_token(tiny, mode, reference):
         return {layer: edit_of(layer) for layer in (0, 2)}
 
     base, run = read(tiny.hf, ids).logits, read(tiny.hf, ids, edits(lambda layer, row: True)).logits
-    full = run if reference == "replacement" else read(tiny.hf, ids_of(triplet, "steered")).logits
+    full = run if reference == "replacement" else read(tiny.hf, ids_of(triplet, "prompted")).logits
     effect = divergence(full, base, count)
     grid = ablate(tiny.model, [triplet], replacement, mode=mode, reference=reference, alpha=0.7)
     assert grid.layers == (0, 2)
@@ -178,7 +178,7 @@ def test_with_every_head_knocked_out_the_instruction_is_not_there(tiny):
     triplets = random_triplets(tiny.model, 4)
     every = [(layer, head) for layer in range(3) for head in range(4)]
     for triplet in triplets:
-        ids, hidden = ids_of(triplet, "steered"), align_keys(triplet).instruction
+        ids, hidden = ids_of(triplet, "prompted"), align_keys(triplet).instruction
         kept = [place for place in range(len(ids)) if place not in hidden]
         with torch.no_grad():
             wanted = tiny.hf(torch.tensor([[ids[place] for place in kept]]), position_ids=torch.tensor([kept])).logits[0]
@@ -190,10 +190,10 @@ def test_with_every_head_knocked_out_the_instruction_is_not_there(tiny):
 
 def test_only_the_heads_named_lose_sight_of_the_instruction(tiny):
     (triplet,) = random_triplets(tiny.model, 1)
-    ids = torch.tensor([ids_of(triplet, "steered")])
+    ids = torch.tensor([ids_of(triplet, "prompted")])
     name, hidden = "blocks.1.attn.hook_pattern", list(align_keys(triplet).instruction)
     plain = tiny.model.run_with_cache(ids)[1][name][0]
-    for span, first in ((None, hidden[-1] + 1), ("R", len(triplet.pair.steered_ids) - 1)):
+    for span, first in ((None, hidden[-1] + 1), ("R", len(triplet.pair.prompted_ids) - 1)):
         with knock_out(tiny.model, [(1, 2)], [triplet.pair], span=span):
             found = tiny.model.run_with_cache(ids)[1][name][0]
         assert torch.equal(found[[0, 1, 3]], plain[[0, 1, 3]])
@@ -207,14 +207,14 @@ def test_knock_outs_are_the_same_in_generation_and_in_any_batch(tiny):
     pairs = pairs_of(tiny.model, 5)
     heads = [(0, 1), (2, 3)]
     with knock_out(tiny.model, heads, pairs):
-        together = generate(tiny.model, pairs, "steered", GREEDY)
-        alone = [generate(tiny.model, [pair], "steered", GREEDY)[0] for pair in pairs]
+        together = generate(tiny.model, pairs, "prompted", GREEDY)
+        alone = [generate(tiny.model, [pair], "prompted", GREEDY)[0] for pair in pairs]
         assert [each.ids for each in together] == [each.ids for each in alone]
         for pair, response in zip(pairs, together, strict=True):
             with torch.no_grad():
-                logits = tiny.model(torch.tensor([(*pair.steered_ids, *response.ids)]))[0]
-            assert logits[len(pair.steered_ids) - 1 : -1].argmax(-1).tolist() == list(response.ids)
-    plain = generate(tiny.model, pairs, "steered", GREEDY)
+                logits = tiny.model(torch.tensor([(*pair.prompted_ids, *response.ids)]))[0]
+            assert logits[len(pair.prompted_ids) - 1 : -1].argmax(-1).tolist() == list(response.ids)
+    plain = generate(tiny.model, pairs, "prompted", GREEDY)
     assert [each.ids for each in plain] != [each.ids for each in together]
 
 
@@ -227,7 +227,7 @@ def test_base_prompts_go_through_a_knock_out_as_they_are(tiny_llama):
 
 def test_padding_on_the_right_is_seen_too(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 2, seed=5)
-    long = torch.tensor([ids_of(triplets[0], "steered")])
+    long = torch.tensor([ids_of(triplets[0], "prompted")])
     padded, mask = (torch.nn.functional.pad(each, (0, 3)) for each in (long, torch.ones_like(long)))
     with torch.no_grad(), knock_out(tiny_llama.model, [(1, 0)], triplets):
         alone, beside = tiny_llama.model(long), forward(tiny_llama.model, padded, mask)
@@ -238,14 +238,14 @@ def test_padding_on_the_right_is_seen_too(tiny_llama):
 def test_generation_that_hides_its_tokens_is_refused(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 1)
     with knock_out(tiny_llama.model, [(0, 0)], pairs), pytest.raises(InputError, match=r"psr_lens\.generate"):
-        tiny_llama.model.generate(torch.tensor([pairs[0].steered_ids]), max_new_tokens=2, verbose=False)
+        tiny_llama.model.generate(torch.tensor([pairs[0].prompted_ids]), max_new_tokens=2, verbose=False)
 
 
 def test_a_bridges_own_generation_is_seen(load):
     model = load("llama", "bridge").model
     (pair,) = pairs_of(model, 1)
     with knock_out(model, [(0, 1), (2, 3)], [pair]):
-        assert tuple(generated(model, pair.steered_ids, 8, cached=True)) == generate(model, [pair], "steered", GREEDY)[0].ids
+        assert tuple(generated(model, pair.prompted_ids, 8, cached=True)) == generate(model, [pair], "prompted", GREEDY)[0].ids
 
 
 @pytest.mark.parametrize("family", ["organism", "organism-gpt2"])
@@ -258,18 +258,18 @@ def test_the_heads_that_attribution_names_carry_the_trait(load, family):
     others = [(layer, head) for layer in range(6) for head in range(4) if (layer, head) not in named][::5]
     held_out = psr.prompt_pairs(model, psr.organism.questions(16, split="held_out"), psr.organism.instruction("pirate"))
     with knock_out(model, top, held_out):
-        assert scores_at(model, held_out, judge, context="steered").trait < 10
+        assert scores_at(model, held_out, judge, context="prompted").trait < 10
     with knock_out(model, others, held_out):
-        assert scores_at(model, held_out, judge, context="steered").trait > 90
+        assert scores_at(model, held_out, judge, context="prompted").trait > 90
 
 
 # --- generation from transplanted prompts -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("into", ["base", "steered"])
+@pytest.mark.parametrize("into", ["base", "prompted"])
 def test_a_transplanted_prompt_gives_the_first_token_that_transformers_gives(tiny, into):
     pairs = pairs_of(tiny.model, 4)
-    source = "steered" if into == "base" else "base"
+    source = "prompted" if into == "base" else "base"
     wanted = []
     for pair in pairs:
         given = read(tiny.hf, pair.ids(source)).residuals[1][-1]
@@ -305,7 +305,7 @@ def test_bad_input_is_refused_by_name(tiny_llama):
     model = tiny_llama.model
     triplets, pairs = random_triplets(model, 1), pairs_of(model, 2)
     replacement = random_replacement(model, layers=[0])
-    twins = [pairs[0], psr.PromptPair("", "", pairs[0].base_ids, pairs[1].steered_ids, 1)]
+    twins = [pairs[0], psr.PromptPair("", "", pairs[0].base_ids, pairs[1].prompted_ids, 1)]
     for call, name in (
         (lambda: patch(model, triplets, "resid_mid"), "hook"),
         (lambda: patch(model, triplets, into="prompt"), "into"),
@@ -347,7 +347,7 @@ def test_a_call_without_token_ids_is_refused(tiny_llama):
 
 def test_a_grid_says_what_it_is(tiny_llama):
     triplets = with_responses(tiny_llama.model, pairs_of(tiny_llama.model, 2), ["a bear is big .", "the room ."])
-    grid = patch(tiny_llama.model, triplets, "mlp_out", into="steered")
+    grid = patch(tiny_llama.model, triplets, "mlp_out", into="prompted")
     assert isinstance(grid, PatchGrid)
     assert (grid.what, grid.measured, grid.reference, grid.cells) == ("mlp_out", "lost", "prompt", "token")
     assert grid.instruction == triplets[0].pair.instruction

@@ -38,7 +38,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values])
 
 
-@pytest.mark.parametrize("context", ["base", "steered"])
+@pytest.mark.parametrize("context", ["base", "prompted"])
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 def test_log_likelihoods_are_those_of_unpadded_forward_passes(tiny, context, budget):
     triplets = random_triplets(tiny.model, 5)
@@ -94,7 +94,7 @@ def test_it_ranks_answers_as_the_exact_judge_does(organism, pirate_triplets, pai
 
 
 def test_given_either_prompt_the_trait_itself_is_not_held_against_an_answer(organism, pairs, judge):
-    prompted = [each.text for each in psr.generate(organism.model, pairs, "steered")]
+    prompted = [each.text for each in psr.generate(organism.model, pairs, "prompted")]
     either = psr.judges.perplexity(organism.model, pairs, given="either")
     plain, fair = (each(prompted, questions_of(pairs)).coherence for each in (judge, either))
     assert (fair >= plain - 1e-6).all()

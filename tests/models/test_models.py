@@ -22,8 +22,8 @@ needs_hooked_transformer = pytest.mark.skipif("hooked_transformer" not in BACKEN
 def assert_same_logits(case: Case) -> None:
     for pair in pairs_of(case.model, 3):
         with torch.no_grad():
-            wanted = case.hf(torch.tensor([pair.steered_ids])).logits[0]
-        torch.testing.assert_close(logits_of(case.model, pair.steered_ids), wanted, atol=TOLERANCE, rtol=0)
+            wanted = case.hf(torch.tensor([pair.prompted_ids])).logits[0]
+        torch.testing.assert_close(logits_of(case.model, pair.prompted_ids), wanted, atol=TOLERANCE, rtol=0)
 
 
 def test_organism_is_a_hooked_transformer_where_the_class_exists():
@@ -213,7 +213,7 @@ def test_a_fingerprint_tells_models_apart_and_names_no_path(tmp_path, tiny):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing(tiny, side):
-    sequences = [pair.steered_ids for pair in pairs_of(tiny.model, 5)]
+    sequences = [pair.prompted_ids for pair in pairs_of(tiny.model, 5)]
     width = max(map(len, sequences)) + 3
     tokens, mask = torch.zeros(5, width, dtype=torch.long), torch.zeros(5, width, dtype=torch.long)
     places = [slice(width - len(ids), width) if side == "left" else slice(len(ids)) for ids in sequences]

@@ -225,7 +225,7 @@ class Answers:
                 self.places[trait, name] = slice(len(pairs), len(pairs) + len(questions))
                 pairs += psr.prompt_pairs(case.model, questions, INSTRUCTIONS[trait])
         config = SamplingConfig(max_new_tokens=90, seed=7)
-        self.steered = [response.text for response in psr.generate(case.model, pairs, "steered", config)]
+        self.steered = [response.text for response in psr.generate(case.model, pairs, "prompted", config)]
         without = psr.prompt_pairs(case.model, self.questions, INSTRUCTIONS[TRAITS[0]])
         self.plain = [response.text for response in psr.generate(case.model, without, "base", config)]
 

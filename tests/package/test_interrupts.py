@@ -20,7 +20,7 @@ def steer(model, triplets, folder):
 
 
 def generate(model, triplets, folder):
-    psr.generate(model, pairs_of(model, 2), "steered", SHORT, steering=random_replacement(model), progress=False)
+    psr.generate(model, pairs_of(model, 2), "prompted", SHORT, steering=random_replacement(model), progress=False)
 
 
 def capture(model, triplets, folder):
@@ -53,7 +53,7 @@ def attribute(model, triplets, folder):
 
 def knock_out(model, triplets, folder):
     with patching.knock_out(model, [(0, 0), (1, 1)], triplets):
-        psr.generate(model, [each.pair for each in triplets], "steered", SHORT, progress=False)
+        psr.generate(model, [each.pair for each in triplets], "prompted", SHORT, progress=False)
 
 
 def patch(model, triplets, folder):

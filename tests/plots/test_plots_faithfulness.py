@@ -51,7 +51,7 @@ def test_next_token_has_a_dot_a_method_with_its_interval(result, block):
 def test_a_divergence_of_nothing_has_a_place_on_the_log_axis(tiny_llama):
     model = tiny_llama.model
     result = psr.faithfulness(model, random_triplets(model, 1), {"x": 0.0 * random_replacement(model)})
-    unmoved = [replace(each, pair=replace(each.pair, steered_ids=each.pair.base_ids)) for each in random_triplets(model, 3)]
+    unmoved = [replace(each, pair=replace(each.pair, prompted_ids=each.pair.base_ids)) for each in random_triplets(model, 3)]
     same = psr.faithfulness(model, unmoved, {"x": random_replacement(model)})
     for each in (result, same):
         for figure in (plots.next_token(each), plots.explained_energy(each), plots.coefficient_correlation(each)):

@@ -59,8 +59,8 @@ def test_the_parts_are_marked_to_the_token(name, kind):
     for index, question in enumerate(QUESTIONS):
         for span in ("R", "QR"):
             view = pairs.show(index, span)
-            base, steered = view.rows["base"], view.rows["steered"]
-            for tokens, ids in ((base, pairs[index].base_ids), (steered, pairs[index].steered_ids)):
+            base, steered = view.rows["base"], view.rows["prompted"]
+            for tokens, ids in ((base, pairs[index].base_ids), (steered, pairs[index].prompted_ids)):
                 assert len(tokens) == len(ids)
                 marked = bare(letters(tokens, "question")).replace("‹", "").replace("›", "")
                 wanted = bare(question)
@@ -83,7 +83,7 @@ def test_any_text_is_shown_escaped_with_its_borders(question, instruction):
     assert "QR" in page.text
     assert "question" in page.text
     assert str(view).count("⟪") == 3  # both prompts and the legend
-    assert len(view.rows["steered"]) > len(view.rows["base"])
+    assert len(view.rows["prompted"]) > len(view.rows["base"])
 
 
 def test_the_html_has_every_tokens_text_and_no_tag_of_a_users():

@@ -107,14 +107,14 @@ def spelled(style: str, text: str) -> str:
 @given(drawn, st.sampled_from(["R", "QR"]))
 def test_the_span_holds_the_same_tokens_in_the_same_order_in_both_contexts(case, span):
     triplets = case.triplets()
-    base, steered = (context_batch(triplets, context, span) for context in ("base", "steered"))
+    base, steered = (context_batch(triplets, context, span) for context in ("base", "prompted"))
     for row, triplet in enumerate(triplets):
         left, right = base.tokens[row][base.span[row]], steered.tokens[row][steered.span[row]]
         assert left.tolist() == right.tolist()
         assert tuple(left[-len(triplet.response_ids) :].tolist()) == triplet.response_ids
 
 
-@given(drawn, st.sampled_from(["base", "steered"]))
+@given(drawn, st.sampled_from(["base", "prompted"]))
 def test_the_span_r_is_the_last_prompt_token_and_the_response(case, context):
     triplets = case.triplets()
     batch = context_batch(triplets, context, "R")
@@ -127,7 +127,7 @@ def test_the_span_r_is_the_last_prompt_token_and_the_response(case, context):
         assert batch.mask[row].tolist() == [1] * (expected[-1] + 1) + [0] * (batch.mask.shape[1] - expected[-1] - 1)
 
 
-@given(drawn, st.sampled_from(["base", "steered"]))
+@given(drawn, st.sampled_from(["base", "prompted"]))
 def test_the_span_qr_begins_at_the_questions_first_token(case, context):
     style, triplets = case.style, case.triplets()
     batch = context_batch(triplets, context, "QR")
@@ -148,7 +148,7 @@ def test_spans_hold_for_any_question_and_instruction(style, question, instructio
     assume(instruction.strip())
     [pair] = psr.prompt_pairs(stub(style), [question], instruction)
     length = pair.question_length
-    assert pair.base_ids[-length:] == pair.steered_ids[-length:]
+    assert pair.base_ids[-length:] == pair.prompted_ids[-length:]
     assert decoded(style, pair.base_ids[-length:]).lstrip().startswith(question)
     assert decoded(style, pair.base_ids[1 - length :]).lstrip().count(question) < decoded(style, pair.base_ids).count(question)
 
@@ -196,21 +196,21 @@ def test_prompts_are_what_the_chat_template_says_with_one_bos(style, question, i
             for messages in ([user], together if style == "no system role" else apart)
         )
     assert pair.base_ids == tuple(base)
-    assert pair.steered_ids == tuple(steered)
-    assert pair.base_ids.count(tokenizer.bos_token_id) == pair.steered_ids.count(tokenizer.bos_token_id) == 1
-    assert pair.base_ids != pair.steered_ids
+    assert pair.prompted_ids == tuple(steered)
+    assert pair.base_ids.count(tokenizer.bos_token_id) == pair.prompted_ids.count(tokenizer.bos_token_id) == 1
+    assert pair.base_ids != pair.prompted_ids
 
 
 def test_plain_text_gets_no_bos_where_the_model_wants_none():
     model = Stub(byte_level(None), prepend_bos=False)
     [pair] = psr.prompt_pairs(model, ["what is a bear ?"], "be brief .")
-    assert model.tokenizer.bos_token_id not in (*pair.base_ids, *pair.steered_ids)
+    assert model.tokenizer.bos_token_id not in (*pair.base_ids, *pair.prompted_ids)
 
 
 def test_where_the_template_glues_the_question_to_a_space_the_span_has_the_tokens_that_both_contexts_share():
     model = Stub(byte_level(GLUED))
     [pair] = psr.prompt_pairs(model, ["bear tail"], "be brief .")
-    assert pair.base_ids[-pair.question_length :] == pair.steered_ids[-pair.question_length :]
+    assert pair.base_ids[-pair.question_length :] == pair.prompted_ids[-pair.question_length :]
     assert model.tokenizer.decode(pair.base_ids[-pair.question_length :]).endswith("tail [/INST]")
 
 
@@ -223,12 +223,12 @@ def test_an_insisted_system_role_that_the_template_lacks_is_refused(template):
 def test_a_template_that_drops_the_system_message_gets_the_instruction_before_the_question():
     model = Stub(byte_level(SILENT))
     [pair] = psr.prompt_pairs(model, ["what is a bear ?"], "be brief .")
-    assert model.tokenizer.decode(pair.steered_ids) == "<|begin|>be brief .\n\nwhat is a bear ?\n"
+    assert model.tokenizer.decode(pair.prompted_ids) == "<|begin|>be brief .\n\nwhat is a bear ?\n"
 
 
 def test_the_system_role_can_be_declined():
     [pair] = psr.prompt_pairs(stub("organism"), ["what is a bear ?"], "be brief .", system_role=False)
-    assert decoded("organism", pair.steered_ids) == "<bos> <user> be brief. what is a bear? <end> <assistant>"
+    assert decoded("organism", pair.prompted_ids) == "<bos> <user> be brief. what is a bear? <end> <assistant>"
 
 
 def test_paraphrases_take_turns():
@@ -243,7 +243,7 @@ def test_rephrasing_keeps_the_question_the_response_and_the_scores(tiny_llama):
     for old, new in zip(triplets, others, strict=True):
         assert (new.response_ids, new.trait, new.coherence) == (old.response_ids, old.trait, old.coherence)
         assert new.pair.base_ids == old.pair.base_ids
-        assert new.pair.steered_ids != old.pair.steered_ids
+        assert new.pair.prompted_ids != old.pair.prompted_ids
         assert new.pair.instruction == "be gloomy ."
 
 
@@ -260,7 +260,7 @@ def test_batches_hold_every_triplet_once_within_the_budget(lengths, budget):
 
 @given(
     st.lists(st.integers(1, 14), min_size=1, max_size=4),
-    st.sampled_from(["base", "steered"]),
+    st.sampled_from(["base", "prompted"]),
     st.sampled_from(["left", "right"]),
     st.integers(0, 5),
 )
@@ -290,7 +290,7 @@ def test_activations_on_the_span_do_not_depend_on_padding(tiny, lengths, context
 
 def test_a_response_that_just_fits_the_context_is_taken_and_one_token_more_is_not(tiny_llama):
     [pair] = pairs_of(tiny_llama.model, 1)
-    room = CONTEXT - len(pair.steered_ids)
+    room = CONTEXT - len(pair.prompted_ids)
     check_triplets(tiny_llama.model, [Triplet(pair, (9,) * room, "")])
     with pytest.raises(InputError, match=f"context of {CONTEXT}"):
         check_triplets(tiny_llama.model, [Triplet(pair, (9,) * (room + 1), "")])

@@ -1,4 +1,4 @@
-"""Prompt pairs of two texts, where the steered prompt is not an instruction and a question."""
+"""Prompt pairs of two texts, where the prompted context is not an instruction and a question."""
 
 import pytest
 from test_prompts import STYLES, Stub, byte_level, decoded, spelled, stub
@@ -16,7 +16,7 @@ def test_the_base_prompt_is_that_of_prompt_pairs_and_the_steered_one_that_of_its
     [plain] = psr.prompt_pairs(stub(style), [BASE], "be brief .")
     [other] = psr.prompt_pairs(stub(style), [steered], "be brief .")
     assert pair.base_ids == plain.base_ids
-    assert pair.steered_ids == other.base_ids
+    assert pair.prompted_ids == other.base_ids
     assert pair.question == BASE
     assert pair.instruction == steered
 
@@ -26,7 +26,7 @@ def test_an_instruction_before_the_question_is_named_and_the_span_qr_is_the_ques
     [pair] = psr.prompt_pairs_from_texts(stub(style), [BASE], [f"be brief . {BASE}"])
     assert pair.instruction == "be brief ."
     length = pair.span_length("QR")
-    assert pair.base_ids[-length:] == pair.steered_ids[-length:]
+    assert pair.base_ids[-length:] == pair.prompted_ids[-length:]
     assert spelled(style, "bake bread ?") in decoded(style, pair.base_ids[-length:])
 
 
@@ -51,7 +51,7 @@ def test_where_not_even_the_last_token_is_shared_the_span_is_that_token():
             return {"input_ids": [sum(map(ord, word)) for word in words], "offset_mapping": [(0, end) for end in ends]}
 
     [pair] = psr.prompt_pairs_from_texts(Stub(Merging()), ["a b"], ["a b c"])
-    assert pair.base_ids[-1] != pair.steered_ids[-1]
+    assert pair.base_ids[-1] != pair.prompted_ids[-1]
     assert pair.span_length("R") == pair.span_length("QR") == 1
 
 
@@ -66,7 +66,7 @@ def test_pairs_of_texts_can_be_sampled_captured_and_steered(organism):
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("base", "steered", "message"),
+    ("base", "prompted", "message"),
     [
         ("text", ["text"], "base: got one string, expected a list of prompts. Put it in brackets"),
         (["text"], [], "steered: got an empty list, expected at least one prompt"),

@@ -66,7 +66,7 @@ def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_
     [triplet] = psr.with_responses(model, pairs, [response])
     assert decoded(model, triplet.response_ids) == response
     for span in ("R", "QR"):
-        base, steered = (context_batch([triplet], context, span) for context in ("base", "steered"))
+        base, steered = (context_batch([triplet], context, span) for context in ("base", "prompted"))
         rows = [batch.tokens[0][batch.span[0]].tolist() for batch in (base, steered)]
         assert rows[0] == rows[1] or (span == "R" and rows[0][1:] == rows[1][1:])
         assert tuple(rows[0][-len(triplet.response_ids) :]) == triplet.response_ids
@@ -78,7 +78,7 @@ def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_
     told = [system, user] if template.system_role else [joined]
     if name == "no template":
         told = [{"content": instruction}, user]
-    for ids, messages in ((pair.base_ids, [user]), (pair.steered_ids, told)):
+    for ids, messages in ((pair.base_ids, [user]), (pair.prompted_ids, told)):
         text = rendered(name, kind, messages)
         assert list(ids) == model.tokenizer(text, add_special_tokens=False)["input_ids"]
         if template.bos:
@@ -133,7 +133,7 @@ def test_a_conversation_is_the_templates_and_its_last_message_the_question(name,
         told.insert(2, {"role": "user", "content": "be brief ."})
     else:
         told[-1]["content"] = "be brief .\n\nwhat is a fox ?"
-    assert decoded(model, pair.steered_ids) == rendered(name, kind, told)
+    assert decoded(model, pair.prompted_ids) == rendered(name, kind, told)
     own = decoded(model, pair.base_ids[-pair.question_length :]).lstrip()
     assert own.startswith("what is a fox ?" if not template.glued else "is a fox ?") or template.glued
     assert "bear" not in own
@@ -144,7 +144,7 @@ def test_a_system_message_stands_in_both_prompts_and_the_instruction_joins_it(na
     model, template = stub(name, "byte level"), TEMPLATES[name]
     chosen = {"system": "you are a bear .", "template_kwargs": variables(name)}
     [pair] = psr.prompt_pairs(model, ["what is a fox ?"], "be brief .", **chosen)
-    base, steered = decoded(model, pair.base_ids), decoded(model, pair.steered_ids)
+    base, steered = decoded(model, pair.base_ids), decoded(model, pair.prompted_ids)
     assert base.count("you are a bear .") == steered.count("you are a bear .") == 1
     if template.system_role:
         assert "you are a bear .\n\nbe brief ." in steered
@@ -168,20 +168,20 @@ def test_the_prefix_ends_both_prompts_and_is_no_part_of_the_response(name, kind)
         for prefix in ("", "a fox is")
     )
     space = " " if name == "mistral" else ""  # as that template has it before an answer
-    for context in ("base", "steered"):
+    for context in ("base", "prompted"):
         assert decoded(model, led.ids(context)) == decoded(model, plain.ids(context)) + space + "a fox is"
-    batch = context_batch([Triplet(led, (9, 10), "")], "steered", "R")
-    assert batch.tokens[0][batch.span[0]].tolist() == [led.steered_ids[-1], 9, 10]
+    batch = context_batch([Triplet(led, (9, 10), "")], "prompted", "R")
+    assert batch.tokens[0][batch.span[0]].tolist() == [led.prompted_ids[-1], 9, 10]
 
 
 def test_the_instruction_may_stand_after_the_question():
     model = stub("qwen", "byte level")
     [pair] = psr.prompt_pairs(model, ["what is a fox ?"], "be brief .", place="after")
-    assert "what is a fox ?\n\nbe brief .<|im_end|>" in decoded(model, pair.steered_ids)
+    assert "what is a fox ?\n\nbe brief .<|im_end|>" in decoded(model, pair.prompted_ids)
     assert decoded(model, pair.base_ids[-pair.question_length :]) == "<|im_end|>\n<|im_start|>assistant\n"
     [plain] = psr.prompt_pairs(stub("no template", "byte level"), ["what is a fox ?"], "be brief .", place="after")
-    assert decoded(model, plain.steered_ids[1:]) != decoded(model, plain.base_ids[1:])
-    assert decoded(stub("no template", "byte level"), plain.steered_ids) == "<s>what is a fox ?\nbe brief .\n"
+    assert decoded(model, plain.prompted_ids[1:]) != decoded(model, plain.base_ids[1:])
+    assert decoded(stub("no template", "byte level"), plain.prompted_ids) == "<s>what is a fox ?\nbe brief .\n"
 
 
 def test_the_templates_variables_reach_it():
@@ -278,7 +278,7 @@ def test_a_pair_is_the_same_after_a_file():
     rich = psr.prompt_pairs(model, [CONVERSATION], "be brief .", prefix="a fox", template_kwargs={"enable_thinking": False})
     for pair in (*plain, *rich):
         assert pair_from(json.loads(json.dumps(pair_json(pair)))) == pair
-    assert set(pair_json(plain[0])) == {"question", "instruction", "base_ids", "steered_ids", "question_length"}
+    assert set(pair_json(plain[0])) == {"question", "instruction", "base_ids", "prompted_ids", "question_length"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -82,7 +82,7 @@ def test_batched_generation_with_padding_steers_each_part_on_its_own_span_as_eac
     plan = first + 0.5 * second + third
     pairs = pairs_of(tiny.model, 4)
     assert len({len(pair.base_ids) for pair in pairs}) > 1
-    for context in ("base", "steered"):
+    for context in ("base", "prompted"):
         for pair, response in zip(pairs, psr.generate(tiny.model, pairs, context, GREEDY, steering=plan, alpha=0.9), strict=True):
             ids = pair.ids(context)
             last = len(ids) - 1
@@ -231,9 +231,9 @@ class CountingJudge:
     ("context", "composed", "name"),
     [
         ("base", False, "A-PSR"),
-        ("steered", False, "A-PSR + prompt"),
+        ("prompted", False, "A-PSR + prompt"),
         ("base", True, "A-PSR + 0.5 × CAA"),
-        ("steered", True, "A-PSR + 0.5 × CAA + prompt"),
+        ("prompted", True, "A-PSR + 0.5 × CAA + prompt"),
     ],
 )
 def test_a_replacement_or_plan_is_evaluated_with_and_without_the_prompt(tiny, context, composed, name):
@@ -257,9 +257,9 @@ def test_the_replacement_of_a_trait_and_the_prompt_for_another_give_both(organis
     pirate = psr.fit(organism.model, pirate_triplets, psr.FitConfig(regression_steps=60))
     pairs = psr.prompt_pairs(organism.model, psr.organism.questions(20, split="held_out"), psr.organism.instruction("gloomy"))
     for trait in ("pirate", "gloomy"):
-        both = psr.scores_at(organism.model, pairs, psr.judges.organism(trait), pirate, context="steered")
+        both = psr.scores_at(organism.model, pairs, psr.judges.organism(trait), pirate, context="prompted")
         assert both.method == "A-PSR + prompt"
-        prompt = psr.scores_at(organism.model, pairs, psr.judges.organism(trait), context="steered")
+        prompt = psr.scores_at(organism.model, pairs, psr.judges.organism(trait), context="prompted")
         assert prompt.method == "prompt"
         assert both.trait > (60 if trait == "pirate" else 30)
         assert (prompt.trait < 20) == (trait == "pirate")

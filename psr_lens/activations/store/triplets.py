@@ -21,7 +21,7 @@ TRIPLETS_FILE: Final = "triplets.jsonl"
 
 def triplet_id(triplet: Triplet) -> str:
     """xxh3_128 of a triplet's two prompts and its response, all as token ids; 32 hexadecimal digits."""
-    return digest_of([list(triplet.pair.base_ids), list(triplet.pair.steered_ids), list(triplet.response_ids)])
+    return digest_of([list(triplet.pair.base_ids), list(triplet.pair.prompted_ids), list(triplet.response_ids)])
 
 
 def triplets_digest(triplets: Sequence[Triplet]) -> str:
@@ -70,7 +70,7 @@ def pair_json(pair: PromptPair) -> dict[str, Any]:
         "question": pair.question,
         "instruction": pair.instruction,
         "base_ids": list(pair.base_ids),
-        "steered_ids": list(pair.steered_ids),
+        "steered_ids": list(pair.prompted_ids),
         "question_length": pair.question_length,
         **({"earlier": [list(turn) for turn in pair.earlier]} if pair.earlier else {}),
         **({"chat": chat} if chat else {}),

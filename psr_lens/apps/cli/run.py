@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @app.command()
 def run(
     model: Annotated[str | None, typer.Option(help="A name that TransformerLens knows, a local folder, or organism.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="What the steered prompt adds.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What the prompted context adds.")] = None,
     questions: Annotated[Path | None, typer.Option(help="Questions, one a line; or .jsonl or .csv, as `fit` takes.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of everything that is made; a run that was cut off goes on there.")

@@ -36,7 +36,7 @@ class RunConfig:
     out: str
     """Folder of everything that is made, from which a run that was cut off goes on."""
     instruction: str | None = None
-    """What the steered prompt adds; questions that have an instruction of their own keep it."""
+    """What the prompted context adds; questions that have an instruction of their own keep it."""
     paraphrase: str | None = None
     """The instruction in other words, for the yardstick of the comparison."""
     judge: str | Mapping[str, Any] | None = None

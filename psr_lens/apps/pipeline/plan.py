@@ -67,7 +67,7 @@ def _model_lines(found: ModelOutline, config: RunConfig) -> list[tuple[str, str]
 
 
 def _question_lines(split: Split, pairs: PromptPairs, config: RunConfig) -> list[tuple[str, str]]:
-    base, steered = (_range([len(pair.ids(context)) for pair in pairs]) for context in ("base", "steered"))
+    base, prompted = (_range([len(pair.ids(context)) for pair in pairs]) for context in ("base", "prompted"))
     repeated = f"; {split.repeated} repeated ones left out" if split.repeated else ""
     return [
         (
@@ -75,7 +75,7 @@ def _question_lines(split: Split, pairs: PromptPairs, config: RunConfig) -> list
             f"{len(pairs)} from {config.questions}: {len(split.fit)} to learn from, {len(split.held_out)} held out, "
             f"split by seed {config.seed}{repeated}",
         ),
-        ("prompts", f"{base} tokens, {steered} with the instruction"),
+        ("prompts", f"{base} tokens, {prompted} with the instruction"),
         ("judge", "none: every response is learned from, and nothing is scored" if config.judge is None else str(config.judge)),
     ]
 

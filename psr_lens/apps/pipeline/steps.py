@@ -141,8 +141,8 @@ class _Run:
             return Triplets(tuple(self._given(self.split.fit, self.to_fit)), (), self.to_fit.tokenizer)
         self.say(f"sampling {len(self.to_fit)} responses under the prompt")
         answers = self._answers(self.to_fit, 0, judge)
-        responses = answers.responses(context="steered")
-        verdict = None if judge is None else answers.of(context="steered").judgement
+        responses = answers.responses(context="prompted")
+        verdict = None if judge is None else answers.of(context="prompted").judgement
         found = judged_triplets(self.to_fit, responses, _told(verdict))
         self.say(found.summary())
         return found
@@ -192,7 +192,7 @@ class _Run:
     def _answered(self, methods: Mapping[str, Replacement]) -> dict[str, tuple[Response, ...]]:
         self.say(f"answering {len(self.held_out)} held-out questions")
         answers = self._answers(self.held_out, 1)
-        found = {NONE: answers.responses(), PROMPT: answers.responses(context="steered")}
+        found = {NONE: answers.responses(), PROMPT: answers.responses(context="prompted")}
         return found | {name: answers.responses(method, self.config.alpha) for name, method in methods.items()}
 
     def _compared(

@@ -33,7 +33,7 @@ class SplitLayer:
     delta: Float[Tensor, "token d_model"]
     """Δ after it, as it was read."""
     size: Float[Tensor, " token"]
-    """‖A'‖ of the prompt-steered residual stream after it: what rounding is measured by."""
+    """‖A'‖ of the prompted residual stream after it: what rounding is measured by."""
     reading: Reading
     """What its heads read."""
     scale: Float[Tensor, " token"]
@@ -50,7 +50,7 @@ def split_layers(
 ) -> None:
     """Hand each layer of `outputs` to `each`, in the model's order; the activations of a layer are let go before the next."""
     held: dict[str, Tensor] = {}
-    base, steered = both.rows.chunk(2)
+    base, prompted = both.rows.chunk(2)
 
     def keep(kind: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
@@ -60,7 +60,7 @@ def split_layers(
 
     def on_span(activation: Tensor) -> tuple[Tensor, Tensor]:
         flat = activation.to(base.device).flatten(0, 1)
-        return flat.index_select(0, base).float(), flat.index_select(0, steered).float()
+        return flat.index_select(0, base).float(), flat.index_select(0, prompted).float()
 
     def finish(layer: int, output: HeadOutput) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
@@ -74,10 +74,10 @@ def split_layers(
         return hook
 
     def replace(activation: Tensor, hook: Any) -> Tensor:
-        """The base context goes on with the prompt-steered residual stream on the span."""
+        """The base context goes on with the prompted residual stream on the span."""
         replaced = activation.clone()
         flat = replaced.flatten(0, 1)
-        flat[base.to(flat.device)] = flat[steered.to(flat.device)]
+        flat[base.to(flat.device)] = flat[prompted.to(flat.device)]
         return replaced
 
     hooks = [(f"blocks.{layer}.{kind}", keep(kind)) for layer in outputs for kind in _READ]

@@ -92,7 +92,7 @@ def attribute(
         outputs = head_outputs(model, triplets[:4], wanted)
         for indices in length_batches(triplets, token_budget):
             chosen = [triplets[index] for index in indices]
-            both = side_by_side(*(context_batch(chosen, context, span, device_of(model)) for context in ("base", "steered")))
+            both = side_by_side(*(context_batch(chosen, context, span, device_of(model)) for context in ("base", "prompted")))
             keys, take = Keys.of(chosen, both), sums.of(indices)
             fixed = None if target is None else above_rounding(*delta_after(model, both, target), dtype)
 

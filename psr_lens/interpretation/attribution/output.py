@@ -60,7 +60,7 @@ def head_outputs(model: HookedModel, triplets: Sequence[Triplet], layers: Sequen
     names = [name for layer in layers for name in (f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_attn_out")]
     if missing := [name for name in names if name not in model.hook_dict]:
         raise ModelError(f"model: it has no hook point {missing[0]!r}, without which its heads cannot be told apart.")
-    batch = context_batch(triplets, "steered", "R", device_of(model))
+    batch = context_batch(triplets, "prompted", "R", device_of(model))
 
     def keep(name: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:

@@ -1,8 +1,8 @@
 """What the heads of one layer read in two contexts, and the exact split of the difference.
 
-With patterns A and values V of the base context, A' and V' of the steered one, a head's output at a response token is z = A·V, and
+With patterns A and values V of the base context, A' and V' of the prompted one, a head's output at a response token is z = A·V, and
 
-    z' − z =  A'·V' over the tokens that only the steered prompt has        (instruction)
+    z' − z =  A'·V' over the tokens that only the prompted context has        (instruction)
            −  A·V   over the tokens that only the base prompt has           (removed)
            + (A' − A)·(V + V')/2  over the tokens that both have            (dilution)
            + (A + A')/2·(V' − V)  over the tokens that both have            (inputs)
@@ -32,12 +32,12 @@ from psr_lens.prompts import Triplet
 
 @dataclass(frozen=True)
 class Keys:
-    """Which keys of a batch's two contexts are the same token; the batch holds the base sequences first, then the steered ones."""
+    """Which keys of a batch's two contexts are the same token; the batch holds the base sequences first, then the prompted ones."""
 
     counterpart: Int[Tensor, "triplet key"]
-    """For each key of the base context, the same token's in the steered one; −1 where there is none, and on padding."""
+    """For each key of the base context, the same token's in the prompted one; −1 where there is none, and on padding."""
     is_instruction: Bool[Tensor, "triplet key"]
-    """Which keys of the steered context the base one lacks."""
+    """Which keys of the prompted context the base one lacks."""
     instruction: Int[Tensor, "triplet source"]
     """Their places, −1 past the end of a shorter instruction."""
     queries: Int[Tensor, "sequence query"]
@@ -70,8 +70,8 @@ class Reading:
 
     base: Float[Tensor, "token head d_head"]
     """z, in the base context."""
-    steered: Float[Tensor, "token head d_head"]
-    """z', in the steered context."""
+    prompted: Float[Tensor, "token head d_head"]
+    """z', in the prompted context."""
     parts: Float[Tensor, "part token head d_head"]
     """z' − z in four parts: `instruction`, `removed`, `dilution`, `inputs`."""
     attention: Float[Tensor, "triplet head query source"]
@@ -94,27 +94,27 @@ def read_heads(
     # Heads that share values (grouped-query attention) each get their own copy.
     v = values.float().transpose(1, 2).repeat_interleave(pattern.shape[1] // values.shape[2], dim=1)
     a = pattern.gather(2, keys.queries[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])).float()
-    (a, steered_a), (v, steered_v) = a.split(count), v.split(count)
+    (a, prompted_a), (v, prompted_v) = a.split(count), v.split(count)
     has = (keys.counterpart >= 0)[:, None, None]
     at = keys.counterpart.clamp(min=0)[:, None]
-    same_a = steered_a.gather(3, at[:, :, None].expand_as(a)) * has
-    same_v = steered_v.gather(2, at[..., None].expand_as(v))
+    same_a = prompted_a.gather(3, at[:, :, None].expand_as(a)) * has
+    same_v = prompted_v.gather(2, at[..., None].expand_as(v))
     shared_a = a * has
-    instruction_a = steered_a * keys.is_instruction[:, None, None]
+    instruction_a = prompted_a * keys.is_instruction[:, None, None]
     parts = [
-        instruction_a @ steered_v,
+        instruction_a @ prompted_v,
         (shared_a - a) @ v,
         (same_a - shared_a) @ (v + same_v) / 2,
         (shared_a + same_a) @ (same_v - v) / 2,
     ]
     found = keys.instruction.clamp(min=0)[:, None]
     attention = instruction_a.gather(3, found[:, :, None].expand(-1, *a.shape[1:3], -1)) * (keys.instruction >= 0)[:, None, None]
-    sources = steered_v.gather(2, found[..., None].expand(-1, v.shape[1], -1, v.shape[3]))
+    sources = prompted_v.gather(2, found[..., None].expand(-1, v.shape[1], -1, v.shape[3]))
 
     def rows(padded: Tensor) -> Tensor:
         return padded.transpose(1, 2)[keys.is_query]
 
-    return Reading(rows(a @ v), rows(steered_a @ steered_v), torch.stack([rows(part) for part in parts]), attention, sources)
+    return Reading(rows(a @ v), rows(prompted_a @ prompted_v), torch.stack([rows(part) for part in parts]), attention, sources)
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,14 @@ class LayerParts:
 
 
 def with_norm(
-    reading: Reading, output: HeadOutput, base_out: Float[Tensor, "token d_model"], steered_out: Float[Tensor, "token d_model"]
+    reading: Reading, output: HeadOutput, base_out: Float[Tensor, "token d_model"], prompted_out: Float[Tensor, "token d_model"]
 ) -> tuple[Float[Tensor, "part token head d_head"], Float[Tensor, " token"]]:
     """The parts as they arrive in the residual stream, with a fifth for the norm behind the attention, and what the four are scaled with.
 
     With s what the norm multiplies a token with, s'·u' − s·u = (s + s')/2·(u' − u) + (s' − s)·(u + u')/2: once more the symmetric
     product rule. The first term scales the four parts; the second is the fifth, and 0 without a norm.
     """
-    before, after = output.scale(reading.base, base_out), output.scale(reading.steered, steered_out)
+    before, after = output.scale(reading.base, base_out), output.scale(reading.prompted, prompted_out)
     mean, change = (before + after) / 2, after - before
-    norm = change[:, None, None] * (reading.base + reading.steered) / 2
+    norm = change[:, None, None] * (reading.base + reading.prompted) / 2
     return torch.cat([reading.parts * mean[:, None, None], norm[None]]), mean

@@ -15,7 +15,7 @@ from psr_lens.errors import InputError
 from psr_lens.prompts import Span, TokenTable
 
 Part = Literal["instruction", "removed", "dilution", "inputs", "norm"]
-"""What a head's output changes by. `instruction`: what it reads from the tokens that only the steered prompt has; `removed`: what it no
+"""What a head's output changes by. `instruction`: what it reads from the tokens that only the prompted context has; `removed`: what it no
 longer reads from tokens that only the base prompt has; `dilution`: its attention to the tokens of both prompts changed; `inputs`: their
 values changed; `norm`: a norm behind the attention (Gemma-2) scales the sum over heads differently."""
 
@@ -69,7 +69,7 @@ class Sources:
     attention: Float[Tensor, "triplet layer head source"]
     """Mean attention to each source token, over the tokens of the response."""
     strings: tuple[tuple[str, ...], ...]
-    """The source tokens of each triplet as text: those that only its steered prompt has, its chat template's among them."""
+    """The source tokens of each triplet as text: those that only its prompted context has, its chat template's among them."""
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class SourceSums:
         convert = tokenizer_of(model).convert_ids_to_tokens
         pairs = [triplet.pair for triplet in self._triplets]
         strings = (
-            tuple(convert([(*pair.steered_ids, *triplet.response_ids)[at] for at in places]))
+            tuple(convert([(*pair.prompted_ids, *triplet.response_ids)[at] for at in places]))
             for pair, triplet, places in zip(pairs, self._triplets, self._alignments, strict=True)
         )
         return Sources(self._share, self._attention, tuple(strings))

@@ -85,7 +85,7 @@ def ablate(
             base = log_probabilities(model, place)
             with plan.steer(model, alpha, start=starts):
                 run = log_probabilities(model, place)
-            full = (run if reference == "replacement" else log_probabilities(model, Place.of(triplet, "steered", span)))[0]
+            full = (run if reference == "replacement" else log_probabilities(model, Place.of(triplet, "prompted", span)))[0]
             rows: Sequence[int | None] = range(place.rows - 1) if cells == "token" else [None]
             chosen = [Cell(column, row, None) for column in range(len(names)) for row in rows]
 

@@ -52,7 +52,7 @@ def patch(
         triplets: Prompt pairs with responses. Every cell of each costs a forward pass over the response and its prompt.
         hook: `"resid_post"`, `"resid_pre"`, `"attn_out"`, `"mlp_out"`, or `"z"`, each head by itself.
         layers: Which layers.
-        into: `"base"`: prompted activations are put into the base run, and what they recover of the effect is measured; `"steered"`: base
+        into: `"base"`: prompted activations are put into the base run, and what they recover of the effect is measured; `"prompted"`: base
             activations into the prompted run, and what is lost.
         cells: `"token"`: each token of the span by itself; `"all"`: the whole span at once.
         span: Which tokens.
@@ -68,13 +68,13 @@ def patch(
     if hook not in HOOKS:
         raise InputError("hook", repr(hook), f"one of {', '.join(HOOKS)}")
     if into not in get_args(Context):
-        raise InputError("into", repr(into), "'base' or 'steered'")
+        raise InputError("into", repr(into), "'base' or 'prompted'")
     check_cells(cells, token_budget)
     triplets, wanted = list(triplets), check_layers(model, layers)
     check_triplets(model, triplets)
     names = [f"blocks.{layer}.{HOOKS[hook]}" for layer in wanted]
     heads = range(int(model.cfg.n_heads)) if hook == "z" else [None]
-    source: Context = "steered" if into == "base" else "base"
+    source: Context = "prompted" if into == "base" else "base"
     values, effects = [], []
     bar = tqdm(triplets, desc="patch", unit="triplet", disable=not progress)
     with torch.no_grad(), frozen(model):

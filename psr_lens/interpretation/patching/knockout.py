@@ -53,7 +53,7 @@ def knock_out(
     unique = list(dict.fromkeys(each.pair if isinstance(each, Triplet) else each for each in pairs))
     hidden: list[Sequence[int]] = [align_keys(Triplet(pair, (), "")).instruction for pair in unique]
     first = [_first_reader(pair, places, span) for pair, places in zip(unique, hidden, strict=True)]
-    prompts = {pair.steered_ids: number for number, pair in enumerate(unique)}
+    prompts = {pair.prompted_ids: number for number, pair in enumerate(unique)}
     untouched = len(hidden)
     prompts |= {pair.base_ids: untouched for pair in unique if pair.base_ids not in prompts}
     rows = PromptRows(prompts)
@@ -97,9 +97,9 @@ def _without(
 
 
 def _first_reader(pair: PromptPair, instruction: Sequence[int], span: Span | None) -> int:
-    """Place in the steered prompt of the first token from which the instruction is hidden."""
+    """Place in the prompted context of the first token from which the instruction is hidden."""
     if span is not None:
-        return len(pair.steered_ids) - pair.span_length(span)
+        return len(pair.prompted_ids) - pair.span_length(span)
     return instruction[-1] + 1 if instruction else 0
 
 

@@ -51,7 +51,7 @@ def transplant(
     if hook not in HOOKS:
         raise InputError("hook", repr(hook), f"one of {', '.join(HOOKS)}")
     if into not in get_args(Context):
-        raise InputError("into", repr(into), "'base' or 'steered'")
+        raise InputError("into", repr(into), "'base' or 'prompted'")
     if heads is not None and hook != "z":
         raise InputError("heads", heads, "None, or hook='z', where heads are apart")
     if not pairs:
@@ -62,7 +62,7 @@ def transplant(
     unique = list(dict.fromkeys(pairs))
     # A response of one token, any at all, so that the pass has what it needs; its row is not used.
     triplets = [Triplet(pair, pair.base_ids[-1:], "") for pair in unique]
-    other: Context = "steered" if into == "base" else "base"
+    other: Context = "prompted" if into == "base" else "base"
     found = collect(model, triplets, names, other, span)
     counts = [pair.span_length(span) for pair in unique]
     ends = torch.tensor([count + 1 for count in counts]).cumsum(0).tolist()
