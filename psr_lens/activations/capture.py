@@ -26,7 +26,7 @@ from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_ta
 T_co = TypeVar("T_co", covariant=True)
 
 _SHOWN: Final = 2_000
-"""Tokens, evenly spaced, whose strengths a notebook is shown."""
+"""Tokens, evenly spaced, whose magnitudes a notebook is shown."""
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ class Captured:
         about = f"{self.difference} Δ of {len(self):,} tokens of {responses:,} responses, span {self.span}"
         return table(("hook point", "shape of a token", "median ‖Δ‖", "99 % within", "MB"), rows, about)
 
-    def strength(self, name: str) -> Float[Tensor, " token"]:
+    def magnitude(self, name: str) -> Float[Tensor, " token"]:
         """‖Δ‖ of every token at one hook point."""
         norms: Tensor = torch.linalg.vector_norm(self[name].flatten(start_dim=1), dim=1)
         return norms

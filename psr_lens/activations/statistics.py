@@ -87,7 +87,7 @@ class HookStatistics:
     """Number of tokens."""
     mean: Float[Tensor, "*shape"]
     """Mean difference, of the shape of one token's activation."""
-    mean_strength: float
+    mean_magnitude: float
     """Mean of ‖Δ‖."""
     mean_cosine: float
     """Mean cosine of a token's Δ to the mean difference; tokens with Δ = 0 count as 0."""
@@ -97,7 +97,7 @@ class HookStatistics:
     """Place in the response of the first entry of the fields by position; −1 is the last prompt token."""
     tokens_by_position: Int[Tensor, " position"]
     """Number of tokens at each place in the response."""
-    strength_by_position: Float[Tensor, " position"]
+    magnitude_by_position: Float[Tensor, " position"]
     """Mean of ‖Δ‖ at each place in the response; NaN where no token stood."""
     histogram: Int[Tensor, " bin"]
     """Tokens by ‖Δ‖, in bins of equal width on a log scale; the first is for Δ = 0."""
@@ -138,7 +138,7 @@ class _Running:
         self.tokens = 0
         self.total = torch.zeros(width, dtype=torch.float64)
         self.total_unit = torch.zeros(width, dtype=torch.float64)
-        self.strength = torch.zeros(positions, dtype=torch.float64)
+        self.magnitude = torch.zeros(positions, dtype=torch.float64)
         self.count = torch.zeros(positions, dtype=torch.long)
         self.histogram = torch.zeros((DECADES[1] - DECADES[0]) * BINS_PER_DECADE + 1, dtype=torch.long)
         self.moments = SecondMoments(width)
@@ -149,11 +149,11 @@ class _Running:
         self.tokens += len(flat)
         self.total += flat.sum(0).to("cpu", torch.float64)
         self.total_unit += ((1 / norms).nan_to_num(posinf=0) @ flat).to("cpu", torch.float64)
-        strength = norms.to("cpu", torch.float64)
-        self.strength.index_add_(0, positions - self.first_position, strength)
+        magnitude = norms.to("cpu", torch.float64)
+        self.magnitude.index_add_(0, positions - self.first_position, magnitude)
         self.count += torch.bincount(positions - self.first_position, minlength=len(self.count))
-        bins = ((strength.log10() - DECADES[0]) * BINS_PER_DECADE).floor().clamp(0, len(self.histogram) - 2).long() + 1
-        self.histogram += torch.bincount(bins.where(strength > 0, 0), minlength=len(self.histogram))
+        bins = ((magnitude.log10() - DECADES[0]) * BINS_PER_DECADE).floor().clamp(0, len(self.histogram) - 2).long() + 1
+        self.histogram += torch.bincount(bins.where(magnitude > 0, 0), minlength=len(self.histogram))
         self.moments.add(flat)
 
     def finish(self, rank: int) -> HookStatistics:
@@ -164,12 +164,12 @@ class _Running:
         return HookStatistics(
             self.tokens,
             mean.reshape(self.shape).float(),
-            float(self.strength.sum()) / self.tokens,
+            float(self.magnitude.sum()) / self.tokens,
             float(self.total_unit @ mean) / length if length else 0.0,
             self.moments.energy,
             self.first_position,
             self.count[:seen].clone(),
-            (self.strength / self.count)[:seen].float(),
+            (self.magnitude / self.count)[:seen].float(),
             self.histogram,
             values.sqrt().float(),
             directions.float().clone(),
@@ -192,7 +192,7 @@ class CapturedStatistics:
             (
                 name,
                 found.tokens,
-                found.mean_strength,
+                found.mean_magnitude,
                 found.quantile(0.5),
                 found.quantile(0.99),
                 found.mean_cosine,

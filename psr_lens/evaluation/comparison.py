@@ -1,6 +1,6 @@
 """Where the prompt steers and where its replacements steer, side by side on the same tokens.
 
-All strengths are norms of accumulated differences, `‖A − A_base‖` at `hook_resid_post`, so that a prompt and a replacement are
+All magnitudes are norms of accumulated differences, `‖A − A_base‖` at `hook_resid_post`, so that a prompt and a replacement are
 measured alike.
 Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the span, as in figure 3 of Heyman & Vandeputte 2026: 1 is no steering.
 """
@@ -32,7 +32,7 @@ from psr_lens.replacement import Replacement, SteeringPlan
 class MethodTrace:
     """What one replacement did on the compared tokens."""
 
-    strength: Float[Tensor, "token layer"]
+    magnitude: Float[Tensor, "token layer"]
     """‖Δ_AS‖ after each layer: how far the replacement has moved the residual stream from the unsteered run."""
     relative_rmse: Float[Tensor, " layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
@@ -60,7 +60,7 @@ class Comparison:
     """What each row is."""
     layers: tuple[int, ...]
     """The layers of the columns."""
-    strength: Float[Tensor, "token layer"]
+    magnitude: Float[Tensor, "token layer"]
     """‖Δ_acc‖ of the prompt after each layer."""
     rank1_share: Float[Tensor, " layer"]
     """Share of Δ_acc's energy in its first singular direction, after each layer."""
@@ -95,7 +95,7 @@ class Comparison:
 
     def quantile(self, q: float) -> Float[Tensor, " layer"]:
         """A quantile of ‖Δ_acc‖ over tokens, after each layer."""
-        return self.strength.quantile(q, dim=0)
+        return self.magnitude.quantile(q, dim=0)
 
 
 def compare(
@@ -159,14 +159,14 @@ def compare(
             points = [site.name for site in sites[label]]
             steered = read_batch(model, chosen, names, "base", span, steering=plan, alpha=alpha, arriving=points)
             errors[label] += _errors(steered.rows, base, delta)
-            take(f"{label}/strength", torch.stack([(steered.rows[n].float() - base[n].float()).norm(dim=1) for n in names], dim=1))
+            take(f"{label}/magnitude", torch.stack([(steered.rows[n].float() - base[n].float()).norm(dim=1) for n in names], dim=1))
             read = [site.read(steered.arriving[site.name], prompted[site.name], position, alpha) for site in sites[label]]
             take(f"{label}/coefficient", torch.stack([each.coefficient.abs() for each in read], dim=1))
             take(f"{label}/projection", torch.stack([each.projection for each in read], dim=1))
     energy = torch.stack([squares(rows.tensors[name]).sum() for name in names])
     traces = {
         label: MethodTrace(
-            rows.tensors[f"{label}/strength"],
+            rows.tensors[f"{label}/magnitude"],
             relative_rmse(errors[label], energy).float(),
             tuple(site.layer for site in sites[label]),
             rows.tensors[f"{label}/coefficient"],

@@ -3,25 +3,25 @@
 from psr_lens.plots.activating_tokens import top_tokens as top_tokens
 from psr_lens.plots.coefficients import coefficient_text as coefficient_text
 from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
-from psr_lens.plots.distribution import strength_distribution as strength_distribution
+from psr_lens.plots.distribution import magnitude_distribution as magnitude_distribution
 from psr_lens.plots.faithfulness import coefficient_correlation as coefficient_correlation
 from psr_lens.plots.faithfulness import explained_energy as explained_energy
 from psr_lens.plots.faithfulness import next_token as next_token
 from psr_lens.plots.heads import head_map as head_map
 from psr_lens.plots.heads import parts_by_layer as parts_by_layer
 from psr_lens.plots.heads import source_map as source_map
-from psr_lens.plots.heatmap import strength_heatmap as strength_heatmap
+from psr_lens.plots.heatmap import magnitude_heatmap as magnitude_heatmap
 from psr_lens.plots.images import write_images as write_images
-from psr_lens.plots.kinds import strength_by_kind as strength_by_kind
+from psr_lens.plots.kinds import magnitude_by_kind as magnitude_by_kind
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
 from psr_lens.plots.patching import patch_map as patch_map
-from psr_lens.plots.profile import strength_profile as strength_profile
+from psr_lens.plots.profile import magnitude_profile as magnitude_profile
 from psr_lens.plots.rank import rank_energy as rank_energy
 from psr_lens.plots.responses import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
-from psr_lens.plots.strips import strength_strips as strength_strips
+from psr_lens.plots.strips import magnitude_strips as magnitude_strips
 from psr_lens.plots.trait_coherence import pareto as pareto
 
 __all__ = [
@@ -34,6 +34,11 @@ __all__ = [
     "head_map",
     "learning_curve",
     "logit_lens",
+    "magnitude_by_kind",
+    "magnitude_distribution",
+    "magnitude_heatmap",
+    "magnitude_profile",
+    "magnitude_strips",
     "next_token",
     "pareto",
     "parts_by_layer",
@@ -41,11 +46,6 @@ __all__ = [
     "rank_energy",
     "relative_rmse",
     "source_map",
-    "strength_by_kind",
-    "strength_distribution",
-    "strength_heatmap",
-    "strength_profile",
-    "strength_strips",
     "top_tokens",
     "write_images",
 ]

@@ -1,4 +1,4 @@
-"""How the strength of steering spreads over tokens: a prompt's few hard pushes against a constant's narrow band."""
+"""How the magnitude of steering spreads over tokens: a prompt's few hard pushes against a constant's narrow band."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from psr_lens.plots.tokens import shortened
 MAX_LAYERS: Final = 12
 """Of more layers than this, evenly spaced ones are drawn."""
 MAX_POINTS: Final = 20_000
-"""Of more tokens than a violin's share of this, evenly spaced ones are drawn after sorting by strength, the ends among them."""
+"""Of more tokens than a violin's share of this, evenly spaced ones are drawn after sorting by magnitude, the ends among them."""
 
 _PANEL: Final = 190
 _BETWEEN: Final = 80
@@ -44,7 +44,7 @@ _TIED: Final = "\N{NO-BREAK SPACE}"
 _HALF_WIDTH: Final = 0.46
 
 
-def strength_distribution(result: Comparison) -> go.Figure:
+def magnitude_distribution(result: Comparison) -> go.Figure:
     """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt left, a replacement right of it.
 
     Exact zeros (a layer before the replacement's first, a ReLU that is shut) have no place on a log scale; they are left out and
@@ -54,29 +54,29 @@ def strength_distribution(result: Comparison) -> go.Figure:
         result: What `compare` returned.
 
     Returns:
-        A figure with one panel a replacement; violins hold log10 of the strengths in `y`.
+        A figure with one panel a replacement; violins hold log10 of the magnitudes in `y`.
     """
     styles = method_styles(result)
     columns = _chosen_layers(len(result.layers))
     layers = [result.layers[column] for column in columns]
-    prompt = result.strength[:, columns]
-    strengths = {name: trace.strength[:, columns] for name, trace in result.methods.items()}
-    points = min(401, max(101, MAX_POINTS // (2 * len(strengths) * len(layers))))
-    plot = len(strengths) * _PANEL + (len(strengths) - 1) * _BETWEEN
+    prompt = result.magnitude[:, columns]
+    magnitudes = {name: trace.magnitude[:, columns] for name, trace in result.methods.items()}
+    points = min(401, max(101, MAX_POINTS // (2 * len(magnitudes) * len(layers))))
+    plot = len(magnitudes) * _PANEL + (len(magnitudes) - 1) * _BETWEEN
     figure = make_subplots(
-        rows=len(strengths),
+        rows=len(magnitudes),
         cols=1,
-        vertical_spacing=_BETWEEN / plot if len(strengths) > 1 else 0,
+        vertical_spacing=_BETWEEN / plot if len(magnitudes) > 1 else 0,
         subplot_titles=[
-            _heading(name, styles[name], styles[PROMPT], _zeros_note(strength, layers)) for name, strength in strengths.items()
+            _heading(name, styles[name], styles[PROMPT], _zeros_note(magnitude, layers)) for name, magnitude in magnitudes.items()
         ],
     )
-    for row, (name, strength) in enumerate(strengths.items(), start=1):
+    for row, (name, magnitude) in enumerate(magnitudes.items(), start=1):
         _half(figure, row, PROMPT, prompt, styles[PROMPT], points)
-        _half(figure, row, name, strength, styles[name], points)
-    _axes(figure, layers, *_ends(prompt, *strengths.values()))
+        _half(figure, row, name, magnitude, styles[name], points)
+    _axes(figure, layers, *_ends(prompt, *magnitudes.values()))
     note = _drawing_note(len(prompt), points, len(columns), len(result.layers))
-    titled(figure, "Spread of strength over tokens", plot=plot, top=_TOP, bottom=_BOTTOM, left=56, note=note)
+    titled(figure, "Spread of magnitude over tokens", plot=plot, top=_TOP, bottom=_BOTTOM, left=56, note=note)
     figure.update_layout(violinmode="overlay", showlegend=False)
     return figure
 
@@ -87,7 +87,7 @@ def _axes(figure: go.Figure, layers: list[int], low: float, high: float) -> None
         range=[low - 0.15, high + 0.15],
         tickvals=ticks,
         ticktext=[real_units(tick) for tick in ticks],
-        title_text="strength ‖Δ‖",
+        title_text="magnitude ‖Δ‖",
         title_standoff=2,
     )
     places = list(range(len(layers)))
@@ -96,11 +96,11 @@ def _axes(figure: go.Figure, layers: list[int], low: float, high: float) -> None
     figure.update_annotations(x=0, xanchor="left", align="left", font_size=12)
 
 
-def _half(figure: go.Figure, row: int, name: str, strength: Float[Tensor, "token layer"], style: MethodStyle, points: int) -> None:
+def _half(figure: go.Figure, row: int, name: str, magnitude: Float[Tensor, "token layer"], style: MethodStyle, points: int) -> None:
     """One half of every layer's violin, with its median: the prompt's to the left, a replacement's to the right."""
     side = "negative" if style.role == "prompt" else "positive"
     medians: list[tuple[int, float, str]] = []
-    for place, column in enumerate(strength.T):
+    for place, column in enumerate(magnitude.T):
         pushed = column[column > 0].sort().values
         if not len(pushed):
             continue
@@ -154,8 +154,8 @@ def _chosen_layers(count: int) -> list[int]:
     return sorted({round(place * (count - 1) / (MAX_LAYERS - 1)) for place in range(MAX_LAYERS)})
 
 
-def _ends(*strengths: Float[Tensor, "token layer"]) -> tuple[float, float]:
-    every = torch.cat([strength.flatten() for strength in strengths])
+def _ends(*magnitudes: Float[Tensor, "token layer"]) -> tuple[float, float]:
+    every = torch.cat([magnitude.flatten() for magnitude in magnitudes])
     every = every[every.isfinite() & (every > 0)]
     if not len(every):
         return 0.0, 1.0
@@ -172,9 +172,9 @@ def _heading(name: str, style: MethodStyle, prompt: MethodStyle, note: str) -> s
     return swatches + (f'<br><span style="color:{MUTED};font-size:{SMALL}px">{wrapped(note, 46)}</span>' if note else "")
 
 
-def _zeros_note(strength: Float[Tensor, "token layer"], layers: list[int]) -> str:
+def _zeros_note(magnitude: Float[Tensor, "token layer"], layers: list[int]) -> str:
     """Which tokens are missing from the violins because they are exactly 0."""
-    shares = dict(zip(layers, (strength == 0).float().mean(dim=0).tolist(), strict=True))
+    shares = dict(zip(layers, (magnitude == 0).float().mean(dim=0).tolist(), strict=True))
     silent = [layer for layer, share in shares.items() if share == 1]
     partly = [layer for layer, share in shares.items() if 0 < share < 1]
     notes = []
@@ -202,7 +202,7 @@ def _listed(some: list[int], layers: list[int]) -> str:
 def _drawing_note(tokens: int, points: int, drawn: int, layers: int) -> str:
     notes = []
     if tokens > points:
-        notes.append(f"Shapes drawn from {points} of {tokens:,} tokens, evenly spaced in order of strength.")
+        notes.append(f"Shapes drawn from {points} of {tokens:,} tokens, evenly spaced in order of magnitude.")
     if drawn < layers:
         notes.append(f"{drawn} of {layers} layers, evenly spaced.")
     return " ".join(notes)

@@ -40,7 +40,7 @@ _DECADES: Final = 4.0
 """Most powers of ten that the colours span."""
 
 
-def strength_heatmap(
+def magnitude_heatmap(
     result: Comparison, triplet: int = 0, methods: Sequence[str] | None = None, *, max_tokens: int = 400
 ) -> go.Figure:
     """Where the prompt steers one response and where its replacements do: ‖Δ‖ after each layer, one panel each, one colour scale.
@@ -56,7 +56,7 @@ def strength_heatmap(
         max_tokens: Most rows.
 
     Returns:
-        A figure with one heatmap a panel; `customdata` holds strengths in the activation's units, `z` their log10.
+        A figure with one heatmap a panel; `customdata` holds magnitudes in the activation's units, `z` their log10.
 
     Raises:
         InputError: no such response or replacement, or no rows are asked for.
@@ -65,7 +65,7 @@ def strength_heatmap(
         raise InputError("max_tokens", max_tokens, "1 or more")
     rows = rows_of(result, triplet)
     traces = traces_of(result, methods)
-    panels = {PROMPT: result.strength[rows]} | {name: trace.strength[rows] for name, trace in traces.items()}
+    panels = {PROMPT: result.magnitude[rows]} | {name: trace.magnitude[rows] for name, trace in traces.items()}
     tall, wide = math.ceil(len(rows) / max_tokens), math.ceil(len(result.layers) / MAX_LAYERS)
     labels, layers = token_labels(result, rows, tall), layer_labels(result.layers, wide)
     low, high = colour_range(result)
@@ -83,11 +83,11 @@ def strength_heatmap(
         vertical_spacing=between / plot if lines > 1 else 0,
         subplot_titles=titles,
     )
-    for place, (name, strength) in enumerate(panels.items()):
+    for place, (name, magnitude) in enumerate(panels.items()):
         line, column = divmod(place, columns)
-        figure.add_trace(strength_panel(name, pooled(strength, tall, wide), layers, low), row=line + 1, col=column + 1)
+        figure.add_trace(magnitude_panel(name, pooled(magnitude, tall, wide), layers, low), row=line + 1, col=column + 1)
     token_axis(figure, labels)
-    figure.update_layout(coloraxis=strength_axis(low, high, (above + 64) / plot))
+    figure.update_layout(coloraxis=magnitude_axis(low, high, (above + 64) / plot))
     note = grouping_note(len(rows), len(result.layers), tall, wide)
     titled(figure, "Strength of steering by token and layer", plot=plot, top=TOP + above - _TITLE_LINE, bottom=BOTTOM, note=note)
     return figure
@@ -96,14 +96,14 @@ def strength_heatmap(
 def colour_range(result: Comparison) -> tuple[float, float]:
     """Ends of the colour scale as powers of ten (log10), the same for every response of a result.
 
-    The lower end is the power of ten under all but the weakest hundredth of the prompt's strengths; all that is weaker, and the
+    The lower end is the power of ten under all but the weakest hundredth of the prompt's magnitudes; all that is weaker, and the
     exact 0 before a replacement's first layer, has its colour.
     """
-    return colour_ends(torch.stack([result.strength, *(trace.strength for trace in result.methods.values())]), result.strength)
+    return colour_ends(torch.stack([result.magnitude, *(trace.magnitude for trace in result.methods.values())]), result.magnitude)
 
 
 def colour_ends(every: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> tuple[float, float]:
-    """The same for any strengths, the lower end by the strengths of reference."""
+    """The same for any magnitudes, the lower end by the magnitudes of reference."""
     every = every[every.isfinite() & (every > 0)]
     if not len(every):
         return 0.0, 1.0
@@ -114,18 +114,18 @@ def colour_ends(every: Float[Tensor, "..."], reference: Float[Tensor, "..."]) ->
     return (float(low), high) if high - low >= 0.5 else (high - 1, high)
 
 
-def strength_panel(name: str, strength: Float[Tensor, "row column"], layers: list[str], low: float) -> go.Heatmap:
+def magnitude_panel(name: str, magnitude: Float[Tensor, "row column"], layers: list[str], low: float) -> go.Heatmap:
     """One panel on the common colour axis."""
     return go.Heatmap(
         name=name,
-        z=strength.clamp(min=10.0**low).log10().numpy(),
-        customdata=strength.numpy(),
+        z=magnitude.clamp(min=10.0**low).log10().numpy(),
+        customdata=magnitude.numpy(),
         x=layers,
-        y=list(range(len(strength))),
+        y=list(range(len(magnitude))),
         coloraxis="coloraxis",
         xgap=1 if len(layers) <= _NARROW else 0,
         ygap=1,
-        hovertemplate=f"%{{y}}<br>layer %{{x}}<br>strength %{{customdata:.3g}}<extra>{escaped(name)}</extra>",
+        hovertemplate=f"%{{y}}<br>layer %{{x}}<br>magnitude %{{customdata:.3g}}<extra>{escaped(name)}</extra>",
     )
 
 
@@ -159,8 +159,8 @@ def _panel_title(name: str) -> str:
     return "<br>".join(escaped(shortened(line, 9)) for line in lines)
 
 
-def strength_axis(low: float, high: float, above: float) -> dict[str, object]:
-    """The colour axis of strengths, its bar `above` the plot (in shares of the plot's height); its ends are powers of ten."""
+def magnitude_axis(low: float, high: float, above: float) -> dict[str, object]:
+    """The colour axis of magnitudes, its bar `above` the plot (in shares of the plot's height); its ends are powers of ten."""
     ticks = log_ticks(low, high)
     names = [real_units(tick) for tick in ticks]
     if ticks[0] - low < 1e-6:
@@ -187,11 +187,11 @@ def strength_axis(low: float, high: float, above: float) -> dict[str, object]:
     }
 
 
-def pooled(strength: Float[Tensor, "token layer"], tall: int, wide: int) -> Float[Tensor, "row column"]:
+def pooled(magnitude: Float[Tensor, "token layer"], tall: int, wide: int) -> Float[Tensor, "row column"]:
     """Largest value of each group of `tall` tokens and `wide` layers; the last group may be smaller."""
     if tall == wide == 1:
-        return strength
-    pooled: Tensor = torch.nn.functional.max_pool2d(strength[None], (tall, wide), ceil_mode=True)[0]
+        return magnitude
+    pooled: Tensor = torch.nn.functional.max_pool2d(magnitude[None], (tall, wide), ceil_mode=True)[0]
     return pooled
 
 

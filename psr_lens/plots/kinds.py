@@ -24,9 +24,9 @@ from psr_lens.plots.heatmap import (
     colour_ends,
     grouping_note,
     layer_labels,
+    magnitude_axis,
+    magnitude_panel,
     pooled,
-    strength_axis,
-    strength_panel,
     token_axis,
     token_labels,
 )
@@ -37,7 +37,7 @@ NAMES: Final = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residu
 """How kinds of hook points are called over their panels; others keep TransformerLens's name."""
 
 
-def strength_by_kind(
+def magnitude_by_kind(
     captured: Captured, triplet: int = 0, kinds: Sequence[str] = ("attn_out", "mlp_out", "resid_post"), *, max_tokens: int = 400
 ) -> go.Figure:
     """‖Δ‖ of one response at several kinds of hook points, a panel each, on one colour scale.
@@ -51,7 +51,7 @@ def strength_by_kind(
         max_tokens: Most rows; of more tokens, neighbours share a cell, which shows their largest value.
 
     Returns:
-        A figure with one heatmap a panel; `customdata` holds strengths in the activation's units, `z` their log10.
+        A figure with one heatmap a panel; `customdata` holds magnitudes in the activation's units, `z` their log10.
 
     Raises:
         InputError: a kind was not captured, or there is no such response.
@@ -64,17 +64,17 @@ def strength_by_kind(
         raise InputError("kinds", "none", "at least one")
     layers = sorted({layer for found in panels.values() for layer in found})
     tall, wide = math.ceil(len(rows) / max_tokens), math.ceil(len(layers) / MAX_LAYERS)
-    every = torch.cat([strength for found in panels.values() for strength in found.values()])
+    every = torch.cat([magnitude for found in panels.values() for magnitude in found.values()])
     low, high = colour_ends(every, every)
     labels = token_labels(captured, rows, tall)
     titles = [escaped(NAMES.get(kind, kind)) for kind in panels]
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=titles)
     for column, (kind, found) in enumerate(panels.items(), start=1):
-        strength = pooled(torch.stack([found[layer][rows] for layer in found], dim=1), tall, wide)
-        figure.add_trace(strength_panel(NAMES.get(kind, kind), strength, layer_labels(list(found), wide), low), row=1, col=column)
+        magnitude = pooled(torch.stack([found[layer][rows] for layer in found], dim=1), tall, wide)
+        figure.add_trace(magnitude_panel(NAMES.get(kind, kind), magnitude, layer_labels(list(found), wide), low), row=1, col=column)
     token_axis(figure, labels)
     plot = max(LEAST, len(labels) * ROW)
-    figure.update_layout(coloraxis=strength_axis(low, high, 92 / plot))
+    figure.update_layout(coloraxis=magnitude_axis(low, high, 92 / plot))
     note = grouping_note(len(rows), len(layers), tall, wide)
     what = "What each layer adds" if captured.difference == "local" else "Strength of the prompt"
     return titled(figure, f"{what}, by part of a block", plot=plot, top=TOP, bottom=BOTTOM, note=note)
@@ -88,7 +88,7 @@ def _of_kind(captured: Captured, kind: str) -> dict[int, Float[Tensor, " token"]
     for name in captured.deltas:
         layer = layer_of(name)
         if layer is not None and name == f"blocks.{layer}.{ending}":
-            found[layer] = captured.strength(name).float()
+            found[layer] = captured.magnitude(name).float()
     if not found:
         raise InputError(
             "kinds",

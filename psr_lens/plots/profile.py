@@ -25,7 +25,7 @@ _LEAST: Final = 1e-4
 _LEGEND_LINE: Final = 20
 
 
-def strength_profile(statistics: CapturedStatistics) -> go.Figure:
+def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
     """‖Δ‖ by layer, a line a kind of hook point: the median token, in a band from the weakest hundredth to the strongest.
 
     Args:
@@ -72,7 +72,7 @@ def strength_profile(statistics: CapturedStatistics) -> go.Figure:
     ends = [math.log10(max(value, low)) for layers in drawn.values() for quantiles in layers.values() for value in quantiles]
     bottom, top = min(ends) - 0.1, max(ends) + 0.1
     ticks = log_ticks(bottom, top)
-    figure.update_yaxes(title_text="strength ‖Δ‖", range=[bottom, top], tickvals=ticks, ticktext=list(map(real_units, ticks)))
+    figure.update_yaxes(title_text="magnitude ‖Δ‖", range=[bottom, top], tickvals=ticks, ticktext=list(map(real_units, ticks)))
     all_layers = sorted({layer for some in drawn.values() for layer in some})
     figure.update_xaxes(
         title_text="layer", dtick=math.ceil(len(all_layers) / 16), tick0=all_layers[0], showgrid=False, showline=True

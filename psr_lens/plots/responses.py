@@ -23,10 +23,10 @@ _SLIDER: Final = 74
 def by_response(
     figure: Callable[..., go.Figure], result: Tokened, triplets: Sequence[int] | None = None, **options: Any
 ) -> go.Figure:
-    """A figure of one response for each of several, one at a time, with a slider: `by_response(plots.strength_strips, result)`.
+    """A figure of one response for each of several, one at a time, with a slider: `by_response(plots.magnitude_strips, result)`.
 
     Args:
-        figure: One that takes a result and `triplet=`: `strength_heatmap`, `strength_strips`, `coefficient_text`, `strength_by_kind`,
+        figure: One that takes a result and `triplet=`: `magnitude_heatmap`, `magnitude_strips`, `coefficient_text`, `magnitude_by_kind`,
             `patch_map`, `source_map`.
         result: The result.
         triplets: Which responses; the first eight by default.

@@ -13,7 +13,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.flow import LINE, Place, flow
-from psr_lens.plots.heatmap import colour_range, strength_axis
+from psr_lens.plots.heatmap import colour_range, magnitude_axis
 from psr_lens.plots.style import INK, MONO, SMALL, escaped, method_styles, titled
 from psr_lens.plots.tokens import rows_of, shortened, signed, traces_of
 from psr_lens.prompts.token_text import readable
@@ -29,12 +29,12 @@ _DARK: Final = 0.55
 """From this share of the scale on, letters are white."""
 
 
-def strength_strips(
+def magnitude_strips(
     result: Comparison, triplet: int = 0, layer: int | None = None, methods: Sequence[str] | None = None
 ) -> go.Figure:
     """One response as lines of text, each under the prompt and under every replacement, coloured by ‖Δ‖ after one layer.
 
-    Colours are on the log scale of `strength_heatmap`, the same for every response of a result.
+    Colours are on the log scale of `magnitude_heatmap`, the same for every response of a result.
 
     Args:
         result: What `compare` returned.
@@ -43,7 +43,7 @@ def strength_strips(
         methods: Replacements to show, in this order; all by default.
 
     Returns:
-        A figure with one bar trace a method, a bar a token; `customdata` holds strengths in the activation's units.
+        A figure with one bar trace a method, a bar a token; `customdata` holds magnitudes in the activation's units.
 
     Raises:
         InputError: no such response, replacement or layer.
@@ -56,22 +56,22 @@ def strength_strips(
     traces = traces_of(result, methods)
     every = rows_of(result, triplet)
     rows = every[:MAX_TOKENS]
-    strengths = {PROMPT: result.strength[rows, column]} | {name: trace.strength[rows, column] for name, trace in traces.items()}
+    magnitudes = {PROMPT: result.magnitude[rows, column]} | {name: trace.magnitude[rows, column] for name, trace in traces.items()}
     texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
     places = flow(texts, least=1)
     low, high = colour_range(result)
     figure = go.Figure()
-    pitch = len(strengths) + _GAP
-    for order, (name, strength) in enumerate(strengths.items()):
+    pitch = len(magnitudes) + _GAP
+    for order, (name, magnitude) in enumerate(magnitudes.items()):
         heights = [place.line * pitch + order for place in places]
-        figure.add_trace(_strip(result, rows, layer, name, strength, places, heights, (low, high)))
+        figure.add_trace(_strip(result, rows, layer, name, magnitude, places, heights, (low, high)))
     lines = places[-1].line + 1
     styles = method_styles(result)
     figure.update_yaxes(
         range=[lines * pitch - _GAP + 0.1, -0.1],
         tickmode="array",
-        tickvals=[line * pitch + order + 0.5 for line in range(lines) for order in range(len(strengths))],
-        ticktext=[f'<span style="color:{styles[name].color}">■</span> {escaped(shortened(name, 12))}' for name in strengths]
+        tickvals=[line * pitch + order + 0.5 for line in range(lines) for order in range(len(magnitudes))],
+        ticktext=[f'<span style="color:{styles[name].color}">■</span> {escaped(shortened(name, 12))}' for name in magnitudes]
         * lines,
         ticklabelstandoff=4,
         showgrid=False,
@@ -81,7 +81,7 @@ def strength_strips(
     plot = round(lines * pitch * _ROW)
     # Bars have no colour bar of their own: an empty trace brings it.
     figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": [low], "coloraxis": "coloraxis"}, showlegend=False)
-    figure.update_layout(barmode="overlay", showlegend=False, coloraxis=strength_axis(low, high, 66 / plot))
+    figure.update_layout(barmode="overlay", showlegend=False, coloraxis=magnitude_axis(low, high, 66 / plot))
     note = "" if len(rows) == len(every) else f"The first {len(rows):,} of {len(every):,} tokens."
     return titled(figure, f"Strength after layer {layer}, token by token", plot=plot, top=112, bottom=10, note=note)
 
@@ -91,13 +91,13 @@ def _strip(
     rows: Int[Tensor, " row"],
     layer: int,
     name: str,
-    strength: Float[Tensor, " row"],
+    magnitude: Float[Tensor, " row"],
     places: Sequence[Place],
     heights: Sequence[float],
     ends: tuple[float, float],
 ) -> go.Bar:
     low, high = ends
-    exponents = strength.clamp(min=10.0**low).log10()
+    exponents = magnitude.clamp(min=10.0**low).log10()
     dark = low + _DARK * (high - low)
     return go.Bar(
         name=escaped(name),
@@ -107,7 +107,7 @@ def _strip(
         y=[height + 0.5 for height in heights],
         width=0.94,
         marker={"color": exponents.numpy(), "coloraxis": "coloraxis", "line": {"width": 0}},
-        customdata=strength.numpy(),
+        customdata=magnitude.numpy(),
         text=[escaped(place.text) for place in places],
         textposition="inside",
         insidetextanchor="middle",
@@ -115,5 +115,5 @@ def _strip(
         constraintext="none",
         textfont={"family": MONO, "size": SMALL, "color": ["#fff" if value > dark else INK for value in exponents.tolist()]},
         hovertext=[f"{'prompt ' if place < 0 else ''}{signed(place)}" for place in result.tokens.position[rows].tolist()],
-        hovertemplate=f"%{{text}} (%{{hovertext}})<br>layer {layer}<br>strength %{{customdata:.3g}}<extra>{escaped(name)}</extra>",
+        hovertemplate=f"%{{text}} (%{{hovertext}})<br>layer {layer}<br>magnitude %{{customdata:.3g}}<extra>{escaped(name)}</extra>",
     )

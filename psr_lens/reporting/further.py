@@ -63,7 +63,7 @@ def _captured(captured: Captured, cells: int) -> Blocks:
             "the residual stream that both write into."
         )
         chosen = kinds or ("attn_out", "mlp_out", "resid_post")
-        return (Panel("strength_by_kind", plots.strength_by_kind(captured, triplet, chosen, max_tokens=max_tokens), caption),)
+        return (Panel("magnitude_by_kind", plots.magnitude_by_kind(captured, triplet, chosen, max_tokens=max_tokens), caption),)
 
     return (choice(captured.tokens, max(1, len(kinds)), layers, cells, of_response),)
 
@@ -72,8 +72,8 @@ def _statistics(statistics: CapturedStatistics, cells: int) -> Blocks:
     stream = [name for name in statistics.overall if name.endswith("hook_resid_post")]
     return (
         Panel(
-            "strength_profile",
-            plots.strength_profile(statistics),
+            "magnitude_profile",
+            plots.magnitude_profile(statistics),
             "A line is the median token at one kind of hook point; its band holds 98 of 100 tokens. A wide band means that the prompt "
             "pushes a few tokens much harder than the rest.",
         ),

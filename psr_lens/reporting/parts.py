@@ -12,10 +12,10 @@ from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import (
     coefficient_scatter,
     coefficient_text,
+    magnitude_distribution,
+    magnitude_heatmap,
+    magnitude_strips,
     relative_rmse,
-    strength_distribution,
-    strength_heatmap,
-    strength_strips,
 )
 from psr_lens.plots.heatmap import MAX_LAYERS
 from psr_lens.plots.scatter import MAX_POINTS
@@ -111,15 +111,15 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
         return (
             Panel(
-                "strength_heatmap",
-                strength_heatmap(comparison, triplet, max_tokens=max_tokens),
+                "magnitude_heatmap",
+                magnitude_heatmap(comparison, triplet, max_tokens=max_tokens),
                 "Every row is a token and every column a layer; dark cells are pushed hard. A faithful replacement repeats the prompt’s "
                 "pattern, row by row. Rows marked “prompt” stand before the response; the last of them, −1, is where the first "
                 "response token is predicted.",
             ),
             Panel(
-                "strength_strips",
-                strength_strips(comparison, triplet),
+                "magnitude_strips",
+                magnitude_strips(comparison, triplet),
                 "The response as text, once for the prompt and once for each replacement, coloured by how far each token has been "
                 "pushed after the last layer. Where two strips have the same pattern, the replacement picks the same tokens.",
             ),
@@ -142,8 +142,8 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
                     f"steering at all.{yardstick}",
                 ),
                 Panel(
-                    "strength_distribution",
-                    strength_distribution(comparison),
+                    "magnitude_distribution",
+                    magnitude_distribution(comparison),
                     "Each shape shows how strongly tokens are pushed, on a log scale; where it is wide, there are many tokens, and the dot "
                     "is the median. A tall shape means that a few tokens are pushed much harder than the rest, a flat one that all get "
                     "nearly the same.",

@@ -119,8 +119,8 @@ def test_strength_is_the_norm_of_every_tokens_difference(tiny):
     captured = psr.capture(tiny.model, random_triplets(tiny.model, 3), ["resid_post", "z"])
     delta = captured["blocks.1.hook_resid_post"]
     wanted = torch.stack([row.square().sum().sqrt() for row in delta])
-    torch.testing.assert_close(captured.strength("blocks.1.hook_resid_post"), wanted)
-    assert captured.strength("blocks.1.attn.hook_z").shape == (len(captured),)
+    torch.testing.assert_close(captured.magnitude("blocks.1.hook_resid_post"), wanted)
+    assert captured.magnitude("blocks.1.attn.hook_z").shape == (len(captured),)
 
 
 def test_a_hook_that_was_not_captured_is_named(tiny_llama):

@@ -24,7 +24,7 @@ def assert_describes(found: HookStatistics, rows: np.ndarray, positions: np.ndar
     assert found.tokens == len(flat)
     np.testing.assert_allclose(found.mean.numpy().reshape(-1), mean, rtol=1e-4, atol=1e-5)
     assert tuple(found.mean.shape) == rows.shape[1:]
-    np.testing.assert_allclose(found.mean_strength, norms.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.mean_magnitude, norms.mean(), rtol=1e-5)
     np.testing.assert_allclose(found.energy, (norms**2).sum(), rtol=1e-5)
     if norms.any():
         cosines = flat @ mean / np.where(norms, norms, 1) / np.linalg.norm(mean)
@@ -38,7 +38,7 @@ def assert_describes(found: HookStatistics, rows: np.ndarray, positions: np.ndar
         assert abs(found.directions[0].numpy() @ leading) == pytest.approx(1, abs=1e-3)
     for q in (0, 0.1, 0.5, 0.9, 0.99, 1):
         assert found.quantile(q) == pytest.approx(np.quantile(norms, q, method="inverted_cdf"), rel=0.0101)
-    for place, (count, strength) in enumerate(zip(found.tokens_by_position, found.strength_by_position, strict=True)):
+    for place, (count, strength) in enumerate(zip(found.tokens_by_position, found.magnitude_by_position, strict=True)):
         here = norms[positions == found.first_position + place]
         assert int(count) == len(here)
         assert float(strength) == pytest.approx(here.mean(), rel=1e-5) if len(here) else math.isnan(strength)
@@ -65,7 +65,7 @@ def test_statistics_are_those_of_the_differences(tiny, span, token_budget):
 
 def test_where_nothing_changes_all_is_zero_and_shares_are_none(tiny_llama):
     found = psr.capture(tiny_llama.model, random_triplets(tiny_llama.model, 4), "embed", to=psr.Statistics())["hook_embed"]
-    assert found.mean_strength == found.mean_cosine == found.energy == found.quantile(0.99) == 0
+    assert found.mean_magnitude == found.mean_cosine == found.energy == found.quantile(0.99) == 0
     assert math.isnan(found.rank_share(1))
     assert not found.mean.isnan().any()
 

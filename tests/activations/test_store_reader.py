@@ -105,7 +105,7 @@ def test_rows_that_are_not_there_are_refused(made, index, message):
 
 def test_unknown_names_are_refused_with_those_that_there_are(made):
     store, _ = made
-    for ask in (lambda: store["x"], lambda: store.strength("x"), lambda: store.batches("x"), lambda: store.dataset([POST, "x"])):
+    for ask in (lambda: store["x"], lambda: store.magnitude("x"), lambda: store.batches("x"), lambda: store.dataset([POST, "x"])):
         with pytest.raises(InputError, match=f"hook: got 'x', expected one of those captured: {POST}, {Z}"):
             ask()
     with pytest.raises(InputError, match="names: got none, expected at least one hook point"):
@@ -166,11 +166,11 @@ def test_many_shards_are_not_all_held_open(tmp_path, monkeypatch, opened):
 
 def test_strength_is_the_norm_of_every_token(made, tmp_path):
     store, numbers = made
-    assert torch.equal(store.strength(Z), torch.linalg.vector_norm(numbers[Z].flatten(1), dim=1))
+    assert torch.equal(store.magnitude(Z), torch.linalg.vector_norm(numbers[Z].flatten(1), dim=1))
     spec = spec_of(COUNTS, dtype="bfloat16", hooks={"wide": (4,), "number": ()})
     half = write_store(tmp_path, spec)
-    assert torch.equal(Store.open(tmp_path).strength("wide"), half["wide"].float().norm(dim=1))
-    assert torch.equal(Store.open(tmp_path).strength("number"), half["number"].float().abs())
+    assert torch.equal(Store.open(tmp_path).magnitude("wide"), half["wide"].float().norm(dim=1))
+    assert torch.equal(Store.open(tmp_path).magnitude("number"), half["number"].float().abs())
 
 
 def test_a_capture_comes_back_from_the_disk(tiny_llama, organism, tmp_path):
@@ -184,7 +184,7 @@ def test_a_capture_comes_back_from_the_disk(tiny_llama, organism, tmp_path):
     assert store.names == tuple(captured.deltas)
     assert store.tokens.strings == captured.tokens.strings
     assert all(torch.equal(store[name].tensor(), captured[name]) for name in store.names)
-    assert all(torch.equal(store.strength(name), captured.strength(name)) for name in store.names)
+    assert all(torch.equal(store.magnitude(name), captured.magnitude(name)) for name in store.names)
     with pytest.raises(
         ArtifactError, match=r"was captured from another model than this one, .*d_model \(32 in the store, \d+ of this mod"
     ):

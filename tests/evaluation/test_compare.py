@@ -38,7 +38,7 @@ def result(model, triplets, replacements):
 def test_prompt_strength_is_the_norm_of_the_captured_difference(model, triplets, result):
     captured = psr.capture(model, triplets, "resid_post")
     for column, layer in enumerate(result.layers):
-        torch.testing.assert_close(result.strength[:, column], captured.strength(f"blocks.{layer}.hook_resid_post"))
+        torch.testing.assert_close(result.magnitude[:, column], captured.magnitude(f"blocks.{layer}.hook_resid_post"))
 
 
 def test_relative_rmse_of_doing_nothing_is_one(model, triplets):
@@ -50,19 +50,19 @@ def test_relative_rmse_of_doing_nothing_is_one(model, triplets):
     )
     trace = psr.compare(model, triplets, {"nothing": nothing}).methods["nothing"]
     torch.testing.assert_close(trace.relative_rmse, torch.ones(6))
-    assert trace.strength.abs().max() == 0
+    assert trace.magnitude.abs().max() == 0
 
 
 def test_layers_before_the_first_site_are_untouched(result):
     caa = result.methods["CAA"]
-    assert caa.strength[:, :2].abs().max() == 0
+    assert caa.magnitude[:, :2].abs().max() == 0
     torch.testing.assert_close(caa.relative_rmse[:2], torch.ones(2))
 
 
 def test_a_constant_moves_every_token_alike_at_its_own_layer(result, replacements):
     length = replacements["CAA"].sites["blocks.2.hook_resid_post"].directions.norm()
     caa = result.methods["CAA"]
-    torch.testing.assert_close(caa.strength[:, 2], length.expand(len(result.tokens)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(caa.magnitude[:, 2], length.expand(len(result.tokens)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(caa.coefficient[:, 0], length.expand(len(result.tokens)), rtol=1e-4, atol=1e-4)
 
 
@@ -140,7 +140,7 @@ def test_tokens_that_are_not_steered_have_a_coefficient_of_zero(model, few, toke
     result = psr.compare(model, few, {"x": replacement}, span="QR")
     steered = result.tokens.position == -1 if tokens == "last" else result.tokens.position >= -1
     assert ((result.methods["x"].coefficient[:, 0] > 0) == steered).all()
-    assert ((result.methods["x"].strength[:, 1] > 0) == steered).all()
+    assert ((result.methods["x"].magnitude[:, 1] > 0) == steered).all()
 
 
 def test_a_plan_is_compared_as_its_sum(model, few):

@@ -35,7 +35,7 @@ def assert_sums(model, triplets, **settings) -> psr.Attribution:
     assert float(result.remainder.max()) < SUM
     total = result.share.total()
     whole = total if result.target is None else total.sum(1, keepdim=True)
-    size = result.strength if result.target is None else result.strength[:, -1:]
+    size = result.magnitude if result.target is None else result.magnitude[:, -1:]
     settled = whole != 0
     assert bool((size[~settled] < 1e-4).all())  # nothing but rounding there
     torch.testing.assert_close(whole[settled], torch.ones_like(whole[settled]), atol=SUM, rtol=0)
@@ -127,7 +127,7 @@ def test_every_part_is_that_of_plain_loops(tiny, swapped):
         rows = result.tokens.rows(index)
         for layer in (0, LAYERS - 1):
             parts, delta = by_loops(model, triplet, layer)
-            torch.testing.assert_close(result.strength[rows, layer], delta.norm(dim=-1), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(result.magnitude[rows, layer], delta.norm(dim=-1), atol=1e-4, rtol=1e-4)
             for place, part in enumerate(PARTS):
                 wanted = parts[part]
                 torch.testing.assert_close(result.norm.heads[rows, layer, :, place], wanted.norm(dim=-1), atol=1e-4, rtol=1e-3)
@@ -160,9 +160,9 @@ def test_delta_is_the_one_that_capture_takes(tiny, settings):
     result = psr.attribute(tiny.model, triplets, **settings)
     captured = psr.capture(tiny.model, triplets, ["resid_post", "mlp_out", "resid_pre"], **settings)
     for layer in range(LAYERS):
-        for kind, found in (("resid_post", result.strength), ("mlp_out", result.norm.mlp), ("resid_pre", result.norm.direct)):
+        for kind, found in (("resid_post", result.magnitude), ("mlp_out", result.norm.mlp), ("resid_pre", result.norm.direct)):
             if settings.get("difference") != "local" or kind != "resid_pre":  # capture takes it before it is replaced
-                torch.testing.assert_close(found[:, layer], captured.strength(f"blocks.{layer}.hook_{kind}"), atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(found[:, layer], captured.magnitude(f"blocks.{layer}.hook_{kind}"), atol=1e-4, rtol=1e-4)
     if settings.get("difference") == "local":
         assert bool((result.norm.direct[:, 1:] == 0).all())
 
@@ -187,7 +187,7 @@ def test_the_sources_sum_to_what_is_read_from_the_instruction(tiny):
             sources = align_keys(triplet).instruction
             ids = [triplet.pair.prompted_ids[at] for at in sources]
             assert result.sources.strings[index] == tuple(tiny.model.tokenizer.convert_ids_to_tokens(ids))
-            energy = result.strength[rows].square() if target is None else result.strength[rows, -1:].square().expand(-1, LAYERS)
+            energy = result.magnitude[rows].square() if target is None else result.magnitude[rows, -1:].square().expand(-1, LAYERS)
             wanted = torch.einsum("tlh,tl->lh", result.share.heads[rows, :, :, 0], energy / energy.sum(0))
             torch.testing.assert_close(result.sources.share[index].nansum(-1), wanted, atol=1e-4, rtol=1e-3)
             assert bool(result.sources.share[index, ..., len(sources) :].isnan().all())
@@ -205,7 +205,7 @@ def test_sources_of_gemma_2_carry_the_norms_scale(folders):
     result = psr.attribute(model, triplets, by_source=True, target=-1)
     for index in range(3):
         rows = result.tokens.rows(index)
-        energy = result.strength[rows, -1].square()
+        energy = result.magnitude[rows, -1].square()
         wanted = torch.einsum("tlh,t->lh", result.share.heads[rows, :, :, 0], energy / energy.sum())
         torch.testing.assert_close(result.sources.share[index].nansum(-1), wanted, atol=1e-4, rtol=1e-3)
 
@@ -256,7 +256,7 @@ def made_up(tiny_llama) -> psr.Attribution:
 
 def test_means_weigh_tokens_by_their_energy_and_heads_are_ordered_by_them(tiny_llama):
     result = made_up(tiny_llama)
-    energy = result.strength[:, -1] ** 2
+    energy = result.magnitude[:, -1] ** 2
     wanted = sum(energy[row] * result.share.heads[row, :, :, 2] for row in range(len(energy))) / energy.sum()
     torch.testing.assert_close(result.reading("dilution"), wanted, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(result.reading(measure="norm"), result.norm.heads[..., 0].mean(0))

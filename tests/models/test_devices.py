@@ -179,8 +179,8 @@ def test_across_devices_comparisons_are_as_on_one(two_devices, load):
     alone, triplets = load("llama", "bridge").model, random_triplets(two_devices, 3)
     replacement = random_replacement(alone)
     found, wanted = (psr.compare(model, triplets, {"random": replacement}) for model in (two_devices, alone))
-    torch.testing.assert_close(found.strength, wanted.strength)
-    torch.testing.assert_close(found.methods["random"].strength, wanted.methods["random"].strength)
+    torch.testing.assert_close(found.magnitude, wanted.magnitude)
+    torch.testing.assert_close(found.methods["random"].magnitude, wanted.methods["random"].magnitude)
 
 
 def test_across_devices_a_cache_is_chosen_from(two_devices):

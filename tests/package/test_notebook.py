@@ -48,7 +48,7 @@ def test_captured_differences_show_their_strength_wherever_they_went(tiny_llama,
     caption, rows = read(held._repr_html_())
     assert f"{len(held):,} tokens of 5 responses" in caption
     name, _, median, *_ = rows[1]
-    assert float(median) == float(f"{held.strength(name).median():.4g}")
+    assert float(median) == float(f"{held.magnitude(name).median():.4g}")
     _, counted = read(psr.capture(model, triplets, to=psr.Statistics(rank=2))._repr_html_())
     assert int(counted[1][1]) == len(held)
     about, hooks = read(psr.capture(model, triplets, to=psr.OnDisk(tmp_path / "store"))._repr_html_())

@@ -82,19 +82,19 @@ def named(figure: go.Figure, name: str, kind: str | None = None) -> go.Figure:
 
 
 def test_heatmap_holds_the_strengths_of_one_response(result):
-    figure = plots.strength_heatmap(result, triplet=1)
+    figure = plots.magnitude_heatmap(result, triplet=1)
     rows = slice(len(WORDS), 2 * len(WORDS))
     assert [trace.name for trace in figure.data] == ["prompt", *METHODS]
-    np.testing.assert_array_equal(named(figure, "prompt").customdata, result.strength[rows].numpy())
+    np.testing.assert_array_equal(named(figure, "prompt").customdata, result.magnitude[rows].numpy())
     for name in METHODS:
-        np.testing.assert_array_equal(named(figure, name).customdata, result.methods[name].strength[rows].numpy())
+        np.testing.assert_array_equal(named(figure, name).customdata, result.methods[name].magnitude[rows].numpy())
 
 
 def test_heatmap_has_one_colour_axis_clipped_at_its_floor(result):
-    figure = plots.strength_heatmap(result)
+    figure = plots.magnitude_heatmap(result)
     axis = figure.layout.coloraxis
     assert {trace.coloraxis for trace in figure.data} == {"coloraxis"}
-    largest = max(float(result.strength.max()), *(float(trace.strength.max()) for trace in result.methods.values()))
+    largest = max(float(result.magnitude.max()), *(float(trace.magnitude.max()) for trace in result.methods.values()))
     assert axis.cmax == pytest.approx(math.log10(largest))
     assert axis.cmin == -1
     for trace in figure.data:
@@ -106,12 +106,12 @@ def test_heatmap_has_one_colour_axis_clipped_at_its_floor(result):
 
 
 def test_heatmaps_of_one_result_share_their_colours(result):
-    axes = [plots.strength_heatmap(result, triplet).layout.coloraxis for triplet in range(3)]
+    axes = [plots.magnitude_heatmap(result, triplet).layout.coloraxis for triplet in range(3)]
     assert {(axis.cmin, axis.cmax) for axis in axes} == {heatmap.colour_range(result)}
 
 
 def test_repeated_tokens_keep_their_own_rows_in_reading_order(result):
-    figure = plots.strength_heatmap(result)
+    figure = plots.magnitude_heatmap(result)
     axis = figure.layout.yaxis
     assert list(axis.tickvals) == list(named(figure, "prompt").y) == list(range(len(WORDS)))
     assert axis.range[0] > axis.range[1]
@@ -121,7 +121,7 @@ def test_repeated_tokens_keep_their_own_rows_in_reading_order(result):
 
 
 def test_first_row_is_marked_as_the_prompts_last_token(result):
-    labels = plots.strength_heatmap(result).layout.yaxis.ticktext
+    labels = plots.magnitude_heatmap(result).layout.yaxis.ticktext
     assert "prompt:" in labels[0]
     assert "&lt;assistant&gt;" in labels[0]
     assert "−1" in labels[0]
@@ -129,7 +129,7 @@ def test_first_row_is_marked_as_the_prompts_last_token(result):
 
 
 def test_markup_in_tokens_is_not_read_as_markup(result):
-    labels = plots.strength_heatmap(result).layout.yaxis.ticktext
+    labels = plots.magnitude_heatmap(result).layout.yaxis.ticktext
     assert not any("<script" in label for label in labels)
     assert any(label.startswith("&lt;script") for label in labels)
     words = plots.coefficient_text(result, "A-PSR").data[-1]
@@ -137,22 +137,22 @@ def test_markup_in_tokens_is_not_read_as_markup(result):
 
 
 def test_heatmap_shows_chosen_methods_in_their_order(result):
-    figure = plots.strength_heatmap(result, methods=["S-Const DiM", "A-PSR"])
+    figure = plots.magnitude_heatmap(result, methods=["S-Const DiM", "A-PSR"])
     assert [trace.name for trace in figure.data] == ["prompt", "S-Const DiM", "A-PSR"]
 
 
 def test_heatmap_grows_with_its_tokens():
-    short, long = (plots.strength_heatmap(comparison(("<a>", *["w"] * count))) for count in (10, 60))
+    short, long = (plots.magnitude_heatmap(comparison(("<a>", *["w"] * count))) for count in (10, 60))
     assert long.layout.height - short.layout.height == 50 * 17
 
 
 def test_large_heatmaps_show_the_largest_of_neighbours_and_say_so():
     result = comparison(("<a>", *["w"] * 49), responses=1, layers=130)
-    figure = plots.strength_heatmap(result, max_tokens=20)
+    figure = plots.magnitude_heatmap(result, max_tokens=20)
     shown = named(figure, "prompt").customdata
     assert shown.shape == (17, 44)
-    assert shown[0, 0] == result.strength[:3, :3].max()
-    assert shown[-1, -1] == result.strength[48:, 129:].max()
+    assert shown[0, 0] == result.magnitude[:3, :3].max()
+    assert shown[-1, -1] == result.magnitude[48:, 129:].max()
     assert figure.layout.xaxis.type == "category"
     assert list(named(figure, "prompt").x)[:2] == ["0–2", "3–5"]
     assert any("50 tokens and 130 layers" in note.text.replace("<br>", " ") for note in figure.layout.annotations)
@@ -160,14 +160,14 @@ def test_large_heatmaps_show_the_largest_of_neighbours_and_say_so():
 
 def test_layers_keep_their_numbers():
     result = comparison(layers=3)
-    figure = plots.strength_heatmap(replace(result, layers=(0, 7, 21)))
+    figure = plots.magnitude_heatmap(replace(result, layers=(0, 7, 21)))
     assert list(figure.data[0].x) == ["0", "7", "21"]
 
 
 def test_heatmap_without_any_steering_draws():
     result = comparison()
-    still = {name: replace(trace, strength=torch.zeros_like(trace.strength)) for name, trace in result.methods.items()}
-    figure = plots.strength_heatmap(replace(result, strength=torch.zeros_like(result.strength), methods=still))
+    still = {name: replace(trace, magnitude=torch.zeros_like(trace.magnitude)) for name, trace in result.methods.items()}
+    figure = plots.magnitude_heatmap(replace(result, magnitude=torch.zeros_like(result.magnitude), methods=still))
     assert all(np.isfinite(trace.z).all() for trace in figure.data)
 
 
@@ -255,10 +255,10 @@ def test_rmse_without_a_yardstick_and_with_a_division_by_zero(result):
 
 
 def test_violins_are_the_logs_of_the_strengths(result):
-    figure = plots.strength_distribution(result)
+    figure = plots.magnitude_distribution(result)
     violins = [trace for trace in figure.data if trace.type == "violin" and trace.name == "A-PSR"]
     assert [trace.x0 for trace in violins] == list(result.layers)
-    for trace, column in zip(violins, result.methods["A-PSR"].strength.T, strict=True):
+    for trace, column in zip(violins, result.methods["A-PSR"].magnitude.T, strict=True):
         np.testing.assert_allclose(trace.y, np.log10(np.sort(column.numpy())), rtol=1e-5)
     prompts = [trace for trace in figure.data if trace.type == "violin" and trace.name == "prompt"]
     assert len(prompts) == len(METHODS) * len(result.layers)
@@ -266,31 +266,31 @@ def test_violins_are_the_logs_of_the_strengths(result):
 
 
 def test_zeros_are_left_out_and_said_to_be(result):
-    figure = plots.strength_distribution(result)
+    figure = plots.magnitude_distribution(result)
     assert [trace.x0 for trace in figure.data if trace.type == "violin" and trace.name == "S-PSR"] == [2, 3]
     notes = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
     assert sum("zeros left out: all tokens at layers 0 and 1" in note for note in notes) == 2
-    strength = result.methods["S-PSR"].strength.clone()
+    strength = result.methods["S-PSR"].magnitude.clone()
     strength[:6, 2] = 0
-    figure = plots.strength_distribution(replace(result, methods={"S-PSR": replace(result.methods["S-PSR"], strength=strength)}))
+    figure = plots.magnitude_distribution(replace(result, methods={"S-PSR": replace(result.methods["S-PSR"], magnitude=strength)}))
     assert "25\N{NO-BREAK SPACE}% at layer\N{NO-BREAK SPACE}2" in figure.layout.annotations[0].text
 
 
 def test_many_tokens_are_thinned_the_same_way_each_time():
     result = comparison(("<a>", *["w"] * 999), responses=3)
-    figure = plots.strength_distribution(result)
+    figure = plots.magnitude_distribution(result)
     drawn = next(trace for trace in figure.data if trace.type == "violin" and trace.name == "prompt")
-    column = np.log10(result.strength[:, 0].numpy())
+    column = np.log10(result.magnitude[:, 0].numpy())
     assert len(drawn.y) == 401
     assert drawn.y.min() == pytest.approx(column.min())
     assert drawn.y.max() == pytest.approx(column.max())
     assert np.median(drawn.y) == pytest.approx(np.median(column), abs=0.01)
     assert "401 of 3,000 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
-    assert figure.to_json() == plots.strength_distribution(result).to_json()
+    assert figure.to_json() == plots.magnitude_distribution(result).to_json()
 
 
 def test_many_layers_are_thinned_evenly():
-    figure = plots.strength_distribution(comparison(layers=60))
+    figure = plots.magnitude_distribution(comparison(layers=60))
     layers = [int(text) for text in figure.layout.xaxis.ticktext]
     assert (layers[0], layers[-1], len(layers)) == (0, 59, distribution.MAX_LAYERS)
     assert "12 of 60 layers" in figure.layout.annotations[-1].text.replace("<br>", " ")
@@ -302,7 +302,7 @@ def test_many_layers_are_thinned_evenly():
 def test_one_colour_a_method_in_every_figure(result):
     colours = {name: each.color for name, each in style.method_styles(result).items()}
     rmse = plots.relative_rmse(result)
-    spread = plots.strength_distribution(result)
+    spread = plots.magnitude_distribution(result)
     for name in METHODS:
         assert named(rmse, name).line.color == colours[name]
         assert next(trace for trace in spread.data if trace.type == "violin" and trace.name == name).line.color == colours[name]
@@ -324,10 +324,10 @@ def test_methods_of_one_role_look_different(result):
 
 def test_every_figure_brings_its_own_colours_and_no_small_type(result):
     figures = [
-        plots.strength_heatmap(result),
+        plots.magnitude_heatmap(result),
         plots.coefficient_text(result, "A-PSR"),
         plots.relative_rmse(result),
-        plots.strength_distribution(result),
+        plots.magnitude_distribution(result),
     ]
     for figure in figures:
         layout = figure.to_plotly_json()["layout"]
@@ -371,11 +371,14 @@ def test_tokens_are_read_as_their_vocabulary_spells_them(spelled, read):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda result: plots.strength_heatmap(result, 3), "triplet: got 3, expected 0 to 2, one of the 3 responses."),
-        (lambda result: plots.strength_heatmap(result, -1), "triplet: got -1, expected 0 to 2"),
-        (lambda result: plots.strength_heatmap(result, methods=["CAA"]), "methods: got 'CAA', expected one of 'A-PSR', 'S-PSR'"),
-        (lambda result: plots.strength_heatmap(result, methods="A-PSR"), "methods: got the text 'A-PSR', expected a list of names"),
-        (lambda result: plots.strength_heatmap(result, max_tokens=0), "max_tokens: got 0, expected 1 or more"),
+        (lambda result: plots.magnitude_heatmap(result, 3), "triplet: got 3, expected 0 to 2, one of the 3 responses."),
+        (lambda result: plots.magnitude_heatmap(result, -1), "triplet: got -1, expected 0 to 2"),
+        (lambda result: plots.magnitude_heatmap(result, methods=["CAA"]), "methods: got 'CAA', expected one of 'A-PSR', 'S-PSR'"),
+        (
+            lambda result: plots.magnitude_heatmap(result, methods="A-PSR"),
+            "methods: got the text 'A-PSR', expected a list of names",
+        ),
+        (lambda result: plots.magnitude_heatmap(result, max_tokens=0), "max_tokens: got 0, expected 1 or more"),
         (
             lambda result: plots.coefficient_text(result, "CAA"),
             "method: got 'CAA', expected one of 'A-PSR', 'S-PSR', 'S-Const DiM'",

@@ -125,25 +125,25 @@ def test_large_scatters_keep_the_strongest_tokens_and_say_what_they_left_out():
 
 def test_strips_hold_the_strengths_of_prompt_and_replacements_in_that_order():
     result = comparison()
-    figure = plots.strength_strips(result, 1, layer=2)
+    figure = plots.magnitude_strips(result, 1, layer=2)
     rows = result.tokens.rows(1)
     bars = [trace for trace in figure.data if trace.type == "bar"]
     assert [bar.name for bar in bars] == ["prompt", *METHODS]
-    np.testing.assert_allclose(bars[0].customdata, result.strength[rows, 2].numpy())
-    np.testing.assert_allclose(bars[1].customdata, result.methods["A-PSR"].strength[rows, 2].numpy())
+    np.testing.assert_allclose(bars[0].customdata, result.magnitude[rows, 2].numpy())
+    np.testing.assert_allclose(bars[1].customdata, result.methods["A-PSR"].magnitude[rows, 2].numpy())
     heights = np.stack([bar.y for bar in bars])
     np.testing.assert_allclose(np.diff(heights, axis=0), 1)  # each replacement one row below the one before
     assert bars[0].text[6] == "&lt;script&gt;al…"[: len(bars[0].text[6])] or "&lt;script" in bars[0].text[6]
-    assert len(plots.strength_strips(result, 1, methods=["S-PSR"]).data) == 3
-    long = plots.strength_strips(comparison(("word",) * 1_000, responses=1))
+    assert len(plots.magnitude_strips(result, 1, methods=["S-PSR"]).data) == 3
+    long = plots.magnitude_strips(comparison(("word",) * 1_000, responses=1))
     assert len(long.data[0].x) == strips.MAX_TOKENS
     assert "The first 300 of 1,000 tokens." in long.layout.annotations[-1].text
     with pytest.raises(InputError, match="layer: got 9, expected one of those compared"):
-        plots.strength_strips(result, layer=9)
+        plots.magnitude_strips(result, layer=9)
 
 
 def test_strips_do_not_overlap():
-    figure = plots.strength_strips(comparison(("a", "long" * 8, "\n", "b") * 20, responses=1))
+    figure = plots.magnitude_strips(comparison(("a", "long" * 8, "\n", "b") * 20, responses=1))
     bar = figure.data[0]
     for line in set(bar.y):
         at = [place for place, height in enumerate(bar.y) if height == line]
@@ -169,26 +169,26 @@ def captured(tokens: int = 6, layers: int = 3) -> Captured:
 
 def test_kinds_are_panels_of_the_norms_of_what_was_captured():
     found = captured()
-    figure = plots.strength_by_kind(found, kinds=["attn_out", "resid_post"])
+    figure = plots.magnitude_by_kind(found, kinds=["attn_out", "resid_post"])
     assert [trace.name for trace in figure.data] == ["attention", "residual"]
     for trace, kind in zip(figure.data, ("attn_out", "resid_post"), strict=True):
         wanted = torch.stack([found.deltas[f"blocks.{layer}.hook_{kind}"].norm(dim=1) for layer in range(3)], dim=1)
         np.testing.assert_allclose(trace.customdata, wanted.numpy(), rtol=1e-6)
     assert (
-        "What each layer adds" in plots.strength_by_kind(replace(found, difference="local"), kinds=["attn_out"]).layout.title.text
+        "What each layer adds" in plots.magnitude_by_kind(replace(found, difference="local"), kinds=["attn_out"]).layout.title.text
     )
     with pytest.raises(InputError, match="kinds: got 'mlp_out', expected kinds that were captured"):
-        plots.strength_by_kind(found)
+        plots.magnitude_by_kind(found)
     with pytest.raises(InputError, match="kinds: got 'attention', expected one of"):
-        plots.strength_by_kind(found, kinds=["attention"])
+        plots.magnitude_by_kind(found, kinds=["attention"])
     with pytest.raises(InputError, match="kinds: got none"):
-        plots.strength_by_kind(found, kinds=[])
+        plots.magnitude_by_kind(found, kinds=[])
     with pytest.raises(InputError, match="triplet: got 3"):
-        plots.strength_by_kind(found, 3, ["attn_out"])
+        plots.magnitude_by_kind(found, 3, ["attn_out"])
 
 
 def test_a_large_capture_is_pooled_and_small_to_send():
-    figure = plots.strength_by_kind(captured(2_000, 64), kinds=["attn_out", "resid_post"])
+    figure = plots.magnitude_by_kind(captured(2_000, 64), kinds=["attn_out", "resid_post"])
     assert figure.data[0].z.shape == (400, 64)
     assert "largest of 5 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
     assert len(figure.to_json()) < 2_000_000
@@ -210,5 +210,5 @@ def test_top_tokens_are_bars_with_their_context():
 
 def test_every_figure_is_plain_json():
     result = comparison()
-    for figure in (plots.coefficient_scatter(result, "A-PSR"), plots.strength_strips(result), plots.logit_lens(lens())):
+    for figure in (plots.coefficient_scatter(result, "A-PSR"), plots.magnitude_strips(result), plots.logit_lens(lens())):
         json.loads(figure.to_json())

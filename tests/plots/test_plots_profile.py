@@ -14,7 +14,7 @@ def test_lines_are_medians_and_bands_reach_from_the_weak_to_the_strong(tiny_llam
     statistics = psr.capture(
         tiny_llama.model, random_triplets(tiny_llama.model, 4), ["attn_out", "resid_post"], to=psr.Statistics(rank=1)
     )
-    figure = plots.strength_profile(statistics)
+    figure = plots.magnitude_profile(statistics)
     lines = {trace.name: trace for trace in figure.data if trace.name}
     assert list(lines) == ["residual", "attention"]
     for name, kind in (("residual", "resid_post"), ("attention", "attn_out")):
@@ -30,7 +30,7 @@ def test_lines_are_medians_and_bands_reach_from_the_weak_to_the_strong(tiny_llam
 
 def test_many_kinds_are_thinned_and_the_note_says_so(tiny_llama):
     statistics = psr.capture(tiny_llama.model, random_triplets(tiny_llama.model, 2), "all", to=psr.Statistics(rank=1))
-    figure = plots.strength_profile(statistics)
+    figure = plots.magnitude_profile(statistics)
     lines = [trace.name for trace in figure.data if trace.name]
     assert len(lines) == MAX_LINES
     assert lines[:3] == ["residual", "attention", "MLP"]
@@ -40,4 +40,4 @@ def test_many_kinds_are_thinned_and_the_note_says_so(tiny_llama):
 def test_without_a_layer_there_is_nothing_to_draw(tiny_llama):
     statistics = psr.capture(tiny_llama.model, random_triplets(tiny_llama.model, 2), "embed", to=psr.Statistics(rank=1))
     with pytest.raises(InputError, match="statistics: got hook_embed, expected at least one hook point of a layer"):
-        plots.strength_profile(statistics)
+        plots.magnitude_profile(statistics)

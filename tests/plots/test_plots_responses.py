@@ -15,8 +15,8 @@ from psr_lens.plots.responses import FIRST
 @pytest.mark.parametrize(
     ("figure", "options"),
     [
-        (plots.strength_heatmap, {}),
-        (plots.strength_strips, {"layer": 1}),
+        (plots.magnitude_heatmap, {}),
+        (plots.magnitude_strips, {"layer": 1}),
         (plots.coefficient_text, {"method": "A-PSR"}),
     ],
 )
@@ -38,14 +38,14 @@ def test_each_step_brings_one_responses_traces_and_layout(figure, options):
 
 
 def test_the_first_responses_are_shown_and_a_picture_shows_the_first():
-    shown = plots.by_response(plots.strength_heatmap, comparison(responses=FIRST + 2))
+    shown = plots.by_response(plots.magnitude_heatmap, comparison(responses=FIRST + 2))
     assert len(shown.layout.sliders[0].steps) == FIRST
     assert [trace.visible for trace in shown.data] == [place == 0 for place in range(FIRST) for _ in range(1 + len(METHODS))]
 
 
 @pytest.mark.parametrize(
     ("figure", "result", "options"),
-    [(plots.strength_by_kind, captured(), {"kinds": ["resid_post"]}), (plots.patch_map, grid(), {})],
+    [(plots.magnitude_by_kind, captured(), {"kinds": ["resid_post"]}), (plots.patch_map, grid(), {})],
 )
 def test_other_results_with_tokens_can_be_browsed_too(figure, result, options):
     assert len(plots.by_response(figure, result, **options).layout.sliders[0].steps) == len(result.tokens.triplet.unique())
@@ -53,4 +53,4 @@ def test_other_results_with_tokens_can_be_browsed_too(figure, result, options):
 
 def test_no_responses_are_refused():
     with pytest.raises(InputError, match="triplets: got none, expected at least one response"):
-        plots.by_response(plots.strength_heatmap, comparison(), [])
+        plots.by_response(plots.magnitude_heatmap, comparison(), [])

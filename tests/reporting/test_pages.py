@@ -92,7 +92,7 @@ def test_contents_lead_to_their_parts(opened):
     assert opened.js("[...document.querySelectorAll('nav a')].every((link) => document.querySelector(link.getAttribute('href')))")
 
 
-@pytest.mark.parametrize("figure", ["strength_heatmap", "strength_strips"])
+@pytest.mark.parametrize("figure", ["magnitude_heatmap", "magnitude_strips"])
 def test_a_slider_goes_from_response_to_response(tab, tmp_path, figure):
     shown = psr.plots.by_response(getattr(psr.plots, figure), comparison())
     shown.write_html(tmp_path / "figure.html", include_plotlyjs=True)

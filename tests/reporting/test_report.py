@@ -203,7 +203,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("no figure")
 
-    monkeypatch.setattr(sys.modules["psr_lens.reporting.parts"], "strength_distribution", fail)
+    monkeypatch.setattr(sys.modules["psr_lens.reporting.parts"], "magnitude_distribution", fail)
     with pytest.raises(RuntimeError, match="no figure"):
         report(comparison(), path)
     assert path.read_text() == "old"

@@ -22,7 +22,7 @@ from psr_lens.reporting.write import _checked_further, _files
 PARTS = {
     "Trait against coherence": ["pareto"],
     "Next tokens, and what each site does": ["next_token", "coefficient_correlation", "explained_energy"],
-    "Where in a block": ["strength_profile", "rank_energy", "strength_by_kind"],
+    "Where in a block": ["magnitude_profile", "rank_energy", "magnitude_by_kind"],
     "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
     "What goes through which cell": ["patch_map"] * 3 + ["patch_map"],
     "What the directions mean": ["logit_lens", "top_tokens", "cosine_matrix"],

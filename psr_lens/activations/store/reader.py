@@ -122,7 +122,7 @@ class Store:
             raise InputError("hook", repr(name), f"one of those captured: {', '.join(self.names)}")
         return StoredRows(self._files, self.spec, name)
 
-    def strength(self, name: str) -> Float[Tensor, " token"]:
+    def magnitude(self, name: str) -> Float[Tensor, " token"]:
         """‖Δ‖ of every token at one hook point, in float32 at least; read shard by shard."""
         norms = []
         for _, rows in self[name].shards():

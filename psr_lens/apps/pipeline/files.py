@@ -90,7 +90,7 @@ def write_answers(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
 
 
 def comparison_json(result: Comparison) -> dict[str, Any]:
-    """The numbers of a comparison: scores of every method, strength of the prompt by layer, relative RMSE of every method by layer."""
+    """The numbers of a comparison: scores of every method, magnitude of the prompt by layer, relative RMSE of every method by layer."""
 
     def numbers(values: Any) -> list[float]:
         return [round(float(value), 4) for value in values]
@@ -100,7 +100,7 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
         rmse["paraphrase"] = numbers(result.paraphrase_rmse)
     return {
         "methods": {each.method: _score_json(each) for each in result.scores},
-        "strength": {
+        "magnitude": {
             "median": numbers(result.quantile(0.5)),
             "p99": numbers(result.quantile(0.99)),
             "rank1_share": numbers(result.rank1_share),

@@ -113,7 +113,7 @@ def attribute(
         target,
         token_table(model, triplets, span),
         tuple(wanted),
-        sums.strength(),
+        sums.magnitude(),
         sums.split("norm", lowest_only=unrolled),
         sums.split("share", lowest_only=unrolled),
         sums.remainder(model),

@@ -90,7 +90,7 @@ class Attribution:
     """What each row is."""
     layers: tuple[int, ...]
     """The layers of the columns."""
-    strength: Float[Tensor, "token layer"]
+    magnitude: Float[Tensor, "token layer"]
     """‖Δ‖ after each layer."""
     norm: Split
     """Lengths of the parts, in the activation's units."""
@@ -159,7 +159,7 @@ class Attribution:
 
     def _weights(self) -> Float[Tensor, "token layer"]:
         """‖Δ‖² of each token as a share of the whole."""
-        energy = self.strength.double().square()
+        energy = self.magnitude.double().square()
         if self.target is not None:
             energy = energy[:, -1:].expand_as(energy)
         weights: Tensor = (energy / energy.sum(0).clamp(min=torch.finfo(energy.dtype).tiny)).float()

@@ -40,7 +40,7 @@ class TokenSums:
             self._error[row, place] += float(square.double().square().sum())
         self._error[2, place] += float(split.size.double().square().sum())
         along = torch.where(energy > 0, toward / energy.clamp(min=torch.finfo(energy.dtype).tiny), 0)
-        take(f"{split.layer}/strength", split.delta.norm(dim=-1))
+        take(f"{split.layer}/magnitude", split.delta.norm(dim=-1))
         named = {"norm": parts.lengths(), "share": parts.along(along)}
         basis = self._directions.get(basis_layer, toward.new_empty(0, toward.shape[1]))
         for rank in range(self._ranks):
@@ -50,9 +50,9 @@ class TokenSums:
             for kind, rows in kinds.items():
                 take(f"{split.layer}/{name}/{kind}", rows)
 
-    def strength(self) -> Float[Tensor, "token layer"]:
+    def magnitude(self) -> Float[Tensor, "token layer"]:
         """‖Δ‖ after each layer."""
-        return torch.stack([self._rows.tensors[f"{layer}/strength"] for layer in self._layers], dim=1)
+        return torch.stack([self._rows.tensors[f"{layer}/magnitude"] for layer in self._layers], dim=1)
 
     def split(self, name: str, *, lowest_only: bool = False) -> Split:
         """`norm`, `share` or `along n`; with `lowest_only`, what comes in from below counts in the first column alone."""
