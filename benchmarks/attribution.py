@@ -64,7 +64,7 @@ def rows_of(name: str, trait: str, target: int | None) -> list[Row]:
     model, judge = psr.load_model(name), psr.judges.organism(trait)
     instruction = organism.INSTRUCTIONS[trait][0]
     asked = psr.prompt_pairs(model, organism.questions(NAMED_ON, seed=1), instruction)
-    triplets = psr.sample_responses(model, asked, judge, progress=False)
+    triplets = psr.sample_responses(model, asked, judge)
     began = time.perf_counter()
     result = psr.attribute(model, triplets, target=target)
     seconds = time.perf_counter() - began

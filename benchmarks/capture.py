@@ -42,7 +42,7 @@ from psr_lens.prompts import Triplet
 def organism_triplets(model: HookedModel, count: int) -> list[Triplet]:
     """Real ones; each response several times if there are not enough."""
     pairs = psr.prompt_pairs(model, organism.questions(min(count, 200)), organism.instruction("pirate"))
-    sampled = list(psr.sample_responses(model, pairs, progress=False))
+    sampled = list(psr.sample_responses(model, pairs))
     return [sampled[index % len(sampled)] for index in range(count)]
 
 

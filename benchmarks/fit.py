@@ -122,7 +122,7 @@ class Task:
         instruction = organism.instruction(trait)
         known = psr.prompt_pairs(model, organism.questions(fit_questions + 40, kind="description", seed=seed), instruction)
         config = psr.SamplingConfig(seed=seed)
-        triplets = psr.sample_responses(answering, known[:fit_questions], psr.judges.organism(trait), config, progress=False)
+        triplets = psr.sample_responses(answering, known[:fit_questions], psr.judges.organism(trait), config)
         held = {
             "description": organism.questions(held_out, split="held_out", kind="description", seed=seed),
             "procedure": organism.questions(held_out, split="held_out", kind="procedure", seed=seed),
@@ -313,7 +313,7 @@ def large_model(gpu: bool) -> dict[str, Any]:
     for name, config in (("sequential", psr.FitConfig()), ("joint", psr.FitConfig(solver="joint", batch_size=8))):
         with counted_passes(model, tokens) as passes:
             began, began_cpu = time.perf_counter(), time.process_time()
-            psr.fit(model, triplets, config, progress=True)
+            psr.fit(model, triplets, config)
             took = {"seconds": time.perf_counter() - began, "CPU seconds": time.process_time() - began_cpu}
             found[name] = took | {"forward passes": passes()}
     ratios = {f"ratio of {unit}": found["joint"][unit] / found["sequential"][unit] for unit in ("seconds", "CPU seconds")}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from psr_lens import judges as judges
     from psr_lens import organism as organism
     from psr_lens import plots as plots
+    from psr_lens._utils.progress import progress_bars as progress_bars
     from psr_lens.activations.capture import Captured as Captured
     from psr_lens.activations.capture import InMemory as InMemory
     from psr_lens.activations.capture import capture as capture
@@ -111,6 +112,7 @@ _HOME = {
     "Attribution": "interpretation.attribution",
     "attribute": "interpretation.attribution",
     "report": "reporting",
+    "progress_bars": "_utils.progress",
 }
 """Public names and the modules that they live in."""
 

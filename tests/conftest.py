@@ -96,7 +96,7 @@ def pirate_triplets(organism: Case) -> Triplets:
     """Sixty responses of the organism as a pirate, judged."""
     questions = psr.organism.questions(60, split="train", seed=1)
     pairs = psr.prompt_pairs(organism.model, questions, psr.organism.INSTRUCTIONS["pirate"])
-    return psr.sample_responses(organism.model, pairs, psr.judges.organism("pirate"), progress=False)
+    return psr.sample_responses(organism.model, pairs, psr.judges.organism("pirate"))
 
 
 @pytest.fixture
@@ -121,3 +121,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatServer]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--matrix FILE`: where the architecture matrix writes what it found."""
     parser.addoption("--matrix", help="write what the architecture matrix found to this JSON file")
+
+
+@pytest.fixture
+def bars_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress bars appear from the start."""
+    monkeypatch.setattr("psr_lens._utils.progress.DELAY", 0.0)

@@ -113,7 +113,6 @@ def capture(
     span: Span = ...,
     difference: Difference = ...,
     token_budget: int = ...,
-    progress: bool = ...,
 ) -> Captured: ...
 
 
@@ -128,7 +127,6 @@ def capture(
     span: Span = ...,
     difference: Difference = ...,
     token_budget: int = ...,
-    progress: bool = ...,
 ) -> T_co: ...
 
 
@@ -142,7 +140,6 @@ def capture(
     span: Span = "R",
     difference: Difference = "accumulated",
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> object:
     """Capture Δ at any set of hook points.
 
@@ -155,7 +152,6 @@ def capture(
         span: `"R"` or `"QR"`.
         difference: `"accumulated"` (against the unsteered run) or `"local"` (what each layer adds by itself).
         token_budget: Most tokens in a batch, padding included.
-        progress: Show a progress bar.
 
     Returns:
         What the destination makes: `Captured`, `CapturedStatistics` or a `Store`, with a row for every token of the span.
@@ -174,7 +170,7 @@ def capture(
     check_triplets(model, triplets)
     dtype = next(iter(model.parameters())).dtype
     shapes = _row_shapes(model, triplets, names)
-    reading = Reading(model, triplets, shapes, dtype, span, difference, token_budget, progress)
+    reading = Reading(model, triplets, shapes, dtype, span, difference, token_budget)
     with torch.no_grad(), frozen(model):
         return (InMemory() if to is None else to).receive(reading)
 

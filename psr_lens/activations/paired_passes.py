@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, suffix_batch
 from psr_lens.activations.reading import gather, keep, layers_needed, read_batch
@@ -51,7 +51,6 @@ def collect(
     alpha: float = 1.0,
     arriving: bool = False,
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> dict[str, Float[Tensor, "token ..."]]:
     """Activations at hook points on the span, from one teacher-forced pass over all triplets in one context.
 
@@ -65,14 +64,13 @@ def collect(
         alpha: Its strength.
         arriving: Where the replacement acts, read what arrives there instead of what the model goes on with.
         token_budget: Most tokens in a batch, padding included.
-        progress: Show a progress bar.
 
     Returns:
         Hook name to `[token, …]` on the CPU, rows in the order of `token_table`.
     """
     check_triplets(model, triplets)
     gathered = Rows(triplets, span)
-    bar = tqdm(total=len(triplets), desc=f"read {context}", unit="triplet", disable=not progress)
+    bar = progress_bar(total=len(triplets), desc=f"read {context}", unit="triplet")
     with bar:
         for indices in length_batches(triplets, token_budget):
             chosen = [triplets[index] for index in indices]
@@ -140,8 +138,6 @@ class Reading:
     """Which difference is taken."""
     token_budget: int
     """Most tokens in a batch, padding included."""
-    progress: bool
-    """Whether a progress bar is wanted."""
 
     @property
     def hooks(self) -> list[str]:
@@ -151,7 +147,7 @@ class Reading:
     def bar(self, tokens: int | None = None) -> Any:
         """A progress bar over the tokens of all triplets, or over as many as are said."""
         total = sum(row_counts(self.triplets, self.span)) if tokens is None else tokens
-        return tqdm(total=total, desc="capture", unit="token", unit_scale=True, disable=not self.progress)
+        return progress_bar(total=total, desc="capture", unit="token", unit_scale=True)
 
     def batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
         """Put some triplets together for `read`: of like length, or by prompt where the responses to one share its computation."""

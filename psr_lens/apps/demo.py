@@ -122,7 +122,7 @@ def run_trait(
     known = organism.questions(config.fit_questions + config.validation_questions, seed=config.seed)
     pairs = prompt_pairs(model, known, instruction)
     pairs, validation = pairs[: config.fit_questions], pairs[config.fit_questions :]
-    triplets = sample_responses(answering, pairs, judge, SamplingConfig(seed=config.seed), progress=False)
+    triplets = sample_responses(answering, pairs, judge, SamplingConfig(seed=config.seed))
     say(f"fitting A-PSR on {len(triplets)} triplets")
     all_layers = fit(model, triplets, FitConfig(solver="sequential", seed=config.seed))
     say("fitting S-PSR and choosing its layer")

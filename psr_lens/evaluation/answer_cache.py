@@ -72,7 +72,6 @@ class Answers:
         judge: Judge | None = None,
         config: SamplingConfig | None = None,
         folder: str | Path | None = None,
-        progress: bool = False,
     ) -> None:
         """Make the folder, if there is to be one.
 
@@ -85,7 +84,7 @@ class Answers:
         self.config = config or SamplingConfig()
         self.generated = 0
         """Answers that the model gave, those that were there already not counted."""
-        self._model, self._judge, self._progress = model, judge, progress
+        self._model, self._judge = model, judge
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
             try:
@@ -167,7 +166,6 @@ class Answers:
                 steering=group[0].steering,
                 alpha=group[0].alpha if len(group) == 1 else [each.alpha for each in group for _ in chosen],
                 streams=[*places] * len(group),
-                progress=self._progress,
             )
             self.generated += len(answers)
             for place, each in enumerate(group):

@@ -23,7 +23,6 @@ def answer_all(
     plans: Mapping[str, SteeringPlan],
     alphas: Mapping[str, float],
     config: SamplingConfig | None,
-    progress: bool,
 ) -> dict[str, list[Response]]:
     """One answer a question from `none`, from `prompt` and from each plan, all with the same random streams.
 
@@ -33,11 +32,11 @@ def answer_all(
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     answers = {
-        NONE: generate(model, pairs, "base", config, progress=progress),
-        PROMPT: generate(model, pairs, "prompted", config, progress=progress),
+        NONE: generate(model, pairs, "base", config),
+        PROMPT: generate(model, pairs, "prompted", config),
     }
     for name, plan in plans.items():
-        answers[name] = generate(model, pairs, "base", config, steering=plan, alpha=alphas[name], progress=progress)
+        answers[name] = generate(model, pairs, "base", config, steering=plan, alpha=alphas[name])
     return answers
 
 

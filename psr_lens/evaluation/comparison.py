@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.reading import read_batch
@@ -110,7 +110,6 @@ def compare(
     scores: Sequence[Scores] = (),
     settings: Mapping[str, object] | None = None,
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> Comparison:
     """Read the same responses under the prompt and under each replacement, and compare token by token.
 
@@ -125,7 +124,6 @@ def compare(
         scores: Results of `scores_at`, to be shown beside.
         settings: Anything that a reader needs to run it again.
         token_budget: Most tokens in a batch, padding included.
-        progress: Show progress bars.
 
     Returns:
         A typed result, for `psr_lens.plots` and `psr_lens.reporting`.
@@ -144,7 +142,7 @@ def compare(
     other = [] if paraphrase is None else rephrase(model, triplets, paraphrase)
     # Of each token only numbers are kept, and the prompt's own difference for its singular values.
     rows, errors = Rows(triplets, span), {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
-    for indices in tqdm(list(length_batches(triplets, token_budget)), desc="compare", unit="batch", disable=not progress):
+    for indices in progress_bar(list(length_batches(triplets, token_budget)), desc="compare", unit="batch"):
         chosen, take = [triplets[index] for index in indices], rows.of(indices)
         position = positions(chosen, span)
         base = read_batch(model, chosen, names, "base", span).rows

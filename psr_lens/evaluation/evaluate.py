@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.yaml_config import check_keys
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answer_cache import Answers, Judged, Steering
@@ -85,7 +84,6 @@ def evaluate(
     cache: str | Path | None = None,
     trait: str = "",
     block: str = "",
-    progress: bool = False,
 ) -> Evaluation:
     """Sample answers with every method at several strengths, score them, and find what each method reaches at a target coherence.
 
@@ -110,7 +108,6 @@ def evaluate(
             `identity` (a text), and only if none of them is missing.
         trait: Label for the table.
         block: Label for the table, the kind of questions.
-        progress: Show a progress bar.
 
     Returns:
         Curves, and what follows from them: `.table()`, `.calibrated(method, metric)`, `.difference(method, other, metric)`.
@@ -131,7 +128,7 @@ def evaluate(
     targets = {f"TA@C{target:g}": float(target) for target in calibration.targets}
     if calibration.at_prompt:
         targets[PROMPT_TARGET] = curves["prompt"][0].mean("coherence") - calibration.prompt_margin
-    with tqdm(desc="evaluate", unit="answer", disable=not progress, initial=2 * len(pairs)) as bar:
+    with progress_bar(desc="evaluate", unit="answer", initial=2 * len(pairs)) as bar:
         for name, (steering, context) in tried.items():
             bar.set_postfix_str(name)
             measure = partial(answers.at, steering, context=context)

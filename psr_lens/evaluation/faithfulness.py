@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
 from psr_lens.activations.reading import logits_budget, read_batch
@@ -148,7 +148,6 @@ def faithfulness(
     trait: str = "",
     settings: Mapping[str, object] | None = None,
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> Faithfulness:
     """Read the same responses under the prompt and under each replacement, and measure how far apart they are.
 
@@ -165,7 +164,6 @@ def faithfulness(
         trait: Name of the trait, for the table.
         settings: Anything that a reader needs to run it again.
         token_budget: Most tokens in a batch, padding included; fewer where the vocabulary is large, so that logits take 2 GiB at most.
-        progress: Show a progress bar.
 
     Returns:
         A typed result, with `.table()`.
@@ -190,7 +188,7 @@ def faithfulness(
     for name, chosen in asked.items():
         others = [rephrase(model, chosen, text) for text in texts]
         budget = logits_budget(model, token_budget, 3 + len(others))
-        found[name] = _block(model, chosen, others, plans, alphas, names, span, budget, progress)
+        found[name] = _block(model, chosen, others, plans, alphas, names, span, budget)
     return Faithfulness(
         asked[""][0].pair.instruction, texts, fingerprint(model), span, tuple(wanted), alphas, found, trait, settings or {}
     )
@@ -205,7 +203,6 @@ def _block(
     names: Sequence[str],
     span: Span,
     token_budget: int,
-    progress: bool,
 ) -> BlockFaithfulness:
     """Measure one kind of questions; `others` are the same triplets under each paraphrase."""
     if any(row_counts(other, span) != row_counts(triplets, span) for other in others):
@@ -215,7 +212,7 @@ def _block(
     close = {label: ClosenessSums(names, len(triplets)) for label in (NONE, *plans, *([PARAPHRASE] if others else []))}
     away = {label: ClosenessSums(names, len(triplets)) for label in (NONE, *plans, PROMPT)} if others else {}
     at_sites = {label: [SiteSums(site, len(triplets)) for site in at] for label, at in sites.items()}
-    for indices in tqdm(list(length_batches(triplets, token_budget)), desc="compare", unit="batch", disable=not progress):
+    for indices in progress_bar(list(length_batches(triplets, token_budget)), desc="compare", unit="batch"):
         chosen = [triplets[index] for index in indices]
         position = positions(chosen, span)
         base = read_batch(model, chosen, every, "base", span, logits=True)

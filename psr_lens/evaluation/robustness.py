@@ -99,7 +99,6 @@ def robustness(
     config: SamplingConfig | None = None,
     trait: str = "",
     settings: Mapping[str, object] | None = None,
-    progress: bool = False,
 ) -> Robustness:
     """Ask the same questions as they are and with a counter-instruction behind them.
 
@@ -114,7 +113,6 @@ def robustness(
         config: How answers are drawn.
         trait: Name of the trait, for the table.
         settings: Anything that a reader needs to run it again.
-        progress: Show progress bars.
 
     Returns:
         A typed result, with `.table()`.
@@ -135,7 +133,7 @@ def robustness(
     countered = remade(model, placed, questions=questions)
 
     def judged(asked: Sequence[PromptPair]) -> dict[str, Judgement]:
-        answers = answer_all(model, asked, plans, alphas, config, progress)
+        answers = answer_all(model, asked, plans, alphas, config)
         told = [pair.asked for pair in asked]
         return {name: judge([each.text for each in found], told) for name, found in answers.items()}
 

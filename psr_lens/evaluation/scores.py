@@ -51,7 +51,6 @@ def scores_at(
     context: Context = "base",
     method: str | None = None,
     config: SamplingConfig | None = None,
-    progress: bool = False,
 ) -> Scores:
     """Sample an answer to every question and score it.
 
@@ -64,7 +63,6 @@ def scores_at(
         context: `"base"` for the prompt without the instruction, `"prompted"` for the one with it, steered too if there is a replacement.
         method: Name for the table; by default `none`, `prompt`, the replacement's own (`A-PSR`), or both (`A-PSR + prompt`).
         config: How answers are drawn.
-        progress: Show a progress bar.
 
     Returns:
         Mean scores with 95 % bootstrap intervals over questions.
@@ -74,7 +72,7 @@ def scores_at(
     """
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
-    responses = generate(model, pairs, context, config, steering=replacement, alpha=alpha, progress=progress)
+    responses = generate(model, pairs, context, config, steering=replacement, alpha=alpha)
     parts = ([replacement.method] if replacement else []) + (["prompt"] if context == "prompted" else [])
     name = method or " + ".join(parts) or "none"
     return score(name, pairs, responses, judge, alpha=alpha if replacement else None)

@@ -123,7 +123,6 @@ def collateral(
     block: str = "",
     settings: Mapping[str, object] | None = None,
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> Collateral:
     """Measure what each replacement breaks, beside what prompting breaks on the same questions.
 
@@ -142,7 +141,6 @@ def collateral(
         block: Kind of questions, for the table.
         settings: Anything that a reader needs to run it again.
         token_budget: Most tokens in a batch of neutral texts, padding included; fewer where the vocabulary is large.
-        progress: Show progress bars.
 
     Returns:
         A typed result, with `.table()`.
@@ -157,7 +155,7 @@ def collateral(
         raise InputError(
             "texts", repr(texts), "a list of texts or triplets, not empty", "Leave it out for the model's own answers."
         )
-    answers = answer_all(model, pairs, plans, alphas, config, progress)
+    answers = answer_all(model, pairs, plans, alphas, config)
     neutral = _own_answers(pairs, answers[NONE]) if texts is None else _neutral(model, texts, pairs[0].instruction)
     written = {name: [each.text for each in found] for name, found in answers.items()}
     contexts: dict[str, Context] = {PROMPT: "prompted"}
@@ -170,7 +168,6 @@ def collateral(
                 steering=plans.get(name),
                 alpha=alphas.get(name, 1.0),
                 token_budget=token_budget,
-                progress=progress,
             )
         )
         for name in answers

@@ -22,7 +22,7 @@ from psr_lens.replacement import Site
 
 
 def difference_in_means(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig, *, progress: bool = False
+    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig
 ) -> dict[str, Site]:
     """The mean of Δ over all tokens of the span, added to every token alike.
 
@@ -37,13 +37,12 @@ def difference_in_means(
         span=config.span,
         difference="accumulated" if len(names) == 1 else "local",
         token_budget=config.token_budget,
-        progress=progress,
     )
     return {name: _constant(means[name]) for name in names}
 
 
 def activation_addition(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig, *, progress: bool = False
+    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig
 ) -> dict[str, Site]:
     """ActAdd: the difference between a *single* pair of prompts, that of the first triplet, at the last prompt token.
 
@@ -51,31 +50,29 @@ def activation_addition(
     prompt tokens goes to the first tokens of the user's prompt; here, as in later comparisons, that of the last goes to every token of the
     span, so that one strength can be compared with the other methods'.
     """
-    base, prompted = _last_prompt_token(model, triplets[:1], names, config, progress=progress)
+    base, prompted = _last_prompt_token(model, triplets[:1], names, config)
     return {name: _constant(prompted[name][0] - base[name][0]) for name in names}
 
 
 def last_token_difference(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig, *, progress: bool = False
+    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig
 ) -> dict[str, Site]:
     """The mean difference at the last prompt token, added at that token only: no decode step is steered.
 
     Todd et al. 2024, "Function Vectors in Large Language Models", arXiv 2310.15213, add theirs at this token.
     """
-    base, prompted = _last_prompt_token(model, triplets, names, config, progress=progress)
+    base, prompted = _last_prompt_token(model, triplets, names, config)
     return {name: _constant((prompted[name] - base[name]).mean(0)) for name in names}
 
 
-def projection_target(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig, *, progress: bool = False
-) -> dict[str, Site]:
+def projection_target(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig) -> dict[str, Site]:
     """Move each token's projection on a direction to the mean that it has under the instruction.
 
     Stolfo et al. 2025, "Improving Instruction-Following in Language Models through Activation Steering", arXiv 2410.12877, section 3: u
     is the mean difference at the last prompt token, scaled to length 1, and a token gets (z̄ − A·u)·u with z̄ the mean projection at the
     last token of the prompts with the instruction.
     """
-    base, prompted = _last_prompt_token(model, triplets, names, config, progress=progress)
+    base, prompted = _last_prompt_token(model, triplets, names, config)
     sites = {}
     for name in names:
         mean = (prompted[name] - base[name]).mean(0)
@@ -120,16 +117,14 @@ class _Means:
 
 
 def _last_prompt_token(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig, *, progress: bool
+    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig
 ) -> tuple[dict[str, Float[Tensor, "triplet ..."]], dict[str, Float[Tensor, "triplet ..."]]]:
     """Activations at the last prompt token without and with the instruction; one response token is read, and left out."""
     short = [replace(triplet, response_ids=triplet.response_ids[:1]) for triplet in triplets]
     base, prompted = (
         {
             name: rows[::2].float()
-            for name, rows in collect(
-                model, short, names, context, "R", token_budget=config.token_budget, progress=progress
-            ).items()
+            for name, rows in collect(model, short, names, context, "R", token_budget=config.token_budget).items()
         }
         for context in ("base", "prompted")
     )

@@ -43,7 +43,6 @@ def fit(
     *,
     checkpoint: str | Path | None = None,
     scratch: str | Path | None = None,
-    progress: bool = False,
 ) -> Replacement:
     """Learn a replacement for the instruction of `triplets`; the model's weights stay frozen and as they were.
 
@@ -56,7 +55,6 @@ def fit(
         scratch: A folder where the activations of `sequential` and `local` wait in files, for data larger than memory: 4 bytes times
             d_model a token and site in single precision. The result is the same; `sequential` then takes half as many forward passes
             as the model has layers, instead of two. Nothing is left there.
-        progress: Show a progress bar.
 
     Returns:
         The replacement.
@@ -90,9 +88,7 @@ def fit(
 
     with torch.inference_mode(mode=False):  # what is made in inference mode can have no gradients
         try:
-            return finished(
-                _solve(model, triplets, names, config, checkpoint, None if scratch is None else Path(scratch), progress)
-            )
+            return finished(_solve(model, triplets, names, config, checkpoint, None if scratch is None else Path(scratch)))
         except FitError as error:
             if isinstance(error.partial, Trained):
                 error.partial = finished(error.partial)
@@ -106,27 +102,26 @@ def _solve(
     config: FitConfig,
     checkpoint: str | Path | None,
     scratch: Path | None,
-    progress: bool,
 ) -> Trained:
     def layerwise(solver: str) -> dict[str, Site]:
-        return _LAYERWISE[solver](model, triplets, names, config, scratch=scratch, progress=progress)
+        return _LAYERWISE[solver](model, triplets, names, config, scratch=scratch)
 
     begins_with = config.start if config.solver == "joint" else config.solver
     if scratch is not None and begins_with not in _LAYERWISE:
         raise InputError("scratch", scratch, f"None with solver={config.solver!r}, which holds no layer of all the data")
     if config.solver == "reft_r1":
-        return fit_reft_r1(model, triplets, names, config, checkpoint=checkpoint, progress=progress)
+        return fit_reft_r1(model, triplets, names, config, checkpoint=checkpoint)
     if config.solver == "joint":
         starts = None if config.start == "random" else lambda: layerwise(config.start)
-        return fit_joint(model, triplets, names, config, starts=starts, checkpoint=checkpoint, progress=progress)
+        return fit_joint(model, triplets, names, config, starts=starts, checkpoint=checkpoint)
     if config.solver in _LAYERWISE and config.polish_epochs:
         first = lambda: layerwise(config.solver)  # noqa: E731 (not run where a checkpoint has its result)
-        return polish(model, triplets, names, first, config, checkpoint=checkpoint, progress=progress)
+        return polish(model, triplets, names, first, config, checkpoint=checkpoint)
     if checkpoint is not None:
         raise InputError("checkpoint", checkpoint, f"None with solver={config.solver!r}, which has no epochs to go on from")
     if config.solver in _LAYERWISE:
         return Trained(layerwise(config.solver), 0.0, None)
-    return Trained(baselines.SOLVERS[config.solver](model, triplets, names, config, progress=progress), 0.0, None)
+    return Trained(baselines.SOLVERS[config.solver](model, triplets, names, config), 0.0, None)
 
 
 def _method(config: FitConfig, sites: int) -> str:

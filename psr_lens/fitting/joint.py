@@ -30,7 +30,6 @@ def fit_joint(
     *,
     starts: Callable[[], Mapping[str, Site]] | None = None,
     checkpoint: str | Path | None = None,
-    progress: bool = False,
 ) -> Trained:
     """Train the sites `names` together; see `FitConfig` for the settings.
 
@@ -41,7 +40,6 @@ def fit_joint(
         config: What to learn and how.
         starts: Makes the sites to start from, if there is no checkpoint yet; None starts from small random ones.
         checkpoint: Folder to keep the state in, and to go on from.
-        progress: Show a progress bar.
 
     Raises:
         InputError: too few triplets to leave some out for validation.
@@ -54,7 +52,7 @@ def fit_joint(
         parameters = Parameters.random(model, names, config) if given is None else Parameters.of(model, given, config)
         return OBJECTIVES[config.objective](model, triplets, parameters, config)
 
-    return train(model, triplets, names, config, objective, checkpoint=checkpoint, progress=progress)
+    return train(model, triplets, names, config, objective, checkpoint=checkpoint)
 
 
 def polish(
@@ -65,7 +63,6 @@ def polish(
     config: FitConfig,
     *,
     checkpoint: str | Path | None = None,
-    progress: bool = False,
 ) -> Trained:
     """Train for `config.polish_epochs` from sites that another solver gave, or from what a function gives that makes them.
 
@@ -74,4 +71,4 @@ def polish(
     """
     starts = sites if callable(sites) else lambda: sites
     config = replace(config, epochs=config.polish_epochs)
-    return fit_joint(model, triplets, names, config, starts=starts, checkpoint=checkpoint, progress=progress)
+    return fit_joint(model, triplets, names, config, starts=starts, checkpoint=checkpoint)

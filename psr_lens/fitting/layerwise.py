@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from psr_lens._utils.progress import progress_bar
 from psr_lens.fitting.config import FitConfig
 from psr_lens.fitting.from_files import fit_from_files
 from psr_lens.fitting.layerwise_data import GoOn, LayerwiseData, Missing, fitted_site, halts, last_layer, steered_rows, with_rows
@@ -33,7 +34,6 @@ def fit_layerwise(
     go_on: GoOn,
     *,
     scratch: Path | None = None,
-    progress: bool,
 ) -> dict[str, Site]:
     """Fit the sites `names` one after the other, in the model's order.
 
@@ -42,7 +42,7 @@ def fit_layerwise(
         FitError: an activation or a site is not finite; names the hook point.
     """
     data = LayerwiseData.of(model, triplets, config)
-    bar = tqdm(total=len(names), desc=f"fit {config.solver}", unit="layer", disable=not progress)
+    bar = progress_bar(total=len(names), desc=f"fit {config.solver}", unit="layer")
     with bar, frozen(model):
         if scratch is not None:
             return fit_from_files(model, data, names, config, go_on, scratch, bar)

@@ -19,7 +19,6 @@ def fit_local(
     config: FitConfig,
     *,
     scratch: Path | None = None,
-    progress: bool = False,
 ) -> dict[str, Site]:
     """Fit each of the sites `names` to what its layer alone adds because of the prompt.
 
@@ -33,4 +32,4 @@ def fit_local(
         InputError: files cannot be written to `scratch`.
         FitError: an activation or a site is not finite; names the hook point.
     """
-    return fit_layerwise(model, triplets, names, config, "with the prompt's", scratch=scratch, progress=progress)
+    return fit_layerwise(model, triplets, names, config, "with the prompt's", scratch=scratch)

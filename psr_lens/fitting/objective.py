@@ -60,7 +60,7 @@ class Objective(ABC):
         self.model, self.triplets, self.parameters, self.config = model, triplets, parameters, config
         self.device = device_of(model)
 
-    def prepare(self, training: Sequence[int], *, progress: bool) -> None:
+    def prepare(self, training: Sequence[int]) -> None:
         """Compute what stays the same while the sites change; nothing, unless an objective says otherwise."""
         return
 
@@ -122,7 +122,7 @@ class Imitation(Objective):
         """Tokens of the spans."""
         return sum(self._counts[index] for index in indices)
 
-    def prepare(self, training: Sequence[int], *, progress: bool) -> None:
+    def prepare(self, training: Sequence[int]) -> None:
         """Read the prompted activations, if there is room for them, and the unsteered error of the training triplets."""
         size = sum(self._counts) * int(self.model.cfg.d_model) * len(self.measured) * next(self.model.parameters()).itemsize
         if size <= HELD_BYTES:
@@ -134,7 +134,6 @@ class Imitation(Objective):
                     "prompted",
                     self.config.span,
                     token_budget=self.config.token_budget,
-                    progress=progress,
                 )
             kept_on = _where_to_keep(size, self.device)
             self._held = {name: values.to(kept_on).split(self._counts) for name, values in rows.items()}

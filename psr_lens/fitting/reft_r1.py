@@ -52,7 +52,6 @@ def fit_reft_r1(
     config: FitConfig,
     *,
     checkpoint: str | Path | None = None,
-    progress: bool = False,
 ) -> Trained:
     """Train one direction a site; with several sites all together, each with latents of its own.
 
@@ -68,7 +67,7 @@ def fit_reft_r1(
     def objective(begun: bool) -> ReftR1:
         return ReftR1(model, triplets, Parameters.random(model, names, config), config)
 
-    return train(model, triplets, names, config, objective, checkpoint=checkpoint, progress=progress)
+    return train(model, triplets, names, config, objective, checkpoint=checkpoint)
 
 
 class ReftR1(Likelihood):

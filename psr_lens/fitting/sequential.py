@@ -19,7 +19,6 @@ def fit_sequential(
     config: FitConfig,
     *,
     scratch: Path | None = None,
-    progress: bool = False,
 ) -> dict[str, Site]:
     """Fit the sites `names` one after the other, in the model's order.
 
@@ -33,4 +32,4 @@ def fit_sequential(
         InputError: files cannot be written to `scratch`.
         FitError: an activation or a site is not finite; names the hook point.
     """
-    return fit_layerwise(model, triplets, names, config, "steered by the sites", scratch=scratch, progress=progress)
+    return fit_layerwise(model, triplets, names, config, "steered by the sites", scratch=scratch)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from psr_lens._utils.distributed import rank_and_world_size, same_as_first, sum_over_processes, wait_for_all
+from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.checkpoint import Checkpoint, identity
@@ -47,7 +47,6 @@ def train(
     objective_of: Callable[[bool], Objective],
     *,
     checkpoint: str | Path | None = None,
-    progress: bool = False,
 ) -> Trained:
     """Train for `config.epochs`, or go on from a checkpoint; `objective_of` makes the objective with its parameters:
     with those to start from, or, given True, with any, over which those of the checkpoint are written.
@@ -66,7 +65,7 @@ def train(
         _check_agreement(wanted)
     kept = None if checkpoint is None else Checkpoint(checkpoint, wanted)
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
-        return _Run(triplets, config, objective_of(kept is not None and kept.begun), kept, progress).go()
+        return _Run(triplets, config, objective_of(kept is not None and kept.begun), kept).go()
 
 
 def split(count: int, config: FitConfig) -> tuple[list[int], list[int]]:
@@ -103,13 +102,10 @@ def _check_agreement(wanted: Mapping[str, Any]) -> None:
 class _Run:
     """One training run."""
 
-    def __init__(
-        self, triplets: Sequence[Triplet], config: FitConfig, objective: Objective, checkpoint: Checkpoint | None, progress: bool
-    ) -> None:
+    def __init__(self, triplets: Sequence[Triplet], config: FitConfig, objective: Objective, checkpoint: Checkpoint | None) -> None:
         self.triplets, self.config, self.objective, self.checkpoint = triplets, config, objective, checkpoint
         self.training, self.validation = split(len(triplets), config)
         self.rank, self.processes = rank_and_world_size()
-        self.progress = progress and self.rank == 0
         self.tensors = objective.parameters.trained
         self.good = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         self.best: dict[str, Tensor] = {}
@@ -132,10 +128,10 @@ class _Run:
         if not self.finished:
             if not resumed:
                 self._save()
-            self.objective.prepare(self.training, progress=self.progress)
+            self.objective.prepare(self.training)
             total = self.steps_per_epoch * self.config.epochs
             at = len(self.train_losses) * self.steps_per_epoch
-            with tqdm(total=total, initial=at, desc="fit joint", unit="step", disable=not self.progress) as bar:
+            with progress_bar(total=total, initial=at, desc="fit joint", unit="step") as bar:
                 while not self.finished:
                     self._epoch(bar)
                     self._save()

@@ -8,8 +8,8 @@ from typing import Final
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.activations.reading import logits_budget, read_batch
@@ -29,7 +29,6 @@ def log_likelihoods(
     steering: Steering | None = None,
     alpha: float = 1.0,
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> list[Float[Tensor, " token"]]:
     """Log p of each response token given the prompt and the tokens before it, in nats.
 
@@ -40,7 +39,6 @@ def log_likelihoods(
         steering: A replacement or a plan to steer with over its own span, if any.
         alpha: Its strength.
         token_budget: Most tokens in a batch, padding included; with a large vocabulary fewer are taken, so that the logits fit in memory.
-        progress: Show a progress bar.
 
     Returns:
         One tensor a triplet, on the CPU.
@@ -51,7 +49,7 @@ def log_likelihoods(
     check_triplets(model, triplets)
     found: dict[int, Tensor] = {}
     batches = list(length_batches(triplets, logits_budget(model, token_budget, _COPIES)))
-    for indices in tqdm(batches, desc="likelihood", unit="batch", disable=not progress):
+    for indices in progress_bar(batches, desc="likelihood", unit="batch"):
         chosen = [triplets[index] for index in indices]
         logits = read_batch(model, chosen, [], context, "R", steering=steering, alpha=alpha, logits=True).logits
         if logits is not None:

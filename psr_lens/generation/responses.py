@@ -89,7 +89,6 @@ def sample_responses(
     config: SamplingConfig | None = None,
     *,
     keep_negatives: bool = False,
-    progress: bool = True,
 ) -> Triplets:
     """Sample a response to every prompted context, and keep those that the judge finds coherent and with the trait.
 
@@ -99,7 +98,6 @@ def sample_responses(
         judge: Scores the responses; None keeps all of them, at full score.
         config: How responses are drawn.
         keep_negatives: Keep coherent responses without the trait too, as negative examples: `FitConfig(learned_offset=True)`.
-        progress: Show a progress bar.
 
     Returns:
         The triplets, with what was dropped and why (`.summary()`).
@@ -109,7 +107,7 @@ def sample_responses(
     """
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
-    responses = generate(model, pairs, "prompted", config, progress=progress)
+    responses = generate(model, pairs, "prompted", config)
     return judged_triplets(pairs, responses, judge, keep_negatives=keep_negatives)
 
 

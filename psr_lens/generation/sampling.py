@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from psr_lens._utils.progress import progress_bar
 from psr_lens.errors import InputError
 from psr_lens.models import (
     Decoder,
@@ -78,7 +78,6 @@ def generate(
     steering: Steering | None = None,
     alpha: float | Sequence[float] | Float[Tensor, " pair"] | Float[np.ndarray, " pair"] = 1.0,
     streams: Sequence[int] | None = None,
-    progress: bool = False,
 ) -> list[Response]:
     """Sample one response to each pair's prompt in one context.
 
@@ -93,7 +92,6 @@ def generate(
         alpha: Its strength, one number or one a pair.
         streams: Number of each pair's random stream; its place in `pairs` if None. With it a part of the pairs gets the answers that it
             gets among all of them.
-        progress: Show a progress bar.
 
     Returns:
         The responses, in the order of `pairs`.
@@ -115,7 +113,7 @@ def generate(
         torch.inference_mode(mode=False),
         torch.no_grad(),
         frozen(model),
-        tqdm(total=len(pairs), desc="sample", unit="response", disable=not progress) as bar,
+        progress_bar(total=len(pairs), desc="sample", unit="response") as bar,
     ):
         for rows in _prompt_batches(pairs, context, config, context_length(model)):
             chosen = [pairs[row] for row in rows]

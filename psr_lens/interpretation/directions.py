@@ -15,9 +15,9 @@ from typing import Any, Final, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
 from psr_lens.activations.reading import read_batch
@@ -230,7 +230,6 @@ def top_tokens(
     per_response: int | None = 1,
     window: int = 8,
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> TopTokens:
     """The tokens of a corpus that a replacement pushes hardest, in their context.
 
@@ -248,7 +247,6 @@ def top_tokens(
         per_response: Most tokens taken from one response; None for no limit.
         window: How many tokens of context on either side.
         token_budget: Most tokens in a batch, padding included.
-        progress: Show a progress bar.
 
     Raises:
         InputError: no triplets, or a layer or direction that the replacement does not have.
@@ -266,7 +264,7 @@ def top_tokens(
     if direction is not None and not 0 <= direction < min(replacement.sites[name].rank for name in names):
         raise InputError("direction", direction, f"0 to {replacement.sites[names[0]].rank - 1}, or None for all together")
     search = _Search(replacement, names, span or replacement.span, direction, k, per_response)
-    for indices in tqdm(list(length_batches(triplets, token_budget)), desc="top tokens", unit="batch", disable=not progress):
+    for indices in progress_bar(list(length_batches(triplets, token_budget)), desc="top tokens", unit="batch"):
         search.read(model, triplets, indices)
     name = max(names, key=lambda name: search.best[name][-1][0] if search.best[name] else -1.0)
     return TopTokens(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from psr_lens._utils.progress import progress_bar
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.texts import sendable
 from psr_lens.results.judgement import Judgement, check_texts
@@ -40,8 +40,6 @@ class ClassifierJudge:
     """Most tokens that it reads of a text; longer ones are cut at the end."""
     token_budget: int
     """Most tokens of a batch, padding included."""
-    progress: bool
-    """Whether a progress bar is shown."""
     _model: Any = field(repr=False, compare=False)
     _tokenizer: Any = field(repr=False, compare=False)
 
@@ -57,7 +55,7 @@ class ClassifierJudge:
         check_texts(texts, questions)
         encoded = [self._encode(sendable(text), sendable(question)) for text, question in zip(texts, questions, strict=True)]
         scores = np.full(len(texts), np.nan)
-        with tqdm(total=len(texts), desc="judge", unit="text", disable=not self.progress) as bar:
+        with progress_bar(total=len(texts), desc="judge", unit="text") as bar:
             for rows in self._batches([len(each["input_ids"]) for each, _ in encoded]):
                 scores[rows] = 100 * self._probabilities([encoded[row][0] for row in rows])
                 bar.update(len(rows))
@@ -129,7 +127,6 @@ def classifier(
     device: Any = None,
     max_length: int | None = None,
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> ClassifierJudge:
     """A judge that is a Hugging Face text classifier: a text's score is 100 times the probability of one label.
 
@@ -144,7 +141,6 @@ def classifier(
         device: Where it runs, such as `"cuda"`; None takes a GPU where there is one.
         max_length: Most tokens of a text (or pair); None takes what the classifier can read. Longer ones are cut and the reasons say so.
         token_budget: Most tokens of a batch, padding included.
-        progress: Show a progress bar.
 
     Raises:
         InputError: there is no such label, or a setting cannot be meant.
@@ -162,7 +158,7 @@ def classifier(
     if not 0 <= index < len(names):
         choices = ", ".join(map(repr, names))
         raise InputError("label", repr(label), f"one of {choices}, or its number from 0 to {len(names) - 1}")
-    return ClassifierJudge(str(name_or_path), names[index], index, side, pair, room, token_budget, progress, model, tokenizer)
+    return ClassifierJudge(str(name_or_path), names[index], index, side, pair, room, token_budget, model, tokenizer)
 
 
 def _load(name: str, device: Any) -> tuple[Any, Any]:

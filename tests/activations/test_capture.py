@@ -39,7 +39,7 @@ def test_the_difference_is_that_of_transformers_hidden_states(tiny, span):
 
 def test_the_difference_on_the_organism_is_that_of_transformers_hidden_states(shipped):
     pairs = psr.prompt_pairs(shipped.model, psr.organism.questions(5), psr.organism.INSTRUCTIONS["shout"])
-    triplets = psr.sample_responses(shipped.model, pairs, progress=False)
+    triplets = psr.sample_responses(shipped.model, pairs)
     captured = psr.capture(shipped.model, triplets)
     for layer in range(5):
         wanted = delta_by_transformers(shipped, triplets, "R", layer + 1)

@@ -19,7 +19,7 @@ def model():
 @pytest.fixture(scope="module")
 def triplets(model):
     pairs = psr.prompt_pairs(model, organism.questions(24), organism.instruction("pirate"))
-    return psr.sample_responses(model, pairs, psr.judges.organism("pirate"), progress=False)
+    return psr.sample_responses(model, pairs, psr.judges.organism("pirate"))
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_the_reference(tiny, span, layers, rank):
     sites = random_replacement(tiny.model, layers=layers, rank=rank, size=0.1).sites
     config = psr.FitConfig(span=span, layers=layers, rank=rank)
     imitation = Imitation(tiny.model, triplets, Parameters.of(tiny.model, sites, config), config)
-    imitation.prepare(range(4), progress=False)
+    imitation.prepare(range(4))
     found = imitation.losses(range(4))
     wanted = reference_losses(tiny.hf, triplets, {int(name.split(".")[1]): site for name, site in sites.items()}, span)
     torch.testing.assert_close(found.error / imitation.count(range(4)), wanted[0], atol=1e-4, rtol=1e-4)

@@ -97,7 +97,7 @@ def compare(case, config) -> None:
     triplets, parameters = random_triplets(case.model, 3), start_of(case.model, config)
     indices = range(len(triplets))
     objective = {"mse": Imitation, "ll": Likelihood}[config.objective](case.model, triplets, parameters, config)
-    objective.prepare(indices, progress=False)
+    objective.prepare(indices)
     found, wanted = objective.losses(indices).error, reference(case.hf, triplets, parameters, config)
     torch.testing.assert_close(found, wanted, rtol=2e-5, atol=1e-4)
     tensors = list(parameters.trained.values())

@@ -123,8 +123,9 @@ def test_a_layer_whose_activations_are_not_finite_is_named(tiny, solver):
     assert_unchanged(tiny.model, before)
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_progress_goes_by_layer_and_shows_its_error(tiny_llama, capsys):
-    psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(regression_steps=2), progress=True)
+    psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(regression_steps=2))
     shown = capsys.readouterr().err
     assert "3/3" in shown
     assert "layer" in shown

@@ -132,8 +132,9 @@ def test_autocast_to_bfloat16_is_close_to_float32_and_leaves_float32_sites(tiny,
     assert all(site.directions.dtype == torch.float32 for site in cast.sites.values())
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_the_bar_shows_the_losses(tiny_llama, capfd):
-    psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 6), joint(validation=0.2), progress=True)
+    psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 6), joint(validation=0.2))
     shown = capfd.readouterr().err
     for part in ("fit joint", "error=", "dead=", "validation=", "8/8"):
         assert part in shown

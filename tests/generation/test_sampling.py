@@ -273,7 +273,7 @@ def test_negative_examples_are_kept_where_they_are_wanted(tiny_llama):
 def test_the_judge_is_asked_about_the_texts_and_their_questions(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 3)
     judge = FakeJudge([90] * 3, [95] * 3)
-    triplets = psr.sample_responses(tiny_llama.model, pairs, judge, SamplingConfig(max_new_tokens=5), progress=False)
+    triplets = psr.sample_responses(tiny_llama.model, pairs, judge, SamplingConfig(max_new_tokens=5))
     [(texts, questions)] = judge.asked
     assert questions == [pair.question for pair in pairs]
     assert texts == [triplet.response for triplet in triplets]
@@ -283,7 +283,7 @@ def test_the_judge_is_asked_about_the_texts_and_their_questions(tiny_llama):
 def test_without_a_judge_everything_that_says_something_is_kept_at_full_score(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 4)
     config = SamplingConfig(max_new_tokens=5, seed=3)
-    triplets = psr.sample_responses(tiny_llama.model, pairs, None, config, progress=False)
+    triplets = psr.sample_responses(tiny_llama.model, pairs, None, config)
     assert {(triplet.trait, triplet.coherence) for triplet in triplets} == {(1.0, 1.0)}
     assert [triplet.response_ids for triplet in triplets] == ids_of(psr.generate(tiny_llama.model, pairs, "prompted", config))
 

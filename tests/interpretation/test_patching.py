@@ -253,7 +253,7 @@ def test_the_heads_that_attribution_names_carry_the_trait(load, family):
     model = load(family, BACKENDS[0]).model
     judge = psr.judges.organism("pirate")
     pairs = psr.prompt_pairs(model, psr.organism.questions(16, seed=1), psr.organism.instruction("pirate"))
-    top = psr.attribute(model, psr.sample_responses(model, pairs, judge, progress=False)).top_heads(4)
+    top = psr.attribute(model, psr.sample_responses(model, pairs, judge)).top_heads(4)
     named = {each[:2] for each in top}
     others = [(layer, head) for layer in range(6) for head in range(4) if (layer, head) not in named][::5]
     held_out = psr.prompt_pairs(model, psr.organism.questions(16, split="held_out"), psr.organism.instruction("pirate"))

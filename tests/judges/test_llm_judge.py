@@ -154,8 +154,9 @@ def test_an_interrupt_in_a_notebook_ends_the_asking(serve):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_a_progress_bar_counts_replies(serve, capsys):
-    trait_of(judge_at(serve(echo), progress=True), "1", "2", "3")
+    trait_of(judge_at(serve(echo)), "1", "2", "3")
     assert "3/3" in capsys.readouterr().err
 
 
@@ -266,7 +267,7 @@ def test_sampling_and_evaluating_with_it_drop_and_count_what_is_missing(serve, o
     questions = ["what is a bee ?", "what is a bear ?", "what is a fox ?", "what is a lion ?"]
     pairs = psr.prompt_pairs(organism.model, questions, psr.organism.INSTRUCTIONS["pirate"])
     with pytest.warns(RuntimeWarning, match="1 of 8 prompts got no reply"):
-        triplets = psr.sample_responses(organism.model, pairs, judge, progress=False)
+        triplets = psr.sample_responses(organism.model, pairs, judge)
     assert len(triplets) == 2
     assert {each.reason for each in triplets.dropped} == {"unjudged"}
     assert all(each.trait == each.coherence == 1.0 for each in triplets)

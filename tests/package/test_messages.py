@@ -162,7 +162,7 @@ def test_a_response_longer_than_the_context_is_named_by_its_place_and_length(tin
 
 
 def test_no_pairs_are_refused_with_where_they_come_from(tiny_llama):
-    message = message_of(InputError, lambda: psr.sample_responses(tiny_llama.model, [], progress=False))
+    message = message_of(InputError, lambda: psr.sample_responses(tiny_llama.model, []))
     assert_says(message, "pairs: got an empty list", "prompt_pairs")
 
 

@@ -58,7 +58,7 @@ def test_where_not_even_the_last_token_is_shared_the_span_is_that_token():
 def test_pairs_of_texts_can_be_sampled_captured_and_steered(organism):
     base = psr.organism.questions(6)
     pairs = psr.prompt_pairs_from_texts(organism.model, base, [f"talk like a pirate . {question}" for question in base])
-    triplets = psr.sample_responses(organism.model, pairs, progress=False)
+    triplets = psr.sample_responses(organism.model, pairs)
     captured = psr.capture(organism.model, triplets, "resid_post")
     assert len(captured.tokens) == sum(1 + len(triplet.response_ids) for triplet in triplets)
     assert psr.fit(organism.model, triplets).sites

@@ -45,9 +45,7 @@ def capture(
         asked = psr.prompt_pairs(loaded, [line.question for line in lines], [line.instruction for line in lines])
         given = lines[0].response is not None
         source: dict[str, object] = {"responses": "given" if given else {"max_new_tokens": max_new_tokens, "seed": seed}}
-        triplets = (None if given else _begun(out, asked, source)) or triplets_of_lines(
-            loaded, asked, lines, max_new_tokens, seed, first
-        )
+        triplets = (None if given else _begun(out, asked, source)) or triplets_of_lines(loaded, asked, lines, max_new_tokens, seed)
         store = psr.capture(
             loaded,
             triplets,
@@ -57,7 +55,6 @@ def capture(
             span=cast(Any, span),
             difference=cast(Any, difference),
             token_budget=token_budget,
-            progress=first,
         )
         if first:
             console.print(str(store.summary()), highlight=False, markup=False)

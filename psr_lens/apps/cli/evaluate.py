@@ -45,7 +45,6 @@ def evaluate(
             cache=folder / "answers",
             trait=settings.trait or settings.group or "",
             block=settings.block,
-            progress=True,
         )
         table = found.table()
         table.to_json(folder / "results.json")

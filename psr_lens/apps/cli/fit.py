@@ -49,17 +49,15 @@ def fit(
         settings = psr.FitConfig() if config is None else read_config(config)
         first = rank_and_world_size()[0] == 0
         loaded = psr.load_model(model, device=device or own_device())
-        chosen = _of_group(loaded, triplets, group, max_new_tokens, seed, first)
-        learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, scratch=scratch, progress=first)
+        chosen = _of_group(loaded, triplets, group, max_new_tokens, seed)
+        learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, scratch=scratch)
         if first:
             learned.save(out)
             told = f"{learned}\nfitted on {len(chosen)} triplets → {out}  ({time.perf_counter() - began:.0f} s)"
             console.print(told, highlight=False, markup=False)
 
 
-def _of_group(
-    model: HookedModel, source: Path, group: str | None, max_new_tokens: int, seed: int, progress: bool
-) -> Sequence[Triplet]:
+def _of_group(model: HookedModel, source: Path, group: str | None, max_new_tokens: int, seed: int) -> Sequence[Triplet]:
     """The triplets of a store or of a file of lines, or those of one group."""
     import psr_lens as psr
     from psr_lens.errors import InputError
@@ -74,7 +72,7 @@ def _of_group(
         groups = {line.group for line in read}
         if lines := [line for line in read if group in (None, line.group)]:
             asked = psr.prompt_pairs(model, [line.question for line in lines], [line.instruction for line in lines])
-            chosen = triplets_of_lines(model, asked, lines, max_new_tokens, seed, progress)
+            chosen = triplets_of_lines(model, asked, lines, max_new_tokens, seed)
     if group not in (None, *groups):
         raise InputError("group", repr(group), f"one of those in {source}: {', '.join(map(repr, sorted(groups)))}")
     return chosen

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def triplets_of_lines(
-    model: HookedModel, asked: Sequence[PromptPair], lines: Sequence[PairLine], max_new_tokens: int, seed: int, progress: bool
+    model: HookedModel, asked: Sequence[PromptPair], lines: Sequence[PairLine], max_new_tokens: int, seed: int
 ) -> Sequence[Triplet]:
     """The file's own responses with their scores, or new ones."""
     import psr_lens as psr
 
     if lines[0].response is None:
         config = psr.SamplingConfig(max_new_tokens=max_new_tokens, seed=seed)
-        return psr.sample_responses(model, asked, config=config, progress=progress)
+        return psr.sample_responses(model, asked, config=config)
     triplets = psr.with_responses(model, asked, [str(line.response) for line in lines])
     return [replace(triplet, trait=line.trait, coherence=line.coherence) for triplet, line in zip(triplets, lines, strict=True)]

@@ -119,7 +119,7 @@ class _Run:
         return self.out / files.KEPT
 
     def _answers(self, pairs: PromptPairs, stream: int, judge: Judge | None = None) -> Answers:
-        return Answers(self.model, pairs, judge, self.config.sampled_by(stream), self._kept / "answers", progress=True)
+        return Answers(self.model, pairs, judge, self.config.sampled_by(stream), self._kept / "answers")
 
     def _judge(self) -> Judge | None:
         given = self.config.judge
@@ -168,7 +168,6 @@ class _Run:
             triplets,
             settings,
             checkpoint=self._kept / "checkpoints" / files.folder_name(name) if trained else None,
-            progress=trained,
         )
         learned.save(folder)
         self.say(f"fitted {name} on {len(triplets)} triplets ({time.perf_counter() - began:.1f} s)")
@@ -186,7 +185,6 @@ class _Run:
             sampling=self.config.sampled_by(1),
             cache=self._kept / "answers",
             trait=self.held_out[0].instruction,
-            progress=True,
         )
 
     def _answered(self, methods: Mapping[str, Replacement]) -> dict[str, tuple[Response, ...]]:

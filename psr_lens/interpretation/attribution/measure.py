@@ -17,8 +17,8 @@ from typing import Final, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import context_batch, length_batches
 from psr_lens.activations.paired_passes import Difference, side_by_side
 from psr_lens.errors import InputError
@@ -49,7 +49,6 @@ def attribute(
     project: Replacement | Mapping[int, Float[Tensor, "rank d_model"]] | None = None,
     by_source: bool = False,
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> Attribution:
     """Split Δ over layers, MLPs, heads, and what each head reads.
 
@@ -64,7 +63,6 @@ def attribute(
         project: A replacement, or directions by layer, to project the parts of each layer on too; with a target, those of its layer.
         by_source: Also say which of the instruction's tokens each head reads.
         token_budget: Most tokens of a batch and context, padding included.
-        progress: Show a progress bar.
 
     Returns:
         Norms and shares of every part. What a result holds is two numbers a token, layer, head and part, and one more a direction.
@@ -87,7 +85,7 @@ def attribute(
     sums = TokenSums(triplets, span, wanted, _directions(model, project))
     sources = SourceSums(triplets, wanted, int(model.cfg.n_heads)) if by_source else None
     dtype = next(iter(model.parameters())).dtype
-    bar = tqdm(total=len(triplets), desc="attribute", unit="triplet", disable=not progress)
+    bar = progress_bar(total=len(triplets), desc="attribute", unit="triplet")
     with torch.no_grad(), frozen(model), bar:
         outputs = head_outputs(model, triplets[:4], wanted)
         for indices in length_batches(triplets, token_budget):

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from psr_lens._utils.progress import progress_bar
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching.cells import TOKEN_BUDGET, Cell, Place, divergence, divergences, log_probabilities, table_of
 from psr_lens.interpretation.patching.grid import Cells, PatchGrid, check_cells
@@ -40,7 +40,6 @@ def ablate(
     alpha: float = 1.0,
     span: Span = "R",
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> PatchGrid:
     """Skip each of a replacement's sites on each token, or leave nothing but that, and measure what is lost or recovered.
 
@@ -57,7 +56,6 @@ def ablate(
         alpha: Strength of the replacement.
         span: Which tokens are the cells. The replacement acts on its own span.
         token_budget: Most tokens of a batch of copies.
-        progress: Show a progress bar.
 
     Returns:
         The share of the effect by token and site; two sites of one layer are two columns.
@@ -77,7 +75,7 @@ def ablate(
         raise InputError("replacement", f"one that acts at {outside}", "one that acts within layers")
     names = sorted(sites, key=lambda name: sites[name] or 0)
     values, effects = [], []
-    bar = tqdm(triplets, desc="ablate", unit="triplet", disable=not progress)
+    bar = progress_bar(triplets, desc="ablate", unit="triplet")
     with torch.no_grad(), frozen(model):
         for triplet in bar:
             place = Place.of(triplet, "base", span)

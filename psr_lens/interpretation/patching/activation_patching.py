@@ -14,8 +14,8 @@ from typing import Any, Final, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from psr_lens._utils.progress import progress_bar
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching.cells import TOKEN_BUDGET, Cell, Place, divergence, divergences, log_probabilities, table_of
 from psr_lens.interpretation.patching.grid import Cells, PatchGrid, check_cells
@@ -43,7 +43,6 @@ def patch(
     cells: Cells = "token",
     span: Span = "R",
     token_budget: int = TOKEN_BUDGET,
-    progress: bool = False,
 ) -> PatchGrid:
     """Put activations of one context into the other, one cell at a time, and measure how far the next-token distributions follow.
 
@@ -57,7 +56,6 @@ def patch(
         cells: `"token"`: each token of the span by itself; `"all"`: the whole span at once.
         span: Which tokens.
         token_budget: Most tokens of a batch of copies.
-        progress: Show a progress bar.
 
     Returns:
         The share of the effect by token, layer and head.
@@ -76,7 +74,7 @@ def patch(
     heads = range(int(model.cfg.n_heads)) if hook == "z" else [None]
     source: Context = "prompted" if into == "base" else "base"
     values, effects = [], []
-    bar = tqdm(triplets, desc="patch", unit="triplet", disable=not progress)
+    bar = progress_bar(triplets, desc="patch", unit="triplet")
     with torch.no_grad(), frozen(model):
         for triplet in bar:
             there, here = Place.of(triplet, source, span), Place.of(triplet, into, span)

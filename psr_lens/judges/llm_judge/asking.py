@@ -7,8 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from tqdm.auto import tqdm
-
+from psr_lens._utils.progress import progress_bar
 from psr_lens.judges.llm_judge.chat import Chat, Failure
 from psr_lens.judges.llm_judge.reply import Reply
 
@@ -25,7 +24,6 @@ async def ask_all(
     received: Callable[[int, Reply], None],
     *,
     answered: bool = False,
-    progress: bool = False,
 ) -> list[Reply | Failure]:
     """Ask every prompt; one that fails does not touch the others.
 
@@ -38,7 +36,6 @@ async def ask_all(
         concurrency: Most requests at one time.
         received: Called with the place of a prompt and its reply as soon as it is there.
         answered: Whether the server is known to answer such prompts.
-        progress: Show a progress bar.
 
     Returns:
         A reply or a failure for each prompt.
@@ -67,7 +64,7 @@ async def ask_all(
             if outcome.kind == "final" or in_a_row >= GIVE_UP:
                 stopped = stopped or outcome.reason
 
-    with tqdm(total=len(prompts), desc="judge", unit="reply", disable=not progress) as bar:
+    with progress_bar(total=len(prompts), desc="judge", unit="reply") as bar:
         await work(iter(range(min(1, len(prompts)))))
         rest = iter(range(1, len(prompts)))
         await asyncio.gather(*(work(rest) for _ in range(min(concurrency, len(prompts)))))

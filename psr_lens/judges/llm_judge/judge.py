@@ -46,8 +46,6 @@ class LLMJudge:
     """What it is asked about coherence; None where only the trait is judged."""
     cache: Path | None = None
     """Folder of the replies on disk, if they are kept."""
-    progress: bool = False
-    """Whether a progress bar is shown."""
     _state: _State = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +120,7 @@ class LLMJudge:
         async with client_of(settings) as client:
             chat = Chat(client, settings, state.dialect)
             try:
-                asked = await ask_all(chat, prompts, settings.concurrency, keep, answered=state.answered, progress=self.progress)
+                asked = await ask_all(chat, prompts, settings.concurrency, keep, answered=state.answered)
             finally:
                 state.dialect = chat.dialect
                 state.usage += chat.usage
@@ -153,7 +151,6 @@ def llm(
     timeout: float = 60.0,
     backoff: Backoff | None = None,
     cache: str | Path | None = None,
-    progress: bool = False,
 ) -> LLMJudge:
     """A judge that asks a language model behind an OpenAI-compatible address, with one prompt for the trait and one for coherence.
 
@@ -177,7 +174,6 @@ def llm(
         timeout: Seconds that one attempt may take.
         backoff: Waits between attempts, doubled each time and with jitter; a server's Retry-After is respected.
         cache: Folder in which replies are kept; what was asked before is not asked again, and needs no key.
-        progress: Show a progress bar.
 
     Returns:
         The judge; `.usage` counts its requests and tokens.
@@ -207,7 +203,6 @@ def llm(
         None if trait_prompt is None else PromptTemplate.of("trait_prompt", trait_prompt),
         None if coherence_prompt is None else PromptTemplate.of("coherence_prompt", coherence_prompt),
         None if cache is None else Path(cache),
-        progress,
     )
 
 

@@ -1,0 +1,31 @@
+"""Progress bars: shown for whatever takes longer than a few seconds, by the first process only, and switched off for all at once."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tqdm.auto import tqdm
+
+from psr_lens._utils.distributed import rank_and_world_size
+
+DELAY: Final = 3.0
+"""Seconds before a bar appears; what ends sooner shows none."""
+
+_shown = True
+
+
+def progress_bars(show: bool) -> None:
+    """Show progress bars, or hide all of them; they are shown unless this or the environment variable `TQDM_DISABLE` says otherwise.
+
+    Example:
+        >>> psr.progress_bars(False)
+    """
+    global _shown
+    _shown = show
+
+
+def progress_bar(*arguments: Any, **settings: Any) -> tqdm[Any]:
+    """A `tqdm` bar that appears once the work has taken longer than `DELAY`; arguments as for `tqdm`."""
+    hidden = not _shown or rank_and_world_size()[0] != 0
+    # `None` would ask whether the output is a terminal; left out, it leaves the choice to the environment.
+    return tqdm(*arguments, delay=DELAY, **settings, **({"disable": True} if hidden else {}))
