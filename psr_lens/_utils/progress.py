@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 from tqdm.auto import tqdm
-
-from psr_lens._utils.distributed import rank_and_world_size
 
 DELAY: Final = 3.0
 """Seconds before a bar appears; what ends sooner shows none."""
@@ -26,6 +25,6 @@ def progress_bars(show: bool) -> None:
 
 def progress_bar(*arguments: Any, **settings: Any) -> tqdm[Any]:
     """A `tqdm` bar that appears once the work has taken longer than `DELAY`; arguments as for `tqdm`."""
-    hidden = not _shown or rank_and_world_size()[0] != 0
+    hidden = not _shown or os.environ.get("RANK", "0") != "0"  # as launchers of several processes number them
     # `None` would ask whether the output is a terminal; left out, it leaves the choice to the environment.
     return tqdm(*arguments, delay=DELAY, **settings, **({"disable": True} if hidden else {}))
