@@ -72,9 +72,9 @@ def rows_of(name: str, trait: str, target: int | None) -> list[Row]:
 
     def score(heads: Any) -> Scores:
         with knock_out(model, heads, pairs):
-            return scores_at(model, pairs, judge, context="prompted")
+            return scores_at(model, pairs, None, judge, context="prompted")
 
-    prompt, rng = scores_at(model, pairs, judge, context="prompted").trait, random.Random(0)
+    prompt, rng = scores_at(model, pairs, None, judge, context="prompted").trait, random.Random(0)
     every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     rows = []
     for count in COUNTS:

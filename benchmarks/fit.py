@@ -122,7 +122,7 @@ class Task:
         instruction = organism.instruction(trait)
         known = psr.prompt_pairs(model, organism.questions(fit_questions + 40, kind="description", seed=seed), instruction)
         config = psr.SamplingConfig(seed=seed)
-        triplets = psr.sample_responses(answering, known[:fit_questions], psr.judges.organism(trait), config)
+        triplets = psr.sample_responses(answering, known[:fit_questions], psr.judges.organism(trait), sampling=config)
         held = {
             "description": organism.questions(held_out, split="held_out", kind="description", seed=seed),
             "procedure": organism.questions(held_out, split="held_out", kind="procedure", seed=seed),
@@ -150,9 +150,11 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
     judge = psr.judges.organism(task.trait)
     about = {"model": str(task.model.cfg.model_name), "target": task.trait}
     rows: list[dict[str, Any]] = []
-    prompted = {name: psr.generate(task.answering, pairs, "prompted", task.sampling) for name, pairs in task.asked.items()}
+    prompted = {
+        name: psr.generate(task.answering, pairs, context="prompted", sampling=task.sampling) for name, pairs in task.asked.items()
+    }
     for situation, pairs in task.asked.items():
-        none = psr.scores_at(task.answering, pairs, judge, config=task.sampling)
+        none = psr.scores_at(task.answering, pairs, None, judge, sampling=task.sampling)
         for found in (none, score("prompt", pairs, prompted[situation], judge)):
             rows.append(about | {"situation": situation, "at": "", **asdict(found)})
     fitted: dict[str, psr.Replacement] = {}
@@ -175,9 +177,11 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
 def _scores(task: Task, name: str, replacement: psr.Replacement, judge: Any) -> list[dict[str, Any]]:
     def ask(alpha: float, situation: str) -> Scores:
         pairs = task.asked[situation]
-        return psr.scores_at(task.answering, pairs, judge, replacement, alpha=alpha, method=name, config=task.sampling)
+        return psr.scores_at(task.answering, pairs, replacement, judge, alpha=alpha, method=name, sampling=task.sampling)
 
-    best = psr.best_alpha(task.answering, task.validation, judge, replacement, METHODS[name].alphas, config=task.sampling).alpha
+    best = psr.best_alpha(
+        task.answering, task.validation, replacement, judge, alphas=METHODS[name].alphas, sampling=task.sampling
+    ).alpha
     rows = []
     for situation in SITUATIONS:
         at_one = ask(1.0, situation)

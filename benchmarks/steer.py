@@ -70,7 +70,7 @@ def cost_of_steering(model: HookedModel, batch: int, new: int, repeats: int, *, 
     def run(context: Any = "base", rank: int | None = None) -> Callable[[], object]:
         steering = a_psr(model, rank) if rank else None
         if own:
-            return lambda: psr.generate(model, pairs, context, config, steering=steering)
+            return lambda: psr.generate(model, pairs, steering, context=context, sampling=config)
         prompts = torch.tensor([pair.ids(context) for pair in pairs], device=device_of(model))
         given = {"max_new_tokens": new, "do_sample": False, "stop_at_eos": False, "return_type": "tokens", "verbose": False}
 

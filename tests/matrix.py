@@ -114,7 +114,7 @@ def steered_logits_are_those_of_the_equations(case: Case) -> None:
 @check("generate")
 def generation_is_that_of_the_equations_with_and_without_a_cache(case: Case) -> None:
     replacement, pairs = random_replacement(case.model, size=0.2), pairs_of(case.model, 3)
-    answers = psr.generate(case.model, pairs, "base", psr.SamplingConfig(temperature=0, max_new_tokens=8), steering=replacement)
+    answers = psr.generate(case.model, pairs, replacement, sampling=psr.SamplingConfig(temperature=0, max_new_tokens=8))
     for pair, answer in zip(pairs, answers, strict=True):
         edits = oracles.layer_edits(replacement.sites, 1.0, len(pair.base_ids) - 1)
         wanted = oracles.greedy(case.hf, pair.base_ids, 8, edits)

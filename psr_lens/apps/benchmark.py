@@ -249,7 +249,7 @@ class _Trait:
         known = organism.questions(count, kind="description", seed=config.seed)
         pairs = prompt_pairs(model, known, organism.instruction(trait))
         to_fit, other = pairs[: config.fit_questions], pairs[config.fit_questions :]
-        triplets = sample_responses(answering, to_fit, organism_judge(trait), SamplingConfig(seed=config.seed))
+        triplets = sample_responses(answering, to_fit, organism_judge(trait), sampling=SamplingConfig(seed=config.seed))
         sampling = SamplingConfig(seed=config.seed + 1, max_new_tokens=config.max_new_tokens)
         return cls(model, answering, trait, config, folder, triplets, other, sampling)
 
@@ -261,8 +261,8 @@ class _Trait:
         say("searching strengths")
         found = evaluate(
             self.answering,
-            methods,
             self.calibration,
+            methods,
             organism_judge(self.trait),
             calibration=self.config.calibration,
             with_prompt=[WITH_PROMPT] if WITH_PROMPT in methods else False,

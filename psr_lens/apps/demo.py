@@ -122,27 +122,34 @@ def run_trait(
     known = organism.questions(config.fit_questions + config.validation_questions, seed=config.seed)
     pairs = prompt_pairs(model, known, instruction)
     pairs, validation = pairs[: config.fit_questions], pairs[config.fit_questions :]
-    triplets = sample_responses(answering, pairs, judge, SamplingConfig(seed=config.seed))
+    triplets = sample_responses(answering, pairs, judge, sampling=SamplingConfig(seed=config.seed))
     say(f"fitting A-PSR on {len(triplets)} triplets")
     all_layers = fit(model, triplets, FitConfig(solver="sequential", seed=config.seed))
     say("fitting S-PSR and choosing its layer")
-    single = best_layer(model, triplets, validation, judge, config.single_layer_fit(), config.single_layers)
+    single = best_layer(model, triplets, config.single_layer_fit(), judge, pairs=validation, layers=config.single_layers)
     constant = fit(model, triplets, FitConfig(layers=single.settings["layers"], solver="dim", seed=config.seed))
     replacements = {"A-PSR": all_layers, "S-PSR": single, "S-Const DiM": constant}
 
     held_out = prompt_pairs(model, organism.questions(config.held_out_questions, split="held_out", seed=config.seed), instruction)
     sampling = SamplingConfig(seed=config.seed + 1)
     say(f"answering {len(held_out)} held-out questions")
-    prompted = generate(answering, held_out, "prompted", sampling)
-    scores = [scores_at(answering, held_out, judge, config=sampling), score("prompt", held_out, prompted, judge)]
+    prompted = generate(answering, held_out, context="prompted", sampling=sampling)
+    scores = [scores_at(answering, held_out, None, judge, sampling=sampling), score("prompt", held_out, prompted, judge)]
     for name, replacement in replacements.items():
         say(f"answering with {name}")
         if "Const" in name:
             found = best_alpha(
-                answering, held_out, judge, replacement, CONSTANT_ALPHAS, min_coherence=MIN_COHERENCE, method=name, config=sampling
+                answering,
+                held_out,
+                replacement,
+                judge,
+                alphas=CONSTANT_ALPHAS,
+                min_coherence=MIN_COHERENCE,
+                method=name,
+                sampling=sampling,
             )
         else:
-            found = scores_at(answering, held_out, judge, replacement, method=name, config=sampling)
+            found = scores_at(answering, held_out, replacement, judge, method=name, sampling=sampling)
         scores.append(found)
     say("comparing token by token")
     responses = judged_triplets(held_out, prompted, judge)
@@ -183,7 +190,7 @@ def look_into(
     lead = replacements["A-PSR"]
     return [
         evaluate(
-            answering, replacements, pairs[:CURVE_QUESTIONS], judge, alphas=CURVE_ALPHAS, calibration=no_targets, sampling=sampling
+            answering, pairs[:CURVE_QUESTIONS], replacements, judge, alphas=CURVE_ALPHAS, calibration=no_targets, sampling=sampling
         ),
         faithfulness(model, responses, replacements, paraphrases=paraphrase),
         capture(model, responses, _KINDS, to=Statistics(rank=8)),

@@ -161,9 +161,9 @@ class Answers:
             answers = generate(
                 self._model,
                 chosen * len(group),
-                context,
-                self.config,
-                steering=group[0].steering,
+                group[0].steering,
+                context=context,
+                sampling=self.config,
                 alpha=group[0].alpha if len(group) == 1 else [each.alpha for each in group for _ in chosen],
                 streams=[*places] * len(group),
             )

@@ -32,11 +32,11 @@ def answer_all(
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     answers = {
-        NONE: generate(model, pairs, "base", config),
-        PROMPT: generate(model, pairs, "prompted", config),
+        NONE: generate(model, pairs, sampling=config),
+        PROMPT: generate(model, pairs, context="prompted", sampling=config),
     }
     for name, plan in plans.items():
-        answers[name] = generate(model, pairs, "base", config, steering=plan, alpha=alphas[name])
+        answers[name] = generate(model, pairs, plan, sampling=config, alpha=alphas[name])
     return answers
 
 

@@ -101,7 +101,7 @@ class Comparison:
 def compare(
     model: HookedModel,
     triplets: Sequence[Triplet],
-    replacements: Mapping[str, Replacement | SteeringPlan],
+    methods: Mapping[str, Replacement | SteeringPlan],
     *,
     paraphrase: str | None = None,
     layers: str | int | Sequence[int] = "all",
@@ -116,7 +116,7 @@ def compare(
     Args:
         model: The model.
         triplets: Responses to compare on, best ones that nothing was fitted on.
-        replacements: Names and replacements, or plans of several.
+        methods: Names and replacements, or plans of several.
         paraphrase: The instruction in other words, for the yardstick.
         layers: Layers after which the residual stream is compared.
         span: Which tokens.
@@ -133,7 +133,7 @@ def compare(
         ArtifactError: a replacement was made for another model.
     """
     check_triplets(model, triplets)
-    plans = checked_plans(model, replacements, (PROMPT, PARAPHRASE))
+    plans = checked_plans(model, methods, (PROMPT, PARAPHRASE))
     wanted = check_layers(model, layers)
     names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
     tokens = token_table(model, triplets, span)

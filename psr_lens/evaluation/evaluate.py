@@ -73,8 +73,8 @@ def _in_range(name: str, value: Any, low: float, high: float) -> None:
 
 def evaluate(
     model: HookedModel,
-    methods: Steering | Mapping[str, Steering],
     pairs: Sequence[PromptPair],
+    methods: Steering | Mapping[str, Steering],
     judge: Judge,
     *,
     alphas: Sequence[float] = (1.0,),
@@ -96,8 +96,8 @@ def evaluate(
 
     Args:
         model: The model.
-        methods: What to steer with, one replacement or plan, or several by name. One alone goes by its own `method`.
         pairs: Questions that nothing was fitted on.
+        methods: What to steer with, one replacement or plan, or several by name. One alone goes by its own `method`.
         judge: Scores the answers. One that gives a single side (trait or coherence) is enough for that side's curve.
         alphas: Strengths that are measured in any case, 0 or more.
         calibration: Target coherences and the search for them; `Calibration(targets=(), at_prompt=False)` for the curves alone.

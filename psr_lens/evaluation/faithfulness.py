@@ -138,7 +138,7 @@ class Faithfulness:
 def faithfulness(
     model: HookedModel,
     triplets: Sequence[Triplet],
-    replacements: Mapping[str, Replacement | SteeringPlan],
+    methods: Mapping[str, Replacement | SteeringPlan],
     *,
     paraphrases: str | Sequence[str] = (),
     blocks: Mapping[str, Sequence[Triplet]] | None = None,
@@ -154,7 +154,7 @@ def faithfulness(
     Args:
         model: The model; left as it was.
         triplets: Responses to compare on, best ones that nothing was fitted on.
-        replacements: Names and replacements, or plans of several.
+        methods: Names and replacements, or plans of several.
         paraphrases: The instruction in other words, once or several times: the yardstick, and a prompt that nothing was fitted on. What is
             measured against several is pooled.
         blocks: More triplets by name, such as other kinds of questions than the replacements were fitted on.
@@ -172,7 +172,7 @@ def faithfulness(
         InputError: no triplets, no replacements, a reserved name, a paraphrase that is the instruction, a layer out of range.
         ArtifactError: a replacement was made for another model.
     """
-    plans = checked_plans(model, replacements, (NONE, PROMPT, PARAPHRASE))
+    plans = checked_plans(model, methods, (NONE, PROMPT, PARAPHRASE))
     alphas = strengths(alpha, list(plans))
     texts = (paraphrases,) if isinstance(paraphrases, str) else tuple(paraphrases)
     wanted = check_layers(model, layers)

@@ -23,32 +23,32 @@ NONE: Final = "none"
 
 
 def checked_plans(
-    model: HookedModel, replacements: Mapping[str, Replacement | SteeringPlan], taken: Sequence[str]
+    model: HookedModel, methods: Mapping[str, Replacement | SteeringPlan], taken: Sequence[str]
 ) -> dict[str, SteeringPlan]:
     """Replacements as plans, by name.
 
     Args:
         model: The model that they are to steer.
-        replacements: Names and replacements, or plans of several.
+        methods: Names and methods, or plans of several.
         taken: Names that stand for something else.
 
     Raises:
-        InputError: no replacements, a name that is taken, or one that acts outside of all layers.
+        InputError: no methods, a name that is taken, or one that acts outside of all layers.
         ArtifactError: a replacement was made for another model.
     """
-    if not isinstance(replacements, Mapping) or not replacements:
-        got = "none" if not replacements else f"a {type(replacements).__name__}"
-        raise InputError("replacements", got, "at least one name and replacement", "Give a mapping, {'A-PSR': replacement}.")
+    if not isinstance(methods, Mapping) or not methods:
+        got = "none" if not methods else f"a {type(methods).__name__}"
+        raise InputError("methods", got, "at least one name and replacement", "Give a mapping, {'A-PSR': replacement}.")
     plans = {}
-    for name, replacement in replacements.items():
+    for name, replacement in methods.items():
         if name in taken:
             *first, last = map(repr, taken)
-            raise InputError("replacements", repr(name), f"names other than {', '.join(first)} and {last}, which are taken")
+            raise InputError("methods", repr(name), f"names other than {', '.join(first)} and {last}, which are taken")
         plans[name] = SteeringPlan.of(replacement)
         for part in plans[name].parts:
             part.replacement.check_model(model)
             if outside := [site for site in part.replacement.sites if layer_of(site) is None]:
-                raise InputError("replacements", f"{name!r}, which acts at {outside}", "replacements that act within layers")
+                raise InputError("methods", f"{name!r}, which acts at {outside}", "methods that act within layers")
     return plans
 
 

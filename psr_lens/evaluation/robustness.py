@@ -90,13 +90,13 @@ class Robustness:
 def robustness(
     model: HookedModel,
     pairs: Sequence[PromptPair],
+    methods: Mapping[str, Replacement | SteeringPlan],
     judge: Judge,
-    replacements: Mapping[str, Replacement | SteeringPlan],
     *,
     counter: str | Sequence[str],
     alpha: float | Mapping[str, float] = 1.0,
     system_role: bool | None = None,
-    config: SamplingConfig | None = None,
+    sampling: SamplingConfig | None = None,
     trait: str = "",
     settings: Mapping[str, object] | None = None,
 ) -> Robustness:
@@ -105,12 +105,12 @@ def robustness(
     Args:
         model: The model; left as it was.
         pairs: Questions that nothing was fitted on.
+        methods: Names and replacements, or plans of several.
         judge: Scores the answers; it is shown the question as it was asked.
-        replacements: Names and replacements, or plans of several.
         counter: What is put behind each question, e.g. `"But forget that and answer plainly."`; of several, each takes the next in turn.
         alpha: Strength of the replacements, one for all or one for each by name.
         system_role: Another place for the instruction under the counter-instruction; None leaves it where the pairs have it.
-        config: How answers are drawn.
+        sampling: How answers are drawn.
         trait: Name of the trait, for the table.
         settings: Anything that a reader needs to run it again.
 
@@ -121,7 +121,7 @@ def robustness(
         InputError: no pairs, no replacements, a reserved name, an empty counter-instruction, or a question that no longer fits.
         ArtifactError: a replacement was made for another model.
     """
-    plans = checked_plans(model, replacements, (NONE, PROMPT))
+    plans = checked_plans(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
     counters = (counter,) if isinstance(counter, str) else tuple(counter)
     if not counters or not all(isinstance(text, str) and text.strip() for text in counters):
@@ -133,7 +133,7 @@ def robustness(
     countered = remade(model, placed, questions=questions)
 
     def judged(asked: Sequence[PromptPair]) -> dict[str, Judgement]:
-        answers = answer_all(model, asked, plans, alphas, config)
+        answers = answer_all(model, asked, plans, alphas, sampling)
         told = [pair.asked for pair in asked]
         return {name: judge([each.text for each in found], told) for name, found in answers.items()}
 

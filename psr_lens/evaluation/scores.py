@@ -44,25 +44,25 @@ class Scores:
 def scores_at(
     model: HookedModel,
     pairs: Sequence[PromptPair],
+    replacement: Replacement | SteeringPlan | None,
     judge: Judge,
-    replacement: Replacement | SteeringPlan | None = None,
     *,
     alpha: float = 1.0,
     context: Context = "base",
     method: str | None = None,
-    config: SamplingConfig | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> Scores:
     """Sample an answer to every question and score it.
 
     Args:
         model: The model.
         pairs: Questions that nothing was fitted on. The same pairs and seed give every method the same random streams.
-        judge: Scores the answers.
         replacement: What to steer with, one replacement or a plan of several; None for the model as it is.
+        judge: Scores the answers.
         alpha: Strength of the replacement.
         context: `"base"` for the prompt without the instruction, `"prompted"` for the one with it, steered too if there is a replacement.
         method: Name for the table; by default `none`, `prompt`, the replacement's own (`A-PSR`), or both (`A-PSR + prompt`).
-        config: How answers are drawn.
+        sampling: How answers are drawn.
 
     Returns:
         Mean scores with 95 % bootstrap intervals over questions.
@@ -72,7 +72,7 @@ def scores_at(
     """
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
-    responses = generate(model, pairs, context, config, steering=replacement, alpha=alpha)
+    responses = generate(model, pairs, replacement, context=context, sampling=sampling, alpha=alpha)
     parts = ([replacement.method] if replacement else []) + (["prompt"] if context == "prompted" else [])
     name = method or " + ".join(parts) or "none"
     return score(name, pairs, responses, judge, alpha=alpha if replacement else None)
@@ -103,13 +103,13 @@ def summed(method: str, verdict: Judgement, alpha: float | None) -> Scores:
 def best_alpha(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    judge: Judge,
     replacement: Replacement | SteeringPlan,
-    alphas: Sequence[float],
+    judge: Judge,
     *,
+    alphas: Sequence[float],
     min_coherence: float = 95.0,
     method: str | None = None,
-    config: SamplingConfig | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> Scores:
     """The scores at the strength with the highest trait whose coherence is still at least `min_coherence`.
 
@@ -120,7 +120,7 @@ def best_alpha(
     """
     if not alphas:
         raise InputError("alphas", "an empty list", "at least one strength")
-    curve = [scores_at(model, pairs, judge, replacement, alpha=alpha, method=method, config=config) for alpha in alphas]
+    curve = [scores_at(model, pairs, replacement, judge, alpha=alpha, method=method, sampling=sampling) for alpha in alphas]
     coherent = [scores for scores in curve if scores.coherence >= min_coherence]
     if not coherent:
         return max(curve, key=lambda scores: _below_all_if_missing(scores.coherence))
@@ -130,11 +130,11 @@ def best_alpha(
 def best_layer(
     model: HookedModel,
     triplets: Sequence[Triplet],
-    pairs: Sequence[PromptPair],
-    judge: Judge,
     config: FitConfig,
-    layers: Sequence[int],
+    judge: Judge,
     *,
+    pairs: Sequence[PromptPair],
+    layers: Sequence[int],
     sampling: SamplingConfig | None = None,
 ) -> Replacement:
     """Fit a single-layer replacement at each of some layers, and keep the one that scores best on validation questions.
@@ -142,9 +142,9 @@ def best_layer(
     Args:
         model: The model.
         triplets: What to fit on.
-        pairs: Validation questions, neither fitted on nor used for the final scores.
-        judge: Scores the answers.
         config: How to fit; its `layers` is replaced by each candidate.
+        judge: Scores the answers.
+        pairs: Validation questions, neither fitted on nor used for the final scores.
         layers: Candidates.
         sampling: How answers are drawn.
 
@@ -159,7 +159,7 @@ def best_layer(
     best: tuple[float, Replacement] | None = None
     for layer in layers:
         candidate = fit(model, triplets, replace(config, layers=layer))
-        scores = scores_at(model, pairs, judge, candidate, config=sampling)
+        scores = scores_at(model, pairs, candidate, judge, sampling=sampling)
         merit = _below_all_if_missing(scores.trait + scores.coherence)
         if best is None or merit > best[0]:
             best = (merit, candidate)

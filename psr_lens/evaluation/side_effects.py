@@ -110,15 +110,15 @@ class Collateral:
 
 def collateral(
     model: HookedModel,
-    replacements: Mapping[str, Replacement | SteeringPlan],
     pairs: Sequence[PromptPair],
+    methods: Mapping[str, Replacement | SteeringPlan],
     judge: Judge | None = None,
     *,
     unwanted: Mapping[str, Judge] | None = None,
     checks: Mapping[str, Check] | None = None,
     texts: Sequence[str | Triplet] | None = None,
     alpha: float | Mapping[str, float] = 1.0,
-    config: SamplingConfig | None = None,
+    sampling: SamplingConfig | None = None,
     trait: str = "",
     block: str = "",
     settings: Mapping[str, object] | None = None,
@@ -128,15 +128,15 @@ def collateral(
 
     Args:
         model: The model; left as it was.
-        replacements: Names and replacements, or plans of several.
         pairs: Questions that nothing was fitted on. `standing_pairs` makes them with an instruction that stands in both prompts.
+        methods: Names and replacements, or plans of several.
         judge: Scores the trait and the coherence of the answers.
         unwanted: Judges of traits that nobody asked for, by name; of each the trait score counts, 0 being no harm.
         checks: What answers should get right, by name, e.g. `{"facts": organism.facts_right}`.
         texts: Neutral texts for the perplexity: triplets, read after their own prompts; or strings, read without a question, after the
             instruction on a line of its own under `prompt`. If None, the model's own unsteered answers to `pairs`.
         alpha: Strength of the replacements, one for all or one for each by name.
-        config: How answers are drawn.
+        sampling: How answers are drawn.
         trait: Name of the trait, for the table.
         block: Kind of questions, for the table.
         settings: Anything that a reader needs to run it again.
@@ -149,13 +149,13 @@ def collateral(
         InputError: no pairs, no replacements, a reserved name, a text of less than two tokens.
         ArtifactError: a replacement was made for another model.
     """
-    plans = checked_plans(model, replacements, (NONE, PROMPT))
+    plans = checked_plans(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
     if texts is not None and (isinstance(texts, str) or not texts):
         raise InputError(
             "texts", repr(texts), "a list of texts or triplets, not empty", "Leave it out for the model's own answers."
         )
-    answers = answer_all(model, pairs, plans, alphas, config)
+    answers = answer_all(model, pairs, plans, alphas, sampling)
     neutral = _own_answers(pairs, answers[NONE]) if texts is None else _neutral(model, texts, pairs[0].instruction)
     written = {name: [each.text for each in found] for name, found in answers.items()}
     contexts: dict[str, Context] = {PROMPT: "prompted"}
@@ -164,8 +164,8 @@ def collateral(
             log_likelihoods(
                 model,
                 neutral,
-                contexts.get(name, "base"),
-                steering=plans.get(name),
+                plans.get(name),
+                context=contexts.get(name, "base"),
                 alpha=alphas.get(name, 1.0),
                 token_budget=token_budget,
             )

@@ -24,9 +24,9 @@ _COPIES: Final = 3
 def log_likelihoods(
     model: HookedModel,
     triplets: Sequence[Triplet],
-    context: Context = "base",
+    replacement: Steering | None = None,
     *,
-    steering: Steering | None = None,
+    context: Context = "base",
     alpha: float = 1.0,
     token_budget: int = TOKEN_BUDGET,
 ) -> list[Float[Tensor, " token"]]:
@@ -35,9 +35,9 @@ def log_likelihoods(
     Args:
         model: The model.
         triplets: Prompt pairs with responses.
+        replacement: What steers, over its own span; None for the model as it is.
         context: Which prompt the responses are read after.
-        steering: A replacement or a plan to steer with over its own span, if any.
-        alpha: Its strength.
+        alpha: Strength of the replacement.
         token_budget: Most tokens in a batch, padding included; with a large vocabulary fewer are taken, so that the logits fit in memory.
 
     Returns:
@@ -51,7 +51,7 @@ def log_likelihoods(
     batches = list(length_batches(triplets, logits_budget(model, token_budget, _COPIES)))
     for indices in progress_bar(batches, desc="likelihood", unit="batch"):
         chosen = [triplets[index] for index in indices]
-        logits = read_batch(model, chosen, [], context, "R", steering=steering, alpha=alpha, logits=True).logits
+        logits = read_batch(model, chosen, [], context, "R", steering=replacement, alpha=alpha, logits=True).logits
         if logits is not None:
             ids = torch.tensor([token for each in chosen for token in each.response_ids], device=logits.device)
             surprise = torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")

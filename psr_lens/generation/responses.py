@@ -86,8 +86,8 @@ def sample_responses(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     judge: Judge | None = None,
-    config: SamplingConfig | None = None,
     *,
+    sampling: SamplingConfig | None = None,
     keep_negatives: bool = False,
 ) -> Triplets:
     """Sample a response to every prompted context, and keep those that the judge finds coherent and with the trait.
@@ -96,7 +96,7 @@ def sample_responses(
         model: The model.
         pairs: Prompt pairs from `prompt_pairs`.
         judge: Scores the responses; None keeps all of them, at full score.
-        config: How responses are drawn.
+        sampling: How responses are drawn.
         keep_negatives: Keep coherent responses without the trait too, as negative examples: `FitConfig(learned_offset=True)`.
 
     Returns:
@@ -107,7 +107,7 @@ def sample_responses(
     """
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
-    responses = generate(model, pairs, "prompted", config)
+    responses = generate(model, pairs, context="prompted", sampling=sampling)
     return judged_triplets(pairs, responses, judge, keep_negatives=keep_negatives)
 
 

@@ -72,11 +72,11 @@ class Response:
 def generate(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    context: Context = "base",
-    config: SamplingConfig | None = None,
+    replacement: Steering | None = None,
     *,
-    steering: Steering | None = None,
+    context: Context = "base",
     alpha: float | Sequence[float] | Float[Tensor, " pair"] | Float[np.ndarray, " pair"] = 1.0,
+    sampling: SamplingConfig | None = None,
     streams: Sequence[int] | None = None,
 ) -> list[Response]:
     """Sample one response to each pair's prompt in one context.
@@ -86,10 +86,10 @@ def generate(
     Args:
         model: The model; its hooks, training mode and gradients are left as they were.
         pairs: The prompts.
+        replacement: What steers, one replacement or a plan, over its own span and every generated token; None for the model as it is.
         context: `"base"` for the prompt without the instruction, `"prompted"` for the one with it.
-        config: How responses are drawn; the default if None.
-        steering: A replacement or a plan to steer with, over its own span and every generated token.
-        alpha: Its strength, one number or one a pair.
+        alpha: Strength of the replacement, one number or one a pair.
+        sampling: How responses are drawn; the default if None.
         streams: Number of each pair's random stream; its place in `pairs` if None. With it a part of the pairs gets the answers that it
             gets among all of them.
 
@@ -99,7 +99,7 @@ def generate(
     Raises:
         InputError: a prompt fills the model's context, or there are not as many streams or strengths as pairs.
     """
-    config = config or SamplingConfig()
+    config = sampling or SamplingConfig()
     streams = range(len(pairs)) if streams is None else streams
     strengths = None if np.ndim(alpha) == 0 else torch.as_tensor(alpha, dtype=torch.float64)
     for name, values in (("streams", streams), ("alpha", strengths)):
@@ -119,9 +119,9 @@ def generate(
             chosen = [pairs[row] for row in rows]
             tokens, mask = _left_padded([pair.ids(context) for pair in chosen])
             hooks = SteeringHooks()
-            if steering is not None:
+            if replacement is not None:
                 starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
-                hooks = steering.hooks(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
+                hooks = replacement.hooks(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
             with hooked(model, hooks):
                 found = _decode(model, tokens, mask, draws, stops, config.temperature, hooks, keep)

@@ -90,7 +90,7 @@ def _mean_surprise(model: HookedModel, triplets: Sequence[Triplet], given: Given
     from psr_lens.generation.likelihood import log_likelihoods
 
     contexts: tuple[Any, ...] = ("base", "prompted") if given == "either" else (given,)
-    found = np.array([[-float(each.mean()) for each in log_likelihoods(model, triplets, context)] for context in contexts])
+    found = np.array([[-float(each.mean()) for each in log_likelihoods(model, triplets, context=context)] for context in contexts])
     least: Float[np.ndarray, " triplet"] = found.min(axis=0)
     return least
 
@@ -149,7 +149,9 @@ def perplexity(
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     by_question = _by_question(pairs, given)
     if references is None:
-        references = [each.text for each in generate(model, pairs, "prompted" if given == "prompted" else "base", config)]
+        references = [
+            each.text for each in generate(model, pairs, context="prompted" if given == "prompted" else "base", sampling=config)
+        ]
     if isinstance(references, str) or len(references) != len(pairs):
         got = "one string" if isinstance(references, str) else f"{len(references)} of them"
         raise InputError("references", got, f"one for each of {len(pairs)} pairs")

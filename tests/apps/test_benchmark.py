@@ -58,11 +58,11 @@ def test_a_number_is_the_trait_of_answers_at_the_strength_that_calibration_found
     steering = next(each for each in fitted if len(each.sites) == 6)
     sampling = psr.SamplingConfig(seed=1, max_new_tokens=16)
     pairs = psr.prompt_pairs(model, known[8:], psr.organism.instruction("shout"))
-    found = psr.evaluate(model, steering, pairs, judge, calibration=CONFIG.calibration, sampling=sampling)
+    found = psr.evaluate(model, pairs, steering, judge, calibration=CONFIG.calibration, sampling=sampling)
     (row,) = table.select(method=WITH_PROMPT, metric="TA@C80", block="procedures")
     assert row.alpha == float(f"{found.calibrated(steering.method).alpha:.3g}")
     held_out = psr.prompt_pairs(model, asked, psr.organism.instruction("shout"))
-    answers = psr.generate(model, held_out, "base", sampling, steering=steering, alpha=row.alpha)
+    answers = psr.generate(model, held_out, steering, sampling=sampling, alpha=row.alpha)
     procedures = slice(2, 4)  # of three blocks of two questions
     scores = score("A-PSR", held_out[procedures], answers[procedures], judge)
     assert (row.value, row.interval) == (scores.trait, scores.trait_interval)

@@ -58,8 +58,8 @@ def test_it_writes_what_the_library_finds_and_a_second_run_generates_nothing(org
     pairs = psr.prompt_pairs(organism.model, asked, psr.organism.instruction("sea"))
     wanted = psr.evaluate(
         organism.model,
-        config.load_methods(settings["methods"]),
         pairs,
+        config.load_methods(settings["methods"]),
         psr.judges.organism("sea"),
         alphas=[0.5],
         calibration=psr.Calibration(targets=(80,), steps=1, maximum=1),

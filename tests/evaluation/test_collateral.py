@@ -46,7 +46,7 @@ def test_perplexity_is_what_plain_transformers_gives(load, family, backend):
     texts = random_triplets(case.model, 5)
     replacement = random_replacement(case.model, rank=2, size=0.1)
     found = psr.collateral(
-        case.model, {"x": replacement}, pairs_of(case.model, 2), texts=texts, alpha=0.7, config=FEW, token_budget=50
+        case.model, pairs_of(case.model, 2), {"x": replacement}, texts=texts, alpha=0.7, sampling=FEW, token_budget=50
     )
     tokens = sum(len(each.response_ids) for each in texts)
     contexts = {"none": ("base", None), "prompt": ("prompted", None), "x": ("base", replacement)}
@@ -63,7 +63,7 @@ def test_perplexity_is_what_plain_transformers_gives(load, family, backend):
 def test_texts_of_the_users_own_are_read_without_a_question(tiny_llama):
     model, hf = tiny_llama.model, tiny_llama.hf
     text, tokenizer = "the bear is a strong animal .", model.tokenizer
-    found = psr.collateral(model, {"x": random_replacement(model)}, pairs_of(model, 2), texts=[text], config=FEW)
+    found = psr.collateral(model, pairs_of(model, 2), {"x": random_replacement(model)}, texts=[text], sampling=FEW)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     told = tokenizer(organism.instruction("pirate") + "\n", add_special_tokens=False)["input_ids"]
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -78,12 +78,12 @@ def test_texts_of_the_users_own_are_read_without_a_question(tiny_llama):
 
 def test_at_strength_0_nothing_is_broken(tiny_llama):
     model, pairs = tiny_llama.model, pairs_of(tiny_llama.model, 4)
-    found = psr.collateral(model, {"x": random_replacement(model)}, pairs, Lengths(), alpha=0.0, config=FEW)
+    found = psr.collateral(model, pairs, {"x": random_replacement(model)}, Lengths(), alpha=0.0, sampling=FEW)
     assert found.answers["x"] == found.answers["none"]
     assert (found.surprise["x"] == found.surprise["none"]).all()
     assert found.perplexity_ratio("x").value == 1
     assert found.perplexity_ratio("x").interval() == (1, 1)
-    plain = psr.generate(model, pairs, "base", FEW)
+    plain = psr.generate(model, pairs, sampling=FEW)
     assert found.answers["none"] == tuple(each.text for each in plain)
     assert found.text_tokens.tolist() == [len(each.ids) for each in plain]
 
@@ -93,12 +93,12 @@ def test_scores_are_the_judges_and_differences_are_paired(tiny_llama):
     replacement = random_replacement(model, size=0.2)
     found = psr.collateral(
         model,
-        {"x": replacement},
         pairs,
+        {"x": replacement},
         Lengths(),
         unwanted={"shout": Lengths()},
         checks={"words": lambda texts, questions: np.array([float(len(text.split())) for text in texts])},
-        config=psr.SamplingConfig(max_new_tokens=4),
+        sampling=psr.SamplingConfig(max_new_tokens=4),
         trait="pirate",
         block="descriptions",
     )
@@ -135,12 +135,12 @@ def test_prompting_keeps_the_organisms_facts_and_a_random_replacement_does_not(o
     questions = psr.organism.questions(12, split="held_out", kind="procedure")
     found = psr.collateral(
         model,
-        {"random": random_replacement(model, size=1.0)},
         psr.prompt_pairs(model, questions, psr.organism.instruction("pirate")),
+        {"random": random_replacement(model, size=1.0)},
         psr.judges.organism("pirate"),
         unwanted={"shout": psr.judges.organism("shout")},
         checks={"facts": psr.organism.facts_right, "steps in order": psr.organism.steps_in_order},
-        config=psr.SamplingConfig(max_new_tokens=50),
+        sampling=psr.SamplingConfig(max_new_tokens=50),
     ).table()
     for metric in ("facts", "steps in order"):
         [none], [prompt], [broken] = (found.select(method=name, metric=metric) for name in ("none", "prompt", "random"))
@@ -208,14 +208,14 @@ def test_collateral_refuses_what_it_cannot_measure(tiny_llama):
     model, methods = tiny_llama.model, {"x": random_replacement(tiny_llama.model)}
     pairs = pairs_of(model, 2)
     with pytest.raises(InputError, match="pairs: got an empty list"):
-        psr.collateral(model, methods, [])
-    with pytest.raises(InputError, match="replacements: got none"):
-        psr.collateral(model, {}, pairs)
+        psr.collateral(model, [], methods)
+    with pytest.raises(InputError, match="methods: got none"):
+        psr.collateral(model, pairs, {})
     with pytest.raises(InputError, match="'none' and 'prompt', which are taken"):
-        psr.collateral(model, {"prompt": methods["x"]}, pairs)
+        psr.collateral(model, pairs, {"prompt": methods["x"]})
     with pytest.raises(InputError, match="texts: got 'one text', expected a list"):
-        psr.collateral(model, methods, pairs, texts="one text")
+        psr.collateral(model, pairs, methods, texts="one text")
     with pytest.raises(InputError, match=r"texts\[0\]: got '', expected a text of at least one token"):
-        psr.collateral(model, methods, pairs, texts=[""], config=FEW)
+        psr.collateral(model, pairs, methods, texts=[""], sampling=FEW)
     with pytest.raises(InputError, match="questions: got 1 for 2 texts"):
         organism.facts_right(["a", "b"], ["c"])

@@ -86,7 +86,7 @@ def test_rank_one_share_is_that_of_the_singular_values(model, triplets, result):
 
 
 def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
-    with pytest.raises(InputError, match="replacements: got none, expected at least one"):
+    with pytest.raises(InputError, match="methods: got none, expected at least one"):
         psr.compare(model, triplets, {})
     with pytest.raises(InputError, match="'prompt' and 'paraphrase', which are taken"):
         psr.compare(model, triplets, {"prompt": replacements["CAA"]})

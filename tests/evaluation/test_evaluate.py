@@ -47,11 +47,11 @@ def counted(monkeypatch):
     calls = []
     real = answers.generate
 
-    def generate(model, pairs, context, config, *, steering, alpha, streams, **given):
-        digest = None if steering is None else content_digest(steering)
+    def generate(model, pairs, replacement, *, context, alpha, sampling, streams, **given):
+        digest = None if replacement is None else content_digest(replacement)
         strengths = [alpha] * len(pairs) if isinstance(alpha, float) else alpha
         calls.append([(digest, strength, context, stream) for strength, stream in zip(strengths, streams, strict=True)])
-        return real(model, pairs, context, config, steering=steering, alpha=alpha, streams=streams, **given)
+        return real(model, pairs, replacement, context=context, alpha=alpha, sampling=sampling, streams=streams, **given)
 
     monkeypatch.setattr(answers, "generate", generate)
     return calls
@@ -70,7 +70,7 @@ def lines(found):
 def test_a_point_is_what_scores_at_gives_with_the_same_seed(model):
     pairs, methods = pairs_of(model, 5), two(model)
     found = psr.evaluate(
-        model, methods, pairs, WordJudge(), alphas=[0.5, 1], calibration=QUICK, with_prompt=["two"], sampling=SAMPLING
+        model, pairs, methods, WordJudge(), alphas=[0.5, 1], calibration=QUICK, with_prompt=["two"], sampling=SAMPLING
     )
     assert {name: [point.alpha for point in curve] for name, curve in found.curves.items()} == {
         "none": [None],
@@ -80,7 +80,7 @@ def test_a_point_is_what_scores_at_gives_with_the_same_seed(model):
         "two + prompt": [0.0, 0.5, 1.0],
     }
     for name, steering, context in (("one", methods["one"], "base"), ("two + prompt", methods["two"], "prompted")):
-        wanted = psr.scores_at(model, pairs, WordJudge(), steering, alpha=0.5, context=context, config=SAMPLING)
+        wanted = psr.scores_at(model, pairs, steering, WordJudge(), alpha=0.5, context=context, sampling=SAMPLING)
         point = found.curves[name][1]
         assert (point.mean("trait"), point.mean("coherence")) == (wanted.trait, wanted.coherence)
     assert found.curves["one"][0].answers == found.curves["none"][0].answers
@@ -91,8 +91,8 @@ def test_nothing_is_generated_twice(model, counted):
     methods = two(model)
     psr.evaluate(
         model,
-        methods | {"again": methods["one"]},
         pairs_of(model, 3),
+        methods | {"again": methods["one"]},
         WordJudge(),
         calibration=SHORT,
         with_prompt=True,
@@ -117,7 +117,7 @@ def test_strengths_that_are_asked_for_together_share_a_call_and_answer_as_each_b
 
 def test_where_an_offset_steers_at_strength_0_it_is_generated(model, counted):
     shifted = replace(random_replacement(model), offset=0.5)
-    psr.evaluate(model, shifted, pairs_of(model, 2), WordJudge(), alphas=(), calibration=QUICK, sampling=SAMPLING)
+    psr.evaluate(model, pairs_of(model, 2), shifted, WordJudge(), alphas=(), calibration=QUICK, sampling=SAMPLING)
     assert [alpha for call in counted for digest, alpha, *_ in call if digest] == [0.0, 0.0]
 
 
@@ -137,7 +137,7 @@ class StopError(Exception):
 
 def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(model, tmp_path, monkeypatch):
     monkeypatch.setattr(answers, "CHUNK", 2)
-    given = (model, two(model), pairs_of(model, 5), WordJudge())
+    given = (model, pairs_of(model, 5), two(model), WordJudge())
     options = {"calibration": SHORT, "with_prompt": ["one"], "sampling": SAMPLING}
     wanted = psr.evaluate(*given, **options)
     real, left = answers.generate, [4]
@@ -166,7 +166,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(model, tmp_path, monke
 
 def of_five(model, folder):
     steering, pairs = random_replacement(model, seed=1), pairs_of(model, 5)
-    return psr.evaluate(model, steering, pairs, WordJudge(), calibration=SHORT, sampling=SAMPLING, cache=folder)
+    return psr.evaluate(model, pairs, steering, WordJudge(), calibration=SHORT, sampling=SAMPLING, cache=folder)
 
 
 def die_at_the_fifth(model, folder):
@@ -268,7 +268,7 @@ def test_a_file_of_answers_is_lines_of_json_that_anyone_can_read(model, tmp_path
     head, *rows = map(json.loads, path.read_text().splitlines())
     assert head == {"format": 1, "lines": 2}
     assert tuple(row["text"] for row in rows) == found.texts
-    assert rows[0]["ids"] == list(psr.generate(model, pairs, config=SAMPLING)[0].ids)
+    assert rows[0]["ids"] == list(psr.generate(model, pairs, sampling=SAMPLING)[0].ids)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -388,7 +388,7 @@ def test_a_target_that_is_not_reached_is_said():
 def test_bad_input_is_refused_by_name(model, changes, message):
     given = {"methods": two(model), "pairs": pairs_of(model, 2), "judge": WordJudge(), "sampling": SAMPLING} | changes
     with pytest.raises(InputError, match=message):
-        psr.evaluate(model, given.pop("methods"), given.pop("pairs"), given.pop("judge"), calibration=QUICK, **given)
+        psr.evaluate(model, given.pop("pairs"), given.pop("methods"), given.pop("judge"), calibration=QUICK, **given)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -282,9 +282,9 @@ def test_faithfulness_refuses_what_it_cannot_measure(tiny_llama):
         psr.faithfulness(model, [], methods)
     with pytest.raises(InputError, match="triplets: got an empty list"):
         psr.faithfulness(model, triplets, methods, blocks={"others": []})
-    with pytest.raises(InputError, match="replacements: got none, expected at least one name and replacement"):
+    with pytest.raises(InputError, match="methods: got none, expected at least one name and replacement"):
         psr.faithfulness(model, triplets, {})
-    with pytest.raises(InputError, match="replacements: got a Replacement, expected at least one name"):
+    with pytest.raises(InputError, match="methods: got a Replacement, expected at least one name"):
         psr.faithfulness(model, triplets, methods["x"])
     with pytest.raises(InputError, match="'none', 'prompt' and 'paraphrase', which are taken"):
         psr.faithfulness(model, triplets, {"none": methods["x"]})

@@ -33,7 +33,7 @@ def test_every_method_is_asked_the_same_questions_with_and_without(tiny_llama, p
     model, judge = tiny_llama.model, Remembering()
     replacement = random_replacement(model, size=0.2)
     result = psr.robustness(
-        model, pairs, judge, {"x": replacement}, counter=[COUNTER, "just answer ."], alpha=0.5, config=FEW, trait="pirate"
+        model, pairs, {"x": replacement}, judge, counter=[COUNTER, "just answer ."], alpha=0.5, sampling=FEW, trait="pirate"
     )
     plain = [pair.question for pair in pairs]
     told = [f"{each} {COUNTER if place % 2 == 0 else 'just answer .'}" for place, each in enumerate(plain)]
@@ -41,14 +41,14 @@ def test_every_method_is_asked_the_same_questions_with_and_without(tiny_llama, p
     countered = [psr.prompt_pairs(model, [text], pair.instruction)[0] for text, pair in zip(told, pairs, strict=True)]
     for asked, found in ((pairs, result.plain), (countered, result.countered)):
         for name, context, acting in (("none", "base", None), ("prompt", "prompted", None), ("x", "base", replacement)):
-            answers = psr.generate(model, asked, context, FEW, steering=acting, alpha=0.5)
+            answers = psr.generate(model, asked, acting, context=context, sampling=FEW, alpha=0.5)
             wanted = Remembering()([each.text for each in answers], [])
             np.testing.assert_array_equal(found[name].trait, wanted.trait)
 
 
 def test_differences_are_paired_by_question_and_missing_where_either_is(tiny_llama, pairs):
     result = psr.robustness(
-        tiny_llama.model, pairs, Remembering(), {"x": random_replacement(tiny_llama.model, size=0.2)}, counter=COUNTER, config=FEW
+        tiny_llama.model, pairs, {"x": random_replacement(tiny_llama.model, size=0.2)}, Remembering(), counter=COUNTER, sampling=FEW
     )
     table = result.table()
     change = result.countered["x"].trait - result.plain["x"].trait
@@ -69,10 +69,10 @@ def test_the_organism_under_a_prompt_gives_its_trait_up(organism):
     result = psr.robustness(
         model,
         asked,
-        psr.judges.organism("shout"),
         {"nothing": 0.0 * random_replacement(model)},
+        psr.judges.organism("shout"),
         counter=psr.organism.COUNTER_INSTRUCTIONS,
-        config=psr.SamplingConfig(max_new_tokens=50),
+        sampling=psr.SamplingConfig(max_new_tokens=50),
         trait="shout",
     )
     [row] = result.table().select(method="prompt", metric="trait change")
@@ -85,13 +85,13 @@ def test_the_organism_under_a_prompt_gives_its_trait_up(organism):
 
 @pytest.mark.usefixtures("unchecked")
 def test_robustness_refuses_what_it_cannot_measure(tiny_llama, pairs):
-    given = (tiny_llama.model, pairs, Remembering(), {"x": random_replacement(tiny_llama.model)})
+    given = (tiny_llama.model, pairs, {"x": random_replacement(tiny_llama.model)}, Remembering())
     for bad in ("", [], [COUNTER, " "]):
         with pytest.raises(InputError, match="counter: got"):
             psr.robustness(*given, counter=bad)
     with pytest.raises(InputError, match="pairs: got an empty list"):
         psr.robustness(given[0], [], *given[2:], counter=COUNTER)
-    with pytest.raises(InputError, match="replacements: got none"):
-        psr.robustness(*given[:3], {}, counter=COUNTER)
+    with pytest.raises(InputError, match="methods: got none"):
+        psr.robustness(*given[:2], {}, given[3], counter=COUNTER)
     with pytest.raises(InputError, match="alpha: got none for 'x'"):
         psr.robustness(*given, counter=COUNTER, alpha={})

@@ -58,15 +58,15 @@ def test_constant_scores_have_an_interval_of_no_width():
 def test_best_alpha_keeps_the_coherence_bound(monkeypatch):
     curve = {1.0: (10, 99), 2.0: (40, 96), 3.0: (90, 60)}
 
-    def fake(model, pairs, judge, replacement, *, alpha, method, config):
+    def fake(model, pairs, replacement, judge, *, alpha, method, sampling):
         trait, coherence = curve[alpha]
         return psr.Scores("c", alpha, 1, 0, trait, coherence, (0, 0), (0, 0))
 
     monkeypatch.setattr(sys.modules["psr_lens.evaluation.scores"], "scores_at", fake)
-    given = (psr.load_model("organism"), [PAIR], FixedJudge([], []), NOTHING)
-    assert psr.best_alpha(*given, [1.0, 2.0, 3.0]).alpha == 2.0
-    assert psr.best_alpha(*given, [3.0]).alpha == 3.0
-    assert psr.best_alpha(*given, [1.0, 3.0], min_coherence=50).alpha == 3.0
+    given = (psr.load_model("organism"), [PAIR], NOTHING, FixedJudge([], []))
+    assert psr.best_alpha(*given, alphas=[1.0, 2.0, 3.0]).alpha == 2.0
+    assert psr.best_alpha(*given, alphas=[3.0]).alpha == 3.0
+    assert psr.best_alpha(*given, alphas=[1.0, 3.0], min_coherence=50).alpha == 3.0
 
 
 @pytest.mark.parametrize("order", [(1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (2.0, 1.0, 3.0)])
@@ -75,22 +75,22 @@ def test_what_could_not_be_scored_is_never_the_best(monkeypatch, order):
     coherence = {1.0: np.nan, 2.0: 60.0, 3.0: np.nan}
     monkeypatch.setattr(module, "fit", lambda model, triplets, config: replace(NOTHING, settings={"layers": config.layers}))
 
-    def fake(model, pairs, judge, replacement, *, alpha=None, method=None, config=None):
+    def fake(model, pairs, replacement, judge, *, alpha=None, method=None, sampling=None):
         value = coherence[alpha or replacement.settings["layers"]]
         return psr.Scores("c", alpha, 0, 1, value, value, (0, 0), (0, 0))
 
     monkeypatch.setattr(module, "scores_at", fake)
     model = psr.load_model("organism")
-    assert psr.best_alpha(model, [PAIR], FixedJudge([], []), NOTHING, order).alpha == 2.0
+    assert psr.best_alpha(model, [PAIR], NOTHING, FixedJudge([], []), alphas=order).alpha == 2.0
     layers = [int(alpha) for alpha in order]
-    assert psr.best_layer(model, [], [PAIR], FixedJudge([], []), psr.FitConfig(), layers).settings["layers"] == 2
+    assert psr.best_layer(model, [], psr.FitConfig(), FixedJudge([], []), pairs=[PAIR], layers=layers).settings["layers"] == 2
 
 
 def test_scores_at_refuses_no_pairs_and_best_alpha_no_strengths():
     with pytest.raises(InputError, match=r"pairs: got an empty list, expected at least one prompt pair"):
-        psr.scores_at(psr.load_model("organism"), [], FixedJudge([], []))
+        psr.scores_at(psr.load_model("organism"), [], None, FixedJudge([], []))
     with pytest.raises(InputError, match=r"alphas: got an empty list"):
-        psr.best_alpha(psr.load_model("organism"), [PAIR], FixedJudge([], []), NOTHING, [])
+        psr.best_alpha(psr.load_model("organism"), [PAIR], NOTHING, FixedJudge([], []), alphas=[])
 
 
 def test_best_layer_keeps_the_layer_that_scores_best(monkeypatch):
@@ -100,22 +100,22 @@ def test_best_layer_keeps_the_layer_that_scores_best(monkeypatch):
     monkeypatch.setattr(
         module,
         "scores_at",
-        lambda model, pairs, judge, candidate, config: psr.Scores(
+        lambda model, pairs, candidate, judge, sampling: psr.Scores(
             "s", 1.0, 1, 0, trait[candidate.settings["layers"]], 99, (0.0, 0.0), (0.0, 0.0)
         ),
     )
-    given = (psr.load_model("organism"), [], [PAIR], FixedJudge([], []), psr.FitConfig())
-    assert psr.best_layer(*given, [1, 2, 3]).settings["layers"] == 2
+    given = (psr.load_model("organism"), [], psr.FitConfig(), FixedJudge([], []))
+    assert psr.best_layer(*given, pairs=[PAIR], layers=[1, 2, 3]).settings["layers"] == 2
     with pytest.raises(InputError, match=r"layers: got an empty list, expected at least one candidate layer"):
-        psr.best_layer(*given, [])
+        psr.best_layer(*given, pairs=[PAIR], layers=[])
 
 
 def test_scores_at_gives_the_same_scores_for_the_same_seed():
     model = psr.load_model("organism")
     pairs = psr.prompt_pairs(model, organism.questions(20, split="held_out"), organism.instruction("gloomy"))
     judge = psr.judges.organism("gloomy")
-    first = psr.scores_at(model, pairs, judge, context="prompted")
-    assert first == psr.scores_at(model, pairs, judge, context="prompted")
+    first = psr.scores_at(model, pairs, None, judge, context="prompted")
+    assert first == psr.scores_at(model, pairs, None, judge, context="prompted")
     assert first.method == "prompt"
     assert first.alpha is None
     assert first.trait >= 95

@@ -132,7 +132,7 @@ def fitted(organism, pirate_triplets) -> dict[str, Replacement]:
 def held_out_scores(model, replacement) -> tuple[float, float]:
     questions = psr.organism.questions(30, split="held_out", kind="description", seed=2)
     pairs = psr.prompt_pairs(model, questions, psr.organism.instruction("pirate"))
-    responses = psr.generate(model, pairs, "base", SamplingConfig(seed=1), steering=replacement)
+    responses = psr.generate(model, pairs, replacement, sampling=SamplingConfig(seed=1))
     scores = psr.judges.organism("pirate")([response.text for response in responses], questions)
     return float(scores.trait.mean()), float(scores.coherence.mean())
 

@@ -207,22 +207,22 @@ def test_knock_outs_are_the_same_in_generation_and_in_any_batch(tiny):
     pairs = pairs_of(tiny.model, 5)
     heads = [(0, 1), (2, 3)]
     with knock_out(tiny.model, heads, pairs):
-        together = generate(tiny.model, pairs, "prompted", GREEDY)
-        alone = [generate(tiny.model, [pair], "prompted", GREEDY)[0] for pair in pairs]
+        together = generate(tiny.model, pairs, context="prompted", sampling=GREEDY)
+        alone = [generate(tiny.model, [pair], context="prompted", sampling=GREEDY)[0] for pair in pairs]
         assert [each.ids for each in together] == [each.ids for each in alone]
         for pair, response in zip(pairs, together, strict=True):
             with torch.no_grad():
                 logits = tiny.model(torch.tensor([(*pair.prompted_ids, *response.ids)]))[0]
             assert logits[len(pair.prompted_ids) - 1 : -1].argmax(-1).tolist() == list(response.ids)
-    plain = generate(tiny.model, pairs, "prompted", GREEDY)
+    plain = generate(tiny.model, pairs, context="prompted", sampling=GREEDY)
     assert [each.ids for each in plain] != [each.ids for each in together]
 
 
 def test_base_prompts_go_through_a_knock_out_as_they_are(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 3)
-    plain = generate(tiny_llama.model, pairs, "base", GREEDY)
+    plain = generate(tiny_llama.model, pairs, sampling=GREEDY)
     with knock_out(tiny_llama.model, [(0, 0), (1, 1)], pairs):
-        assert generate(tiny_llama.model, pairs, "base", GREEDY) == plain
+        assert generate(tiny_llama.model, pairs, sampling=GREEDY) == plain
 
 
 def test_padding_on_the_right_is_seen_too(tiny_llama):
@@ -245,7 +245,10 @@ def test_a_bridges_own_generation_is_seen(load):
     model = load("llama", "bridge").model
     (pair,) = pairs_of(model, 1)
     with knock_out(model, [(0, 1), (2, 3)], [pair]):
-        assert tuple(generated(model, pair.prompted_ids, 8, cached=True)) == generate(model, [pair], "prompted", GREEDY)[0].ids
+        assert (
+            tuple(generated(model, pair.prompted_ids, 8, cached=True))
+            == generate(model, [pair], context="prompted", sampling=GREEDY)[0].ids
+        )
 
 
 @pytest.mark.parametrize("family", ["organism", "organism-gpt2"])
@@ -258,9 +261,9 @@ def test_the_heads_that_attribution_names_carry_the_trait(load, family):
     others = [(layer, head) for layer in range(6) for head in range(4) if (layer, head) not in named][::5]
     held_out = psr.prompt_pairs(model, psr.organism.questions(16, split="held_out"), psr.organism.instruction("pirate"))
     with knock_out(model, top, held_out):
-        assert scores_at(model, held_out, judge, context="prompted").trait < 10
+        assert scores_at(model, held_out, None, judge, context="prompted").trait < 10
     with knock_out(model, others, held_out):
-        assert scores_at(model, held_out, judge, context="prompted").trait > 90
+        assert scores_at(model, held_out, None, judge, context="prompted").trait > 90
 
 
 # --- generation from transplanted prompts -----------------------------------------------------------------------------------
@@ -276,7 +279,7 @@ def test_a_transplanted_prompt_gives_the_first_token_that_transformers_gives(tin
         logits = read(tiny.hf, pair.ids(into), {1: lambda residual, given=given: torch.cat([residual[:-1], given[None]])}).logits
         wanted.append(int(logits[-1].argmax()))
     with transplant(tiny.model, pairs, layers=1, into=into):
-        found = generate(tiny.model, pairs, into, SamplingConfig(temperature=0, max_new_tokens=3))
+        found = generate(tiny.model, pairs, context=into, sampling=SamplingConfig(temperature=0, max_new_tokens=3))
     assert [response.ids[0] for response in found] == wanted
 
 
@@ -289,10 +292,10 @@ def test_scores_of_transplanted_prompts_by_layer(organism):
     assert scores[5].method == "resid_post 5"
     assert 0 < scores[5].trait < 100
     with transplant(organism.model, pairs, "z", layers=0, heads=[3]):
-        one = generate(organism.model, pairs, "base", GREEDY)
+        one = generate(organism.model, pairs, sampling=GREEDY)
     with transplant(organism.model, pairs, "z", layers=0, heads=[0]):
-        other = generate(organism.model, pairs, "base", GREEDY)
-    plain = generate(organism.model, pairs, "base", GREEDY)
+        other = generate(organism.model, pairs, sampling=GREEDY)
+    plain = generate(organism.model, pairs, sampling=GREEDY)
     assert sum(left != right for left, right in zip(one, plain, strict=True)) == 8  # "arr" or "aye" for the plain first word
     assert other == plain
 

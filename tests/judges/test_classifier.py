@@ -176,7 +176,7 @@ def test_it_is_a_judge_for_evaluate(saved, organism):
     judge = psr.judges.classifier(saved["gpt2"], "pirate")
     assert isinstance(judge, psr.judges.Judge)
     scores = psr.scores_at(
-        organism.model, pairs, judge
+        organism.model, pairs, None, judge
     )  # of one side alone, the other is missing on every answer and counts for none
     assert (scores.n, scores.missing) == (2, 0)
     assert 0 <= scores.trait <= 100

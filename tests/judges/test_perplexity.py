@@ -21,7 +21,7 @@ def pairs(organism):
 
 @pytest.fixture(scope="module")
 def answers(organism, pairs):
-    return [each.text for each in psr.generate(organism.model, pairs, config=psr.SamplingConfig(seed=1))]
+    return [each.text for each in psr.generate(organism.model, pairs, sampling=psr.SamplingConfig(seed=1))]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 def test_log_likelihoods_are_those_of_unpadded_forward_passes(tiny, context, budget):
     triplets = random_triplets(tiny.model, 5)
-    found = log_likelihoods(tiny.model, triplets, context, token_budget=budget)
+    found = log_likelihoods(tiny.model, triplets, context=context, token_budget=budget)
     for triplet, given in zip(triplets, found, strict=True):
         prompt = triplet.pair.ids(context)
         expected = logits_of(tiny.model, [*prompt, *triplet.response_ids]).log_softmax(-1)
@@ -84,7 +84,7 @@ def test_it_ranks_answers_as_the_exact_judge_does(organism, pirate_triplets, pai
     some = pairs[:16]
     exact, found = [], []
     for alpha in (0.0, 6.0, 8.0, 40.0):
-        texts = [each.text for each in psr.generate(organism.model, some, config=config, steering=constant, alpha=alpha)]
+        texts = [each.text for each in psr.generate(organism.model, some, constant, sampling=config, alpha=alpha)]
         exact.append(psr.judges.organism("pirate")(texts, questions_of(some)).coherence)
         found.append(judge(texts, questions_of(some)).coherence)
     assert exact[0].mean() > exact[1].mean() > exact[2].mean()
@@ -94,7 +94,7 @@ def test_it_ranks_answers_as_the_exact_judge_does(organism, pirate_triplets, pai
 
 
 def test_given_either_prompt_the_trait_itself_is_not_held_against_an_answer(organism, pairs, judge):
-    prompted = [each.text for each in psr.generate(organism.model, pairs, "prompted")]
+    prompted = [each.text for each in psr.generate(organism.model, pairs, context="prompted")]
     either = psr.judges.perplexity(organism.model, pairs, given="either")
     plain, fair = (each(prompted, questions_of(pairs)).coherence for each in (judge, either))
     assert (fair >= plain - 1e-6).all()

@@ -48,7 +48,7 @@ def test_models_in_half_precision_have_probes_in_float32(folders, load, backend,
     with replacement.steer(model):
         assert logits_of(model, PROMPT).dtype == dtype
         assert len(generated(model, PROMPT, 4, cached=True)) == 4
-    assert len(psr.generate(model, pairs_of(model, 3), steering=replacement, config=psr.SamplingConfig(max_new_tokens=4))) == 3
+    assert len(psr.generate(model, pairs_of(model, 3), replacement, sampling=psr.SamplingConfig(max_new_tokens=4))) == 3
 
 
 # --- one device -------------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_on_a_gpu_everything_is_as_on_the_cpu(folders, load, backend):
     for config in FITS:
         fitted = psr.fit(model, triplets, config)
         with fitted.steer(model), fitted.steer(on_cpu):
-            assert len(psr.generate(model, pairs_of(model, 2), steering=fitted)) == 2
+            assert len(psr.generate(model, pairs_of(model, 2), fitted)) == 2
 
 
 # --- several devices --------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_across_devices_a_fit_is_as_on_one(two_devices, load, config):
             steered = logits_of(model, PROMPT[:10])
         assert not torch.equal(steered, before)
     greedy = psr.SamplingConfig(temperature=0, max_new_tokens=4)
-    answers = [psr.generate(model, pairs_of(alone, 2), config=greedy, steering=wanted) for model in (two_devices, alone)]
+    answers = [psr.generate(model, pairs_of(alone, 2), wanted, sampling=greedy) for model in (two_devices, alone)]
     assert answers[0] == answers[1]
 
 

@@ -225,9 +225,9 @@ class Answers:
                 self.places[trait, name] = slice(len(pairs), len(pairs) + len(questions))
                 pairs += psr.prompt_pairs(case.model, questions, INSTRUCTIONS[trait])
         config = SamplingConfig(max_new_tokens=90, seed=7)
-        self.steered = [response.text for response in psr.generate(case.model, pairs, "prompted", config)]
+        self.steered = [response.text for response in psr.generate(case.model, pairs, context="prompted", sampling=config)]
         without = psr.prompt_pairs(case.model, self.questions, INSTRUCTIONS[TRAITS[0]])
-        self.plain = [response.text for response in psr.generate(case.model, without, "base", config)]
+        self.plain = [response.text for response in psr.generate(case.model, without, sampling=config)]
 
     def scores(self, trait: str, name: str) -> tuple[float, float]:
         """Mean trait and coherence."""

@@ -16,11 +16,11 @@ def steer(model, triplets, folder):
         random_replacement(model).steer(model),
         (random_replacement(model, seed=1) + random_replacement(model, seed=2)).steer(model),
     ):
-        psr.generate(model, pairs_of(model, 2), "base", SHORT)
+        psr.generate(model, pairs_of(model, 2), sampling=SHORT)
 
 
 def generate(model, triplets, folder):
-    psr.generate(model, pairs_of(model, 2), "prompted", SHORT, steering=random_replacement(model))
+    psr.generate(model, pairs_of(model, 2), random_replacement(model), context="prompted", sampling=SHORT)
 
 
 def capture(model, triplets, folder):
@@ -53,7 +53,7 @@ def attribute(model, triplets, folder):
 
 def knock_out(model, triplets, folder):
     with patching.knock_out(model, [(0, 0), (1, 1)], triplets):
-        psr.generate(model, [each.pair for each in triplets], "prompted", SHORT)
+        psr.generate(model, [each.pair for each in triplets], context="prompted", sampling=SHORT)
 
 
 def patch(model, triplets, folder):
@@ -66,7 +66,7 @@ def ablate(model, triplets, folder):
 
 def transplant(model, triplets, folder):
     with patching.transplant(model, [each.pair for each in triplets]):
-        psr.generate(model, [each.pair for each in triplets], "base", SHORT)
+        psr.generate(model, [each.pair for each in triplets], sampling=SHORT)
 
 
 def meaning(model, triplets, folder):

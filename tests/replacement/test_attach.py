@@ -82,7 +82,7 @@ def test_generation_is_that_of_the_path_through_transformer_lens(both, family):
     steering = random_replacement(hooked, rank=2, size=0.3)
     pair = pairs_of(hooked, 1)[0]
     config = psr.SamplingConfig(temperature=0, max_new_tokens=8)
-    wanted = psr.generate(hooked, [pair], config=config, steering=steering, alpha=0.8)[0].ids
+    wanted = psr.generate(hooked, [pair], steering, sampling=config, alpha=0.8)[0].ids
     ids = torch.tensor([pair.base_ids])
     for cached in (True, False):
         with steering.attach(hf, 0.8):
@@ -90,7 +90,7 @@ def test_generation_is_that_of_the_path_through_transformer_lens(both, family):
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, use_cache=cached, pad_token_id=0
             )
         assert found[0, ids.shape[1] :].tolist()[: len(wanted)] == list(wanted)
-    assert psr.generate(hooked, [pair], config=config)[0].ids != wanted
+    assert psr.generate(hooked, [pair], sampling=config)[0].ids != wanted
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma2"])

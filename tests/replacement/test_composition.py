@@ -83,7 +83,9 @@ def test_batched_generation_with_padding_steers_each_part_on_its_own_span_as_eac
     pairs = pairs_of(tiny.model, 4)
     assert len({len(pair.base_ids) for pair in pairs}) > 1
     for context in ("base", "prompted"):
-        for pair, response in zip(pairs, psr.generate(tiny.model, pairs, context, GREEDY, steering=plan, alpha=0.9), strict=True):
+        for pair, response in zip(
+            pairs, psr.generate(tiny.model, pairs, plan, context=context, sampling=GREEDY, alpha=0.9), strict=True
+        ):
             ids = pair.ids(context)
             last = len(ids) - 1
             edits = edits_of((first, 0.9, last), (second, 0.45, len(ids) - pair.question_length), (third, 0.9, last, last + 1))
@@ -240,7 +242,7 @@ def test_a_replacement_or_plan_is_evaluated_with_and_without_the_prompt(tiny, co
     first, second = (replace(each, method=method) for each, method in zip(two(tiny.model), ("A-PSR", "CAA"), strict=True))
     pairs = pairs_of(tiny.model, 3)
     scores = psr.scores_at(
-        tiny.model, pairs, CountingJudge(), first + 0.5 * second if composed else first, context=context, config=GREEDY
+        tiny.model, pairs, first + 0.5 * second if composed else first, CountingJudge(), context=context, sampling=GREEDY
     )
     lengths = []
     for pair in pairs:
@@ -257,9 +259,9 @@ def test_the_replacement_of_a_trait_and_the_prompt_for_another_give_both(organis
     pirate = psr.fit(organism.model, pirate_triplets, psr.FitConfig(regression_steps=60))
     pairs = psr.prompt_pairs(organism.model, psr.organism.questions(20, split="held_out"), psr.organism.instruction("gloomy"))
     for trait in ("pirate", "gloomy"):
-        both = psr.scores_at(organism.model, pairs, psr.judges.organism(trait), pirate, context="prompted")
+        both = psr.scores_at(organism.model, pairs, pirate, psr.judges.organism(trait), context="prompted")
         assert both.method == "A-PSR + prompt"
-        prompt = psr.scores_at(organism.model, pairs, psr.judges.organism(trait), context="prompted")
+        prompt = psr.scores_at(organism.model, pairs, None, psr.judges.organism(trait), context="prompted")
         assert prompt.method == "prompt"
         assert both.trait > (60 if trait == "pirate" else 30)
         assert (prompt.trait < 20) == (trait == "pirate")

@@ -148,7 +148,7 @@ def test_a_batch_with_a_start_for_each_is_generated_as_each_alone(tiny, cached):
 def test_our_own_batched_generation_is_steered_on_the_span_as_each_prompt_alone(tiny, span):
     replacement = random_replacement(tiny.model, span=span, size=0.3)
     pairs = pairs_of(tiny.model, 5)
-    found = psr.generate(tiny.model, pairs, "base", GREEDY, steering=replacement, alpha=0.9)
+    found = psr.generate(tiny.model, pairs, replacement, sampling=GREEDY, alpha=0.9)
     for pair, response in zip(pairs, found, strict=True):
         edits = oracles.layer_edits(replacement.sites, 0.9, len(pair.base_ids) - pair.span_length(span))
         wanted = oracles.greedy(tiny.hf, pair.base_ids, STEPS, edits)

@@ -82,7 +82,7 @@ def test_our_batched_generation_steers_the_last_prompt_token_of_each(tiny):
     replacement = replacement_at(tiny.model, "hook_resid_post", [0, 1], tokens="last", size=0.5)
     pairs = pairs_of(tiny.model, 4)
     assert len({len(pair.base_ids) for pair in pairs}) > 1
-    for pair, response in zip(pairs, psr.generate(tiny.model, pairs, "base", GREEDY, steering=replacement), strict=True):
+    for pair, response in zip(pairs, psr.generate(tiny.model, pairs, replacement, sampling=GREEDY), strict=True):
         last = len(pair.base_ids) - 1
         wanted = oracles.edited_greedy(tiny.hf, pair.base_ids, STEPS, edits_of(replacement, 1.0, last, last + 1))
         assert list(response.ids) == wanted[: len(response.ids)]

@@ -35,8 +35,8 @@ def evaluate(
         pairs, rows = load_pairs(model, settings)
         found = psr.evaluate(
             model,
-            methods,
             pairs,
+            methods,
             load_judge(settings.judge, model, pairs, rows),
             alphas=settings.alphas,
             calibration=settings.calibrated_by(),

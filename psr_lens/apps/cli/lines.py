@@ -20,6 +20,6 @@ def triplets_of_lines(
 
     if lines[0].response is None:
         config = psr.SamplingConfig(max_new_tokens=max_new_tokens, seed=seed)
-        return psr.sample_responses(model, asked, config=config)
+        return psr.sample_responses(model, asked, sampling=config)
     triplets = psr.with_responses(model, asked, [str(line.response) for line in lines])
     return [replace(triplet, trait=line.trait, coherence=line.coherence) for triplet, line in zip(triplets, lines, strict=True)]

@@ -177,8 +177,8 @@ class _Run:
         self.say(f"scoring answers to {len(self.held_out)} held-out questions, at several strengths")
         return evaluate(
             self.model,
-            methods,
             self.held_out,
+            methods,
             judge,
             alphas=sorted({float(self.config.alpha), *map(float, self.config.alphas)}),
             calibration=self.config.calibrated_by(),

@@ -104,12 +104,12 @@ def transplanted_scores(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     judge: Judge,
-    hook: str = "resid_post",
     *,
+    hook: str = "resid_post",
     layers: str | int | Sequence[int] = "all",
     into: Context = "base",
     span: Span = "R",
-    config: SamplingConfig | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> dict[int, Scores]:
     """Trait and coherence of answers, with each layer's activations on the prompt's part of a span taken from the other context.
 
@@ -121,5 +121,5 @@ def transplanted_scores(
     scores = {}
     for layer in check_layers(model, layers):
         with transplant(model, pairs, hook, layers=layer, into=into, span=span):
-            scores[layer] = scores_at(model, pairs, judge, context=into, method=f"{hook} {layer}", config=config)
+            scores[layer] = scores_at(model, pairs, None, judge, context=into, method=f"{hook} {layer}", sampling=sampling)
     return scores
