@@ -1,7 +1,9 @@
 """What `import psr_lens` costs and gives."""
 
 import importlib
+import inspect
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -49,13 +51,16 @@ def test_dir_lists_the_public_names_and_no_other():
     assert dir(psr) == sorted(psr.__all__)
 
 
-@pytest.mark.parametrize("name", ["capture", "fit", "evaluate"])
-def test_a_public_function_stays_the_function_when_its_module_is_imported(name):
-    function = getattr(psr, name)
-    module = importlib.import_module(f"psr_lens.{name}")
-    assert getattr(psr, name) is function
-    assert callable(function)
-    assert function is getattr(module, name)
+def test_no_module_hides_behind_a_function_of_its_own_name():
+    modules = [each.name for each in pkgutil.walk_packages(psr.__path__, "psr_lens.") if not each.name.endswith("__main__")]
+    hidden = []
+    for name in modules:
+        package, _, module = name.rpartition(".")
+        importlib.import_module(name)
+        if not inspect.ismodule(getattr(sys.modules[package], module)):
+            hidden.append(name)
+    assert len(modules) > 150
+    assert not hidden
 
 
 def test_modules_may_be_imported_first_and_names_from_the_package():
