@@ -18,7 +18,7 @@ from psr_lens._utils.html_table import table
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
-from psr_lens.activations.reading import read_batch
+from psr_lens.activations.teacher_forced_pass import read_batch
 from psr_lens.evaluation.acting_sites import ActingSite, positions, relative_rmse, squares
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, checked_plans
 from psr_lens.evaluation.scores import Scores

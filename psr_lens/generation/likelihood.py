@@ -12,7 +12,7 @@ from torch import Tensor
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
-from psr_lens.activations.reading import logits_budget, read_batch
+from psr_lens.activations.teacher_forced_pass import logits_budget, read_batch
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Steering

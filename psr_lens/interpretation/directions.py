@@ -20,7 +20,7 @@ from psr_lens._utils.html_table import table
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
-from psr_lens.activations.reading import read_batch
+from psr_lens.activations.teacher_forced_pass import read_batch
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, frozen, tokenizer_of

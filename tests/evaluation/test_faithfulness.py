@@ -204,7 +204,7 @@ def test_batches_do_not_matter_and_logits_are_never_held_for_more_than_they_may(
     whole = psr.faithfulness(model, triplets, methods, paraphrases=OTHER_WORDS)
     module = sys.modules["psr_lens.evaluation.faithfulness"]
     most = 80
-    monkeypatch.setattr(sys.modules["psr_lens.activations.reading"], "_LOGITS", most * model.cfg.d_vocab * 4)
+    monkeypatch.setattr(sys.modules["psr_lens.activations.teacher_forced_pass"], "_LOGITS", most * model.cfg.d_vocab * 4)
     monkeypatch.setattr(sys.modules["psr_lens.evaluation.faithfulness_sums"], "_AT_ONCE", 3 * model.cfg.d_vocab)
     sizes = []
     read = module.read_batch
