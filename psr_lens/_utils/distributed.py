@@ -48,7 +48,7 @@ def same_as_first(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def own_device() -> torch.device:
-    """This process's own GPU, or the CPU if there is none."""
+    """The GPU of this process, or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     rank_and_world_size()

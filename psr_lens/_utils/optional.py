@@ -27,13 +27,14 @@ def package(module: str, extra: str) -> Any:
         if error.name == name:
             raise MissingPackageError(name, extra) from error
         raise _broken(name, error) from error
-    except Exception as error:  # noqa: BLE001  (a broken binary may raise anything)
+    except Exception as error:  # a broken binary may raise anything
         raise _broken(name, error) from error
 
 
 def _broken(name: str, error: Exception) -> BrokenPackageError:
     return BrokenPackageError(
-        f"{name} is installed but cannot be imported ({type(error).__name__}: {error}). Reinstall it: `pip install --force-reinstall {name}`."
+        f"{name} is installed but cannot be imported ({type(error).__name__}: {error}). "
+        f"Reinstall it: `pip install --force-reinstall {name}`."
     )
 
 

@@ -27,7 +27,9 @@ def yaml_mapping(path: str | Path, example: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError("config", f"{path} ({error})", "a readable YAML file") from error
     if not isinstance(given, dict):
-        raise InputError("config", f"{path}, which holds {type(given).__name__}", f"a mapping with one setting a line, e.g. {example}")
+        raise InputError(
+            "config", f"{path}, which holds {type(given).__name__}", f"a mapping with one setting a line, e.g. {example}"
+        )
     return given
 
 

@@ -260,7 +260,7 @@ class Statistics:
             CapturedStatistics(6 hook points, ... tokens, span R)
         """
         if self.groups is not None and len(self.groups) != len(reading.triplets):
-            raise InputError("groups", f"{len(self.groups)} of them", f"one for each of {len(reading.triplets)} triplets")
+            raise InputError("groups", f"a list of {len(self.groups)}", f"{len(reading.triplets)}, one group for each triplet")
         if self.rank < 1:
             raise InputError("rank", self.rank, "at least 1")
         counts = row_counts(reading.triplets, reading.span)

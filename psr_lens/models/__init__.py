@@ -4,6 +4,8 @@
 differences (masks, caches, positions, aliases, placement, processed weights) are handled here and nowhere else.
 """
 
+from psr_lens.models.fingerprints import fingerprint, processing, processing_differs
+from psr_lens.models.forward_pass import forward, frozen
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.hooked_model import (
     HookedModel,
@@ -18,11 +20,9 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
-from psr_lens.models.temporary_hooks import hooked
-from psr_lens.models.fingerprints import fingerprint, processing, processing_differs
 from psr_lens.models.kv_cache import Decoder
 from psr_lens.models.loading import EMBEDDED, Backend, load_model, load_to_fit_and_answer
-from psr_lens.models.forward_pass import forward, frozen
+from psr_lens.models.temporary_hooks import hooked
 
 __all__ = [
     "EMBEDDED",

@@ -16,10 +16,10 @@ from torch import Tensor
 from psr_lens._utils.html_table import table
 from psr_lens._utils.sequences import ranges
 from psr_lens.errors import InputError
+from psr_lens.models.forward_pass import forward
 from psr_lens.models.hook_names import distinct_names, is_switched_off
 from psr_lens.models.hooked_model import HookedModel, check_model, device_of
 from psr_lens.models.temporary_hooks import hooked
-from psr_lens.models.forward_pass import forward
 
 KINDS: Final = {
     "embed": "hook_embed",
@@ -191,7 +191,8 @@ def select_hooks(model: HookedModel, hooks: str | Sequence[str], layers: Layers 
 
     Args:
         model: The model.
-        hooks: `"all"`; a kind such as `"resid_post"` (one of `KINDS`); a name; a glob pattern (`"blocks.*.attn.hook_z"`); or several of these.
+        hooks: `"all"`; a kind (one of `KINDS`, such as `"resid_post"`); a hook name; a glob pattern (`"blocks.*.attn.hook_z"`); or
+            several of these.
         layers: Only hook points of these layers (see `check_layers`); None for no restriction.
 
     Raises:

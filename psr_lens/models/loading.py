@@ -125,7 +125,9 @@ def _placement(device: str | torch.device, device_map: str | Mapping[str, str | 
         raise InputError("n_devices", repr(n_devices), f"a whole number from 1 to the number of GPUs ({gpus})")
     if device_map is not None:
         if str(device) != "cpu" or n_devices > 1:
-            raise InputError("device_map", repr(device_map), "only one of `device_map`, `device` and `n_devices`", "Leave the others out.")
+            raise InputError(
+                "device_map", repr(device_map), "only one of `device_map`, `device` and `n_devices`", "Leave the others out."
+            )
         places = [device_map] if isinstance(device_map, str) else list(device_map.values())
         for place in places:
             if place not in ("auto", "balanced", "balanced_low_0", "sequential"):
@@ -181,7 +183,8 @@ def _loaded(source: Any, hooked: Any, bridge: Any, place: _Placement, dtype: tor
 
 def _check_name(name: str, *, hooked_transformer_only: bool) -> None:
     known = _known_names()
-    if name in known or (_names_a_repository(name) and not hooked_transformer_only):  # a bridge loads any repository of a supported architecture
+    # A bridge loads any repository of a supported architecture.
+    if name in known or (_names_a_repository(name) and not hooked_transformer_only):
         return
     close = difflib.get_close_matches(name, [*EMBEDDED, *known], n=3)
     raise InputError(
