@@ -47,7 +47,7 @@ class Captured:
         >>> captured
         Captured(6 hook points, ... tokens of ... responses, accumulated, span R)
         >>> captured["resid_post", 3].shape[1:], captured.magnitude(("resid_post", -1)).ndim
-        (torch.Size([192]), 1)
+        (torch.Size([128]), 1)
     """
 
     deltas: Mapping[str, Float[Tensor, "token ..."]]
@@ -208,7 +208,7 @@ def capture(
     Example:
         >>> captured = psr.capture(model, triplets[:4], ["resid_post", "z"], layers=[0, -1])
         >>> captured["z", -1].shape[1:]  # [token, head, d_head]
-        torch.Size([6, 32])
+        torch.Size([4, 32])
     """
     check_model(model)
     if difference not in get_args(Difference):
@@ -228,11 +228,13 @@ def capture(
 
 
 def _as_list(triplets: Sequence[Triplet]) -> list[Triplet]:
-    found = list(triplets) if isinstance(triplets, Iterable) else None
-    if found is None or not all(isinstance(each, Triplet) for each in found):
-        raise InputError(
-            "triplets", type(triplets).__name__, "a list of psr.Triplet", "`sample_responses` or `with_responses` makes them."
-        )
+    maker = "`sample_responses` or `with_responses` makes them."
+    if not isinstance(triplets, Iterable):
+        raise InputError("triplets", type(triplets).__name__, "a list of psr.Triplet", maker)
+    found = list(triplets)
+    for index, each in enumerate(found):
+        if not isinstance(each, Triplet):
+            raise InputError(f"triplets[{index}]", type(each).__name__, "a psr.Triplet", maker)
     return found
 
 

@@ -188,7 +188,7 @@ class CapturedStatistics:
     Example:
         >>> statistics = psr.capture(model, triplets[:4], to=psr.Statistics(rank=4))
         >>> statistics["resid_post", 3].directions.shape
-        torch.Size([4, 192])
+        torch.Size([4, 128])
     """
 
     overall: Mapping[str, HookStatistics]

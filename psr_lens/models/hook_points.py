@@ -140,11 +140,11 @@ def hook_points(model: HookedModel) -> HookPointTable:
     Example:
         >>> points = psr.hook_points(model)
         >>> points[0].name, points[0].shape
-        ('hook_embed', (192,))
+        ('hook_embed', (128,))
         >>> print(points)
         hook point  layers  shape of a token  bytes a token  captured
         ...
-        blocks.*.hook_resid_post  0–5  192  768  yes
+        blocks.*.hook_resid_post  0–5  128  512  yes
         ...
     """
     check_model(model)

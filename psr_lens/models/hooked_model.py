@@ -47,7 +47,7 @@ def check_model(model: object, argument: str = "model") -> None:
         InputError: it has no hook points.
     """
     # Not `isinstance`: on a bridge that builds the dictionary of all hook points.
-    if not all(hasattr(type(model), name) for name in ("hook_dict", "hooks")):
+    if not (hasattr(type(model), "hooks") and hasattr(model, "cfg")):
         raise InputError(
             argument,
             repr(model) if isinstance(model, str) else type(model).__name__,

@@ -65,7 +65,7 @@ def load_model(
     Example:
         >>> model = psr.load_model("organism")
         >>> model.cfg.n_layers, model.cfg.d_model
-        (6, 192)
+        (6, 128)
     """
     if not isinstance(name_or_path, str | Path):
         if not isinstance(name_or_path, HookedModel):

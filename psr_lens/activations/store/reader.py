@@ -35,7 +35,7 @@ class Store:
     Example:
         >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
         >>> store["resid_post", 3][:2].shape  # reads two rows
-        torch.Size([2, 192])
+        torch.Size([2, 128])
     """
 
     def __init__(self, folder: Path, spec: StoreSpec, missing: tuple[int, ...]) -> None:
@@ -191,7 +191,7 @@ class Store:
             >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
             >>> batch = next(store.batches(("resid_post", 3), tokens=8, shuffle=True))
             >>> batch["blocks.3.hook_resid_post"].shape
-            torch.Size([8, 192])
+            torch.Size([8, 128])
         """
         chosen = self._chosen(hooks)  # not inside the generator, so that errors are raised at once
         if tokens < 1:
@@ -213,7 +213,7 @@ class Store:
         Example:
             >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
             >>> store.dataset(("resid_post", 3))[0]["blocks.3.hook_resid_post"].shape
-            torch.Size([192])
+            torch.Size([128])
         """
         return StoreDataset(self._chosen(hooks))
 
