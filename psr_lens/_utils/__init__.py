@@ -1,1 +1,1 @@
-"""What knows no model: safe files, digests, optional packages, settings from YAML, several processes, HTML tables."""
+"""Helpers that know no model: safe files, digests, sequences, optional packages, YAML settings, processes, progress bars, HTML tables."""

@@ -1,4 +1,4 @@
-"""Where this process stands among those that `accelerate launch` or `torchrun` has started."""
+"""Several processes: rank and world size under `accelerate launch` or `torchrun`, barriers, sums over all processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The number of this process and how many there are: of the caller's process group, else of a launcher's environment, else 0 and 1."""
+    """Rank and world size: from the process group if there is one, else from the launcher's environment, else 0 and 1."""
     if not torch.distributed.is_available():
         return 0, 1
     if not torch.distributed.is_initialized():
@@ -18,18 +18,18 @@ def rank_and_world_size() -> tuple[int, int]:
             return 0, 1
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())  # makes the process group that fits the machine
+        PartialState(cpu=not torch.cuda.is_available())  # creates the process group that suits the machine
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def wait_for_all() -> None:
-    """Return when every process has come this far."""
+    """Block until every process has reached this point."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
 def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
-    """Add up tensors over all processes, in place: every process gets the same sums. All of one type."""
+    """Sum tensors over all processes, in place; every process gets the same sums. All tensors have one dtype."""
     if rank_and_world_size()[1] < 2:
         return
     device = own_device() if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
@@ -40,7 +40,7 @@ def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def same_as_first(tensors: Sequence[torch.Tensor]) -> None:
-    """Give tensors in every process the values that they have in the first one, in place."""
+    """Broadcast the first process's values of some tensors to all processes, in place."""
     if rank_and_world_size()[0] > 0:
         for tensor in tensors:
             tensor.detach().zero_()
@@ -48,7 +48,7 @@ def same_as_first(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def own_device() -> torch.device:
-    """The GPU that is this process's own, or the CPU."""
+    """The GPU of this process, or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     rank_and_world_size()

@@ -1,4 +1,4 @@
-"""How objects show themselves at the end of a notebook's cell: small HTML tables, with everything escaped."""
+"""Small HTML tables, everything escaped: what a notebook shows for an object at the end of a cell."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Final
 
 MAX_ROWS: Final = 64
-"""Of a longer table the first and the last rows are shown."""
+"""Most rows shown; of a longer table, the first and the last."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:
-    """A table as HTML.
+    """Format a table as HTML.
 
     Args:
-        head: Names of the columns.
-        rows: Cells; numbers are set to the right, in four significant digits.
-        caption: A line above it.
+        head: Column names.
+        rows: Cells, row by row; numbers are right-aligned with four significant digits.
+        caption: A line above the table.
     """
     shown: list[Sequence[object]] = list(rows)
     if len(rows) > MAX_ROWS:

@@ -1,4 +1,4 @@
-"""Other packages: those that only some parts need, what to install where one is missing, and the versions that made a number."""
+"""Other packages: importing optional ones with a helpful error, and the versions that a result depends on."""
 
 from __future__ import annotations
 
@@ -7,27 +7,40 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from psr_lens.errors import MissingPackageError
+from psr_lens.errors import BrokenPackageError, MissingPackageError
 
 MAKERS: Final = ("psr-lens", "torch", "transformer-lens", "transformers")
-"""The packages that every number of ours depends on."""
+"""The packages that every result depends on."""
 
 
 def package(module: str, extra: str) -> Any:
     """Import a module of an optional package.
 
     Raises:
-        MissingPackageError: it is not installed; the message names the extra that brings it.
+        MissingPackageError: it is not installed; the message names the extra that installs it.
+        BrokenPackageError: it is installed, but importing it fails.
     """
+    name = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingPackageError(module.partition(".")[0], extra) from error
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            raise MissingPackageError(name, extra) from error
+        raise _broken(name, error) from error
+    except Exception as error:  # a broken binary may raise anything
+        raise _broken(name, error) from error
+
+
+def _broken(name: str, error: Exception) -> BrokenPackageError:
+    return BrokenPackageError(
+        f"{name} is installed but cannot be imported ({type(error).__name__}: {error}). "
+        f"Reinstall it: `pip install --force-reinstall {name}`."
+    )
 
 
 @cache
 def versions(*others: str) -> tuple[tuple[str, str], ...]:
-    """Names and versions of `MAKERS` and of other packages; "(not installed)" for one that is not there under its own name."""
+    """Names and versions of `MAKERS` and of other packages; "(not installed)" for a package that is not installed."""
 
     def installed(name: str) -> str:
         try:

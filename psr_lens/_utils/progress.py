@@ -1,4 +1,4 @@
-"""Progress bars: shown for whatever takes longer than a few seconds, by the first process only, and switched off for all at once."""
+"""Progress bars: they appear for work that takes more than a few seconds, in the first process only; one switch hides them all."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any, Final
 from tqdm.auto import tqdm
 
 DELAY: Final = 3.0
-"""Seconds before a bar appears; what ends sooner shows none."""
+"""Seconds before a bar appears; shorter work shows none."""
 
 _shown = True
 
 
 def progress_bars(show: bool) -> None:
-    """Show progress bars, or hide all of them; they are shown unless this or the environment variable `TQDM_DISABLE` says otherwise.
+    """Show or hide all progress bars.
+
+    They are shown by default; the environment variable `TQDM_DISABLE=1` hides them too.
 
     Example:
         >>> psr.progress_bars(False)
@@ -24,7 +26,7 @@ def progress_bars(show: bool) -> None:
 
 
 def progress_bar(*arguments: Any, **settings: Any) -> tqdm[Any]:
-    """A `tqdm` bar that appears once the work has taken longer than `DELAY`; arguments as for `tqdm`."""
-    hidden = not _shown or os.environ.get("RANK", "0") != "0"  # as launchers of several processes number them
-    # `None` would ask whether the output is a terminal; left out, it leaves the choice to the environment.
+    """A `tqdm` bar that appears once the work has taken `DELAY` seconds; arguments as for `tqdm`."""
+    hidden = not _shown or os.environ.get("RANK", "0") != "0"  # which launchers set for each process
+    # `disable=None` would depend on the terminal; left out, the environment decides.
     return tqdm(*arguments, delay=DELAY, **settings, **({"disable": True} if hidden else {}))

@@ -1,7 +1,7 @@
-"""Files of an artifact: JSON for what can be read, safetensors for numbers, each put in place when it is whole. No pickle.
+"""Files of an artifact: JSON for settings, safetensors for numbers, each written atomically. No pickle.
 
-What is read may come from anybody. So nothing outside the artifact's folder is opened, nothing is read that its own header or size
-gives away, and whatever is wrong with a file is an `ArtifactError`.
+Files may come from anyone. So nothing outside the artifact's folder is opened, a file's size and header are checked before its content
+is read, and any fault in a file is an `ArtifactError`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch import Tensor
 from psr_lens.errors import ArtifactError, InputError
 
 LARGEST_SETTINGS: Final = 16 * 2**20
-"""Most bytes of a settings file; a thousand results take a third of a million."""
+"""Most bytes of a settings file; a thousand results take about 0.3 MB."""
 LARGEST_TENSORS: Final = 4 * 2**30
-"""Most bytes of a tensor file; rank 64 at all 80 layers of a model with d_model 8,192 takes a third of a thousand million."""
+"""Most bytes of a tensor file; rank 64 at all 80 layers of a model with d_model 8,192 takes about 0.3 GB."""
 DEEPEST: Final = 32
-"""Most lists and dictionaries within each other in a settings file."""
+"""Deepest nesting of lists and dictionaries in a settings file."""
 
 _LARGEST_HEADER: Final = 4 * 2**20
 _DTYPES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Types that a tensor may have, and their bytes."""
+"""Allowed types of tensors, and their bytes per number."""
 _DIMENSIONS: Final = (1, 2, 3)
 
 _BRIEF: Final = reprlib.Repr()
@@ -38,24 +38,24 @@ _BRIEF.maxstring = _BRIEF.maxother = 120
 
 
 def write_artifact(folder: Path, settings: tuple[str, Mapping[str, Any]], tensors: tuple[str, Mapping[str, Tensor]] | None) -> None:
-    """Write a settings file, and a tensor file before it; what is there already is replaced.
+    """Write a tensor file and then a settings file; existing files are replaced.
 
     Args:
-        folder: Where; made if it is missing.
+        folder: Where to write; created if it is missing.
         settings: File name and content.
-        tensors: File name and content, if there are any.
+        tensors: File name and content; None for no tensor file.
 
     Raises:
-        TypeError: the settings hold what JSON cannot; nothing was written then.
-        InputError: they are more than can be read again; nothing was written then either.
+        TypeError: the settings cannot be written as JSON; nothing is written.
+        InputError: the settings are larger or deeper nested than can be read back; nothing is written.
     """
     text = json.dumps(settings[1], indent=2) + "\n"
     if len(text) > LARGEST_SETTINGS:
-        raise InputError("settings", f"{len(text):,} bytes", f"at most {LARGEST_SETTINGS:,}", "Leave out what is not needed.")
+        raise InputError("settings", f"{len(text):,} bytes", f"at most {LARGEST_SETTINGS:,}", "Leave something out.")
     try:
         _check_plain(json.loads(text))
     except ValueError as error:
-        raise InputError("settings", str(error), "text and lists that can be read again") from error
+        raise InputError("settings", str(error), "settings that can be read back") from error
     folder.mkdir(parents=True, exist_ok=True)
     if tensors is not None:
         name, values = tensors
@@ -66,7 +66,7 @@ def write_artifact(folder: Path, settings: tuple[str, Mapping[str, Any]], tensor
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8 text, at once or not at all; its folder is made if it is missing."""
+    """Write a UTF-8 text file atomically; its folder is created if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
@@ -74,12 +74,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def brief(value: Any) -> str:
-    """A value as an error may show it, however large it is: it comes from a file that anybody may have written."""
+    """A shortened `repr` for error messages: the value comes from a file that anyone may have written."""
     return _BRIEF.repr(value)
 
 
 def remove_artifact(folder: Path, names: Collection[str]) -> bool:
-    """Remove the named files of an artifact, and its folder where nothing else is in it; False where none of them was there."""
+    """Remove the named files of an artifact, and its folder if nothing else is in it; False if none of them existed."""
     present = [folder / name for name in names if (folder / name).is_file()]
     for path in present:
         path.unlink()
@@ -89,13 +89,13 @@ def remove_artifact(folder: Path, names: Collection[str]) -> bool:
 
 
 def read_settings(path: Path, formats: Collection[int], writer: str, root: Path | None = None) -> dict[str, Any]:
-    """Read a settings file of one of some formats.
+    """Read a settings file.
 
     Args:
         path: The file.
-        formats: Format versions that can be read.
-        writer: What wrote it, for the error's remedy.
-        root: The folder that the file must lie in, links followed; None where the user named the file.
+        formats: The format versions that can be read.
+        writer: What writes such a file, for the error's remedy.
+        root: The folder that the file must lie in after following links; None if the user named the file.
 
     Raises:
         ArtifactError: the file is missing, damaged, too large, outside `root`, or of another format.
@@ -119,16 +119,16 @@ def read_settings(path: Path, formats: Collection[int], writer: str, root: Path 
 
 
 def read_tensors(path: Path, names: Collection[str], writer: str, root: Path | None = None) -> dict[str, Tensor]:
-    """Read a tensor file. Its header is checked before a tensor is read, so memory goes no further than the file's own size.
+    """Read a tensor file. Its header is checked first, so no more memory is used than the file is large.
 
     Args:
         path: The file.
-        names: The tensors that it must hold, and no others.
-        writer: What wrote it, for the error's remedy.
-        root: The folder that the file must lie in, links followed; None where the user named the file.
+        names: The tensors that it must hold; no others are allowed.
+        writer: What writes such a file, for the error's remedy.
+        root: The folder that the file must lie in after following links; None if the user named the file.
 
     Returns:
-        Floating-point tensors of one to three dimensions, none of them empty.
+        Name to a floating-point tensor of one to three dimensions, none of them empty.
 
     Raises:
         ArtifactError: the file is missing, damaged, too large, outside `root`, or holds other tensors.
@@ -146,16 +146,16 @@ def read_tensors(path: Path, names: Collection[str], writer: str, root: Path | N
 
 @contextmanager
 def _opened(path: Path, writer: str, root: Path | None) -> Iterator[tuple[BinaryIO, int]]:
-    """A plain file inside `root`, and its size."""
+    """Open a regular file inside `root`; gives the file and its size."""
     try:
         real = path.resolve(strict=True)
         if root is not None and not real.is_relative_to(root.resolve(strict=True)):
             raise ArtifactError(
-                f"{path}: is a link to a place outside {root}, which is not followed. Give a folder with the files themselves; "
-                "`from_hub` reads what lies in the Hub's cache."
+                f"{path}: is a link to a place outside {root}, which is not followed. Give a folder that holds the files themselves; "
+                "`from_hub` reads the Hub's cache."
             )
-        if not real.is_file():  # opening a pipe would wait for ever
-            raise ArtifactError(f"{path}: is no plain file. Give the folder that `{writer}` wrote.")
+        if not real.is_file():  # opening a pipe would block forever
+            raise ArtifactError(f"{path}: is not a regular file. Give the folder that `{writer}` wrote.")
         with real.open("rb") as file:
             yield file, os.fstat(file.fileno()).st_size
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -165,12 +165,12 @@ def _opened(path: Path, writer: str, root: Path | None) -> Iterator[tuple[Binary
 
 
 def _check_plain(value: Any) -> None:
-    """Refuse text that no file can hold and nesting that no writer gives: what was read can be written again."""
+    """Refuse text that UTF-8 cannot encode and nesting that is too deep, so that whatever is read can be written again."""
     left = [(value, 0)]
     while left:
         each, depth = left.pop()
         if depth > DEEPEST:
-            raise ValueError(f"more than {DEEPEST} lists and dictionaries within each other")
+            raise ValueError(f"lists and dictionaries nested more than {DEEPEST} deep")
         if isinstance(each, str):
             each.encode()
         elif isinstance(each, dict):
@@ -180,7 +180,7 @@ def _check_plain(value: Any) -> None:
 
 
 def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of its tensors, and how many bytes it has for them."""
+    """The header of a safetensors file, and the number of bytes after it."""
     if size > LARGEST_TENSORS:
         raise ValueError(f"{size:,} bytes, at most {LARGEST_TENSORS:,} can be read")
     length = int.from_bytes(file.read(8), "little")
@@ -188,20 +188,20 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
         raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
     header = json.loads(file.read(length).decode("utf-8"))
     if not isinstance(header, dict):
-        raise ValueError("its header is no dictionary")
+        raise ValueError("its header is not a dictionary")
     header.pop("__metadata__", None)
     return header, size - 8 - length
 
 
 def _check_tensors(header: Mapping[str, Any], held: int, names: Collection[str]) -> None:
-    """Refuse what the header alone shows to be wrong: other tensors, types that are not floating-point, sizes that lie."""
-    for what, which in (("lacks", set(names) - set(header)), ("holds besides", set(header) - set(names))):
+    """Refuse faults that the header shows: missing or extra tensors, types that are not floating-point, wrong sizes."""
+    for what, which in (("lacks", set(names) - set(header)), ("also holds", set(header) - set(names))):
         if which:
             raise ValueError(f"it {what} {', '.join(map(brief, sorted(which)[:3]))}{' and others' if len(which) > 3 else ''}")
     for name, entry in header.items():
         dtype, shape = entry["dtype"], entry["shape"]
         if dtype not in _DTYPES:
-            raise ValueError(f"{name} is of type {brief(dtype)}, none of {', '.join(_DTYPES)}")
+            raise ValueError(f"{name} has type {brief(dtype)}, expected one of {', '.join(_DTYPES)}")
         whole = isinstance(shape, list) and all(type(length) is int and length > 0 for length in shape)
         if not whole or len(shape) not in _DIMENSIONS:
             raise ValueError(f"{name} has the shape {brief(shape)}")

@@ -1,1 +1,1 @@
-"""What an instruction changes inside the model: paired teacher-forced passes, capture, statistics, stores on disk."""
+"""What an instruction changes inside the model: teacher-forced passes in both contexts, capture, statistics, stores on disk."""

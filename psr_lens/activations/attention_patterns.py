@@ -1,9 +1,9 @@
-"""Attention patterns in two contexts: which columns are the same token, and which are the instruction's own.
+"""Attention patterns in two contexts: which columns are the same token, and which belong to the instruction.
 
-A pattern is `[query, key]`, and the prompted context has more keys than the base one. A response token's attention to the tokens that both
-prompts have is compared column by column; its attention to the instruction has no counterpart and is kept on its own. A token that only
-the base prompt has (a default system message, say) gets attention 0 in the prompted context. So over a row, the changes and the attention
-to the instruction sum to 0.
+A pattern is `[query, key]`, and the prompted context has more keys than the base one. A response token's attention to tokens that both
+prompts share is compared column by column; its attention to the instruction has no counterpart and is kept separately. A token that only
+the base prompt has (such as a default system message) gets attention 0 in the prompted context. So over a row, the changes and the
+attention to the instruction sum to 0.
 """
 
 from __future__ import annotations
@@ -16,69 +16,63 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.sequences import common_prefix, common_suffix
 from psr_lens.prompts import Span, Triplet
 
 INSTRUCTION: Final = ":instruction"
-"""Ends the name under which the attention to the instruction is kept, beside the pattern's own name."""
+"""Suffix of the name under which the attention to the instruction is kept, beside the pattern itself."""
 
 
 @dataclass(frozen=True)
 class KeyAlignment:
-    """Which keys of the two contexts of a triplet are the same token."""
+    """Which keys in the two contexts of a triplet are the same token."""
 
     counterpart: tuple[int | None, ...]
-    """For each token of the base context, the position of the same token in the prompted one; None if it is not there."""
+    """For each token of the base context, the position of the same token in the prompted one; None if it has none."""
     instruction: tuple[int, ...]
-    """Positions in the prompted context of the tokens that the base one does not have."""
+    """Positions in the prompted context of the tokens that the base context lacks."""
 
 
 def align_keys(triplet: Triplet) -> KeyAlignment:
-    """Align the two contexts of a triplet by what they share at their start and at their end.
+    """Align the two contexts of a triplet by their common prefix and suffix.
 
-    What the prompts share at the end is taken first, so a token that could belong to either side of the instruction comes after it.
+    The suffix is matched first, so a token that could lie on either side of the instruction is placed after it.
     """
     base = (*triplet.pair.base_ids, *triplet.response_ids)
     prompted = (*triplet.pair.prompted_ids, *triplet.response_ids)
-    end = _shared(base[::-1], prompted[::-1])
-    start = min(_shared(base, prompted), len(base) - end, len(prompted) - end)
+    end = common_suffix(base, prompted)
+    start = min(common_prefix(base, prompted), len(base) - end, len(prompted) - end)
     shift = len(prompted) - len(base)
-    counterpart = [place if place < start else place + shift if place >= len(base) - end else None for place in range(len(base))]
+    counterpart = [at if at < start else at + shift if at >= len(base) - end else None for at in range(len(base))]
     return KeyAlignment(tuple(counterpart), tuple(range(start, len(prompted) - end)))
 
 
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    for place, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return place
-    return min(len(left), len(right))
-
-
 def key_counts(triplets: Sequence[Triplet]) -> tuple[int, int]:
-    """How many columns the rows of all triplets need: of the base context, and of the instruction (at least one each)."""
+    """Columns that the rows of all triplets need: for the base context, and for the instruction (at least one)."""
     alignments = [align_keys(triplet) for triplet in triplets]
     return max(len(each.counterpart) for each in alignments), max(1, *(len(each.instruction) for each in alignments))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatternColumns:
-    """Where the columns of a batch's patterns lie in the prompted context; -1 where there is none."""
+    """Positions in the prompted context of the columns of a batch's patterns; -1 for none."""
 
     counterpart: Int[Tensor, "token key"]
-    """For each row, the prompted position of every base token."""
+    """For each row, the position of each base token in the prompted context."""
     instruction: Int[Tensor, "token instruction"]
-    """For each row, the prompted positions of the instruction."""
+    """For each row, the positions of the instruction's tokens in the prompted context."""
 
     @classmethod
     def of(
         cls, triplets: Sequence[Triplet], span: Span, keys: int, instruction_keys: int, device: torch.device | str
     ) -> PatternColumns:
-        """The columns of every row of a batch, `keys` and `instruction_keys` of them."""
+        """The columns of every row of a batch: `keys` and `instruction_keys` of them."""
         counterpart = torch.full((len(triplets), keys), -1)
         instruction = torch.full((len(triplets), instruction_keys), -1)
         for row, triplet in enumerate(triplets):
             alignment = align_keys(triplet)
-            places = [-1 if place is None else place for place in alignment.counterpart]
-            counterpart[row, : len(places)] = torch.tensor(places)
+            positions = [-1 if position is None else position for position in alignment.counterpart]
+            counterpart[row, : len(positions)] = torch.tensor(positions)
             instruction[row, : len(alignment.instruction)] = torch.tensor(alignment.instruction, dtype=torch.long)
         rows = torch.tensor([triplet.pair.span_length(span) + len(triplet.response_ids) for triplet in triplets])
         owner = torch.arange(len(triplets)).repeat_interleave(rows)
@@ -87,7 +81,7 @@ class PatternColumns:
     def align(
         self, base: Float[Tensor, "token head base_key"], prompted: Float[Tensor, "token head prompted_key"]
     ) -> tuple[Float[Tensor, "token head key"], Float[Tensor, "token head instruction"]]:
-        """The change of the attention to every base token, and the attention to the instruction; 0 past a context's end."""
+        """The change of the attention to each base token, and the attention to the instruction; 0 past the end of a context."""
         changed = _take(prompted, self.counterpart)
         width = min(base.shape[-1], changed.shape[-1])
         changed[..., :width] -= base[..., :width]

@@ -1,13 +1,14 @@
-"""What an instruction does to the activations, at any set of hook points, into memory, into statistics or onto the disk.
+"""Capturing what an instruction changes at any set of hook points: in memory, as statistics or on disk.
 
-`Δ_acc = A_{l,i|PS} − A_{l,i}` (Heyman & Vandeputte 2026, section 3): response token `i` at hook point `l`, read once after the prompt with
-the instruction and once after the prompt without it. Only the token's position differs between the two runs. `Δ_loc` is what layer `l`
-alone adds because of the prompt: the difference when every block's input on the span is the prompted residual stream already.
+`Δ_acc = A_{l,i|PS} − A_{l,i}` (Heyman & Vandeputte 2026, section 3): the activation of response token `i` at hook point
+`l`, after the prompt with the instruction minus after the prompt without it. Only the token's position differs between the two runs.
+`Δ_loc` is what layer `l` alone adds because of the prompt: the difference if every block's input on the span is already the prompted
+residual stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, get_args, overload, runtime_checkable
 
@@ -17,51 +18,66 @@ from torch import Tensor
 
 from psr_lens._utils.html_table import table
 from psr_lens.activations.attention_patterns import INSTRUCTION, key_counts
+from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading, Rows
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, frozen
-from psr_lens.models.hook_points import hook_shapes, is_pattern, select_hooks
+from psr_lens.models import HookedModel, check_model, frozen
+from psr_lens.models.hook_points import Layers, hook_shapes, is_pattern, select_hooks
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
 
 T_co = TypeVar("T_co", covariant=True)
 
 _SHOWN: Final = 2_000
-"""Tokens, evenly spaced, whose magnitudes a notebook is shown."""
+"""Tokens, evenly spaced, that the magnitudes shown in a notebook are computed from."""
 
 
 @runtime_checkable
 class Destination(Protocol[T_co]):
-    """Where differences go: `InMemory`, `Statistics`, `OnDisk`, or one of your own."""
+    """Where differences go: `InMemory`, `Statistics`, `OnDisk`, or a class of your own."""
 
     def receive(self, reading: Reading) -> T_co:
-        """Read what there is to read, batch by batch, and make the result of it."""
+        """Read the differences batch by batch and return the result of `capture`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Captured:
-    """The differences that an instruction causes, aligned token by token; `captured[name]` is one hook point's."""
+    """The differences Δ that an instruction causes, aligned token by token; made by `capture`.
+
+    Example:
+        >>> captured
+        Captured(6 hook points, ... tokens of ... responses, accumulated, span R)
+        >>> captured["resid_post", 3].shape[1:], captured.magnitude(("resid_post", -1)).ndim
+        (torch.Size([128]), 1)
+    """
 
     deltas: Mapping[str, Float[Tensor, "token ..."]]
-    """Hook name to Δ, in the activation's own units; rows are the tokens of `tokens`.
+    """Hook name to Δ, `[token, …]`, in the units of the activation; rows are the tokens of `tokens`.
 
-    An attention pattern is `[token, head, key]`, the keys those of the base context (see `activations.attention_patterns`); the attention
-    to the instruction is kept beside it, under the same name with `:instruction` appended."""
+    An attention pattern is `[token, head, key]`, with the keys of the base context (see `activations.attention_patterns`); the attention
+    to the instruction is kept under the same name with `:instruction` appended."""
     tokens: TokenTable
     """What each row is."""
     span: Span
     """Which tokens were captured."""
     difference: Difference = "accumulated"
     """Which difference was taken."""
+    n_layers: int | None = None
+    """Depth of the model, from which negative layers count; None if it is not known."""
 
-    def __getitem__(self, name: str) -> Float[Tensor, "token ..."]:
-        """Δ at one hook point, `[token, …]`.
+    def __getitem__(self, hook: HookKey) -> Float[Tensor, "token ..."]:
+        """Δ at one hook point, `[token, …]`: `captured["resid_post", 3]` or `captured["blocks.3.hook_resid_post"]`.
+
+        Args:
+            hook: A kind and a layer (negative layers count from the end), or a hook name.
 
         Raises:
             InputError: that hook point was not captured.
         """
-        if name not in self.deltas:
-            raise InputError("hook", repr(name), f"one of those captured: {', '.join(self.deltas)}")
-        return self.deltas[name]
+        return self.deltas[captured_name(hook, self.deltas, self.n_layers)]
+
+    def __repr__(self) -> str:
+        """Numbers of hook points, tokens and responses, in one line."""
+        return f"Captured({len(self.deltas)} hook points, {self._tokens()}, {self.difference}, span {self.span})"
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -74,32 +90,61 @@ class Captured:
             norms = torch.linalg.vector_norm(delta[some].flatten(1).float(), dim=1)
             sizes = " × ".join(map(str, delta.shape[1:]))
             rows.append((name, sizes, float(norms.median()), float(norms.quantile(0.99)), delta.nbytes / 1e6))
-        responses = len(self.tokens.triplet.unique())
-        about = f"{self.difference} Δ of {len(self):,} tokens of {responses:,} responses, span {self.span}"
+        about = f"{self.difference} Δ of {self._tokens()}, span {self.span}"
         return table(("hook point", "shape of a token", "median ‖Δ‖", "99 % within", "MB"), rows, about)
 
-    def magnitude(self, name: str) -> Float[Tensor, " token"]:
-        """‖Δ‖ of every token at one hook point."""
-        norms: Tensor = torch.linalg.vector_norm(self[name].flatten(start_dim=1), dim=1)
+    def _tokens(self) -> str:
+        return f"{len(self):,} tokens of {len(self.tokens.triplet.unique()):,} responses"
+
+    def magnitude(self, hook: HookKey) -> Float[Tensor, " token"]:
+        """‖Δ‖ of each token at one hook point.
+
+        Args:
+            hook: A kind and a layer, or a hook name; as for `captured[…]`.
+
+        Raises:
+            InputError: that hook point was not captured.
+
+        Example:
+            >>> len(captured.magnitude(("resid_post", 3))) == len(captured)
+            True
+        """
+        norms: Tensor = torch.linalg.vector_norm(self[hook].flatten(start_dim=1), dim=1)
         return norms
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Keep every difference in main memory."""
+    """Destination of `capture` that keeps every difference in main memory; the default.
+
+    Example:
+        >>> half = psr.capture(model, triplets[:4], to=psr.InMemory(torch.float16))
+        >>> half["resid_post", 0].dtype
+        torch.float16
+    """
 
     dtype: torch.dtype | None = None
-    """Type to keep numbers in; None leaves them as the model computes them."""
+    """Data type to keep numbers in; None for that of the model."""
 
     def receive(self, reading: Reading) -> Captured:
-        """Read everything."""
+        """Read all differences; called by `capture`.
+
+        Example:
+            >>> psr.capture(model, triplets[:4], to=psr.InMemory())
+            Captured(6 hook points, ... tokens of 4 responses, accumulated, span R)
+        """
         rows = Rows(reading.triplets, reading.span, self.dtype)
         with reading.bar() as bar:
             for indices in reading.batches(range(len(reading.triplets))):
                 reading.read(indices, rows.of(indices))
                 bar.update(sum(rows.counts[index] for index in indices))
-        deltas = {name: rows.tensors[name] for name in reading.shapes}
-        return Captured(deltas, token_table(reading.model, reading.triplets, reading.span), reading.span, reading.difference)
+        return Captured(
+            {name: rows.tensors[name] for name in reading.shapes},
+            token_table(reading.model, reading.triplets, reading.span),
+            reading.span,
+            reading.difference,
+            int(reading.model.cfg.n_layers),
+        )
 
 
 @overload
@@ -109,7 +154,7 @@ def capture(
     hooks: str | Sequence[str] = ...,
     *,
     to: None = ...,
-    layers: Sequence[int] | None = ...,
+    layers: Layers | None = ...,
     span: Span = ...,
     difference: Difference = ...,
     token_budget: int = ...,
@@ -123,7 +168,7 @@ def capture(
     hooks: str | Sequence[str] = ...,
     *,
     to: Destination[T_co],
-    layers: Sequence[int] | None = ...,
+    layers: Layers | None = ...,
     span: Span = ...,
     difference: Difference = ...,
     token_budget: int = ...,
@@ -136,36 +181,43 @@ def capture(
     hooks: str | Sequence[str] = "resid_post",
     *,
     to: Destination[object] | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Layers | None = None,
     span: Span = "R",
     difference: Difference = "accumulated",
     token_budget: int = TOKEN_BUDGET,
 ) -> object:
-    """Capture Δ at any set of hook points.
+    """Capture the difference Δ that an instruction makes to activations, at any set of hook points.
 
     Args:
-        model: The model; left as it was.
+        model: The model; it is left unchanged.
         triplets: Prompt pairs with responses.
         hooks: `"all"`, a kind, a hook name, a glob pattern, or several (see `select_hooks`).
-        to: Where the differences go: `InMemory()` if None, `Statistics()`, `OnDisk(folder)`.
-        layers: Only hook points of these layers.
-        span: `"R"` or `"QR"`.
-        difference: `"accumulated"` (against the unsteered run) or `"local"` (what each layer adds by itself).
+        to: Where the differences go: `InMemory()` (None), `Statistics()` or `OnDisk(folder)`.
+        layers: Only hook points of these layers; negative ones count from the end.
+        span: `"R"`, the response and the last prompt token, or `"QR"`, the question too.
+        difference: `"accumulated"` (prompted minus base context) or `"local"` (what each layer adds by itself).
         token_budget: Most tokens in a batch, padding included.
 
     Returns:
-        What the destination makes: `Captured`, `CapturedStatistics` or a `Store`, with a row for every token of the span.
+        What the destination makes: `Captured`, `CapturedStatistics` or a `Store`, with one row per token of the span.
 
     Raises:
-        InputError: no triplets, an empty response or one too long, an unknown hook point or difference, a layer out of range.
+        InputError: `model` is not a model, there are no triplets, a response is empty or too long, a hook point or difference is unknown,
+            or a layer is out of range.
+
+    Example:
+        >>> captured = psr.capture(model, triplets[:4], ["resid_post", "z"], layers=[0, -1])
+        >>> captured["z", -1].shape[1:]  # [token, head, d_head]
+        torch.Size([4, 32])
     """
+    check_model(model)
     if difference not in get_args(Difference):
         raise InputError("difference", repr(difference), "'accumulated' or 'local'")
     if token_budget < 1:
         raise InputError("token_budget", token_budget, "at least 1")
     if to is not None and not callable(getattr(to, "receive", None)):
-        raise InputError("to", repr(to), "InMemory(), Statistics(), OnDisk(folder), or something with a method `receive`")
-    triplets = list(triplets)
+        raise InputError("to", repr(to), "InMemory(), Statistics(), OnDisk(folder), or an object with a method `receive`")
+    triplets = _as_list(triplets)
     names = select_hooks(model, hooks, layers)
     check_triplets(model, triplets)
     dtype = next(iter(model.parameters())).dtype
@@ -173,6 +225,17 @@ def capture(
     reading = Reading(model, triplets, shapes, dtype, span, difference, token_budget)
     with torch.no_grad(), frozen(model):
         return (InMemory() if to is None else to).receive(reading)
+
+
+def _as_list(triplets: Sequence[Triplet]) -> list[Triplet]:
+    maker = "`sample_responses` or `with_responses` makes them."
+    if not isinstance(triplets, Iterable):
+        raise InputError("triplets", type(triplets).__name__, "a list of psr.Triplet", maker)
+    found = list(triplets)
+    for index, each in enumerate(found):
+        if not isinstance(each, Triplet):
+            raise InputError(f"triplets[{index}]", type(each).__name__, "a psr.Triplet", maker)
+    return found
 
 
 def _row_shapes(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,6 @@
-"""Teacher-forced passes: the same responses read in both contexts, batch by batch, with the rows of the span taken out.
+"""Teacher-forced passes over many triplets, batch by batch: `collect` reads one context, `Reading` what an instruction changes.
 
-Everything that captures goes through here: `collect` for one context, a `Reading` for what an instruction changes.
+The same responses are read in both contexts, and the rows of the span are kept.
 """
 
 from __future__ import annotations
@@ -16,28 +16,27 @@ from torch import Tensor
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, suffix_batch
-from psr_lens.activations.reading import gather, keep, layers_needed, read_batch
+from psr_lens.activations.teacher_forced_pass import Steered, gather, keep, layers_needed, read_batch
 from psr_lens.models import Decoder, HookedModel, device_of, forward, hooked
 from psr_lens.models.hook_points import is_pattern
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
-from psr_lens.replacement import Steering
 
 Take = Callable[[str, Float[Tensor, "token ..."]], None]
-"""Is given a hook point's name and a batch's rows there, triplet after triplet."""
+"""A function that gets a hook name and a batch's rows there, triplet by triplet."""
 
 Difference = Literal["accumulated", "local"]
-"""`accumulated`: against the unsteered run; `local`: what a layer alone adds when its input is the prompted one already."""
+"""`accumulated`: prompted minus base context; `local`: what one layer adds if its input is already that of the prompted context."""
 
 TOKEN_BUDGET: Final = 8_192
-"""Tokens of a batch, padding included, unless the caller says otherwise."""
+"""Default for the most tokens in a batch, padding included."""
 
 MOST_PADDING: Final = {"cpu": 0.02}
-"""Both contexts share one forward pass where that pads them by no more than this share; a CPU gains next to nothing by it."""
+"""Both contexts share one forward pass if that adds at most this share of padding; a CPU gains almost nothing from it."""
 MOST_PADDING_ELSEWHERE: Final = 0.15
-"""The same on a GPU, which is seldom full."""
+"""The same on a GPU, which is seldom fully used."""
 
 LEAST_SAVED: Final = 0.3
-"""Responses to one prompt share its computation where that saves at least this share of the tokens."""
+"""Responses to one prompt share its computation if that saves at least this share of the tokens."""
 
 
 def collect(
@@ -47,9 +46,7 @@ def collect(
     context: Context,
     span: Span,
     *,
-    steering: Steering | None = None,
-    alpha: float = 1.0,
-    arriving: bool = False,
+    steered: Steered | None = None,
     token_budget: int = TOKEN_BUDGET,
 ) -> dict[str, Float[Tensor, "token ..."]]:
     """Activations at hook points on the span, from one teacher-forced pass over all triplets in one context.
@@ -58,11 +55,10 @@ def collect(
         model: The model.
         triplets: Prompt pairs with responses.
         names: Hook names.
-        context: Which prompt the responses are read after.
+        context: Which prompt the responses follow.
         span: Which tokens to keep.
-        steering: A replacement or a plan to steer with over its own span, if any.
-        alpha: Its strength.
-        arriving: Where the replacement acts, read what arrives there instead of what the model goes on with.
+        steered: Steering in force during the pass; None for the model as it is. At the names in its `arriving`, the activations are
+            read before it acts there.
         token_budget: Most tokens in a batch, padding included.
 
     Returns:
@@ -70,32 +66,24 @@ def collect(
     """
     check_triplets(model, triplets)
     gathered = Rows(triplets, span)
-    bar = progress_bar(total=len(triplets), desc=f"read {context}", unit="triplet")
-    with bar:
+    arriving = () if steered is None else steered.arriving
+    after = [name for name in names if name not in arriving]
+    with progress_bar(total=len(triplets), desc=f"read {context}", unit="triplet") as bar:
         for indices in length_batches(triplets, token_budget):
             chosen = [triplets[index] for index in indices]
-            found = read_batch(
-                model,
-                chosen,
-                [] if arriving else names,
-                context,
-                span,
-                steering=steering,
-                alpha=alpha,
-                arriving=names if arriving else (),
-            )
+            found = read_batch(model, chosen, after, context, span, steered=steered)
             take = gathered.of(indices)
-            for name, rows in (found.arriving if arriving else found.rows).items():
-                take(name, rows)
+            for name in names:
+                take(name, (found.arriving if name in arriving else found.rows)[name])
             bar.update(len(indices))
     return {name: gathered.tensors[name] for name in names}
 
 
 class Rows:
-    """Tensors with one row a token in the order of the triplets, filled batch by batch in any order."""
+    """Tensors with one row per token, in the order of the triplets; filled batch by batch, in any order."""
 
     def __init__(self, triplets: Sequence[Triplet], span: Span, dtype: torch.dtype | None = None) -> None:
-        """Know where each triplet's rows begin; numbers are kept as `dtype`, or as they come."""
+        """Start without tensors; numbers are kept as `dtype`, or in the type that they come in if None."""
         self.counts = row_counts(triplets, span)
         self.offsets = [0]
         for count in self.counts:
@@ -104,7 +92,7 @@ class Rows:
         self._dtype = dtype
 
     def of(self, indices: Sequence[int]) -> Take:
-        """What puts a batch's rows, triplet after triplet of `indices`, where they belong, on the CPU."""
+        """A function that stores the rows of a batch of the triplets `indices` in their place, on the CPU."""
         into = torch.cat([torch.arange(self.offsets[index], self.offsets[index + 1]) for index in indices])
 
         def take(name: str, rows: Float[Tensor, "token ..."]) -> None:
@@ -116,27 +104,27 @@ class Rows:
 
 
 def row_counts(triplets: Sequence[Triplet], span: Span) -> list[int]:
-    """How many tokens each triplet has on a span."""
+    """Number of tokens of each triplet on a span."""
     return [triplet.pair.span_length(span) + len(triplet.response_ids) for triplet in triplets]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
-    """What an instruction changes at hook points, read batch by batch; what is done with it is the destination's."""
+    """Reads what an instruction changes at hook points, batch by batch, and hands it to a destination."""
 
     model: HookedModel
     """The model."""
     triplets: Sequence[Triplet]
     """Prompt pairs with responses."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Name to the shape of one token's row. An attention pattern has two: its own name, and one for the instruction's columns."""
+    """Hook name to the shape of one token's row; an attention pattern has a second entry, for the instruction's columns."""
     dtype: torch.dtype
-    """Type in which the model computes."""
-    span: Span
+    """Data type in which the model computes."""
+    span: Span = "R"
     """Which tokens are read."""
-    difference: Difference
+    difference: Difference = "accumulated"
     """Which difference is taken."""
-    token_budget: int
+    token_budget: int = TOKEN_BUDGET
     """Most tokens in a batch, padding included."""
 
     @property
@@ -145,20 +133,20 @@ class Reading:
         return [name for name in self.shapes if not name.endswith(INSTRUCTION)]
 
     def bar(self, tokens: int | None = None) -> Any:
-        """A progress bar over the tokens of all triplets, or over as many as are said."""
+        """A progress bar over `tokens` tokens, by default those of all triplets."""
         total = sum(row_counts(self.triplets, self.span)) if tokens is None else tokens
         return progress_bar(total=total, desc="capture", unit="token", unit_scale=True)
 
     def batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
-        """Put some triplets together for `read`: of like length, or by prompt where the responses to one share its computation."""
+        """Batch some triplets for `read`: by length, or by prompt if the responses to one prompt share its computation."""
         triplets = [self.triplets[index] for index in chosen]
         for batch in length_batches(triplets, self.token_budget, by_prompt=self._shares_prompts(triplets)):
-            yield [chosen[place] for place in batch]
+            yield [chosen[index] for index in batch]
 
     def read(self, indices: Sequence[int], take: Take) -> None:
-        """Read one batch, and hand over the rows of its spans hook point by hook point, on the model's device, as they come to be known.
+        """Read one batch, and hand over the rows on its spans, one hook point at a time, on the model's device.
 
-        Nothing is kept of the model's activations but what is still to be subtracted, and blocks behind the last hook point are not run.
+        Only the activations that are still to be subtracted are kept, and blocks after the last hook point are not run.
         """
         triplets = [self.triplets[index] for index in indices]
         device = device_of(self.model)
@@ -184,7 +172,7 @@ class Reading:
 
     def _shares_prompts(self, triplets: Sequence[Triplet]) -> bool:
         if any(is_pattern(name) for name in self.hooks):
-            return False  # the columns of a pattern are all of the context
+            return False  # a pattern has a column for every token of the context
         whole = computed = 0
         seen: set[tuple[int, ...]] = set()
         for triplet in triplets:
@@ -199,7 +187,7 @@ class Reading:
         return computed <= (1 - LEAST_SAVED) * whole
 
     def _accumulated(self, base: ContextBatch, prompted: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
-        left = set(self.hooks)  # HookedTransformer fires the points of a LayerNorm once each for queries, keys and values
+        left = set(self.hooks)  # HookedTransformer fires LayerNorm points once each for queries, keys and values
         if base.prefix is None and _fit_together(base, prompted):
             both = side_by_side(base, prompted)
             in_base, in_prompted = both.rows.chunk(2)
@@ -227,7 +215,7 @@ class Reading:
         self._run(prompted, [(name, subtract_held(name)) for name in self.hooks])
 
     def _local(self, base: ContextBatch, prompted: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
-        """Every block's output on the span is replaced by the prompted one, so that each block starts from the right input."""
+        """Replace every block's output on the span by the prompted one, so that each block gets the prompted input."""
         depth = layers_needed(self.hooks)
         outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(self.model.cfg.n_layers if depth is None else depth)]
         wanted: dict[str, Tensor] = {}
@@ -242,7 +230,7 @@ class Reading:
             return hook
 
         reached: dict[str, Tensor] = {}
-        # At a block's output the reading hook comes first: it sees what the block itself made.
+        # At a block's output the reading hook comes first, so it sees what the block itself computed.
         reading = [(name, keep(reached, name, base)) for name in self.hooks]
         self._run(base, [*reading, *((name, replace(name)) for name in outputs)])
         for name in self.hooks:
@@ -267,7 +255,7 @@ def _fit_together(base: ContextBatch, prompted: ContextBatch) -> bool:
 
 
 def side_by_side(base: ContextBatch, prompted: ContextBatch) -> ContextBatch:
-    """Both contexts of some triplets as one batch, the base sequences first, padded on the right to one width."""
+    """Both contexts of some triplets in one batch: base sequences first, padded on the right to one width."""
     width = max(base.tokens.shape[1], prompted.tokens.shape[1])
     parts = [
         torch.cat([torch.nn.functional.pad(values, (0, width - values.shape[1])) for values in pair])
@@ -277,7 +265,7 @@ def side_by_side(base: ContextBatch, prompted: ContextBatch) -> ContextBatch:
 
 
 def _difference(name: str, base: Tensor, prompted: Tensor, columns: PatternColumns | None) -> dict[str, Tensor]:
-    """What changed; `prompted` is written over."""
+    """Prompted minus base, by name; `prompted` is overwritten."""
     if columns is not None and is_pattern(name):
         changed, on_instruction = columns.align(base, prompted)
         return {name: changed, f"{name}{INSTRUCTION}": on_instruction}

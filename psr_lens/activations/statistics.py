@@ -1,4 +1,4 @@
-"""Statistics of differences, gathered batch by batch in memory that does not grow with the number of tokens."""
+"""Statistics of differences, accumulated batch by batch in memory that does not grow with the number of tokens."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
+from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.paired_passes import Reading, row_counts
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
 
 BINS_PER_DECADE: Final = 128
-"""Resolution of the histogram of ‖Δ‖: quantiles are right to 1 %."""
+"""Resolution of the histogram of ‖Δ‖; quantiles are accurate to 1 %."""
 DECADES: Final = (-12, 12)
-"""Range of the histogram, as powers of ten; what lies outside counts at its ends."""
+"""Range of the histogram, as powers of ten; values outside are counted in its end bins."""
 EXACT_WIDTH: Final = 512
-"""Widest activation whose second moments are kept whole; wider ones are sketched."""
+"""Widest activation whose second moments are kept in full; wider ones are sketched."""
 SKETCH_WIDTH: Final = 96
-"""Columns of the sketch of wider ones."""
+"""Columns of the sketch."""
 
 
 class SecondMoments:
-    """ΔᵀΔ summed over tokens: whole for narrow activations, else a sketch that keeps its leading directions.
+    """ΔᵀΔ summed over tokens: in full for narrow activations, else a sketch that keeps its leading directions.
 
     The sketch is `ΔᵀΔ Ω` with a fixed random `Ω` of orthonormal columns, from which the leading eigenpairs follow by Nyström's formula
-    (Tropp, Yurtsever, Udell & Cevher 2017, arXiv 1706.05736, algorithm 3). It is nearly exact where few directions hold most of the
-    energy, as they do here, and never claims more energy for them than there is.
+    (Tropp, Yurtsever, Udell & Cevher 2017, arXiv 1706.05736, algorithm 3). It is nearly exact if a few directions hold most of the
+    energy, as they do here, and never overestimates their energy.
     """
 
     def __init__(self, width: int) -> None:
@@ -42,7 +43,7 @@ class SecondMoments:
         self._sum = torch.zeros(width, width if self._test is None else SKETCH_WIDTH, dtype=torch.float64)
 
     def add(self, rows: Float[Tensor, "token width"]) -> None:
-        """Take in some tokens."""
+        """Add some tokens."""
         self.energy += float(rows.square().sum(dtype=torch.float64))
         right = rows if self._test is None else rows @ _test_copy(rows.shape[1], rows.device, rows.dtype)
         self._sum += (rows.T @ right).cpu()
@@ -54,7 +55,7 @@ class SecondMoments:
             return values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank].T
         if not self.energy:
             return torch.zeros(min(rank, SKETCH_WIDTH)), self._test.T[:rank]
-        # The shift keeps the Cholesky factor from breaking down; what it adds is taken off again.
+        # The shift keeps the Cholesky factorisation from failing; it is subtracted again.
         shift = self.energy * len(self._sum) ** 0.5 * torch.finfo(torch.float32).eps
         shifted = self._sum + shift * self._test
         core = self._test.T @ shifted
@@ -67,7 +68,7 @@ class SecondMoments:
 
 @lru_cache(maxsize=16)
 def _test_copy(width: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "width column"]:
-    """Ω where rows are, in their type: every batch and hook point of that width needs it."""
+    """Ω on a device and in a type, cached because every batch and hook point of that width needs it."""
     return _test_matrix(width).to(device, dtype)
 
 
@@ -79,50 +80,54 @@ def _test_matrix(width: int) -> Float[Tensor, "width column"]:
     return basis
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HookStatistics:
-    """What is known of the differences at one hook point, over one group of tokens."""
+    """Statistics of the differences at one hook point, over one group of tokens."""
 
     tokens: int
     """Number of tokens."""
     mean: Float[Tensor, "*shape"]
-    """Mean difference, of the shape of one token's activation."""
+    """Mean difference, in the shape of one token's activation."""
     mean_magnitude: float
     """Mean of ‖Δ‖."""
     mean_cosine: float
-    """Mean cosine of a token's Δ to the mean difference; tokens with Δ = 0 count as 0."""
+    """Mean cosine similarity of a token's Δ to the mean difference; tokens with Δ = 0 count as 0."""
     energy: float
     """Σ‖Δ‖² over tokens."""
     first_position: int
-    """Place in the response of the first entry of the fields by position; −1 is the last prompt token."""
+    """Position in the response of the first entry of the fields by position; −1 is the last prompt token."""
     tokens_by_position: Int[Tensor, " position"]
-    """Number of tokens at each place in the response."""
+    """Number of tokens at each position in the response."""
     magnitude_by_position: Float[Tensor, " position"]
-    """Mean of ‖Δ‖ at each place in the response; NaN where no token stood."""
+    """Mean of ‖Δ‖ at each position in the response; NaN where there is no token."""
     histogram: Int[Tensor, " bin"]
-    """Tokens by ‖Δ‖, in bins of equal width on a log scale; the first is for Δ = 0."""
+    """Number of tokens by ‖Δ‖, in bins of equal width on a log scale; the first bin is for Δ = 0."""
     singular_values: Float[Tensor, " rank"]
-    """Largest singular values of the differences, tokens as rows."""
+    """Largest singular values of the matrix of differences, tokens as rows, in descending order."""
     directions: Float[Tensor, "rank width"]
-    """Their right singular vectors, over the flattened activation."""
+    """Their right singular vectors, unit vectors over the flattened activation."""
+
+    def __repr__(self) -> str:
+        """Number of tokens, shape and mean magnitude, in one line."""
+        return f"HookStatistics({self.tokens:,} tokens of shape {tuple(self.mean.shape)}, mean ‖Δ‖ {self.mean_magnitude:.4g})"
 
     def quantile(self, q: float) -> float:
-        """The smallest ‖Δ‖ that at least a share `q` of the tokens stays within, right to 1 %.
+        """The smallest ‖Δ‖ that at least a share `q` of the tokens does not exceed, accurate to 1 %.
 
         Raises:
             InputError: `q` is not between 0 and 1.
         """
         if not 0 <= q <= 1:
             raise InputError("q", q, "a number from 0 to 1")
-        wanted = max(1, math.ceil(q * self.tokens - 1e-9))  # without the rounding error of the product
-        place = int(torch.searchsorted(self.histogram.cumsum(0), torch.tensor(wanted)))
-        return float(10 ** (DECADES[0] + (place - 0.5) / BINS_PER_DECADE)) if place else 0.0
+        wanted = max(1, math.ceil(q * self.tokens - 1e-9))  # not above the product because of rounding
+        bin_number = int(torch.searchsorted(self.histogram.cumsum(0), torch.tensor(wanted)))
+        return float(10 ** (DECADES[0] + (bin_number - 0.5) / BINS_PER_DECADE)) if bin_number else 0.0
 
     def rank_share(self, rank: int) -> float:
-        """Share of the energy in the first `rank` singular directions; NaN if there is no energy.
+        """Share of the energy Σ‖Δ‖² in the first `rank` singular directions; NaN if the energy is 0.
 
         Raises:
-            InputError: more directions are asked for than were kept.
+            InputError: `rank` is below 1, or larger than the number of directions kept.
         """
         if not 1 <= rank <= len(self.singular_values):
             raise InputError("rank", rank, f"1 to {len(self.singular_values)}", "Capture with `Statistics(rank=…)` to keep more.")
@@ -176,16 +181,30 @@ class _Running:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CapturedStatistics:
-    """Statistics of Δ at every captured hook point, over all tokens and by group; `statistics[name]` is one hook point's."""
+    """Statistics of Δ at each captured hook point, over all tokens and by group; made by `capture` with `to=Statistics()`.
+
+    Example:
+        >>> statistics = psr.capture(model, triplets[:4], to=psr.Statistics(rank=4))
+        >>> statistics["resid_post", 3].directions.shape
+        torch.Size([4, 128])
+    """
 
     overall: Mapping[str, HookStatistics]
     """Hook name to the statistics over all tokens."""
     by_group: Mapping[str, Mapping[str, HookStatistics]]
-    """Group (a trait, say) to hook name to statistics; empty if no groups were given."""
+    """Group (such as a trait) to hook name to statistics; empty if no groups were given."""
     span: Span
-    """Which tokens were taken in."""
+    """Which tokens were captured."""
+    n_layers: int | None = None
+    """Depth of the model, from which negative layers count; None if it is not known."""
+
+    def __repr__(self) -> str:
+        """Numbers of hook points, tokens and groups, in one line."""
+        tokens = next(iter(self.overall.values())).tokens if self.overall else 0
+        groups = f", groups {', '.join(self.by_group)}" if self.by_group else ""
+        return f"CapturedStatistics({len(self.overall)} hook points, {tokens:,} tokens, span {self.span}{groups})"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -203,34 +222,45 @@ class CapturedStatistics:
         head = ("hook point", "tokens", "mean ‖Δ‖", "median", "99 % within", "cosine to the mean", "energy in one direction")
         return table(head, rows, f"Δ on the span {self.span}" + (f", groups {', '.join(self.by_group)}" if self.by_group else ""))
 
-    def __getitem__(self, name: str) -> HookStatistics:
-        """The statistics over all tokens at one hook point.
+    def __getitem__(self, hook: HookKey) -> HookStatistics:
+        """The statistics over all tokens at one hook point: `statistics["resid_post", 3]`.
+
+        Args:
+            hook: A kind and a layer (negative layers count from the end), or a hook name.
 
         Raises:
             InputError: that hook point was not captured.
         """
-        if name not in self.overall:
-            raise InputError("hook", repr(name), f"one of those captured: {', '.join(self.overall)}")
-        return self.overall[name]
+        return self.overall[captured_name(hook, self.overall, self.n_layers)]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """A destination of `capture` that keeps statistics only; what it holds does not grow with the number of triplets."""
+    """Destination of `capture` that keeps statistics only; its memory does not grow with the number of triplets.
+
+    Example:
+        >>> traits = ["pirate", "pirate", "other", "other"]
+        >>> psr.capture(model, triplets[:4], to=psr.Statistics(groups=traits)).by_group.keys()
+        dict_keys(['pirate', 'other'])
+    """
 
     groups: Sequence[str] | None = None
-    """The trait, or another group, of each triplet; statistics are then kept for each group too."""
+    """Group of each triplet, such as its trait; if given, statistics are kept for each group too."""
     rank: int = 16
-    """How many singular directions to give at each hook point."""
+    """Number of singular directions to keep at each hook point."""
 
     def receive(self, reading: Reading) -> CapturedStatistics:
-        """Read everything, batch by batch.
+        """Read all differences, batch by batch; called by `capture`.
 
         Raises:
-            InputError: not one group a triplet, or a rank below 1.
+            InputError: `groups` and the triplets differ in number, or `rank` is below 1.
+
+        Example:
+            >>> psr.capture(model, triplets[:4], to=psr.Statistics())
+            CapturedStatistics(6 hook points, ... tokens, span R)
         """
         if self.groups is not None and len(self.groups) != len(reading.triplets):
-            raise InputError("groups", f"{len(self.groups)} of them", f"one for each of {len(reading.triplets)} triplets")
+            raise InputError("groups", f"a list of {len(self.groups)}", f"{len(reading.triplets)}, one group for each triplet")
         if self.rank < 1:
             raise InputError("rank", self.rank, "at least 1")
         counts = row_counts(reading.triplets, reading.span)
@@ -266,4 +296,5 @@ class Statistics:
             {name: running.finish(self.rank) for name, running in overall.items()},
             {group: {name: each.finish(self.rank) for name, each in found.items()} for group, found in by_group.items()},
             reading.span,
+            int(reading.model.cfg.n_layers),
         )

@@ -27,7 +27,7 @@ from psr_lens._utils.digests import digest_of, raw_bytes
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel, fingerprint
-from psr_lens.models.identity import weights_digest
+from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import Replacement, SteeringPlan
 from psr_lens.results.intervals import present_in

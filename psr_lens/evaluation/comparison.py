@@ -18,7 +18,7 @@ from psr_lens._utils.html_table import table
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
-from psr_lens.activations.reading import read_batch
+from psr_lens.activations.teacher_forced_pass import Steered, read_batch
 from psr_lens.evaluation.acting_sites import ActingSite, positions, relative_rmse, squares
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, checked_plans
 from psr_lens.evaluation.scores import Scores
@@ -155,7 +155,7 @@ def compare(
             errors[PARAPHRASE] += _errors(found, base, delta)
         for label, plan in plans.items():
             points = [site.name for site in sites[label]]
-            steered = read_batch(model, chosen, names, "base", span, steering=plan, alpha=alpha, arriving=points)
+            steered = read_batch(model, chosen, names, "base", span, steered=Steered(plan, alpha, points))
             errors[label] += _errors(steered.rows, base, delta)
             take(f"{label}/magnitude", torch.stack([(steered.rows[n].float() - base[n].float()).norm(dim=1) for n in names], dim=1))
             read = [site.read(steered.arriving[site.name], prompted[site.name], position, alpha) for site in sites[label]]

@@ -16,7 +16,7 @@ from psr_lens._utils.html_table import table
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
-from psr_lens.activations.reading import logits_budget, read_batch
+from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, read_batch
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import ActingSite, positions
 from psr_lens.evaluation.faithfulness_sums import Closeness, ClosenessSums, SiteFaithfulness, SiteSums
@@ -232,9 +232,7 @@ def _block(
                 names,
                 "base",
                 span,
-                steering=plan,
-                alpha=alphas[label],
-                arriving=[site.name for site in sites[label]],
+                steered=Steered(plan, alphas[label], [site.name for site in sites[label]]),
                 logits=True,
             )
             close[label].add(indices, chosen, span, steered, base, prompted)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.activations.paired_passes import row_counts
-from psr_lens.activations.reading import BatchReading
+from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, squares
 from psr_lens.prompts import Span, Triplet
 from psr_lens.results.resampling import Estimate, estimate, pearson, ratio, spearman

@@ -17,7 +17,7 @@ from torch import Tensor
 from psr_lens.errors import ArtifactError
 from psr_lens.fitting.config import FitConfig
 from psr_lens.models import HookedModel, fingerprint
-from psr_lens.models.identity import weights_digest
+from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import Triplet
 
 FORMAT: Final = 1

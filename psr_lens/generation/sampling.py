@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
+from psr_lens._utils.sequences import padded
 from psr_lens.errors import InputError
 from psr_lens.models import (
     Decoder,
@@ -117,7 +118,7 @@ def generate(
     ):
         for rows in _prompt_batches(pairs, context, config, context_length(model)):
             chosen = [pairs[row] for row in rows]
-            tokens, mask = _left_padded([pair.ids(context) for pair in chosen])
+            tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
             hooks = SteeringHooks()
             if replacement is not None:
                 starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
@@ -151,16 +152,6 @@ def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: Sampl
         batch.append(row)
     if batch:
         yield batch
-
-
-def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
-    width = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, ids in enumerate(prompts):
-        tokens[row, width - len(ids) :] = torch.tensor(ids)
-        mask[row, width - len(ids) :] = 1
-    return tokens, mask
 
 
 def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:

@@ -20,8 +20,8 @@ from psr_lens._utils.html_table import table
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
-from psr_lens.activations.reading import read_batch
 from psr_lens.activations.statistics import CapturedStatistics
+from psr_lens.activations.teacher_forced_pass import Steered, read_batch
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, frozen, tokenizer_of
 from psr_lens.models.hook_points import layer_of
@@ -298,7 +298,7 @@ class _Search:
     def read(self, model: HookedModel, triplets: Sequence[Triplet], indices: Sequence[int]) -> None:
         """Take in one batch of triplets."""
         chosen = [triplets[index] for index in indices]
-        arriving = read_batch(model, chosen, [], "base", self.span, steering=self.replacement, arriving=self.names).arriving
+        arriving = read_batch(model, chosen, [], "base", self.span, steered=Steered(self.replacement, arriving=self.names)).arriving
         counts = row_counts(chosen, self.span)
         self.searched += sum(counts)
         for name in self.names:

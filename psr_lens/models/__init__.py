@@ -1,14 +1,17 @@
-"""Loading models, and the one face that both TransformerLens classes show to the rest of the package.
+"""Loading models, and one interface to both TransformerLens classes for the rest of the package.
 
-`HookedTransformer` (TransformerLens up to 3.x) and `TransformerBridge` (3.x and 4.x) share hook names, `hooks()` and `forward`; what
-differs between them (masks, caches, positions, aliases, placement, processed weights) is handled here and nowhere else.
+`HookedTransformer` (TransformerLens up to 3.x) and `TransformerBridge` (3.x and 4.x) share hook names, `hooks()` and `forward`. Their
+differences (masks, caches, positions, aliases, placement, processed weights) are handled here and nowhere else.
 """
 
+from psr_lens.models.fingerprints import fingerprint, processing, processing_differs
+from psr_lens.models.forward_pass import forward, frozen
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.hooked_model import (
     HookedModel,
     all_modules,
     called_module,
+    check_model,
     context_length,
     device_of,
     end_tokens,
@@ -17,11 +20,9 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
-from psr_lens.models.hooks import hooked
-from psr_lens.models.identity import fingerprint, processing, processing_differs
 from psr_lens.models.kv_cache import Decoder
 from psr_lens.models.loading import EMBEDDED, Backend, load_model, load_to_fit_and_answer
-from psr_lens.models.running import forward, frozen
+from psr_lens.models.temporary_hooks import hooked
 
 __all__ = [
     "EMBEDDED",
@@ -30,6 +31,7 @@ __all__ = [
     "HookedModel",
     "all_modules",
     "called_module",
+    "check_model",
     "context_length",
     "device_of",
     "distinct_names",

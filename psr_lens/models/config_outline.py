@@ -1,4 +1,4 @@
-"""What a model's config and tokenizer say of it, without its weights: enough for prompts and for what a run would cost."""
+"""A model's config and tokenizer without its weights: enough to make prompts and to estimate what a run costs."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from psr_lens.models.loading import EMBEDDED
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's sizes, by TransformerLens's names."""
+    """A model's sizes, under TransformerLens's names."""
 
     n_layers: int
     """Number of layers."""
     d_model: int
     """Width of the residual stream."""
     n_ctx: int
-    """Largest number of tokens that the model was made for; TransformerLens may allow fewer."""
+    """The model's context length in tokens; TransformerLens may allow fewer."""
     architecture: str
-    """The architecture's name."""
+    """Name of the architecture."""
     default_prepend_bos: bool = True
     """Whether plain text begins with the beginning-of-sequence token."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelOutline:
-    """As much of a model as prompts need: it can stand for the model in `prompt_pairs`, and in nothing that runs it."""
+    """As much of a model as prompts need: it can replace the model in `prompt_pairs`, but not where the model is run."""
 
     name: str
-    """What `load_model` takes."""
+    """The name or path that `load_model` takes."""
     cfg: Sizes
     """Its sizes."""
     tokenizer: Any
@@ -42,13 +42,13 @@ class ModelOutline:
 
 
 def outline(name_or_path: str | Path) -> ModelOutline:
-    """Read a model's config and tokenizer.
+    """Read a model's config and tokenizer, but not its weights.
 
     Args:
         name_or_path: As for `load_model`.
 
     Raises:
-        InputError: it is neither a known name nor a folder.
+        InputError: `name_or_path` is neither a known name nor a folder.
         ModelError: the config cannot be read.
     """
     name = str(name_or_path)
@@ -79,7 +79,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _official(name: str) -> str:
-    """The name of a repository for a name that TransformerLens knows; any other with a slash is taken for one."""
+    """The repository of a name that TransformerLens knows; any other name with a slash is taken for a repository."""
     from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
     official = {alias: str(repository) for repository, aliases in MODEL_ALIASES.items() for alias in aliases}

@@ -1,4 +1,4 @@
-"""Names of hook points: which of them are aliases, which stay silent, and where an edit is not what it seems."""
+"""Names of hook points: which are aliases, which never fire, and where an edit does not do what it seems to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PREFERRED: Final = re.compile(
     r"|attn\.hook_(q|k|v|z|rot_q|rot_k|result|attn_scores|pattern)$|mlp\.hook_(pre|post|pre_linear)$"
     r"|ln\w*\.hook_(scale|normalized)$"
 )
-"""Where a bridge has several names for one point, the one that `HookedTransformer` has too is taken."""
+"""Where a bridge has several names for one point, the name that `HookedTransformer` also has is used."""
 
 _SWITCHES: Final = {
     "attn.hook_result": "use_attn_result",
@@ -23,11 +23,11 @@ _SWITCHES: Final = {
     "hook_k_input": "use_split_qkv_input",
     "hook_v_input": "use_split_qkv_input",
 }
-"""Endings of the points that fire only with a switch of the configuration on."""
+"""Endings of the names of points that fire only if a switch in the config is on."""
 
 
 def distinct_names(model: HookedModel) -> Iterator[str]:
-    """One name for every hook point that can fire."""
+    """One name for each hook point that can fire."""
     names: dict[int, str] = {}
     for name, point in model.hook_dict.items():
         if is_switched_off(model, name):
@@ -38,15 +38,15 @@ def distinct_names(model: HookedModel) -> Iterator[str]:
 
 
 def is_switched_off(model: HookedModel, name: str) -> bool:
-    """Whether a hook point is behind a switch that is off: a `HookedTransformer` keeps silent there, a bridge raises."""
+    """Whether a hook point needs a config switch that is off: a `HookedTransformer` never fires there, a bridge raises."""
     return any(name.endswith(ending) and not getattr(model.cfg, switch, False) for ending, switch in _SWITCHES.items())
 
 
 def edit_fault(model: HookedModel, name: str) -> str | None:
-    """Why a change at a hook point would not do what it says, and what to do instead; None where it does."""
+    """Why an edit at a hook point would not have its usual effect, and what to do instead; None if it would."""
     if name.endswith(".hook_resid_mid") and is_bridge(model):
         return (
-            f"what is changed at {name} reaches only the MLP of a TransformerBridge, and not the stream past it. "
+            f"an edit at {name} reaches only the MLP of a TransformerBridge, not the residual stream after it. "
             "Fit at `hook_attn_out` instead, or load the model with backend='hooked_transformer'."
         )
     return None

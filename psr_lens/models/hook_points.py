@@ -1,22 +1,25 @@
-"""Which hook points a model has, what fires there, and how a user names a selection of them."""
+"""The hook points of a model: listing them, and selecting some by kind, name, pattern and layer."""
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.sequences import ranges
 from psr_lens.errors import InputError
+from psr_lens.models.forward_pass import forward
 from psr_lens.models.hook_names import distinct_names, is_switched_off
-from psr_lens.models.hooked_model import HookedModel, device_of
-from psr_lens.models.hooks import hooked
-from psr_lens.models.running import forward
+from psr_lens.models.hooked_model import HookedModel, check_model, device_of
+from psr_lens.models.temporary_hooks import hooked
 
 KINDS: Final = {
     "embed": "hook_embed",
@@ -34,8 +37,12 @@ KINDS: Final = {
     "pattern": "blocks.*.attn.hook_pattern",
     "mlp_post": "blocks.*.mlp.hook_post",
 }
-"""Short names for the hook points of one kind at every layer."""
+"""Kind to the hook points of that kind, at every layer."""
 
+Layers = str | SupportsIndex | Iterable[SupportsIndex]
+"""`"all"`, one layer or several, as Python or numpy integers; negative ones count from the end."""
+
+_HEAD: Final = ("hook point", "layers", "shape of a token", "bytes a token", "captured")
 _PROBE_BATCH: Final = 2
 _PROBE_LENGTH: Final = 5
 
@@ -47,70 +54,67 @@ class HookPointInfo:
     name: str
     """TransformerLens's name."""
     layer: int | None
-    """The block that it lies in, or None outside the blocks."""
+    """The layer whose block holds it; None outside the blocks."""
     shape: tuple[int, ...]
-    """Shape of one token's activation; of an attention pattern the heads, each of which has a number for every key."""
+    """Shape of one token's activation; for an attention pattern `(head,)`, with one number per key for each head."""
     per_token: bool
-    """Whether the activation is `[batch, position, …]`, with one row a token."""
+    """Whether the activation is `[batch, position, …]`, with one row per token."""
     dtype: torch.dtype
-    """Type of the activation."""
+    """Data type of the activation."""
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it is an attention pattern, whose keys are aligned between the contexts."""
+        """Whether it is an attention pattern, whose keys are aligned between the two contexts."""
         return is_pattern(self.name)
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one token's activation takes (for an attention pattern: with one key); 0 where it cannot be captured."""
+        """Bytes of one token's activation (of an attention pattern: per key); 0 if it cannot be captured."""
         return self.dtype.itemsize * int(torch.Size(self.shape).numel()) if self.per_token or self.is_pattern else 0
 
 
 class HookPointTable(tuple[HookPointInfo, ...]):
-    """The hook points of a model in the order of firing; shows itself as a table, the layers of one kind on one line."""
+    """The hook points of a model in the order of firing; `print` shows a table with one line for each kind."""
 
     def __str__(self) -> str:
-        """Plain text, one line a kind."""
-        rows = [("hook point", "layers", "shape of a token", "bytes a token", "captured"), *map(self._row, self._kinds())]
+        """Plain text, one line for each kind."""
+        rows = [_HEAD, *map(self._row, self._kinds())]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        """How many points there are, and at how many layers."""
+        layers = {point.layer for point in self} - {None}
+        return f"HookPointTable({len(self)} hook points, {len(layers)} layers)"
 
     def _repr_html_(self) -> str:
-        head = ("hook point", "layers", "shape of a token", "bytes a token", "captured")
-        return table(head, [self._row(kind) for kind in self._kinds()])
+        return table(_HEAD, [self._row(kind) for kind in self._kinds()])
 
     def _kinds(self) -> list[list[HookPointInfo]]:
         kinds: dict[tuple[str, tuple[int, ...]], list[HookPointInfo]] = {}
         for point in self:
-            kinds.setdefault((_every_layer(point.name), point.shape), []).append(point)
+            kinds.setdefault((at_every_layer(point.name), point.shape), []).append(point)
         return list(kinds.values())
 
     @staticmethod
     def _row(kind: list[HookPointInfo]) -> tuple[str, str, str, str, str]:
         point, layers = kind[0], [each.layer for each in kind if each.layer is not None]
         shape, size = " × ".join(map(str, point.shape)), f"{point.bytes_per_token:,}"
-        how = "yes" if point.per_token else "no row a token"
+        how = "yes" if point.per_token else "no row per token"
         if point.is_pattern:
             shape, size, how = f"{shape} × key", f"{size} × keys", "on request: keys aligned"
         return (
-            _every_layer(point.name),
-            _spans(layers) if layers else "–",
+            at_every_layer(point.name),
+            ranges(layers) or "–",
             shape if point.bytes_per_token else "–",
             size if point.bytes_per_token else "–",
             how,
         )
 
 
-def _every_layer(name: str) -> str:
+def at_every_layer(name: str) -> str:
+    """The pattern of a hook point at every layer: `blocks.3.hook_resid_post` → `blocks.*.hook_resid_post`."""
     return re.sub(r"^blocks\.\d+\.", "blocks.*.", name)
-
-
-def _spans(layers: Sequence[int]) -> str:
-    if list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}–{layers[-1]}" if len(layers) > 1 else str(layers[0])
-    return ", ".join(map(str, layers))
 
 
 def is_pattern(name: str) -> bool:
@@ -127,14 +131,28 @@ def layer_of(name: str) -> int | None:
 def hook_points(model: HookedModel) -> HookPointTable:
     """Every distinct hook point that fires in a forward pass of `model`, in the order of firing, as a table.
 
-    Aliases of a bridge are listed once. Points that TransformerLens has but that stay silent (`attn.hook_result` and kin, until
-    `set_use_attn_result(True)`) are left out. Costs one forward pass of ten tokens.
+    A point with several names on a bridge is listed once. Points that do not fire by default are left out (such as `attn.hook_result`
+    before `model.set_use_attn_result(True)`). Takes one forward pass of ten tokens.
+
+    Raises:
+        InputError: `model` is not a model with hook points.
+
+    Example:
+        >>> points = psr.hook_points(model)
+        >>> points[0].name, points[0].shape
+        ('hook_embed', (128,))
+        >>> print(points)
+        hook point  layers  shape of a token  bytes a token  captured
+        ...
+        blocks.*.hook_resid_post  0–5  128  512  yes
+        ...
     """
+    check_model(model)
     return HookPointTable(_probe(model, distinct_names(model)))
 
 
 def hook_shapes(model: HookedModel, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Name to the shape of one token's activation, for names that fire; of an attention pattern the heads."""
+    """Hook name to the shape of one token's activation, for points that fire; for an attention pattern `(head,)`."""
     found = {point.name: point.shape for point in _probe(model, names)}
     return {name: found[name] for name in names}
 
@@ -159,28 +177,31 @@ def _probe(model: HookedModel, names: Iterable[str]) -> list[HookPointInfo]:
 
 
 def _is_per_token(activation: object) -> bool:
-    """Attention scores and patterns are `[batch, head, query, key]`: no row a token."""
+    """False for attention scores and patterns: they are `[batch, head, query, key]`, without one row per token."""
     if not isinstance(activation, Tensor) or activation.ndim < 3:
         return False
     is_square = activation.ndim == 4 and activation.shape[2:] == (_PROBE_LENGTH, _PROBE_LENGTH)
     return activation.shape[:2] == (_PROBE_BATCH, _PROBE_LENGTH) and not is_square
 
 
-def select_hooks(model: HookedModel, hooks: str | Sequence[str], layers: Sequence[int] | None = None) -> list[str]:
-    """The names of the hook points that a selection means, in the model's order.
+def select_hooks(model: HookedModel, hooks: str | Sequence[str], layers: Layers | None = None) -> list[str]:
+    """The names of the selected hook points, in the model's order.
+
+    Attention patterns are selected only by name or as `"pattern"`, not by `"all"` or a wider glob pattern.
 
     Args:
         model: The model.
-        hooks: `"all"`; a kind such as `"resid_post"` (one of `KINDS`); a name; a glob pattern (`"blocks.*.attn.hook_z"`); or several.
-        layers: Keep only points of these layers.
+        hooks: `"all"`; a kind (one of `KINDS`, such as `"resid_post"`); a hook name; a glob pattern (`"blocks.*.attn.hook_z"`); or
+            several of these.
+        layers: Only hook points of these layers (see `check_layers`); None for no restriction.
 
     Raises:
-        InputError: nothing in the model has such a name, a layer is out of range, or a point has no row a token.
-
-    Attention patterns are taken where they are asked for by name or as `"pattern"`; neither `"all"` nor a wider glob takes them in.
+        InputError: the model has no such hook point, a layer is out of range, or a point does not have one row per token.
     """
     points = {point.name: point for point in hook_points(model)}
-    wanted = [hooks] if isinstance(hooks, str) else list(hooks)
+    wanted = [hooks] if isinstance(hooks, str) else list(hooks) if isinstance(hooks, Iterable) else None
+    if wanted is None or not all(isinstance(each, str) for each in wanted):
+        raise InputError("hooks", repr(hooks), "'all', a kind, a hook name, a glob pattern, or a list of these")
     if not wanted:
         raise InputError("hooks", "an empty list", "at least one hook point")
     names: dict[str, None] = {}
@@ -190,8 +211,8 @@ def select_hooks(model: HookedModel, hooks: str | Sequence[str], layers: Sequenc
         allowed = set(check_layers(model, layers))
         chosen, names = list(names), {name: None for name in names if layer_of(name) in allowed}
         if not names:
-            raise InputError("layers", repr(layers), f"layers with one of the hook points chosen ({', '.join(chosen)})")
-    order = {name: place for place, name in enumerate(points)}
+            raise InputError("layers", repr(layers), f"layers of the selected hook points ({listed(chosen)})")
+    order = {name: index for index, name in enumerate(points)}
     return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
@@ -206,13 +227,13 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
             raise InputError(
                 "hooks", repr(wanted), "a hook point that fires", "Turn it on first, e.g. `model.set_use_attn_result(True)`."
             )
-        found = [name for name in named if name == pattern]  # another name of a point that a bridge lists once
+        found = [name for name in named if name == pattern]  # another name of a point that is listed once
     if not found:
         raise InputError(
             "hooks",
             repr(wanted),
             f"'all', a kind ({', '.join(KINDS)}), a hook name or a glob pattern that this model has",
-            "`psr_lens.hook_points(model)` lists them.",
+            f"{did_you_mean(wanted, [*KINDS, *points])}`psr_lens.hook_points(model)` lists them.",
         )
     if any(mark in pattern for mark in "*?["):
         kept = [name for name in found if points[name].per_token]
@@ -222,27 +243,50 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
             raise InputError(
                 "hooks",
                 repr(name),
-                "a hook point with one row a token, or an attention pattern",
-                f"It has neither; `{name.rpartition('.')[0]}.hook_pattern` has the attention." if "attn" in name else "",
+                "a hook point with one row per token, or an attention pattern",
+                f"Use `{name.rpartition('.')[0]}.hook_pattern` for attention." if "attn" in name else "",
             )
     return found
 
 
-def check_layers(model: HookedModel, layers: str | int | Sequence[int]) -> list[int]:
-    """Layers as a sorted list: `"all"`, one layer or several; negative ones count from the end.
+def check_layers(model: HookedModel, layers: Layers) -> list[int]:
+    """Layers as a sorted list of ints, counted from the start.
+
+    Args:
+        model: The model.
+        layers: `"all"`, one layer or several, as Python or numpy integers; negative ones count from the end.
 
     Raises:
-        InputError: a layer is out of range.
+        InputError: a layer is out of range or not a whole number, or there is none.
     """
     depth = int(model.cfg.n_layers)
-    if layers == "all":
+    if isinstance(layers, str) and layers == "all":
         return list(range(depth))
-    wanted = [layers] if isinstance(layers, int) else layers
-    if (
-        isinstance(wanted, str)
-        or not isinstance(wanted, Iterable)
-        or not (wanted := list(wanted))
-        or not all(isinstance(layer, int) and -depth <= layer < depth for layer in wanted)
-    ):
+    found = _whole_numbers(layers)
+    if not found or not all(-depth <= layer < depth for layer in found):
         raise InputError("layers", repr(layers), f"'all' or layers from 0 to {depth - 1} (this model has {depth})")
-    return sorted({layer % depth for layer in wanted})
+    return sorted({layer % depth for layer in found})
+
+
+def _whole_numbers(layers: Any) -> list[int]:
+    """Python, numpy or torch integers as a list of ints; empty if one of them is anything else."""
+    try:
+        each = [layers] if hasattr(layers, "__index__") and not getattr(layers, "ndim", 0) else list(layers)
+        return [] if any(isinstance(layer, bool) for layer in each) else [operator.index(layer) for layer in each]
+    except TypeError:
+        return []
+
+
+def listed(names: Iterable[str]) -> str:
+    """Hook names in words, the layers of one kind together: `hook_embed, blocks.0–3.hook_resid_post`."""
+    kinds: dict[str, list[int]] = {}
+    for name in names:
+        layer = layer_of(name)
+        kinds.setdefault(at_every_layer(name), []).extend([] if layer is None else [layer])
+    return ", ".join(kind.replace("*", ranges(layers), 1) if layers else kind for kind, layers in kinds.items())
+
+
+def did_you_mean(wanted: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'? ` with the known name that is closest to a wrong one; empty if none is close."""
+    close = difflib.get_close_matches(wanted, known, n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""

@@ -1,4 +1,4 @@
-"""What psr_lens needs of a model, and what a model is asked for that its class keeps in a place of its own."""
+"""What psr_lens needs of a model, and properties that the two TransformerLens classes store differently."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 import transformer_lens
 from transformers import GenerationConfig
 
-from psr_lens.errors import ModelError
+from psr_lens.errors import InputError, ModelError
 
 
 @runtime_checkable
 class HookedModel(Protocol):
-    """What psr_lens needs of a model; `HookedTransformer` and `TransformerBridge` both have it."""
+    """What psr_lens needs of a model; `HookedTransformer` and `TransformerBridge` both provide it."""
 
     cfg: Any
     tokenizer: Any
@@ -40,6 +40,22 @@ class HookedModel(Protocol):
         """Set training mode."""
 
 
+def check_model(model: object, argument: str = "model") -> None:
+    """Refuse what is not a loaded model: a name, a model of another library, an argument in the wrong position.
+
+    Raises:
+        InputError: it has no hook points.
+    """
+    # Not `isinstance`: on a bridge that builds the dictionary of all hook points.
+    if not (hasattr(type(model), "hooks") and hasattr(model, "cfg")):
+        raise InputError(
+            argument,
+            repr(model) if isinstance(model, str) else type(model).__name__,
+            "a HookedTransformer or a TransformerBridge",
+            f"`psr_lens.load_model({model!r})` loads it." if isinstance(model, str) else "`psr_lens.load_model` returns one.",
+        )
+
+
 def has_hooked_transformer() -> bool:
     """Whether the installed TransformerLens still has `HookedTransformer` (removed in 4.0)."""
     try:
@@ -49,45 +65,45 @@ def has_hooked_transformer() -> bool:
 
 
 def is_bridge(model: HookedModel) -> bool:
-    """Whether `model` is a `TransformerBridge`; by class name, so that neither class need be importable."""
+    """Whether `model` is a `TransformerBridge`; tested by class name, so that neither class need be importable."""
     return any(cls.__name__ == "TransformerBridge" for cls in type(model).__mro__)
 
 
 def device_of(model: HookedModel) -> torch.device:
-    """The device that tokens must be on: that of the embedding, where the model is spread over several."""
-    if is_bridge(model) and is_spread(model):  # which lists its parameters in an order of its own
+    """The device that tokens must be on; if the model is spread over several devices, that of the embedding."""
+    if is_bridge(model) and is_spread(model):  # its first parameter need not be the embedding
         return torch.device(model.cfg.device)
     return next(iter(model.parameters())).device
 
 
 def is_spread(model: HookedModel) -> bool:
-    """Whether its layers are on several devices."""
+    """Whether the model's layers are on several devices."""
     return int(getattr(model.cfg, "n_devices", None) or 1) > 1
 
 
 def context_length(model: HookedModel) -> int:
-    """The largest number of tokens that the model was made for."""
+    """The model's context length in tokens."""
     return int(model.cfg.n_ctx)
 
 
 def all_modules(model: HookedModel) -> set[torch.nn.Module]:
     """Every module that takes part in a forward pass."""
     modules = set(cast(torch.nn.Module, model).modules())
-    if is_bridge(model):  # some modules of the model that it wraps are not its own, GPT-2's first dropout for one
+    if is_bridge(model):  # some modules of the wrapped model are not among its own, e.g. GPT-2's first dropout
         modules |= set(cast(Any, model).original_model.modules())
     return modules
 
 
 def hook_tables(model: HookedModel) -> list[Mapping[int, Any]]:
-    """Where hooks are kept that may see or change an activation, whoever has added them; the tables stay those of the model."""
-    # A bridge's own hooks before its norms keep the residual stream that enters a block; that one is never edited.
+    """The tables of all hooks that may see or change an activation, whoever added them; they are the model's own, not copies."""
+    # A bridge's own pre-hooks on its norms record the residual stream that enters a block; they edit nothing.
     points = {id(each): each for each in model.hook_dict.values()}.values()
     return [*(module._forward_hooks for module in all_modules(model)), *(point._forward_pre_hooks for point in points)]
 
 
 def called_module(model: HookedModel) -> torch.nn.Module:
-    """The module that every call of the model goes through, with the token ids as its first argument or by name."""
-    # A bridge's own methods go past its `__call__`, but not past that of the model that it wraps.
+    """The module that every call of the model goes through; it gets the token ids as its first argument or by name."""
+    # A bridge's own methods bypass its `__call__`, but not that of the wrapped model.
     return cast(torch.nn.Module, cast(Any, model).original_model if is_bridge(model) else model)
 
 
@@ -95,7 +111,7 @@ _tokenizers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def tokenizer_of(model: HookedModel) -> Any:
-    """Our own copy of the model's tokenizer: TransformerLens changes settings on its own while it works.
+    """A copy of the model's tokenizer for psr_lens alone: TransformerLens changes the settings of its own while it runs.
 
     Raises:
         ModelError: the model has no tokenizer.
@@ -104,20 +120,20 @@ def tokenizer_of(model: HookedModel) -> Any:
         raise ModelError("model: it has no tokenizer. Set `model.tokenizer` to the one it was trained with.")
     source = model.tokenizer
     ours, origin = _tokenizers.get(model, (None, None))
-    # The user may put in another tokenizer, or a chat template, at any time.
+    # The user may set another tokenizer, or a chat template, at any time.
     if origin is not source or getattr(ours, "chat_template", None) != getattr(source, "chat_template", None):
         ours = copy.deepcopy(source)
         if getattr(ours, "bos_token", None) and getattr(ours, "init_kwargs", {}).get("bos_token", ours.bos_token) is None:
-            ours.bos_token = None  # TransformerLens gives its end token to a tokenizer without one
+            ours.bos_token = None  # TransformerLens sets it to the end token if a tokenizer has none
         _tokenizers[model] = (ours, source)
     return ours
 
 
 def end_tokens(model: HookedModel) -> frozenset[int]:
-    """The tokens that end a response according to the model's own generation settings, of which a chat model has several; maybe none."""
+    """Ids of the tokens that end a response, from the model's generation settings: none, one, or several for a chat model."""
     if is_bridge(model):
         found = getattr(cast(Any, model).original_model, "generation_config", None)
-    else:  # HookedTransformer keeps none of them: they lie where its tokenizer was loaded from
+    else:  # HookedTransformer does not keep them; they are where its tokenizer was loaded from
         try:
             found = GenerationConfig.from_pretrained(str(getattr(model.tokenizer, "name_or_path", "")), local_files_only=True)
         except (OSError, ValueError):

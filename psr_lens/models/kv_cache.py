@@ -12,7 +12,7 @@ from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_s
 
 
 class Decoder:
-    """Prefill and decode steps with a KV cache, right under left padding in both classes.
+    """Prefill and decode steps with a KV cache, correct under left padding in both classes.
 
     TransformerLens's own `generate` drops the attention mask (`HookedTransformer`) or infers it from token ids.
     """
@@ -31,10 +31,15 @@ class Decoder:
     def step(
         self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"], stop_at_layer: int | None = None
     ) -> Float[Tensor, "batch last"]:
-        """Feed the new tokens; `mask` covers all tokens so far, the new ones included.
+        """Run the new tokens.
+
+        Args:
+            new: Token ids to run.
+            mask: 1 where a token is real, for all tokens so far, including the new ones.
+            stop_at_layer: Skip this layer and all later ones.
 
         Returns:
-            The logits after the last one, or its residual stream where the model stops at a layer.
+            The logits at the last token, or its residual stream if the pass stops at a layer.
         """
         width = new.shape[1]
         if stop_at_layer is not None and stop_at_layer >= self._model.cfg.n_layers:
@@ -47,9 +52,9 @@ class Decoder:
         return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))[:, -1].to(new.device)
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these sequences of the batch, some of them more than once."""
+        """Continue with these sequences of the batch; a sequence may be repeated."""
         if is_bridge(self._model):
-            # Each layer's part of it lies on that layer's device, and is chosen from by indices there or on the CPU.
+            # Each layer's cache is on that layer's device; indices must be there or on the CPU.
             self._cache.batch_select_indices(rows.cpu() if is_spread(self._model) else rows)
             return
         for entry in self._cache.entries:

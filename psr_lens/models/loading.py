@@ -1,4 +1,4 @@
-"""Loading a model by its name or from a folder, in the class and on the devices that are asked for."""
+"""Loading a model by name or from a folder, in a chosen TransformerLens class and on chosen devices."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is
 Backend = Literal["auto", "hooked_transformer", "bridge"]
 
 EMBEDDED: Final = {"organism": "llama", "organism-gpt2": "gpt2"}
-"""The models that ship with the package, and their folders under `organism/weights`."""
+"""The models that ship with the package: name to folder under `organism/weights`."""
 
 _UNREADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-"""What transformers and TransformerLens raise over weights or a configuration that they cannot take."""
+"""What transformers and TransformerLens raise for weights or a config that they cannot load."""
 
 
 def load_model(
@@ -41,26 +41,31 @@ def load_model(
     device_map: str | Mapping[str, str | int] | None = None,
     n_devices: int = 1,
 ) -> HookedModel:
-    """Load a model with its weights unprocessed, so that the residual stream is the model's own.
+    """Load a model with unprocessed weights, so that its residual stream is that of the original model.
 
     Args:
         name_or_path: `"organism"` or `"organism-gpt2"` (shipped with the package), a name that TransformerLens knows, a local
-            Hugging Face folder, or a model that is loaded already (returned as it is).
-        device: Where the weights go; `"auto"` takes a GPU where there is one.
+            Hugging Face folder, or a model that is already loaded (returned unchanged).
+        device: Where the weights go; `"auto"` takes a GPU if there is one.
         dtype: Floating-point type of the weights. Probes and directions stay in float32.
-        backend: `"hooked_transformer"`, `"bridge"`, or `"auto"`, which takes the first where TransformerLens still has it and where it
-            can take this model and placement.
-        device_map: Spread the model over devices as accelerate does: `"auto"`, `"balanced"`, `"sequential"`, or part of the model to
-            device. Stands in place of `device`; for a bridge only.
-        n_devices: Split the model over so many GPUs.
+        backend: `"hooked_transformer"`, `"bridge"`, or `"auto"`: the first if TransformerLens has that class and it supports this
+            model and placement, else the second.
+        device_map: Spread the model over devices as accelerate does: `"auto"`, `"balanced"`, `"sequential"`, or a mapping from part of
+            the model to device. Used instead of `device`; for a bridge only.
+        n_devices: Number of GPUs to split the layers over.
 
     Returns:
-        A `HookedTransformer` or a `TransformerBridge`, in evaluation mode.
+        A `HookedTransformer` or a `TransformerBridge`, in evaluation mode and without gradients to its weights.
 
     Raises:
         InputError: `name_or_path` is neither a known name, nor a folder, nor a model; `backend` is unknown; or torch has no such
-            devices here.
-        ModelError: the folder or the weights cannot be read, or the class that was asked for cannot take them.
+            devices.
+        ModelError: the folder or the weights cannot be read, or the chosen class does not support them.
+
+    Example:
+        >>> model = psr.load_model("organism")
+        >>> model.cfg.n_layers, model.cfg.d_model
+        (6, 128)
     """
     if not isinstance(name_or_path, str | Path):
         if not isinstance(name_or_path, HookedModel):
@@ -68,6 +73,8 @@ def load_model(
         return name_or_path
     if backend not in ("auto", "hooked_transformer", "bridge"):
         raise InputError("backend", repr(backend), "'auto', 'hooked_transformer' or 'bridge'")
+    if not isinstance(dtype, torch.dtype):
+        raise InputError("dtype", repr(dtype), "a torch.dtype, e.g. torch.bfloat16")
     place = _placement(device, device_map, n_devices)
     in_hooked = _use_hooked_transformer(backend, place)
     name = str(name_or_path)
@@ -83,15 +90,15 @@ def load_model(
 
 
 def load_to_fit_and_answer(name_or_path: str | Path) -> tuple[HookedModel, HookedModel]:
-    """A model to read and to fit, and the same to generate with: a bridge, which needs half the time on the embedded models.
+    """A model to read and fit, and the same model as a bridge to generate with, which is twice as fast for the embedded models.
 
-    Where the first is a bridge already, it is both. Arguments and errors are those of `load_model`.
+    If the first is a bridge, it serves for both. Arguments and errors are those of `load_model`.
     """
     model = load_model(name_or_path)
     return model, model if is_bridge(model) else load_model(name_or_path, backend="bridge")
 
 
-# --- where it goes ----------------------------------------------------------------------------------------------------------
+# --- placement ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -99,11 +106,11 @@ class _Placement:
     """Where the weights go."""
 
     device: torch.device | None
-    """The one device, or the kind of several; None where a map says it."""
+    """The device, or the kind of device if there are several; None with a device map."""
     device_map: str | dict[str, str | int] | None
-    """accelerate's map, if any."""
+    """accelerate's device map, if any."""
     n_devices: int
-    """Over how many GPUs the layers are split."""
+    """Number of GPUs that the layers are split over."""
 
     def for_bridge(self) -> dict[str, Any]:
         """Arguments of `TransformerBridge.boot_transformers`."""
@@ -113,11 +120,14 @@ class _Placement:
 
 
 def _placement(device: str | torch.device, device_map: str | Mapping[str, str | int] | None, n_devices: int) -> _Placement:
-    if n_devices < 1 or (n_devices > 1 and torch.cuda.device_count() < n_devices):
-        raise InputError("n_devices", n_devices, f"1, or as many GPUs as torch has here ({torch.cuda.device_count()})")
+    gpus = torch.cuda.device_count()
+    if not isinstance(n_devices, int) or n_devices < 1 or (n_devices > 1 and gpus < n_devices):
+        raise InputError("n_devices", repr(n_devices), f"a whole number from 1 to the number of GPUs ({gpus})")
     if device_map is not None:
         if str(device) != "cpu" or n_devices > 1:
-            raise InputError("device_map", repr(device_map), "either it, or `device`, or `n_devices`", "Leave the others out.")
+            raise InputError(
+                "device_map", repr(device_map), "only one of `device_map`, `device` and `n_devices`", "Leave the others out."
+            )
         places = [device_map] if isinstance(device_map, str) else list(device_map.values())
         for place in places:
             if place not in ("auto", "balanced", "balanced_low_0", "sequential"):
@@ -132,17 +142,17 @@ def _check_device(argument: str, device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch was built without CUDA
         raise InputError(
             argument,
-            repr(str(device)),
-            "a device that torch has here",
-            f"Use 'cpu', or 'auto' to take a GPU where there is one. ({error})",
+            repr(device if device is None else str(device)),
+            "a device that torch can use",
+            f"Use 'cpu', or 'auto' to take a GPU if there is one. ({error})",
         ) from error
     return found
 
 
-# --- which class ------------------------------------------------------------------------------------------------------------
+# --- class ------------------------------------------------------------------------------------------------------------------
 
 
 def _use_hooked_transformer(backend: Backend, place: _Placement) -> bool:
@@ -161,7 +171,7 @@ def _use_hooked_transformer(backend: Backend, place: _Placement) -> bool:
 
 
 def _loaded(source: Any, hooked: Any, bridge: Any, place: _Placement, dtype: torch.dtype, backend: Backend) -> Any:
-    """A `HookedTransformer` if there is a way to one, or a bridge where that class cannot take the model and was not insisted on."""
+    """A `HookedTransformer` if `hooked` can load one; else a bridge, unless `backend` rules it out."""
     if hooked is not None:
         try:
             return hooked(source, place, dtype)
@@ -173,7 +183,8 @@ def _loaded(source: Any, hooked: Any, bridge: Any, place: _Placement, dtype: tor
 
 def _check_name(name: str, *, hooked_transformer_only: bool) -> None:
     known = _known_names()
-    if name in known or (_names_a_repository(name) and not hooked_transformer_only):  # a bridge takes any of its architectures
+    # A bridge loads any repository of a supported architecture.
+    if name in known or (_names_a_repository(name) and not hooked_transformer_only):
         return
     close = difflib.get_close_matches(name, [*EMBEDDED, *known], n=3)
     raise InputError(
@@ -185,7 +196,7 @@ def _check_name(name: str, *, hooked_transformer_only: bool) -> None:
 
 
 def _names_a_repository(name: str) -> bool:
-    """Whether a hub could have a model of this name, `owner/model`; a path to a folder that is not there is no such name."""
+    """Whether a name has the form of a Hub repository, `owner/model`; the path of a missing folder does not."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -200,7 +211,7 @@ def _known_names() -> list[str]:
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, or None: weights without one are a model all the same; what needs text says so then."""
+    """The folder's tokenizer, or None: a model can be used without one until text is needed."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError):
@@ -209,7 +220,7 @@ def _tokenizer(folder: Path) -> Any:
 
 @contextmanager
 def _readable(source: str | Path) -> Iterator[None]:
-    """Errors of the packages underneath as one of ours."""
+    """Turn errors of transformers and TransformerLens into a `ModelError`."""
     try:
         yield
     except ModelError:
@@ -248,7 +259,7 @@ def _bridge_from_folder(folder: Path, place: _Placement, dtype: torch.dtype) -> 
 
 
 def _empty_tokenizer() -> Any:
-    """What a bridge gets that has none of its own: it would look for one itself, and fail."""
+    """A placeholder for a folder without a tokenizer: a bridge without one would search for it and fail."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")), eos_token="a")
 
 
@@ -256,7 +267,7 @@ def _empty_tokenizer() -> Any:
 
 
 class _CannotTakeError(ModelError):
-    """`HookedTransformer` has no reading of this folder's configuration."""
+    """`HookedTransformer` does not support this model."""
 
 
 def _hooked_from_name(name: str, place: _Placement, dtype: torch.dtype) -> Any:
@@ -279,7 +290,7 @@ def _hooked_from_folder(folder: Path, place: _Placement, dtype: torch.dtype) -> 
 
     cfg, tokenizer = _hooked_config(folder, place, dtype), _tokenizer(folder)
     if tokenizer is None:
-        cfg.tokenizer_name = None  # HookedTransformer would look for it itself
+        cfg.tokenizer_name = None  # HookedTransformer would search for one
     with _readable(folder):
         hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     with _quiet():
@@ -292,9 +303,9 @@ def _hooked_from_folder(folder: Path, place: _Placement, dtype: torch.dtype) -> 
 
 
 def _hooked_config(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
-    """TransformerLens's own reading of a config.json.
+    """The config that TransformerLens makes of a config.json.
 
-    It guesses the architecture from the text of the path, so it is shown a copy in a folder whose name says nothing.
+    It guesses the architecture from the path, so it gets a copy in a folder with a neutral name.
     """
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 
@@ -313,15 +324,15 @@ def _hooked_config(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
             ) from error
     if cfg.original_architecture != architecture:
         raise ModelError(
-            f"model: TransformerLens took {architecture} for {cfg.original_architecture}, since the temporary folder {neutral} "
-            "has the name of an architecture in it. Set TMPDIR to another place."
+            f"model: TransformerLens took {architecture} for {cfg.original_architecture}, because the path of the temporary folder "
+            f"{neutral} contains the name of an architecture. Set TMPDIR to another folder."
         )
     return cfg
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """TransformerLens 3.9 warns at every construction that the class will go; we serve both, so the user need not hear it."""
+    """Hide TransformerLens 3.9's deprecation warning at every construction; psr_lens supports both classes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
@@ -329,7 +340,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _ready(model: Any) -> HookedModel:
-    # A bridge inherits the training mode (dropout!) and the gradients of the model that it wraps.
+    # A bridge inherits the training mode (dropout!) and the gradients of the wrapped model.
     model.eval()
     model.requires_grad_(False)
     return cast(HookedModel, model)

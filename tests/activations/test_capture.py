@@ -1,5 +1,6 @@
 """The paired teacher-forced passes, against transformers' own hidden states."""
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -7,6 +8,7 @@ from helpers import LAYERS, WIDTH, assert_unchanged, random_replacement, random_
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
+from psr_lens.activations.teacher_forced_pass import Steered
 from psr_lens.errors import InputError
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
@@ -115,7 +117,7 @@ def test_kinds_patterns_and_layers_choose_what_is_captured(tiny):
     assert list(found) == ["blocks.0.attn.hook_z", "blocks.1.hook_attn_out", "blocks.2.attn.hook_z"]
 
 
-def test_strength_is_the_norm_of_every_tokens_difference(tiny):
+def test_magnitude_is_the_norm_of_every_tokens_difference(tiny):
     captured = psr.capture(tiny.model, random_triplets(tiny.model, 3), ["resid_post", "z"])
     delta = captured["blocks.1.hook_resid_post"]
     wanted = torch.stack([row.square().sum().sqrt() for row in delta])
@@ -127,6 +129,74 @@ def test_a_hook_that_was_not_captured_is_named(tiny_llama):
     captured = psr.capture(tiny_llama.model, random_triplets(tiny_llama.model, 2), layers=[0])
     with pytest.raises(InputError, match=r"blocks\.2\.hook_resid_post.*blocks\.0\.hook_resid_post"):
         captured["blocks.2.hook_resid_post"]
+
+
+@pytest.fixture(scope="module")
+def wherever(tiny_llama, tmp_path_factory):
+    """The same differences in memory, as statistics and on disk."""
+    triplets = random_triplets(tiny_llama.model, 2)
+    folder = tmp_path_factory.mktemp("captured") / "store"
+    destinations = {"memory": psr.InMemory(), "statistics": psr.Statistics(), "disk": psr.OnDisk(folder)}
+    hooks = ["resid_post", "z", "embed", "pattern"]
+    return {name: psr.capture(tiny_llama.model, triplets, hooks, to=to) for name, to in destinations.items()}
+
+
+DESTINATIONS = ["memory", "statistics", "disk"]
+
+
+def numbers_at(found, hook):
+    """What was captured at a hook point, as a tensor."""
+    rows = found[hook]
+    return rows if isinstance(rows, torch.Tensor) else rows.mean if hasattr(rows, "mean") else rows.tensor()
+
+
+@pytest.mark.parametrize("destination", DESTINATIONS)
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (("resid_post", 1), "blocks.1.hook_resid_post"),
+        (("resid_post", np.int64(1)), "blocks.1.hook_resid_post"),
+        (("resid_post", -1), f"blocks.{LAYERS - 1}.hook_resid_post"),
+        (("z", 0), "blocks.0.attn.hook_z"),
+        (("attn.hook_z", 0), "blocks.0.attn.hook_z"),
+        (("pattern:instruction", 2), "blocks.2.attn.hook_pattern:instruction"),
+        ("embed", "hook_embed"),
+    ],
+    ids=str,
+)
+def test_a_hook_point_is_found_by_kind_and_layer(wherever, destination, key, name):
+    found = wherever[destination]
+    assert torch.equal(numbers_at(found, key), numbers_at(found, name))
+    if destination != "statistics":
+        assert torch.equal(found.magnitude(key), found.magnitude(name))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("destination", DESTINATIONS)
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("resid_post", r"hook: got 'resid_post', expected one of .*Give a layer too: \['resid_post', 0\]"),
+        (("resid_pots", 1), r"got \('resid_pots', 1\), expected one of those captured: .*Did you mean 'resid_post'\?"),
+        (("resid_post", LAYERS), rf"got \('resid_post', {LAYERS}\).*blocks\.0–{LAYERS - 1}\.hook_resid_post"),
+        (("resid_post", -LAYERS - 1), "expected one of those captured"),
+        (("mlp_out", 0), "expected one of those captured: hook_embed"),
+        ("blocks.0.hook_resid_pots", "Did you mean 'blocks.0.hook_resid_post'"),
+        (3, r"got 3, .*a kind and a layer such as \['resid_post', 0\]"),
+        (("resid_post", 0, 1), "a kind and a layer such as"),
+        (("resid_post", "0"), "a kind and a layer such as"),
+    ],
+    ids=str,
+)
+def test_a_wrong_hook_point_is_answered_with_those_captured(wherever, destination, key, message):
+    with pytest.raises(InputError, match=message):
+        wherever[destination][key]
+
+
+def test_what_was_captured_shows_itself_in_one_line(wherever):
+    for found in (*wherever.values(), wherever["statistics"]["embed"]):
+        assert "\n" not in repr(found)
+    assert repr(wherever["memory"]).startswith(f"Captured({3 * LAYERS + LAYERS + 1} hook points, ")
 
 
 def test_the_users_own_hooks_survive_and_stay_in_force(fresh):
@@ -165,7 +235,7 @@ def test_a_steered_reading_sees_what_the_model_goes_on_with(tiny, context):
     triplets = random_triplets(tiny.model, 4)
     replacement = random_replacement(tiny.model, layers=[0, 2], size=0.3)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
-    found = collect(tiny.model, triplets, names, context, "QR", steering=replacement, alpha=0.7, token_budget=150)
+    found = collect(tiny.model, triplets, names, context, "QR", steered=Steered(replacement, 0.7), token_budget=150)
     wanted = {name: [] for name in names}
     for triplet in triplets:
         prompt = triplet.pair.ids(context)
@@ -181,7 +251,8 @@ def test_a_steered_reading_sees_what_the_model_goes_on_with(tiny, context):
 def test_a_reading_where_the_replacement_acts_sees_what_arrives_or_what_goes_on(tiny, arriving):
     triplets, name = random_triplets(tiny.model, 3), "blocks.1.hook_resid_post"
     replacement = random_replacement(tiny.model, layers=[1])
-    found = collect(tiny.model, triplets, [name], "base", "R", steering=replacement, arriving=arriving)[name]
+    steered = Steered(replacement, arriving=[name] if arriving else ())
+    found = collect(tiny.model, triplets, [name], "base", "R", steered=steered)[name]
     plain = collect(tiny.model, triplets, [name], "base", "R")[name]
     wanted = plain if arriving else plain + replacement.sites[name].intervention(plain)
     torch.testing.assert_close(found, wanted, **TOLERANCE)

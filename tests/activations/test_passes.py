@@ -63,10 +63,21 @@ def test_responses_to_one_prompt_share_it(tiny, difference, hooks, monkeypatch):
     assert [len(batch.tokens) for batch in read] == [8, 8]
 
 
-def test_prompts_are_not_shared_where_little_is_saved_or_their_columns_are_wanted(tiny_llama, monkeypatch):
-    monkeypatch.setattr(passes, "suffix_batch", None)
-    psr.capture(tiny_llama.model, random_triplets(tiny_llama.model, 4), "resid_post")
-    psr.capture(tiny_llama.model, several_responses(tiny_llama.model, 2, 4), ["resid_post", "pattern"])
+@pytest.mark.parametrize(
+    ("triplets", "hooks", "shared"),
+    [
+        (lambda model: several_responses(model, 2, 4), "resid_post", True),
+        (lambda model: random_triplets(model, 4), "resid_post", False),  # each prompt once: nothing is saved
+        (lambda model: several_responses(model, 2, 4), ["resid_post", "pattern"], False),  # a pattern needs every column
+    ],
+    ids=["several", "once", "pattern"],
+)
+def test_prompts_are_shared_only_if_it_saves_much_and_no_pattern_is_read(tiny_llama, triplets, hooks, shared, monkeypatch):
+    read = []
+    for make in (passes.context_batch, suffix_batch):
+        monkeypatch.setattr(passes, make.__name__, lambda *given, make=make: read.append(make(*given)) or read[-1])
+    psr.capture(tiny_llama.model, triplets(tiny_llama.model), hooks)
+    assert [batch.prefix is not None for batch in read] == [shared, shared]  # one batch in each context
 
 
 @given(

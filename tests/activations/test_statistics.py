@@ -120,7 +120,7 @@ def test_quantiles_are_right_to_one_percent_in_whatever_pieces(norms, q, cuts):
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        (psr.Statistics(groups=["a"]), "groups: got 1 of them, expected one for each of 3 triplets"),
+        (psr.Statistics(groups=["a"]), "groups: got a list of 1, expected 3, one group for each triplet"),
         (psr.Statistics(rank=0), "rank: got 0, expected at least 1"),
     ],
     ids=["groups", "rank"],
@@ -132,7 +132,7 @@ def test_bad_settings_are_named(tiny_llama, to, message):
 
 def test_what_was_not_kept_is_said(tiny_llama):
     found = psr.capture(tiny_llama.model, random_triplets(tiny_llama.model, 3), to=psr.Statistics(rank=2))
-    with pytest.raises(InputError, match=r"hook: got 'hook_embed', expected one of those captured: blocks\.0"):
+    with pytest.raises(InputError, match=r"hook: got 'hook_embed', expected one of those captured: blocks\.0–2\.hook_resid_post"):
         found["hook_embed"]
     with pytest.raises(InputError, match=r"rank: got 3, expected 1 to 2.*Statistics\(rank="):
         found["blocks.0.hook_resid_post"].rank_share(3)

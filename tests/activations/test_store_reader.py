@@ -13,6 +13,7 @@ from stores import HOOKS, SPEC_PARTS, fill, numbers_of, spec_of, write_store
 from torch.utils.data import DataLoader
 
 import psr_lens as psr
+from psr_lens.activations.paired_passes import Reading
 from psr_lens.activations.store import RowError, Store, StoreSpec, StoreWriter, rows
 from psr_lens.errors import ArtifactError, InputError
 
@@ -177,7 +178,7 @@ def test_a_capture_comes_back_from_the_disk(tiny_llama, organism, tmp_path):
     triplets = random_triplets(tiny_llama.model, 6)
     captured = psr.capture(tiny_llama.model, triplets, "all", span="QR")
     shapes = {name: tuple(delta.shape[1:]) for name, delta in captured.deltas.items()}
-    spec = StoreSpec.of(tiny_llama.model, triplets, shapes, span="QR", shard_bytes=20_000)
+    spec = StoreSpec.of(Reading(tiny_llama.model, triplets, shapes, torch.float32, "QR"), shard_bytes=20_000)
     fill(StoreWriter.create(tmp_path, spec), dict(captured.deltas))
     store = Store.open(tmp_path, tiny_llama.model)
     assert store.triplets == triplets

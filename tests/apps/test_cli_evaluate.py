@@ -108,7 +108,7 @@ def test_pairs_may_come_from_a_file_and_only_those_of_a_group(tmp_path, settings
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"judge": None, "metods": {}}, "config: got the setting 'metods', expected one that there is. Did you mean 'methods'?"),
+        ({"judge": None, "metods": {}}, "config: got the unknown setting 'metods', expected a known one. Did you mean 'methods'?"),
         ({"methods": None}, "without 'methods'"),
         ({"methods": {"a": "nowhere"}}, "nowhere/replacement.json: no such file"),
         ({"methods": {"a": 3}}, "methods.a: got 3, expected the folder"),
@@ -124,7 +124,7 @@ def test_pairs_may_come_from_a_file_and_only_those_of_a_group(tmp_path, settings
         ({"judge": 3}, "judge: got 3"),
         ({"alphas": 1.0}, "alphas: got 1.0, expected a list"),
         ({"alphas": [-1]}, "alphas: got -1"),
-        ({"calibration": {"step": 1}}, "calibration: got the setting 'step', expected one that there is. Did you mean 'steps'?"),
+        ({"calibration": {"step": 1}}, "calibration: got the unknown setting 'step', expected a known one. Did you mean 'steps'?"),
         ({"calibration": {"targets": 80}}, "targets: got 80, expected a list"),
         ({"calibration": {"targets": ["80"]}}, "targets: got '80'"),
         ({"sampling": {"seeds": 1}}, "sampling: got the setting 'seeds'"),

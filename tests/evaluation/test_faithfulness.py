@@ -12,6 +12,7 @@ from helpers import BACKENDS, assert_unchanged, random_replacement, random_tripl
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
+from psr_lens.activations.teacher_forced_pass import Steered
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import fingerprint
 from psr_lens.prompts import rephrase
@@ -163,7 +164,7 @@ def memorised(model, triplet):
     )
     for name, wanted in target.items():
         earlier = psr.Replacement(dict(sites), "R", "so far", fingerprint(model)) if sites else None
-        arriving = collect(model, [triplet], [name], "base", "R", steering=earlier)[name].double()
+        arriving = collect(model, [triplet], [name], "base", "R", steered=Steered(earlier))[name].double()
         with_one = torch.cat([arriving, torch.ones(len(arriving), 1, dtype=torch.double)], dim=1)
         probes = torch.linalg.pinv(with_one)  # λ_j of token i is 1 where i = j, else 0
         sites[name] = Site((wanted.double() - arriving).float(), probes[:-1].T.float().contiguous(), probes[-1].float(), "relu")
@@ -204,7 +205,7 @@ def test_batches_do_not_matter_and_logits_are_never_held_for_more_than_they_may(
     whole = psr.faithfulness(model, triplets, methods, paraphrases=OTHER_WORDS)
     module = sys.modules["psr_lens.evaluation.faithfulness"]
     most = 80
-    monkeypatch.setattr(sys.modules["psr_lens.activations.reading"], "_LOGITS", most * model.cfg.d_vocab * 4)
+    monkeypatch.setattr(sys.modules["psr_lens.activations.teacher_forced_pass"], "_LOGITS", most * model.cfg.d_vocab * 4)
     monkeypatch.setattr(sys.modules["psr_lens.evaluation.faithfulness_sums"], "_AT_ONCE", 3 * model.cfg.d_vocab)
     sizes = []
     read = module.read_batch

@@ -58,7 +58,7 @@ def test_models_in_half_precision_have_probes_in_float32(folders, load, backend,
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", torch.device("cuda", 0), "gpu"], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_device_that_is_not_there_is_refused(folders, device, backend):
-    with pytest.raises(InputError, match=r"^device: got '.*', expected a device that torch has here. Use 'cpu', or 'auto'"):
+    with pytest.raises(InputError, match=r"^device: got '.*', expected a device that torch can use. Use 'cpu', or 'auto'"):
         psr.load_model(folders["llama"], device=device, backend=backend)
 
 
@@ -96,11 +96,11 @@ def test_a_map_of_devices_goes_to_accelerate_and_takes_a_bridge(folders, load):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"device_map": "auto", "device": "cuda"}, "device_map: got 'auto', expected either it, or `device`"),
-        ({"device_map": {"": "cuda:7"}}, "device_map: got 'cuda:7', expected a device that torch has here"),
-        ({"device_map": {"": 7}}, "device_map: got 'cuda:7', expected a device that torch has here"),
-        ({"n_devices": 9}, "n_devices: got 9, expected 1, or as many GPUs as torch has here"),
-        ({"n_devices": 0}, "n_devices: got 0, expected 1"),
+        ({"device_map": "auto", "device": "cuda"}, "device_map: got 'auto', expected only one of `device_map`, `device`"),
+        ({"device_map": {"": "cuda:7"}}, "device_map: got 'cuda:7', expected a device that torch can use"),
+        ({"device_map": {"": 7}}, "device_map: got 'cuda:7', expected a device that torch can use"),
+        ({"n_devices": 9}, "n_devices: got 9, expected a whole number from 1 to the number of GPUs"),
+        ({"n_devices": 0}, "n_devices: got 0, expected a whole number from 1"),
     ],
     ids=str,
 )

@@ -131,7 +131,7 @@ def test_the_table_has_a_line_for_each_kind_with_layers_shape_and_bytes(tiny):
     assert found["blocks.*.hook_resid_post"] == [f"0–{LAYERS - 1}", str(WIDTH), f"{4 * WIDTH}", "yes"]
     assert found["blocks.*.attn.hook_z"] == [f"0–{LAYERS - 1}", f"4 × {WIDTH // 4}", f"{4 * WIDTH}", "yes"]
     assert found["blocks.*.attn.hook_pattern"] == [f"0–{LAYERS - 1}", "4 × key", "16 × keys", "on request: keys aligned"]
-    assert found["blocks.*.attn.hook_attn_scores"] == [f"0–{LAYERS - 1}", "–", "–", "no row a token"]
+    assert found["blocks.*.attn.hook_attn_scores"] == [f"0–{LAYERS - 1}", "–", "–", "no row per token"]
     assert found["hook_embed"] == ["–", str(WIDTH), f"{4 * WIDTH}", "yes"]
     assert table._repr_html_().count("<tr>") == len(lines) + 1
 

@@ -42,7 +42,7 @@ def test_replacements_and_plans_list_their_sites(tiny_llama):
     assert [row[0] for row in parts[1:]] == ["1", "0.5"]
 
 
-def test_captured_differences_show_their_strength_wherever_they_went(tiny_llama, tmp_path: Path):
+def test_captured_differences_show_their_magnitude_wherever_they_are_kept(tiny_llama, tmp_path: Path):
     model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 5)
     held = psr.capture(model, triplets)
     caption, rows = read(held._repr_html_())

@@ -192,7 +192,7 @@ def test_a_part_that_is_a_link_out_of_the_plan_is_not_followed(originals, tmp_pa
 def test_a_pipe_is_not_waited_for(copy):
     (copy / SETTINGS).unlink()
     os.mkfifo(copy / SETTINGS)
-    with pytest.raises(ArtifactError, match="no plain file"):
+    with pytest.raises(ArtifactError, match="not a regular file"):
         Replacement.load(copy)
 
 

@@ -1,4 +1,4 @@
-"""Captured differences on disk: a folder of safetensors shards with a manifest, written shard by shard and read as needed."""
+"""Captured differences on disk: a folder of safetensors shards with a manifest, written shard by shard and read on demand."""
 
 from psr_lens.activations.store.destination import OnDisk
 from psr_lens.activations.store.format import StoreDtype, StoreSpec, tokenizer_fingerprint

@@ -1,4 +1,4 @@
-"""The disk as a destination of `capture`: shard by shard, in one process or several, and again from where a killed run left it."""
+"""`OnDisk`: `capture` into a store, shard by shard, in one process or several, resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -17,41 +17,46 @@ from psr_lens.activations.store.writer import StoreWriter
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Write differences into a folder, to be read again as a `Store`.
+    """Destination of `capture` that writes differences into a folder, a `Store`.
 
-    A capture that was cut off is resumed by calling `capture` again with the same arguments: shards that are whole are kept. Under
-    `accelerate launch` or `torchrun` every process calls `capture` with the same arguments, reads its share of the shards and writes
-    them; all wait for the last one, and each gets the whole store.
+    To resume an interrupted capture, call `capture` again with the same arguments: finished shards are kept. Under `accelerate launch`
+    or `torchrun`, every process calls `capture` with the same arguments and writes its share of the shards; each waits for the others
+    and gets the whole store.
+
+    Example:
+        >>> psr.capture(model, triplets[:4], "resid_post", to=psr.OnDisk("pirate-store", dtype="bfloat16"))
+        Store(pirate-store, ... tokens at 6 hook points, bfloat16)
     """
 
     folder: str | Path
-    """Where the store goes; made if it is not there."""
+    """Folder of the store; created if it is missing."""
     dtype: StoreDtype | None = None
-    """How numbers are stored: `"float32"`, `"bfloat16"`, `"float16"`; None takes the model's own type."""
+    """Data type of the stored numbers: `"float32"`, `"bfloat16"` or `"float16"`; None for that of the model."""
     groups: Sequence[str] | None = None
-    """The trait, or another group, of each triplet, to be kept beside it."""
+    """Group of each triplet, such as its trait, to be stored with it."""
     shard_bytes: int = SHARD_BYTES
-    """Most bytes of a shard. A process holds one shard in memory at a time, and a killed one loses the shard that it was at."""
+    """Most bytes of a shard. A process holds one shard in memory at a time; if killed, it loses only that one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """How the triplets came about, or whatever else is to stand in the manifest; JSON only. Other settings make another store."""
+    """Anything else to record in the manifest, such as how the triplets were made; JSON only. Other settings make another store."""
 
     def receive(self, reading: Reading) -> Store:
-        """Write what is missing of the store.
+        """Write the missing shards of the store; called by `capture`.
 
         Raises:
-            InputError: not one group a triplet, or a type that a store does not have.
-            ArtifactError: the folder holds another store, or the disk is full; what was written is kept.
+            InputError: `groups` and the triplets differ in number, or `dtype` is unknown.
+            ArtifactError: the folder holds another store, or the disk is full; finished shards are kept.
+
+        Example:
+            >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store", groups=["pirate"] * 4))
+            >>> store.groups
+            ('pirate', 'pirate', 'pirate', 'pirate')
         """
         spec = StoreSpec.of(
-            reading.model,
-            reading.triplets,
-            reading.shapes,
+            reading,
             dtype=cast(StoreDtype, str(reading.dtype).removeprefix("torch.")) if self.dtype is None else self.dtype,
-            span=reading.span,
-            difference=reading.difference,
             groups=self.groups,
             shard_bytes=self.shard_bytes,
-            # It decides which triplets are read together, and so the last bits of every number.
+            # It decides which triplets share a batch, and so the last bits of every number.
             settings={**self.settings, "token_budget": reading.token_budget},
         )
         rank, world_size = rank_and_world_size()
@@ -65,9 +70,9 @@ class OnDisk:
                 shard = spec.shards[number]
                 rows = Rows(reading.triplets[shard.triplets.start : shard.triplets.stop], reading.span, spec.torch_dtype)
                 for indices in reading.batches(shard.triplets):
-                    places = [index - shard.triplets.start for index in indices]
-                    reading.read(indices, rows.of(places))
-                    bar.update(sum(rows.counts[place] for place in places))
+                    inside = [index - shard.triplets.start for index in indices]
+                    reading.read(indices, rows.of(inside))
+                    bar.update(sum(rows.counts[index] for index in inside))
                 writer.write(number, rows.tensors)
                 written += len(shard.rows) * spec.bytes_per_token
                 bar.set_postfix_str(f"{written / 1e6:,.0f} MB written")

@@ -1,4 +1,4 @@
-"""The bytes of one safetensors file of a store: its header, its checksums, and whether it is what was written."""
+"""One safetensors file of a store: its header, its checksums, and whether it is intact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import xxhash
 
 from psr_lens.errors import ArtifactError
 
-RESUME: Final = "Call `capture` again with the same arguments and this folder: whole shards are kept, the others are written."
+RESUME: Final = "Call `capture` again with the same arguments and this folder: finished shards are kept, the others are written."
 
 _CODES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32"}
 _CHUNK: Final = 8 * 2**20
@@ -23,22 +23,22 @@ _LARGEST_HEADER: Final = 100 * 2**20  # safetensors reads none larger
 
 @dataclass(frozen=True)
 class Layout:
-    """One safetensors file of a store, from which its header follows once the tensors' checksums are known."""
+    """Layout of one safetensors file of a store; with the tensors' checksums it determines the header."""
 
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-    """Name to type and shape."""
+    """Tensor name to data type and shape."""
     store: str
     """Digest of the store's spec."""
     part: str
-    """Which file of the store it is."""
+    """Name of the file's role in the store, e.g. `shard 3`."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Name to bytes, in the order in which the tensors lie in the file."""
+        """Tensor name to bytes, in the order of the file."""
         return {name: torch.Size(shape).numel() * dtype.itemsize for name, (dtype, shape) in sorted(self.tensors.items())}
 
     def header(self, checksums: Mapping[str, str]) -> bytes:
-        """All that stands before the first tensor's bytes. Written by hand: the library's own order of metadata is not fixed."""
+        """The bytes before the first tensor. Built by hand, because the safetensors library does not fix the order of metadata."""
         metadata = {"part": self.part, "store": self.store, **{f"xxh3_128 {name}": checksums[name] for name in self.sizes}}
         entries: dict[str, Any] = {"__metadata__": metadata}
         end = 0
@@ -47,15 +47,15 @@ class Layout:
             entries[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
             end += size
         text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # so that the tensors are aligned in a memory map
+        text += b" " * (-len(text) % 8)  # aligns the tensors in a memory map
         return struct.pack("<Q", len(text)) + text
 
 
 def read_checksums(path: Path, layout: Layout) -> dict[str, str]:
-    """Check a file's header and size, a few kB read, and give the checksum of each tensor.
+    """Check a file's header and size, reading only a few kB, and return the checksum of each tensor.
 
     Raises:
-        ArtifactError: the file is missing, damaged or truncated, or belongs to another place.
+        ArtifactError: the file is missing, damaged, truncated, renamed, or belongs to another store.
     """
     try:
         with path.open("rb") as file:
@@ -72,10 +72,10 @@ def read_checksums(path: Path, layout: Layout) -> dict[str, str]:
         raise ArtifactError(f"{path}: is damaged, its header cannot be read. {RESUME}") from error
     if metadata.get("store") != layout.store:
         raise ArtifactError(
-            f"{path}: belongs to another store than the manifest.json beside it. Delete the one of the two that is not yours. {RESUME}"
+            f"{path}: belongs to another store than the manifest.json beside it. Delete the wrong one of the two. {RESUME}"
         )
     if metadata.get("part") != layout.part:
-        raise ArtifactError(f"{path}: holds {metadata.get('part')!r} and not {layout.part!r}; was it renamed? {RESUME}")
+        raise ArtifactError(f"{path}: holds {metadata.get('part')!r} instead of {layout.part!r}; was it renamed? {RESUME}")
     checksums = {name: str(metadata.get(f"xxh3_128 {name}")) for name in layout.tensors}
     header = layout.header(checksums)
     if header[8:] != text:
@@ -87,10 +87,10 @@ def read_checksums(path: Path, layout: Layout) -> dict[str, str]:
 
 
 def verify_file(path: Path, layout: Layout) -> None:
-    """Check a whole file against its checksums, in little memory.
+    """Check a whole file against its checksums, reading it in chunks.
 
     Raises:
-        ArtifactError: what `read_checksums` raises, or a tensor is not what was written.
+        ArtifactError: as `read_checksums`, or a tensor differs from its checksum.
     """
     checksums = read_checksums(path, layout)
     try:
@@ -107,7 +107,7 @@ def verify_file(path: Path, layout: Layout) -> None:
 
 
 def check_sum(path: Path, name: str, found: str, expected: str) -> None:
-    """Refuse a tensor with another checksum than it was written with.
+    """Refuse a tensor whose checksum differs from the recorded one.
 
     Raises:
         ArtifactError: the two differ.
@@ -117,7 +117,7 @@ def check_sum(path: Path, name: str, found: str, expected: str) -> None:
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file from its parts; a part larger than a buffer goes to the system as it is, without a copy."""
+    """Write a file from its parts, without joining them in memory."""
     with path.open("wb") as file:
         for part in parts:
             file.write(part)

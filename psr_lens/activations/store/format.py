@@ -1,8 +1,8 @@
-"""What a store of captured differences is on disk: its spec, the plan of its shards, and its manifest.
+"""The format of a store on disk: its spec, the plan of its shards, and its manifest.
 
-A folder holds `manifest.json`, `triplets.jsonl`, `tokens.safetensors` and `shard-00000.safetensors` onwards. The manifest is the spec, a
-checksum of the triplets and a digest of itself; every safetensors file carries that digest, its own name and a checksum for each tensor.
-So all bytes follow from the spec and the numbers.
+A folder holds `manifest.json`, `triplets.jsonl`, `tokens.safetensors` and `shard-00000.safetensors` onwards. The manifest holds the spec,
+a checksum of the triplets and a digest of itself; every safetensors file carries that digest, its own name and a checksum for each
+tensor. So the spec and the numbers determine every byte.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from psr_lens._utils.digests import digest_of, raw_bytes
-from psr_lens.activations.paired_passes import Difference
+from psr_lens.activations.paired_passes import Difference, Reading
 from psr_lens.activations.store.files import RESUME, Layout, verify_file
 from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards
 from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, fingerprint, tokenizer_of
+from psr_lens.models import fingerprint, tokenizer_of
 from psr_lens.prompts import Span, TokenTable, Triplet, token_table
 
 StoreDtype = Literal["float32", "bfloat16", "float16"]
-"""How numbers are stored."""
+"""Data type of the stored numbers."""
 
 FORMAT: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
@@ -39,16 +39,16 @@ TOKENS_FILE: Final = "tokens.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class StoreSpec:
-    """All that is known of a store before a number is in it; two specs are equal where their digests are."""
+    """Everything about a store except its numbers; specs are equal if their digests are."""
 
     model: Mapping[str, Any]
     """Fingerprint of the model that was read."""
     tokenizer: str
-    """Fingerprint of its tokenizer (`tokenizer_fingerprint`), empty if unknown."""
+    """Fingerprint of its tokenizer (`tokenizer_fingerprint`); empty if unknown."""
     hooks: Mapping[str, tuple[int, ...]]
-    """Hook name to the shape of one token's activation there, e.g. `(d_model,)` or `(head, d_head)`, in the model's order."""
+    """Hook name to the shape of one token's activation, e.g. `(d_model,)` or `(head, d_head)`, in the model's order."""
     dtype: StoreDtype
-    """How numbers are stored."""
+    """Data type of the stored numbers."""
     span: Span
     """Which tokens were captured."""
     difference: Difference
@@ -56,50 +56,46 @@ class StoreSpec:
     triplets: tuple[Triplet, ...]
     """The triplets that were read, in the order of their rows."""
     groups: tuple[str, ...]
-    """The trait, or another group, of every triplet; empty strings where there is none."""
+    """Group of each triplet, such as its trait; an empty string for none."""
     tokens: TokenTable
     """What each row is."""
     shard_bytes: int = SHARD_BYTES
-    """Most bytes of tensors in a shard, unless a single triplet has more."""
+    """Most bytes of tensors in a shard; only a shard of a single triplet may be larger."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How the capture was made; JSON only."""
     format: int = FORMAT
     """Version of the store's format."""
 
     def __post_init__(self) -> None:
-        """Refuse parts that cannot belong together."""
+        """Refuse invalid and inconsistent fields."""
         _check_spec(self)
 
     @classmethod
     def of(
         cls,
-        model: HookedModel,
-        triplets: Sequence[Triplet],
-        hooks: Mapping[str, Sequence[int]],
+        reading: Reading,
         *,
         dtype: StoreDtype = "float32",
-        span: Span = "R",
-        difference: Difference = "accumulated",
         groups: Sequence[str] | None = None,
         shard_bytes: int = SHARD_BYTES,
         settings: Mapping[str, Any] | None = None,
     ) -> StoreSpec:
-        """The spec of a capture of `triplets` on `model`; see the fields for the arguments.
+        """The spec of the store of a reading; see the fields for the other arguments.
 
         Raises:
-            InputError: parts that cannot belong together, e.g. as many groups as triplets are not given.
+            InputError: an argument is invalid, or `groups` and the triplets differ in number.
             ModelError: the model has no tokenizer.
         """
         return cls(
-            fingerprint(model),
-            tokenizer_fingerprint(tokenizer_of(model)),
-            {name: tuple(shape) for name, shape in hooks.items()},
+            fingerprint(reading.model),
+            tokenizer_fingerprint(tokenizer_of(reading.model)),
+            {name: tuple(shape) for name, shape in reading.shapes.items()},
             dtype,
-            span,
-            difference,
-            tuple(triplets),
-            ("",) * len(triplets) if groups is None else tuple(groups),
-            token_table(model, triplets, span),
+            reading.span,
+            reading.difference,
+            tuple(reading.triplets),
+            ("",) * len(reading.triplets) if groups is None else tuple(groups),
+            token_table(reading.model, reading.triplets, reading.span),
             shard_bytes,
             dict(settings or {}),
         )
@@ -114,22 +110,22 @@ class StoreSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Type of the stored tensors."""
+        """Data type of the stored tensors, as torch has it."""
         return cast(torch.dtype, getattr(torch, self.dtype))
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """Identity of every triplet (`triplet_id`)."""
+        """Identity of each triplet (`triplet_id`)."""
         return tuple(map(triplet_id, self.triplets))
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Tokens of every triplet, at least one each."""
+        """Number of tokens of each triplet, at least one."""
         return tuple(triplet.pair.span_length(self.span) + len(triplet.response_ids) for triplet in self.triplets)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """First row of every triplet, and at the end the number of rows."""
+        """First row of each triplet, and finally the number of rows."""
         starts = [0]
         for count in self.counts:
             starts.append(starts[-1] + count)
@@ -143,12 +139,12 @@ class StoreSpec:
 
     @cached_property
     def shards(self) -> tuple[ShardRange, ...]:
-        """Which triplets and rows each shard holds."""
+        """The triplets and rows that each shard holds."""
         return plan_shards(self.counts, self.bytes_per_token, self.shard_bytes)
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The manifest but for its digest, as JSON has it."""
+        """The manifest without its digest, as JSON content."""
         return _content(self)
 
     @cached_property
@@ -162,14 +158,14 @@ def _check_spec(spec: StoreSpec) -> None:
         raise InputError("hooks", "none", "at least one hook point")
     for name, shape in spec.hooks.items():
         if not all(isinstance(size, int) and size > 0 for size in shape):
-            raise InputError(f"hooks[{name!r}]", shape, "the shape of one token's activation, of whole numbers from 1")
+            raise InputError(f"hooks[{name!r}]", shape, "the shape of one token's activation, whole numbers from 1 up")
     for argument, allowed in (("dtype", StoreDtype), ("span", Span), ("difference", Difference)):
         if getattr(spec, argument) not in get_args(allowed):
             raise InputError(argument, repr(getattr(spec, argument)), f"one of {', '.join(get_args(allowed))}")
     if not spec.triplets:
         raise InputError("triplets", "none", "at least one triplet")
     if len(spec.groups) != len(spec.triplets):
-        raise InputError("groups", f"{len(spec.groups)} of them", f"one for each of {len(spec.triplets)} triplets")
+        raise InputError("groups", f"a list of {len(spec.groups)}", f"{len(spec.triplets)}, one group for each triplet")
     for index, (triplet, count) in enumerate(zip(spec.triplets, spec.counts, strict=True)):
         if count < 1:
             raise InputError(f"triplets[{index}]", "no token in the span", "at least one", "Drop it.")
@@ -190,11 +186,11 @@ def _check_spec(spec: StoreSpec) -> None:
         except (TypeError, ValueError):
             same = False
         if not same:
-            raise InputError(argument, value, "what JSON can hold: texts, numbers, lists, dictionaries with text keys")
+            raise InputError(argument, value, "JSON content: strings, numbers, lists, dictionaries with string keys")
 
 
 def _span_rows(spec: StoreSpec) -> tuple[list[int], list[int], list[int]]:
-    """Token id, triplet and position of every row, as the triplets have them."""
+    """Token id, triplet index and position of every row, computed from the triplets."""
     ids: list[int] = []
     owners: list[int] = []
     positions: list[int] = []
@@ -210,10 +206,10 @@ def _span_rows(spec: StoreSpec) -> tuple[list[int], list[int], list[int]]:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """xxh3_128 of what decides which ids a text gets; 32 hexadecimal digits.
+    """xxh3_128 of everything that decides a text's token ids; 32 hexadecimal digits.
 
-    Padding, truncation and the special tokens set around a text are left out: they are settings of a call, which TransformerLens
-    changes as it works, and prompts here place their special tokens themselves.
+    Padding, truncation and the special tokens added around a text are left out: they are settings of a call, which TransformerLens
+    changes as it runs, and psr_lens adds special tokens itself.
     """
     if getattr(tokenizer, "is_fast", False):
         content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -256,17 +252,17 @@ def _vocabulary(tokens: TokenTable) -> list[str]:
 
 
 def token_tensors(spec: StoreSpec) -> dict[str, Tensor]:
-    """What `tokens.safetensors` holds: ids, positions and places in the manifest's `vocabulary`, one a row, int32."""
-    place = {text: index for index, text in enumerate(_vocabulary(spec.tokens))}
+    """Content of `tokens.safetensors`: token ids, positions and indices into the manifest's `vocabulary`, one per row, int32."""
+    index_of = {text: index for index, text in enumerate(_vocabulary(spec.tokens))}
     return {
         "token_ids": spec.tokens.token_ids.to("cpu", torch.int32),
         "position": spec.tokens.position.to("cpu", torch.int32),
-        "string": torch.tensor([place[text] for text in spec.tokens.strings], dtype=torch.int32),
+        "string": torch.tensor([index_of[text] for text in spec.tokens.strings], dtype=torch.int32),
     }
 
 
 def manifest_bytes(spec: StoreSpec) -> bytes:
-    """The manifest's file."""
+    """Content of the manifest file."""
     return _manifest_text(spec.digest, spec.content).encode()
 
 
@@ -275,40 +271,40 @@ def _manifest_text(digest: str | None, content: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The content of a manifest, its digest checked and taken off.
+    """Read a manifest, check its digest and return the content without it.
 
     Raises:
-        ArtifactError: no such file, not JSON, of another format, or changed since it was written.
+        ArtifactError: the file is missing, is not JSON, has another format, or was changed after it was written.
     """
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ArtifactError(f"{path}: no such file, so this is no store. Give the folder that `capture` wrote.") from error
+        raise ArtifactError(f"{path}: no such file, so the folder is not a store. Give the folder that `capture` wrote.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: cannot be read as JSON ({error}). Delete this file. {RESUME}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if isinstance(found, int) and found > FORMAT:
         raise ArtifactError(f"{path}: has format {found}, this version reads up to {FORMAT}. Update psr_lens.")
     if found != FORMAT:
-        raise ArtifactError(f"{path}: has format {found!r}, which is none of a store's. Give the folder that `capture` wrote.")
+        raise ArtifactError(f"{path}: has format {found!r}, which is not a store's. Give the folder that `capture` wrote.")
     digest = content.pop("digest", None)
     if digest != digest_of(content) or text != _manifest_text(digest, content):
-        raise ArtifactError(f"{path}: is not what was written, by its own digest. Delete this file. {RESUME}")
+        raise ArtifactError(f"{path}: was changed after it was written, its digest does not match. Delete this file. {RESUME}")
     return cast(dict[str, Any], content)
 
 
 def read_spec(folder: Path) -> StoreSpec:
-    """The spec of a store, from its manifest, its triplets and its token file.
+    """Read the spec of a store from its manifest, its triplets and its token file.
 
     Raises:
-        ArtifactError: one of them is missing, damaged, of a newer format or of another store.
+        ArtifactError: one of them is missing, damaged, of a newer format or from another store.
     """
     content = read_manifest(folder / MANIFEST_FILE)
     try:
         spec = _spec(folder, content)
         belongs = spec.content == content
-    except ArtifactError:  # is a ValueError too
+    except ArtifactError:  # which is also a ValueError
         raise
     except (KeyError, IndexError, TypeError, ValueError):
         belongs = False
@@ -321,7 +317,7 @@ def _spec(folder: Path, content: Mapping[str, Any]) -> StoreSpec:
     path, counts = folder / TOKENS_FILE, [int(each["tokens"]) for each in content["triplets"]]
     verify_file(path, _tokens_layout(digest_of(content), sum(counts)))
     held = {name: tensor.long() for name, tensor in load_file(path).items()}
-    strings = tuple(content["vocabulary"][place] for place in held["string"].tolist())
+    strings = tuple(content["vocabulary"][index] for index in held["string"].tolist())
     owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     return StoreSpec(
         content["model"],
@@ -339,7 +335,7 @@ def _spec(folder: Path, content: Mapping[str, Any]) -> StoreSpec:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], there: str = "there", here: str = "asked") -> str:
-    """What differs between two manifests' contents, in words: `dtype ("float32" there, "bfloat16" asked)`."""
+    """The differences between two manifests, in words: `dtype ("float32" there, "bfloat16" asked)`."""
     parts = []
     for key in sorted({*found, *wanted}):
         if found.get(key) == wanted.get(key):
@@ -353,14 +349,14 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], there: str 
 
 
 def shard_layout(spec: StoreSpec, number: int) -> Layout:
-    """The file of one shard: a tensor `[token, …]` for every hook point."""
+    """Layout of the file of one shard: a tensor `[token, …]` for each hook point."""
     shard = spec.shards[number]
     tensors = {name: (spec.torch_dtype, (len(shard.rows), *shape)) for name, shape in spec.hooks.items()}
     return Layout(tensors, spec.digest, f"shard {number}")
 
 
 def tokens_layout(spec: StoreSpec) -> Layout:
-    """The file of the token ids, positions and strings."""
+    """Layout of the file of token ids, positions and strings."""
     return _tokens_layout(spec.digest, spec.offsets[-1])
 
 

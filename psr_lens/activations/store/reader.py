@@ -1,4 +1,4 @@
-"""Reading a store: opened by its headers, read row by row, in order or shuffled for training."""
+"""Reading a store: `Store.open` checks the headers; rows are read on demand, in order or shuffled for training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from psr_lens._utils.html_table import table
+from psr_lens.activations.hook_keys import HookKey, captured_name, is_hook_key
 from psr_lens.activations.store.files import RESUME, read_checksums, verify_file
 from psr_lens.activations.store.format import StoreSpec, differences, read_spec, shard_layout, tokenizer_fingerprint
 from psr_lens.activations.store.rows import ShardFiles, StoredRows
@@ -27,31 +28,42 @@ _MOST_LISTED: Final = 24
 
 
 class Store:
-    """Captured differences on disk; made by `Store.open`. `store[name]` is one hook point's, read when asked for.
+    """Captured differences on disk, read on demand; made by `Store.open`.
 
-    A store may be pickled and forked, each process opens its files anew.
+    A store may be pickled and forked; each process opens the files itself.
+
+    Example:
+        >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
+        >>> store["resid_post", 3][:2].shape  # reads two rows
+        torch.Size([2, 128])
     """
 
     def __init__(self, folder: Path, spec: StoreSpec, missing: tuple[int, ...]) -> None:
         """Use `Store.open`, which also checks the folder."""
         self.folder = folder
         self.spec = spec
-        """All that is known of the store beside its numbers."""
+        """Everything about the store except its numbers."""
         self.missing = missing
-        """Numbers of the shards that were not there, or not whole by their headers, when a partial store was opened."""
+        """Numbers of the shards that were missing or incomplete when a partial store was opened."""
         self._files = ShardFiles(folder, spec)
 
     @classmethod
     def open(cls, folder: str | Path, model: HookedModel | None = None, *, partial: bool = False) -> Store:
-        """Open a store that `capture` wrote; of the shards only the headers are read.
+        """Open a store that `capture` wrote; only the headers of its shards are read.
 
         Args:
-            folder: Where it is.
-            model: The model that the differences are to be used with, to be sure that they are its own.
-            partial: Open a store that is not finished too, to see what there is. Rows of a missing shard cannot be read.
+            folder: Folder of the store.
+            model: The model to use the differences with; None to skip the check that they were captured from it.
+            partial: Open an incomplete store too. Rows of a missing shard cannot be read.
 
         Raises:
-            ArtifactError: no store, or one that is incomplete, truncated, damaged, of a newer format or from another model.
+            ArtifactError: the folder is not a store, or the store is incomplete, damaged, of a newer format or from another model.
+
+        Example:
+            >>> psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
+            Store(pirate-store, ... tokens at 6 hook points, float32)
+            >>> psr.Store.open("pirate-store", model).spec.span
+            'R'
         """
         folder = Path(folder)
         spec = read_spec(folder)
@@ -73,16 +85,16 @@ class Store:
         return cls(folder, spec, tuple(missing))
 
     def __repr__(self) -> str:
-        """Folder and sizes."""
+        """Folder, sizes and data type, in one line."""
         return f"Store({self.folder}, {len(self)} tokens at {len(self.names)} hook points, {self.spec.dtype})"
 
     def __len__(self) -> int:
-        """Number of tokens, those of missing shards too."""
+        """Number of tokens, including those of missing shards."""
         return self.spec.offsets[-1]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The hook points, in the model's order."""
+        """Names of the hook points, in the model's order."""
         return tuple(self.spec.hooks)
 
     @property
@@ -97,59 +109,91 @@ class Store:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The trait, or another group, of every triplet."""
+        """Group of each triplet, such as its trait; an empty string for none."""
         return self.spec.groups
 
     def rows(self, triplet: int) -> slice:
-        """Where the rows of one triplet lie: `store[name][store.rows(3)]` is `[token, …]`.
+        """The rows of one triplet, as a slice.
+
+        Args:
+            triplet: Index of the triplet; negative ones count from the end.
 
         Raises:
-            InputError: there is no such triplet.
+            InputError: the index is out of range.
+
+        Example:
+            >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
+            >>> store["resid_post", 0][store.rows(3)].shape[0] == 1 + len(triplets[3].response_ids)
+            True
         """
         count = len(self.spec.triplets)
         if not -count <= triplet < count:
-            raise InputError("triplet", triplet, f"one from 0 to {count - 1}")
-        place = triplet % count
-        return slice(self.spec.offsets[place], self.spec.offsets[place + 1])
+            raise InputError("triplet", triplet, f"an index from 0 to {count - 1} (the store has {count} triplets)")
+        index = triplet % count
+        return slice(self.spec.offsets[index], self.spec.offsets[index + 1])
 
-    def __getitem__(self, name: str) -> StoredRows:
-        """One hook point's differences, `[token, …]`, nothing of which is read yet.
+    def __getitem__(self, hook: HookKey) -> StoredRows:
+        """Δ at one hook point, `[token, …]`: `store["resid_post", 3]`; nothing is read until it is indexed.
+
+        Args:
+            hook: A kind and a layer (negative layers count from the end), or a hook name.
 
         Raises:
             InputError: that hook point was not captured.
         """
-        if name not in self.spec.hooks:
-            raise InputError("hook", repr(name), f"one of those captured: {', '.join(self.names)}")
+        name = captured_name(hook, self.spec.hooks, self.spec.model.get("n_layers"))
         return StoredRows(self._files, self.spec, name)
 
-    def magnitude(self, name: str) -> Float[Tensor, " token"]:
-        """‖Δ‖ of every token at one hook point, in float32 at least; read shard by shard."""
+    def magnitude(self, hook: HookKey) -> Float[Tensor, " token"]:
+        """‖Δ‖ of each token at one hook point, in float32; read shard by shard.
+
+        Args:
+            hook: A kind and a layer, or a hook name; as for `store[…]`.
+
+        Raises:
+            InputError: that hook point was not captured.
+            ArtifactError: a shard is missing or damaged.
+
+        Example:
+            >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
+            >>> len(store.magnitude(("resid_post", -1))) == len(store)
+            True
+        """
         norms = []
-        for _, rows in self[name].shards():
+        for _, rows in self[hook].shards():
             wide = rows.flatten(start_dim=1) if rows.ndim > 1 else rows[:, None]
             norms.append(torch.linalg.vector_norm(wide, dim=1, dtype=torch.float32))
         return torch.cat(norms)
 
     def batches(
-        self, names: str | Sequence[str], tokens: int = 4096, *, shuffle: bool = False, seed: int = 0
+        self, hooks: HookKey | Sequence[HookKey], tokens: int = 4096, *, shuffle: bool = False, seed: int = 0
     ) -> Iterator[dict[str, Float[Tensor, "token ..."]]]:
-        """Every row once, in batches for training; the last may be smaller.
+        """Iterate over all rows once, in batches for training; the last batch may be smaller.
 
-        Without `shuffle` rows come in their order. With it, blocks of 256 rows are put in a random order and filled into buffers of
-        16 batches or more, within which the rows are shuffled: nearly as good as a full permutation, and read from few places of
-        the disk at a time. The order depends on `seed`, `tokens` and the number of rows alone; give each epoch its own seed.
+        With `shuffle`, blocks of 256 rows are put in random order and collected into buffers of at least 16 batches, within which the
+        rows are shuffled: almost as good as a full permutation, with few random reads from disk. The order depends only on `seed`,
+        `tokens` and the number of rows; give each epoch its own seed.
 
         Args:
-            names: One hook point or several.
-            tokens: Rows in a batch.
-            shuffle: Whether to shuffle.
-            seed: Of the shuffling.
+            hooks: One hook point or several, each as for `store[…]`.
+            tokens: Rows per batch.
+            shuffle: Whether to shuffle the rows.
+            seed: Seed of the shuffling.
+
+        Returns:
+            Batches: hook name to `[token, …]`.
 
         Raises:
-            InputError: an unknown hook point, or less than one row in a batch.
+            InputError: a hook point was not captured, or `tokens` is below 1.
             ArtifactError: a shard is missing or damaged.
+
+        Example:
+            >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
+            >>> batch = next(store.batches(("resid_post", 3), tokens=8, shuffle=True))
+            >>> batch["blocks.3.hook_resid_post"].shape
+            torch.Size([8, 128])
         """
-        chosen = self._chosen(names)  # not within the generator: what is wrong is said at once
+        chosen = self._chosen(hooks)  # not inside the generator, so that errors are raised at once
         if tokens < 1:
             raise InputError("tokens", tokens, "at least 1")
         if shuffle:
@@ -157,19 +201,30 @@ class Store:
         starts = range(0, len(self), tokens)
         return ({name: rows[start : start + tokens] for name, rows in chosen.items()} for start in starts)
 
-    def dataset(self, names: str | Sequence[str]) -> StoreDataset:
-        """The rows of some hook points for a `DataLoader`, with any number of workers.
+    def dataset(self, hooks: HookKey | Sequence[HookKey]) -> StoreDataset:
+        """The rows of some hook points as a dataset for a `DataLoader`, with any number of workers.
+
+        Args:
+            hooks: One hook point or several, each as for `store[…]`.
 
         Raises:
-            InputError: an unknown hook point.
+            InputError: a hook point was not captured.
+
+        Example:
+            >>> store = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store"))
+            >>> store.dataset(("resid_post", 3))[0]["blocks.3.hook_resid_post"].shape
+            torch.Size([128])
         """
-        return StoreDataset(self._chosen(names))
+        return StoreDataset(self._chosen(hooks))
 
     def verify(self) -> None:
-        """Read everything and compare it with its checksums.
+        """Read all files and compare them with their checksums.
 
         Raises:
-            ArtifactError: which files are missing or not what was written, all of them.
+            ArtifactError: files are missing or damaged; the message lists all of them.
+
+        Example:
+            >>> psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store")).verify()
         """
         faults = []
         read_spec(self.folder)
@@ -190,7 +245,13 @@ class Store:
         return table(("hook point", "shape of a token"), rows, about)
 
     def summary(self) -> StoreSummary:
-        """What the store holds, and how much of it is there."""
+        """What the store holds, and how much of it has been written.
+
+        Example:
+            >>> summary = psr.capture(model, triplets[:4], to=psr.OnDisk("pirate-store")).summary()
+            >>> summary.triplets, summary.shards, summary.complete
+            (4, 1, True)
+        """
         triplets, tokens = Counter[str](), Counter[str]()
         for group, count in zip(self.groups, self.spec.counts, strict=True):
             triplets[group] += 1
@@ -211,15 +272,15 @@ class Store:
             len(self) * self.spec.bytes_per_token,
         )
 
-    def _chosen(self, names: str | Sequence[str]) -> dict[str, StoredRows]:
-        chosen = [names] if isinstance(names, str) else list(names)
+    def _chosen(self, hooks: Any) -> dict[str, StoredRows]:
+        chosen = [self[hook] for hook in ([hooks] if is_hook_key(hooks) else hooks)]
         if not chosen:
-            raise InputError("names", "none", "at least one hook point")
-        return {name: self[name] for name in chosen}
+            raise InputError("hooks", "none", "at least one hook point")
+        return {rows.name: rows for rows in chosen}
 
 
 class StoreDataset(Dataset[dict[str, Tensor]]):
-    """Rows of some hook points: item `i` is hook name to `[…]`; made by `store.dataset`."""
+    """Rows of some hook points; item `i` maps hook name to `[…]`. Made by `store.dataset`."""
 
     def __init__(self, rows: Mapping[str, StoredRows]) -> None:
         """Use `store.dataset`."""
@@ -234,27 +295,27 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         return {name: rows[index] for name, rows in self._rows.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Several rows, read together; what a `DataLoader` calls."""
+        """Several rows, read together; called by a `DataLoader`."""
         read = {name: rows[list(indices)] for name, rows in self._rows.items()}
-        return [{name: rows[place] for name, rows in read.items()} for place in range(len(indices))]
+        return [{name: rows[index] for name, rows in read.items()} for index in range(len(indices))]
 
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """What a store holds; `print` shows it as a table."""
+    """What a store holds; `print` shows a table."""
 
     folder: Path
-    """Where it is."""
+    """Folder of the store."""
     model: str
     """Name of the model that was read."""
     triplets: int
-    """How many triplets were read."""
+    """Number of triplets."""
     tokens: int
-    """How many rows there are at each hook point."""
+    """Number of tokens: rows at each hook point."""
     hooks: Mapping[str, tuple[int, ...]]
-    """Hook name to the shape of one token's activation there."""
+    """Hook name to the shape of one token's activation."""
     dtype: str
-    """How numbers are stored."""
+    """Data type of the stored numbers."""
     span: str
     """Which tokens were captured."""
     difference: str
@@ -262,21 +323,21 @@ class StoreSummary:
     groups: Mapping[str, tuple[int, int]]
     """Group to its numbers of triplets and tokens."""
     shards: int
-    """How many shards the whole store has."""
+    """Number of shards of the complete store."""
     missing: tuple[int, ...]
-    """Numbers of the shards that are not there yet, or damaged."""
+    """Numbers of the shards that are missing or damaged."""
     bytes_on_disk: int
-    """Bytes of all files in the folder now."""
+    """Bytes of all files that are in the folder now."""
     bytes_of_tensors: int
     """Bytes of the differences once the store is complete."""
 
     @property
     def complete(self) -> bool:
-        """Whether all shards are there, by their headers."""
+        """Whether all shards exist, according to their headers."""
         return not self.missing
 
     def __str__(self) -> str:
-        """A readable table."""
+        """A table."""
         there = self.shards - len(self.missing)
         state = "complete" if self.complete else "incomplete"
         lines = [
@@ -328,10 +389,10 @@ def _check_model(folder: Path, spec: StoreSpec, model: HookedModel) -> None:
     if theirs != dict(spec.model):
         raise ArtifactError(
             f"{folder}: was captured from another model than this one, {differences(spec.model, theirs, 'in the store', 'of this model')}. "
-            "Load the model that it was captured from, or capture anew; without `model` the store opens all the same."
+            "Load the model that it was captured from, capture again, or open the store without `model`."
         )
     if spec.tokenizer and tokenizer_fingerprint(tokenizer_of(model)) != spec.tokenizer:
         raise ArtifactError(
-            f"{folder}: was captured with another tokenizer than this model's, so that token ids mean other words. "
-            "Load the model with the tokenizer of then, or capture anew."
+            f"{folder}: was captured with another tokenizer than this model's, so token ids stand for other tokens. "
+            "Load the model with the original tokenizer, or capture again."
         )

@@ -1,4 +1,4 @@
-"""One hook point of a store as something between a tensor and a list: rows are read from the memory maps when they are asked for."""
+"""`StoredRows`: one hook point of a store, indexed like a tensor; rows are read from memory maps on demand."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from psr_lens.activations.store.files import RESUME, read_checksums
 from psr_lens.activations.store.format import StoreSpec, shard_layout
 from psr_lens.errors import ArtifactError, InputError
 
-_MOST_OPEN: Final = 4096  # a map holds no file descriptor, and Linux allows 65,530 maps a process
+_MOST_OPEN: Final = 4096  # a map holds no file descriptor, and Linux allows 65,530 maps per process
 
 
 class RowError(InputError, IndexError):
-    """Rows that a store does not have, or that nothing can be made of."""
+    """An invalid index, or rows that a store does not have."""
 
 
 class ShardFiles:
-    """Memory maps of a store's shards, each opened when first asked for and anew in every process."""
+    """Memory maps of a store's shards, each opened on first use, and again in every process."""
 
     def __init__(self, folder: Path, spec: StoreSpec) -> None:
         """Open nothing yet."""
@@ -38,11 +38,11 @@ class ShardFiles:
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the maps: another process opens its own."""
+        """The state without the maps; another process opens its own."""
         return self.__dict__ | {"_handles": {}}
 
     def mapped(self, shard: int, name: str) -> Tensor:
-        """One hook point's rows in one shard, `[token, …]`, in the memory map: nothing is read until it is indexed.
+        """One hook point's rows in one shard, `[token, …]`, memory-mapped: nothing is read until it is indexed.
 
         Raises:
             ArtifactError: the file is missing or damaged.
@@ -63,26 +63,26 @@ class ShardFiles:
 
 
 class StoredRows:
-    """What a store holds at one hook point, `[token, …]`; made by `store[name]`.
+    """The rows of a store at one hook point, `[token, …]`; made by `store[hook]`.
 
-    `rows[3]`, `rows[10:200:2]`, `rows[[5, 1, 5]]` and `rows[mask]` give a tensor of its own memory, in the stored type, and read
-    these rows only. Slices and negative numbers mean what they mean for a list.
+    `rows[3]`, `rows[10:200:2]`, `rows[[5, 1, 5]]` and `rows[mask]` read these rows only and return a tensor with its own memory, in the
+    stored type. Slices and negative numbers work as for a list.
     """
 
     def __init__(self, files: ShardFiles, spec: StoreSpec, name: str) -> None:
-        """Use `store[name]`."""
+        """Use `store[hook]`."""
         self._files = files
         self._spec = spec
         self.name = name
-        """The hook point."""
+        """Hook name."""
         self.shape: tuple[int, ...] = (spec.offsets[-1], *spec.hooks[name])
         """`(token, …)`."""
         self.dtype = spec.torch_dtype
-        """Type of the numbers."""
+        """Data type of the numbers."""
         self._starts = torch.tensor([shard.rows.start for shard in spec.shards])
 
     def __repr__(self) -> str:
-        """Name, shape and type."""
+        """Hook name, shape and data type."""
         return f"StoredRows({self.name}, shape={self.shape}, dtype={self.dtype})"
 
     def __len__(self) -> int:
@@ -90,19 +90,19 @@ class StoredRows:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Row by row, read a shard at a time."""
+        """Iterate over the rows; shards are read one at a time."""
         for _, rows in self.shards():
             yield from rows.clone()
 
     def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Sequence[bool] | Tensor | NDArray[Any]) -> Tensor:
-        """Some rows: `[…]` for a number, else `[row, …]`.
+        """Read some rows: `[…]` for a number, else `[row, …]`.
 
         Args:
-            index: A number, a slice, rows in any order, or True for every row to take.
+            index: A row number, a slice, row numbers in any order, or a mask that is True for the rows to read.
 
         Raises:
-            RowError: a row that is not there, a mask of another length, or something else than the above; an `IndexError` too.
-            ArtifactError: a shard that is needed is missing or damaged.
+            RowError: a row is out of range, a mask has another length, or `index` is none of the above; also an `IndexError`.
+            ArtifactError: a shard that holds one of the rows is missing or damaged.
         """
         chosen = rows_of(index, len(self))
         if isinstance(chosen, int):
@@ -110,21 +110,21 @@ class StoredRows:
         return self._range(chosen) if isinstance(chosen, range) else self._gather(chosen)
 
     def tensor(self) -> Tensor:
-        """All rows in memory, in the stored type."""
+        """All rows as a tensor in memory, in the stored type."""
         return self[:]
 
     def numpy(self) -> NDArray[Any]:
-        """All rows in memory; bfloat16, which numpy does not know, as float32."""
+        """All rows as an array in memory; bfloat16, which numpy lacks, becomes float32."""
         return as_numpy(self[:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """What `numpy.asarray(rows)` gives: see `numpy`."""
+        """For `numpy.asarray(rows)`; as `numpy`."""
         if copy is False:
-            raise InputError("copy", False, "None or True: an array is read from the disk")
+            raise InputError("copy", False, "None or True, because the array is read from disk")
         return self.numpy() if dtype is None else self.numpy().astype(dtype, copy=False)
 
     def shards(self) -> Iterator[tuple[range, Tensor]]:
-        """Shard by shard: which rows, and the rows in the memory map, not to be changed."""
+        """Each shard's row numbers and its memory-mapped rows, which must not be changed."""
         for shard in self._spec.shards:
             yield shard.rows, self._files.mapped(shard.number, self.name)
 
@@ -136,7 +136,7 @@ class StoredRows:
             return found
         one, other = self._owners(torch.tensor([wanted[0], wanted[-1]])).tolist()
         for shard in self._spec.shards[one : other + 1]:
-            # How many of the wanted rows lie before this shard, and before the next.
+            # How many of the wanted rows are before this shard, and before the next.
             first, last = (
                 min(max(-((wanted.start - row) // wanted.step), 0), len(wanted)) for row in (shard.rows.start, shard.rows.stop)
             )
@@ -146,7 +146,7 @@ class StoredRows:
         return found
 
     def _owners(self, wanted: Int64[Tensor, " row"]) -> Int64[Tensor, " row"]:
-        """In which shard each row lies."""
+        """The shard of each row."""
         return torch.bucketize(wanted, self._starts, right=True) - 1
 
     def _gather(self, wanted: Int64[Tensor, " row"]) -> Tensor:
@@ -159,15 +159,15 @@ class StoredRows:
 
 
 def as_numpy(tensor: Tensor) -> NDArray[Any]:
-    """A tensor as an array; bfloat16, which numpy does not know, as float32."""
+    """A tensor as an array; bfloat16, which numpy lacks, becomes float32."""
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def rows_of(index: Any, count: int) -> int | range | Int64[Tensor, " row"]:
-    """Which of `count` rows an index means, counted from the start.
+    """Resolve an index into `count` rows to row numbers counted from the start.
 
     Raises:
-        RowError: rows that are not there, or no index at all.
+        RowError: a row is out of range, or `index` is not an index.
     """
     if isinstance(index, slice):
         return range(count)[index]
@@ -177,11 +177,13 @@ def rows_of(index: Any, count: int) -> int | range | Int64[Tensor, " row"]:
         row = operator.index(index)
         return int(_counted(torch.tensor([row]), count)[0])
     rows = None
-    if not isinstance(index, bool | tuple):  # a tuple would mean several axes
+    if not isinstance(index, bool | tuple):  # a tuple would index several axes
         with suppress(TypeError, ValueError, RuntimeError):
             rows = torch.tensor(np.asarray(index.cpu() if isinstance(index, Tensor) else index))
     if rows is None or rows.ndim != 1 or (len(rows) and (rows.is_floating_point() or rows.is_complex())):
-        raise RowError("index", repr(index), "a row number, a slice, a list of rows, or a mask with True or False for every row")
+        raise RowError(
+            "index", repr(index), "a row number, a slice, a list of row numbers, or a mask with True or False for every row"
+        )
     if rows.dtype == torch.bool:
         if len(rows) != count:
             raise RowError("index", f"a mask of {len(rows)}", f"one True or False for each of {count} rows")
@@ -192,5 +194,5 @@ def rows_of(index: Any, count: int) -> int | range | Int64[Tensor, " row"]:
 def _counted(rows: Int64[Tensor, " row"], count: int) -> Int64[Tensor, " row"]:
     outside = rows[(rows < -count) | (rows >= count)]
     if len(outside):
-        raise RowError("index", f"row {int(outside[0])}", f"one from {-count} to {count - 1}: the store has {count} tokens")
+        raise RowError("index", f"row {int(outside[0])}", f"a row from {-count} to {count - 1} (the store has {count} tokens)")
     return torch.where(rows < 0, rows + count, rows)

@@ -1,4 +1,4 @@
-"""How the triplets of a store are cut into shards."""
+"""How the triplets of a store are divided into shards."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from typing import Final
 
 SHARD_BYTES: Final = 256 * 2**20
-"""Size that a shard stays within unless the caller says otherwise; only a single triplet may be larger."""
+"""Default for the most bytes of a shard; only a shard of a single triplet may be larger."""
 
 
 @dataclass(frozen=True)
 class ShardRange:
-    """Which consecutive triplets, and so which rows, one shard holds."""
+    """The consecutive triplets, and so the rows, that one shard holds."""
 
     number: int
-    """Place of the shard in the store."""
+    """Index of the shard in the store."""
     triplets: range
     """Indices of its triplets."""
     rows: range
-    """Rows of the store that it holds, one a token."""
+    """Rows of the store that it holds, one per token."""
 
     @property
     def file(self) -> str:
-        """Name of its file in the folder."""
+        """Name of its file."""
         return f"shard-{self.number:05d}.safetensors"
 
 
 def plan_shards(counts: Sequence[int], bytes_per_token: int, shard_bytes: int) -> tuple[ShardRange, ...]:
-    """Cut triplets into consecutive shards, each as full as `shard_bytes` allows and with one triplet at least.
+    """Divide triplets into consecutive shards, each as full as `shard_bytes` allows, with at least one triplet.
 
-    Nothing else enters, neither a batch budget nor a number of processes, so every run of a capture makes the same shards.
+    The result depends on the arguments only, not on batches or processes, so every run of a capture makes the same shards.
 
     Args:
-        counts: Tokens of every triplet.
+        counts: Number of tokens of each triplet.
         bytes_per_token: Bytes of one row at all hook points together.
         shard_bytes: Most bytes of tensors in a shard.
     """

@@ -1,4 +1,4 @@
-"""The triplets of a store as a file, `triplets.jsonl`: a line of JSON each, exact to the token."""
+"""The triplets of a store as a file, `triplets.jsonl`: one line of JSON each, with exact token ids."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ TRIPLETS_FILE: Final = "triplets.jsonl"
 
 
 def triplet_id(triplet: Triplet) -> str:
-    """xxh3_128 of a triplet's two prompts and its response, all as token ids; 32 hexadecimal digits."""
+    """xxh3_128 of the token ids of a triplet's two prompts and response; 32 hexadecimal digits."""
     return digest_of([list(triplet.pair.base_ids), list(triplet.pair.prompted_ids), list(triplet.response_ids)])
 
 
 def triplets_digest(triplets: Sequence[Triplet]) -> str:
-    """xxh3_128 of the ids of several triplets in their order; 32 hexadecimal digits."""
+    """xxh3_128 of the ids of several triplets, in order; 32 hexadecimal digits."""
     return digest_of([triplet_id(triplet) for triplet in triplets])
 
 
 def triplets_bytes(triplets: Sequence[Triplet]) -> bytes:
-    """The file of the triplets: a line of JSON each."""
+    """Content of the triplets' file: one line of JSON each."""
     return "".join(json.dumps(_triplet_json(triplet), sort_keys=True) + "\n" for triplet in triplets).encode()
 
 
 def read_triplets(path: Path, checksum: str) -> tuple[Triplet, ...]:
-    """The triplets of a store.
+    """Read the triplets of a store.
 
     Args:
-        path: Their file.
-        checksum: What the manifest says of it, xxh3_128 in hexadecimal.
+        path: The file.
+        checksum: Its xxh3_128 according to the manifest, in hexadecimal.
 
     Raises:
-        ArtifactError: the file is missing, or not what was written.
+        ArtifactError: the file is missing, or differs from its checksum.
     """
     try:
         content = path.read_bytes()
@@ -64,7 +64,7 @@ def _triplet_json(triplet: Triplet) -> dict[str, Any]:
 
 
 def pair_json(pair: PromptPair) -> dict[str, Any]:
-    """A pair for JSON, exact to the token; what no conversation and no settings have is left out."""
+    """A pair as JSON content, with exact token ids; earlier turns and chat settings only if there are any."""
     chat = {name: value for name, value in asdict(pair.chat).items() if value != getattr(ChatSettings, name)}
     return {
         "question": pair.question,
@@ -78,7 +78,7 @@ def pair_json(pair: PromptPair) -> dict[str, Any]:
 
 
 def pair_from(read: Mapping[str, Any]) -> PromptPair:
-    """The pair that `pair_json` wrote."""
+    """The pair of the JSON content that `pair_json` made."""
     return PromptPair(
         read["question"],
         read["instruction"],

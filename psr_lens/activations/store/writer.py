@@ -1,4 +1,4 @@
-"""Writing a store: shard by shard, in any order, from any number of processes, and again from where a killed run left it."""
+"""Writing a store: shard by shard, in any order, from any number of processes, resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.digests import raw_bytes
-from psr_lens.activations.store.files import RESUME, Layout, verify_file, write_parts
+from psr_lens.activations.store.files import Layout, verify_file, write_parts
 from psr_lens.activations.store.format import (
     MANIFEST_FILE,
     TOKENS_FILE,
@@ -36,9 +36,9 @@ _TEMPORARY: Final = re.compile(r"\.(?P<file>.+)\.rank(?P<rank>\d+)-pid\d+\.tmp")
 class StoreWriter:
     """Writes the shards of one store, or one rank's share of them; made by `StoreWriter.create`.
 
-    A file appears under its name only when it is whole: it is written beside it and renamed. The bytes follow from the spec and the
-    tensors alone, so a capture that was killed and resumed ends with the same folder as one that was not. Nothing is synced to the
-    disk shard by shard, for speed: after a power cut a shard may be damaged, and the next run finds that out and writes it again.
+    Each file is written under a temporary name and then renamed, so it is complete under its own name. The spec and the tensors alone
+    determine the bytes, so a resumed capture ends with the same folder as an uninterrupted one. For speed, shards are not synced to
+    disk: after a power failure a shard may be damaged, and the next run detects that and writes it again.
     """
 
     def __init__(self, folder: Path, spec: StoreSpec, rank: int, world_size: int) -> None:
@@ -47,31 +47,31 @@ class StoreWriter:
         self.spec = spec
         self.rank = rank
         self.shards = range(rank, len(spec.shards), world_size)
-        """Numbers of the shards that are this writer's to write."""
+        """Numbers of the shards that this writer writes."""
         self._world_size = world_size
         self._whole: set[int] = set()
 
     @classmethod
     def create(cls, folder: str | Path, spec: StoreSpec, rank: int = 0, world_size: int = 1) -> StoreWriter:
-        """Start a store, or resume the one that is in the folder; all ranks may call this at once.
+        """Start a store, or resume an existing one; all ranks may call this at once.
 
         Args:
-            folder: Where the store goes; made if it is not there.
-            spec: What the store will hold.
-            rank: Which of several processes this is; it writes the shards `rank`, `rank + world_size`, ….
-            world_size: How many processes write into the folder.
+            folder: Folder of the store; created if it is missing.
+            spec: Spec of the store.
+            rank: Rank of this process; it writes the shards `rank`, `rank + world_size`, ….
+            world_size: Number of processes that write into the folder.
 
         Raises:
-            InputError: a rank outside of the world.
+            InputError: `rank` is not below `world_size`.
             ArtifactError: the folder holds another store or a damaged manifest, or cannot be written.
         """
         if not 0 <= rank < world_size:
-            raise InputError("rank", rank, f"a number from 0 and below the world_size of {world_size}")
+            raise InputError("rank", rank, f"a number from 0 to {world_size - 1} (the world_size is {world_size})")
         writer = cls(Path(folder), spec, rank, world_size)
         try:
             writer.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ArtifactError(f"{folder}: is a file, or lies under one. Give a folder, or a name that is not taken.") from error
+            raise ArtifactError(f"{folder}: is a file, or lies under one. Give a folder, or an unused name.") from error
         except OSError as error:
             raise _unwritable(writer.folder, error) from error
         writer._put_manifest()
@@ -81,9 +81,9 @@ class StoreWriter:
         return writer
 
     def missing(self) -> list[int]:
-        """Numbers of this writer's shards that are yet to be written.
+        """Numbers of this writer's shards that are still to be written.
 
-        A shard that is truncated, damaged or of another store counts as missing. What an earlier run wrote is read once for that.
+        A shard that is truncated, damaged or from another store counts as missing. To find out, existing shards are read once.
         """
         for number in self.shards:
             if number not in self._whole and _is_whole(self._path(number), shard_layout(self.spec, number)):
@@ -91,21 +91,23 @@ class StoreWriter:
         return [number for number in self.shards if number not in self._whole]
 
     def write(self, shard: int, tensors: Mapping[str, Float[Tensor, "token ..."]]) -> Path:
-        """Write one shard, over one that is there.
+        """Write one shard, replacing an existing one.
 
         Args:
             shard: Its number, one of `self.shards`.
-            tensors: Hook name to `[token, *shape]` in the spec's type, for every hook point; rows as in `spec.shards[shard]`.
+            tensors: Hook name to `[token, *shape]` in the spec's data type, for each hook point; rows as in `spec.shards[shard]`.
 
         Returns:
-            The file.
+            Path of the file.
 
         Raises:
-            InputError: a shard of another rank; missing or unknown hook points; another shape or type than in the spec.
-            ArtifactError: the disk is full or the file cannot be written. Nothing of it is left then, and all other shards are kept.
+            InputError: the shard is another rank's, hook points are missing or unknown, or a shape or data type differs from the spec.
+            ArtifactError: the disk is full or the file cannot be written. No partial file is left, and all other shards are kept.
         """
         if shard not in self.shards:
-            raise InputError("shard", shard, f"one of this writer's (rank {self.rank} of {self._world_size}): {list(self.shards)}")
+            raise InputError(
+                "shard", shard, f"one of this writer's shards (rank {self.rank} of {self._world_size}): {list(self.shards)}"
+            )
         layout = shard_layout(self.spec, shard)
         _check_tensors(layout, tensors)
         path = self._path(shard)
@@ -125,14 +127,14 @@ class StoreWriter:
 
     @contextmanager
     def _temporary(self, path: Path) -> Iterator[Path]:
-        """A name to write `path` under first, unlike any other process's; gone after, whatever happens."""
+        """A temporary name for `path`, different in each process; the file is removed in any case."""
         temporary = path.with_name(f".{path.name}.rank{self.rank}-pid{os.getpid()}.tmp")
         try:
             yield temporary
         except OSError as error:
             raise _unwritable(path, error) from error
         finally:
-            with suppress(OSError):  # it would hide the error above; the next run removes what is left
+            with suppress(OSError):  # it would hide the error above; the next run removes the file
                 temporary.unlink(missing_ok=True)
 
     def _put_manifest(self) -> None:
@@ -163,7 +165,7 @@ class StoreWriter:
             self._save(path, layout, token_tensors(self.spec))
 
     def _clean(self) -> None:
-        """Remove what killed writers left of this writer's shards; another rank's are its own to remove, it may be writing them."""
+        """Remove temporary files of this writer's shards that killed runs left; another rank may be writing its own."""
         ours = {self.spec.shards[number].file for number in self.shards}
         for path in self.folder.iterdir():
             match = _TEMPORARY.fullmatch(path.name)
@@ -179,17 +181,17 @@ class StoreWriter:
 
 def _unwritable(path: Path, error: OSError) -> ArtifactError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    reason, remedy = ("the disk is full", "Make room") if full else (error.strerror or error, "Mend that")
-    return ArtifactError(f"{path}: could not be written, {reason}. All shards written before are kept. {remedy}, then: {RESUME}")
+    reason, remedy = ("the disk is full", "Free some space") if full else (error.strerror or error, "Fix this")
+    return ArtifactError(f"{path}: could not be written, {reason}. {remedy} and call `capture` again; finished shards are kept.")
 
 
 def _put_first(temporary: Path, path: Path) -> None:
-    """Give a file its name unless that is taken: of several ranks the first wins, and the others compare."""
+    """Give a file its name unless that exists: the first of several ranks wins, and the others compare."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         return
-    except OSError:  # a file system without links; a rename is as atomic, only the last wins
+    except OSError:  # a file system without links: a rename is atomic too, but the last rank wins
         temporary.replace(path)
 
 
@@ -204,7 +206,9 @@ def _is_whole(path: Path, layout: Layout) -> bool:
 def _check_tensors(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
     if set(tensors) != set(layout.tensors):
         lacking, unknown = sorted(set(layout.tensors) - set(tensors)), sorted(set(tensors) - set(layout.tensors))
-        raise InputError("tensors", f"a set that lacks {lacking} and adds {unknown}", "exactly the hook points of the spec")
+        raise InputError(
+            "tensors", f"a mapping without {lacking} and with the unknown {unknown}", "exactly the hook points of the spec"
+        )
     for name, (dtype, shape) in layout.tensors.items():
         tensor = tensors[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:

@@ -26,7 +26,7 @@ from psr_lens.fitting.fit import fit
 from psr_lens.generation.responses import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel, fingerprint, load_model
-from psr_lens.models.identity import weights_digest
+from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import PromptPairs, Triplet, with_responses
 from psr_lens.replacement import Replacement
 from psr_lens.reporting import report

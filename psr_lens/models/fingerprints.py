@@ -1,4 +1,4 @@
-"""What tells a model from another: its sizes, its vocabulary, and how its weights were processed."""
+"""Telling models apart: sizes, vocabulary, how the weights were processed, and a digest of the weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from psr_lens.models.hooked_model import HookedModel, is_bridge
 
 UNPROCESSED: Final = "none"
-"""What `processing` says of weights that are as they were trained."""
+"""The value of `processing` for weights as they were trained."""
 
 _ROWS: Final = 256
-"""Rows of the embedding that are looked at."""
+"""Rows of the embedding that are inspected."""
 
 _CENTRED: Final = 2e-3
-"""Largest mean of a centred row against its length / √d_model; rounding to bfloat16 makes 1e-4, chance 1 / √d_model."""
+"""Largest |mean| of a centred row, relative to its norm / √d_model; rounding to bfloat16 gives 1e-4, chance 1 / √d_model."""
 
 
 def fingerprint(model: HookedModel) -> dict[str, Any]:
-    """What an artifact must agree with to be used on a model: its sizes, its vocabulary and how its weights were processed.
+    """What an artifact must match to be used on a model: sizes, vocabulary and the processing of the weights.
 
-    `processing` is there only where they were, so that what was saved before it was recorded counts as made for unprocessed weights.
+    `processing` is present only for processed weights, so an artifact saved before it was recorded counts as made for unprocessed ones.
     """
     cfg = model.cfg
     found = {
@@ -39,7 +39,7 @@ def fingerprint(model: HookedModel) -> dict[str, Any]:
 
 
 def processing(model: HookedModel) -> str:
-    """What TransformerLens did to the weights: `"none"`, or `"fold_ln"`, `"center_writing_weights"` or both, joined by ` + `.
+    """How TransformerLens processed the weights: `"none"`, or `"fold_ln"`, `"center_writing_weights"` or both, joined by ` + `.
 
     `HookedTransformer.from_pretrained` processes by default, as does a bridge's `enable_compatibility_mode`; `load_model` does not.
     """
@@ -48,7 +48,7 @@ def processing(model: HookedModel) -> str:
 
 
 def processing_differs(recorded: Mapping[str, Any], model: HookedModel) -> str | None:
-    """Why what was made for a model with the fingerprint `recorded` is in another basis than this model's; None where it is not."""
+    """Why an artifact made for a model with the fingerprint `recorded` is in another basis than this model; None if it is not."""
     there, here = str(recorded.get("processing", UNPROCESSED)), processing(model)
     if there == here:
         return None
@@ -57,30 +57,30 @@ def processing_differs(recorded: Mapping[str, Any], model: HookedModel) -> str |
         "Load the model with `psr_lens.load_model`, `HookedTransformer.from_pretrained_no_processing` or without "
         "`enable_compatibility_mode`"
         if there == UNPROCESSED
-        else "Process its weights alike (`HookedTransformer.from_pretrained`, or `enable_compatibility_mode` of a bridge)"
+        else "Process the weights in the same way (`HookedTransformer.from_pretrained`, or `enable_compatibility_mode` of a bridge)"
     )
-    return f"it was made for weights {made}, this model's are {found}: activations are not the same numbers there. {remedy}, or fit anew."
+    return f"it was made for weights {made}, this model's are {found}, so activations differ. {remedy}, or fit again."
 
 
 def _is_folded(model: HookedModel) -> bool:
-    if is_bridge(model):  # compatibility mode can do without processing
+    if is_bridge(model):  # compatibility mode is possible without processing
         return bool(getattr(model, "_weights_processed", getattr(model, "compatibility_mode", False)))
     return str(model.cfg.normalization_type).endswith("Pre")
 
 
 def _is_centred(model: HookedModel) -> bool:
-    """Whether the embedding writes nothing along (1, 1, …, 1); no setting says so afterwards."""
+    """Whether the embedding has no component along (1, 1, …, 1); no setting records it."""
     rows = cast(Tensor, cast(Any, model).W_E)[:_ROWS].detach().float()
     length = rows.square().mean().sqrt()
     return bool(length > 0) and bool(rows.mean(-1).square().mean().sqrt() < _CENTRED * length)
 
 
 _SAMPLE: Final = 1_024
-"""Numbers of each weight that tell one model from another."""
+"""How many numbers of each weight enter the digest."""
 
 
 def weights_digest(model: HookedModel) -> str:
-    """Digest of some numbers of each weight, which tells a model from another of the same sizes, such as a fine-tuned one."""
+    """SHA-256 of a sample of each weight; tells a model from another of the same sizes, such as a fine-tuned one."""
     weights = hashlib.sha256()
     for parameter in model.parameters():
         flat = parameter.detach().flatten()

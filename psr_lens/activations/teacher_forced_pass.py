@@ -1,6 +1,6 @@
-"""One teacher-forced pass over one batch of triplets: what is read at hook points, and what the model predicts.
+"""One teacher-forced pass over one batch of triplets: activations at hook points, and the logits of the response tokens.
 
-`passes` goes through many batches; what looks at several readings of one batch at a time (`compare`, `faithfulness`) starts here.
+`paired_passes` runs many batches; callers that need several passes over the same batch (`compare`, `faithfulness`) start here.
 """
 
 from __future__ import annotations
@@ -25,20 +25,32 @@ _LOGITS: Final = 2**29
 
 
 def logits_budget(model: HookedModel, token_budget: int, readings: int) -> int:
-    """Most tokens in a batch, padding included, if the logits of so many readings of it are held at once."""
+    """Most tokens in a batch, padding included, if the logits of `readings` passes over it are held at once."""
     return max(1, min(token_budget, _LOGITS // (int(model.cfg.d_vocab) * readings)))
 
 
 @dataclass(frozen=True)
+class Steered:
+    """Steering for a teacher-forced pass: what steers, how strongly, and where to read what it acts on."""
+
+    steering: Steering
+    """A replacement or a plan; it acts on its own span."""
+    alpha: float = 1.0
+    """Strength α."""
+    arriving: Sequence[str] = ()
+    """Hook names to read before the steering acts there."""
+
+
+@dataclass(frozen=True, eq=False)
 class BatchReading:
-    """What one teacher-forced pass over a batch was seen to do; rows are the span's tokens, triplet after triplet."""
+    """Activations and logits of one teacher-forced pass over a batch; rows are the span's tokens, triplet by triplet."""
 
     rows: Mapping[str, Float[Tensor, "token ..."]]
-    """Hook name to the activations that the model went on with, on the device of its tokens."""
+    """Hook name to the activations that the model continues with, after any steering there; on the device of the tokens."""
     arriving: Mapping[str, Float[Tensor, "token ..."]]
-    """Hook name to the activations as they came, before a replacement acted there."""
+    """Hook name to the activations that arrive, before any steering there."""
     logits: Float[Tensor, "response_token d_vocab"] | None
-    """At the positions that predict a response token, the last prompt token first; None if they were not wanted."""
+    """Logits that predict the response tokens, from the last prompt token on; None if they were not requested."""
 
 
 def read_batch(
@@ -48,46 +60,43 @@ def read_batch(
     context: Context,
     span: Span,
     *,
-    steering: Steering | None = None,
-    alpha: float = 1.0,
-    arriving: Sequence[str] = (),
+    steered: Steered | None = None,
     logits: bool = False,
 ) -> BatchReading:
-    """Read some triplets in one context in a single forward pass; arguments as for `collect`.
+    """Read some triplets in one context in a single forward pass.
 
     Args:
         model: The model.
         triplets: As many as fit in one batch.
-        names: Hook points to read as the model goes on with them.
-        context: Which prompt the responses are read after.
+        names: Hook names to read, after any steering there.
+        context: Which prompt the responses follow.
         span: Which tokens to keep of the activations.
-        steering: A replacement or a plan to steer with over its own span, if any.
-        alpha: Its strength.
-        arriving: Hook points to read as they come.
-        logits: Whether to read the logits too.
+        steered: Steering in force during the pass; None for the model as it is.
+        logits: Whether to keep the logits too.
     """
     batch = context_batch(triplets, context, span, device_of(model))
     held: dict[str, Tensor] = {}
-    came: dict[str, Tensor] = {}
-    hooks = [] if steering is None else steering.hooks(model, alpha, start=span_starts(triplets, context))
-    before = hooked(model, [(name, keep(came, name, batch)) for name in arriving])
-    steered = hooked(model, hooks)
+    arrived: dict[str, Tensor] = {}
+    arriving = () if steered is None else steered.arriving
+    hooks = [] if steered is None else steered.steering.hooks(model, steered.alpha, start=span_starts(triplets, context))
+    before = hooked(model, [(name, keep(arrived, name, batch)) for name in arriving])
+    acting = hooked(model, hooks)
     after = hooked(model, [(name, keep(held, name, batch)) for name in names])
-    # Hooks of one point run in the order in which they were added.
-    with torch.no_grad(), frozen(model), before, steered, after:
+    # Hooks at one point run in the order in which they were added.
+    with torch.no_grad(), frozen(model), before, acting, after:
         depth = None if logits else layers_needed([*names, *arriving])
         out = forward(model, batch.tokens, batch.mask, depth)
-        return BatchReading(held, came, _predicting(out, triplets, context) if logits else None)
+        return BatchReading(held, arrived, _predicting(out, triplets, context) if logits else None)
 
 
 def _predicting(logits: Float[Tensor, "batch position d_vocab"], triplets: Sequence[Triplet], context: Context) -> Tensor:
-    """The logits that predict response tokens: each is foretold by the token before it."""
+    """The logits that predict the response tokens: those at the token before each."""
     first = [len(triplet.pair.ids(context)) - 1 for triplet in triplets]
     return torch.cat([row[at : at + len(triplet.response_ids)] for row, at, triplet in zip(logits, first, triplets, strict=True)])
 
 
 def span_starts(triplets: Sequence[Triplet], context: Context) -> dict[Span, Tensor]:
-    """Where each span begins in right-padded sequences."""
+    """Position of the first token of each span, in right-padded sequences."""
     lengths = [len(triplet.pair.ids(context)) for triplet in triplets]
     return {
         span: torch.tensor([length - triplet.pair.span_length(span) for length, triplet in zip(lengths, triplets, strict=True)])
@@ -96,7 +105,7 @@ def span_starts(triplets: Sequence[Triplet], context: Context) -> dict[Span, Ten
 
 
 def layers_needed(names: Sequence[str]) -> int | None:
-    """The first layer that no hook point needs; None where all are needed."""
+    """The first layer that no hook point needs; None if all layers are needed."""
     layers = [layer_of(name) for name in names]
     inside = [layer for layer in layers if layer is not None]
     before = all(name in ("hook_embed", "hook_pos_embed") for name, layer in zip(names, layers, strict=True) if layer is None)
@@ -104,23 +113,23 @@ def layers_needed(names: Sequence[str]) -> int | None:
 
 
 def gather(activation: Tensor, batch: ContextBatch, rows: Int[Tensor, " token"], name: str) -> Tensor:
-    """Some tokens' rows, copied once, on the device of the tokens; `[token, head, key]` of an attention pattern."""
+    """An activation's rows at some tokens, copied once, on the device of `rows`; `[token, head, key]` for an attention pattern."""
     width, home = batch.tokens.shape[1], rows.device
-    rows = rows.to(activation.device)  # that of the layer
+    rows = rows.to(activation.device)  # the device of the layer
     if is_pattern(name):
         return activation[rows // width, :, rows % width].to(home)
     if len(activation) < len(batch.tokens):  # shared by the batch, as GPT-2's position embeddings may be
         return activation[0, rows % width].to(home)
-    if activation.shape[1] > width:  # HookedTransformer's rotated keys hold the prefix too
+    if activation.shape[1] > width:  # HookedTransformer's rotated keys include the prefix
         activation = activation[:, -width:]
     return activation.flatten(0, 1).index_select(0, rows).to(home)
 
 
 def keep(held: dict[str, Tensor], name: str, batch: ContextBatch) -> Any:
-    """A hook that puts the span's rows of a point into `held`."""
+    """A hook that stores a point's rows on the span in `held`."""
 
     def hook(activation: Tensor, hook: Any) -> None:
-        if name not in held:  # HookedTransformer fires the points of a LayerNorm once each for queries, keys and values
+        if name not in held:  # HookedTransformer fires LayerNorm points once each for queries, keys and values
             held[name] = gather(activation.detach(), batch, batch.rows, name)
 
     return hook

@@ -1,4 +1,4 @@
-"""Forward passes, decode steps with a cache, and a model that nothing changes for the length of a `with` block."""
+"""Plain forward passes of padded sequences, and a context manager that keeps a model in evaluation mode without gradients."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def forward(
     mask: Int[Tensor, "batch position"],
     stop_at_layer: int | None = None,
 ) -> Tensor:
-    """A plain forward pass of padded sequences; hooks see `[batch, position, …]`.
+    """Run a plain forward pass of padded sequences; hooks see `[batch, position, …]`.
 
     Args:
         model: The model.
         tokens: Token ids, padded on either side.
-        mask: 1 where a token is real.
-        stop_at_layer: Leave out this layer and all later ones; what is returned then is not the logits.
+        mask: 1 where a token is real, 0 on padding.
+        stop_at_layer: Skip this layer and all later ones; the residual stream is returned instead of logits.
 
     Returns:
-        Logits, `[batch, position, d_vocab]`.
+        Logits, `[batch, position, d_vocab]`; the residual stream, `[batch, position, d_model]`, if it stops early.
     """
     if stop_at_layer is not None and stop_at_layer >= model.cfg.n_layers:
         stop_at_layer = None
@@ -36,7 +36,7 @@ def forward(
 
 @contextmanager
 def frozen(model: HookedModel) -> Iterator[None]:
-    """Evaluation mode and no gradients to the weights for the length of a `with` block; both are put back after."""
+    """Evaluation mode and no gradients to the weights inside a `with` block; both are restored afterwards."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in all_modules(model)]
     try:
