@@ -133,3 +133,28 @@ def shown(tokenizer: Any, pairs: Sequence[PromptPair], index: int, span: Span, r
         span_length=pair.span_length(span),
         caption=f"pair {index % len(pairs)} of {len(pairs)}",
     )
+
+
+def check_pairs(pairs: object, *, may_be_empty: bool = False) -> None:
+    """Refuse what is not a list of prompt pairs.
+
+    Args:
+        pairs: What was given as `pairs`.
+        may_be_empty: Whether a list without pairs is allowed.
+
+    Raises:
+        InputError: `pairs` is not a list of prompt pairs, or an empty one.
+    """
+    expected = "a list of prompt pairs"
+    if isinstance(pairs, str) or not isinstance(pairs, Sequence):
+        remedy = (
+            "Put it in brackets." if isinstance(pairs, PromptPair) else "`prompt_pairs` makes them; the model goes before them."
+        )
+        raise InputError("pairs", type(pairs).__name__, expected, remedy)
+    if not pairs and not may_be_empty:
+        raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, PromptPair):
+            of_triplets = isinstance(getattr(pair, "pair", None), PromptPair)
+            remedy = "The pair of a triplet is `triplet.pair`." if of_triplets else "`prompt_pairs` makes them of questions."
+            raise InputError(f"pairs[{index}]", type(pair).__name__, "a PromptPair", remedy)

@@ -95,23 +95,32 @@ def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) 
 
 
 def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
-    """Refuse what no teacher-forced pass can read.
+    """Refuse what a teacher-forced pass cannot read.
 
     Raises:
-        InputError: no triplets, an empty response, or one that does not fit the model's context.
+        InputError: `triplets` is not a list of triplets, or an empty one; or a triplet has an empty response, a score that is not from 0 to
+            100, or more tokens than the model's context.
     """
+    if isinstance(triplets, str) or not isinstance(triplets, Sequence):
+        remedy = (
+            "Put it in brackets." if isinstance(triplets, Triplet) else "`sample_responses` makes them; the model goes before them."
+        )
+        raise InputError("triplets", type(triplets).__name__, "a list of triplets", remedy)
     if not triplets:
         raise InputError(
             "triplets", "an empty list", "at least one triplet", "`sample_responses` makes them; see what its judge dropped."
         )
     limit = context_length(model)
-    for place, triplet in enumerate(triplets):
+    for index, triplet in enumerate(triplets):
+        if not isinstance(triplet, Triplet):
+            remedy = "`sample_responses` and `with_responses` make triplets of prompt pairs."
+            raise InputError(f"triplets[{index}]", type(triplet).__name__, "a Triplet", remedy)
         if not triplet.response_ids:
-            raise InputError(f"triplets[{place}]", "an empty response", "at least one response token", "Drop it.")
+            raise InputError(f"triplets[{index}]", "an empty response", "at least one response token", "Drop it.")
         length = max(len(triplet.pair.base_ids), len(triplet.pair.prompted_ids)) + len(triplet.response_ids)
         if length > limit:
             raise InputError(
-                f"triplets[{place}]",
+                f"triplets[{index}]",
                 f"prompt and response of {length} tokens",
                 f"at most the model's context of {limit}",
                 "Shorten the response (`max_new_tokens`) or drop it.",

@@ -32,6 +32,35 @@ class Judge(Protocol):
         """Score each text as an answer to the question at the same place."""
 
 
+def check_judge(judge: object) -> None:
+    """Refuse what cannot be called as a judge.
+
+    Raises:
+        InputError: `judge` is not a function of texts and questions.
+    """
+    if not callable(judge) or isinstance(judge, type):
+        got = repr(judge) if judge is None or isinstance(judge, str) else type(judge).__name__
+        raise InputError("judge", got, "a judge: a function of texts and questions", "For example `psr.judges.organism('pirate')`.")
+
+
+def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
+    """Ask a judge, and check that it scored every text.
+
+    Raises:
+        InputError: `judge` cannot be called, returns no `Judgement`, or returns more or fewer scores than there are texts.
+    """
+    check_judge(judge)
+    found: object = judge(texts, questions)
+    if not isinstance(found, Judgement):
+        raise InputError("judge", f"{type(found).__name__} from the judge", "a `Judgement`")
+    sizes = (len(found.trait), len(found.coherence), len(found.reasons))
+    if set(sizes) != {len(texts)}:
+        raise InputError(
+            "judge", f"{sizes} trait scores, coherence scores and reasons for {len(texts)} texts", "one of each for every text"
+        )
+    return found
+
+
 def check_texts(texts: Sequence[str], questions: Sequence[str]) -> None:
     """Refuse what is not a question for each text.
 
