@@ -78,7 +78,7 @@ def test_the_same_capture_has_the_same_digest_and_any_other_another():
         spec_of([3, 2], settings={}),
         spec_of([3, 2], tokenizer="4567"),
         spec_of([3, 2], shard_bytes=401),
-        replace(spec, triplets=(replace(spec.triplets[0], trait=0.25), spec.triplets[1])),
+        replace(spec, triplets=(replace(spec.triplets[0], trait=25.0), spec.triplets[1])),
         replace(spec, triplets=(replace(spec.triplets[0], response="ahoy"), spec.triplets[1])),
     ]
     assert spec_of([3, 2]).digest == spec.digest
@@ -89,7 +89,7 @@ def test_the_same_capture_has_the_same_digest_and_any_other_another():
 
 def test_a_triplets_identity_is_in_its_ids_alone():
     triplet = triplet_of(4, 0)
-    assert triplet_id(replace(triplet, trait=0.1, response="other words")) == triplet_id(triplet)
+    assert triplet_id(replace(triplet, trait=10.0, response="other words")) == triplet_id(triplet)
     assert triplet_id(replace(triplet, response_ids=(*triplet.response_ids, 3))) != triplet_id(triplet)
     assert len(triplet_id(triplet)) == 32
 
@@ -171,7 +171,7 @@ def test_the_manifest_is_json_that_says_what_the_store_is(tmp_path):
     spec = spec_of([3, 2, 4])
     write_store(tmp_path, spec)
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert content["format"] == FORMAT == 1
+    assert content["format"] == FORMAT == 2
     assert [each["name"] for each in content["hooks"]] == list(HOOKS)
     assert [each["tokens"] for each in content["triplets"]] == [3, 2, 4]
     assert content["shards"][0] == {"file": "shard-00000.safetensors", "first_triplet": 0, "triplets": 2, "tokens": 5}
@@ -195,7 +195,7 @@ def _rewritten(folder, change, *, others=False):
     [
         (
             lambda content: content.update(format=FORMAT + 1),
-            r"manifest.json: has format 2, this version reads up to 1. Update psr_lens",
+            r"manifest.json: has format 3, this version reads up to 2. Update psr_lens",
         ),
         (lambda content: content.update(format="x"), r"manifest.json: has format 'x', which is none of a store's. Give the folder"),
         (

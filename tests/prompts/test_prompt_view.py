@@ -146,6 +146,7 @@ def test_pairs_behave_as_the_list_they_were():
     assert pairs.index(pairs[2]) == 2
     assert hash(pairs) == hash(PromptPairs(tuple(listed)))
     assert repr(pairs) == "PromptPairs(4 pairs; `.show()` shows one with its spans)"
+    assert repr(pairs.show(1, "QR")) == "PromptView(pair 1 of 4, span QR; `print` shows it)"
     assert pairs.show(-1).caption == pairs.show(3).caption == "pair 3 of 4"
 
 
@@ -156,7 +157,7 @@ def test_what_cannot_be_shown_says_why():
         pairs.show(4)
     with pytest.raises(InputError, match="index: got 0, expected at least one pair to show"):
         PromptPairs(()).show()
-    with pytest.raises(InputError, match="tokenizer: got None, expected what tells the tokens' texts"):
+    with pytest.raises(InputError, match="tokenizer: got None, expected a tokenizer to give the tokens' texts"):
         PromptPairs(tuple(pairs)).show()
     with pytest.raises(InputError, match="span"):
         pairs.show(0, span="RQ")
