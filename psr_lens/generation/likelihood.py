@@ -15,7 +15,8 @@ from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.activations.reading import logits_budget, read_batch
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, Triplet, check_triplets
-from psr_lens.replacement import Steering, check_steering
+from psr_lens.replacement import Steering
+from psr_lens.replacement.checks import check_steering
 
 _COPIES: Final = 3
 """Copies of the logits held at once: from the model, gathered on the span, and in single precision."""

@@ -15,7 +15,7 @@ from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet, check_pairs
 from psr_lens.prompts.pairs import shown
 from psr_lens.prompts.view import PromptView
-from psr_lens.results.judgement import Judge, Judgement, check_judge, judged
+from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
 
 MIN_SCORE: Final = 50.0
 """Responses whose trait or coherence score is below this, on the scale 0–100, are dropped (Heyman & Vandeputte 2026, training data)."""
@@ -131,7 +131,7 @@ def sample_responses(
     """
     check_pairs(pairs)
     if judge is not None:
-        check_judge(judge)
+        checked_judge(judge)
     responses = generate(model, pairs, context="prompted", sampling=sampling)
     return judged_triplets(pairs, responses, judge, keep_negatives=keep_negatives)
 

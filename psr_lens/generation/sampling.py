@@ -31,7 +31,8 @@ from psr_lens.models import (
 from psr_lens.prompts import Context, PromptPair, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
-from psr_lens.replacement import Steering, check_steering
+from psr_lens.replacement import Steering
+from psr_lens.replacement.checks import check_steering
 from psr_lens.replacement.hooks import SPANS, SteeringHooks
 
 COMPUTED_ANYWAY: Final = 0.75
@@ -181,7 +182,8 @@ def _checked_streams(streams: Sequence[int] | None, count: int) -> Sequence[int]
     if len(streams) != count:
         raise InputError("streams", f"{len(streams)} for {count} pairs", "one per pair")
     for index, stream in enumerate(streams):
-        if not isinstance(stream, Integral) or stream < 0:
+        given: object = stream
+        if not isinstance(given, Integral) or stream < 0:
             raise InputError(f"streams[{index}]", repr(stream), "a whole number, 0 or more")
     return streams
 

@@ -60,7 +60,7 @@ def questions(
             raise InputError(argument, repr(given), f"one of {', '.join(map(repr, known))}")
     texts = [question.text for question in all_questions(kind, split)]
     random.Random(seed).shuffle(texts)
-    if count is not None and (not isinstance(count, Integral) or not 1 <= count <= len(texts)):
+    if count is not None and (not _is_whole(count) or not 1 <= count <= len(texts)):
         raise InputError("count", repr(count), f"a number from 1 to {len(texts)}, the number of {split} questions")
     if counter:
         texts = [f"{text} {COUNTER_INSTRUCTIONS[index % len(COUNTER_INSTRUCTIONS)]}" for index, text in enumerate(texts)]
@@ -84,6 +84,10 @@ def instruction(trait: str, paraphrase: int = 0) -> str:
     if trait not in INSTRUCTIONS:
         raise InputError("trait", repr(trait), f"one of {', '.join(TRAITS)}")
     paraphrases: Sequence[str] = INSTRUCTIONS[trait]
-    if not isinstance(paraphrase, Integral) or not 0 <= paraphrase < len(paraphrases):
+    if not _is_whole(paraphrase) or not 0 <= paraphrase < len(paraphrases):
         raise InputError("paraphrase", repr(paraphrase), f"a number from 0 to {len(paraphrases) - 1}")
     return paraphrases[paraphrase]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral)

@@ -88,7 +88,8 @@ class PromptPairs(Sequence[PromptPair]):
 
 def shown(tokenizer: Any, pairs: Sequence[PromptPair], index: int, span: Span, response_ids: Sequence[int] = ()) -> PromptView:
     """See `PromptPairs.show`; a response's tokens, if there are any, follow both prompts."""
-    if not isinstance(index, Integral) or not -len(pairs) <= index < len(pairs):
+    given: object = index
+    if not isinstance(given, Integral) or not -len(pairs) <= index < len(pairs):
         raise InputError("index", repr(index), f"0 to {len(pairs) - 1}" if pairs else "at least one pair to show")
     if tokenizer is None:
         raise InputError("tokenizer", None, "a tokenizer to give the tokens' texts", "Show the pairs that `prompt_pairs` returned.")

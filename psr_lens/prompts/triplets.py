@@ -151,17 +151,18 @@ def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
         InputError: `triplets` is not a list of triplets, or an empty one; or a triplet has an empty response, a score that is not from 0 to
             100, or more tokens than the model's context.
     """
-    if isinstance(triplets, str) or not isinstance(triplets, Sequence):
+    given: object = triplets
+    if isinstance(given, str) or not isinstance(given, Sequence):
         remedy = (
-            "Put it in brackets." if isinstance(triplets, Triplet) else "`sample_responses` makes them; the model goes before them."
+            "Put it in brackets." if isinstance(given, Triplet) else "`sample_responses` makes them; the model goes before them."
         )
-        raise InputError("triplets", type(triplets).__name__, "a list of triplets", remedy)
+        raise InputError("triplets", type(given).__name__, "a list of triplets", remedy)
     if not triplets:
         raise InputError(
             "triplets", "an empty list", "at least one triplet", "`sample_responses` makes them; see what its judge dropped."
         )
     limit = context_length(model)
-    for index, triplet in enumerate(triplets):
+    for index, triplet in enumerate(given):
         if not isinstance(triplet, Triplet):
             remedy = "`sample_responses` and `with_responses` make triplets of prompt pairs."
             raise InputError(f"triplets[{index}]", type(triplet).__name__, "a Triplet", remedy)
@@ -169,7 +170,7 @@ def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
             raise InputError(f"triplets[{index}]", "an empty response", "at least one response token", "Drop it.")
         for name in ("trait", "coherence"):
             score = getattr(triplet, name)
-            if not isinstance(score, Real) or not 0 <= score <= 100:
+            if not isinstance(score, Real) or not 0 <= float(score) <= 100:
                 raise InputError(
                     f"triplets[{index}].{name}", score, "a score from 0 to 100", "Drop the triplet, or score it again."
                 )

@@ -59,8 +59,8 @@ def test_the_parts_are_marked_to_the_token(name, kind):
     for index, question in enumerate(QUESTIONS):
         for span in ("R", "QR"):
             view = pairs.show(index, span)
-            base, steered = view.rows["base"], view.rows["prompted"]
-            for tokens, ids in ((base, pairs[index].base_ids), (steered, pairs[index].prompted_ids)):
+            base, prompted = view.rows["base"], view.rows["prompted"]
+            for tokens, ids in ((base, pairs[index].base_ids), (prompted, pairs[index].prompted_ids)):
                 assert len(tokens) == len(ids)
                 marked = bare(letters(tokens, "question")).replace("‹", "").replace("›", "")
                 wanted = bare(question)
@@ -70,10 +70,10 @@ def test_the_parts_are_marked_to_the_token(name, kind):
                 assert bare(letters(tokens, "prefix")) == "afoxis"
                 count = pairs[index].span_length(span)
                 assert [token.steered for token in tokens] == [False] * (len(ids) - count) + [True] * count
-            assert "talklikeapirate." in bare(letters(steered, "instruction"))
+            assert "talklikeapirate." in bare(letters(prompted, "instruction"))
             assert letters(base, "instruction") == ""
             if not TEMPLATES[name].glued and kind == "byte level":
-                assert bare(letters(steered, "instruction")) == "talklikeapirate."
+                assert bare(letters(prompted, "instruction")) == "talklikeapirate."
 
 
 @given(st.text(min_size=1, max_size=12).filter(str.strip), st.text(min_size=1, max_size=12).filter(str.strip))

@@ -48,9 +48,9 @@ drawn = st.builds(
 @given(drawn, st.sampled_from(["R", "QR"]))
 def test_the_span_holds_the_same_tokens_in_the_same_order_in_both_contexts(case, span):
     triplets = case.triplets()
-    base, steered = (context_batch(triplets, context, span) for context in ("base", "prompted"))
+    base, prompted = (context_batch(triplets, context, span) for context in ("base", "prompted"))
     for row, triplet in enumerate(triplets):
-        left, right = base.tokens[row][base.span[row]], steered.tokens[row][steered.span[row]]
+        left, right = base.tokens[row][base.span[row]], prompted.tokens[row][prompted.span[row]]
         assert left.tolist() == right.tolist()
         assert tuple(left[-len(triplet.response_ids) :].tolist()) == triplet.response_ids
 
@@ -124,20 +124,20 @@ def test_prompts_are_what_the_chat_template_says_with_one_bos(style, question, i
     tokenizer = stub(style).tokenizer
     [pair] = psr.prompt_pairs(stub(style), [question], instruction)
     if style == "plain text":
-        base, steered = (
+        base, prompted = (
             tokenizer(text, add_special_tokens=False).input_ids for text in (f"{question}\n", f"{instruction}\n{question}\n")
         )
-        base, steered = ([tokenizer.bos_token_id, *ids] for ids in (base, steered))
+        base, prompted = ([tokenizer.bos_token_id, *ids] for ids in (base, prompted))
     else:
         user = {"role": "user", "content": question}
         together = [{"role": "user", "content": f"{instruction}\n\n{question}"}]
         apart = [{"role": "system", "content": instruction}, user]
-        base, steered = (
+        base, prompted = (
             tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
             for messages in ([user], together if style == "no system role" else apart)
         )
     assert pair.base_ids == tuple(base)
-    assert pair.prompted_ids == tuple(steered)
+    assert pair.prompted_ids == tuple(prompted)
     assert pair.base_ids.count(tokenizer.bos_token_id) == pair.prompted_ids.count(tokenizer.bos_token_id) == 1
     assert pair.base_ids != pair.prompted_ids
 
