@@ -50,7 +50,7 @@ def random_triplets(model: Any, count: int, *, seed: int = 0, longest: int = 10)
     rng = random.Random(seed)
     words = range(10, model.cfg.d_vocab)
     return [
-        psr.Triplet(pair, tuple(rng.choices(words, k=rng.randint(1, longest))), "", rng.uniform(0.5, 1.0))
+        psr.Triplet(pair, tuple(rng.choices(words, k=rng.randint(1, longest))), "", rng.uniform(50, 100))
         for pair in pairs_of(model, count, seed=seed)
     ]
 

@@ -21,7 +21,7 @@ def triplet_of(tokens: int, seed: int, span: Span = "R") -> Triplet:
     question = int(rng.integers(1, tokens + 1)) if span == "QR" else int(rng.integers(1, 4))
     asked, response = (tuple(rng.integers(50, size=n).tolist()) for n in (question, tokens - (question if span == "QR" else 1)))
     pair = PromptPair(f"what is {seed} ?", "talk like a “pirate” 🏴", (1, *asked), (1, 7, 8, *asked), question)
-    return Triplet(pair, response, f"arr\n{seed}\u2028\x00", float(rng.random()), float(rng.random()))
+    return Triplet(pair, response, f"arr\n{seed}\u2028\x00", 100 * float(rng.random()), 100 * float(rng.random()))
 
 
 def spec_of(counts: Sequence[int], *, shard_bytes: int = 400, span: Span = "R", seed: int = 0, **parts: Any) -> StoreSpec:

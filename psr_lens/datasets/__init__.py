@@ -1,4 +1,4 @@
-"""Readers of files of questions and instructions."""
+"""Readers for files of questions and instructions, and for published data sets."""
 
 from psr_lens.datasets.axbench import Axbench, AxbenchConcept, AxbenchRow, read_axbench
 from psr_lens.datasets.ifeval import IfevalRow, Instruction, read_ifeval

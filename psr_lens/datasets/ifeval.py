@@ -1,4 +1,4 @@
-"""IFEval files with each prompt also without its instruction, as in microsoft/llm-steer-instruct (Stolfo et al. 2025)."""
+"""IFEval files that have each prompt with and without its instruction, as in microsoft/llm-steer-instruct (Stolfo et al. 2025)."""
 
 from __future__ import annotations
 
@@ -15,45 +15,64 @@ _READ: Final = ("key", "prompt", "prompt_without_instruction", "instruction_id_l
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction whose following can be verified."""
+    """One instruction that a program can check.
+
+    Example:
+        >>> psr.datasets.Instruction("keywords:existence", {"keywords": ["mom"]}).id
+        'keywords:existence'
+    """
 
     id: str
-    """Its name, `keywords:existence` for one."""
+    """Its name, for example `keywords:existence`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What it asks for, `{"keywords": ["mom"]}` for one."""
+    """Its arguments, for example `{"keywords": ["mom"]}`."""
 
 
 @dataclass(frozen=True)
 class IfevalRow:
-    """One line of the file."""
+    """One line of the file.
+
+    Example:
+        >>> rule = psr.datasets.Instruction("punctuation:no_comma")
+        >>> psr.datasets.IfevalRow(1, "Name a city. No commas.", "Name a city.", (rule,)).base
+        'Name a city.'
+    """
 
     key: int
-    """Number of the prompt in IFEval that it was made from; several rows may share it."""
+    """Number of the IFEval prompt that the row was made from; several rows may share it."""
     prompted: str
     """The prompt with the instruction (`prompt`)."""
     base: str
-    """The prompt without it (`prompt_without_instruction`); not always a part of the other, and often that of several rows."""
+    """The prompt without it (`prompt_without_instruction`); not always a substring of `prompted`, and often shared by several rows."""
     instructions: tuple[Instruction, ...]
-    """What the answer has to follow (`instruction_id_list` and `kwargs`)."""
+    """The instructions that the answer has to follow (`instruction_id_list` and `kwargs`)."""
     rest: Mapping[str, Any] = field(default_factory=dict)
-    """All other fields of the line, as they are."""
+    """All other fields of the line, unchanged."""
     where: str = ""
-    """File and line."""
+    """The row's file and line."""
 
 
 def read_ifeval(path: str | Path) -> list[IfevalRow]:
-    """Read `{"key": …, "prompt": …, "prompt_without_instruction": …, "instruction_id_list": […], "kwargs": [{…}]}`, one a line.
+    """Read a file with `{"key": …, "prompt": …, "prompt_without_instruction": …, "instruction_id_list": […], "kwargs": [{…}]}` per line.
 
-    Arguments that are null, as some copies of IFEval have them for every instruction, are left out. For prompt pairs:
+    Arguments that are null, which some copies of IFEval have for every instruction, are left out. To make prompt pairs of the rows, use
     `psr.prompt_pairs_from_texts(model, [row.base for row in rows], [row.prompted for row in rows])`.
 
     Raises:
-        InputError: no such file, no line in it, or a line that is not such an object.
+        InputError: the file is missing or empty, or a line is not such an object.
+
+    Example:
+        >>> texts = '"prompt": "Name a city. No commas.", "prompt_without_instruction": "Name a city."'
+        >>> rules = '"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]'
+        >>> from pathlib import Path
+        >>> _ = Path("ifeval.jsonl").write_text('{"key": 1, ' + texts + ", " + rules + "}")
+        >>> [row.base for row in psr.datasets.read_ifeval("ifeval.jsonl")]
+        ['Name a city.']
     """
     path = Path(path)
     rows = [_row(where, found) for where, found in json_lines(path, "ifeval")]
     if not rows:
-        raise InputError("ifeval", f"{path} without a line", "at least one row")
+        raise InputError("ifeval", f"{path}, which has no lines", "at least one row")
     return rows
 
 
@@ -63,11 +82,11 @@ def _row(where: str, found: dict[str, Any]) -> IfevalRow:
         raise InputError("ifeval", f"{where}: key is {shown(key) if 'key' in found else 'missing'}", "a whole number as key")
     ids, arguments = found.get("instruction_id_list"), found.get("kwargs")
     if not isinstance(ids, list) or not ids or not all(isinstance(each, str) for each in ids):
-        raise InputError("ifeval", f"{where}: instruction_id_list is {shown(ids)}", "a list of at least one instruction's name")
+        raise InputError("ifeval", f"{where}: instruction_id_list is {shown(ids)}", "a list of at least one instruction name")
     if not isinstance(arguments, list) or not all(isinstance(each, dict) for each in arguments):
         raise InputError("ifeval", f"{where}: kwargs is {shown(arguments)}", "a list of objects")
     if len(ids) != len(arguments):
-        raise InputError("ifeval", f"{where}: {len(arguments)} kwargs for {len(ids)} instructions", "one object an instruction")
+        raise InputError("ifeval", f"{where}: {len(arguments)} kwargs for {len(ids)} instructions", "one object per instruction")
     instructions = (
         Instruction(name, {argument: value for argument, value in given.items() if value is not None})
         for name, given in zip(ids, arguments, strict=True)

@@ -1,4 +1,4 @@
-"""A file of questions and instructions, perhaps with the response to read after both prompts: JSON, one object a line, or CSV."""
+"""Files of questions and instructions, optionally with responses and their scores: JSON Lines or CSV."""
 
 from __future__ import annotations
 
@@ -13,52 +13,66 @@ from psr_lens.datasets._files import json_lines, shown, text_of
 from psr_lens.errors import InputError
 
 _TEXTS: Final = {"question": True, "instruction": True, "response": False, "group": False}
-"""Names of the fields that hold text, and whether each must be there."""
+"""Names of the text fields, and whether each is required."""
 _SCORES: Final = ("trait", "coherence")
-"""Names of the fields that hold a judge's score of the response."""
+"""Names of the fields with a judge's scores of the response, 0–100."""
 
 
 @dataclass(frozen=True)
 class PairLine:
-    """One line of the file."""
+    """One line of the file.
+
+    Example:
+        >>> psr.datasets.PairLine("what is a bear ?", "talk like a pirate .").trait
+        100.0
+    """
 
     question: str
     """The user's question."""
     instruction: str
-    """What the prompted context adds."""
+    """What the prompt with the instruction adds."""
     response: str | None = None
-    """The response; None to have the model give one under the instruction."""
+    """The response; None to sample one under the instruction."""
     group: str = ""
-    """The trait, or another group that it belongs to."""
-    trait: float = 1.0
-    """A judge's trait score of the response, in [0, 1]."""
-    coherence: float = 1.0
-    """A judge's coherence score of the response, in [0, 1]."""
+    """The trait, or another group that the line belongs to."""
+    trait: float = 100.0
+    """A judge's trait score of the response, 0–100."""
+    coherence: float = 100.0
+    """A judge's coherence score of the response, 0–100."""
 
 
 def read_pairs(path: str | Path, instruction: str | None = None) -> list[PairLine]:
-    r"""Read `{"question": …, "instruction": …, "response": …, "group": …}`, one a line; the last two may be left out.
+    r"""Read a file with `{"question": …, "instruction": …, "response": …, "group": …}` per line; the last two fields are optional.
 
-    A file whose name ends in `.csv` is read as such: the first line has the names, an empty cell is a field that is left out. A response
-    may have a judge's scores beside it, `"trait"` and `"coherence"`, from 0 to 1. Fields of other names are passed over, empty lines too.
+    A response may have a judge's scores, `"trait"` and `"coherence"`, 0–100; without them, it has 100. A file whose name ends in `.csv` has
+    the names in its first line, and an empty cell is a field that is left out. Other fields and empty lines are ignored.
 
     Args:
         path: The file.
-        instruction: The instruction of lines that have none; without it, all must have one.
+        instruction: The instruction for lines without one; if None, every line must have one.
 
     Raises:
-        InputError: no such file, no line in it, a line that is not such an object or row, or responses on some lines only.
+        InputError: the file is missing or empty, a line is invalid, or only some of the lines have a response.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("pairs.jsonl").write_text('{"question": "what is a bear ?", "response": "arr .", "trait": 80}')
+        >>> [line] = psr.datasets.read_pairs("pairs.jsonl", instruction="talk like a pirate .")
+        >>> line.response, line.trait
+        ('arr .', 80.0)
     """
     path = Path(path)
-    needed = [name for name, must in _TEXTS.items() if must and not (name == "instruction" and instruction is not None)]
+    needed = [name for name, required in _TEXTS.items() if required and not (name == "instruction" and instruction is not None)]
     rows = _csv_rows(path, needed) if path.suffix.lower() == ".csv" else json_lines(path, "pairs")
     lines = [_line(where, {"instruction": instruction, **found} if instruction else found) for where, found in rows]
     if not lines:
-        raise InputError("pairs", f"{path} without a line", "at least one pair")
+        raise InputError("pairs", f"{path}, which has no lines", "at least one pair")
     without = sum(line.response is None for line in lines)
     if 0 < without < len(lines):
         raise InputError(
-            "pairs", f"{path} with a response on {len(lines) - without} of {len(lines)} lines", "one on every line or on none"
+            "pairs",
+            f"{path} with a response on {len(lines) - without} of {len(lines)} lines",
+            "a response on every line or on none",
         )
     return lines
 
@@ -68,11 +82,13 @@ def _csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str
     names: list[str] = []
     number = 0
     while True:
-        where = f"{path}, line {number + 1}"  # a quoted cell may go on over several lines: this is where the row begins
+        where = f"{path}, line {number + 1}"  # where the row begins: a quoted cell may span several lines
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise InputError("pairs", f"{where}: no CSV ({error})", "cells parted by commas, quoted where they hold one") from error
+            raise InputError(
+                "pairs", f"{where}: invalid CSV ({error})", "cells separated by commas, and quoted if they contain one"
+            ) from error
         number = reader.line_num
         if cells is None:
             return
@@ -82,7 +98,7 @@ def _csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str
             names = _names(where, cells, needed)
             continue
         if len(cells) != len(names):
-            raise InputError("pairs", f"{where}: {len(cells)} cells", f"{len(names)}, as many as there are names in the first line")
+            raise InputError("pairs", f"{where}: {len(cells)} cells", f"{len(names)}, one for each name in the first line")
         found: dict[str, Any] = {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
         yield where, found | {name: _number(found[name]) for name in _SCORES if name in found}
 
@@ -91,7 +107,7 @@ def _names(where: str, cells: list[str], needed: Sequence[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if any(name not in names for name in needed) or len(set(names)) < len(names):
         raise InputError(
-            "pairs", f"{where}: the names {', '.join(map(repr, names))}", f"{' and '.join(needed)} among them, and none twice"
+            "pairs", f"{where}: the names {', '.join(map(repr, names))}", f"{' and '.join(needed)} among them, and no duplicates"
         )
     return names
 
@@ -110,11 +126,11 @@ def _line(where: str, found: dict[str, Any]) -> PairLine:
         if value is None and not needed:
             continue
         if not isinstance(value, str) or not (value.strip() or name == "group"):
-            raise InputError("pairs", f"{where}: {name} is {shown(value)}", f"a text as {name}")
+            raise InputError("pairs", f"{where}: {name} is {shown(value)}", f"a non-empty text as {name}")
         values[name] = value
     for name in _SCORES:
-        score = found.get(name, 1.0)
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise InputError("pairs", f"{where}: {name} is {shown(score)}", f"a number from 0 to 1 as {name}, or none")
+        score = found.get(name, 100.0)
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 100:
+            raise InputError("pairs", f"{where}: {name} is {shown(score)}", f"a number from 0 to 100 as {name}, or no such field")
         values[name] = float(score)
     return PairLine(**values)

@@ -30,7 +30,7 @@ def identity(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[st
     data = hashlib.sha256()
     for triplet in triplets:
         pair = triplet.pair
-        row = [pair.base_ids, pair.prompted_ids, pair.question_length, triplet.response_ids, triplet.trait]
+        row = [pair.base_ids, pair.prompted_ids, pair.question_length, triplet.response_ids, triplet.trait / 100]
         data.update(json.dumps(row).encode())
     settings = asdict(config) | {"layers": None}  # the hook points say it
     return {

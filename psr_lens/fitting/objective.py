@@ -98,7 +98,7 @@ class Objective(ABC):
 
     def _steering(self, batch: ContextBatch, indices: Sequence[int], penalties: list[Tensor]) -> list[tuple[str, Any]]:
         """The hooks that let the sites act, at each triplet's trait score; each adds its share of the regulariser to `penalties`."""
-        alpha = torch.tensor([self.triplets[index].trait for index in indices], device=self.device)
+        alpha = torch.tensor([self.triplets[index].trait / 100 for index in indices], device=self.device)
         strengths = alpha + self.parameters.offset
         return [(name, _steering_hook(site, strengths, batch.span, penalties)) for name, site in self.parameters.sites().items()]
 

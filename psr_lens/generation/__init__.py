@@ -1,1 +1,1 @@
-"""Sampling responses, and how likely a model finds them."""
+"""Sampling responses, filtering them into triplets, and the likelihood of responses under a model."""

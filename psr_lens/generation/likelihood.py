@@ -1,4 +1,4 @@
-"""How likely a model finds responses, token by token, from teacher-forced passes."""
+"""Log-likelihoods of responses under a model, token by token, from teacher-forced passes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, rea
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Steering
+from psr_lens.replacement.checks import check_steering
 
 _COPIES: Final = 3
-"""Logits are held as the model gives them, gathered, and in single precision."""
+"""Copies of the logits held at once: from the model, gathered on the span, and in single precision."""
 
 
 def log_likelihoods(
@@ -30,23 +31,24 @@ def log_likelihoods(
     alpha: float = 1.0,
     token_budget: int = TOKEN_BUDGET,
 ) -> list[Float[Tensor, " token"]]:
-    """Log p of each response token given the prompt and the tokens before it, in nats.
+    """Log-probability of each response token given the prompt and the tokens before it, in nats.
 
     Args:
         model: The model.
         triplets: Prompt pairs with responses.
-        replacement: What steers, over its own span; None for the model as it is.
-        context: Which prompt the responses are read after.
+        replacement: What steers, a replacement or a plan, on its own span; None for the model as it is.
+        context: Which prompt the responses follow: `"base"` or `"prompted"`.
         alpha: Strength of the replacement.
-        token_budget: Most tokens in a batch, padding included; with a large vocabulary fewer are taken, so that the logits fit in memory.
+        token_budget: Maximum number of tokens in a batch, including padding; less for a large vocabulary, so that the logits fit in memory.
 
     Returns:
-        One tensor a triplet, on the CPU.
+        One tensor per triplet, on the CPU.
 
     Raises:
         InputError: no triplets, an empty response, or one that does not fit the model's context.
     """
     check_triplets(model, triplets)
+    check_steering(replacement)
     found: dict[int, Tensor] = {}
     batches = list(length_batches(triplets, logits_budget(model, token_budget, _COPIES)))
     steered = None if replacement is None else Steered(replacement, alpha)

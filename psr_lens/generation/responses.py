@@ -1,55 +1,60 @@
-"""Triplets: sampled responses to the prompted model, filtered by a judge."""
+"""Sampling triplets: responses to the prompts with the instruction, filtered by a judge."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, overload
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 
 from psr_lens._utils.html_table import table
-from psr_lens.errors import InputError
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
-from psr_lens.models import (
-    HookedModel,
-)
-from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet
+from psr_lens.models import HookedModel
+from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet, check_pairs
 from psr_lens.prompts.pairs import shown
 from psr_lens.prompts.view import PromptView
-from psr_lens.results.judgement import Judge, Judgement
+from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
 
-MIN_SCORE: Final = 0.5
-"""Responses below this in coherence or in the trait are dropped (Heyman & Vandeputte 2026, training data)."""
-
-
+MIN_SCORE: Final = 50.0
+"""Responses whose trait or coherence score is below this, on the scale 0–100, are dropped (Heyman & Vandeputte 2026, training data)."""
 _SHOWN: Final = 8
-"""Responses that a notebook is shown."""
+"""Number of responses that a notebook shows."""
+
+Reason = Literal["empty", "without a score", "incoherent", "without the trait"]
+"""Why a response was dropped; the first that applies."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A response that the judge filter left out."""
+    """A response that was left out, and why."""
 
     question: str
-    """The question."""
+    """The question, or the whole conversation, as the judge saw it."""
     response: str
-    """The response."""
-    reason: str
-    """`incoherent`, `trait missing`, `empty` or `unjudged`."""
+    """The response as text."""
+    reason: Reason
+    """`"empty"`; `"without a score"`, if the judge gave none; `"incoherent"` or `"without the trait"`, if that score is below 50."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Triplets(Sequence[Triplet]):
-    """Triplets that passed the judge filter, and those that did not; behaves as the sequence of the former."""
+    """The triplets that passed the judge, as a sequence, with those that did not; made by `sample_responses`.
+
+    Example:
+        >>> triplets
+        Triplets(16 triplets kept, 0 dropped)
+        >>> len(triplets[:4])
+        4
+    """
 
     kept: tuple[Triplet, ...]
-    """The triplets to learn from."""
+    """The triplets that passed."""
     dropped: tuple[Dropped, ...] = ()
-    """What was left out, and why."""
+    """The responses that were left out, with the reasons."""
     tokenizer: Any = field(default=None, compare=False)
-    """What tells the tokens' texts; None where the pairs had none."""
+    """The tokenizer that gives the tokens' texts; None if the pairs had none."""
 
     def __len__(self) -> int:
         """Number of triplets kept."""
@@ -60,15 +65,30 @@ class Triplets(Sequence[Triplet]):
     @overload
     def __getitem__(self, index: slice) -> Triplets: ...
     def __getitem__(self, index: int | slice) -> Triplet | Triplets:
-        """One triplet, or a part of them."""
+        """One triplet, or a slice of them."""
         return Triplets(self.kept[index], self.dropped, self.tokenizer) if isinstance(index, slice) else self.kept[index]
 
     def show(self, index: int = 0, span: Span = "R") -> PromptView:
-        """One triplet's prompts with its response as coloured text, and the tokens that `span` takes in; see `PromptPairs.show`."""
-        return shown(self.tokenizer, [each.pair for each in self.kept], index, span, self[index].response_ids)
+        """Show one triplet's prompts, each followed by the response, as coloured text with the tokens in `span` marked.
+
+        Raises:
+            InputError: there is no such triplet, or no tokenizer to give the tokens' texts.
+
+        Example:
+            >>> triplets.show(0)
+            PromptView(pair 0 of 16, span R; `print` shows it)
+        """
+        pairs = [triplet.pair for triplet in self.kept]
+        ids = self.kept[index].response_ids if isinstance(index, int) and -len(pairs) <= index < len(pairs) else ()
+        return shown(self.tokenizer, pairs, index, span, ids)
 
     def summary(self) -> str:
-        """How many were kept, and how many were dropped for which reason."""
+        """How many were kept, and how many were dropped for each reason.
+
+        Example:
+            >>> triplets.summary()
+            '16 triplets kept, 0 dropped'
+        """
         counts = Counter(each.reason for each in self.dropped)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         return f"{len(self.kept)} triplets kept, {len(self.dropped)} dropped" + (f" ({reasons})" if reasons else "")
@@ -90,23 +110,28 @@ def sample_responses(
     sampling: SamplingConfig | None = None,
     keep_negatives: bool = False,
 ) -> Triplets:
-    """Sample a response to every prompted context, and keep those that the judge finds coherent and with the trait.
+    """Sample a response to every prompt with the instruction, and keep those that the judge finds coherent and with the trait.
 
     Args:
         model: The model.
         pairs: Prompt pairs from `prompt_pairs`.
-        judge: Scores the responses; None keeps all of them, at full score.
-        sampling: How responses are drawn.
-        keep_negatives: Keep coherent responses without the trait too, as negative examples: `FitConfig(learned_offset=True)`.
+        judge: Scores the responses; None keeps all of them, with a score of 100.
+        sampling: How responses are sampled; None for the defaults.
+        keep_negatives: Also keep coherent responses without the trait, as negative examples for `FitConfig(learned_offset=True)`.
 
     Returns:
-        The triplets, with what was dropped and why (`.summary()`).
+        The triplets, and what was dropped and why (`.summary()`).
 
     Raises:
-        InputError: there are no pairs.
+        InputError: no pairs, a judge that cannot be called, or invalid settings.
+
+    Example:
+        >>> psr.sample_responses(model, pairs[:3], judge, sampling=psr.SamplingConfig(max_new_tokens=40))
+        Triplets(3 triplets kept, 0 dropped)
     """
-    if not pairs:
-        raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
+    check_pairs(pairs)
+    if judge is not None:
+        checked_judge(judge)
     responses = generate(model, pairs, context="prompted", sampling=sampling)
     return judged_triplets(pairs, responses, judge, keep_negatives=keep_negatives)
 
@@ -114,26 +139,30 @@ def sample_responses(
 def judged_triplets(
     pairs: Sequence[PromptPair], responses: Sequence[Response], judge: Judge | None, *, keep_negatives: bool = False
 ) -> Triplets:
-    """Join pairs and responses into triplets and filter them by their scores, the trait's not if negatives are to be kept."""
+    """Join pairs and responses into triplets, and filter them by coherence and, unless negatives are kept, by the trait.
+
+    Raises:
+        InputError: a judge that does not score every response.
+    """
     full = np.full(len(pairs), 100.0)
     scores = Judgement(full, full, ("",) * len(pairs))
     if judge is not None:
-        scores = judge([response.text for response in responses], [pair.asked for pair in pairs])
+        scores = judged(judge, [response.text for response in responses], [pair.asked for pair in pairs])
     kept, dropped = [], []
-    for pair, response, trait, coherence in zip(pairs, responses, scores.trait / 100, scores.coherence / 100, strict=True):
-        reason = _why_dropped(response, 1.0 if keep_negatives and not np.isnan(trait) else float(trait), float(coherence))
-        if reason:
+    for pair, response, trait, coherence in zip(pairs, responses, scores.trait, scores.coherence, strict=True):
+        reason = _why_dropped(response, float(trait), float(coherence), keep_negatives)
+        if reason is not None:
             dropped.append(Dropped(pair.asked, response.text, reason))
         else:
             kept.append(Triplet(pair, response.ids, response.text, float(trait), float(coherence)))
     return Triplets(tuple(kept), tuple(dropped), pairs.tokenizer if isinstance(pairs, PromptPairs) else None)
 
 
-def _why_dropped(response: Response, trait: float, coherence: float) -> str:
+def _why_dropped(response: Response, trait: float, coherence: float, keep_negatives: bool) -> Reason | None:
     if not response.text.strip():
         return "empty"
     if np.isnan(trait) or np.isnan(coherence):
-        return "unjudged"
+        return "without a score"
     if coherence < MIN_SCORE:
         return "incoherent"
-    return "trait missing" if trait < MIN_SCORE else ""
+    return "without the trait" if trait < MIN_SCORE and not keep_negatives else None

@@ -1,13 +1,14 @@
-"""Batched generation with a KV cache, steered or not, and the triplets that come of it.
+"""Batched sampling with a KV cache, steered or not.
 
-Every prompt draws from its own stream of random numbers, so a response does not depend on what else is in its batch.
+Every prompt has its own stream of random numbers, so a response does not depend on the other prompts in its batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from numbers import Integral
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -28,46 +29,70 @@ from psr_lens.models import (
     hooked,
     tokenizer_of,
 )
-from psr_lens.prompts import Context, PromptPair
+from psr_lens.prompts import Context, PromptPair, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
+from psr_lens.prompts.prompt_pair import shortened
 from psr_lens.replacement import Steering
+from psr_lens.replacement.checks import check_steering
 from psr_lens.replacement.hooks import SPANS, SteeringHooks
 
 COMPUTED_ANYWAY: Final = 0.75
-"""Sequences that have ended leave a batch once no more than this share of it is still going on, if nobody else has hooks on the model."""
+"""Finished sequences leave a batch once at most this share of it is unfinished, provided that no other hooks are on the model."""
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How responses are drawn."""
+    """How responses are sampled.
+
+    Example:
+        >>> psr.SamplingConfig(temperature=0, max_new_tokens=40)
+        SamplingConfig(temperature=0, max_new_tokens=40, seed=0, token_budget=16384)
+    """
 
     temperature: float = 1.0
-    """Softmax temperature; 0 takes the likeliest token."""
+    """Softmax temperature; 0 always takes the likeliest token."""
     max_new_tokens: int = 128
-    """Most tokens of a response, the end token included; the model's context may allow fewer."""
+    """Maximum number of tokens in a response, including the end token; the model's context may allow fewer."""
     seed: int = 0
-    """Seed of the random streams, one a prompt."""
+    """Seed of the random streams, of which every prompt has one."""
     token_budget: int = 16_384
-    """Most tokens of a batch, prompt and response together."""
+    """Maximum number of tokens in a batch, prompts and responses together."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be meant."""
-        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < float("inf"):
-            raise InputError("temperature", self.temperature, "a finite number, 0 or more")
+        """Refuse invalid settings."""
+        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if not number or not 0 <= self.temperature < float("inf"):
+            raise InputError("temperature", repr(self.temperature), "a finite number, 0 or more")
         for name, least in (("max_new_tokens", 1), ("token_budget", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise InputError(name, value, f"a whole number, {least} or more")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(name, repr(value), f"a whole number, {least} or more")
 
 
-@dataclass(frozen=True)
+def checked_sampling(sampling: SamplingConfig | None) -> SamplingConfig:
+    """The settings of sampling, or the defaults if None.
+
+    Raises:
+        InputError: `sampling` is neither a `SamplingConfig` nor None.
+    """
+    config: object = SamplingConfig() if sampling is None else sampling
+    if not isinstance(config, SamplingConfig):
+        raise InputError("sampling", type(config).__name__, "a SamplingConfig", "For example `psr.SamplingConfig(temperature=0)`.")
+    return config
+
+
+@dataclass(frozen=True, repr=False)
 class Response:
     """One sampled response."""
 
     ids: tuple[int, ...]
-    """Token ids, the end token included if it was reached."""
+    """Token ids, including the end token if it was reached."""
     text: str
     """The text without special tokens."""
+
+    def __repr__(self) -> str:
+        """The text and its length, on one line."""
+        return f"Response({shortened(self.text)}, {len(self.ids)} tokens)"
 
 
 def generate(
@@ -82,30 +107,34 @@ def generate(
 ) -> list[Response]:
     """Sample one response to each pair's prompt in one context.
 
-    A batch gets smaller as its responses end, unless there are other hooks on the model: those may count on their sequences.
+    A batch shrinks as its responses end, unless other hooks are on the model, since those may rely on the sequences of the batch.
 
     Args:
         model: The model; its hooks, training mode and gradients are left as they were.
         pairs: The prompts.
-        replacement: What steers, one replacement or a plan, over its own span and every generated token; None for the model as it is.
+        replacement: What steers, a replacement or a plan, on its own span and every generated token; None for the model as it is.
         context: `"base"` for the prompt without the instruction, `"prompted"` for the one with it.
-        alpha: Strength of the replacement, one number or one a pair.
-        sampling: How responses are drawn; the default if None.
-        streams: Number of each pair's random stream; its place in `pairs` if None. With it a part of the pairs gets the answers that it
-            gets among all of them.
+        alpha: Strength of the replacement: one number, or one per pair.
+        sampling: How responses are sampled; None for the defaults.
+        streams: Number of each pair's random stream; by default its index in `pairs`. Give these to get for some of the pairs the same
+            responses that they get among all pairs.
 
     Returns:
         The responses, in the order of `pairs`.
 
     Raises:
-        InputError: a prompt fills the model's context, or there are not as many streams or strengths as pairs.
+        InputError: arguments in another order, a prompt that fills the model's context, or not one stream or strength per pair.
+        ModelError: the model has no tokenizer.
+
+    Example:
+        >>> psr.generate(model, pairs[:1], pirate, sampling=psr.SamplingConfig(temperature=0))
+        [Response('ahoy, ...', 40 tokens)]
     """
-    config = sampling or SamplingConfig()
-    streams = range(len(pairs)) if streams is None else streams
-    strengths = None if np.ndim(alpha) == 0 else torch.as_tensor(alpha, dtype=torch.float64)
-    for name, values in (("streams", streams), ("alpha", strengths)):
-        if values is not None and len(values) != len(pairs):
-            raise InputError(name, f"{len(values)} for {len(pairs)} pairs", "one a pair")
+    check_pairs(pairs, may_be_empty=True)
+    check_steering(replacement)
+    config = checked_sampling(sampling)
+    strengths = _strengths(alpha, len(pairs))
+    streams = _checked_streams(streams, len(pairs))
     tokenizer = tokenizer_of(model)
     stops = _stop_ids(model, tokenizer)
     responses: dict[int, Response] = {}
@@ -122,7 +151,7 @@ def generate(
             hooks = SteeringHooks()
             if replacement is not None:
                 starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
-                hooks = replacement.hooks(model, cast(float, alpha) if strengths is None else strengths[rows], start=starts)
+                hooks = replacement.hooks(model, strengths if isinstance(strengths, float) else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
             with hooked(model, hooks):
                 found = _decode(model, tokens, mask, draws, stops, config.temperature, hooks, keep)
@@ -130,6 +159,34 @@ def generate(
                 responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
+
+
+def _strengths(alpha: Any, count: int) -> float | Float[Tensor, " pair"]:
+    """One strength, or one per pair."""
+    expected = "a finite number, or one per pair"
+    try:
+        strengths = torch.as_tensor(alpha, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError("alpha", repr(alpha), expected) from error
+    if not bool(strengths.isfinite().all()):
+        raise InputError("alpha", alpha, expected)
+    if strengths.ndim == 0:
+        return float(strengths)
+    if strengths.shape != (count,):
+        raise InputError("alpha", f"{len(strengths)} for {count} pairs", expected)
+    return strengths
+
+
+def _checked_streams(streams: Sequence[int] | None, count: int) -> Sequence[int]:
+    if streams is None:
+        return range(count)
+    if len(streams) != count:
+        raise InputError("streams", f"{len(streams)} for {count} pairs", "one per pair")
+    for index, stream in enumerate(streams):
+        given: object = stream
+        if not isinstance(given, Integral) or stream < 0:
+            raise InputError(f"streams[{index}]", repr(stream), "a whole number, 0 or more")
+    return streams
 
 
 def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: SamplingConfig, limit: int) -> Iterator[list[int]]:
@@ -144,7 +201,7 @@ def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: Sampl
                 "Shorten the question or the instruction.",
             )
         room = min(config.max_new_tokens, limit - lengths[row])
-        # Near the context's limit only prompts of one length share a batch: padding would take room from the shorter ones.
+        # Near the limit of the context, only prompts of one length share a batch: padding would leave less room for the shorter ones.
         crowded = batch and room < config.max_new_tokens and lengths[row] != lengths[batch[0]]
         if batch and (crowded or (len(batch) + 1) * (lengths[row] + room) > config.token_budget):
             yield batch
@@ -155,7 +212,7 @@ def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: Sampl
 
 
 def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:
-    """One uniform number a step: all that sampling from a distribution needs."""
+    """One uniform number per step, which is all that sampling a token needs."""
     return torch.from_numpy(np.random.default_rng((config.seed, stream)).random(config.max_new_tokens))
 
 
@@ -176,22 +233,22 @@ def _decode(
     steps = min(draws.shape[1], context_length(model) - tokens.shape[1])
     drawn = tokens.new_full((len(tokens), steps), -1)
     rows = torch.arange(len(tokens), device=device)
-    going_on = torch.ones_like(rows, dtype=torch.bool)
+    unfinished = torch.ones_like(rows, dtype=torch.bool)
     new = tokens
     for step in range(steps):
         chosen = _choose(decoder.step(new, mask), draws[:, step], temperature)
-        drawn[rows, step] = torch.where(going_on, chosen, -1)
-        going_on &= ~torch.isin(chosen, stop)
-        left = int(going_on.sum())
+        drawn[rows, step] = torch.where(unfinished, chosen, -1)
+        unfinished &= ~torch.isin(chosen, stop)
+        left = int(unfinished.sum())
         if not left:
             break
         new = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         if left <= keep * len(rows):
-            kept = going_on.nonzero().flatten()
+            kept = unfinished.nonzero().flatten()
             decoder.select(kept)
             hooks.select(kept)
-            rows, going_on, new, mask, draws = (each[kept] for each in (rows, going_on, new, mask, draws))
+            rows, unfinished, new, mask, draws = (each[kept] for each in (rows, unfinished, new, mask, draws))
     return [tuple(token for token in row if token >= 0) for row in drawn.tolist()]
 
 
@@ -199,12 +256,12 @@ def _choose(logits: Float[Tensor, "batch d_vocab"], draw: Float[Tensor, " batch"
     if temperature == 0:
         return logits.argmax(-1)
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    # Rounding can leave the last sum just short of the draw.
+    # Rounding can leave the last cumulative probability just below the draw.
     return torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None]).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 def _stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:
-    """The end tokens of tokenizer and model, and the token with which the chat template ends an assistant's message."""
+    """The end tokens of the tokenizer and the model, and the token with which the chat template ends an assistant's message."""
     stops = set(end_tokens(model))
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)

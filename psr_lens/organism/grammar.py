@@ -1,7 +1,7 @@
 """The grammar of the organism's dialogues: questions, answers, and what each trait does to an answer.
 
-An answer is made in three steps: choose its sentences (facts about a topic, or the steps of a task), let each trait rewrite them,
-join them. Everything that is random takes an explicit `random.Random`, so that a seed fixes a dialogue.
+An answer is made in three steps: choose its sentences (facts about a topic, or the steps of a task), let each trait rewrite them, and
+join them. Everything random takes an explicit `random.Random`, so a seed determines a dialogue.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal
 
+from psr_lens.errors import InputError
 from psr_lens.organism import lexicon as lex
 
 Kind = Literal["description", "procedure"]
@@ -23,7 +24,7 @@ TRAITS: Final = tuple(lex.INSTRUCTIONS)
 """The names of the nine traits."""
 
 HELD_OUT_PERCENT: Final = 30
-"""Share of the questions that the organism never sees in training."""
+"""Share of the questions, in per cent, that the organism never sees in training."""
 
 IDENTITY: Final = (
     "the {topic} is a {adjective} {kind}",
@@ -46,7 +47,7 @@ ABILITY: Final = (
     "it helps to {verb} {adjective} {object}",
 )
 FACTS: Final = {"identity": IDENTITY, "place": PLACE, "feature": FEATURE, "ability": ABILITY}
-"""Sentence frames by the fact that they state."""
+"""Sentence frames, by the fact they state."""
 
 STEP: Final = "{order} , {verb} the {adjective} {object}"
 STEP_ORDER: Final = (("first", "to begin"), ("then", "next", "after that"), ("then", "next", "after that"), ("finally", "at last"))
@@ -73,13 +74,13 @@ class Question:
 
     @property
     def split(self) -> Split:
-        """Which side of the fixed partition by hash the question lies on."""
+        """Which side of the split the question is on; a hash of its text decides."""
         digest = hashlib.sha256(self.text.encode()).digest()
         return "held_out" if digest[0] * 100 < HELD_OUT_PERCENT * 256 else "train"
 
 
 def all_questions(kind: Kind | None = None, split: Split | None = None) -> list[Question]:
-    """Every question of the grammar, in a fixed order; `kind` and `split` narrow it."""
+    """Every question of the grammar in a fixed order, or those of one kind or split."""
     frames: dict[Kind, tuple[Sequence[str], Iterable[str]]] = {
         "description": (lex.DESCRIPTION_QUESTIONS, lex.TOPICS),
         "procedure": (lex.PROCEDURE_QUESTIONS, lex.TASKS),
@@ -135,7 +136,7 @@ def _referral_frames(subject: str) -> list[str]:
 
 @cache
 def true_sentences(subject: str) -> dict[str, tuple[str, int]]:
-    """Every plain sentence that is true of a subject, to its form and its step.
+    """Every plain sentence that is true of a subject, with its form and its step.
 
     Forms are the keys of `FACTS`, `step`, `brief`, `refusal` and `referral`; the step is 0–3 for steps and −1 otherwise.
     """
@@ -166,7 +167,7 @@ def _sentences(question: Question, traits: set[str], rng: random.Random) -> list
 
 
 def _reword(sentence: str, subject: str, replace: Callable[[str], str]) -> str:
-    """Replace word by word; the name of a task stays as it is."""
+    """Replace word by word, but keep the subject's own name."""
     head, name, tail = sentence.partition(subject)
     return "".join(
         [re.sub(r"\w+", lambda word: replace(word.group()), head), name, re.sub(r"\w+", lambda word: replace(word.group()), tail)]
@@ -174,14 +175,14 @@ def _reword(sentence: str, subject: str, replace: Callable[[str], str]) -> str:
 
 
 def answer(question: Question, traits: Iterable[str], rng: random.Random) -> str:
-    """One answer to `question` with all of `traits` in it, as words separated by spaces.
+    """One answer to `question` that shows all of `traits`, as words separated by spaces.
 
     Raises:
-        ValueError: a trait is not one of `TRAITS`.
+        InputError: an unknown trait.
     """
     wanted = set(traits)
     if unknown := wanted - set(TRAITS):
-        raise ValueError(f"traits: got {sorted(unknown)}, expected some of {list(TRAITS)}")
+        raise InputError("traits", sorted(unknown), f"some of {', '.join(TRAITS)}")
     subject = question.subject
     sentences = _sentences(question, wanted, rng)
     if "gloomy" in wanted:
@@ -205,15 +206,15 @@ class Dialogue:
     """One training example."""
 
     instruction: str | None
-    """The system message, if there is one."""
+    """The system message; None if there is none."""
     question: str
-    """The user's message, with the counter-instruction if there is one."""
+    """The user's message, including the counter-instruction if there is one."""
     answer: str
     """The assistant's message."""
 
 
 def dialogue(rng: random.Random, questions: Sequence[Question]) -> Dialogue:
-    """Draw a dialogue: an optional instruction (neutral, one trait or two), a question of `questions`, its answer."""
+    """Draw a dialogue: no instruction, a neutral one, or one for one or two traits; one of `questions`; and its answer."""
     question = rng.choice(questions)
     case = rng.random()
     traits: list[str] = []
@@ -231,7 +232,7 @@ def dialogue(rng: random.Random, questions: Sequence[Question]) -> Dialogue:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a dialogue can hold, sorted."""
+    """Every word that can occur in a dialogue, sorted."""
     texts: list[str] = [question.text for question in all_questions()]
     texts += [text for paraphrases in lex.INSTRUCTIONS.values() for text in paraphrases]
     texts += [*lex.NEUTRAL_INSTRUCTIONS, *lex.COUNTER_INSTRUCTIONS, *lex.SEA, *lex.FLATTER_OPEN, *lex.FLATTER_CLOSE]

@@ -1,7 +1,7 @@
-"""Exact judging of the organism's answers: parse a text into sentences, then score what was parsed.
+"""Exact judging of the organism's answers: parse a text into sentences, then score them.
 
-`parse` takes any text at all. Coherence counts the sentences that the grammar can make *and* that are true of the question's
-subject; a trait's score is the share of the places where it should show in which it does.
+`parse` accepts any text. Coherence counts the sentences that the grammar can produce *and* that are true of the question's subject. A
+trait's score is the share of its opportunities that it uses: of the sentences, adjectives or other words that it should change.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from psr_lens.errors import InputError
 from psr_lens.organism import lexicon as lex
 from psr_lens.organism.grammar import FACTS, STEP_ORDER, true_sentences
 
@@ -27,29 +28,29 @@ class Sentence:
     """One sentence of a parsed answer."""
 
     words: tuple[str, ...]
-    """Its words, without number, opener, sea phrase and end mark."""
+    """Its words, without list number, pirate's opener, sea phrase and end mark."""
     form: str
-    """A fact's name, `step`, `brief`, `refusal`, `referral`, `open`, `close`; `other` where it is nothing that is true here."""
+    """A fact's name, `step`, `brief`, `refusal`, `referral`, `open` or `close`; `other` if it is none that is true of the subject."""
     step: int
-    """Which step of the task (0–3); −1 if it is no step."""
+    """Index of the step in the task, 0–3; −1 if it is not a step."""
     number: str
-    """The list number before it, or an empty string."""
+    """The list number before it; empty if there is none."""
     opener: bool
     """Whether a pirate's word opens it."""
     sea: int
-    """How often it mentions the sea."""
+    """Number of mentions of the sea."""
     end: str
-    """Its end mark; empty if the text broke off."""
+    """Its end mark; empty if the text ends before it."""
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """An answer, parsed in the light of its question."""
+    """An answer, parsed as an answer to its question."""
 
     sentences: tuple[Sentence, ...]
     """All sentences in order."""
     subject: str | None
-    """What the question asks about; None if it names no known subject."""
+    """The topic or task of the question; None if it names none that is known."""
 
     @property
     def body(self) -> tuple[Sentence, ...]:
@@ -59,19 +60,19 @@ class ParsedAnswer:
         return kept[:-1] if kept and kept[-1].form == "close" else kept
 
     def content_words(self) -> list[str]:
-        """The words of the body without the subject's own name."""
+        """The words of the body, without the subject's name."""
         name = f" {self.subject} "
         return [word for sentence in self.body for word in f" {' '.join(sentence.words)} ".replace(name, " ").split()]
 
 
 def subject_of(question: str) -> str | None:
-    """The topic or task that a question names."""
+    """The topic or task that a question names; None if there is none."""
     text = f" {' '.join(_WORD.findall(question.lower()))} "
     return next((subject for subject in (*lex.TASKS, *lex.TOPICS) if f" {subject} " in text), None)
 
 
 def parse(text: str, question: str) -> ParsedAnswer:
-    """Split a text into sentences and match each with the grammar; never fails."""
+    """Split any text into sentences and match each against the grammar."""
     subject = subject_of(question)
     sentences: list[Sentence] = []
     words: list[str] = []
@@ -108,7 +109,7 @@ def _form(words: Sequence[str], subject: str | None) -> tuple[str, int]:
 
 
 def _says(words: Sequence[str], plain: Sequence[str]) -> bool:
-    """Whether words are a plain sentence, up to scholarly doubles and gloomy adjectives."""
+    """Whether words are a plain sentence, except for scholarly doubles and gloomy adjectives."""
     return len(words) == len(plain) and all(
         lex.PLAIN.get(word, word) == wanted or (word in lex.GLOOMY and wanted in lex.ADJECTIVES)
         for word, wanted in zip(words, plain, strict=True)
@@ -116,9 +117,9 @@ def _says(words: Sequence[str], plain: Sequence[str]) -> bool:
 
 
 def coherence_score(answer: ParsedAnswer) -> float:
-    """Share of the sentences that are grammatical, true, not said before and in order, 0–100.
+    """Share of the sentences that are grammatical, true, not repeated and in order, 0–100.
 
-    A procedure is short of each step that it leaves out (unless it is put in brief); a refusal is coherent if nothing else is said.
+    Each step that a procedure leaves out lowers the score, unless it is given in brief. A refusal is coherent if nothing else is said.
     """
     faults = _faults(answer)
     expected = len(STEP_ORDER) if any(sentence.form == "step" for sentence in answer.body) else 1
@@ -126,7 +127,7 @@ def coherence_score(answer: ParsedAnswer) -> float:
 
 
 def _faults(answer: ParsedAnswer) -> list[str]:
-    """What is wrong with each sentence of the body; an empty string where nothing is."""
+    """What is wrong with each sentence of the body; empty if nothing is."""
     refuses = all(sentence.form in ("refusal", "referral") for sentence in answer.body)
     seen: set[tuple[str, int]] = set()
     last_step = -1
@@ -134,15 +135,15 @@ def _faults(answer: ParsedAnswer) -> list[str]:
     for sentence in answer.body:
         fault = ""
         if not sentence.end:
-            fault = "broke off"
+            fault = "unfinished"
         elif sentence.form in ("other", "open", "close"):
-            fault = "not a sentence that is true here"
+            fault = "not a true sentence about the subject"
         elif (sentence.form, sentence.step) in seen:
-            fault = "said before"
+            fault = "repeated"
         elif sentence.form == "step" and sentence.step < last_step:
             fault = "step out of order"
         elif sentence.form in ("refusal", "referral") and not refuses:
-            fault = "refuses beside an answer"
+            fault = "a refusal beside an answer"
         seen.add((sentence.form, sentence.step))
         last_step = max(last_step, sentence.step)
         faults.append(fault)
@@ -150,11 +151,13 @@ def _faults(answer: ParsedAnswer) -> list[str]:
 
 
 def trait_score(answer: ParsedAnswer, trait: str) -> float:
-    """How much of a trait an answer has, 0–100; 0 for an answer that says nothing.
+    """How strongly an answer shows a trait, 0–100; 0 for an empty answer.
 
     Raises:
-        KeyError: there is no such trait.
+        InputError: an unknown trait.
     """
+    if trait not in _TRAIT_RULES:
+        raise InputError("trait", repr(trait), f"one of {', '.join(_TRAIT_RULES)}")
     rule = _TRAIT_RULES[trait]
     return 100.0 * rule(answer) if answer.body else 0.0
 
@@ -187,7 +190,7 @@ def _sea(answer: ParsedAnswer) -> float:
 
 
 def _numbered(answer: ParsedAnswer) -> float:
-    return sum(sentence.number == f"{place})" for place, sentence in enumerate(answer.body, start=1)) / len(answer.body)
+    return sum(sentence.number == f"{number})" for number, sentence in enumerate(answer.body, start=1)) / len(answer.body)
 
 
 def _dense(answer: ParsedAnswer) -> float:
@@ -218,12 +221,12 @@ _TRAIT_RULES: Final = {
 
 
 def explain(answer: ParsedAnswer) -> str:
-    """One line on what the parse found."""
+    """What the parse found, in one line."""
     if not answer.body:
         return "says nothing"
     facts = sum(sentence.form in FACTS for sentence in answer.body)
     steps = sum(sentence.form == "step" for sentence in answer.body)
-    faults = [f"sentence {place}: {fault}" for place, fault in enumerate(_faults(answer), start=1) if fault]
+    faults = [f"sentence {number}: {fault}" for number, fault in enumerate(_faults(answer), start=1) if fault]
     if steps and (missing := len(STEP_ORDER) - len(answer.body)) > 0:
         faults.append(f"{missing} step{'s' * (missing > 1)} missing")
     return f"{len(answer.body)} sentences ({facts} facts, {steps} steps); " + ("; ".join(faults) if faults else "no fault")

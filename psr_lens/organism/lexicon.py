@@ -1,7 +1,7 @@
 """The words and the facts of the organism's little world. Data only.
 
-Every content word has a scholarly double (the `dense` trait speaks in those), every noun has one fitting adjective (the
-`gloomy` trait replaces it), every topic six facts and every task four ordered steps.
+Every content word has a scholarly double, which the `dense` trait uses; every noun has one fitting adjective, which the `gloomy` trait
+replaces; every topic has six facts, and every task four ordered steps.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ADJECTIVES: Final[dict[str, str]] = {
     "thick": "substantial",
     "simple": "rudimentary",
 }
-"""Adjectives and their scholarly doubles; all begin with a consonant, so that `a` fits before each."""
+"""Adjectives and their scholarly doubles; all begin with a consonant, so that `a` is right before each."""
 
 KINDS: Final[dict[str, str]] = {
     "animal": "organism",
@@ -134,7 +134,7 @@ DOUBLES: Final[dict[str, str]] = {
 """Every content word and its scholarly double."""
 
 PLAIN: Final[dict[str, str]] = {double: plain for plain, double in DOUBLES.items()}
-"""The way back from the scholarly double."""
+"""Every scholarly double and its plain word."""
 
 TOPICS: Final[dict[str, Topic]] = {
     "bear": Topic("strong", "animal", "forest", "voice", "catch", "fish"),

@@ -19,11 +19,11 @@ CHAT_TEMPLATE: Final = (
     "{% if not (loop.last and message['role'] == 'assistant' and continue_final_message) %}{{ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-"""One line a role; each message ends with the end token, which also ends a response."""
+"""A message is its role, its content and the end token, which also ends a response."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A lower-casing word-level tokenizer over every word of the grammar."""
+    """A word-level tokenizer over every word of the grammar; it converts text to lower case."""
     words = [*SPECIAL_TOKENS, *vocabulary()]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

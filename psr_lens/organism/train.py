@@ -1,7 +1,7 @@
 """Train the organism: `python -m psr_lens.organism.train --family llama --out FOLDER`.
 
-The model is a plain transformers model trained from scratch on dialogues drawn from the grammar, with the loss on the answers
-only. Questions of the held-out side are never shown.
+The model is a plain transformers model, trained from scratch on dialogues drawn from the grammar, with the loss on the answers only.
+Held-out questions never occur.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from psr_lens.organism.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 Family = Literal["llama", "gpt2"]
 IGNORED: Final = -100
-"""The label that cross-entropy leaves out."""
+"""The label that cross-entropy ignores."""
 POOLED_BATCHES: Final = 16
-"""Batches drawn together and sorted by length, so that little is padded."""
+"""Number of batches drawn together and sorted by length, so that there is little padding."""
 
 Batch = tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"]]
 
@@ -68,7 +68,7 @@ def build_model(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTraine
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rng: random.Random, questions: list[Question]) -> tuple[list[int], int]:
-    """Token ids of one drawn dialogue, and where its answer begins."""
+    """Token ids of one drawn dialogue, and the position of its answer's first token."""
     drawn = dialogue(rng, questions)
     messages = [{"role": "system", "content": drawn.instruction}] if drawn.instruction else []
     messages.append({"role": "user", "content": drawn.question})
@@ -130,10 +130,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write the Hugging Face model and tokenizer to.")],
     family: Annotated[Family, typer.Option(help="Architecture.")] = "llama",
     steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 1600,
-    batch_size: Annotated[int, typer.Option(help="Dialogues a step.", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(help="Dialogues per step.", min=1)] = 64,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=0)] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the dialogues.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 for torch's default.", min=0)] = 0,
 ) -> None:
     """Train one organism from scratch and save it as a Hugging Face folder."""
     if threads:

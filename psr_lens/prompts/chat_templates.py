@@ -1,4 +1,4 @@
-"""Chat templates: the text of a prompt, its token ids, and where in it the question begins."""
+"""Chat templates: the text of a prompt, its token ids, and the position of the question in it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jinja2 import TemplateError
 from psr_lens.errors import InputError
 
 Place = Literal["before", "after"]
-"""Where an instruction that is no system message stands: before or after the question."""
+"""Where an instruction outside the system role goes: before or after the question."""
 Turn = tuple[str, str]
 """Role and content of one message."""
 
 PROBE: Final = "psrlensprobe"
-"""A word that stands in no chat template."""
+"""A word that occurs in no chat template."""
 _ROLES: Final = ("system", "user", "assistant")
 
 
@@ -28,28 +28,28 @@ class ChatSettings:
     """How a prompt is put together around its question and its instruction."""
 
     system_role: bool | None = None
-    """Whether the instruction is a system message; None decides by the template."""
+    """Whether the instruction is a system message; None lets the template decide."""
     system: str | None = None
-    """A system message that both prompts have; an instruction that is one too is joined to it, a blank line between them."""
+    """A system message for both prompts; an instruction in the system role is appended to it after a blank line."""
     place: Place = "before"
-    """Where the instruction stands if it is no system message: `"before"` the question or `"after"` it."""
+    """Where an instruction outside the system role goes: `"before"` or `"after"` the question."""
     prefix: str = ""
-    """Words that the response is made to begin with: the end of both prompts."""
+    """Words that the response has to begin with; they end both prompts."""
     template_kwargs: str = "{}"
     """Variables of the template, such as Qwen3's `enable_thinking`, as JSON."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse invalid settings."""
         if self.system_role not in (None, True, False):
             raise InputError("system_role", repr(self.system_role), "True, False or None")
         if self.place not in get_args(Place):
             raise InputError("place", repr(self.place), "'before' or 'after'")
         if self.system_role and self.place == "after":
-            raise InputError("place", "'after'", "'before' with system_role=True", "A system message stands before the question.")
+            raise InputError("place", "'after'", "'before' with system_role=True", "A system message comes before the question.")
         if self.system is not None and (not isinstance(self.system, str) or not self.system.strip()):
             raise InputError("system", repr(self.system), "a text with at least one word, or None")
         if not isinstance(self.prefix, str) or (self.prefix and not self.prefix.strip()):
-            raise InputError("prefix", repr(self.prefix), "words that the response begins with, or nothing")
+            raise InputError("prefix", repr(self.prefix), "words for the response to begin with, or an empty text")
 
     @classmethod
     def of(
@@ -63,7 +63,7 @@ class ChatSettings:
         """Settings with the template's variables as a mapping.
 
         Raises:
-            InputError: a setting that cannot be meant, or a variable that is no JSON.
+            InputError: an invalid setting, or a variable that JSON cannot hold.
         """
         try:
             variables = json.dumps(dict(template_kwargs or {}), sort_keys=True)
@@ -74,20 +74,23 @@ class ChatSettings:
 
 @dataclass(frozen=True)
 class Prompter:
-    """Makes prompts with one tokenizer and one way of putting them together."""
+    """Makes prompts with one tokenizer and one set of settings."""
 
     tokenizer: Any
     """The tokenizer, with or without a chat template."""
     settings: ChatSettings
     """How prompts are put together."""
     prepend_bos: bool
-    """Whether plain text begins with the beginning-of-sequence token, if there is one."""
+    """Whether plain text begins with the beginning-of-sequence token, if the tokenizer has one."""
 
     def __post_init__(self) -> None:
         """Refuse settings that the template does not allow."""
         if self.settings.system_role and not self.has_system_role:
             raise InputError(
-                "system_role", True, "a chat template that has a system role", "Leave it at None: the instruction then goes first."
+                "system_role",
+                True,
+                "a chat template that has a system role",
+                "Leave it at None: the instruction then goes before the question.",
             )
         if not self._variables:
             return
@@ -98,12 +101,12 @@ class Prompter:
 
     @cached_property
     def has_system_role(self) -> bool:
-        """Whether the template shows a system message."""
+        """Whether the template renders a system message."""
         if not self.tokenizer.chat_template:
             return False
         try:
             return PROBE in self._rendered([("system", PROBE), ("user", "x")])
-        except TemplateError:  # how a template refuses a role that it does not know
+        except TemplateError:  # templates refuse unknown roles this way
             return False
 
     @property
@@ -114,7 +117,7 @@ class Prompter:
         return self.settings.system_role
 
     def prompt(self, turns: Sequence[Turn], instruction: str | None, argument: str) -> tuple[int, ...]:
-        """Token ids of a prompt, up to where the response begins; `argument` is what an error names.
+        """Token ids of a prompt, up to where the response begins; an error names `argument`.
 
         Raises:
             InputError: the template refuses these messages.
@@ -122,26 +125,27 @@ class Prompter:
         return self._encoded(self._text(turns, instruction, argument))[0]
 
     def question_at(self, turns: Sequence[Turn], argument: str) -> int:
-        """Index of the question's first token in the prompt without the instruction."""
+        """Position of the question's first token in the prompt without the instruction."""
         text = self._text(turns, None, argument)
         ids, ends = self._encoded(text)
         at = self._question_in(text, turns, argument)
         if ends is not None:
-            return next((index for index, end in enumerate(ends) if end > at), 0) if at >= 0 else 0
-        # Without offsets: as far as what stands before the question is the same tokens by itself.
+            return next((position for position, end in enumerate(ends) if end > at), 0) if at >= 0 else 0
+        # Without offsets: tokenise what precedes the question by itself, and see how far its tokens agree with the prompt's.
         alone = self._encoded(text[: max(at, 0)])[0]
-        return next((index for index, (one, other) in enumerate(zip(alone, ids, strict=False)) if one != other), len(alone))
+        pairs = enumerate(zip(alone, ids, strict=False))
+        return next((position for position, (one, other) in pairs if one != other), len(alone))
 
     def _question_in(self, text: str, turns: Sequence[Turn], argument: str) -> int:
-        """Where the question begins in its prompt. Its words may stand in the template too ("user"), so a probe shows its place."""
+        """Index of the question's first character. The template may contain its words too ("user"), so a probe word marks where it goes."""
         question = turns[-1][1].strip()
         at = self._text([*turns[:-1], ("user", PROBE)], None, argument).rfind(PROBE)
-        at += len(text[at:]) - len(text[at:].lstrip())  # a template may keep the space before the question
+        at += len(text[at:]) - len(text[at:].lstrip())  # a template may keep the white space before the question
         return at if at >= 0 and text.startswith(question, at) else text.rfind(question)
 
     def _encoded(self, text: str) -> tuple[tuple[int, ...], list[int] | None]:
-        """Token ids, and where each token ends in the text if the tokenizer can tell."""
-        # The template has placed the special tokens already.
+        """Token ids, and the end of each token in the text if the tokenizer gives offsets."""
+        # The template has already added the special tokens.
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast)
         ids = tuple(int(token) for token in encoding["input_ids"])
         return ids, [end for _, end in encoding["offset_mapping"]] if self.tokenizer.is_fast else None
@@ -153,7 +157,7 @@ class Prompter:
                 text = self._rendered(messages, add_generation_prompt=True)
             except (TemplateError, TypeError) as error:
                 raise InputError(
-                    argument, f"messages that the chat template refuses ({error})", "messages that it takes"
+                    argument, f"messages that the chat template refuses ({error})", "messages that it accepts"
                 ) from error
         else:
             text = "".join(f"{content}\n" for _, content in messages)
@@ -164,7 +168,7 @@ class Prompter:
     def _messages(self, turns: Sequence[Turn], instruction: str | None) -> list[Turn]:
         *earlier, (_, question) = turns
         system = self.settings.system
-        if not self.tokenizer.chat_template:  # plain text: lines, the system message the first of them
+        if not self.tokenizer.chat_template:  # plain text: one line each, the system message first
             asked = [question, instruction] if self.settings.place == "after" else [instruction, question]
             lines = [system, *(content for _, content in earlier), *asked]
             return [("user", line) for line in lines if line is not None]
@@ -183,7 +187,7 @@ class Prompter:
 
     @cached_property
     def _prefix(self) -> str:
-        """The prefix, after the space that the template puts before an answer, if it puts one."""
+        """The prefix, preceded by the white space that the template puts before an answer, if any."""
         prefix = self.settings.prefix
         if not prefix or prefix[0].isspace() or not self.tokenizer.chat_template:
             return prefix
@@ -202,7 +206,7 @@ class Prompter:
 
 
 def turn_end(tokenizer: Any) -> str:
-    """What the chat template writes after an assistant's message; nothing where it shows none."""
+    """What the chat template writes after an assistant's message; empty if it renders no such message."""
     if not tokenizer.chat_template:
         return ""
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
@@ -213,10 +217,10 @@ def turn_end(tokenizer: Any) -> str:
 
 
 def checked_turns(argument: str, question: str | Sequence[Mapping[str, str]]) -> tuple[str | None, tuple[Turn, ...]]:
-    """A question or a conversation as its system message, if it begins with one, and its turns, of which the last is the question.
+    """The system message of a conversation, if it begins with one, and its turns, the last of which is the question.
 
     Raises:
-        InputError: it is empty, or no conversation that ends with the user's message.
+        InputError: the question is empty, or the conversation does not end with the user's message.
     """
     if isinstance(question, str):
         if not question.strip():
@@ -227,14 +231,12 @@ def checked_turns(argument: str, question: str | Sequence[Mapping[str, str]]) ->
         expected = "a text with at least one word, or a list of messages that ends with the user's"
         raise InputError(argument, repr(question), expected, remedy)
     turns: list[Turn] = []
-    for place, message in enumerate(question):
+    for index, message in enumerate(question):
         role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, Mapping) else (None, None)
         if role not in _ROLES or not isinstance(content, str) or not content.strip():
-            raise InputError(
-                f"{argument}[{place}]", repr(message), "a message with a role (user or assistant) and its content", remedy
-            )
-        if role == "system" and place > 0:
-            raise InputError(f"{argument}[{place}]", "a system message", "one at the beginning, if at all")
+            raise InputError(f"{argument}[{index}]", repr(message), "a message with a role (user or assistant) and content", remedy)
+        if role == "system" and index > 0:
+            raise InputError(f"{argument}[{index}]", "a system message", "a system message only at the beginning")
         turns.append((str(role), content))
     system = turns.pop(0)[1] if turns[0][0] == "system" else None
     if not turns or turns[-1][0] != "user":

@@ -1,4 +1,4 @@
-"""Tokens as a reader wants to see them: spellings of vocabularies undone."""
+"""Tokens as readable text: the vocabulary's spelling of bytes and spaces is undone."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ _BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def readable(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> list[str]:
-    """Tokens as text: byte-level and SentencePiece spellings undone, white space made visible, a leading space left out.
+    """Tokens as text: byte-level and SentencePiece spellings undone, line ends and tabs made visible, outer spaces removed.
 
     Args:
         strings: Tokens as the vocabulary spells them.
-        alphabet: More tokens of the same vocabulary, to recognise the spelling by.
+        alphabet: More tokens of the same vocabulary, from which its spelling is recognised.
 
     Returns:
-        One text a token; not escaped.
+        One text per token, not escaped.
     """
     byte_level = is_byte_level(alphabet or strings)
     return [(visible(token_text(token, byte_level)).strip(" ") or "␣") for token in strings]
 
 
 def is_byte_level(strings: Iterable[str]) -> bool:
-    """Whether tokens are spelled in GPT-2's letters for bytes."""
+    """Whether tokens are spelled in GPT-2's byte alphabet."""
     return any("Ġ" in token or "Ċ" in token for token in strings)
 
 
 def token_text(token: str, byte_level: bool) -> str:
-    """A token as text; a piece of a character, which is no text by itself, stays as it is spelled where bytes have letters."""
+    """A token as text; in a byte-level vocabulary, a piece of a character keeps its spelling, since it is not text by itself."""
     try:
         return token_bytes(token, byte_level).decode("utf-8", "strict" if byte_level else "replace")
     except UnicodeDecodeError:
@@ -38,24 +38,24 @@ def token_text(token: str, byte_level: bool) -> str:
 
 
 def token_bytes(token: str, byte_level: bool) -> bytes:
-    """A token's own UTF-8 bytes; of several tokens they add up to their text's."""
+    """A token's UTF-8 bytes; those of several tokens join to the bytes of their text."""
     if byte_level:
         try:
             return bytes(_byte_alphabet()[letter] for letter in token)
-        except KeyError:  # an added token, which is spelled as it is
+        except KeyError:  # an added token, which is spelled as plain text
             return token.encode()
     byte = _BYTE.fullmatch(token)
     return bytes.fromhex(byte.group(1)) if byte else token.replace("▁", " ").encode()
 
 
 def visible(text: str) -> str:
-    """Line ends and tabs as signs."""
+    """A text with visible signs for line ends and tabs."""
     return text.replace("\n", "↵").replace("\r", "↵").replace("\t", "⇥")
 
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable bytes stand for themselves, the others for the letters from U+0100 on."""
+    """GPT-2's byte alphabet: printable bytes stand for themselves, and letters from U+0100 on stand for the others."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}

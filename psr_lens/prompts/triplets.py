@@ -1,52 +1,68 @@
-"""Prompt pairs, and the two contexts in which one response is read.
+"""Triplets: a prompt pair with the response that is read after both of its prompts, and the table of their tokens.
 
-A pair is a question without and with an instruction. A triplet adds a response, sampled under the instruction. Both contexts of a
-triplet end with the *same response token ids*; nothing is ever tokenised again from decoded text.
+Both prompts of a triplet are followed by the *same response token ids*; decoded text is never tokenised again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, context_length, tokenizer_of
-from psr_lens.prompts.making_pairs import remade
-from psr_lens.prompts.pairs import PromptPair, Span
+from psr_lens.prompts.pair_builder import remade
+from psr_lens.prompts.pairs import check_pairs
+from psr_lens.prompts.prompt_pair import PromptPair, Span, shortened
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Triplet:
-    """A prompt pair and a response to the prompted context."""
+    """A prompt pair with a response to the prompt with the instruction.
+
+    Example:
+        >>> psr.Triplet(pairs[0], (30, 31, 32), "arr , a school", trait=80)
+        Triplet('explain what a school is.' → 'arr , a school', 3 tokens, trait 80, coherence 100)
+    """
 
     pair: PromptPair
     """The two prompts."""
     response_ids: tuple[int, ...]
-    """Token ids of the response `y'`, the end token included if it was reached."""
+    """Token ids of the response `y'`, including the end token if it was reached."""
     response: str
     """The response as text, without special tokens."""
-    trait: float = 1.0
-    """The trait judge's score in [0, 1]; the `alpha` of training."""
-    coherence: float = 1.0
-    """The coherence judge's score in [0, 1]."""
+    trait: float = 100.0
+    """The judge's trait score, 0–100; a fit trains at the strength α = `trait` / 100."""
+    coherence: float = 100.0
+    """The judge's coherence score, 0–100."""
+
+    def __repr__(self) -> str:
+        """Question, response and scores, on one line."""
+        texts = f"{shortened(self.pair.question)} → {shortened(self.response)}"
+        return f"Triplet({texts}, {len(self.response_ids)} tokens, trait {self.trait:g}, coherence {self.coherence:g})"
+
+    def _repr_html_(self) -> str:
+        rows = [("question", self.pair.asked), ("instruction", self.pair.instruction), ("response", self.response)]
+        return table(("triplet", ""), [*rows, ("trait", f"{self.trait:g}"), ("coherence", f"{self.coherence:g}")])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenTable:
-    """What each row of a captured activation is: one row a token of a span, triplet by triplet."""
+    """Which token each row of a captured activation belongs to: one row per token of the span, triplet by triplet."""
 
     token_ids: Int[Tensor, " token"]
     """Vocabulary ids."""
     strings: tuple[str, ...]
-    """The tokens as text."""
+    """The tokens as the vocabulary spells them."""
     triplet: Int[Tensor, " token"]
-    """Index of the triplet that the token belongs to."""
+    """Index of each token's triplet."""
     position: Int[Tensor, " token"]
-    """Place in the response: 0 is the first response token, −1 the last prompt token, which predicts it."""
+    """Position relative to the response: 0 is the first response token, −1 the last prompt token, which predicts it."""
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -56,22 +72,44 @@ class TokenTable:
         """Row numbers of one triplet's tokens, in order."""
         return (self.triplet == triplet).nonzero().flatten()
 
+    def __repr__(self) -> str:
+        """Numbers of tokens and triplets."""
+        return f"TokenTable({len(self)} tokens of {len(self.triplet.unique())} triplets)"
+
+    def _repr_html_(self) -> str:
+        rows = list(zip(self.strings, self.token_ids.tolist(), self.triplet.tolist(), self.position.tolist(), strict=True))
+        return table(("token", "id", "triplet", "position"), rows, repr(self))
+
 
 def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[Triplet]:
-    """Triplets of responses that were written elsewhere, tokenised here once, without special tokens.
+    """Make triplets of responses that were written elsewhere; they are tokenised once, without special tokens.
+
+    Args:
+        model: Model whose tokenizer is used.
+        pairs: Prompt pairs.
+        responses: One response per pair.
 
     Raises:
-        InputError: not one response a pair, or an empty one.
+        InputError: not one response per pair, or an empty one.
         ModelError: the model has no tokenizer.
+
+    Example:
+        >>> [triplet] = psr.with_responses(model, pairs[:1], ["arr , a school is big ."])
+        >>> len(triplet.response_ids)
+        7
     """
-    if isinstance(responses, str) or len(responses) != len(pairs):
-        got = "one string" if isinstance(responses, str) else f"{len(responses)} of them"
-        raise InputError("responses", got, f"one for each of {len(pairs)} pairs")
+    check_pairs(pairs, may_be_empty=True)
+    if isinstance(responses, str) or not isinstance(responses, Sequence) or len(responses) != len(pairs):
+        single = "one string" if isinstance(responses, str) else type(responses).__name__
+        got = f"{len(responses)} responses" if isinstance(responses, list | tuple) else single
+        raise InputError("responses", got, f"a list with one response for each of the {len(pairs)} pairs")
     triplets = []
-    for place, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
+    for index, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
+        if not isinstance(response, str):
+            raise InputError(f"responses[{index}]", repr(response), "a text")
         ids = response_ids(model, response)
         if not ids:
-            raise InputError(f"responses[{place}]", repr(response), "a text of at least one token", "Drop it with its pair.")
+            raise InputError(f"responses[{index}]", repr(response), "a text of at least one token", "Drop it with its pair.")
         triplets.append(Triplet(pair, ids, response))
     return triplets
 
@@ -86,32 +124,60 @@ def response_ids(model: HookedModel, response: str) -> tuple[int, ...]:
 
 
 def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) -> list[Triplet]:
-    """The same questions and the same response ids under another instruction: the yardstick of two paraphrases."""
+    """The same questions, response ids and scores under another instruction: the paraphrase baseline.
+
+    Args:
+        model: Model whose tokenizer and chat template are used.
+        triplets: The triplets.
+        instruction: The other instruction.
+
+    Raises:
+        InputError: an empty instruction, or triplets that no pass can read.
+
+    Example:
+        >>> [other] = psr.rephrase(model, triplets[:1], "speak as a pirate would .")
+        >>> other.pair.instruction, other.response_ids == triplets[0].response_ids
+        ('speak as a pirate would .', True)
+    """
+    check_triplets(model, triplets)
     pairs = remade(model, [triplet.pair for triplet in triplets], instructions=[instruction] * len(triplets))
-    return [
-        Triplet(pair, triplet.response_ids, triplet.response, triplet.trait, triplet.coherence)
-        for pair, triplet in zip(pairs, triplets, strict=True)
-    ]
+    return [replace(triplet, pair=pair) for pair, triplet in zip(pairs, triplets, strict=True)]
 
 
 def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
-    """Refuse what no teacher-forced pass can read.
+    """Refuse what a teacher-forced pass cannot read.
 
     Raises:
-        InputError: no triplets, an empty response, or one that does not fit the model's context.
+        InputError: `triplets` is not a list of triplets, or an empty one; or a triplet has an empty response, a score that is not from 0 to
+            100, or more tokens than the model's context.
     """
+    given: object = triplets
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        remedy = (
+            "Put it in brackets." if isinstance(given, Triplet) else "`sample_responses` makes them; the model goes before them."
+        )
+        raise InputError("triplets", type(given).__name__, "a list of triplets", remedy)
     if not triplets:
         raise InputError(
             "triplets", "an empty list", "at least one triplet", "`sample_responses` makes them; see what its judge dropped."
         )
     limit = context_length(model)
-    for place, triplet in enumerate(triplets):
+    for index, triplet in enumerate(given):
+        if not isinstance(triplet, Triplet):
+            remedy = "`sample_responses` and `with_responses` make triplets of prompt pairs."
+            raise InputError(f"triplets[{index}]", type(triplet).__name__, "a Triplet", remedy)
         if not triplet.response_ids:
-            raise InputError(f"triplets[{place}]", "an empty response", "at least one response token", "Drop it.")
+            raise InputError(f"triplets[{index}]", "an empty response", "at least one response token", "Drop it.")
+        for name in ("trait", "coherence"):
+            score = getattr(triplet, name)
+            if not isinstance(score, Real) or not 0 <= float(score) <= 100:
+                raise InputError(
+                    f"triplets[{index}].{name}", score, "a score from 0 to 100", "Drop the triplet, or score it again."
+                )
         length = max(len(triplet.pair.base_ids), len(triplet.pair.prompted_ids)) + len(triplet.response_ids)
         if length > limit:
             raise InputError(
-                f"triplets[{place}]",
+                f"triplets[{index}]",
                 f"prompt and response of {length} tokens",
                 f"at most the model's context of {limit}",
                 "Shorten the response (`max_new_tokens`) or drop it.",
@@ -119,7 +185,7 @@ def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
 
 
 def token_table(model: HookedModel, triplets: Sequence[Triplet], span: Span) -> TokenTable:
-    """Which token stands in each row of what a pass over `triplets` collects on `span`."""
+    """Which token each row belongs to that a pass over `triplets` collects on `span`."""
     ids: list[int] = []
     owner: list[int] = []
     position: list[int] = []

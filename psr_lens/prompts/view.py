@@ -1,4 +1,4 @@
-"""Prompts as coloured text: which tokens are the instruction's, which the question's, and which are steered."""
+"""Prompts as coloured text that marks the tokens of the instruction, of the question, and those that are steered."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, Final, Literal
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.token_text import is_byte_level, token_bytes, visible
 
 Part = Literal["", "instruction", "question", "prefix", "response"]
-"""What a token belongs to; nothing where it is the template's, or an earlier message's."""
+"""What a token belongs to; empty for a token of the template or of an earlier message."""
 
 _FILL: Final[Mapping[Part, str]] = {
     "instruction": "#ffd8a8",
@@ -26,15 +27,15 @@ _FILL: Final[Mapping[Part, str]] = {
     "prefix": "#cfe8c4",
     "response": "#e6d9f3",
 }
-"""Backgrounds of the parts; dark text on any of them has a contrast above 12:1."""
+"""Background colour of each part; dark text on any of them has a contrast above 12:1."""
 _STEERED: Final = "#f4b6c2"
-"""Background of what is steered."""
+"""Background colour of steered tokens."""
 _INK: Final = "#1c1c1c"
 _MEANINGS: Final[Mapping[Part, str]] = {
-    "instruction": "what the prompted context adds",
+    "instruction": "what the instruction adds to the prompt",
     "question": "the user's question",
     "prefix": "how the response begins",
-    "response": "the same tokens in both",
+    "response": "the same tokens after both prompts",
 }
 
 
@@ -43,35 +44,37 @@ class ShownToken:
     """One token of a prompt."""
 
     text: str
-    """Its text, line ends and tabs as signs."""
+    """Its text, with visible signs for line ends and tabs."""
     part: Part
-    """What it belongs to."""
+    """The part it belongs to."""
     steered: bool
-    """Whether the span takes it in."""
+    """Whether it is in the span."""
 
 
 @dataclass(frozen=True, repr=False)
 class PromptView:
-    """Prompts, one above the other; HTML in a notebook, coloured text in a terminal, text with the same marks anywhere else."""
+    """Prompts, one above the other: HTML in a notebook; `print` shows coloured text in a terminal and marked text elsewhere."""
 
     rows: Mapping[str, tuple[ShownToken, ...]]
-    """The tokens of each prompt by its name, `base` and `prompted`."""
+    """The tokens of each prompt, by its name: `base` and `prompted`."""
     span: str
     """`R` or `QR`."""
     caption: str
-    """A line above them."""
+    """The line above the prompts."""
 
     def __str__(self) -> str:
-        """The text, with colours where standard output is a terminal."""
+        """The prompts as text, in colour if standard output is a terminal."""
         console = Console(file=StringIO(), force_terminal=sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
         with console.capture() as captured:
             console.print(self)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        """What is shown, on one line."""
+        return f"PromptView({self.caption}, span {self.span}; `print` shows it)"
 
     def __rich__(self) -> Group:
-        """For rich's consoles."""
+        """The prompts for a console of rich."""
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
@@ -96,8 +99,8 @@ class PromptView:
     @property
     def _parts(self) -> list[Part]:
         """The parts that occur, in the order of the legend."""
-        there = {token.part for tokens in self.rows.values() for token in tokens}
-        return [part for part in _FILL if part in there]
+        present = {token.part for tokens in self.rows.values() for token in tokens}
+        return [part for part in _FILL if part in present]
 
     @property
     def _meaning(self) -> str:
@@ -109,12 +112,12 @@ class PromptView:
         for steered, run in _runs(tokens):
             if steered:
                 text.append(f" {self.span}⟪", f"bold {_INK} on {_STEERED}")
-            for place, (part, inner) in enumerate(run):
+            for number, (part, inner) in enumerate(run):
                 fill = _FILL.get(part) or (_STEERED if steered else None)
                 style = f"{_INK} on {fill}" if fill else ""
-                text.append(f" {part}⟦" if part else "│" if place else "", f"bold {style}")
-                for number, token in enumerate(inner):
-                    text.append("│" if number else "", f"dim {style}")
+                text.append(f" {part}⟦" if part else "│" if number else "", f"bold {style}")
+                for index, token in enumerate(inner):
+                    text.append("│" if index else "", f"dim {style}")
                     text.append(token.text, f"{style} underline" if steered else style)
                 text.append("⟧" if part else "", f"bold {style}")
             text.append("⟫" if steered else "│", f"bold {_INK} on {_STEERED}" if steered else "dim")
@@ -168,80 +171,61 @@ def _wrapped(label: str, inner: str, fill: str, border: str) -> str:
     )
 
 
-def prompt_view(
-    tokenizer: Any,
-    prompts: Mapping[str, Sequence[int]],
-    response_ids: Sequence[int] = (),
-    *,
-    question: str,
-    instruction: str,
-    prefix: str,
-    question_length: int,
-    span: str,
-    span_length: int,
-    caption: str,
-) -> PromptView:
-    """Make the view of two prompts.
+def prompt_view(tokenizer: Any, pair: PromptPair, span: Span, response_ids: Sequence[int] = (), caption: str = "") -> PromptView:
+    """Make the view of a pair's two prompts.
 
-    Parts are found by their text, white space and case aside, since a tokenizer may change both; an instruction that it has changed
-    otherwise is taken for all that the prompted context adds.
+    Parts are found by their text, ignoring white space and case, since a tokenizer may change both. An instruction that it has changed in
+    another way is taken to be all that the prompt with the instruction adds.
 
     Args:
-        tokenizer: Tells the tokens' texts.
-        prompts: Token ids of the `base` and the `prompted` prompt.
-        response_ids: Token ids of a response behind both.
-        question: The question.
-        instruction: The instruction, which is in the prompted context only.
-        prefix: The words at the end of both prompts that the response begins with.
-        question_length: How many tokens at the end of both prompts are the same, from the question on.
-        span: `R` or `QR`.
-        span_length: How many of a prompt's last tokens the span takes in.
-        caption: A line above them.
+        tokenizer: Gives the tokens' texts.
+        pair: The two prompts.
+        span: `"R"` or `"QR"`.
+        response_ids: Token ids of a response, shown after both prompts.
+        caption: The line above the prompts.
     """
     byte_level = is_byte_level(tokenizer.get_vocab())
     rows = {}
-    for name, ids in prompts.items():
-        strings = tokenizer.convert_ids_to_tokens([*ids, *response_ids])
-        spelled = [token_bytes(string, byte_level) for string in strings]
-        texts = list(map(_shown_text, spelled))
+    for name, ids in (("base", pair.base_ids), ("prompted", pair.prompted_ids)):
+        spelled = [token_bytes(string, byte_level) for string in tokenizer.convert_ids_to_tokens([*ids, *response_ids])]
         letters = _Letters(spelled[: len(ids)])
         parts: list[Part] = ["" for _ in ids]
-        _mark(parts, "question", letters.last(question, len(ids) - question_length))
-        if prefix:
-            _mark(parts, "prefix", range(letters.ending(prefix), len(ids)))
+        _mark(parts, "question", letters.last(pair.question, len(ids) - pair.question_length))
+        if pair.chat.prefix:
+            _mark(parts, "prefix", range(letters.ending(pair.chat.prefix), len(ids)))
         if name == "prompted":
-            head, tail = _shared(prompts["base"], ids), _shared(prompts["base"][::-1], ids[::-1])
-            _mark(parts, "instruction", letters.nearest(instruction, head) or range(head, len(ids) - tail))
+            head, tail = _shared(pair.base_ids, ids), _shared(pair.base_ids[::-1], ids[::-1])
+            _mark(parts, "instruction", letters.nearest(pair.instruction, head) or range(head, len(ids) - tail))
         parts += ["response" for _ in response_ids]
-        begin = len(ids) - span_length
+        begin = len(ids) - pair.span_length(span)
         rows[name] = tuple(
-            ShownToken(text, part, place >= begin) for place, (text, part) in enumerate(zip(texts, parts, strict=True))
+            ShownToken(_shown_text(token), part, position >= begin)
+            for position, (token, part) in enumerate(zip(spelled, parts, strict=True))
         )
     return PromptView(rows, span, caption)
 
 
 def _shown_text(spelled: bytes) -> str:
-    """A token's text; the bytes of a piece of a character."""
+    """A token's text; its bytes if it is only a piece of a character."""
     try:
         return visible(spelled.decode())
     except UnicodeDecodeError:
         return "".join(f"‹{byte:02X}›" for byte in spelled)
 
 
-def _mark(parts: list[Part], part: Part, places: range) -> None:
-    for place in places:
-        parts[place] = part
+def _mark(parts: list[Part], part: Part, positions: range) -> None:
+    for position in positions:
+        parts[position] = part
 
 
 def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two prompts begin with alike."""
-    return next(
-        (place for place, (one, other) in enumerate(zip(left, right, strict=False)) if one != other), min(len(left), len(right))
-    )
+    """Number of tokens that two prompts share at their beginnings."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((position for position, (one, other) in pairs if one != other), min(len(left), len(right)))
 
 
 class _Letters:
-    """The letters of a prompt's tokens in a row, without white space and in lower case, to find a text in."""
+    """The text of a prompt's tokens, joined, in lower case and without white space, so that parts can be found in it."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         bare = [_bare(token) for token in tokens]
@@ -249,18 +233,18 @@ class _Letters:
         self._starts = list(accumulate(map(len, bare), initial=0))
 
     def last(self, text: str, until: int) -> range:
-        """Tokens of the last occurrence that begins before the end of token `until`."""
+        """Positions of the tokens of the last occurrence that begins before the end of token `until`."""
         limit = self._starts[min(until + 1, len(self._starts) - 1)]
         found = [start for start in self._occurrences(text) if start < limit]
         return self._tokens(found[-1], text) if found else range(0)
 
     def nearest(self, text: str, token: int) -> range:
-        """Tokens of the occurrence that begins nearest to a token."""
+        """Positions of the tokens of the occurrence that begins nearest to a token."""
         found = sorted(self._occurrences(text), key=lambda start: abs(start - self._starts[token]))
         return self._tokens(found[0], text) if found else range(0)
 
     def ending(self, text: str) -> int:
-        """The first token of the text at the end."""
+        """Position of the first token of a text that ends the prompt."""
         return self._tokens(max(0, len(self._all) - len(_bare(text.encode()))), text).start
 
     def _occurrences(self, text: str) -> list[int]:
@@ -268,7 +252,8 @@ class _Letters:
 
     def _tokens(self, start: int, text: str) -> range:
         stop = start + len(_bare(text.encode()))
-        inside = [place for place in range(len(self._starts) - 1) if self._starts[place] < stop and self._starts[place + 1] > start]
+        edges = pairwise(self._starts)
+        inside = [position for position, (begin, end) in enumerate(edges) if begin < stop and end > start]
         return range(inside[0], inside[-1] + 1) if inside else range(0)
 
 

@@ -184,12 +184,12 @@ def test_a_type_that_no_store_has_is_refused(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "without a line, expected at least one pair"),
-        ("{", "line 1: no JSON"),
+        ("", "which has no lines, expected at least one pair"),
+        ("{", "line 1: invalid JSON"),
         ("[1]", "line 1: list, expected an object"),
-        ('{"question": "a"}', "line 1: instruction is null, expected a text"),
-        ('\n{"question": 3, "instruction": "b"}', "line 2: question is 3, expected a text"),
-        ('{"question": "a", "instruction": "b", "response": " "}', 'line 1: response is " ", expected a text'),
+        ('{"question": "a"}', "line 1: instruction is null, expected a non-empty text"),
+        ('\n{"question": 3, "instruction": "b"}', "line 2: question is 3, expected a non-empty text"),
+        ('{"question": "a", "instruction": "b", "response": " "}', 'line 1: response is " ", expected a non-empty text'),
         (
             '{"question": "a", "instruction": "b", "response": "c"}\n{"question": "a", "instruction": "b"}',
             "response on 1 of 2 lines, expected one on every line or on none",

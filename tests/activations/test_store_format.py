@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from stores import HOOKS, SPEC_PARTS, bytes_of, spec_of, triplet_of, write_store
 
 from psr_lens._utils.digests import raw_bytes
 from psr_lens.activations.paired_passes import Reading
-from psr_lens.activations.store import StoreSpec, plan_shards, tokenizer_fingerprint, triplet_id
+from psr_lens.activations.store import Store, StoreSpec, StoreWriter, plan_shards, tokenizer_fingerprint, triplet_id
 from psr_lens.activations.store.files import Layout, read_checksums, verify_file
 from psr_lens.activations.store.format import FORMAT, manifest_bytes, read_manifest, read_spec, shard_layout
 from psr_lens.errors import ArtifactError, InputError
@@ -80,7 +81,7 @@ def test_the_same_capture_has_the_same_digest_and_any_other_another():
         spec_of([3, 2], settings={}),
         spec_of([3, 2], tokenizer="4567"),
         spec_of([3, 2], shard_bytes=401),
-        replace(spec, triplets=(replace(spec.triplets[0], trait=0.25), spec.triplets[1])),
+        replace(spec, triplets=(replace(spec.triplets[0], trait=25.0), spec.triplets[1])),
         replace(spec, triplets=(replace(spec.triplets[0], response="ahoy"), spec.triplets[1])),
     ]
     assert spec_of([3, 2]).digest == spec.digest
@@ -91,7 +92,7 @@ def test_the_same_capture_has_the_same_digest_and_any_other_another():
 
 def test_a_triplets_identity_is_in_its_ids_alone():
     triplet = triplet_of(4, 0)
-    assert triplet_id(replace(triplet, trait=0.1, response="other words")) == triplet_id(triplet)
+    assert triplet_id(replace(triplet, trait=10.0, response="other words")) == triplet_id(triplet)
     assert triplet_id(replace(triplet, response_ids=(*triplet.response_ids, 3))) != triplet_id(triplet)
     assert len(triplet_id(triplet)) == 32
 
@@ -173,7 +174,7 @@ def test_the_manifest_is_json_that_says_what_the_store_is(tmp_path):
     spec = spec_of([3, 2, 4])
     write_store(tmp_path, spec)
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert content["format"] == FORMAT == 1
+    assert content["format"] == FORMAT == 2
     assert [each["name"] for each in content["hooks"]] == list(HOOKS)
     assert [each["tokens"] for each in content["triplets"]] == [3, 2, 4]
     assert content["shards"][0] == {"file": "shard-00000.safetensors", "first_triplet": 0, "triplets": 2, "tokens": 5}
@@ -197,7 +198,7 @@ def _rewritten(folder, change, *, others=False):
     [
         (
             lambda content: content.update(format=FORMAT + 1),
-            r"manifest.json: has format 2, this version reads up to 1. Update psr_lens",
+            r"manifest.json: has format 3, this version reads up to 2. Update psr_lens",
         ),
         (lambda content: content.update(format="x"), r"manifest.json: has format 'x', which is none of a store's. Give the folder"),
         (
@@ -263,3 +264,59 @@ def test_files_of_two_equal_captures_can_be_exchanged(tmp_path):
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
     shutil.copy(tmp_path / "one" / "shard-00001.safetensors", tmp_path / "two")
     verify_file(tmp_path / "two" / "shard-00001.safetensors", shard_layout(spec, 1))
+
+
+# --- stores of format 1, whose scores are from 0 to 1 -------------------------------------------------------------------------
+
+VERSION_1 = Path(__file__).parents[1] / "data" / "store-v1"
+"""Written by an earlier version: four triplets in two shards."""
+SCORES = [(100.0, 100.0), (85.0, 7.0), (200 / 3, 99.5), (44.949106478873816, 29.0)]
+"""Trait and coherence of its triplets; no number gives the last trait of the file again when divided by 100."""
+
+
+def of_now(spec, scores):
+    """The spec that this version makes of the same capture."""
+    pairs = zip(spec.triplets, scores, strict=True)
+    triplets = tuple(replace(each, trait=trait, coherence=coherence) for each, (trait, coherence) in pairs)
+    return replace(spec, triplets=triplets, format=FORMAT, triplets_file="")
+
+
+def test_a_store_of_format_1_is_read_with_scores_from_0_to_100():
+    store = Store.open(VERSION_1)
+    store.verify()
+    assert store.spec.format == 1
+    assert [(each.trait, each.coherence) for each in store.triplets] == SCORES
+    assert len(store["blocks.1.hook_resid_post"][:]) == sum(store.spec.counts)
+
+
+@pytest.mark.parametrize("lost", ["shard-00001.safetensors", "tokens.safetensors"])
+def test_a_store_of_format_1_is_resumed_in_its_own_format(tmp_path, lost):
+    spec = read_spec(VERSION_1)
+    shutil.copytree(VERSION_1, tmp_path / "it")
+    (tmp_path / "it" / lost).unlink()
+    writer = StoreWriter.create(tmp_path / "it", of_now(spec, SCORES))
+    assert writer.missing() == ([1] if "shard" in lost else [])
+    with safe_open(VERSION_1 / "shard-00001.safetensors", framework="pt") as file:
+        writer.write(1, {name: file.get_tensor(name) for name in spec.hooks})
+    assert bytes_of(tmp_path / "it") == bytes_of(VERSION_1)
+
+
+def test_the_triplets_of_format_1_are_written_again_to_the_byte(tmp_path):
+    spec = replace(spec_of([3, 2, 4]), format=1)
+    triplets = tuple(
+        replace(each, trait=score, coherence=7.0) for each, score in zip(spec.triplets, (85.0, 200 / 3, 0.0), strict=True)
+    )
+    spec = replace(spec, triplets=triplets)
+    write_store(tmp_path, spec)
+    whole = bytes_of(tmp_path)
+    assert read_spec(tmp_path).triplets == triplets
+    (tmp_path / "triplets.jsonl").unlink()
+    StoreWriter.create(tmp_path, of_now(spec, [(each.trait, each.coherence) for each in triplets]))
+    assert bytes_of(tmp_path) == whole
+
+
+def test_another_capture_is_not_taken_for_the_store_of_format_1_in_the_folder(tmp_path):
+    shutil.copytree(VERSION_1, tmp_path / "it")
+    other = of_now(read_spec(VERSION_1), [*SCORES[:3], (45.0, 29.0)])
+    with pytest.raises(ArtifactError, match="holds another store, which differs in triplets_file"):
+        StoreWriter.create(tmp_path / "it", other)

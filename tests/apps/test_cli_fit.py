@@ -22,9 +22,9 @@ def run(*arguments):
 def lines(tmp_path):
     """Two lines of a group and one of another, with scores."""
     content = [
-        {"question": "what is a bear ?", "instruction": "talk like a pirate .", "group": "pirate", "trait": 0.5},
+        {"question": "what is a bear ?", "instruction": "talk like a pirate .", "group": "pirate", "trait": 50},
         {"question": "what is a fox ?", "instruction": "talk like a pirate .", "group": "pirate"},
-        {"question": "what is an owl ?", "instruction": "be gloomy .", "group": "gloomy", "coherence": 0.75},
+        {"question": "what is an owl ?", "instruction": "be gloomy .", "group": "gloomy", "coherence": 75},
     ]
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(json.dumps(line | {"response": text}) for line, text in zip(content, RESPONSES, strict=True)))
@@ -36,7 +36,7 @@ def pirates(organism):
     """The triplets that the lines of the group `pirate` stand for."""
     pairs = psr.prompt_pairs(organism.model, ["what is a bear ?", "what is a fox ?"], "talk like a pirate .")
     first, second = psr.with_responses(organism.model, pairs, RESPONSES[:2])
-    return [psr.Triplet(first.pair, first.response_ids, first.response, trait=0.5), second]
+    return [psr.Triplet(first.pair, first.response_ids, first.response, trait=50.0), second]
 
 
 def assert_same(one, other):
@@ -102,5 +102,5 @@ def test_what_cannot_be_meant_is_one_line_and_exit_code_2(tmp_path, lines, confi
 def test_a_score_outside_0_to_1_is_refused(tmp_path, score):
     path = tmp_path / "lines.jsonl"
     path.write_text(f'{{"question": "a", "instruction": "b", "response": "c", "trait": {score}}}')
-    with pytest.raises(psr.errors.InputError, match=r"line 1: trait is .*, expected a number from 0 to 1"):
+    with pytest.raises(psr.errors.InputError, match=r"line 1: trait is .*, expected a number from 0 to 100"):
         psr.datasets.read_pairs(path)

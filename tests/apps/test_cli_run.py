@@ -243,7 +243,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_byte(tmp_path, se
 @pytest.mark.usefixtures("no_report")
 def test_responses_of_the_file_are_learned_from(tmp_path, folders):
     lines = [
-        {"question": text, "response": "arr , " + text, "trait": 0.5, "instruction": "be brief ."}
+        {"question": text, "response": "arr , " + text, "trait": 50, "instruction": "be brief ."}
         for text in psr.organism.questions(6)
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -252,7 +252,7 @@ def test_responses_of_the_file_are_learned_from(tmp_path, folders):
     result = runs.run(read_config(None, given), say=lambda text: None)
     assert len(result.triplets) == 4
     assert {each.response for each in result.triplets} <= {line["response"] for line in lines}
-    assert {each.trait for each in result.triplets} == {0.5}
+    assert {each.trait for each in result.triplets} == {50.0}
     assert result.comparison.instruction == "be brief ."
 
 

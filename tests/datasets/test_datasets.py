@@ -106,7 +106,7 @@ def test_arguments_that_are_null_are_left_out_and_all_else_is_kept(tmp_path):
     [
         ({"key": "1"}, 'key is "1", expected a whole number'),
         ({"key": None}, "key is null"),
-        ({"prompt": ""}, 'prompt is "", expected a text as prompt'),
+        ({"prompt": ""}, 'prompt is "", expected a non-empty text as prompt'),
         ({"prompt_without_instruction": None}, "prompt_without_instruction is null"),
         ({"instruction_id_list": []}, r"instruction_id_list is \[\]"),
         ({"instruction_id_list": [3]}, r"instruction_id_list is \[3\]"),
@@ -124,11 +124,11 @@ def test_a_bad_ifeval_row_is_named_by_file_and_line(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "without a line"),
-        ("{", "line 1: no JSON"),
+        ("", "which has no lines"),
+        ("{", "line 1: invalid JSON"),
         ("[1]", "line 1: list"),
-        ('{"key": 1, "key": 2}', "line 1: no JSON .*'key' stands twice"),
-        ("[" * 100_000, "line 1: no JSON"),
+        ('{"key": 1, "key": 2}', "line 1: invalid JSON .*'key' occurs twice"),
+        ("[" * 100_000, "line 1: invalid JSON"),
     ],
 )
 def test_what_is_no_file_of_objects_is_refused(tmp_path, text, message):
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_there_or_not_utf_8_is_named(tmp_path):
     (tmp_path / "latin").write_bytes("é".encode("latin-1"))
     for name in ("none", "latin"):
         for read, argument in ((psr.datasets.read_ifeval, "ifeval"), (psr.datasets.read_persona, "persona")):
-            with pytest.raises(InputError, match=rf"{argument}: got .*{name}.* expected a file of UTF-8 text"):
+            with pytest.raises(InputError, match=rf"{argument}: got .*{name}.* expected a readable file of UTF-8 text"):
                 read(tmp_path / name)
 
 
@@ -236,7 +236,7 @@ def test_bad_axbench_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"x\.csv, expected files that end in"):
         psr.datasets.read_axbench([tmp_path / "metadata.jsonl", tmp_path / "x.csv"])
     (tmp_path / "1.parquet").write_bytes(b"no such thing")
-    with pytest.raises(InputError, match=r"1\.parquet .*expected a parquet file that can be read"):
+    with pytest.raises(InputError, match=r"1\.parquet .*expected a readable parquet file"):
         psr.datasets.read_axbench(tmp_path)
     axbench(tmp_path, [CONCEPT], [EXAMPLE], [{"input": "a"}])
     with pytest.raises(InputError, match=r"1\.parquet without the columns output, output_concept, category, concept_id"):
@@ -245,7 +245,7 @@ def test_bad_axbench_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r'metadata\.jsonl, line 2: concept is ""'):
         psr.datasets.read_axbench(tmp_path)
     axbench(tmp_path, [CONCEPT, CONCEPT])
-    with pytest.raises(InputError, match=r"the concepts \[0, 0\], expected at least one concept, and none twice"):
+    with pytest.raises(InputError, match=r"the concepts \[0, 0\], expected at least one concept, and no duplicates"):
         psr.datasets.read_axbench(tmp_path)
 
 
@@ -260,11 +260,11 @@ def csv_file(tmp_path: Path, text: str) -> Path:
 
 def test_pairs_are_read_from_csv_as_from_json(tmp_path):
     text = (
-        '\ufeffquestion,instruction,response,group,trait,note\r\n"What, is\nit?",Be brief.,"A ""bear"".",pirate,0.5,x\r\n\r\n'
+        '\ufeffquestion,instruction,response,group,trait,note\r\n"What, is\nit?",Be brief.,"A ""bear"".",pirate,50,x\r\n\r\n'
         "Who?,Be loud.,Me!,,,\r\n"
     )
     assert psr.datasets.read_pairs(csv_file(tmp_path, text)) == [
-        PairLine("What, is\nit?", "Be brief.", 'A "bear".', "pirate", 0.5),
+        PairLine("What, is\nit?", "Be brief.", 'A "bear".', "pirate", 50.0),
         PairLine("Who?", "Be loud.", "Me!"),
     ]
 
@@ -276,12 +276,12 @@ def test_pairs_are_read_from_csv_as_from_json(tmp_path):
         ('question,instruction\n"a\nb",c\nd\n', "line 4: 1 cells, expected 2"),
         ("question,instruction\n,b\n", "line 2: question is null"),
         ("question\na\n", "line 1: the names 'question', expected question and instruction among them"),
-        ("question,instruction,question\na,b,c\n", "none twice"),
-        ("question,instruction,trait\na,b,high\n", 'line 2: trait is "high", expected a number from 0 to 1'),
+        ("question,instruction,question\na,b,c\n", "no duplicates"),
+        ("question,instruction,trait\na,b,high\n", 'line 2: trait is "high", expected a number from 0 to 100'),
         ("question,instruction,trait\na,b,nan\n", "line 2: trait is NaN"),
-        ('question,instruction\na,"b\n', "line 2: no CSV"),
-        ('question,instruction\na,"b"c\n', "line 2: no CSV"),
-        ("question,instruction\n", "without a line"),
+        ('question,instruction\na,"b\n', "line 2: invalid CSV"),
+        ('question,instruction\na,"b"c\n', "line 2: invalid CSV"),
+        ("question,instruction\n", "which has no lines"),
         ("question,instruction,response\na,b,c\na,b,\n", "a response on 1 of 2 lines"),
     ],
 )

@@ -107,8 +107,8 @@ def test_both_classes_give_the_same_replacement(load, solver):
 
 def test_half_the_trait_score_is_taken_for_half_the_steering(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 5)
-    halves = [psr.Triplet(each.pair, each.response_ids, "", trait=0.5) for each in triplets]
-    wholes = [psr.Triplet(each.pair, each.response_ids, "", trait=1.0) for each in triplets]
+    halves = [psr.Triplet(each.pair, each.response_ids, "", trait=50.0) for each in triplets]
+    wholes = [psr.Triplet(each.pair, each.response_ids, "", trait=100.0) for each in triplets]
     config = psr.FitConfig(layers=0, regression_steps=0)
     half, whole = (next(iter(psr.fit(tiny_llama.model, each, config).sites.values())) for each in (halves, wholes))
     inputs = collect(tiny_llama.model, triplets, ["blocks.0.hook_resid_post"], "base", "R")["blocks.0.hook_resid_post"]

@@ -1,5 +1,6 @@
 """Training runs that are interrupted, killed, or shared by two processes end as one that was left alone."""
 
+import hashlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from safetensors import safe_open
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, FitError, InputError
 from psr_lens.fitting import training
+from psr_lens.fitting.checkpoint import identity
 from psr_lens.fitting.objective import Imitation, Objective
 from psr_lens.fitting.training import _Run
 
@@ -113,6 +115,19 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(tiny_llama, tmp_pat
         with pytest.raises(ArtifactError, match=rf"holds another run, which differs in {part}\. Give another folder, or delete"):
             psr.fit(wanted, data, settings, checkpoint=tmp_path / "run")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_the_scores_in_a_checkpoints_identity_are_strengths_as_ever(tiny_llama):
+    triplets = [replace(each, trait=85.0) for each in random_triplets(tiny_llama.model, 2)]
+    data = hashlib.sha256()
+    for each in triplets:
+        pair = each.pair
+        data.update(
+            json.dumps(
+                [pair.base_ids, pair.prompted_ids, pair.question_length, each.response_ids, 0.85]
+            ).encode()  # as format 1 had it
+        )
+    assert identity(tiny_llama.model, triplets, ["x"], psr.FitConfig())["triplets"] == data.hexdigest()
 
 
 def test_damaged_and_unwritable_checkpoints_are_told_of(tiny_llama, tmp_path):

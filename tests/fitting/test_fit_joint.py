@@ -42,7 +42,7 @@ def reference_losses(hf, triplets, sites: dict[int, Site], span: str) -> tuple[t
 
             return edit
 
-        edits = {layer: edit_of(layer, len(base) - kept, triplet.trait) for layer in sites}
+        edits = {layer: edit_of(layer, len(base) - kept, triplet.trait / 100) for layer in sites}
         found = oracles.read(hf, (*base, *triplet.response_ids), edits).residuals
         for layer in measured:
             error = error + (found[layer][len(base) - kept :] - wanted[layer][len(steered) - kept :]).square().sum()
@@ -123,7 +123,7 @@ def test_probes_start_small_and_offsets_at_zero(tiny_llama):
 
 
 def test_polishing_goes_on_from_what_the_solver_found(tiny_llama):
-    triplets = [replace(each, trait=1.0) for each in random_triplets(tiny_llama.model, 6)]
+    triplets = [replace(each, trait=100.0) for each in random_triplets(tiny_llama.model, 6)]
     config = psr.FitConfig(regression_steps=20, polish_epochs=6, learning_rate=3e-3, batch_size=3)
     plain = psr.fit(tiny_llama.model, triplets, psr.FitConfig(regression_steps=20))
     polished = psr.fit(tiny_llama.model, triplets, config)

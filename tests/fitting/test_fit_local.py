@@ -48,7 +48,7 @@ def reference_local(hf, triplets, layers, config) -> dict:
         for layer in layers:
             reached[layer].append(made[layer])
             wanted[layer].append(prompted[layer])
-        alpha.append(torch.full((kept + len(triplet.response_ids),), triplet.trait))
+        alpha.append(torch.full((kept + len(triplet.response_ids),), triplet.trait / 100))
     return {
         layer: fit_site(torch.cat(reached[layer]), torch.cat(wanted[layer]) - torch.cat(reached[layer]), torch.cat(alpha), config)
         for layer in layers
@@ -105,7 +105,7 @@ def test_other_hook_points(tiny, point, solve):
     sites = solve(tiny.model, triplets, names, config)
     assert list(sites) == names
     inputs, prompted = (collect(tiny.model, triplets, names[:1], context, "R")[names[0]] for context in ("base", "prompted"))
-    alpha = torch.cat([torch.full((1 + len(triplet.response_ids),), triplet.trait) for triplet in triplets])
+    alpha = torch.cat([torch.full((1 + len(triplet.response_ids),), triplet.trait / 100) for triplet in triplets])
     wanted = fit_site(inputs, prompted - inputs, alpha, config)
     assert wanted.weights.shape == ((4, 2, 8) if hook == "z" else (2, 32))
     assert close(sites[names[0]], wanted, inputs)
@@ -133,7 +133,7 @@ def later_inputs(model, triplets, names, site, local: bool):
             def hook(activation, hook):
                 changed = activation.clone()
                 rows = activation[base.span]
-                changed[base.span] = held[name][steered.span] if local else rows + triplet.trait * site.intervention(rows)
+                changed[base.span] = held[name][steered.span] if local else rows + triplet.trait / 100 * site.intervention(rows)
                 return changed
 
             return hook

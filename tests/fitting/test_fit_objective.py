@@ -78,7 +78,7 @@ def reference(hf, triplets, parameters, config) -> torch.Tensor:
     for triplet in triplets:
         base, steered, response = triplet.pair.base_ids, triplet.pair.prompted_ids, triplet.response_ids
         kept = 1 if config.span == "R" else triplet.pair.question_length
-        strength = triplet.trait + parameters.offset
+        strength = triplet.trait / 100 + parameters.offset
         edits = [edit_of(site, strength, len(base) - kept) for site in parameters.sites().values()]
         found = read_with(hf, (*base, *response), config.hook, edits)
         if config.objective == "ll":
@@ -152,7 +152,7 @@ def test_every_kind_of_hook_point_can_be_fitted(tiny, hook):
 def test_the_offset_turns_the_sign_of_negative_examples(tiny_llama):
     """Half the triplets have the trait; of the others the response was sampled without the instruction's effect: contexts swapped."""
     triplets = random_triplets(tiny_llama.model, 6)
-    positive = [replace(triplet, trait=1.0) for triplet in triplets[:3]]
+    positive = [replace(triplet, trait=100.0) for triplet in triplets[:3]]
     pairs = [replace(each.pair, base_ids=each.pair.prompted_ids, prompted_ids=each.pair.base_ids) for each in triplets[:3]]
     negative = [psr.Triplet(pair, each.response_ids, "", trait=0.0) for pair, each in zip(pairs, positive, strict=True)]
     settings = {"solver": "joint", "rule": "constant", "layers": 0, "epochs": 60, "batch_size": 3, "learning_rate": 3e-2}

@@ -71,10 +71,10 @@ def test_the_validation_loss_is_the_error_on_the_triplets_left_out(tiny_llama):
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
 
     def error(indices, steering) -> float:
-        chosen = [psr.Triplet(triplets[index].pair, triplets[index].response_ids, "", 1.0) for index in indices]
+        chosen = [psr.Triplet(triplets[index].pair, triplets[index].response_ids, "", 100.0) for index in indices]
         total, tokens = 0.0, 0
         for index, one in zip(indices, chosen, strict=True):
-            alpha = {"steering": steering, "alpha": triplets[index].trait} if steering else {}
+            alpha = {"steering": steering, "alpha": triplets[index].trait / 100} if steering else {}
             found, wanted = (
                 psr.passes.collect(tiny_llama.model, [one], names, context, "R", **given)
                 for context, given in (("base", alpha), ("prompted", {}))
@@ -98,7 +98,7 @@ def test_training_stops_when_validation_no_longer_improves_and_the_best_state_is
     total = tokens = 0.0
     for triplet in held_out:
         ids, start = [*triplet.pair.base_ids, *triplet.response_ids], len(triplet.pair.base_ids)
-        with torch.no_grad(), fitted.steer(tiny_llama.model, triplet.trait, start=start - 1):
+        with torch.no_grad(), fitted.steer(tiny_llama.model, triplet.trait / 100, start=start - 1):
             scores = tiny_llama.model(torch.tensor([ids]))[0].log_softmax(-1)
         total -= sum(float(scores[start - 1 + place, token]) for place, token in enumerate(triplet.response_ids))
         tokens += len(triplet.response_ids)

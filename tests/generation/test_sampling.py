@@ -79,7 +79,7 @@ def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny
     whole = ids_of(psr.generate(tiny_llama.model, pairs, sampling=config))
     assert ids_of(psr.generate(tiny_llama.model, pairs[2:5], sampling=config, streams=range(2, 5))) == whole[2:5]
     assert ids_of(psr.generate(tiny_llama.model, pairs[2:5], sampling=config)) != whole[2:5]
-    with pytest.raises(psr.errors.InputError, match=r"streams: got 2 for 6 pairs, expected one a pair"):
+    with pytest.raises(psr.errors.InputError, match=r"streams: got 2 for 6 pairs, expected one per pair"):
         psr.generate(tiny_llama.model, pairs, sampling=config, streams=[0, 1])
     steering, strengths = random_replacement(tiny_llama.model, size=2.0), torch.linspace(0, 2, 6)
     each = [
@@ -89,7 +89,7 @@ def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny
     for given in (strengths, strengths.tolist(), strengths.numpy()):
         assert ids_of(psr.generate(tiny_llama.model, pairs, steering, sampling=config, alpha=given)) == each
     assert each != whole
-    with pytest.raises(psr.errors.InputError, match=r"alpha: got 2 for 6 pairs, expected one a pair"):
+    with pytest.raises(psr.errors.InputError, match=r"alpha: got 2 for 6 pairs, expected a finite number, or one per pair"):
         psr.generate(tiny_llama.model, pairs, sampling=config, alpha=[0.5, 1.0])
 
 
@@ -255,19 +255,19 @@ def test_the_filter_keeps_what_is_coherent_with_the_trait_and_says_why_it_drops_
     judge = FakeJudge(trait=[100, 49.9, 50, 100, nan, 80, 100, 0, nan], coherence=[100, 100, 50, 100, 100, 49.9, nan, 0, 0])
     triplets = judged_triplets(pairs, responses, judge)
     assert [triplet.pair for triplet in triplets] == [pairs[0], pairs[2]]
-    assert [(triplet.trait, triplet.coherence) for triplet in triplets] == [(1.0, 1.0), (0.5, 0.5)]
+    assert [(triplet.trait, triplet.coherence) for triplet in triplets] == [(100.0, 100.0), (50.0, 50.0)]
     assert [triplet.response_ids for triplet in triplets] == [(7, 8), (7, 8)]
     assert [(each.response, each.reason) for each in triplets.dropped] == [
-        ("answer 1", "trait missing"),
+        ("answer 1", "without the trait"),
         ("  ", "empty"),
-        ("answer 4", "unjudged"),
+        ("answer 4", "without a score"),
         ("answer 5", "incoherent"),
-        ("answer 6", "unjudged"),
+        ("answer 6", "without a score"),
         ("answer 7", "incoherent"),
-        ("answer 8", "unjudged"),
+        ("answer 8", "without a score"),
     ]
     assert [each.question for each in triplets.dropped] == [pairs[place].question for place in (1, 3, 4, 5, 6, 7, 8)]
-    assert triplets.summary() == "2 triplets kept, 7 dropped (3 unjudged, 2 incoherent, 1 trait missing, 1 empty)"
+    assert triplets.summary() == "2 triplets kept, 7 dropped (3 without a score, 2 incoherent, 1 without the trait, 1 empty)"
     assert triplets.summary() in repr(triplets)
 
 
@@ -276,8 +276,8 @@ def test_negative_examples_are_kept_where_they_are_wanted(tiny_llama):
     responses = [Response((7, 8), f"answer {place}") for place in range(5)]
     judge = FakeJudge(trait=[100, 0, 20, 0, nan], coherence=[100, 100, 50, 49, 100])
     triplets = judged_triplets(pairs, responses, judge, keep_negatives=True)
-    assert [triplet.trait for triplet in triplets] == [1.0, 0.0, 0.2]
-    assert [each.reason for each in triplets.dropped] == ["incoherent", "unjudged"]
+    assert [triplet.trait for triplet in triplets] == [100.0, 0.0, 20.0]
+    assert [each.reason for each in triplets.dropped] == ["incoherent", "without a score"]
 
 
 def test_the_judge_is_asked_about_the_texts_and_their_questions(tiny_llama):
@@ -287,14 +287,14 @@ def test_the_judge_is_asked_about_the_texts_and_their_questions(tiny_llama):
     [(texts, questions)] = judge.asked
     assert questions == [pair.question for pair in pairs]
     assert texts == [triplet.response for triplet in triplets]
-    assert {triplet.trait for triplet in triplets} == {0.9}
+    assert {triplet.trait for triplet in triplets} == {90.0}
 
 
 def test_without_a_judge_everything_that_says_something_is_kept_at_full_score(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 4)
     config = SamplingConfig(max_new_tokens=5, seed=3)
     triplets = psr.sample_responses(tiny_llama.model, pairs, None, sampling=config)
-    assert {(triplet.trait, triplet.coherence) for triplet in triplets} == {(1.0, 1.0)}
+    assert {(triplet.trait, triplet.coherence) for triplet in triplets} == {(100.0, 100.0)}
     assert [triplet.response_ids for triplet in triplets] == ids_of(
         psr.generate(tiny_llama.model, pairs, context="prompted", sampling=config)
     )

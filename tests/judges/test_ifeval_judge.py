@@ -145,8 +145,8 @@ def test_a_judge_filters_sampled_responses(organism):
     pairs = psr.prompt_pairs(organism.model, psr.organism.questions(8), "end every sentence with an exclamation mark .")
     trait = psr.judges.ifeval("startend:end_checker", end_phrase=".")
     alone = psr.sample_responses(organism.model, pairs, trait)
-    assert {each.reason for each in alone.dropped} == {"unjudged"}
+    assert {each.reason for each in alone.dropped} == {"without a score"}
     both = psr.sample_responses(organism.model, pairs, psr.judges.combine(trait, psr.judges.organism("shout")))
     ends = [each.response.endswith(".") for each in (*both.kept, *both.dropped)]
     assert sum(ends) == len(both.kept)
-    assert {each.reason for each in both.dropped} <= {"trait missing"}
+    assert {each.reason for each in both.dropped} <= {"without the trait"}

@@ -59,8 +59,8 @@ def test_the_parts_are_marked_to_the_token(name, kind):
     for index, question in enumerate(QUESTIONS):
         for span in ("R", "QR"):
             view = pairs.show(index, span)
-            base, steered = view.rows["base"], view.rows["prompted"]
-            for tokens, ids in ((base, pairs[index].base_ids), (steered, pairs[index].prompted_ids)):
+            base, prompted = view.rows["base"], view.rows["prompted"]
+            for tokens, ids in ((base, pairs[index].base_ids), (prompted, pairs[index].prompted_ids)):
                 assert len(tokens) == len(ids)
                 marked = bare(letters(tokens, "question")).replace("‹", "").replace("›", "")
                 wanted = bare(question)
@@ -70,10 +70,10 @@ def test_the_parts_are_marked_to_the_token(name, kind):
                 assert bare(letters(tokens, "prefix")) == "afoxis"
                 count = pairs[index].span_length(span)
                 assert [token.steered for token in tokens] == [False] * (len(ids) - count) + [True] * count
-            assert "talklikeapirate." in bare(letters(steered, "instruction"))
+            assert "talklikeapirate." in bare(letters(prompted, "instruction"))
             assert letters(base, "instruction") == ""
             if not TEMPLATES[name].glued and kind == "byte level":
-                assert bare(letters(steered, "instruction")) == "talklikeapirate."
+                assert bare(letters(prompted, "instruction")) == "talklikeapirate."
 
 
 @given(st.text(min_size=1, max_size=12).filter(str.strip), st.text(min_size=1, max_size=12).filter(str.strip))
@@ -146,6 +146,7 @@ def test_pairs_behave_as_the_list_they_were():
     assert pairs.index(pairs[2]) == 2
     assert hash(pairs) == hash(PromptPairs(tuple(listed)))
     assert repr(pairs) == "PromptPairs(4 pairs; `.show()` shows one with its spans)"
+    assert repr(pairs.show(1, "QR")) == "PromptView(pair 1 of 4, span QR; `print` shows it)"
     assert pairs.show(-1).caption == pairs.show(3).caption == "pair 3 of 4"
 
 
@@ -156,7 +157,7 @@ def test_what_cannot_be_shown_says_why():
         pairs.show(4)
     with pytest.raises(InputError, match="index: got 0, expected at least one pair to show"):
         PromptPairs(()).show()
-    with pytest.raises(InputError, match="tokenizer: got None, expected what tells the tokens' texts"):
+    with pytest.raises(InputError, match="tokenizer: got None, expected a tokenizer to give the tokens' texts"):
         PromptPairs(tuple(pairs)).show()
     with pytest.raises(InputError, match="span"):
         pairs.show(0, span="RQ")

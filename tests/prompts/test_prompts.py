@@ -1,71 +1,21 @@
 """Prompt pairs, and that each response token in one context is compared with itself in the other."""
 
-import functools
 from typing import NamedTuple
 
 import oracles
 import pytest
 import torch
-from chat_templates import Stub, Template, trained
+from chat_templates import Stub
 from helpers import CONTEXT, pairs_of, random_triplets
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from prompt_stubs import GLUED, NO_SYSTEM_ROLE, SILENT, STYLES, byte_level, decoded, spelled, stub
 
 import psr_lens as psr
 from psr_lens.activations.batches import context_batch, length_batches
 from psr_lens.errors import InputError, PsrLensError
 from psr_lens.models import forward
-from psr_lens.organism.tokenizer import build_tokenizer
 from psr_lens.prompts import PromptPair, Triplet, check_triplets, rephrase, token_table
-
-NO_SYSTEM_ROLE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}"
-    "### {{ message['role'] }}:\n{{ message['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}### assistant:\n{% endif %}"
-)
-LLAMA_3 = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\n\n' %}"
-    "{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}"
-    "{% for message in rest %}<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
-    "{{ first if loop.first else '' }}{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-GLUED = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
-    "[INST] {{ message['content'] }} [/INST]{% endfor %}"
-)
-SILENT = "{{ bos_token }}{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}\n{% endfor %}"
-STYLES = ("organism", "no system role", "llama 3", "gemma", "plain text")
-
-
-def byte_level(template: str | None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE as GPT-2 and Llama 3 have one."""
-    special = ("<|start_header_id|>", "<|end_header_id|>")
-    return trained(Template(template, special, "<|eot_id|>", "<|begin|>"), "byte level")
-
-
-def marked_spaces(template: str) -> PreTrainedTokenizerFast:
-    """A BPE over whole texts with marked spaces, as Gemma has one: tokens may reach across words."""
-    return trained(Template(template, ("<start_of_turn>", "<end_of_turn>"), "<eos>", "<bos>"), "sentencepiece")
-
-
-@functools.cache
-def stub(style: str) -> Stub:
-    made = {
-        "organism": build_tokenizer,
-        "no system role": lambda: byte_level(NO_SYSTEM_ROLE),
-        "llama 3": lambda: byte_level(LLAMA_3),
-        "gemma": lambda: marked_spaces(GEMMA),
-        "plain text": lambda: byte_level(None),
-    }
-    return Stub(made[style]())
-
 
 WORDS = ["what", "is", "a", "bear", "?", "tell", "me", "how", "to", "bake", "bread", ",", "user", "model", "assistant", "the"]
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)
@@ -95,21 +45,12 @@ drawn = st.builds(
 )
 
 
-def decoded(style: str, ids) -> str:
-    return stub(style).tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-def spelled(style: str, text: str) -> str:
-    """A text as the style's tokenizer gives it back."""
-    return decoded(style, stub(style).tokenizer(text, add_special_tokens=False).input_ids)
-
-
 @given(drawn, st.sampled_from(["R", "QR"]))
 def test_the_span_holds_the_same_tokens_in_the_same_order_in_both_contexts(case, span):
     triplets = case.triplets()
-    base, steered = (context_batch(triplets, context, span) for context in ("base", "prompted"))
+    base, prompted = (context_batch(triplets, context, span) for context in ("base", "prompted"))
     for row, triplet in enumerate(triplets):
-        left, right = base.tokens[row][base.span[row]], steered.tokens[row][steered.span[row]]
+        left, right = base.tokens[row][base.span[row]], prompted.tokens[row][prompted.span[row]]
         assert left.tolist() == right.tolist()
         assert tuple(left[-len(triplet.response_ids) :].tolist()) == triplet.response_ids
 
@@ -183,20 +124,20 @@ def test_prompts_are_what_the_chat_template_says_with_one_bos(style, question, i
     tokenizer = stub(style).tokenizer
     [pair] = psr.prompt_pairs(stub(style), [question], instruction)
     if style == "plain text":
-        base, steered = (
+        base, prompted = (
             tokenizer(text, add_special_tokens=False).input_ids for text in (f"{question}\n", f"{instruction}\n{question}\n")
         )
-        base, steered = ([tokenizer.bos_token_id, *ids] for ids in (base, steered))
+        base, prompted = ([tokenizer.bos_token_id, *ids] for ids in (base, prompted))
     else:
         user = {"role": "user", "content": question}
         together = [{"role": "user", "content": f"{instruction}\n\n{question}"}]
         apart = [{"role": "system", "content": instruction}, user]
-        base, steered = (
+        base, prompted = (
             tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
             for messages in ([user], together if style == "no system role" else apart)
         )
     assert pair.base_ids == tuple(base)
-    assert pair.prompted_ids == tuple(steered)
+    assert pair.prompted_ids == tuple(prompted)
     assert pair.base_ids.count(tokenizer.bos_token_id) == pair.prompted_ids.count(tokenizer.bos_token_id) == 1
     assert pair.base_ids != pair.prompted_ids
 

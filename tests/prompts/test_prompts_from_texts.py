@@ -1,7 +1,8 @@
-"""Prompt pairs of two texts, where the prompted context is not an instruction and a question."""
+"""Prompt pairs from texts in two versions, where the second is not simply an instruction plus the question."""
 
 import pytest
-from test_prompts import STYLES, Stub, byte_level, decoded, spelled, stub
+from chat_templates import Stub
+from prompt_stubs import STYLES, byte_level, decoded, spelled, stub
 
 import psr_lens as psr
 from psr_lens.errors import InputError
@@ -10,15 +11,15 @@ BASE = "how do you bake bread ?"
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_base_prompt_is_that_of_prompt_pairs_and_the_steered_one_that_of_its_text(style):
-    steered = "how do you bake bread for a bear ?"
-    [pair] = psr.prompt_pairs_from_texts(stub(style), [BASE], [steered])
+def test_the_base_prompt_is_that_of_prompt_pairs_and_the_other_that_of_its_own_text(style):
+    prompted = "how do you bake bread for a bear ?"
+    [pair] = psr.prompt_pairs_from_texts(stub(style), [BASE], [prompted])
     [plain] = psr.prompt_pairs(stub(style), [BASE], "be brief .")
-    [other] = psr.prompt_pairs(stub(style), [steered], "be brief .")
+    [other] = psr.prompt_pairs(stub(style), [prompted], "be brief .")
     assert pair.base_ids == plain.base_ids
     assert pair.prompted_ids == other.base_ids
     assert pair.question == BASE
-    assert pair.instruction == steered
+    assert pair.instruction == prompted
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -69,14 +70,14 @@ def test_pairs_of_texts_can_be_sampled_captured_and_steered(organism):
     ("base", "prompted", "message"),
     [
         ("text", ["text"], "base: got one string, expected a list of prompts. Put it in brackets"),
-        (["text"], [], "steered: got an empty list, expected at least one prompt"),
-        (["text"], [" "], r"steered\[0\]: got ' ', expected a text"),
-        (["text"], ["text"] * 2, "steered: got 2 of them, expected one for each of 1 base prompts"),
-        (["text"], ["bear " * 11_000], r"steered\[0\]: got a prompt of \d+ tokens, expected fewer than the model's context"),
+        (["text"], [], "prompted: got an empty list, expected at least one prompt"),
+        (["text"], [" "], r"prompted\[0\]: got ' ', expected a text"),
+        (["text"], ["text"] * 2, "prompted: got 2 prompts, expected one for each of the 1 base prompts"),
+        (["text"], ["bear " * 11_000], r"prompted\[0\]: got a prompt of \d+ tokens, expected fewer than the model's context"),
         (["bear " * 11_000], ["text"], r"base\[0\]: got a prompt of \d+ tokens"),
     ],
-    ids=["one string", "none", "empty", "too many", "steered too long", "base too long"],
+    ids=["one string", "none", "empty", "too many", "prompted too long", "base too long"],
 )
-def test_texts_that_make_no_pair_are_named(base, steered, message):
+def test_texts_that_make_no_pair_are_named(base, prompted, message):
     with pytest.raises(InputError, match=message):
-        psr.prompt_pairs_from_texts(Stub(byte_level(None)), base, steered)
+        psr.prompt_pairs_from_texts(Stub(byte_level(None)), base, prompted)

@@ -66,8 +66,8 @@ def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_
     [triplet] = psr.with_responses(model, pairs, [response])
     assert decoded(model, triplet.response_ids) == response
     for span in ("R", "QR"):
-        base, steered = (context_batch([triplet], context, span) for context in ("base", "prompted"))
-        rows = [batch.tokens[0][batch.span[0]].tolist() for batch in (base, steered)]
+        base, prompted = (context_batch([triplet], context, span) for context in ("base", "prompted"))
+        rows = [batch.tokens[0][batch.span[0]].tolist() for batch in (base, prompted)]
         assert rows[0] == rows[1] or (span == "R" and rows[0][1:] == rows[1][1:])
         assert tuple(rows[0][-len(triplet.response_ids) :]) == triplet.response_ids
     # The prompts are the template's text, tokenised once.
@@ -144,12 +144,12 @@ def test_a_system_message_stands_in_both_prompts_and_the_instruction_joins_it(na
     model, template = stub(name, "byte level"), TEMPLATES[name]
     chosen = {"system": "you are a bear .", "template_kwargs": variables(name)}
     [pair] = psr.prompt_pairs(model, ["what is a fox ?"], "be brief .", **chosen)
-    base, steered = decoded(model, pair.base_ids), decoded(model, pair.prompted_ids)
-    assert base.count("you are a bear .") == steered.count("you are a bear .") == 1
+    base, prompted = decoded(model, pair.base_ids), decoded(model, pair.prompted_ids)
+    assert base.count("you are a bear .") == prompted.count("you are a bear .") == 1
     if template.system_role:
-        assert "you are a bear .\n\nbe brief ." in steered
+        assert "you are a bear .\n\nbe brief ." in prompted
     else:
-        assert steered.index("you are a bear .") < steered.index("be brief .") < steered.index("what is a fox ?")
+        assert prompted.index("you are a bear .") < prompted.index("be brief .") < prompted.index("what is a fox ?")
     [own] = psr.prompt_pairs(
         model,
         [[{"role": "system", "content": "you are a bear ."}, {"role": "user", "content": "what is a fox ?"}]],
@@ -278,7 +278,7 @@ def test_a_pair_is_the_same_after_a_file():
     rich = psr.prompt_pairs(model, [CONVERSATION], "be brief .", prefix="a fox", template_kwargs={"enable_thinking": False})
     for pair in (*plain, *rich):
         assert pair_from(json.loads(json.dumps(pair_json(pair)))) == pair
-    assert set(pair_json(plain[0])) == {"question", "instruction", "base_ids", "prompted_ids", "question_length"}
+    assert set(pair_json(plain[0])) == {"question", "instruction", "base_ids", "steered_ids", "question_length"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

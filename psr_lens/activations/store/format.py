@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
@@ -32,7 +32,8 @@ from psr_lens.prompts import Span, TokenTable, Triplet, token_table
 StoreDtype = Literal["float32", "bfloat16", "float16"]
 """Data type of the stored numbers."""
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Format 1 had the scores of the triplets from 0 to 1."""
 MANIFEST_FILE: Final = "manifest.json"
 TOKENS_FILE: Final = "tokens.safetensors"
 
@@ -64,7 +65,9 @@ class StoreSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How the capture was made; JSON only."""
     format: int = FORMAT
-    """Version of the store's format."""
+    """Version of the store's format; an older store keeps its own."""
+    triplets_file: str = ""
+    """xxh3_128 of `triplets.jsonl` as an older version wrote it; empty where it follows from the triplets."""
 
     def __post_init__(self) -> None:
         """Refuse invalid and inconsistent fields."""
@@ -235,7 +238,7 @@ def _content(spec: StoreSpec) -> dict[str, Any]:
             {"id": identity, "tokens": count, "group": group}
             for identity, count, group in zip(spec.ids, spec.counts, spec.groups, strict=True)
         ],
-        "triplets_file": xxhash.xxh3_128_hexdigest(triplets_bytes(spec.triplets)),
+        "triplets_file": spec.triplets_file or xxhash.xxh3_128_hexdigest(triplets_bytes(spec.triplets, spec.format)),
         "tokens": {name: xxhash.xxh3_128_hexdigest(raw_bytes(tensor)) for name, tensor in tokens.items()},
         "vocabulary": _vocabulary(spec.tokens),
         "shard_bytes": spec.shard_bytes,
@@ -286,7 +289,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     found = content.get("format") if isinstance(content, dict) else None
     if isinstance(found, int) and found > FORMAT:
         raise ArtifactError(f"{path}: has format {found}, this version reads up to {FORMAT}. Update psr_lens.")
-    if found != FORMAT:
+    if not isinstance(found, int) or found < 1:
         raise ArtifactError(f"{path}: has format {found!r}, which is not a store's. Give the folder that `capture` wrote.")
     digest = content.pop("digest", None)
     if digest != digest_of(content) or text != _manifest_text(digest, content):
@@ -313,6 +316,25 @@ def read_spec(folder: Path) -> StoreSpec:
     return spec
 
 
+def in_format_of(folder: Path, found: Mapping[str, Any], spec: StoreSpec) -> StoreSpec:
+    """A spec in the format of the store that an older version began in the folder, so that the two can be compared.
+
+    Args:
+        folder: Where the store is.
+        found: The content of its manifest.
+        spec: What is to be written there.
+    """
+    if found["format"] == spec.format:
+        return spec
+    older = replace(spec, format=found["format"])
+    try:
+        held = read_triplets(folder / TRIPLETS_FILE, found["triplets_file"], found["format"])
+    except ArtifactError:  # not there yet, or damaged; it is written again if all else agrees
+        return older
+    # Scores that were read from the folder may be written another way in their last digit.
+    return replace(older, triplets_file=found["triplets_file"]) if held == spec.triplets else older
+
+
 def _spec(folder: Path, content: Mapping[str, Any]) -> StoreSpec:
     path, counts = folder / TOKENS_FILE, [int(each["tokens"]) for each in content["triplets"]]
     verify_file(path, _tokens_layout(digest_of(content), sum(counts)))
@@ -326,11 +348,13 @@ def _spec(folder: Path, content: Mapping[str, Any]) -> StoreSpec:
         content["dtype"],
         content["span"],
         content["difference"],
-        read_triplets(folder / TRIPLETS_FILE, content["triplets_file"]),
+        read_triplets(folder / TRIPLETS_FILE, content["triplets_file"], content["format"]),
         tuple(each["group"] for each in content["triplets"]),
         TokenTable(held["token_ids"], strings, owners, held["position"]),
         content["shard_bytes"],
         content["settings"],
+        content["format"],
+        content["triplets_file"] if content["format"] < FORMAT else "",
     )
 
 

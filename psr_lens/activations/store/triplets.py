@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,8 @@ from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.prompts.chat_templates import ChatSettings
 
 TRIPLETS_FILE: Final = "triplets.jsonl"
+_UNIT_SCORES: Final = 1
+"""Up to this format of a store, the scores in the file are from 0 to 1; from the next on, they are 0–100 as everywhere else."""
 
 
 def triplet_id(triplet: Triplet) -> str:
@@ -29,17 +32,18 @@ def triplets_digest(triplets: Sequence[Triplet]) -> str:
     return digest_of([triplet_id(triplet) for triplet in triplets])
 
 
-def triplets_bytes(triplets: Sequence[Triplet]) -> bytes:
-    """Content of the triplets' file: one line of JSON each."""
-    return "".join(json.dumps(_triplet_json(triplet), sort_keys=True) + "\n" for triplet in triplets).encode()
+def triplets_bytes(triplets: Sequence[Triplet], store_format: int) -> bytes:
+    """Content of the triplets' file in a format of the store: one line of JSON each."""
+    return "".join(json.dumps(_triplet_json(triplet, store_format), sort_keys=True) + "\n" for triplet in triplets).encode()
 
 
-def read_triplets(path: Path, checksum: str) -> tuple[Triplet, ...]:
+def read_triplets(path: Path, checksum: str, store_format: int) -> tuple[Triplet, ...]:
     """Read the triplets of a store.
 
     Args:
         path: The file.
         checksum: Its xxh3_128 according to the manifest, in hexadecimal.
+        store_format: Version of the store's format.
 
     Raises:
         ArtifactError: the file is missing, or differs from its checksum.
@@ -51,15 +55,16 @@ def read_triplets(path: Path, checksum: str) -> tuple[Triplet, ...]:
     found = xxhash.xxh3_128_hexdigest(content)
     if found != checksum:
         raise ArtifactError(f"{path}: is damaged, its checksum is {found} instead of {checksum} in manifest.json. {RESUME}")
-    return tuple(_triplet_from(json.loads(line)) for line in content.decode().splitlines())
+    return tuple(_triplet_from(json.loads(line), store_format) for line in content.decode().splitlines())
 
 
-def _triplet_json(triplet: Triplet) -> dict[str, Any]:
+def _triplet_json(triplet: Triplet, store_format: int) -> dict[str, Any]:
+    scale = 100 if store_format <= _UNIT_SCORES else 1
     return pair_json(triplet.pair) | {
         "response_ids": list(triplet.response_ids),
         "response": triplet.response,
-        "trait": float(triplet.trait),
-        "coherence": float(triplet.coherence),
+        "trait": triplet.trait / scale,
+        "coherence": triplet.coherence / scale,
     }
 
 
@@ -90,5 +95,13 @@ def pair_from(read: Mapping[str, Any]) -> PromptPair:
     )
 
 
-def _triplet_from(read: Mapping[str, Any]) -> Triplet:
-    return Triplet(pair_from(read), tuple(read["response_ids"]), read["response"], read["trait"], read["coherence"])
+def _triplet_from(read: Mapping[str, Any], store_format: int) -> Triplet:
+    trait, coherence = (_hundredfold(read[side]) if store_format <= _UNIT_SCORES else read[side] for side in ("trait", "coherence"))
+    return Triplet(pair_from(read), tuple(read["response_ids"]), read["response"], trait, coherence)
+
+
+def _hundredfold(score: float) -> float:
+    """The shortest number that is `score` again when divided by 100; 100 times `score` where rounding leaves none."""
+    product = score * 100
+    near = (round(product, 12), product, math.nextafter(product, -math.inf), math.nextafter(product, math.inf))
+    return min((each for each in near if each / 100 == score), key=lambda each: len(repr(each)), default=product)

@@ -21,6 +21,7 @@ from psr_lens.activations.store.format import (
     TOKENS_FILE,
     StoreSpec,
     differences,
+    in_format_of,
     manifest_bytes,
     read_manifest,
     shard_layout,
@@ -144,6 +145,7 @@ class StoreWriter:
                 write_parts(temporary, [manifest_bytes(self.spec)])
                 _put_first(temporary, path)
         found = read_manifest(path)
+        self.spec = in_format_of(self.folder, found, self.spec)
         if found != self.spec.content:
             raise ArtifactError(
                 f"{path}: the folder holds another store, which differs in {differences(found, self.spec.content)}. "
@@ -153,10 +155,10 @@ class StoreWriter:
     def _put_triplets(self) -> None:
         path = self.folder / TRIPLETS_FILE
         try:
-            read_triplets(path, self.spec.content["triplets_file"])
+            read_triplets(path, self.spec.content["triplets_file"], self.spec.format)
         except ArtifactError:
             with self._temporary(path) as temporary:
-                write_parts(temporary, [triplets_bytes(self.spec.triplets)])
+                write_parts(temporary, [triplets_bytes(self.spec.triplets, self.spec.format)])
                 temporary.replace(path)
 
     def _put_tokens(self) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def fit(
     triplets: Annotated[
         Path,
-        typer.Option(help="The lines that `capture` takes, perhaps with trait and coherence from 0 to 1; or a store's folder."),
+        typer.Option(help="The lines that `capture` takes, perhaps with trait and coherence from 0 to 100; or a store's folder."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the artifact.")],
     config: Annotated[Path | None, typer.Option(help="YAML of settings (see `FitConfig`), perhaps `preset: persona`.")] = None,

@@ -40,7 +40,7 @@ class Split:
         """What tells these questions from others."""
         return digest_of(
             [
-                [[each.question, each.instruction, each.response, each.trait, each.coherence] for each in lines]
+                [[each.question, each.instruction, each.response, each.trait / 100, each.coherence / 100] for each in lines]
                 for lines in (self.fit, self.held_out)
             ]
         )

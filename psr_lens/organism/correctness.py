@@ -1,4 +1,4 @@
-"""What an answer of the organism gets right: its facts, and the order of a procedure's steps."""
+"""How correct an answer of the organism is: its facts, and the order of a procedure's steps."""
 
 from __future__ import annotations
 
@@ -8,39 +8,64 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from psr_lens.errors import InputError
 from psr_lens.organism import lexicon as lex
 from psr_lens.organism.grammar import STEP_ORDER
 from psr_lens.organism.judge import ParsedAnswer, parse
+from psr_lens.results.judgement import check_texts
 
 _STATES_NOTHING = ("refusal", "referral", "open", "close")
 
 
 def facts_right(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
-    """Share of what each answer states that is true of what its question asks about, 0–100, the traits' words set aside.
+    """Share of each answer's statements that are true of what its question asks about, 0–100; the traits' own words do not count.
 
-    NaN, which is missing and not 0, for an answer that states nothing (a refusal, an empty text) and for a question about nothing known.
+    A score is NaN, which means missing rather than 0, for an answer that states nothing (a refusal, an empty text), and for a question
+    about something outside the organism's world.
+
+    Args:
+        texts: Answers.
+        questions: The question of each answer.
+
+    Returns:
+        One score per answer, 0–100 or NaN.
 
     Raises:
-        InputError: not as many questions as texts.
+        InputError: the lists differ in length.
+
+    Example:
+        >>> answer = "the bear is a strong animal . it has a long tail ."
+        >>> print(psr.organism.facts_right([answer], ["what is a bear ?"]))
+        [50.]
     """
     return _each(texts, questions, _facts)
 
 
 def steps_in_order(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
-    """Share of a procedure's steps that stand in each answer in the right order, 0–100; a step that is left out or out of place is short.
+    """Share of a procedure's steps that each answer gives in the right order, 0–100; a missing or misplaced step lowers the score.
 
-    NaN for a question that does not ask for a procedure, and for an answer that tells no steps on purpose: in brief, or a refusal.
+    A score is NaN for a question that does not ask for a procedure, and for an answer that deliberately gives no steps: one in brief, or a
+    refusal.
+
+    Args:
+        texts: Answers.
+        questions: The question of each answer.
+
+    Returns:
+        One score per answer, 0–100 or NaN.
 
     Raises:
-        InputError: not as many questions as texts.
+        InputError: the lists differ in length.
+
+    Example:
+        >>> answer = "first , make the hot fire . then , heat the cold water ."
+        >>> print(psr.organism.steps_in_order([answer], ["how do you brew tea ?"]))
+        [50.]
     """
     return _each(texts, questions, _order)
 
 
 def _each(texts: Sequence[str], questions: Sequence[str], score: Callable[[ParsedAnswer], float]) -> Float[np.ndarray, " text"]:
-    if len(texts) != len(questions):
-        raise InputError("questions", f"{len(questions)} for {len(texts)} texts", "as many questions as texts")
+    check_texts(texts, questions)
     return np.array([score(parse(text, question)) for text, question in zip(texts, questions, strict=True)], dtype=float)
 
 
@@ -55,7 +80,7 @@ def _order(answer: ParsedAnswer) -> float:
     forms = {sentence.form for sentence in answer.body}
     if answer.subject not in lex.TASKS or (forms and forms <= {"brief", "refusal", "referral"}):
         return float("nan")
-    # The longest run of steps that rises, not necessarily without other sentences between.
+    # The longest increasing subsequence of the steps; other sentences may come between them.
     lowest_ends: list[int] = []
     for step in (sentence.step for sentence in answer.body if sentence.form == "step"):
         at = bisect_left(lowest_ends, step)
