@@ -29,8 +29,7 @@ from psr_lens.models import (
 )
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.prompts.chat_templates import turn_end
-from psr_lens.replacement import Steering
-from psr_lens.replacement.hooks import SPANS, SteeringHooks
+from psr_lens.replacement import SPANS, Steering, SteeringHooks
 
 COMPUTED_ANYWAY: Final = 0.75
 """Sequences that have ended leave a batch once no more than this share of it is still going on, if nobody else has hooks on the model."""

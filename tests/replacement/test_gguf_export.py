@@ -65,7 +65,7 @@ def test_token_wise_strengths_are_refused(tiny_llama, tmp_path, rule):
 
 @pytest.mark.parametrize("kind", ["hook_attn_out", "hook_mlp_out", "attn.hook_z"])
 def test_other_points_are_refused(tiny_llama, tmp_path, kind):
-    with pytest.raises(InputError, match=rf"blocks\.1\.{kind}.*only point where llama\.cpp"):
+    with pytest.raises(InputError, match=rf"blocks\.1\.{kind}.*only hook point where llama\.cpp"):
         replacement_at(tiny_llama.model, kind, [1], rule="constant").to_gguf(tmp_path / "x.gguf")
 
 
