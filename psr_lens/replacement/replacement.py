@@ -94,6 +94,9 @@ class Replacement(ReplacementSpec, _Arithmetic):
 
     Example:
         >>> pirate
+        Replacement(A-PSR, 6 hook points from blocks.0.hook_resid_post, rank 4, span R, for organism)
+        >>> pirate.sites["blocks.2.hook_resid_post"]
+        Site(relu, rank 4, width 128)
     """
 
     _FILES: ClassVar[tuple[str, ...]] = FILES
@@ -133,6 +136,7 @@ class Replacement(ReplacementSpec, _Arithmetic):
 
         Example:
             >>> len(pirate.with_metrics(comparison.table()).metrics)
+            6
         """
         if not isinstance(metrics, ResultTable):
             raise InputError("metrics", type(metrics).__name__, "a ResultTable", "The `.table()` of a result is one.")
@@ -201,7 +205,7 @@ class SteeringPlan(_Arithmetic):
 
     Example:
         >>> (pirate - 0.5 * caa).method
-        'A-PSR − 0.5 × DiM'
+        'A-PSR − 0.5 × S-Const DiM'
     """
 
     _FILES: ClassVar[tuple[str, ...]] = PLAN_FILES

@@ -73,10 +73,6 @@ class ReplacementSpec:
 
 def finite_number(value: Any) -> float | None:
     """A value as a float if it is a finite real number of Python or NumPy, but not a bool; else None."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | np.integer | np.floating)
-        or not abs(value) <= sys.float_info.max
-    ):
-        return None
-    return float(value)
+    number = value.item() if isinstance(value, np.generic) else value
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return float(number) if is_number and abs(number) <= sys.float_info.max else None

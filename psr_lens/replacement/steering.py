@@ -67,9 +67,9 @@ class Steering(ABC):
             InputError: `model` is not a model of TransformerLens, `alpha` is not finite, or `start` is invalid, or needed and missing.
 
         Example:
-            >>> greedy = psr.SamplingConfig(temperature=0)
             >>> with pirate.steer(model, alpha=1.0):
-            ...     psr.generate(model, pairs[:1], sampling=greedy)[0].text
+            ...     psr.generate(model, pairs[:1], sampling=psr.SamplingConfig(temperature=0, max_new_tokens=4))[0].text
+            'arr, to begin'
         """
         hooks = self.hooks(model, alpha, start=start)
         with hooked(model, hooks):
@@ -82,7 +82,8 @@ class Steering(ABC):
 
         Example:
             >>> logits = model.run_with_hooks("what is a bear ?", fwd_hooks=pirate.hooks(model, alpha=0.5))
-            >>> logits.shape
+            >>> tuple(logits.shape)
+            (1, 6, 369)
         """
         weighted = self._weighted()
         for replacement, _ in weighted:
@@ -107,9 +108,11 @@ class Steering(ABC):
 
         Example:
             >>> from transformers import AutoModelForCausalLM
-            >>> hf_model = AutoModelForCausalLM.from_pretrained(psr.organism.folder())
+            >>> hf_model = AutoModelForCausalLM.from_pretrained(psr.organism.__path__[0] + "/weights/llama")
             >>> with pirate.attach(hf_model, alpha=1.0):
-            ...     ids = hf_model.generate(model.to_tokens("what is a bear ?"), max_new_tokens=8)
+            ...     ids = hf_model.generate(model.to_tokens("what is a bear ?"), max_new_tokens=5)
+            >>> tuple(ids.shape)
+            (1, 11)
         """
         weighted = self._weighted()
         return attach(model, [replacement for replacement, _ in weighted], actions_of(weighted, alpha, start))
@@ -132,7 +135,7 @@ class Steering(ABC):
             InputError: the settings or metrics are too large to be read again; nothing was written.
 
         Example:
-            >>> folder = pirate.save("pirate-psr")
+            >>> folder = pirate.save("pirate-psr")  # of a plan: plan.json, and a folder with these files for each part
             >>> sorted(path.name for path in folder.iterdir())
             ['README.md', 'replacement.json', 'replacement.safetensors']
         """
@@ -153,6 +156,7 @@ class Steering(ABC):
 
         Example:
             >>> psr.Replacement.load(pirate.save("pirate-psr"))
+            Replacement(A-PSR, 6 hook points from blocks.0.hook_resid_post, rank 4, span R, for organism)
         """
         return cls._read(Path(folder), Path(folder))
 

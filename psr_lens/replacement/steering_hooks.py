@@ -106,7 +106,7 @@ def checked_alpha(alpha: Any) -> float | Float[Tensor, " batch"]:
         return number
     numeric = isinstance(alpha, Tensor) and alpha.dtype != torch.bool and not alpha.is_complex()
     if not numeric or alpha.ndim > 1 or alpha.numel() == 0 or not bool(alpha.isfinite().all()):
-        raise InputError("alpha", brief(alpha), "a finite number, or a tensor with one per sequence")
+        raise InputError("alpha", _on_one_line(alpha), "a finite number, or a tensor with one per sequence")
     numbers: Tensor = alpha.reshape(-1)
     return numbers
 
@@ -121,11 +121,15 @@ def checked_start(start: Any) -> Position:
     try:
         positions = torch.as_tensor(start).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError("start", brief(start), expected) from error
+        raise InputError("start", _on_one_line(start), expected) from error
     integers = not positions.is_floating_point() and not positions.is_complex() and positions.dtype != torch.bool
     if not integers or positions.ndim > 1 or positions.numel() == 0 or bool((positions < 0).any()):
-        raise InputError("start", brief(start), expected)
+        raise InputError("start", _on_one_line(start), expected)
     return positions if positions.ndim else int(positions)
+
+
+def _on_one_line(value: object) -> str:
+    return " ".join(brief(value).split())
 
 
 def _start_of(replacement: ReplacementSpec, given: Start | None) -> Position | None:

@@ -78,8 +78,14 @@ def test_the_first_block_the_last_token_and_the_span_of_the_question_are_refused
     ):
         with pytest.raises(InputError, match=said):
             made.to_gguf(tmp_path / "x.gguf")
-    with pytest.raises(InputError, match="alpha: got nan"):
-        constant.to_gguf(tmp_path / "x.gguf", float("nan"))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("alpha", [float("nan"), [1, 2], None, "2", True, torch.ones(2)], ids=repr)
+def test_a_strength_that_is_no_finite_number_is_refused(constant, tmp_path, alpha):
+    with pytest.raises(InputError, match=r"alpha: got .*, expected a finite number\."):
+        constant.to_gguf(tmp_path / "x.gguf", alpha)
+    assert not any(tmp_path.iterdir())
 
 
 def test_without_gguf_the_error_says_what_brings_it(constant, tmp_path, monkeypatch):
