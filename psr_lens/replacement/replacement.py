@@ -135,8 +135,9 @@ class Replacement(ReplacementSpec, _Arithmetic):
             InputError: `metrics` is not a table of results.
 
         Example:
-            >>> len(pirate.with_metrics(comparison.table()).metrics)
-            6
+            >>> metrics = psr.ResultTable((psr.Result("A-PSR", "trait", 98.0, n=150, interval=(95.0, 100.0)),))
+            >>> "| A-PSR | trait | 98 |" in pirate.with_metrics(metrics).model_card()
+            True
         """
         if not isinstance(metrics, ResultTable):
             raise InputError("metrics", type(metrics).__name__, "a ResultTable", "The `.table()` of a result is one.")
