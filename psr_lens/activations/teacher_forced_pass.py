@@ -17,8 +17,7 @@ from psr_lens.activations.batches import ContextBatch, context_batch
 from psr_lens.models import HookedModel, device_of, forward, frozen, hooked
 from psr_lens.models.hook_points import is_pattern, layer_of
 from psr_lens.prompts import Context, Span, Triplet
-from psr_lens.replacement import Steering
-from psr_lens.replacement.hooks import SPANS
+from psr_lens.replacement import SPANS, Steering
 
 _LOGITS: Final = 2**29
 """Most logits in memory at once: 2 GiB in single precision."""

@@ -16,8 +16,7 @@ from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, prompt_pairs
-from psr_lens.replacement import Replacement, SteeringPlan
-from psr_lens.replacement.plan import PLAN_FILE
+from psr_lens.replacement import PLAN_FILE, Replacement, SteeringPlan
 from psr_lens.results.judgement import Judge
 
 

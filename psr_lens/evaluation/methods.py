@@ -8,7 +8,7 @@ from typing import Final
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel
 from psr_lens.models.hook_points import layer_of
-from psr_lens.replacement import Replacement, SteeringPlan
+from psr_lens.replacement import Replacement, SteeringPlan, check_model
 
 PROMPT: Final = "prompt"
 """The method name under which the prompt itself stands."""
@@ -46,7 +46,7 @@ def checked_plans(
             raise InputError("methods", repr(name), f"names other than {', '.join(first)} and {last}, which are taken")
         plans[name] = SteeringPlan.of(replacement)
         for part in plans[name].parts:
-            part.replacement.check_model(model)
+            check_model(part.replacement, model)
             if outside := [site for site in part.replacement.sites if layer_of(site) is None]:
                 raise InputError("methods", f"{name!r}, which acts at {outside}", "methods that act within layers")
     return plans

@@ -26,7 +26,7 @@ from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, frozen, tokenizer_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets
-from psr_lens.replacement import Replacement
+from psr_lens.replacement import Replacement, check_model
 
 Part = Literal["directions", "weights"]
 """`directions`: what is added, `z`; `weights`: what is looked for, the probe `w`."""
@@ -148,7 +148,7 @@ def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = 
     """
     found = directions_of(source, part)
     if isinstance(source, Replacement):
-        source.check_model(model)
+        check_model(source, model)
     vocabulary = int(model.cfg.d_vocab)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= vocabulary // 2:
         raise InputError("k", k, f"1 to {vocabulary // 2}, half of the vocabulary")
@@ -253,7 +253,7 @@ def top_tokens(
         ArtifactError: the replacement was made for another model.
     """
     check_triplets(model, triplets)
-    replacement.check_model(model)
+    check_model(replacement, model)
     for name, value, least in (("k", k, 1), ("per_response", per_response or 1, 1), ("window", window, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(name, repr(value), f"a whole number, {least} or more")

@@ -1,9 +1,27 @@
-"""Replacements and plans: what they do at a hook point, the hooks that steer, their files, and the ways out."""
+"""Replacements and steering plans: what they do at a hook point, the hooks that steer, their files, and exports to other libraries."""
 
+from psr_lens.replacement.compatibility import check_model
 from psr_lens.replacement.learning_curve import LearningCurve
-from psr_lens.replacement.plan import Part, SteeringPlan
-from psr_lens.replacement.replacement import Replacement, Tokens
+from psr_lens.replacement.replacement import Part, Replacement, SteeringPlan
+from psr_lens.replacement.saved_files import PLAN_FILE
 from psr_lens.replacement.site import Rule, Site
+from psr_lens.replacement.spec import ReplacementSpec, Tokens
 from psr_lens.replacement.steering import Steering
+from psr_lens.replacement.steering_hooks import FIRST_POINT, SPANS, SteeringHooks
 
-__all__ = ["LearningCurve", "Part", "Replacement", "Rule", "Site", "Steering", "SteeringPlan", "Tokens"]
+__all__ = [
+    "FIRST_POINT",
+    "PLAN_FILE",
+    "SPANS",
+    "LearningCurve",
+    "Part",
+    "Replacement",
+    "ReplacementSpec",
+    "Rule",
+    "Site",
+    "Steering",
+    "SteeringHooks",
+    "SteeringPlan",
+    "Tokens",
+    "check_model",
+]

@@ -1,4 +1,4 @@
-"""A constant replacement as a control vector for llama.cpp and repeng: a GGUF file with one direction a layer.
+"""A constant replacement as a control vector for llama.cpp and repeng: a GGUF file with one direction per layer.
 
 References:
     llama.cpp's `--control-vector-scaled`, and repeng's `ControlVector.import_gguf`, https://github.com/vgel/repeng.
@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.optional import package
+from psr_lens._utils.safe_files import brief
 from psr_lens.errors import InputError
-
-if TYPE_CHECKING:
-    from psr_lens.replacement.replacement import Replacement
+from psr_lens.replacement.spec import ReplacementSpec, finite_number
 
 ARCHITECTURE: Final = "controlvector"
 
 _RESID_POST: Final = re.compile(r"blocks\.(\d+)\.hook_resid_post")
-_KEEP: Final = "`save` keeps it whole; `attach` steers a transformers model with it."
+_INSTEAD: Final = "Use `save` to keep the whole replacement, or `attach` to steer a transformers model with it."
 
 
-def write_control_vector(replacement: Replacement, path: str | Path, alpha: float = 1.0) -> Path:
+def write_control_vector(replacement: ReplacementSpec, path: str | Path, alpha: float) -> Path:
     """Write the file; see `Replacement.to_gguf`."""
-    directions = control_vector(replacement, alpha)
+    directions = _control_vector(replacement, alpha)
     gguf = package("gguf", "gguf")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,48 +45,51 @@ def write_control_vector(replacement: Replacement, path: str | Path, alpha: floa
     return path
 
 
-def control_vector(replacement: Replacement, alpha: float = 1.0) -> dict[int, Float[Tensor, " d_model"]]:
-    """What is added after each block at one strength, float32 on the CPU; errors as for `Replacement.to_gguf`."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not torch.isfinite(torch.tensor(float(alpha))):
-        raise InputError("alpha", repr(alpha), "a finite number")
+def _control_vector(replacement: ReplacementSpec, alpha: float) -> dict[int, Float[Tensor, " d_model"]]:
+    """What is added after each block at one strength, by layer, in float32 on the CPU; raises what `Replacement.to_gguf` raises."""
+    strength = finite_number(alpha)
+    if strength is None:
+        raise InputError("alpha", brief(alpha), "a finite number")
     if replacement.tokens == "last":
         raise InputError(
-            "tokens", "'last'", "'span': a control vector acts on every token, and cannot stop after the prompt", _KEEP
+            "tokens", "'last'", "'span', since a control vector acts on every token and cannot stop after the prompt", _INSTEAD
         )
     if replacement.span != "R":
         raise InputError(
             "span",
             repr(replacement.span),
-            "'R': a control vector acts on every token, and cannot begin at the question",
-            f"Under R, too, it will act on the whole prompt. {_KEEP}",
+            "'R', since a control vector acts on every token and cannot begin at the question",
+            f"Even with R, it acts on the whole prompt. {_INSTEAD}",
         )
     directions = {}
     for name, site in replacement.sites.items():
         found = _RESID_POST.fullmatch(name)
         if found is None:
-            raise InputError("sites", repr(name), "`hook_resid_post`, the only point where llama.cpp adds a control vector", _KEEP)
+            raise InputError(
+                "sites", repr(name), "`hook_resid_post`, the only hook point where llama.cpp adds a control vector", _INSTEAD
+            )
         if site.rule != "constant":
             raise InputError(
                 "sites",
-                f"the rule {site.rule!r} at {name}, whose strength is read from each token",
-                "'constant': a control vector is the same on every token",
-                _KEEP,
+                f"the rule {site.rule!r} at {name}, whose coefficient is read from each token",
+                "'constant', since a control vector is the same on every token",
+                _INSTEAD,
             )
         layer = int(found.group(1))
         if layer == 0:
             raise InputError(
                 "sites",
                 repr(name),
-                "layers from 1: llama.cpp adds no control vector after block 0",
-                f"Fit from layer 1 on. {_KEEP}",
+                "layers from 1 on, since llama.cpp adds no control vector after block 0",
+                f"Fit from layer 1 on. {_INSTEAD}",
             )
         added = site.bias.double() @ site.directions.double()
-        directions[layer] = ((alpha + replacement.offset) * added).detach().float().cpu()
+        directions[layer] = ((strength + replacement.offset) * added).detach().float().cpu()
     return directions
 
 
 def _model_type(architecture: str) -> str:
-    """Transformers' `model_type` of a class, which repeng writes as the hint; the class's own name where there is none."""
+    """Transformers' `model_type` of a class, which repeng writes as the hint; the name of the class if transformers does not know it."""
     import transformers
 
     config = getattr(getattr(transformers, architecture, None), "config_class", None)

@@ -1,4 +1,4 @@
-"""Artifacts on the Hugging Face Hub: only their own files go up and come down, through huggingface_hub and its own login."""
+"""Uploading artifacts to the Hugging Face Hub and downloading them: only their own files, through huggingface_hub and its login."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _LOG_IN: Final = "Log in (`hf auth login`, or the variable HF_TOKEN)"
 
 
 def upload(repo_id: str, folder: Path, files: Sequence[str], *, private: bool | None, revision: str | None, message: str) -> str:
-    """Put an artifact's files and its card into a repository, which is made if it is not there, in one commit.
+    """Upload an artifact's files and its model card in one commit; a missing repository is created.
 
-    A card there that was edited, or that somebody else wrote, is kept, with a warning.
+    A card that was edited, or that psr_lens did not write, is kept, with a warning.
 
     Args:
-        repo_id: Owner and name.
-        folder: Where the files are.
-        files: Patterns of the artifact's files; those of an older artifact that are no longer there are deleted.
-        private: Whether a repository that is made is private; None for the owner's default.
-        revision: Branch; the main one if None.
-        message: The commit's message.
+        repo_id: Owner and name, `"me/pirate-psr"`.
+        folder: Folder of the files.
+        files: Patterns of the artifact's files; matching files of an older artifact are deleted if this one lacks them.
+        private: Whether a new repository is private; None for the owner's default.
+        revision: Branch; the main branch if None.
+        message: Message of the commit.
 
     Returns:
         The address of the commit.
 
     Raises:
         ArtifactError: the Hub cannot be reached, refuses, or has no such branch.
-        InputError: `repo_id` is no name of a repository.
+        InputError: `repo_id` is not the name of a repository.
     """
     api = HfApi(library_name="psr-lens")
     with _our_errors(repo_id, revision):
@@ -52,7 +52,7 @@ def upload(repo_id: str, folder: Path, files: Sequence[str], *, private: bool | 
         try:
             card = Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_text(encoding="utf-8", errors="replace")
         except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):  # not reached
+            if isinstance(error, LocalEntryNotFoundError):  # the Hub could not be reached
                 raise
             card = None
         if card is not None and not is_ours(card):
@@ -70,19 +70,19 @@ def upload(repo_id: str, folder: Path, files: Sequence[str], *, private: bool | 
 
 
 def download(repo_id: str, files: Sequence[str], revision: str | None) -> tuple[Path, Path]:
-    """Fetch an artifact's files, or find them in huggingface_hub's cache.
+    """Download an artifact's files, or find them in huggingface_hub's cache.
 
     Args:
-        repo_id: Owner and name.
-        files: Patterns of the artifact's files, the first of them the name of one that must be there.
+        repo_id: Owner and name, `"me/pirate-psr"`.
+        files: Patterns of the artifact's files; the first is the name of a file that every such artifact has.
         revision: Branch, tag or commit; the main branch if None.
 
     Returns:
-        The folder, and the one around it in which the cache keeps the files that the folder's links lead to.
+        The folder, and the folder of the cache around it, which the links in the folder point into.
 
     Raises:
-        ArtifactError: the Hub cannot be reached, has no such repository or revision, or refuses; or it holds no such artifact.
-        InputError: `repo_id` is no name of a repository.
+        ArtifactError: the Hub cannot be reached, refuses, or has no such repository or revision; or the repository holds no such artifact.
+        InputError: `repo_id` is not the name of a repository.
     """
     with _our_errors(repo_id, revision):
         found = HfApi(library_name="psr-lens").snapshot_download(repo_id, revision=revision, allow_patterns=list(files))
@@ -90,7 +90,7 @@ def download(repo_id: str, files: Sequence[str], revision: str | None) -> tuple[
     if not (folder / files[0]).exists():
         raise ArtifactError(
             f"repo_id: {repo_id} holds no {files[0]}, so no artifact of this kind. "
-            "`Replacement.from_hub` reads replacements, `SteeringPlan.from_hub` plans."
+            "`Replacement.from_hub` reads replacements, `SteeringPlan.from_hub` reads plans."
         )
     return folder, folder.parents[1]
 
@@ -102,10 +102,10 @@ def _our_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except HFValidationError as error:
         raise InputError("repo_id", repr(repo_id), "an owner and a name, 'owner/name'", _line(error)) from error
     except GatedRepoError as error:
-        raise ArtifactError(f"repo_id: access to {repo_id} must be asked for on its page. {_LOG_IN} afterwards.") from error
+        raise ArtifactError(f"repo_id: access to {repo_id} must be requested on its page. {_LOG_IN} afterwards.") from error
     except RepositoryNotFoundError as error:
         raise ArtifactError(
-            f"repo_id: there is no {repo_id}, or it is private. Check the spelling. {_LOG_IN} as somebody who may see it."
+            f"repo_id: {repo_id} does not exist or is private. Check the spelling. {_LOG_IN} with an account that may read it."
         ) from error
     except RevisionNotFoundError as error:
         raise ArtifactError(
@@ -113,18 +113,18 @@ def _our_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        remedy = f"{_LOG_IN} as somebody who may do this." if status in (401, 403) else "Try again later."
+        remedy = f"{_LOG_IN} with an account that may do this." if status in (401, 403) else "Try again later."
         raise ArtifactError(
-            f"repo_id: the Hub refused ({status}) what was asked of {repo_id} ({_line(error)}). {remedy}"
+            f"repo_id: the Hub refused the request for {repo_id} with status {status} ({_line(error)}). {remedy}"
         ) from error
     except (HTTPError, OSError) as error:
         raise ArtifactError(
             f"repo_id: {repo_id} could not be reached ({type(error).__name__}: {_line(error)}). "
             "Check the network, and that HF_HUB_OFFLINE is not set."
         ) from error
-    except (ValueError, RuntimeError) as error:  # what huggingface_hub makes of an answer, or of a failed upload
+    except (ValueError, RuntimeError) as error:  # raised by huggingface_hub for an unexpected reply or a failed upload
         raise ArtifactError(
-            f"repo_id: what was asked of {repo_id} failed ({type(error).__name__}: {_line(error)}). Try again later."
+            f"repo_id: the request for {repo_id} failed ({type(error).__name__}: {_line(error)}). Try again later."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""How a fit went, epoch by epoch."""
+"""The losses of a fit, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -7,34 +7,41 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LearningCurve:
-    """Losses of a fit by gradient descent, one number an epoch."""
+    """Losses of a fit by gradient descent, one number per epoch."""
 
     train: tuple[float, ...]
-    """Mean error of each epoch, measured while it trained; as a share of the unsteered error where that is set. No regulariser in it."""
+    """Mean training error of each epoch, as a share of the unsteered error where the fit is set to that; without regularisation."""
     validation: tuple[float, ...]
-    """The same error on the validation triplets, after each epoch; empty where none were left out."""
+    """The same error on the validation triplets after each epoch; empty without validation triplets."""
     seconds: tuple[float, ...]
-    """Wall time of each epoch, in seconds."""
+    """Wall-clock time of each epoch, in seconds."""
     kept: int | None
-    """Index of the epoch whose state was kept; None where the state before the first epoch was."""
+    """Index of the epoch whose state was kept; None if the initial state was."""
+
+    def __repr__(self) -> str:
+        """Number of epochs, first and last losses, e.g. `LearningCurve(2 epochs, train 2 to 1, kept epoch 1)`."""
+        named = {"train": self.train, "validation": self.validation}
+        losses = [f", {name} {values[0]:.3g} to {values[-1]:.3g}" for name, values in named.items() if values]
+        kept = "initial state" if self.kept is None else f"epoch {self.kept}"
+        return f"LearningCurve({len(self.train)} epochs{''.join(losses)}, kept {kept})"
 
     def to_json(self) -> dict[str, Any]:
-        """As lists and numbers, for `json.dumps`."""
+        """The curve as lists and numbers, for `json.dumps`."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> LearningCurve:
-        """What `to_json` gave.
+        """Read what `to_json` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: `found` is not a learning curve.
         """
         losses = {name: found[name] for name in ("train", "validation", "seconds")}
         for name, values in losses.items():
             if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-                raise TypeError(f"{name} is no list of numbers")
+                raise TypeError(f"{name} is not a list of numbers")
         kept = found["kept"]
         if kept is not None and (type(kept) is not int or not 0 <= kept < len(losses["train"])):
             raise ValueError(f"kept is {kept!r}")

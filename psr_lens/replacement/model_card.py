@@ -1,6 +1,6 @@
-"""The model card of an artifact: `README.md`, Markdown under a YAML header, made from what the artifact records.
+"""The model card of an artifact, `README.md`: Markdown with a YAML header, made from what the artifact records.
 
-A card ends with its own checksum. One that was edited, or that somebody else wrote, is not ours to replace.
+A card ends with its own checksum. A card that was edited, or that psr_lens did not write, is never replaced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import xxhash
 import yaml
@@ -20,15 +20,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from psr_lens._utils.optional import versions
 from psr_lens._utils.safe_files import write_text
 from psr_lens.models.hook_points import layer_of
+from psr_lens.replacement.spec import ReplacementSpec
 from psr_lens.results.table import Result, ResultTable
-
-if TYPE_CHECKING:
-    from psr_lens.replacement.plan import Part
-    from psr_lens.replacement.replacement import Replacement
 
 CARD_FILE: Final = "README.md"
 MAX_RESULTS: Final = 200
-"""Most results that a card shows."""
+"""The largest number of results that a card shows."""
 
 _TAGS: Final = ["activation-steering", "prompt-steering-replacement", "transformer-lens", "interpretability"]
 _SPANS: Final = {
@@ -38,40 +35,40 @@ _SPANS: Final = {
 _OURS: Final = re.compile(r"\n<!-- Written by psr_lens \(xxh3_128 (\w{32})\); once edited, it is never replaced\. -->\n\Z")
 
 
-def model_card(kind: str, parts: Sequence[Part], load: str) -> str:
+def model_card(kind: str, parts: Sequence[tuple[ReplacementSpec, float]], load: str) -> str:
     """The text of a card.
 
     Args:
         kind: Name of the class that reads the artifact.
-        parts: What steers, a single part for a replacement.
-        load: The call that reads it, as code after `psr.<kind>.`.
+        parts: Replacements, each with the factor of its strength; one for a `Replacement`.
+        load: The call that reads the artifact, as code after `psr.<kind>.`.
     """
-    first = parts[0].replacement
-    model = str(first.model.get("model_name", "unknown"))
-    instructions = [text for part in parts for text in _instructions(part.replacement)]
-    instruction = instructions[0] if instructions else "what it stands for"
+    model = str(parts[0][0].model.get("model_name", "unknown"))
+    instructions = [text for replacement, _ in parts for text in _instructions(replacement)]
+    instruction = instructions[0] if instructions else "the instruction that it replaces"
     text = _template().render(
         header=yaml.safe_dump(_header(model), sort_keys=False, allow_unicode=True),
-        title=_inline(" + ".join(dict.fromkeys(instructions)) or " + ".join(part.replacement.method for part in parts)),
+        title=_inline(" + ".join(dict.fromkeys(instructions)) or " + ".join(replacement.method for replacement, _ in parts)),
         kind=kind,
         model=_inline(model),
         model_literal=json.dumps(model),
         instruction_literal=json.dumps(instruction),
         load=load,
-        parts=[_part(part) for part in parts],
+        offset=any(replacement.offset for replacement, _ in parts),
+        parts=[_part(replacement, factor) for replacement, factor in parts],
         versions=", ".join(f"{package} {number}" for package, number in versions()),
     )
     return f"{text}\n<!-- Written by psr_lens (xxh3_128 {_checksum(text)}); once edited, it is never replaced. -->\n"
 
 
 def is_ours(text: str) -> bool:
-    """Whether a card is one that `model_card` made, and nobody has changed since."""
+    """Whether `model_card` made this card, and it has not been edited since."""
     found = _OURS.search(text)
     return found is not None and found.group(1) == _checksum(text[: found.start()])
 
 
 def write_card(folder: Path, text: str) -> None:
-    """Write the card of an artifact, unless there is one in the folder that is not ours: that is kept, with a warning."""
+    """Write the card of an artifact; an existing card that was edited, or that psr_lens did not write, is kept, with a warning."""
     path = folder / CARD_FILE
     if path.exists() or path.is_symlink():
         try:
@@ -84,11 +81,11 @@ def write_card(folder: Path, text: str) -> None:
     write_text(path, text)
 
 
-def kept_warning(place: str) -> str:
-    """What is said where a card is not replaced."""
+def kept_warning(card: str) -> str:
+    """The warning for a card that is not replaced, given its path or name."""
     return (
-        f"{place} was written or edited by somebody else and is kept as it is; the new model card was not written. "
-        "`model_card()` gives its text; remove the file to have it written."
+        f"{card} was edited, or was not written by psr_lens, and is kept. The new model card was not written; "
+        "`model_card()` returns its text. Remove the file to have the card written."
     )
 
 
@@ -106,17 +103,16 @@ def _checksum(text: str) -> str:
 
 def _header(model: str) -> dict[str, Any]:
     header: dict[str, Any] = {"library_name": "psr-lens", "tags": list(_TAGS)}
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):  # an owner and a name, as the Hub has them
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):  # an owner and a name, as on the Hub
         header["base_model"] = model
     return header
 
 
-def _part(part: Part) -> dict[str, Any]:
-    replacement = part.replacement
+def _part(replacement: ReplacementSpec, factor: float) -> dict[str, Any]:
     results, left_out = _results(replacement.metrics)
     settings = json.dumps(dict(replacement.settings), indent=2, ensure_ascii=False, default=str).replace("```", "` ` `")
     return {
-        "factor": f"{part.factor:g}",
+        "factor": f"{factor:g}",
         "facts": [(name, _inline(value)) for name, value in _facts(replacement)],
         "results": results,
         "left_out": left_out,
@@ -124,7 +120,7 @@ def _part(part: Part) -> dict[str, Any]:
     }
 
 
-def _facts(replacement: Replacement) -> list[tuple[str, str]]:
+def _facts(replacement: ReplacementSpec) -> list[tuple[str, str]]:
     model, settings, sites = replacement.model, replacement.settings, replacement.sites
     sizes = [f"{key} {model[key]}" for key in ("n_layers", "d_model", "n_heads", "d_vocab") if key in model]
     span = "the last prompt token alone" if replacement.tokens == "last" else _SPANS[replacement.span]
@@ -133,7 +129,7 @@ def _facts(replacement: Replacement) -> list[tuple[str, str]]:
         ("instruction", "; ".join(_instructions(replacement)) or "not recorded"),
         ("base model", ", ".join([f"{model.get('model_name')} ({model.get('architecture', 'unknown')})", *sizes])),
         ("method", replacement.method),
-        ("hook points", _places(sites)),
+        ("hook points", _hook_points(sites)),
         ("coefficients", ", ".join(sorted({site.rule for site in sites.values()}))),
         ("rank", ", ".join(map(str, sorted({site.rank for site in sites.values()})))),
         ("span", span),
@@ -146,8 +142,8 @@ def _facts(replacement: Replacement) -> list[tuple[str, str]]:
     return facts
 
 
-def _places(names: Iterable[str]) -> str:
-    """Hook points, those of one kind together: `hook_resid_post in layers 0, 1, 2`."""
+def _hook_points(names: Iterable[str]) -> str:
+    """Hook points grouped by kind: `hook_resid_post in layers 0, 1, 2`."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(re.sub(r"^blocks\.\d+\.", "", name), []).append(str(layer_of(name)))
@@ -157,13 +153,13 @@ def _places(names: Iterable[str]) -> str:
     )
 
 
-def _instructions(replacement: Replacement) -> list[str]:
+def _instructions(replacement: ReplacementSpec) -> list[str]:
     found = replacement.settings.get("instructions")
     return [text for text in found if isinstance(text, str)] if isinstance(found, list | tuple) else []
 
 
 def _results(metrics: ResultTable | None) -> tuple[tuple[list[str], list[list[str]]] | None, int]:
-    """Head and rows of the table of results, and how many are left out of it; without the columns in which all rows are empty."""
+    """Head and rows of the table of results, without empty columns, and the number of results left out of it."""
     if not metrics:
         return None, 0
     rows = metrics.rows[:MAX_RESULTS]
@@ -183,17 +179,17 @@ _COLUMNS: Final[dict[str, Callable[[Result], str]]] = {
     "value": lambda row: _number(row.value) or "missing",
     "95 % interval": lambda row: f"{_number(row.interval[0])} to {_number(row.interval[1])}" if _number(row.interval[0]) else "",
     "n": lambda row: str(row.n),
-    "not scored": lambda row: str(row.missing or ""),
+    "missing": lambda row: str(row.missing or ""),
     "trait": lambda row: row.trait,
     "questions": lambda row: row.block,
     "alpha": lambda row: _number(row.alpha),
     "layer": lambda row: "" if row.layer is None else str(row.layer),
 }
-"""What a card shows of a result."""
+"""Columns of the table of results."""
 
 
 def _inline(text: str) -> str:
-    """Text on one line in which Markdown and HTML find nothing to act on; long texts are cut."""
+    """Text on one line, escaped for Markdown and HTML; long texts are cut."""
     line = " ".join(text.split())
     line = line if len(line) <= 2_000 else f"{line[:2_000]} …"
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", line)

@@ -1,6 +1,8 @@
-"""The replacement: directions times token-wise coefficients at hook points, put in the prompt's place.
+"""Replacements, and plans that combine several: `pirate + 0.5 * shout` steers wherever a replacement does.
 
-PSR and constant steering are one class; they differ only in the rule that gives a token its coefficient.
+A replacement adds directions times token-wise coefficients at hook points, instead of the instruction in the prompt. PSR and constant
+steering are one class; they differ only in the rule that gives a token its coefficient. In a plan, every part reads the activation that
+arrives at a hook point, and what the parts add is summed (eq. 7, with a sum over replacements), so their order does not matter.
 
 References:
     Heyman & Vandeputte, "Steer Like the LLM: Activation Steering that Mimics Prompting", ICML 2026, arXiv 2605.03907, eq. 7 and 8.
@@ -8,87 +10,104 @@ References:
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import ClassVar, Final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from psr_lens._utils.html_table import table
-from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, edit_fault, fingerprint, hooked, processing_differs
-from psr_lens.prompts import Span
-from psr_lens.replacement.files import FILES, read_replacement, unfit, write_replacement
+from psr_lens._utils.safe_files import brief
+from psr_lens.errors import InputError
 from psr_lens.replacement.gguf_export import write_control_vector
-from psr_lens.replacement.hooks import Action, Position, Start, SteeringHooks, checked_start, steering_hooks
-from psr_lens.replacement.learning_curve import LearningCurve
-from psr_lens.replacement.model_card import model_card
-from psr_lens.replacement.on_transformers import Attached, attach
-from psr_lens.replacement.saving import Portable
-from psr_lens.replacement.site import Site
+from psr_lens.replacement.saved_files import (
+    FILES,
+    PLAN_FILES,
+    part_folder,
+    read_factors,
+    read_replacement,
+    unfit,
+    unfit_parts,
+    write_plan,
+    write_replacement,
+)
+from psr_lens.replacement.spec import ReplacementSpec, finite_number
+from psr_lens.replacement.steering import Steering
 from psr_lens.results.table import ResultTable
 
-if TYPE_CHECKING:
-    from psr_lens.replacement.plan import SteeringPlan
+_SAME: Final = ("d_model", "n_layers", "d_vocab", "architecture")
+"""Entries of the fingerprint that must agree between the parts of a plan; a fine-tuned model agrees in them with its base."""
 
 
-Tokens = Literal["span", "last"]
-"""`span`: the last prompt token (the question too, under `QR`) and every response token; `last`: the last prompt token alone."""
+class _Arithmetic(Steering):
+    """`+`, `-` and `*` of replacements and plans; the result is a plan."""
+
+    @abstractmethod
+    def _parts(self) -> tuple[Part, ...]:
+        """The parts of the plan that steers alike."""
+
+    def _weighted(self) -> tuple[tuple[ReplacementSpec, float], ...]:
+        return tuple((part.replacement, part.factor) for part in self._parts())
+
+    def __add__(self, other: Replacement | SteeringPlan) -> SteeringPlan:
+        """All parts of both: `pirate + 0.5 * shout`."""
+        if not isinstance(other, Replacement | SteeringPlan):
+            raise InputError(
+                "+",
+                f"{brief(other)} ({type(other).__name__})",
+                "a replacement or a plan on either side",
+                "To change the strength, multiply (`2 * plan`) or pass `alpha` to `steer`.",
+            )
+        return SteeringPlan((*self._parts(), *other._parts()))
+
+    def __radd__(self, other: object) -> SteeringPlan:
+        """Needed by Python's `sum`, which starts from 0."""
+        return SteeringPlan(self._parts()) if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]
+
+    def __sub__(self, other: Replacement | SteeringPlan) -> SteeringPlan:
+        """All parts of both, with the strength of the other's reversed."""
+        return self + (-other if isinstance(other, Replacement | SteeringPlan) else other)
+
+    def __mul__(self, factor: float) -> SteeringPlan:
+        """The same parts with their strength times a number."""
+        number = finite_number(factor)
+        if number is None:
+            raise InputError(
+                "*",
+                f"{brief(factor)} ({type(factor).__name__})",
+                "a finite number on one side",
+                "For one strength per sequence, pass a tensor as `alpha` to `steer`.",
+            )
+        return SteeringPlan(tuple(replace(part, factor=part.factor * number) for part in self._parts()))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringPlan:
+        """The same parts with their strength reversed."""
+        return self * -1
 
 
-@dataclass(frozen=True)
-class Replacement(Portable):
-    """A learned stand-in for an instruction in the prompt."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Replacement(ReplacementSpec, _Arithmetic):
+    """A learned replacement for an instruction in the prompt; its fields are those of `ReplacementSpec`.
 
-    FILES: ClassVar[tuple[str, ...]] = FILES
+    Example:
+        >>> pirate
+        Replacement(A-PSR, 6 hook points from blocks.0.hook_resid_post, rank 4, span R, for organism)
+        >>> pirate.sites["blocks.2.hook_resid_post"]
+        Site(relu, rank 4, width 128)
+    """
 
-    sites: Mapping[str, Site]
-    """What is done at each hook point, by TransformerLens's name, in the model's order."""
-    span: Span
-    """Where it acts: `R`, the last prompt token and the response; `QR`, the question too."""
-    method: str
-    """Name of the method that made it, e.g. `A-PSR`."""
-    model: Mapping[str, Any]
-    """Fingerprint of the model that it was made for."""
-    question_start: int | None = None
-    """Under `QR`, the position of the question's first token, if it was the same in all training prompts."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made."""
-    offset: float = 0.0
-    """The learned `b_m`: what is added is `(α + b_m)·λ·z`. With another value than 0 a strength of 0 is not "no steering"."""
-    tokens: Tokens = "span"
-    """Whether it acts on its whole span, or on the last prompt token alone and at no decode step."""
-    curve: LearningCurve | None = None
-    """How the fit went, epoch by epoch, where it had epochs."""
-    data: str | None = None
-    """xxh3_128 of the training triplets' tokens (`psr_lens.activations.store.triplets_digest`), in hexadecimal, where it is known."""
-    metrics: ResultTable | None = None
-    """What was measured of it; kept in the artifact and shown in its model card."""
-
-    def __post_init__(self) -> None:
-        """Refuse parts that cannot belong together."""
-        if not self.sites:
-            raise InputError("sites", "none", "at least one hook point")
-        if self.span not in get_args(Span):
-            raise InputError("span", repr(self.span), "'R' or 'QR'")
-        if self.tokens not in get_args(Tokens):
-            raise InputError("tokens", repr(self.tokens), "'span' or 'last'")
-        if self.tokens == "last" and self.span != "R":
-            raise InputError("span", repr(self.span), "'R', since tokens='last' steers the last prompt token alone")
-        if isinstance(self.offset, bool) or not isinstance(self.offset, int | float) or not abs(self.offset) <= sys.float_info.max:
-            raise InputError("offset", repr(self.offset), "a finite number")
+    _FILES: ClassVar[tuple[str, ...]] = FILES
 
     def __repr__(self) -> str:
-        """Method, sites and span in a line."""
+        """Method, hook points, rank and span in a line."""
         ranks = sorted({site.rank for site in self.sites.values()})
+        first, *others = self.sites
+        where = f"{len(self.sites)} hook points from {first}" if others else first
         return (
-            f"Replacement({self.method}, {len(self.sites)} hook points from {next(iter(self.sites))}, "
+            f"Replacement({self.method}, {where}, "
             f"rank {'–'.join(map(str, ranks))}, span {self.span}{', last token only' if self.tokens == 'last' else ''}, "
             f"for {self.model.get('model_name')})"
         )
@@ -106,194 +125,158 @@ class Replacement(Portable):
         ]
         return table(("hook point", "rule", "rank", "‖z‖", "‖w‖"), rows, repr(self))
 
-    # --- steering -----------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def steer(
-        self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
-    ) -> Iterator[HookedModel]:
-        """Steer `model` inside a `with` block: forward, `run_with_cache` and `generate`, with or without a KV cache.
-
-        The first call with several tokens counts as the prompt; every token after it is steered. A call that repeats the sequence
-        of the one before and adds one token to it (generation without a KV cache) continues it; anything else is a new prompt.
-
-        Args:
-            model: The model that the replacement was made for, or one with the same sizes and hook names.
-            alpha: Strength, one number or one a sequence; with an `offset` of 0, 0 leaves every activation bit-identical.
-            start: First steered position in the prompt, counted from the left with padding, one number or one a sequence; or a
-                mapping with one such entry a span, of which the replacement's own counts. The default is the last position for
-                the span `R`, and for `QR` the question's first token in an unpadded prompt.
-
-        Raises:
-            ArtifactError: the model has other sizes, its weights were processed otherwise, or it lacks one of the hook points.
-            InputError: `alpha` is not finite, or `start` is needed and missing.
-        """
-        hooks = self.hooks(model, alpha, start=start)
-        with hooked(model, hooks):
-            yield model
-
-    def hooks(
-        self, model: HookedModel, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
-    ) -> SteeringHooks:
-        """The forward hooks that `steer` adds, for `model.hooks(fwd_hooks=…)` or `run_with_hooks`."""
-        self.check_model(model)
-        return steering_hooks(model, {name: [action] for name, action in self.actions(alpha, start=start).items()})
-
-    def attach(self, model: Any, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None) -> Attached:
-        """Steer a plain transformers model, its `generate` and its pipelines, as `steer` steers one of TransformerLens.
-
-        `with pirate.attach(hf_model): hf_model.generate(…)`, or keep what is returned and call its `remove()`. Of two attached one after
-        the other the second reads what the first has changed; attach their sum for both to read what arrives.
-
-        Args:
-            model: The transformers model (Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma-2, Gemma-3, OLMo-2, GPT-2 or GPT-NeoX), on any device.
-            alpha: Strength, as for `steer`; with an `offset` of 0, 0 adds no hook.
-            start: First steered position in the prompt, as for `steer`.
-
-        Raises:
-            InputError: `model` is of another architecture, or no transformers model; `alpha` is not finite; or `start` is missing.
-            ArtifactError: the model has other sizes; or the replacement was made for weights that TransformerLens had processed, or acts
-                elsewhere than at `resid_post`, `attn_out`, `mlp_out` and `z`.
-        """
-        return attach(model, [self], {name: [action] for name, action in self.actions(alpha, start=start).items()})
-
-    def actions(self, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None) -> dict[str, Action]:
-        """What is done at each hook point at one strength; arguments and errors as for `steer`."""
-        if not bool(torch.isfinite(torch.as_tensor(alpha)).all()):
-            raise InputError("alpha", alpha, "a finite number, or one a sequence")
-        at, strength = self._start(start), alpha + self.offset
-        return {name: Action(site, strength, at, self.tokens == "last") for name, site in self.sites.items()}
-
-    def _start(self, given: Start | None) -> Position | None:
-        start = given.get(self.span) if isinstance(given, Mapping) else given
-        if start is None and self.span == "QR":
-            if self.question_start is None:
-                raise InputError(
-                    "start", given, "the position of the question's first token", "The training prompts differed in it."
-                )
-            start = self.question_start
-        return None if start is None else checked_start(start)
-
-    def check_model(self, model: HookedModel) -> None:
-        """Refuse a model that the replacement cannot act on.
-
-        Raises:
-            ArtifactError: sizes, hook names or the processing of the weights differ.
-        """
-        theirs = fingerprint(model)
-        self.check_sizes(theirs | {"d_head": int(model.cfg.d_head)})
-        if reason := processing_differs(self.model, model):
-            raise ArtifactError(f"model: this replacement cannot act on {theirs['model_name']}: {reason}")
-        hook_dict = model.hook_dict
-        for name in self.sites:
-            if name not in hook_dict:
-                raise ArtifactError(
-                    f"model: it has no hook point {name!r}, where this replacement acts. "
-                    "Load the model that it was made for; `psr_lens.hook_points(model)` lists what this one has."
-                )
-            if fault := edit_fault(model, name):
-                raise ArtifactError(f"model: {fault}")
-
-    def check_sizes(self, theirs: Mapping[str, Any]) -> None:
-        """Refuse a model of other sizes, known by its `model_name`, `n_layers`, `d_model`, `n_heads` and `d_head`.
-
-        Raises:
-            ArtifactError: sizes differ.
-        """
-        for key in ("d_model", "n_layers"):
-            if key in self.model and self.model[key] != theirs[key]:
-                raise ArtifactError(
-                    f"model: this replacement was made for {self.model.get('model_name')} with {key}={self.model[key]}, "
-                    f"this model ({theirs['model_name']}) has {key}={theirs[key]}. Load the model that it was made for, or fit a new one."
-                )
-        for name, site in self.sites.items():
-            _check_width(name, site, theirs)
-
-    # --- composition --------------------------------------------------------------------------------------------------------
-
-    def __add__(self, other: Replacement | SteeringPlan) -> SteeringPlan:
-        """Both at once: `pirate + 0.5 * shout`."""
-        return self._plan() + other
-
-    def __radd__(self, other: object) -> SteeringPlan:
-        """What is left for Python's `sum`, which starts from 0."""
-        return other + self._plan()
-
-    def __sub__(self, other: Replacement | SteeringPlan) -> SteeringPlan:
-        """Both at once, the other with its strength reversed."""
-        return self._plan() - other
-
-    def __mul__(self, factor: float) -> SteeringPlan:
-        """The same with its strength times a number."""
-        return self._plan() * factor
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> SteeringPlan:
-        """The same with its strength reversed."""
-        return -self._plan()
-
-    def _plan(self) -> SteeringPlan:
-        from psr_lens.replacement.plan import SteeringPlan
-
-        return SteeringPlan.of(self)
-
-    # --- saving -------------------------------------------------------------------------------------------------------------
-
     def with_metrics(self, metrics: ResultTable) -> Replacement:
-        """The same with results to keep, e.g. `pirate.with_metrics(found.table()).save("pirate-psr")`; earlier ones are replaced."""
+        """The same replacement with measured results, which are saved with it and shown in its model card; earlier ones are replaced.
+
+        Args:
+            metrics: The results, e.g. `result.table()`.
+
+        Raises:
+            InputError: `metrics` is not a table of results.
+
+        Example:
+            >>> metrics = psr.ResultTable((psr.Result("A-PSR", "trait", 98.0, n=150, interval=(95.0, 100.0)),))
+            >>> "| A-PSR | trait | 98 |" in pirate.with_metrics(metrics).model_card()
+            True
+        """
         if not isinstance(metrics, ResultTable):
-            raise InputError("metrics", type(metrics).__name__, "a ResultTable", "`.table()` of a result gives one.")
+            raise InputError("metrics", type(metrics).__name__, "a ResultTable", "The `.table()` of a result is one.")
         return replace(self, metrics=metrics)
-
-    def write(self, folder: Path) -> None:
-        """Write `replacement.safetensors` and `replacement.json`."""
-        write_replacement(folder, self)
-
-    @classmethod
-    def read(cls, folder: Path, root: Path) -> Replacement:
-        """Read what `write` wrote; see `Portable.read`."""
-        fields = read_replacement(folder, root)
-        try:
-            return cls(**fields)
-        except InputError as error:
-            raise unfit(folder, error) from error
 
     def to_gguf(self, path: str | Path, alpha: float = 1.0) -> Path:
         """Write a constant replacement as a GGUF control vector for llama.cpp (`--control-vector-scaled FILE 1.0`) and repeng.
 
-        `direction.3` is what `blocks.3.hook_resid_post` gets, added to the output of block 3 counted from 0, as in both of them;
-        llama.cpp has none for block 0. A control vector acts on every token, the whole prompt among them, and not from the last prompt
-        token on, as this replacement does.
+        `direction.3` is what `blocks.3.hook_resid_post` gets: it is added to the output of block 3, counted from 0, as in llama.cpp and
+        repeng; llama.cpp has no direction for block 0. A control vector acts on every token, the whole prompt included, whereas this
+        replacement acts from the last prompt token on.
 
         Args:
             path: The file; an older one is replaced.
-            alpha: Strength that is written into the directions.
+            alpha: Strength, multiplied into the directions.
 
         Returns:
             The path.
 
         Raises:
             InputError: the replacement is token-wise, acts elsewhere than after blocks 1 and later, on the last prompt token alone, or
-                on the span `QR`.
+                on the span `QR`; or `alpha` is not a finite number.
             MissingPackageError: `gguf` is not installed.
+
+        Example:
+            >>> caa.to_gguf("pirate.gguf", alpha=1.5).name  # llama-cli --control-vector-scaled pirate.gguf 1.0
+            'pirate.gguf'
         """
         return write_control_vector(self, path, alpha)
 
-    def model_card(self, load: str = 'load("this-folder")') -> str:
-        """The model card in Markdown; see `Portable.model_card`."""
-        return model_card("Replacement", self._plan().parts, load)
+    def _parts(self) -> tuple[Part, ...]:
+        return (Part(self, 1.0),)
+
+    def _write(self, folder: Path) -> None:
+        write_replacement(folder, self)
+
+    @classmethod
+    def _read(cls, folder: Path, root: Path) -> Replacement:
+        fields = read_replacement(folder, root)
+        try:
+            return cls(**fields)
+        except InputError as error:
+            raise unfit(folder, error) from error
 
 
-def _check_width(name: str, site: Site, theirs: Mapping[str, Any]) -> None:
-    per_head = re.search(r"attn\.hook_(q|z)$", name) is not None
-    if not per_head and not re.search(r"hook_(embed|resid_pre|resid_mid|resid_post|attn_out|mlp_out)$", name):
-        return
-    keys = ("n_heads", "d_head") if per_head else ("d_model",)
-    wanted = tuple(int(theirs[key]) for key in keys)
-    if site.width != wanted:
-        raise ArtifactError(
-            f"model: the directions at {name} are {' × '.join(map(str, site.width))} wide, this model "
-            f"({theirs['model_name']}) has {', '.join(f'{key}={size}' for key, size in zip(keys, wanted, strict=True))}. "
-            "Load the model that they were made for, or fit a new replacement."
-        )
+@dataclass(frozen=True)
+class Part:
+    """One replacement within a plan."""
+
+    replacement: Replacement
+    """What steers."""
+    factor: float
+    """Its strength relative to the plan's `alpha`; its own offset is added to the product."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a replacement with a finite factor."""
+        if not isinstance(self.replacement, Replacement):
+            raise InputError("replacement", f"{brief(self.replacement)} ({type(self.replacement).__name__})", "a Replacement")
+        if finite_number(self.factor) is None:
+            raise InputError("factor", f"{brief(self.factor)} ({type(self.factor).__name__})", "a finite number")
+
+
+@dataclass(frozen=True, repr=False)
+class SteeringPlan(_Arithmetic):
+    """Replacements that steer together, each at its own strength and on its own span; made with `+`, `-` and `*`.
+
+    Example:
+        >>> (pirate - 0.5 * caa).method
+        'A-PSR − 0.5 × S-Const DiM'
+    """
+
+    _FILES: ClassVar[tuple[str, ...]] = PLAN_FILES
+
+    parts: tuple[Part, ...]
+    """The replacements, each with the factor of its strength."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that cannot steer one model together."""
+        if not self.parts:
+            raise InputError("parts", "none", "at least one replacement")
+        if not isinstance(self.parts, tuple) or not all(isinstance(part, Part) for part in self.parts):
+            raise InputError("parts", brief(self.parts), "a tuple of `Part`s", "Add replacements instead: `pirate + 0.5 * shout`.")
+        first = self.parts[0].replacement.model
+        for part in self.parts:
+            theirs = part.replacement.model
+            for key in _SAME:
+                if key in first and key in theirs and first[key] != theirs[key]:
+                    raise InputError(
+                        "parts",
+                        f"replacements for {first.get('model_name')} with {key}={first[key]} and for {theirs.get('model_name')} "
+                        f"with {key}={theirs[key]}",
+                        "replacements for one model",
+                        "Fit them on the model that is to be steered.",
+                    )
+
+    @classmethod
+    def of(cls, steering: Replacement | SteeringPlan) -> SteeringPlan:
+        """A replacement as a plan of one part; a plan as it is.
+
+        Raises:
+            InputError: `steering` is neither.
+
+        Example:
+            >>> [part.factor for part in psr.SteeringPlan.of(pirate).parts]
+            [1.0]
+        """
+        if not isinstance(steering, Replacement | SteeringPlan):
+            raise InputError("steering", f"{brief(steering)} ({type(steering).__name__})", "a Replacement or a SteeringPlan")
+        return steering if isinstance(steering, SteeringPlan) else cls(steering._parts())
+
+    @property
+    def method(self) -> str:
+        """Names of the parts' methods with their factors, e.g. `A-PSR + 0.5 × A-PSR`."""
+        text = ""
+        for index, part in enumerate(self.parts):
+            size = abs(part.factor)
+            sign = ("−" if part.factor < 0 else "") if index == 0 else (" − " if part.factor < 0 else " + ")
+            text += sign + ("" if size == 1 else f"{size:g} × ") + part.replacement.method
+        return text
+
+    def __repr__(self) -> str:
+        """The parts with their factors in a line."""
+        return f"SteeringPlan({', '.join(f'{part.factor:g} × {part.replacement!r}' for part in self.parts)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(part.factor, repr(part.replacement)) for part in self.parts]
+        return table(("factor", "replacement"), rows, f"SteeringPlan of {len(self.parts)} parts")
+
+    def _parts(self) -> tuple[Part, ...]:
+        return self.parts
+
+    def _write(self, folder: Path) -> None:
+        write_plan(folder, self._weighted())
+
+    @classmethod
+    def _read(cls, folder: Path, root: Path) -> SteeringPlan:
+        factors = read_factors(folder, root)
+        replacements = [Replacement._read(part_folder(folder, index), root) for index in range(len(factors))]
+        try:
+            return cls(tuple(Part(each, factor) for each, factor in zip(replacements, factors, strict=True)))
+        except InputError as error:
+            raise unfit_parts(folder, error) from error

@@ -1,4 +1,4 @@
-"""What a replacement does at one hook point: directions, and the rule that gives each token its coefficients."""
+"""What a replacement does at one hook point: its directions, and the rule that gives each token its coefficients."""
 
 from __future__ import annotations
 
@@ -15,31 +15,35 @@ Rule = Literal["relu", "sigmoid", "constant", "projection"]
 (Stolfo et al. 2025, "Improving Instruction-Following in Language Models through Activation Steering", arXiv 2410.12877)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Site:
     """What a replacement does at one hook point (Heyman & Vandeputte 2026, eq. 7 and 8)."""
 
     directions: Float[Tensor, "*head rank width"]
     """The directions `z` that are added, `[rank, d_model]`; at `attn.hook_z` each head has its own, `[head, rank, d_head]`."""
     weights: Float[Tensor, "*head rank width"]
-    """The probes `w`, shaped as the directions; all zero under the rules that have none."""
+    """The probes `w`, shaped like the directions; all zero under rules without probes."""
     bias: Float[Tensor, "*head rank"]
-    """The offsets `b`; the coefficient itself under the constant rule, the target under the projection rule."""
+    """The biases `b`, `[rank]` or `[head, rank]`: the coefficient itself under `constant`, the target under `projection`."""
     rule: Rule
-    """How a token's coefficients come about."""
+    """How each token's coefficients are computed."""
+
+    def __repr__(self) -> str:
+        """Rule, rank and width, e.g. `Site(relu, rank 1, width 128)`; at `attn.hook_z`, `width 4 × 32`."""
+        return f"Site({self.rule}, rank {self.rank}, width {' × '.join(map(str, self.width))})"
 
     @property
     def width(self) -> tuple[int, ...]:
-        """Shape of one token's activation: `(d_model,)`, or `(n_heads, d_head)`."""
+        """Shape of one token's activation: `(d_model,)` or `(n_heads, d_head)`."""
         return (*self.directions.shape[:-2], self.directions.shape[-1])
 
     @property
     def rank(self) -> int:
-        """Number of directions; of each head, where each has its own."""
+        """Number of directions, or of directions per head."""
         return self.directions.shape[-2]
 
     def coefficients(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token rank"]:
-        """λ of every token (eq. 8), in units of the directions; of every token and head at `attn.hook_z`."""
+        """λ of each token (eq. 8), in units of the directions; of each token and head at `attn.hook_z`."""
         if self.rule == "constant":
             return self.bias.expand(*activation.shape[:-1], self.bias.shape[-1])
         read = per_head(activation, (self.directions if self.rule == "projection" else self.weights).transpose(-1, -2))
@@ -48,16 +52,16 @@ class Site:
         return torch.relu(read + self.bias) if self.rule == "relu" else torch.sigmoid(read + self.bias)
 
     def intervention(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token width"]:
-        """λ(A)·z, what is added to every token's activation at `alpha` 1 (eq. 7)."""
+        """λ(A)·z, what is added to each token's activation at `alpha=1` (eq. 7)."""
         return per_head(self.coefficients(activation), self.directions)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Site:
-        """The same site with its tensors on another device and of another type."""
+        """The same site with its tensors on another device and of another dtype."""
         return Site(self.directions.to(device, dtype), self.weights.to(device, dtype), self.bias.to(device, dtype), self.rule)
 
 
 def per_head(rows: Float[Tensor, "*token left"], matrix: Float[Tensor, "*head left right"]) -> Float[Tensor, "*token right"]:
-    """Rows times a matrix, or every head's rows times its own."""
+    """Rows times a matrix, or each head's rows times the matrix of that head."""
     if matrix.ndim == 2:
         return rows @ matrix
     return (rows.unsqueeze(-2) @ matrix).squeeze(-2)

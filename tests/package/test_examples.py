@@ -15,7 +15,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def documented() -> Iterator[tuple[str, Any]]:
-    """Public functions and classes, and the public methods of those classes, each under the name that a user writes."""
+    """Public functions and classes, and the public methods of those classes, inherited ones too, each under the name that a user writes."""
     public = {f"psr.{name}": getattr(psr, name) for name in psr.__all__ if name not in ROOMS}
     for room in ROOMS:
         module = getattr(psr, room)
@@ -24,7 +24,8 @@ def documented() -> Iterator[tuple[str, Any]]:
         if inspect.isclass(value) or inspect.isfunction(value):
             yield name, value
         if inspect.isclass(value):
-            for method, of in vars(value).items():
+            ours = [each for each in value.__mro__ if each.__module__.startswith("psr_lens.")]
+            for method, of in {name: of for each in reversed(ours) for name, of in vars(each).items()}.items():
                 function = of.__func__ if isinstance(of, classmethod | staticmethod) else of
                 if not method.startswith("_") and inspect.isfunction(function):
                     yield f"{name}.{method}", function

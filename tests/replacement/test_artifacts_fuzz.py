@@ -22,6 +22,7 @@ import psr_lens as psr
 from psr_lens._utils import safe_files as artifacts
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.replacement import LearningCurve, Replacement, Site
+from psr_lens.replacement.steering_hooks import actions_of
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -113,7 +114,7 @@ def check_valid(loaded: Replacement | psr.SteeringPlan, again: Path) -> None:
         assert part.question_start is None or 0 <= part.question_start < 2**31
         assert math.isfinite(part.offset)
     with suppress(InputError):  # where it starts may be unknown
-        loaded.actions(0.5)
+        actions_of(loaded._weighted(), 0.5, None)
     assert type(loaded).load(loaded.save(again)).model_card() == loaded.model_card()
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLM
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.replacement.on_transformers import LAYOUTS
+from psr_lens.replacement.attach_to_transformers import LAYOUTS
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 KINDS = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")

@@ -184,8 +184,18 @@ def test_a_plan_lists_its_parts_and_names_itself(tiny_llama):
         (lambda a: a * "2", r"\*: got '2' \(str\), expected a finite number"),
         (lambda a: a * a, r"\*: got Replacement.*expected a finite number"),
         (lambda a: a * float("nan"), r"\*: got nan"),
-        (lambda a: torch.ones(2)[0] and a * torch.ones(2), r"\*: got tensor.*give a tensor as `alpha`"),
+        (lambda a: torch.ones(2)[0] and a * torch.ones(2), r"\*: got tensor.*pass a tensor as `alpha`"),
+        (lambda a: True * a, r"\*: got True \(bool\), expected a finite number"),
+        (lambda a: a * [1, 2], r"\*: got \[1, 2\] \(list\), expected a finite number"),
+        (lambda a: a * None, r"\*: got None \(NoneType\), expected a finite number"),
         (lambda a: SteeringPlan(()), "parts: got none, expected at least one replacement"),
+        (lambda a: SteeringPlan((a, a)), r"parts: got .*, expected a tuple of `Part`s\. .*pirate \+ 0\.5"),
+        (lambda a: SteeringPlan.of("a"), r"steering: got 'a' \(str\), expected a Replacement or a SteeringPlan"),
+        (lambda a: Part("a", 1.0), r"replacement: got 'a' \(str\), expected a Replacement"),
+        *(
+            (lambda a, factor=factor: Part(a, factor), "factor: got .*, expected a finite number")
+            for factor in ([1, 2], None, "2", True)
+        ),
     ],
 )
 def test_what_cannot_be_composed_is_refused_with_a_remedy(tiny_llama, compose, message):

@@ -30,7 +30,7 @@ from psr_lens.interpretation.attribution.sums import SourceSums, TokenSums
 from psr_lens.models import HookedModel, device_of, fingerprint, frozen
 from psr_lens.models.hook_points import check_layers, layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets, token_table
-from psr_lens.replacement import Replacement
+from psr_lens.replacement import Replacement, check_model
 
 TOKEN_BUDGET: Final = 4_096
 """Tokens of a batch and context, padding included; attention patterns make a token dearer here than in `capture`."""
@@ -137,7 +137,7 @@ def _directions(
     """Directions of length 1 by layer."""
     found: dict[int, list[Tensor]] = {}
     if isinstance(project, Replacement):
-        project.check_model(model)
+        check_model(project, model)
         for name, site in project.sites.items():
             layer = layer_of(name)
             if layer is None or not name.endswith(_STREAM):

@@ -19,8 +19,7 @@ from psr_lens.interpretation.patching.grid import Cells, PatchGrid, check_cells
 from psr_lens.models import HookedModel, fingerprint, frozen, hooked
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets, token_table
-from psr_lens.replacement import Replacement, SteeringPlan
-from psr_lens.replacement.hooks import SPANS
+from psr_lens.replacement import SPANS, Replacement, SteeringPlan
 
 Mode = Literal["skip", "only"]
 """`skip`: the replacement acts everywhere but in the cell; `only`: nowhere but in the cell."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, called_module, hooked
-from psr_lens.replacement.hooks import FIRST_POINT
+from psr_lens.replacement import FIRST_POINT
 
 
 class PromptRows:

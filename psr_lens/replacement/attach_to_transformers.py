@@ -1,6 +1,6 @@
-"""Steering a plain transformers model, its `generate` and its pipelines: the hooks of `steering`, put on the modules themselves.
+"""Steering a plain transformers model, its `generate` and its pipelines: the hooks of `steering_hooks.py` on the model's own modules.
 
-Where TransformerLens's hook points lie in a transformers model is written down here for each architecture, and guessed for none.
+Which modules correspond to TransformerLens's hook points is listed here for each supported architecture, and never guessed.
 """
 
 from __future__ import annotations
@@ -9,92 +9,96 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel
-from psr_lens.replacement.hooks import FIRST_POINT, Action, steering_hooks
-
-if TYPE_CHECKING:
-    from psr_lens.replacement.replacement import Replacement
+from psr_lens.replacement.compatibility import check_sizes
+from psr_lens.replacement.spec import ReplacementSpec
+from psr_lens.replacement.steering_hooks import FIRST_POINT, Action, steering_hooks
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the hook points of an architecture lie: names of modules."""
+    """Names of the modules that correspond to the hook points of an architecture."""
 
     layers: str
-    """The list of decoder layers, seen from the model; a layer's output is `hook_resid_post`."""
+    """The list of decoder layers, relative to the model; a layer's output is `hook_resid_post`."""
     attention: str
     """The module in a layer whose output is `hook_attn_out`, which is added to the residual stream."""
     mlp: str
     """The module in a layer whose output is `hook_mlp_out`, which is added to the residual stream."""
     projection: str
-    """The module in a layer whose input is `attn.hook_z`, the heads one after the other."""
+    """The module in a layer whose input is `attn.hook_z`, with the heads concatenated."""
 
 
 _PLAIN: Final = Layout("model.layers", "self_attn", "mlp", "self_attn.o_proj")
-_NORMS_BEHIND: Final = Layout("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
+_POST_NORMS: Final = Layout("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
 
 LAYOUTS: Final[Mapping[str, Layout]] = {
     **dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"), _PLAIN),
-    **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _NORMS_BEHIND),
+    **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _POST_NORMS),
     "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
     "GPTNeoXForCausalLM": Layout("gpt_neox.layers", "attention", "mlp", "attention.dense"),
 }
-"""Layouts by the name of transformers' class."""
+"""Layouts by the name of the transformers class."""
 
 _POINT: Final = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z)")
 
 
 class Attached:
-    """Steering on a transformers model: until `remove()` is called, or to the end of a `with` block."""
+    """A steered transformers model, until `remove()` is called or to the end of a `with` block."""
 
     def __init__(self, model: Any) -> None:
-        """Know the model; `attach` adds the hooks."""
+        """Keep the model; `attach` adds the hooks."""
         self._model = model
         self._handles: list[Any] = []
         self._removed = False
 
+    def __repr__(self) -> str:
+        """The model's class and the number of hooks in a line."""
+        return f"Attached({type(self._model).__name__}, {'removed' if self._removed else f'{len(self._handles)} hooks'})"
+
     def __enter__(self) -> Any:
-        """The model, steered.
+        """Return the steered model.
 
         Raises:
-            InputError: it was removed already.
+            InputError: the hooks were removed already.
         """
         if self._removed:
-            raise InputError("attach", "a handle that was removed", "a new one", "Call `attach` again.")
+            raise InputError("attach", "a handle that was removed", "a new handle", "Call `attach` again.")
         return self._model
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Leave the model as it was."""
+        """Remove the hooks."""
         self.remove()
 
     def remove(self) -> None:
-        """Leave the model as it was; more than once does no harm."""
+        """Remove the hooks, which leaves the model as it was; calling it again has no effect."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._removed = True
 
     def add(self, handle: Any) -> None:
-        """Keep the handle of a hook, to be removed with the others."""
+        """Keep the handle of a hook, which is removed with the others."""
         self._handles.append(handle)
 
 
-def attach(model: Any, replacements: Sequence[Replacement], actions: Mapping[str, Sequence[Action]]) -> Attached:
-    """Put hooks on a transformers model; see `Replacement.attach`.
+def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping[str, Sequence[Action]]) -> Attached:
+    """Put hooks on a transformers model; see `Steering.attach`.
 
     Args:
         model: The model, of an architecture in `LAYOUTS`.
-        replacements: What steers, to be checked against the model.
-        actions: What it does at each hook point.
+        replacements: What steers; checked against the model.
+        actions: What is done at each hook point.
 
     Raises:
-        InputError: `model` is no transformers model of a known architecture.
-        ArtifactError: a replacement was made for a model of other sizes, for processed weights, or acts where no module's output is.
+        InputError: `model` is not a transformers model of a supported architecture.
+        ArtifactError: a replacement was made for a model of other sizes or for processed weights, or acts at a hook point that no module
+            corresponds to.
     """
     layout = _layout(model)
     layers = model.get_submodule(layout.layers)
@@ -112,7 +116,7 @@ def attach(model: Any, replacements: Sequence[Replacement], actions: Mapping[str
 
 def _layout(model: Any) -> Layout:
     if isinstance(model, HookedModel):
-        raise InputError("model", type(model).__name__, "a transformers model", "Models of TransformerLens are steered by `steer`.")
+        raise InputError("model", type(model).__name__, "a transformers model", "TransformerLens models are steered by `steer`.")
     for cls in type(model).__mro__:
         if cls.__name__ in LAYOUTS and isinstance(model, nn.Module):
             return LAYOUTS[cls.__name__]
@@ -120,11 +124,11 @@ def _layout(model: Any) -> Layout:
         "model",
         type(model).__name__,
         f"one of {', '.join(LAYOUTS)}",
-        "Of a wrapped model (PEFT, torch.compile) give the one inside; others are steered through TransformerLens, by `steer`.",
+        "Give the inner model of a wrapper (PEFT, torch.compile). Other architectures can be steered through TransformerLens, by `steer`.",
     )
 
 
-def _check(replacement: Replacement, model: Any) -> None:
+def _check(replacement: ReplacementSpec, model: Any) -> None:
     config = model.config
     heads, width = config.num_attention_heads, config.hidden_size
     sizes = {
@@ -134,28 +138,28 @@ def _check(replacement: Replacement, model: Any) -> None:
         "n_heads": heads,
         "d_head": getattr(config, "head_dim", None) or width // heads,
     }
-    replacement.check_sizes(sizes)
+    check_sizes(replacement, sizes)
     if processed := replacement.model.get("processing"):
         raise ArtifactError(
-            f"model: this replacement was made for weights that TransformerLens had processed ({processed}), in which activations are "
-            "other numbers than in transformers. Fit it on the model as `psr_lens.load_model` loads it."
+            f"model: this replacement was made for weights that TransformerLens had processed ({processed}), whose activations differ "
+            "from those in transformers. Fit it on the model as `psr_lens.load_model` loads it."
         )
     for name in replacement.sites:
         found = _POINT.fullmatch(name)
         if found is None or int(found.group(1)) >= sizes["n_layers"]:
             raise ArtifactError(
-                f"model: nothing can be attached at {name!r} of a transformers model with {sizes['n_layers']} layers; "
-                "`hook_resid_post`, `hook_attn_out`, `hook_mlp_out` and `attn.hook_z` of its layers can. Steer through TransformerLens."
+                f"model: nothing can be attached at {name!r} of a transformers model with {sizes['n_layers']} layers, only at "
+                "`hook_resid_post`, `hook_attn_out`, `hook_mlp_out` and `attn.hook_z` of its layers. Steer through TransformerLens instead."
             )
 
 
 def _put(layers: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], Tensor | None], heads: int) -> Any:
-    """Register one of `steering_hooks` on the module where its hook point lies."""
+    """Register one of `steering_hooks` on the module that corresponds to its hook point."""
     if name == FIRST_POINT:
-        return layers[0].register_forward_pre_hook(_seeing(hook), with_kwargs=True)
+        return layers[0].register_forward_pre_hook(_reading(hook), with_kwargs=True)
     found = _POINT.fullmatch(name)
     if found is None:
-        raise InputError("hook", repr(name), f"one that {_POINT.pattern} matches")
+        raise InputError("hook", repr(name), f"a name that matches {_POINT.pattern}")
     layer, point = layers[int(found.group(1))], found.group(2)
     if point == "attn.hook_z":
         return layer.get_submodule(layout.projection).register_forward_pre_hook(_on_heads(hook, heads))
@@ -163,7 +167,7 @@ def _put(layers: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], T
     return layer.get_submodule(inside).register_forward_hook(_on_output(hook))
 
 
-def _seeing(hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
+def _reading(hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
     def before(module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         hook(arguments[0] if arguments else named["hidden_states"], None)
 

@@ -65,7 +65,7 @@ def test_token_wise_strengths_are_refused(tiny_llama, tmp_path, rule):
 
 @pytest.mark.parametrize("kind", ["hook_attn_out", "hook_mlp_out", "attn.hook_z"])
 def test_other_points_are_refused(tiny_llama, tmp_path, kind):
-    with pytest.raises(InputError, match=rf"blocks\.1\.{kind}.*only point where llama\.cpp"):
+    with pytest.raises(InputError, match=rf"blocks\.1\.{kind}.*only hook point where llama\.cpp"):
         replacement_at(tiny_llama.model, kind, [1], rule="constant").to_gguf(tmp_path / "x.gguf")
 
 
@@ -78,8 +78,14 @@ def test_the_first_block_the_last_token_and_the_span_of_the_question_are_refused
     ):
         with pytest.raises(InputError, match=said):
             made.to_gguf(tmp_path / "x.gguf")
-    with pytest.raises(InputError, match="alpha: got nan"):
-        constant.to_gguf(tmp_path / "x.gguf", float("nan"))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("alpha", [float("nan"), [1, 2], None, "2", True, torch.ones(2)], ids=repr)
+def test_a_strength_that_is_no_finite_number_is_refused(constant, tmp_path, alpha):
+    with pytest.raises(InputError, match=r"alpha: got .*, expected a finite number\."):
+        constant.to_gguf(tmp_path / "x.gguf", alpha)
+    assert not any(tmp_path.iterdir())
 
 
 def test_without_gguf_the_error_says_what_brings_it(constant, tmp_path, monkeypatch):

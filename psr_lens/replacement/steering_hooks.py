@@ -1,7 +1,8 @@
 """The hooks that steer: which positions of a call they act on, and what they add there, at next to no cost.
 
 At a decode step a hook costs two small matrix products and its rule; the strength is multiplied into the directions beforehand.
-Nothing here waits for a GPU, but for one comparison where a prompt is one token longer than the one before, and where a batch gets smaller.
+Nothing here waits for a GPU, with two exceptions: one comparison where a prompt is one token longer than the one before, and one where
+a batch gets smaller.
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.safe_files import brief
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, hook_tables
 from psr_lens.prompts import Span
 from psr_lens.replacement.site import Site
+from psr_lens.replacement.spec import ReplacementSpec, finite_number
 
 Position = int | Int[Tensor, " batch"]
-"""A position counted from the left with padding, one for all sequences or one for each."""
+"""A position counted from the left with padding, one for all sequences or one per sequence."""
 
 SPANS: Final[tuple[Span, ...]] = get_args(Span)
 """All spans."""
 
 Start = Position | Mapping[Span, Position]
-"""Where steering starts in a prompt: one position, or one a span."""
+"""Where steering starts in a prompt: one position, or one per span."""
 
 FIRST_POINT: Final = "blocks.0.hook_resid_pre"
-"""The first point that fires in every call; `hook_embed` stays silent in `HookedTransformer.generate`."""
+"""The first hook point that fires in every call; `hook_embed` stays silent in `HookedTransformer.generate`."""
 
 FRESH: Final = ".hook_resid_post"
-"""Ending of the points whose activation is a sum made for them, which the model itself keeps nowhere else."""
+"""Ending of the hook points whose activation is a newly computed sum, which the model itself keeps nowhere else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +45,11 @@ class Action:
     site: Site
     """What is added."""
     strength: float | Float[Tensor, " batch"]
-    """What λ·z is multiplied with, `α + b_m`; one number or one a sequence."""
+    """The factor `α + b_m` of λ·z; one number, or one per sequence."""
     start: Position | None
     """First steered position of a prompt; None for its last one."""
     last_only: bool
-    """Whether the position `start` alone is steered, and no decode step."""
+    """Whether only the position `start` is steered, and no decode step."""
 
     @property
     def is_idle(self) -> bool:
@@ -54,44 +57,116 @@ class Action:
         return not isinstance(self.strength, Tensor) and self.strength == 0
 
     def select(self, rows: Int[Tensor, " row"]) -> Action:
-        """The same for some sequences of the batch."""
+        """The same action for some sequences of the batch."""
         return replace(self, strength=_selected(self.strength, rows), start=_selected(self.start, rows))
 
 
 def _selected(given: Any, rows: Int[Tensor, " row"]) -> Any:
-    """Of what may be one for all sequences or one for each."""
+    """The values of some sequences, if there is one per sequence; else what is given."""
     return given[rows] if isinstance(given, Tensor) and given.numel() > 1 else given
 
 
-def checked_start(start: Position) -> Position:
-    """A start as it is used: an int where it is the same for all sequences.
+# --- from a replacement to actions ------------------------------------------------------------------------------------------
+
+
+def actions_of(
+    parts: Sequence[tuple[ReplacementSpec, float]], alpha: float | Float[Tensor, " batch"], start: Start | None
+) -> dict[str, list[Action]]:
+    """What replacements do at each hook point.
+
+    Args:
+        parts: Replacements, each with the factor of its strength.
+        alpha: Strength; each replacement's strength is this times its factor, plus its offset.
+        start: First steered position, as for `Replacement.steer`.
 
     Raises:
-        InputError: a position is negative.
+        InputError: `alpha` is not a finite number or tensor; or `start` is invalid, needed and missing, or one position for several spans.
     """
-    positions = torch.as_tensor(start).cpu()
-    if bool((positions < 0).any()):
-        raise InputError("start", start, "a position counted from the left, 0 or more")
+    alpha = checked_alpha(alpha)
+    if isinstance(start, Mapping) and (unknown := sorted(set(map(str, start)) - set(SPANS))):
+        raise InputError("start", f"the unknown span {', '.join(map(repr, unknown))}", "a mapping with the keys 'R' and 'QR'")
+    if start is not None and not isinstance(start, Mapping) and len({replacement.span for replacement, _ in parts}) > 1:
+        raise InputError("start", start, "a mapping with a position for each span of the parts, {'R': …, 'QR': …}")
+    actions: dict[str, list[Action]] = {}
+    for replacement, factor in parts:
+        first, strength = _start_of(replacement, start), alpha * factor + replacement.offset
+        for name, site in replacement.sites.items():
+            actions.setdefault(name, []).append(Action(site, strength, first, replacement.tokens == "last"))
+    return actions
+
+
+def checked_alpha(alpha: Any) -> float | Float[Tensor, " batch"]:
+    """A strength as it is used: a float, or a tensor with one number per sequence.
+
+    Raises:
+        InputError: it is neither, or not finite.
+    """
+    number = finite_number(alpha)
+    if number is not None:
+        return number
+    numeric = isinstance(alpha, Tensor) and alpha.dtype != torch.bool and not alpha.is_complex()
+    if not numeric or alpha.ndim > 1 or alpha.numel() == 0 or not bool(alpha.isfinite().all()):
+        raise InputError("alpha", _on_one_line(alpha), "a finite number, or a tensor with one per sequence")
+    numbers: Tensor = alpha.reshape(-1)
+    return numbers
+
+
+def checked_start(start: Any) -> Position:
+    """A start as it is used: an int if it is the same for all sequences, else a tensor on the CPU.
+
+    Raises:
+        InputError: it is not an integer or a tensor of integers, or a position is negative.
+    """
+    expected = "a position counted from the left, 0 or more, or a tensor with one per sequence"
+    try:
+        positions = torch.as_tensor(start).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError("start", _on_one_line(start), expected) from error
+    integers = not positions.is_floating_point() and not positions.is_complex() and positions.dtype != torch.bool
+    if not integers or positions.ndim > 1 or positions.numel() == 0 or bool((positions < 0).any()):
+        raise InputError("start", _on_one_line(start), expected)
     return positions if positions.ndim else int(positions)
 
 
+def _on_one_line(value: object) -> str:
+    return " ".join(brief(value).split())
+
+
+def _start_of(replacement: ReplacementSpec, given: Start | None) -> Position | None:
+    start = given.get(replacement.span) if isinstance(given, Mapping) else given
+    if start is None and replacement.span == "QR":
+        if replacement.question_start is None:
+            raise InputError(
+                "start", given, "the position of the question's first token", "It differed between the training prompts."
+            )
+        start = replacement.question_start
+    return None if start is None else checked_start(start)
+
+
+# --- from actions to hooks --------------------------------------------------------------------------------------------------
+
+
 class SteeringHooks(list[tuple[str, Any]]):
-    """Names and hooks that steer, for `model.hooks(fwd_hooks=…)`; empty where there is nothing to do."""
+    """Names and hooks that steer, for `model.hooks(fwd_hooks=…)`; empty if nothing is to be done."""
+
+    def __repr__(self) -> str:
+        """The hook points in a line."""
+        return f"SteeringHooks({', '.join(name for name, _ in self)})"
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these sequences of the batch, as the KV cache does: each keeps the strength that it was given."""
-        rows = rows.cpu()  # where starts and strengths mostly lie; it may index on any device
+        """Continue with these sequences of the batch, as the KV cache does; each keeps its own strength and start."""
+        rows = rows.cpu()  # starts and strengths are mostly on the CPU, and a CPU index works on any device
         for _, hook in self:
             hook.select(rows)
 
 
 def steering_hooks(model: HookedModel | None, actions: Mapping[str, Sequence[Action]]) -> SteeringHooks:
-    """Forward hooks, one a hook point, for `model.hooks(fwd_hooks=…)`.
+    """Forward hooks, one per hook point, for `model.hooks(fwd_hooks=…)`.
 
     All actions at one point read the activation that arrives there, and what they add is summed: their order does not matter.
 
     Args:
-        model: The model that is to be steered; None where other means than its own `hooks` put the hooks in place.
+        model: The model that is to be steered; None if the hooks are not added by its own `hooks`.
         actions: What is done at each hook point. Idle actions are left out.
 
     Returns:
@@ -108,8 +183,8 @@ def steering_hooks(model: HookedModel | None, actions: Mapping[str, Sequence[Act
 class _Calls:
     """Knows, at every call of the model inside one `with` block, whether it is a prompt or a decode step, and how long the prompt was.
 
-    It looks at what enters the first block: the same tokens at the same places always enter alike, so a call that repeats the one
-    before and adds one token to it is generation without a KV cache, and a call of a single token after a prompt is a decode step.
+    It reads what enters the first block. The same tokens at the same positions always enter alike, so a call that repeats the one
+    before and adds one token to it is generation without a KV cache. A call of a single token after a prompt is a decode step.
     """
 
     def __init__(self, model: HookedModel | None, actions: Sequence[Action], hooks: int) -> None:
@@ -129,7 +204,7 @@ class _Calls:
             self._sequence = self._sequence[rows]
 
     def __call__(self, activation: Tensor, hook: Any) -> None:
-        """Take note of a new call."""
+        """Read a new call."""
         batch, length = activation.shape[:2]
         for name, given in self._given:
             if given.shape not in ((1,), (batch,)):
@@ -140,10 +215,10 @@ class _Calls:
         if not self._continues(activation):
             self._last = length - 1
         self._sequence = activation.detach()
-        self.alone = not torch.is_grad_enabled() and self._nobody_else_looks()
+        self.alone = not torch.is_grad_enabled() and self._no_other_hooks()
 
     def start_of(self, action: Action) -> Position:
-        """The first position that an action steers in a call that is no decode step."""
+        """The first position that an action steers in a call that is not a decode step."""
         return self._last if action.start is None else action.start
 
     def _continues(self, activation: Tensor) -> bool:
@@ -152,8 +227,8 @@ class _Calls:
             return False
         return torch.equal(known, activation[:, :-1])
 
-    def _nobody_else_looks(self) -> bool:
-        """Whether no hook but ours can have got hold of an activation: then one may be edited in place."""
+    def _no_other_hooks(self) -> bool:
+        """Whether no other hooks are registered, which could hold an activation: then it may be edited in place."""
         if self._model is None:
             return False
         if self._tables is None:
@@ -166,7 +241,7 @@ class _Steering:
 
     def __init__(self, name: str, actions: Sequence[Action], calls: _Calls) -> None:
         self._actions, self._calls = actions, calls
-        self._lasting = dict.fromkeys(place for place, each in enumerate(actions) if not each.last_only)
+        self._lasting = dict.fromkeys(index for index, each in enumerate(actions) if not each.last_only)
         self._fresh = name.endswith(FRESH)
         self._ready: dict[tuple[torch.device, torch.dtype], list[_Fused]] = {}
 
@@ -188,8 +263,8 @@ class _Steering:
         if first >= stop:
             return None
         masks = {
-            place: _mask(start, self._actions[place].last_only, first, stop, activation.device)
-            for place, start in enumerate(starts)
+            index: _mask(start, self._actions[index].last_only, first, stop, activation.device)
+            for index, start in enumerate(starts)
         }
         if stop - first == length:
             return self._changed(activation, masks)
@@ -201,11 +276,11 @@ class _Steering:
         return torch.cat([activation[:, :first], changed, activation[:, stop:]], dim=1)
 
     def _changed(self, rows: Tensor, masks: Mapping[int, Tensor | None]) -> Tensor:
-        """What the model goes on with, of the type that came."""
+        """The activation that the model continues with, of the dtype that arrived."""
         kind = rows.device.type
         if not torch.is_autocast_enabled(kind):
             return self._summed(rows, masks)
-        with torch.autocast(kind, enabled=False):  # it would round the whole residual stream
+        with torch.autocast(kind, enabled=False):  # autocast would round the whole residual stream
             return self._summed(rows, masks)
 
     def _summed(self, rows: Tensor, masks: Mapping[int, Tensor | None]) -> Tensor:
@@ -215,8 +290,8 @@ class _Steering:
         if rows.ndim == 4:
             arriving = arriving.transpose(0, 1)  # `[head, token, d_head]`
         total, fused = arriving, self._fused(arriving.device, arriving.dtype)
-        for place, mask in masks.items():
-            total = fused[place].onto(total, arriving, rows.shape, mask)
+        for index, mask in masks.items():
+            total = fused[index].onto(total, arriving, rows.shape, mask)
         if rows.ndim == 4:
             total = total.transpose(0, 1)
         total = total.view(rows.shape)
@@ -239,7 +314,7 @@ def _learns(action: Action) -> bool:
 
 
 def _mask(start: Position, last_only: bool, first: int, stop: int, device: torch.device) -> Tensor | None:
-    """Which positions from `first` to `stop` an action steers, `[batch or 1, position]`; None for all of them."""
+    """Which positions from `first` to `stop` an action steers, `[batch or 1, position]`; None if all."""
     if not isinstance(start, Tensor) and start == first and (not last_only or stop == first + 1):
         return None
     at = torch.as_tensor(start, device=device).reshape(-1, 1)
@@ -250,7 +325,7 @@ def _mask(start: Position, last_only: bool, first: int, stop: int, device: torch
 
 
 class _Fused:
-    """An action on one device and in one type, with all that can be multiplied beforehand multiplied."""
+    """An action on one device and in one dtype, with everything multiplied that can be multiplied beforehand."""
 
     def __init__(self, action: Action, device: torch.device, dtype: torch.dtype) -> None:
         site = action.site.to(device, dtype)
@@ -263,12 +338,12 @@ class _Fused:
             directions = action.strength * directions
         self._rule = site.rule
         self._directions = directions
-        # Copies in memory of their own: rounding depends on how a tensor lies there, and one that was loaded may lie anyhow.
+        # A copy of its own: rounding depends on alignment in memory, which differs for loaded tensors.
         self._probe = (site.directions if site.rule == "projection" else site.weights).clone().transpose(-1, -2)
         self._bias = site.bias if site.bias.ndim == 1 else site.bias[:, None]
 
     def onto(self, total: Tensor, arriving: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:
-        """`total` and what is added to the tokens `arriving`, both `[token, width]` or `[head, token, width]`."""
+        """`total` plus what is added for the tokens `arriving`, both `[token, width]` or `[head, token, width]`."""
         weight = self._weight(shape, mask)
         product = torch.addmm if total.ndim == 2 else torch.baddbmm
         if self._rule == "constant":
@@ -285,6 +360,6 @@ class _Fused:
         return product(total, coefficients, self._directions)
 
     def _weight(self, shape: torch.Size, mask: Tensor | None) -> Tensor | None:
-        """Each token's own strength, `[token, 1]`; None where it is in the directions already."""
+        """Strength of each token, `[token, 1]`; None if the directions already contain it."""
         weight = mask if self.alpha is None else self.alpha if mask is None else self.alpha * mask
         return None if weight is None else weight.expand(shape[:2]).reshape(-1, 1)

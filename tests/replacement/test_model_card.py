@@ -1,4 +1,4 @@
-"""Model cards: what they say, that their code runs, and that nobody's text is lost."""
+"""Model cards: what they say, that their code runs, and that text of others is never lost."""
 
 import json
 import re
@@ -45,11 +45,11 @@ def test_a_card_says_what_the_artifact_records(measured):
         '"epochs": 15',
         "psr-lens ",
         "torch ",
-        "None is stated",
+        "No licence is stated",
     ):
         assert said in card, said
     lines = card.splitlines()
-    assert "| method | metric | value | 95 % interval | n | not scored | trait | questions | alpha |" in lines
+    assert "| method | metric | value | 95 % interval | n | missing | trait | questions | alpha |" in lines
     assert "| A-PSR | trait | 98.25 | 95 to 100 | 150 |  | pirate | descriptions | 1 |" in lines
     assert "| A-PSR | TA@C80 | missing |  | 150 | 3 | pirate | descriptions |  |" in lines
     header = header_of(card)
@@ -77,7 +77,7 @@ def test_what_was_not_recorded_is_said_to_be_missing(organism):
     card = random_replacement(organism.model).model_card()
     assert "| instruction | not recorded |" in card
     assert "| training data | not recorded |" in card
-    assert "None were saved with it." in card
+    assert "No results were saved with it." in card
 
 
 def test_a_plans_card_has_its_parts(measured):
@@ -116,7 +116,7 @@ def test_a_long_table_is_cut_and_says_so(measured):
     rows = tuple(psr.Result("A-PSR", "relative RMSE", 0.5, 9, (NAN, NAN), layer=layer) for layer in range(250))
     card = measured.with_metrics(psr.ResultTable(rows)).model_card()
     assert card.count("| A-PSR | relative RMSE |") == 200
-    assert "50 more are in the artifact's settings file." in card
+    assert "50 more results are in the artifact's settings file." in card
 
 
 # --- whose card it is -------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_card_that_somebody_wrote_or_edited_is_kept_with_a_warning(measured, t
     path = tmp_path / "README.md"
     path.write_text(edit(path.read_text()))
     before = path.read_bytes()
-    with pytest.warns(UserWarning, match=r"README\.md was written or edited by somebody else.*model_card\(\)"):
+    with pytest.warns(UserWarning, match=r"README\.md was edited, or was not written by psr_lens.*model_card\(\)"):
         replace(measured, method="other").save(tmp_path)
     assert path.read_bytes() == before
     assert psr.Replacement.load(tmp_path).method == "other"

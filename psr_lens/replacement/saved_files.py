@@ -1,47 +1,55 @@
-"""What a replacement is in files, `replacement.json` and `replacement.safetensors`, with every field checked when it is read."""
+"""What is saved on disk: a replacement's `replacement.json` and `replacement.safetensors`, a plan's `plan.json` and `part-*` folders.
+
+Every field is checked when it is read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from typing import Any, Final, cast, get_args
 
 from torch import Tensor
 
-from psr_lens._utils.safe_files import brief, read_settings, read_tensors, write_artifact
+from psr_lens._utils.safe_files import brief, read_settings, read_tensors, remove_artifact, write_artifact
 from psr_lens.errors import ArtifactError
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.site import Rule, Site
+from psr_lens.replacement.spec import ReplacementSpec
 from psr_lens.results.table import ResultTable
 
-if TYPE_CHECKING:
-    from psr_lens.replacement.replacement import Replacement
-
 FORMAT: Final = 3
-"""Version of the files. 2 added `offset`, `tokens` and `curve`, 3 `data` and `metrics`; 1 and 2 can be read."""
+"""Format version of a replacement's files. 2 added `offset`, `tokens` and `curve`; 3 added `data` and `metrics`; 1 and 2 can be read."""
 WEIGHTS_FILE: Final = "replacement.safetensors"
 SETTINGS_FILE: Final = "replacement.json"
 FILES: Final = (SETTINGS_FILE, WEIGHTS_FILE)
+"""The files of a replacement."""
 
-_PARTS: Final = ("directions", "weights", "bias")
+PLAN_FORMAT: Final = 1
+"""Format version of a plan's settings file."""
+PLAN_FILE: Final = "plan.json"
+PLAN_FILES: Final = (PLAN_FILE, *(f"part-*/{name}" for name in FILES))
+"""The files of a plan, as patterns."""
+
+_TENSORS: Final = ("directions", "weights", "bias")
 _ADDED: Final[dict[int, dict[str, Any]]] = {2: {"tokens": "span", "offset": 0.0, "curve": None}, 3: {"data": None, "metrics": None}}
-"""What each format added, and what it is in artifacts that are older."""
+"""Fields that each format added, with their values in older artifacts."""
 _MODEL: Final = {
     **dict.fromkeys(("model_name", "architecture", "processing"), str),
     **dict.fromkeys(("n_layers", "d_model", "n_heads", "d_vocab"), int),
 }
-"""What a fingerprint holds where it holds it."""
+"""Types of a fingerprint's entries, none of which has to be there."""
 _LAST_POSITION: Final = 2**31
 
 
-def write_replacement(folder: Path, replacement: Replacement) -> None:
-    """Write both files; older ones are replaced.
+def write_replacement(folder: Path, replacement: ReplacementSpec) -> None:
+    """Write the two files of a replacement; older ones are replaced.
 
     Raises:
-        TypeError: the replacement's settings hold what JSON cannot.
-        InputError: they, or its metrics', are more than can be read again.
+        TypeError: the replacement's settings cannot be written as JSON.
+        InputError: the settings or metrics are too large, or nested too deeply, to be read again.
     """
-    tensors = {f"{name}/{part}": getattr(site, part) for name, site in replacement.sites.items() for part in _PARTS}
+    tensors = {f"{name}/{part}": getattr(site, part) for name, site in replacement.sites.items() for part in _TENSORS}
     settings = {
         "format": FORMAT,
         "method": replacement.method,
@@ -60,14 +68,16 @@ def write_replacement(folder: Path, replacement: Replacement) -> None:
 
 
 def read_replacement(folder: Path, root: Path) -> dict[str, Any]:
-    """The fields of a replacement that `write_replacement` wrote, by name; what fits a field's type is left to `Replacement`.
+    """The fields of a replacement that `write_replacement` wrote, by name.
+
+    Types and files are checked here, the values by `ReplacementSpec`.
 
     Args:
-        folder: Where the files are.
-        root: The folder that they must lie in, links followed.
+        folder: Folder of the files.
+        root: The folder that the files must be in after links are followed.
 
     Raises:
-        ArtifactError: a file is missing, damaged, of a newer format, outside `root`, or the two do not belong together.
+        ArtifactError: a file is missing, damaged, of a newer format or outside `root`; or the two files do not belong together.
     """
     settings = read_settings(folder / SETTINGS_FILE, range(1, FORMAT + 1), "Replacement.save", root)
     for format_, added in _ADDED.items():
@@ -76,7 +86,7 @@ def read_replacement(folder: Path, root: Path) -> dict[str, Any]:
     try:
         rules = _rules(settings["sites"])
         tensors = read_tensors(
-            folder / WEIGHTS_FILE, [f"{name}/{part}" for name in rules for part in _PARTS], "Replacement.save", root
+            folder / WEIGHTS_FILE, [f"{name}/{part}" for name in rules for part in _TENSORS], "Replacement.save", root
         )
         curve, metrics = settings["curve"], settings["metrics"]
         return {
@@ -92,16 +102,58 @@ def read_replacement(folder: Path, root: Path) -> dict[str, Any]:
             "data": _of_type("data", settings["data"], str | None),
             "metrics": None if metrics is None else ResultTable.from_content(_of_type("metrics", metrics, dict)),
         }
-    except ArtifactError:  # is a ValueError too
+    except ArtifactError:  # a ValueError too
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise unfit(folder, error) from error
 
 
 def unfit(folder: Path, error: Exception) -> ArtifactError:
-    """The error of an artifact whose parts cannot be right together."""
+    """The error for an artifact whose files do not fit together."""
     what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return ArtifactError(f"{folder}: the settings and the tensors do not belong together ({what}). Save it anew.")
+    return ArtifactError(f"{folder}: the settings and the tensors do not belong together ({what}). Save the replacement again.")
+
+
+def write_plan(folder: Path, parts: Sequence[tuple[ReplacementSpec, float]]) -> None:
+    """Write `plan.json`, and one replacement per part into `part-0`, `part-1` and so on.
+
+    Surplus parts of an older, longer plan are removed, but no file that this package did not write.
+
+    Args:
+        folder: Folder of the plan.
+        parts: Replacements, each with the factor of its strength.
+
+    Raises:
+        TypeError, InputError: as for `write_replacement`.
+    """
+    for index, (replacement, _) in enumerate(parts):
+        write_replacement(part_folder(folder, index), replacement)
+    write_artifact(folder, (PLAN_FILE, {"format": PLAN_FORMAT, "factors": [factor for _, factor in parts]}), None)
+    surplus = len(parts)
+    while remove_artifact(part_folder(folder, surplus), FILES):
+        surplus += 1
+
+
+def read_factors(folder: Path, root: Path) -> list[Any]:
+    """The factors of a plan's parts, not checked one by one; the parts are read by `read_replacement`.
+
+    Raises:
+        ArtifactError: the settings file is missing, damaged, of a newer format or outside `root`.
+    """
+    factors = read_settings(folder / PLAN_FILE, [PLAN_FORMAT], "SteeringPlan.save", root).get("factors")
+    if not isinstance(factors, list):
+        raise ArtifactError(f"{folder / PLAN_FILE}: factors is {brief(factors)}, expected a list. Save the plan again.")
+    return factors
+
+
+def part_folder(folder: Path, index: int) -> Path:
+    """Folder of one part of a plan."""
+    return folder / f"part-{index}"
+
+
+def unfit_parts(folder: Path, error: Exception) -> ArtifactError:
+    """The error for a plan whose parts do not fit together."""
+    return ArtifactError(f"{folder}: the parts do not belong together ({error}). Save the plan again.")
 
 
 def _of_type(name: str, value: Any, kind: Any) -> Any:
@@ -128,7 +180,7 @@ def _rules(found: Any) -> dict[str, Rule]:
     for each in _of_type("sites", found, list):
         name = _of_type("a hook", _of_type("a site", each, dict)["hook"], str)
         if name in rules:
-            raise ValueError(f"{name} is there twice")
+            raise ValueError(f"{name} occurs twice")
         if each["rule"] not in get_args(Rule):
             raise ValueError(f"unknown rule {brief(each['rule'])} at {name}")
         rules[name] = each["rule"]
@@ -136,9 +188,11 @@ def _rules(found: Any) -> dict[str, Rule]:
 
 
 def _site_from(tensors: Mapping[str, Tensor], name: str, rule: Rule) -> Site:
-    directions, weights, bias = (tensors[f"{name}/{part}"] for part in _PARTS)
+    directions, weights, bias = (tensors[f"{name}/{part}"] for part in _TENSORS)
     if directions.ndim not in (2, 3) or weights.shape != directions.shape or bias.shape != directions.shape[:-1]:
-        raise ValueError(f"shapes at {name}: {tuple(directions.shape)}, {tuple(weights.shape)}, {tuple(bias.shape)}")
+        raise ValueError(
+            f"the shapes at {name} do not match: {tuple(directions.shape)}, {tuple(weights.shape)}, {tuple(bias.shape)}"
+        )
     if not all(bool(tensor.isfinite().all()) for tensor in (directions, weights, bias)):
-        raise ValueError(f"numbers at {name} are not all finite")
+        raise ValueError(f"the numbers at {name} are not all finite")
     return Site(directions, weights, bias, rule)
