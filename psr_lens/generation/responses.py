@@ -97,7 +97,7 @@ def sample_responses(
         pairs: Prompt pairs from `prompt_pairs`.
         judge: Scores the responses; None keeps all of them, at full score.
         sampling: How responses are drawn.
-        keep_negatives: Keep coherent responses without the trait too, as negative examples: `FitConfig(learned_offset=True)`.
+        keep_negatives: Keep coherent responses without the trait too, as negative examples: `Joint(learned_offset=True)`.
 
     Returns:
         The triplets, with what was dropped and why (`.summary()`).

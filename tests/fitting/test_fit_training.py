@@ -13,8 +13,8 @@ from psr_lens.fitting.training import split
 PARTS = ("directions", "weights", "bias")
 
 
-def joint(**settings) -> psr.FitConfig:
-    return psr.FitConfig(**({"solver": "joint", "epochs": 4, "batch_size": 4, "learning_rate": 1e-2} | settings))
+def joint(**settings) -> psr.Joint:
+    return psr.Joint(**({"epochs": 4, "batch_size": 4, "learning_rate": 1e-2} | settings))
 
 
 def largest_difference(first, second) -> float:
@@ -120,7 +120,7 @@ def test_the_curve_starts_at_the_unsteered_error_and_counts_the_epochs(tiny_llam
     assert fitted.curve.train[0] == pytest.approx(1.0, abs=0.02)  # one step an epoch, from a start that does next to nothing
     assert all(seconds > 0 for seconds in fitted.curve.seconds)
     assert psr.curve.LearningCurve.from_json(fitted.curve.to_json()) == fitted.curve
-    assert psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.FitConfig(regression_steps=1)).curve is None
+    assert psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.Sequential(regression_steps=1)).curve is None
 
 
 @pytest.mark.parametrize("objective", ["mse", "ll"])
