@@ -122,11 +122,11 @@ def _solved(
     checkpoint: str | Path | None,
     scratch: Path | None,
 ) -> Trained:
-    name, solve = f"psr.{type(config).__name__}", SOLVERS[type(config)]
+    solve = SOLVERS[type(config)]
     if checkpoint is not None and not config.is_trained:
-        raise InputError("checkpoint", checkpoint, f"None with {config!r}, which has no epochs to resume from")
+        raise InputError("checkpoint", checkpoint, f"None with psr.{config!r}, which has no epochs to resume from")
     if scratch is not None and not isinstance(config, Layerwise):
-        raise InputError("scratch", scratch, f"None with {name}, which never holds a layer of all the data")
+        raise InputError("scratch", scratch, f"None with psr.{config!r}, which never holds a layer of all the data")
 
     def sites() -> Mapping[str, Site]:
         folder = {"scratch": scratch} if isinstance(config, Layerwise) else {}

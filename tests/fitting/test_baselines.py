@@ -172,6 +172,7 @@ def test_settings_are_the_same_after_json(config):
     assert list(again.layers) == list(config.layers)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_layers_of_numpy_are_written_as_json():
     assert psr.DiM(layers=np.int64(2)).to_json()["layers"] == 2
     assert json.dumps(psr.DiM(layers=np.arange(2)).to_json()["layers"]) == "[0, 1]"

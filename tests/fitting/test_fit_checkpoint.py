@@ -135,7 +135,7 @@ def test_damaged_and_unwritable_checkpoints_are_told_of(tiny_llama, tmp_path):
 
 
 def test_a_checkpoint_where_nothing_is_trained_is_refused(tiny_llama, tmp_path):
-    with pytest.raises(InputError, match=r"checkpoint: got .*, expected None with psr\.DiM, which has no epochs"):
+    with pytest.raises(InputError, match=r"checkpoint: got .*, expected None with psr\.DiM\(\), which has no epochs"):
         psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.DiM(), checkpoint=tmp_path)
 
 

@@ -87,7 +87,9 @@ def test_passes_are_as_many_as_are_said(tiny_llama, tmp_path):
 
 @pytest.mark.parametrize("solver", [psr.Joint, psr.DiM, psr.Stolfo, psr.ReFT])
 def test_a_folder_that_nobody_would_use_is_refused(tiny_llama, tmp_path, solver):
-    with pytest.raises(InputError, match=rf"scratch: got .*expected None with psr.{solver.__name__}, which never holds a layer"):
+    with pytest.raises(
+        InputError, match=rf"scratch: got .*expected None with psr.{solver.__name__}\(\), which never holds a layer"
+    ):
         psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), solver(), scratch=tmp_path)
 
 

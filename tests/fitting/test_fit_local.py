@@ -101,7 +101,7 @@ def test_other_hook_points(tiny, point, solve):
     triplets = random_triplets(tiny.model, 4)
     hook = "z" if point == "attn.hook_z" else point.removeprefix("hook_")
     names = [f"blocks.{layer}.{point}" for layer in (0, 2)]
-    config = psr.Sequential(hook=hook, rank=2, regression_steps=3, ridge=0.3)
+    config = (psr.Local if solve is fit_local else psr.Sequential)(hook=hook, rank=2, regression_steps=3, ridge=0.3)
     sites = solve(tiny.model, triplets, names, config)
     assert list(sites) == names
     inputs, prompted = (collect(tiny.model, triplets, names[:1], context, "R")[names[0]] for context in ("base", "prompted"))
