@@ -39,17 +39,15 @@ from psr_lens.prompts import PromptPair
 
 LAYER = 1
 """Layer of the single-layer methods."""
-TRAINED: dict[str, Any] = {"solver": "joint", "learning_rate": 1e-2, "batch_size": 8}
+TRAINED: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 8}
 """Gradient descent at this size; the paper's learning rate of 1e-3 is too slow here."""
 CONSTANT = (0.5, 1.0, 2.0, 4.0)
 TOKENWISE = (0.8, 1.0, 1.25)
-CLOSEST = psr.FitConfig(
+CLOSEST = psr.Sequential(
     rank=8,
     ridge=3e-4,
     regression_steps=100,
-    polish_epochs=24,
-    regulariser=0.0,
-    **(TRAINED | {"solver": "sequential", "learning_rate": 4e-3}),
+    polish=psr.Polish(epochs=24, regulariser=0.0, **(TRAINED | {"learning_rate": 4e-3})),
 )
 """The settings that come closest to the prompt's own activations, at the cost of other kinds of question; best with --fit-questions 680."""
 CLOSEST_METHOD = "A-PSR sequential, rank 8, polished"
@@ -70,30 +68,32 @@ class Method:
 
 
 METHODS = {
-    "S-Const DiM (CAA)": Method(psr.FitConfig(layers=LAYER, solver="dim"), CONSTANT),
-    "S-Const DiM, QR": Method(psr.FitConfig(layers=LAYER, solver="dim", span="QR"), CONSTANT),
-    "S-ActAdd": Method(psr.FitConfig(layers=LAYER, solver="actadd"), CONSTANT),
-    "S-Last token": Method(psr.FitConfig(layers=LAYER, solver="last_token"), CONSTANT),
-    "S-Stolfo": Method(psr.FitConfig(layers=LAYER, solver="stolfo"), CONSTANT),
-    "S-Const MSE": Method(psr.FitConfig(layers=LAYER, rule="constant", epochs=8, **TRAINED), CONSTANT),
-    "S-Const LL": Method(psr.FitConfig(layers=LAYER, rule="constant", objective="ll", epochs=8, **TRAINED), CONSTANT),
-    "S-ReFT-r1": Method(psr.FitConfig(layers=LAYER, objective="ll", epochs=8, **(TRAINED | {"solver": "reft_r1"})), CONSTANT),
-    "A-Const DiM": Method(psr.FitConfig(solver="dim"), CONSTANT),
-    "A-Const MSE": Method(psr.FitConfig(rule="constant", epochs=8, **TRAINED), CONSTANT),
-    "A-Const LL": Method(psr.FitConfig(rule="constant", objective="ll", epochs=8, **TRAINED), CONSTANT),
-    "S-PSR sequential": Method(psr.FitConfig(layers=LAYER), TOKENWISE),
-    "S-PSR joint": Method(psr.FitConfig(layers=LAYER, epochs=15, start="sequential", **TRAINED), TOKENWISE),
-    "S-PSR joint LL": Method(psr.FitConfig(layers=LAYER, epochs=15, objective="ll", start="sequential", **TRAINED), TOKENWISE),
-    "S-PSR joint LL, rank 4": Method(
-        psr.FitConfig(layers=LAYER, rank=4, epochs=15, objective="ll", start="sequential", **TRAINED), TOKENWISE
+    "S-Const DiM (CAA)": Method(psr.DiM(layers=LAYER), CONSTANT),
+    "S-Const DiM, QR": Method(psr.DiM(layers=LAYER, span="QR"), CONSTANT),
+    "S-ActAdd": Method(psr.ActAdd(layers=LAYER), CONSTANT),
+    "S-Last token": Method(psr.LastToken(layers=LAYER), CONSTANT),
+    "S-Stolfo": Method(psr.Stolfo(layers=LAYER), CONSTANT),
+    "S-Const MSE": Method(psr.Joint(layers=LAYER, rule="constant", epochs=8, **TRAINED), CONSTANT),
+    "S-Const LL": Method(psr.Joint(layers=LAYER, rule="constant", objective="ll", epochs=8, **TRAINED), CONSTANT),
+    "S-ReFT-r1": Method(psr.ReFT(layers=LAYER, epochs=8, **TRAINED), CONSTANT),
+    "A-Const DiM": Method(psr.DiM(), CONSTANT),
+    "A-Const MSE": Method(psr.Joint(rule="constant", epochs=8, **TRAINED), CONSTANT),
+    "A-Const LL": Method(psr.Joint(rule="constant", objective="ll", epochs=8, **TRAINED), CONSTANT),
+    "S-PSR sequential": Method(psr.Sequential(layers=LAYER), TOKENWISE),
+    "S-PSR joint": Method(psr.Sequential(layers=LAYER, rank=1, polish=psr.Polish(epochs=15, **TRAINED)), TOKENWISE),
+    "S-PSR joint LL": Method(
+        psr.Sequential(layers=LAYER, rank=1, polish=psr.Polish(epochs=15, objective="ll", **TRAINED)), TOKENWISE
     ),
-    "A-PSR joint": Method(psr.FitConfig(epochs=30, **TRAINED), TOKENWISE),
-    "A-PSR joint LL": Method(psr.FitConfig(epochs=15, objective="ll", **TRAINED), TOKENWISE),
-    "A-PSR local": Method(psr.FitConfig(solver="local"), TOKENWISE),
-    "A-PSR sequential": Method(psr.FitConfig(), TOKENWISE),
-    **{f"A-PSR sequential, rank {rank}": Method(psr.FitConfig(rank=rank), TOKENWISE) for rank in (1, 2, 8)},
+    "S-PSR joint LL, rank 4": Method(
+        psr.Sequential(layers=LAYER, polish=psr.Polish(epochs=15, objective="ll", **TRAINED)), TOKENWISE
+    ),
+    "A-PSR joint": Method(psr.Joint(epochs=30, **TRAINED), TOKENWISE),
+    "A-PSR joint LL": Method(psr.Joint(epochs=15, objective="ll", **TRAINED), TOKENWISE),
+    "A-PSR local": Method(psr.Local(), TOKENWISE),
+    "A-PSR sequential": Method(psr.Sequential(), TOKENWISE),
+    **{f"A-PSR sequential, rank {rank}": Method(psr.Sequential(rank=rank), TOKENWISE) for rank in (1, 2, 8)},
     "A-PSR sequential, polished": Method(
-        psr.FitConfig(polish_epochs=2, **(TRAINED | {"solver": "sequential", "learning_rate": 2e-3})), TOKENWISE
+        psr.Sequential(polish=psr.Polish(epochs=2, **(TRAINED | {"learning_rate": 2e-3}))), TOKENWISE
     ),
     CLOSEST_METHOD: Method(CLOSEST, TOKENWISE),
 }
@@ -313,8 +313,8 @@ def large_model(gpu: bool) -> dict[str, Any]:
     tokens = sum(len(triplet.pair.base_ids) + len(triplet.response_ids) for triplet in triplets)
     found: dict[str, Any] = {"machine": machine("cuda" if gpu else "cpu"), "triplets": len(triplets), "tokens": tokens}
     if gpu:
-        psr.fit(model, triplets[:2], psr.FitConfig(regression_steps=1))  # what a GPU does once, it has done
-    for name, config in (("sequential", psr.FitConfig()), ("joint", psr.FitConfig(solver="joint", batch_size=8))):
+        psr.fit(model, triplets[:2], psr.Sequential(regression_steps=1))  # what a GPU does once, it has done
+    for name, config in (("sequential", psr.Sequential()), ("joint", psr.Joint(batch_size=8))):
         with counted_passes(model, tokens) as passes:
             began, began_cpu = time.perf_counter(), time.process_time()
             psr.fit(model, triplets, config)

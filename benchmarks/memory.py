@@ -65,7 +65,7 @@ class Anonymous(threading.Thread):
 def measure_sequential(job: str, count: int) -> dict[str, Any]:
     """What a layerwise fit needs beyond the model and the triplets; files that are mapped can give their memory back at any time."""
     model, triplets = random_gpt2(MEDIUM), random_triplets(MEDIUM["vocab_size"], count)
-    config = psr.FitConfig(regression_batch=2_048, regression_steps=5)
+    config = psr.Sequential(regression_batch=2_048, regression_steps=5)
     with tempfile.TemporaryDirectory() as folder, Anonymous() as used:
         psr.fit(model, triplets, config, scratch=folder if job == IN_FILES else None)
     return {"job": f"{job}, {count} triplets", "before": used.before, "extra": used.most - used.before}
@@ -103,7 +103,7 @@ def measure(job: str, count: int, gpu: bool) -> dict[str, Any]:
         bare(model, triplets, job.endswith("logits"))
     else:
         objective = "ll" if job.endswith("LL") else "mse"
-        psr.fit(model, triplets, psr.FitConfig(solver="joint", objective=objective, epochs=1, batch_size=count))
+        psr.fit(model, triplets, psr.Joint(objective=objective, epochs=1, batch_size=count))
     peak = torch.cuda.max_memory_allocated() / 2**20 if gpu else resident("VmHWM")
     return {"job": job, "before": before, "extra": peak - before}
 

@@ -38,7 +38,16 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.side_effects import Collateral as Collateral
     from psr_lens.evaluation.side_effects import collateral as collateral
     from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
+    from psr_lens.fitting.config import ActAdd as ActAdd
+    from psr_lens.fitting.config import DiM as DiM
     from psr_lens.fitting.config import FitConfig as FitConfig
+    from psr_lens.fitting.config import Joint as Joint
+    from psr_lens.fitting.config import LastToken as LastToken
+    from psr_lens.fitting.config import Local as Local
+    from psr_lens.fitting.config import Polish as Polish
+    from psr_lens.fitting.config import ReFT as ReFT
+    from psr_lens.fitting.config import Sequential as Sequential
+    from psr_lens.fitting.config import Stolfo as Stolfo
     from psr_lens.fitting.fit import fit as fit
     from psr_lens.generation.responses import sample_responses as sample_responses
     from psr_lens.generation.sampling import SamplingConfig as SamplingConfig
@@ -92,6 +101,15 @@ _HOME = {
     "Robustness": "evaluation.robustness",
     "robustness": "evaluation.robustness",
     "FitConfig": "fitting.config",
+    "Sequential": "fitting.config",
+    "Local": "fitting.config",
+    "Joint": "fitting.config",
+    "Polish": "fitting.config",
+    "DiM": "fitting.config",
+    "ActAdd": "fitting.config",
+    "LastToken": "fitting.config",
+    "Stolfo": "fitting.config",
+    "ReFT": "fitting.config",
     "fit": "fitting.fit",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",

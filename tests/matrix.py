@@ -97,8 +97,8 @@ def differences_are_those_of_transformers(case: Case) -> None:
 def twenty_steps_bring_the_prompt_nearer(case: Case) -> None:
     triplets = random_triplets(case.model, 4)
     for config in (
-        psr.FitConfig(regression_steps=20, rank=1),
-        psr.FitConfig(solver="joint", epochs=20, batch_size=4, learning_rate=1e-2, regulariser=0.0),
+        psr.Sequential(regression_steps=20, rank=1),
+        psr.Joint(epochs=20, batch_size=4, learning_rate=1e-2, regulariser=0.0),
     ):
         assert relative_error(case.model, triplets, psr.fit(case.model, triplets, config)) < FITTED
 

@@ -19,7 +19,7 @@ from psr_lens.evaluation.comparison import Comparison, compare
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.faithfulness import faithfulness
 from psr_lens.evaluation.scores import best_alpha, best_layer, score, scores_at
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import DiM, Polish, Sequential
 from psr_lens.fitting.fit import fit
 from psr_lens.generation.responses import judged_triplets, sample_responses
 from psr_lens.generation.sampling import SamplingConfig, generate
@@ -76,16 +76,12 @@ class DemoConfig:
         if self.held_out_questions < 100:
             raise InputError("held_out_questions", self.held_out_questions, "100 or more, so that the scores mean something")
 
-    def single_layer_fit(self) -> FitConfig:
+    def single_layer_fit(self) -> Sequential:
         """How S-PSR is fitted; its layer is chosen by validation."""
-        return FitConfig(
+        return Sequential(
             layers=self.single_layers[0],
-            solver="joint",
-            start="sequential",
-            epochs=4,
-            batch_size=8,
-            learning_rate=1e-2,
-            seed=self.seed,
+            rank=1,
+            polish=Polish(epochs=4, batch_size=8, learning_rate=1e-2, seed=self.seed),
         )
 
 
@@ -124,10 +120,10 @@ def run_trait(
     pairs, validation = pairs[: config.fit_questions], pairs[config.fit_questions :]
     triplets = sample_responses(answering, pairs, judge, sampling=SamplingConfig(seed=config.seed))
     say(f"fitting A-PSR on {len(triplets)} triplets")
-    all_layers = fit(model, triplets, FitConfig(solver="sequential", seed=config.seed))
+    all_layers = fit(model, triplets, Sequential())
     say("fitting S-PSR and choosing its layer")
     single = best_layer(model, triplets, config.single_layer_fit(), judge, pairs=validation, layers=config.single_layers)
-    constant = fit(model, triplets, FitConfig(layers=single.settings["layers"], solver="dim", seed=config.seed))
+    constant = fit(model, triplets, DiM(layers=single.settings["layers"]))
     replacements = {"A-PSR": all_layers, "S-PSR": single, "S-Const DiM": constant}
 
     held_out = prompt_pairs(model, organism.questions(config.held_out_questions, split="held_out", seed=config.seed), instruction)

@@ -15,15 +15,13 @@ from torch import Tensor
 
 from psr_lens.activations.capture import capture
 from psr_lens.activations.paired_passes import Reading, collect, row_counts
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import ActAdd, DiM, FitConfig, LastToken, Stolfo
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site
 
 
-def difference_in_means(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig
-) -> dict[str, Site]:
+def difference_in_means(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: DiM) -> dict[str, Site]:
     """The mean of Δ over all tokens of the span, added to every token alike.
 
     On the span R and at one layer this is CAA: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition",
@@ -41,9 +39,7 @@ def difference_in_means(
     return {name: _constant(means[name]) for name in names}
 
 
-def activation_addition(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig
-) -> dict[str, Site]:
+def activation_addition(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: ActAdd) -> dict[str, Site]:
     """ActAdd: the difference between a *single* pair of prompts, that of the first triplet, at the last prompt token.
 
     Turner et al. 2023, "Activation Addition: Steering Language Models Without Optimization", arXiv 2308.10248. There the difference of all
@@ -55,7 +51,7 @@ def activation_addition(
 
 
 def last_token_difference(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig
+    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: LastToken
 ) -> dict[str, Site]:
     """The mean difference at the last prompt token, added at that token only: no decode step is steered.
 
@@ -65,7 +61,7 @@ def last_token_difference(
     return {name: _constant((prompted[name] - base[name]).mean(0)) for name in names}
 
 
-def projection_target(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig) -> dict[str, Site]:
+def projection_target(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: Stolfo) -> dict[str, Site]:
     """Move each token's projection on a direction to the mean that it has under the instruction.
 
     Stolfo et al. 2025, "Improving Instruction-Following in Language Models through Activation Steering", arXiv 2410.12877, section 3: u
@@ -80,15 +76,6 @@ def projection_target(model: HookedModel, triplets: Sequence[Triplet], names: Se
         target = (prompted[name] * unit).sum(-1).mean(0)
         sites[name] = replace(_constant(unit), bias=target[..., None], rule="projection")
     return sites
-
-
-SOLVERS = {
-    "dim": difference_in_means,
-    "actadd": activation_addition,
-    "last_token": last_token_difference,
-    "stolfo": projection_target,
-}
-"""The baselines of this file by the name of `FitConfig.solver`."""
 
 
 def _constant(direction: Float[Tensor, "*head width"]) -> Site:

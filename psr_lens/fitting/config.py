@@ -1,111 +1,273 @@
-"""The settings of a fit."""
+"""One class of settings for each solver: `Sequential`, `Local`, `Joint` and the baselines. `FitConfig` is their base."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, cast, get_args
 
 from psr_lens._utils.yaml_config import check_keys, yaml_mapping
 from psr_lens.errors import InputError
+from psr_lens.fitting.setting_values import Autocast, FittedRule, HookKind, Objective, check_values, check_whole
 from psr_lens.prompts import Span
+from psr_lens.replacement import Tokens
 
-Solver = Literal["sequential", "local", "joint", "dim", "actadd", "last_token", "stolfo", "reft_r1"]
-Objective = Literal["mse", "ll"]
-Start = Literal["random", "sequential", "local"]
-HookKind = Literal["resid_post", "attn_out", "mlp_out", "z"]
-FittedRule = Literal["relu", "sigmoid", "constant"]
-Autocast = Literal["none", "bfloat16"]
 PresetName = Literal["persona", "ifeval", "axbench"]
 
-CLOSED_FORM: Final = ("dim", "actadd", "last_token", "stolfo", "reft_r1")
-"""Baselines, which have one direction a site."""
+
+class _Settings:
+    """What the settings of solvers and of polishing have in common: values are checked, and `repr` shows those that differ."""
+
+    def __post_init__(self) -> None:
+        """Refuse invalid values."""
+        check_values(self)
+
+    def __repr__(self) -> str:
+        """The class and the settings that are not the default."""
+        pairs = [(name, repr(getattr(self, name)), repr(each.default)) for name, each in _settable(type(self)).items()]
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value, default in pairs if value != default)})"
 
 
-OWN_RANK: Final = -1
-"""Stands for the solver's own rank until a configuration is made."""
-LAYERWISE_RANK: Final = 4
-"""The rank of the solvers that fit layer by layer, where none is asked for."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FitConfig(_Settings):
+    """Base of the settings of all solvers, for annotations: make a `Sequential`, a `Joint`, … instead.
 
+    Example:
+        >>> isinstance(psr.Joint(), psr.FitConfig)
+        True
+    """
 
-@dataclass(frozen=True)
-class FitConfig:
-    """What to learn and how. Defaults of the joint solver are the paper's (Heyman & Vandeputte 2026, persona setting)."""
+    solver: ClassVar[str]
+    """Name of the solver in YAML files and saved settings."""
+    is_baseline: ClassVar[bool] = False
+    """Whether it is a baseline, with one direction a site."""
+    tokens: ClassVar[Tokens] = "span"
+    """Tokens that the replacement acts on: all of the span, or the last prompt token."""
 
     layers: str | int | Sequence[int] = "all"
-    """Layers to act at: `"all"` (A-PSR), one number (S-PSR) or several; negative ones count from the end."""
+    """Layers to act at: `"all"` (A-PSR), one layer (S-PSR) or several; negative numbers count from the end."""
     hook: HookKind = "resid_post"
-    """Hook point within each layer: the residual stream after it, what its attention or its MLP writes, or `"z"`, each head's own."""
-    solver: Solver = "sequential"
-    """`"sequential"`: layer by layer within one forward pass; `"local"`: every layer by itself, on the prompted model's own inputs;
-    `"joint"`: gradient descent through the model, as in the paper; the others are baselines (`psr_lens.fitting.baselines`, `.reft`)."""
-    objective: Objective = "mse"
-    """Joint: `"mse"`, be close to the prompted activations (prompt steering imitation), or `"ll"`, make the response likely."""
-    rule: FittedRule = "relu"
-    """How a token's coefficient comes about: `"relu"`, max(0, A·w + b), the paper's (eq. 8); `"sigmoid"`, a gate between 0 and 1;
-    `"constant"`, the same on every token."""
+    """Hook point within each layer: the residual stream after it, what its attention or MLP writes, or `"z"`, the output of each head."""
     span: Span = "R"
-    """Where it acts: `"R"`, the last prompt token and the response; `"QR"`, the question too."""
-    rank: int = OWN_RANK
-    """Directions a site; by default 4 with `"sequential"` and `"local"`, chosen by how they do on other kinds of question than they were
-    fitted on, and 1, the paper's, with the other solvers."""
-    seed: int = 123
-    """Seed of the start, of the shuffling and of the validation split."""
-    start: Start = "random"
-    """Joint: `"random"`, w ~ N(0, 0.01²) and b = 0 as in the paper; or from the result of `"sequential"` or `"local"`."""
-    epochs: int = 15
-    """Joint: passes over the triplets."""
-    batch_size: int = 16
-    """Joint: triplets a step; those of more than `token_budget` tokens are computed in parts whose gradients are added up."""
-    learning_rate: float = 1e-3
-    """Joint: AdamW's, falling linearly to 0."""
-    weight_decay: float = 1e-6
-    """Joint: AdamW's."""
-    regulariser: float = 0.1
-    """Joint: weight of max(0, 1 − Σ_i λ_i), against probes that never fire."""
-    normalise: bool = True
-    """Joint: divide the error by the unsteered error, so that it balances against the regulariser."""
-    learned_offset: bool = False
-    """Joint: coefficients are (α + b_m)·λ with a learned b_m, from −0.5; triplets without the trait then teach as negative examples."""
-    validation: float = 0.0
-    """Joint: share of the triplets to leave out of training and to measure the loss on after every epoch."""
-    patience: int | None = None
-    """Joint: stop after so many epochs without a lower validation loss, and take the best state; None trains to the end."""
-    autocast: Autocast = "none"
-    """Joint: type in which the model computes; probes, directions and losses stay in float32."""
-    ridge: float = 0.003
-    """Sequential, local: weight of Σ_i |w_i|²·|z_i|² in the regressions (see there), in units of the inputs' mean variance: against
-    probes that misfire on texts unlike those fitted on."""
-    relative: float = 0.0
-    """Sequential, local at `resid_post`: a token's squared error is divided by the length of its prompted activation to this
-    power; 0 weighs all tokens alike, 2 is the relative error."""
-    regression_steps: int = 40
-    """Sequential, local: most steps of L-BFGS a layer; 0 stays with the closed form."""
-    regression_batch: int = 65_536
-    """Sequential, local: most tokens of a regression on the device at once; more than that wait in main memory."""
-    polish_epochs: int = 0
-    """Sequential, local: epochs of joint training after them, from their result."""
+    """Tokens to act on: `"R"`, the last prompt token and the response; `"QR"`, the question too."""
     token_budget: int = 8_192
     """Most tokens of a batch in a forward pass, padding included."""
 
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot be meant."""
-        for name, kind in _CHOICES.items():
-            self._one_of(name, get_args(kind))
-        if self.rank == OWN_RANK:
-            object.__setattr__(self, "rank", LAYERWISE_RANK if self.solver in ("sequential", "local") else 1)
-        for name in ("rank", "epochs", "batch_size", "token_budget", "regression_batch"):
-            self._whole(name, 1)
-        for name in ("regression_steps", "seed", "polish_epochs"):
-            self._whole(name, 0)
-        for name in ("learning_rate", "weight_decay", "regulariser", "ridge", "relative", "validation"):
-            self._not_negative(name)
-        self._belong_together()
+    def __new__(cls, *args: Any, **settings: Any) -> FitConfig:
+        """Refuse to make the base itself."""
+        if cls is FitConfig:
+            wanted = _BY_NAME.get(str(settings.get("solver", "sequential")), Sequential).__name__
+            classes = ", ".join(f"psr.{each.__name__}" for each in CONFIGS)
+            raise InputError("config", "psr.FitConfig(…)", f"the class of a solver: {classes}", f"Write `psr.{wanted}(…)`.")
+        return super().__new__(cls)
+
+    @property
+    def method(self) -> str:
+        """Name of the method in tables, without the `S-` or `A-` for one site or several."""
+        raise NotImplementedError
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether gradient descent is part of the fit, so that it has epochs and can keep a checkpoint."""
+        return isinstance(self, _GradientDescent)
 
     @classmethod
-    def preset(cls, name: PresetName, **changes: Any) -> FitConfig:
-        """The settings that the paper reports for one of its three benchmarks, with changes of one's own.
+    def of(cls, settings: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None) -> FitConfig:
+        """The settings of a solver from a mapping, such as a YAML or JSON file holds.
+
+        Args:
+            settings: Settings by name. `solver` names the solver (default `"sequential"`); `preset` names settings of the joint
+                solver to start from; `polish` is a mapping of its own.
+            defaults: Values for settings that are not given; those that the solver does not have are left out.
+
+        Raises:
+            InputError: an unknown setting, one of another solver, or an invalid value.
+
+        Example:
+            >>> psr.FitConfig.of({"solver": "joint", "rank": 2})
+            Joint(rank=2)
+        """
+        if not isinstance(settings, Mapping):
+            raise InputError("config", repr(settings), "a mapping of settings by name")
+        given = dict(settings)
+        if (preset := given.pop("preset", None)) is not None:
+            given = _with_preset(preset, given)
+        solver = given.pop("solver", "sequential" if cls is FitConfig else cls.solver)
+        chosen = _BY_NAME.get(solver) if isinstance(solver, str) else None
+        if chosen is None or not issubclass(chosen, cls):
+            names = [name for name, each in _BY_NAME.items() if issubclass(each, cls)]
+            raise InputError("solver", repr(solver), f"one of {', '.join(map(repr, names))}")
+        if isinstance(given.get("polish"), Mapping):
+            given["polish"] = _made(Polish, given["polish"], defaults, "`polish`")
+        return cast(FitConfig, _made(chosen, given, defaults, f"the solver {solver!r}"))
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings as a mapping of JSON values, from which `of` makes the same config.
+
+        Example:
+            >>> psr.DiM(layers=range(2)).to_json()
+            {'solver': 'dim', 'layers': [0, 1], 'hook': 'resid_post', 'span': 'R', 'token_budget': 8192}
+        """
+        return {"solver": self.solver, **_values(self)}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class _GradientDescent(_Settings):
+    """Settings of everything that is trained by gradient descent through the model."""
+
+    seed: int = 123
+    """Seed of the random start, of the shuffling and of the validation split."""
+    epochs: int = 15
+    """Passes over the triplets."""
+    batch_size: int = 16
+    """Triplets a step; where they have more than `token_budget` tokens, their gradients are accumulated over parts."""
+    learning_rate: float = 1e-3
+    """Learning rate of AdamW, which falls linearly to 0."""
+    weight_decay: float = 1e-6
+    """Weight decay of AdamW."""
+    validation: float = 0.0
+    """Share of the triplets that is left out of training; the loss on them is measured after every epoch."""
+    patience: int | None = None
+    """Stop after this many epochs without a lower validation loss, and take the best state; None trains to the end."""
+    autocast: Autocast = "none"
+    """Type in which the model computes; probes, directions and losses stay in float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.validation >= 1:
+            raise InputError("validation", self.validation, "a share of the triplets below 1")
+        if self.patience is not None:
+            check_whole("patience", self.patience, 1)
+            if not self.validation:
+                raise InputError("validation", self.validation, "a share above 0 with `patience`", "Give e.g. `validation=0.1`.")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class _JointTraining(_GradientDescent):
+    """Settings of joint training, wherever it starts from."""
+
+    objective: Objective = "mse"
+    """What to minimise: `"mse"`, the distance to the prompted activations (prompt steering imitation), or `"ll"`, −log p of the
+    response."""
+    regulariser: float = 0.1
+    """Weight of max(0, 1 − Σ_i λ_i), against probes that never fire."""
+    normalise: bool = True
+    """With `objective="mse"`: divide the error by the unsteered error, so that it balances against the regulariser."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Polish(_JointTraining):
+    """Settings of joint training from the result of `Sequential` or `Local`; that has the layers, the hook, the span and the rank.
+
+    Example:
+        >>> polished = psr.fit(model, triplets[:4], psr.Sequential(layers=1, polish=psr.Polish(epochs=1)))
+        >>> polished.method, len(polished.curve.train)
+        ('S-PSR', 1)
+    """
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Layerwise(FitConfig):
+    """Settings of the solvers that fit layer by layer, by a regression at each of them."""
+
+    rank: int = 4
+    """Directions a site; 4 did best on other kinds of question than those fitted on."""
+    ridge: float = 0.003
+    """Weight of Σ_i |w_i|²·|z_i|² in the regressions, in units of the inputs' mean variance: against probes that misfire on texts
+    unlike those fitted on."""
+    relative: float = 0.0
+    """At `resid_post` only: a token's squared error is divided by the norm of its prompted activation to this power; 0 weighs all tokens
+    alike, 2 gives the relative error."""
+    regression_steps: int = 40
+    """Most steps of L-BFGS at a layer; 0 keeps the closed form."""
+    regression_batch: int = 65_536
+    """Most tokens of a regression on the device at once; where there are more, they are held in main memory."""
+    polish: Polish | None = None
+    """Joint training that starts from the result; None for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relative and self.hook != "resid_post":
+            raise InputError("relative", self.relative, f"0 with hook={self.hook!r}", "It weighs tokens at 'resid_post' alone.")
+        if self.polish is not None and not isinstance(self.polish, Polish):
+            raise InputError(
+                "polish", repr(self.polish), "a `psr.Polish(…)` or None", "It keeps these layers, hook, span and rank."
+            )
+
+    @property
+    def method(self) -> str:
+        """PSR, as in the paper."""
+        return "PSR LL" if self.polish is not None and self.polish.objective == "ll" else "PSR"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the result is polished."""
+        return self.polish is not None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Sequential(Layerwise):
+    """Settings of the sequential solver: layer by layer within one forward pass, each fitted with all earlier ones in force.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.Sequential(layers=[1, 2], rank=2))
+        Replacement(A-PSR...
+    """
+
+    solver = "sequential"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Local(Layerwise):
+    """Settings of the local solver: every layer is fitted by itself, on the prompted model's own inputs.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.Local(layers=1)).sites["blocks.1.hook_resid_post"].rank
+        4
+    """
+
+    solver = "local"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Joint(_JointTraining, FitConfig):
+    """Settings of the paper's solver: all sites trained together by gradient descent, from a random start.
+
+    Defaults are the paper's for personas (Heyman & Vandeputte 2026), but for the span, which is QR there. To start from the result of
+    another solver, give `polish` to a `Sequential` or a `Local`.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.Joint(layers=1, objective="ll", epochs=2)).method
+        'S-PSR LL'
+    """
+
+    solver = "joint"
+
+    rank: int = 1
+    """Directions a site."""
+    rule: FittedRule = "relu"
+    """How a token's coefficient is computed: `"relu"`, max(0, A·w + b), the paper's (eq. 8); `"sigmoid"`, a gate between 0 and 1;
+    `"constant"`, the same for every token."""
+    learned_offset: bool = False
+    """Coefficients are (α + b_m)·λ with a learned b_m, from −0.5; triplets without the trait then serve as negative examples."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule == "constant" and self.rank != 1:
+            raise InputError("rank", self.rank, "1 with rule='constant', whose directions would add up to one")
+
+    @property
+    def method(self) -> str:
+        """As in the paper, by rule and objective."""
+        if self.rule == "constant":
+            return f"Const {self.objective.upper()}"
+        return ("PSR" if self.rule == "relu" else "gated PSR") + (" LL" if self.objective == "ll" else "")
+
+    @classmethod
+    def preset(cls, name: PresetName, **changes: Any) -> Joint:
+        """The settings that the paper reports for one of its three benchmarks, with changes.
 
         | preset | span | objective | regulariser and normalisation |
         |---|---|---|---|
@@ -117,81 +279,162 @@ class FitConfig:
         shuffle seed 123, 15 epochs for MSE and 7 for LL (also where `objective` is changed). Heyman & Vandeputte 2026, experiments and
         appendix; for AxBench they found it better without the regulariser.
 
-        Raises:
-            InputError: no such preset, or a setting that does not exist.
-        """
-        if name not in get_args(PresetName):
-            raise InputError("preset", repr(name), f"one of {', '.join(map(repr, get_args(PresetName)))}")
-        on = name == "persona"
-        settings: dict[str, Any] = {
-            "solver": "joint",
-            "span": "QR" if on else "R",
-            "objective": "ll" if name == "ifeval" else "mse",
-            "regulariser": 0.1 if on else 0.0,
-            "normalise": on,
-        } | changes
-        settings.setdefault("epochs", 7 if settings["objective"] == "ll" else 15)
-        return cls.of(settings)
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> FitConfig:
-        """A config from a mapping, as a YAML or JSON file gives it; the key `preset` may name one to start from.
+        Args:
+            name: The benchmark.
+            changes: Settings to use instead of the preset's.
 
         Raises:
-            InputError: a setting that does not exist, or a value that cannot be meant.
+            InputError: an unknown preset or setting, or an invalid value.
+
+        Example:
+            >>> psr.Joint.preset("ifeval", layers=2)
+            Joint(layers=2, epochs=7, objective='ll', regulariser=0.0, normalise=False)
         """
-        check_keys("config", settings, [*(each.name for each in fields(cls)), "preset"])
-        given = dict(settings)
-        if "preset" in given:
-            return cls.preset(given.pop("preset"), **given)
-        return cls(**given)
-
-    def _belong_together(self) -> None:
-        if self.solver in CLOSED_FORM and self.rank != 1:
-            raise InputError("rank", self.rank, f"1 with solver={self.solver!r}, which has a single direction", "Give `rank=1`.")
-        if self.solver in ("sequential", "local") and self.rule != "relu":
-            raise InputError(
-                "rule", repr(self.rule), f"'relu' with solver={self.solver!r}", "solver='joint' trains the other rules."
-            )
-        if self.rule == "constant" and self.rank != 1:
-            raise InputError("rank", self.rank, "1 with rule='constant', whose directions add up to one")
-        if self.validation >= 1:
-            raise InputError("validation", self.validation, "a share of the triplets below 1")
-        if self.patience is not None:
-            self._whole("patience", 1)
-            if not self.validation:
-                raise InputError("validation", self.validation, "a share above 0 with patience, e.g. 0.1")
-
-    def _one_of(self, name: str, allowed: tuple[Any, ...]) -> None:
-        if (value := getattr(self, name)) not in allowed:
-            raise InputError(name, repr(value), f"one of {', '.join(map(repr, allowed))}")
-
-    def _whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(name, repr(value), f"a whole number of at least {least}")
-
-    def _not_negative(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise InputError(name, repr(value), "a finite number of at least 0")
+        return cast(Joint, Joint.of({**changes, "preset": name}))
 
 
-_CHOICES: Final = {
-    "solver": Solver,
-    "objective": Objective,
-    "hook": HookKind,
-    "rule": FittedRule,
-    "start": Start,
-    "span": Span,
-    "autocast": Autocast,
-}
+class _Baseline(FitConfig):
+    """What the configs of the baselines have in common."""
+
+    is_baseline = True
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DiM(_Baseline):
+    """Settings of the difference in means, added to every token of the span alike; at one layer and on span R it is CAA.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.DiM(layers=2)).method
+        'S-Const DiM'
+    """
+
+    solver = "dim"
+    method = "Const DiM"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ActAdd(_Baseline):
+    """Settings of ActAdd: the difference between the first pair of prompts at the last prompt token, added to every token.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.ActAdd(layers=2)).method
+        'S-ActAdd'
+    """
+
+    solver = "actadd"
+    method = "ActAdd"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LastToken(_Baseline):
+    """Settings of the mean difference at the last prompt token, added at that token alone.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.LastToken(layers=2)).tokens
+        'last'
+    """
+
+    solver = "last_token"
+    method = "Last token"
+    tokens = "last"
+
+    span: Span = field(default="R", init=False)
+    """Always `"R"`: one token is steered."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Stolfo(_Baseline):
+    """Settings of Stolfo et al. 2025: each token's projection on a direction is moved to its mean under the instruction.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.Stolfo(layers=2)).sites["blocks.2.hook_resid_post"].rule
+        'projection'
+    """
+
+    solver = "stolfo"
+    method = "Stolfo"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ReFT(_GradientDescent, _Baseline):
+    """Settings of ReFT-r1 (AxBench): one direction a site, trained to make the responses likely.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.ReFT(layers=2, epochs=1)).method
+        'S-ReFT-r1'
+    """
+
+    solver = "reft_r1"
+    method = "ReFT-r1"
+
+
+CONFIGS: Final[tuple[type[FitConfig], ...]] = (Sequential, Local, Joint, DiM, ActAdd, LastToken, Stolfo, ReFT)
+"""The classes of all solvers."""
+
+_BY_NAME: Final = {each.solver: each for each in CONFIGS}
 
 
 def read_config(path: str | Path) -> FitConfig:
-    """Settings from a YAML (or JSON) file: a mapping from names to values, with an optional `preset`.
+    """The settings of a fit from a YAML (or JSON) file that holds what `FitConfig.of` takes.
 
     Raises:
-        InputError: the file cannot be read, is no mapping, or holds a setting that does not exist or cannot be meant.
+        InputError: the file cannot be read or is not a mapping; an unknown setting, one of another solver, or an invalid value.
     """
     return FitConfig.of(yaml_mapping(path, "`solver: sequential`"))
+
+
+def as_joint(*parts: FitConfig | Polish, **changes: Any) -> Joint:
+    """The config of a joint fit with the settings that `parts` share with it, and changes: what the training loop works with."""
+    own = _settable(Joint)
+    return Joint(**{name: getattr(part, name) for part in parts for name in _settable(type(part)) if name in own} | changes)
+
+
+def _settable(kind: type) -> dict[str, Any]:
+    """The fields that can be set, by name."""
+    return {each.name: each for each in fields(kind) if each.init}
+
+
+def _values(settings: FitConfig | Polish) -> dict[str, Any]:
+    values = {name: getattr(settings, name) for name in _settable(type(settings))}
+    return {name: _values(value) if isinstance(value, Polish) else _as_json(value) for name, value in values.items()}
+
+
+def _as_json(value: Any) -> Any:
+    """Layers may be a range, an array or numbers of NumPy."""
+    if isinstance(value, bool | str | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return [_as_json(each) for each in value] if isinstance(value, Iterable) else value
+
+
+def _with_preset(name: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    if name not in get_args(PresetName):
+        raise InputError("preset", repr(name), f"one of {', '.join(map(repr, get_args(PresetName)))}")
+    if (solver := changes.get("solver", "joint")) != "joint":
+        raise InputError("preset", repr(name), f"none with solver {solver!r}", "Presets are settings of the solver 'joint'.")
+    on = name == "persona"
+    settings: dict[str, Any] = {
+        "solver": "joint",
+        "span": "QR" if on else "R",
+        "objective": "ll" if name == "ifeval" else "mse",
+        "regulariser": 0.1 if on else 0.0,
+        "normalise": on,
+    } | dict(changes)
+    settings.setdefault("epochs", 7 if settings["objective"] == "ll" else 15)
+    return settings
+
+
+def _made(kind: type[FitConfig | Polish], given: Mapping[str, Any], defaults: Mapping[str, Any] | None, what: str) -> Any:
+    """Settings of one class; an unknown one is answered with a similar name, one of another solver with that solver's name."""
+    own = list(_settable(kind))
+    for name in given:
+        owners = [repr(each.solver) for each in CONFIGS if name in _settable(each)]
+        if name not in own and owners:
+            if "polish" in own and name in _settable(Polish):
+                owners.append("`polish`")
+            remedy = f"{name!r} is a setting of {', '.join(owners)}."
+            raise InputError("config", f"the setting {name!r} with {what}", f"one of {', '.join(own)}", remedy)
+    check_keys("config", given, own if kind is Polish else [*own, "solver", "preset"])
+    unset = {name: value for name, value in (defaults or {}).items() if name in own}
+    return kind(**{**unset, **given})

@@ -1,9 +1,8 @@
-"""Learning replacements: one entry, `fit`, and one file a solver."""
+"""Learning replacements: one entry, `fit`, and the solver of each config."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,8 +10,8 @@ import torch
 
 from psr_lens.activations.store import triplets_digest
 from psr_lens.errors import FitError, InputError
-from psr_lens.fitting import baselines
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.baselines import activation_addition, difference_in_means, last_token_difference, projection_target
+from psr_lens.fitting.config import ActAdd, DiM, FitConfig, Joint, LastToken, Layerwise, Local, ReFT, Sequential, Stolfo
 from psr_lens.fitting.joint import fit_joint, polish
 from psr_lens.fitting.local import fit_local
 from psr_lens.fitting.reft_r1 import fit_reft_r1
@@ -23,17 +22,18 @@ from psr_lens.models.hook_points import check_layers, select_hooks
 from psr_lens.prompts import Triplet, check_triplets
 from psr_lens.replacement import Replacement, Site
 
-BASELINE_NAMES: Final = {
-    "dim": "Const DiM",
-    "actadd": "ActAdd",
-    "last_token": "Last token",
-    "stolfo": "Stolfo",
-    "reft_r1": "ReFT-r1",
+SOLVERS: Final[Mapping[type[FitConfig], Callable[..., Any]]] = {
+    Sequential: fit_sequential,
+    Local: fit_local,
+    Joint: fit_joint,
+    ReFT: fit_reft_r1,
+    DiM: difference_in_means,
+    ActAdd: activation_addition,
+    LastToken: last_token_difference,
+    Stolfo: projection_target,
 }
-"""What the solvers of baselines are called in tables."""
-
-_LAYERWISE: Final[dict[str, Callable[..., dict[str, Site]]]] = {"sequential": fit_sequential, "local": fit_local}
-"""The solvers that fit layer by layer, without a gradient through the model."""
+"""What fits the sites of a config, given the model, the triplets, the hook names and the config. Trained ones also take a `checkpoint`,
+layerwise ones a `scratch` folder."""
 
 
 def fit(
@@ -44,28 +44,35 @@ def fit(
     checkpoint: str | Path | None = None,
     scratch: str | Path | None = None,
 ) -> Replacement:
-    """Learn a replacement for the instruction of `triplets`; the model's weights stay frozen and as they were.
+    """Learn a replacement for the instruction of `triplets`. The model's weights stay frozen and unchanged.
 
     Args:
         model: The model.
         triplets: What `sample_responses` gave.
-        config: What to learn and how; the default is A-PSR by the sequential solver.
-        checkpoint: A folder for the state of gradient descent after every epoch. Called again with the same arguments, a fit that was
-            interrupted goes on from there and ends with the same replacement; one that was finished is returned at once.
-        scratch: A folder where the activations of `sequential` and `local` wait in files, for data larger than memory: 4 bytes times
-            d_model a token and site in single precision. The result is the same; `sequential` then takes half as many forward passes
-            as the model has layers, instead of two. Nothing is left there.
+        config: Solver and settings: `Sequential` (the default: A-PSR), `Local`, `Joint`, `DiM`, `ActAdd`, `LastToken`, `Stolfo` or `ReFT`.
+        checkpoint: Folder for the state of gradient descent after every epoch. Called again with the same arguments, an interrupted fit
+            resumes from there and ends with the same replacement; a finished one is returned at once.
+        scratch: Folder where the activations of `Sequential` and `Local` are kept in files, for data larger than memory: 4 bytes times
+            d_model a token and site in single precision. The result is the same. `Sequential` then makes half as many forward passes
+            as the model has layers, instead of two. Nothing is left in the folder.
 
     Returns:
         The replacement.
 
     Raises:
-        InputError: no triplets, an empty response or one too long, a layer out of range, a checkpoint where nothing is trained,
-            a `scratch` folder where nothing is fitted layer by layer or that cannot be written to.
-        ArtifactError: the checkpoint is damaged, or of another run.
+        InputError: no triplets, an empty response or one too long, a layer out of range, a `config` that is not one of these, a
+            `checkpoint` where nothing is trained, a `scratch` folder that the solver does not use or that cannot be written to.
+        ArtifactError: the checkpoint is damaged, or belongs to another run.
         FitError: the loss is no longer finite, or has exploded; its `partial` is the last good replacement.
+
+    Example:
+        >>> psr.fit(model, triplets, psr.DiM(layers=2)).method
+        'S-Const DiM'
+        >>> psr.fit(model, triplets[:4]).sites["blocks.3.hook_resid_post"].rank
+        4
     """
-    config = config or FitConfig()
+    config = Sequential() if config is None else config
+    _check_config(config)
     check_triplets(model, triplets)
     layers = check_layers(model, config.layers)
     kind = "attn.hook_z" if config.hook == "z" else f"hook_{config.hook}"
@@ -76,26 +83,38 @@ def fit(
         return Replacement(
             trained.sites,
             config.span,
-            _method(config, len(names)),
+            f"{'S' if len(names) == 1 else 'A'}-{config.method}",
             fingerprint(model),
             starts.pop() if config.span == "QR" and len(starts) == 1 else None,
-            _settings(config, triplets),
+            config.to_json() | {"triplets": len(triplets), "instructions": sorted({each.pair.instruction for each in triplets})},
             offset=trained.offset,
-            tokens="last" if config.solver == "last_token" else "span",
+            tokens=config.tokens,
             curve=trained.curve,
             data=triplets_digest(triplets),
         )
 
-    with torch.inference_mode(mode=False):  # what is made in inference mode can have no gradients
+    with torch.inference_mode(mode=False):  # tensors made in inference mode can have no gradients
         try:
-            return finished(_solve(model, triplets, names, config, checkpoint, None if scratch is None else Path(scratch)))
+            return finished(_solved(model, triplets, names, config, checkpoint, None if scratch is None else Path(scratch)))
         except FitError as error:
             if isinstance(error.partial, Trained):
                 error.partial = finished(error.partial)
             raise
 
 
-def _solve(
+def _check_config(config: Any) -> None:
+    if type(config) in SOLVERS:
+        return
+    classes = ", ".join(f"psr.{each.__name__}" for each in SOLVERS)
+    got, remedy = f"a {type(config).__name__}", f"Give e.g. `psr.{Sequential(rank=2)}`."
+    if isinstance(config, type) and config in SOLVERS:
+        got, remedy = f"the class {config.__name__}", f"Write `psr.{config.__name__}()`."
+    elif isinstance(config, Mapping):
+        remedy = "`psr.FitConfig.of` makes it from a mapping."
+    raise InputError("config", got, f"the settings of a solver: {classes}", remedy)
+
+
+def _solved(
     model: HookedModel,
     triplets: Sequence[Triplet],
     names: Sequence[str],
@@ -103,40 +122,20 @@ def _solve(
     checkpoint: str | Path | None,
     scratch: Path | None,
 ) -> Trained:
-    def layerwise(solver: str) -> dict[str, Site]:
-        return _LAYERWISE[solver](model, triplets, names, config, scratch=scratch)
+    solve = SOLVERS[type(config)]
+    if checkpoint is not None and not config.is_trained:
+        raise InputError("checkpoint", checkpoint, f"None with psr.{config!r}, which has no epochs to resume from")
+    if scratch is not None and not isinstance(config, Layerwise):
+        raise InputError("scratch", scratch, f"None with psr.{config!r}, which never holds a layer of all the data")
 
-    begins_with = config.start if config.solver == "joint" else config.solver
-    if scratch is not None and begins_with not in _LAYERWISE:
-        raise InputError("scratch", scratch, f"None with solver={config.solver!r}, which holds no layer of all the data")
-    if config.solver == "reft_r1":
-        return fit_reft_r1(model, triplets, names, config, checkpoint=checkpoint)
-    if config.solver == "joint":
-        starts = None if config.start == "random" else lambda: layerwise(config.start)
-        return fit_joint(model, triplets, names, config, starts=starts, checkpoint=checkpoint)
-    if config.solver in _LAYERWISE and config.polish_epochs:
-        first = lambda: layerwise(config.solver)  # noqa: E731 (not run where a checkpoint has its result)
-        return polish(model, triplets, names, first, config, checkpoint=checkpoint)
-    if checkpoint is not None:
-        raise InputError("checkpoint", checkpoint, f"None with solver={config.solver!r}, which has no epochs to go on from")
-    if config.solver in _LAYERWISE:
-        return Trained(layerwise(config.solver), 0.0, None)
-    return Trained(baselines.SOLVERS[config.solver](model, triplets, names, config), 0.0, None)
+    def sites() -> Mapping[str, Site]:
+        folder = {"scratch": scratch} if isinstance(config, Layerwise) else {}
+        found: Mapping[str, Site] = solve(model, triplets, names, config, **folder)
+        return found
 
-
-def _method(config: FitConfig, sites: int) -> str:
-    """S or A for one site or several, as in the paper, and the method's name there."""
-    objective = config.objective.upper() if config.solver == "joint" else "MSE"
-    if config.solver in BASELINE_NAMES:
-        name = BASELINE_NAMES[config.solver]
-    elif config.rule == "constant":
-        name = f"Const {objective}"
-    else:
-        name = ("PSR" if config.rule == "relu" else "gated PSR") + (" LL" if objective == "LL" else "")
-    return f"{'S' if sites == 1 else 'A'}-{name}"
-
-
-def _settings(config: FitConfig, triplets: Sequence[Triplet]) -> dict[str, Any]:
-    instructions = sorted({triplet.pair.instruction for triplet in triplets})
-    layers = config.layers if isinstance(config.layers, str | int) else list(config.layers)  # a range is no JSON
-    return {**asdict(config), "layers": layers, "triplets": len(triplets), "instructions": instructions}
+    if isinstance(config, Layerwise) and config.polish is not None:
+        return polish(model, triplets, names, sites, config, checkpoint=checkpoint)
+    if config.is_trained:
+        trained: Trained = solve(model, triplets, names, config, checkpoint=checkpoint)
+        return trained
+    return Trained(sites(), 0.0, None)

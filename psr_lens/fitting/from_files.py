@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from psr_lens.activations.batches import ContextBatch
 from psr_lens.errors import InputError
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import Layerwise
 from psr_lens.fitting.layerwise_data import GoOn, LayerwiseData, Missing, fitted_site, halts, last_layer, steered_rows, with_rows
 from psr_lens.models import HookedModel, forward, hooked
 from psr_lens.replacement import Site
@@ -33,7 +33,7 @@ def fit_from_files(
     model: HookedModel,
     data: LayerwiseData,
     names: Sequence[str],
-    config: FitConfig,
+    config: Layerwise,
     go_on: GoOn,
     scratch: Path,
     bar: tqdm[None],
@@ -53,7 +53,7 @@ def fit_from_files(
 
 
 def _fitted(
-    model: HookedModel, data: LayerwiseData, names: Sequence[str], config: FitConfig, go_on: GoOn, folder: Path, bar: tqdm[None]
+    model: HookedModel, data: LayerwiseData, names: Sequence[str], config: Layerwise, go_on: GoOn, folder: Path, bar: tqdm[None]
 ) -> dict[str, Site]:
     points, last = halts(names, go_on), last_layer(names)
     prompted = _Rows(folder / "prompted")
@@ -147,7 +147,7 @@ def _targets(path: Path, inputs: Tensor, prompted: Tensor, part: int) -> Float[T
     return targets["targets"]
 
 
-def _missing(inputs: Tensor, prompted: Tensor, site: Site, alpha: Tensor, config: FitConfig) -> Missing:
+def _missing(inputs: Tensor, prompted: Tensor, site: Site, alpha: Tensor, config: Layerwise) -> Missing:
     missing = Missing()
     for ours, theirs, strength in zip(*(each.split(config.regression_batch) for each in (inputs, prompted, alpha)), strict=True):
         missing.add(ours, steered_rows(ours, site, strength), theirs)

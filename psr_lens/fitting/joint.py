@@ -7,11 +7,11 @@ regulariser against probes that never fire.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from psr_lens.fitting.config import FitConfig
+from psr_lens.errors import InputError
+from psr_lens.fitting.config import Joint, Layerwise, as_joint
 from psr_lens.fitting.objective import Imitation, Likelihood, Objective
 from psr_lens.fitting.parameters import Parameters
 from psr_lens.fitting.training import Trained, train
@@ -26,33 +26,29 @@ def fit_joint(
     model: HookedModel,
     triplets: Sequence[Triplet],
     names: Sequence[str],
-    config: FitConfig,
+    config: Joint,
     *,
-    starts: Callable[[], Mapping[str, Site]] | None = None,
     checkpoint: str | Path | None = None,
 ) -> Trained:
-    """Train the sites `names` together; see `FitConfig` for the settings.
+    """Train the sites `names` together, from small random ones.
 
     Args:
         model: The model.
         triplets: What to learn from.
         names: Hook points to act at.
-        config: What to learn and how.
-        starts: Makes the sites to start from, if there is no checkpoint yet; None starts from small random ones.
-        checkpoint: Folder to keep the state in, and to go on from.
+        config: The settings.
+        checkpoint: Folder to keep the state in, and to resume from.
 
     Raises:
         InputError: too few triplets to leave some out for validation.
-        ArtifactError: the checkpoint is damaged, or of another run.
+        ArtifactError: the checkpoint is damaged, or belongs to another run.
         FitError: the loss is no longer finite, or has exploded; names layer and step.
     """
 
-    def objective(begun: bool) -> Objective:
-        given = None if starts is None or begun else starts()
-        parameters = Parameters.random(model, names, config) if given is None else Parameters.of(model, given, config)
-        return OBJECTIVES[config.objective](model, triplets, parameters, config)
+    def objective(resumed: bool) -> Objective:
+        return OBJECTIVES[config.objective](model, triplets, Parameters.random(model, names, config), config)
 
-    return train(model, triplets, names, config, objective, checkpoint=checkpoint)
+    return train(model, triplets, names, config, objective, asked=config, checkpoint=checkpoint)
 
 
 def polish(
@@ -60,15 +56,27 @@ def polish(
     triplets: Sequence[Triplet],
     names: Sequence[str],
     sites: Mapping[str, Site] | Callable[[], Mapping[str, Site]],
-    config: FitConfig,
+    config: Layerwise,
     *,
     checkpoint: str | Path | None = None,
 ) -> Trained:
-    """Train for `config.polish_epochs` from sites that another solver gave, or from what a function gives that makes them.
+    """Train as `config.polish` says from sites that a layerwise solver gave, or from those that a function makes.
+
+    The function is not called where a checkpoint has the parameters already.
 
     Raises:
-        InputError, ArtifactError, FitError: as `fit_joint`.
+        InputError: `config` has no `polish`; or as `fit_joint`.
+        ArtifactError, FitError: as `fit_joint`.
     """
-    starts = sites if callable(sites) else lambda: sites
-    config = replace(config, epochs=config.polish_epochs)
-    return fit_joint(model, triplets, names, config, starts=starts, checkpoint=checkpoint)
+    if config.polish is None:
+        raise InputError("config", repr(config), "settings with `polish`", "Give e.g. `polish=psr.Polish(epochs=2)`.")
+    joint = as_joint(config, config.polish)
+
+    def objective(resumed: bool) -> Objective:
+        if resumed:
+            parameters = Parameters.random(model, names, joint)
+        else:
+            parameters = Parameters.of(model, sites() if callable(sites) else sites, joint)
+        return OBJECTIVES[joint.objective](model, triplets, parameters, joint)
+
+    return train(model, triplets, names, joint, objective, asked=config, checkpoint=checkpoint)

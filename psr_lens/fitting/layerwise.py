@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from psr_lens._utils.progress import progress_bar
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import Layerwise
 from psr_lens.fitting.from_files import fit_from_files
 from psr_lens.fitting.layerwise_data import GoOn, LayerwiseData, Missing, fitted_site, halts, last_layer, steered_rows, with_rows
 from psr_lens.fitting.lockstep import lockstep
@@ -30,7 +30,7 @@ def fit_layerwise(
     model: HookedModel,
     triplets: Sequence[Triplet],
     names: Sequence[str],
-    config: FitConfig,
+    config: Layerwise,
     go_on: GoOn,
     *,
     scratch: Path | None = None,
@@ -50,7 +50,7 @@ def fit_layerwise(
 
 
 def _fit_in_lockstep(
-    model: HookedModel, data: LayerwiseData, names: Sequence[str], config: FitConfig, go_on: GoOn, bar: tqdm[None]
+    model: HookedModel, data: LayerwiseData, names: Sequence[str], config: Layerwise, go_on: GoOn, bar: tqdm[None]
 ) -> dict[str, Site]:
     base, prompted = data.base, data.prompted
     sites: dict[str, Site] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.errors import FitError
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import Layerwise
 from psr_lens.fitting.regression import fit_site
 from psr_lens.models import HookedModel, device_of
 from psr_lens.models.hook_points import layer_of
@@ -38,7 +38,7 @@ class LayerwiseData:
     """By batch, the trait's score of every token's triplet."""
 
     @classmethod
-    def of(cls, model: HookedModel, triplets: Sequence[Triplet], config: FitConfig) -> LayerwiseData:
+    def of(cls, model: HookedModel, triplets: Sequence[Triplet], config: Layerwise) -> LayerwiseData:
         """Put the triplets into batches within the token budget."""
         device = device_of(model)
         budget = min(config.token_budget, CPU_TOKENS) if device.type == "cpu" else config.token_budget
@@ -78,7 +78,7 @@ def fitted_site(
     inputs: Float[Tensor, "token *head width"],
     targets: Float[Tensor, "token *head width"],
     alpha: Float[Tensor, " token"],
-    config: FitConfig,
+    config: Layerwise,
     device: torch.device,
 ) -> Site:
     """The site of one hook point.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import Local
 from psr_lens.fitting.layerwise import fit_layerwise
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Triplet
@@ -16,7 +16,7 @@ def fit_local(
     model: HookedModel,
     triplets: Sequence[Triplet],
     names: Sequence[str],
-    config: FitConfig,
+    config: Local,
     *,
     scratch: Path | None = None,
 ) -> dict[str, Site]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.activations.paired_passes import collect, row_counts
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import Joint
 from psr_lens.fitting.parameters import Parameters
 from psr_lens.models import HookedModel, device_of, forward, hooked
 from psr_lens.models.hook_points import layer_of
@@ -55,7 +55,7 @@ class Objective(ABC):
     ceiling: float
     """A mean error above this, in units of the scale, means that training has gone astray."""
 
-    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: FitConfig) -> None:
+    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: Joint) -> None:
         """Know model, data and parameters."""
         self.model, self.triplets, self.parameters, self.config = model, triplets, parameters, config
         self.device = device_of(model)
@@ -111,7 +111,7 @@ class Objective(ABC):
 class Imitation(Objective):
     """MSE: Σ_l mean ‖A_{l|AS} − A_{l|PS}‖² over the first site's layer and all later ones, on the span."""
 
-    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: FitConfig) -> None:
+    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: Joint) -> None:
         """Know which layers are measured."""
         super().__init__(model, triplets, parameters, config)
         self.measured = measured_points(model, parameters.names)
@@ -178,7 +178,7 @@ class Imitation(Objective):
 class Likelihood(Objective):
     """LL: −log p_AS(y' | x), a mean over response tokens."""
 
-    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: FitConfig) -> None:
+    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: Joint) -> None:
         """Know what a guess is worth."""
         super().__init__(model, triplets, parameters, config)
         self.ceiling = SURPRISED * math.log(int(model.cfg.d_vocab))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import Joint
 from psr_lens.models import HookedModel, device_of
 from psr_lens.models.hook_points import hook_shapes
 from psr_lens.replacement import Rule, Site
@@ -41,7 +41,7 @@ class Parameters:
     """b_m: a token's coefficient is (α + b_m)·λ; 0 and not trained unless `learned_offset` is set."""
 
     @classmethod
-    def random(cls, model: HookedModel, names: Sequence[str], config: FitConfig) -> Parameters:
+    def random(cls, model: HookedModel, names: Sequence[str], config: Joint) -> Parameters:
         """The paper's start: directions and probes from N(0, 0.01²), b = 0; under the constant rule λ is 1."""
         shapes = hook_shapes(model, names)
         generator = torch.Generator().manual_seed(config.seed)
@@ -55,7 +55,7 @@ class Parameters:
         return cls._trainable(model, names, config, stacked[0], stacked[1], torch.zeros(stacked[0].shape[:-1]))
 
     @classmethod
-    def of(cls, model: HookedModel, sites: Mapping[str, Site], config: FitConfig) -> Parameters:
+    def of(cls, model: HookedModel, sites: Mapping[str, Site], config: Joint) -> Parameters:
         """Start from sites that are there already.
 
         Raises:
@@ -71,7 +71,7 @@ class Parameters:
 
     @classmethod
     def _trainable(
-        cls, model: HookedModel, names: Sequence[str], config: FitConfig, directions: Tensor, weights: Tensor, bias: Tensor
+        cls, model: HookedModel, names: Sequence[str], config: Joint, directions: Tensor, weights: Tensor, bias: Tensor
     ) -> Parameters:
         if config.rule == "constant":  # its direction is all that there is to learn
             directions, weights, bias = directions * bias[..., None], torch.zeros_like(weights), torch.ones_like(bias)

@@ -20,7 +20,6 @@ strength that training saw. So this baseline's numbers are not to be compared wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, length_batches
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import Joint, ReFT, as_joint
 from psr_lens.fitting.objective import Likelihood, measured_points, read_residuals
 from psr_lens.fitting.parameters import Parameters
 from psr_lens.fitting.training import Trained, train
@@ -49,31 +48,30 @@ def fit_reft_r1(
     model: HookedModel,
     triplets: Sequence[Triplet],
     names: Sequence[str],
-    config: FitConfig,
+    config: ReFT,
     *,
     checkpoint: str | Path | None = None,
 ) -> Trained:
-    """Train one direction a site; with several sites all together, each with latents of its own.
+    """Train one direction a site; several sites are trained together, each with latents of its own.
 
-    The sequence is the span of the settings. They give epochs, batches, AdamW and validation too; `objective`, `rule`, `rank`, the
-    regulariser and a learned offset have no part in it. The result is constant steering: the directions have length 1, the bias is the
-    mean over triplets of the strength that training saw.
+    The sequence is the span of the settings. The result is constant steering: the directions have length 1, and the bias is the mean
+    coefficient over the triplets.
 
     Raises:
         InputError, ArtifactError, FitError: as `fit_joint`.
     """
-    config = replace(config, objective="ll", rule="relu", rank=1, regulariser=SPARSITY, learned_offset=False, normalise=False)
+    joint = as_joint(config, objective="ll", regulariser=SPARSITY, normalise=False)
 
-    def objective(begun: bool) -> ReftR1:
-        return ReftR1(model, triplets, Parameters.random(model, names, config), config)
+    def objective(resumed: bool) -> ReftR1:
+        return ReftR1(model, triplets, Parameters.random(model, names, joint), joint)
 
-    return train(model, triplets, names, config, objective, checkpoint=checkpoint)
+    return train(model, triplets, names, joint, objective, asked=config, checkpoint=checkpoint)
 
 
 class ReftR1(Likelihood):
     """The objective; of the parameters only the directions are used, as detectors and as what is added."""
 
-    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: FitConfig) -> None:
+    def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: Joint) -> None:
         """Start from directions of length 1."""
         parameters.weights.requires_grad_(False)
         parameters.bias.requires_grad_(False)

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.errors import FitError
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import Layerwise
 from psr_lens.replacement import Site
 
 LEAST_RIDGE = 1e-3
@@ -47,7 +47,7 @@ def fit_site(
     inputs: Float[Tensor, "token *head width"],
     targets: Float[Tensor, "token *head width"],
     alpha: Float[Tensor, " token"],
-    config: FitConfig,
+    config: Layerwise,
     device: torch.device | None = None,
 ) -> Site:
     """Fit a site's probes and directions to the differences that it should add.
@@ -100,7 +100,7 @@ class Chunk:
 class _Data:
     """The tokens of a regression, read chunk by chunk."""
 
-    def __init__(self, inputs: Tensor, targets: Tensor, alpha: Tensor, config: FitConfig, device: torch.device) -> None:
+    def __init__(self, inputs: Tensor, targets: Tensor, alpha: Tensor, config: Layerwise, device: torch.device) -> None:
         self._parts = [each.split(config.regression_batch) for each in (inputs, targets, alpha)]
         self._relative = config.relative if config.hook == "resid_post" else 0.0
         self._device = device
@@ -191,7 +191,7 @@ Parts = tuple[Float[Tensor, "rank width"], Float[Tensor, "rank width"], Float[Te
 """Directions, probes and offsets, in standard units."""
 
 
-def closed_form(data: _Data, moments: Moments, basis: Basis, config: FitConfig) -> Parts:
+def closed_form(data: _Data, moments: Moments, basis: Basis, config: Layerwise) -> Parts:
     """Leading right singular vectors of the targets, and the ridge regression of their coefficients on the inputs.
 
     Signs are such that the mean coefficient is positive.
@@ -220,7 +220,7 @@ def _leading(gram: Float[Tensor, "width width"], count: int) -> Float[Tensor, "w
     return leading
 
 
-def _descend(data: _Data, moments: Moments, basis: Basis, start: Parts, config: FitConfig) -> Parts:
+def _descend(data: _Data, moments: Moments, basis: Basis, start: Parts, config: Layerwise) -> Parts:
     """L-BFGS over the probes from the closed form, all data at every step; the best state is kept."""
     scale = float(moments.targets.trace())  # Σ k·|T|², the error of doing nothing
     if config.regression_steps == 0 or scale == 0:

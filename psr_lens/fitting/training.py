@@ -1,4 +1,4 @@
-"""The training loop: AdamW over an objective, with validation, early stopping, checkpoints, and a share for every process."""
+"""The training loop: AdamW on an objective, with validation, early stopping and checkpoints; several processes share the batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.checkpoint import Checkpoint, identity
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import FitConfig, Joint
 from psr_lens.fitting.objective import Objective
 from psr_lens.models import HookedModel, frozen
 from psr_lens.prompts import Triplet
@@ -29,38 +29,47 @@ from psr_lens.replacement import LearningCurve, Site
 
 @dataclass(frozen=True)
 class Trained:
-    """What training gave."""
+    """What a solver found."""
 
     sites: Mapping[str, Site]
-    """What is done at each hook point."""
+    """The site of each hook point."""
     offset: float
     """b_m; 0 where none was learned."""
     curve: LearningCurve | None
-    """How it went, epoch by epoch; None where there were none."""
+    """Losses by epoch; None without gradient descent."""
 
 
 def train(
     model: HookedModel,
     triplets: Sequence[Triplet],
     names: Sequence[str],
-    config: FitConfig,
+    config: Joint,
     objective_of: Callable[[bool], Objective],
     *,
+    asked: FitConfig,
     checkpoint: str | Path | None = None,
 ) -> Trained:
-    """Train for `config.epochs`, or go on from a checkpoint; `objective_of` makes the objective with its parameters:
-    with those to start from, or, given True, with any, over which those of the checkpoint are written.
+    """Train for `config.epochs`, or resume from a checkpoint.
 
     Under `accelerate launch` or `torchrun` every process calls this with the same arguments, takes its share of each step's batch, and
     ends with the same sites.
 
+    Args:
+        model: The model.
+        triplets: What to learn from.
+        names: Hook points to act at.
+        config: How to train.
+        objective_of: Makes the objective with the parameters to start from; given True, with any, which a checkpoint overwrites.
+        asked: The config that the user gave. With it a checkpoint is told from those of other runs.
+        checkpoint: Folder to keep the state in, and to resume from.
+
     Raises:
-        InputError: too few triplets to leave some out for validation; or the processes were given different things.
-        ArtifactError: the checkpoint is damaged, or of another run.
+        InputError: too few triplets to leave some out for validation; or the processes were given different arguments.
+        ArtifactError: the checkpoint is damaged, or belongs to another run.
         FitError: the loss is no longer finite, or has exploded; its `partial` is what had been learned before.
     """
     alone = rank_and_world_size()[1] == 1
-    wanted = {} if alone and checkpoint is None else identity(model, triplets, names, config)
+    wanted = {} if alone and checkpoint is None else identity(model, triplets, names, config, asked)
     if not alone:
         _check_agreement(wanted)
     kept = None if checkpoint is None else Checkpoint(checkpoint, wanted)
@@ -68,7 +77,7 @@ def train(
         return _Run(triplets, config, objective_of(kept is not None and kept.begun), kept).go()
 
 
-def split(count: int, config: FitConfig) -> tuple[list[int], list[int]]:
+def split(count: int, config: Joint) -> tuple[list[int], list[int]]:
     """Indices of the triplets to train on, and of those to validate on, by the seed.
 
     Raises:
@@ -94,15 +103,15 @@ def _check_agreement(wanted: Mapping[str, Any]) -> None:
         raise InputError(
             "triplets",
             "other arguments than another process",
-            "the same model, triplets and config in all of them",
-            "Fix the seeds.",
+            "the same model, triplets and config in every process",
+            "Fix the seeds that they are made with.",
         )
 
 
 class _Run:
     """One training run."""
 
-    def __init__(self, triplets: Sequence[Triplet], config: FitConfig, objective: Objective, checkpoint: Checkpoint | None) -> None:
+    def __init__(self, triplets: Sequence[Triplet], config: Joint, objective: Objective, checkpoint: Checkpoint | None) -> None:
         self.triplets, self.config, self.objective, self.checkpoint = triplets, config, objective, checkpoint
         self.training, self.validation = split(len(triplets), config)
         self.rank, self.processes = rank_and_world_size()

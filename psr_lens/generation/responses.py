@@ -117,7 +117,7 @@ def sample_responses(
         pairs: Prompt pairs from `prompt_pairs`.
         judge: Scores the responses; None keeps all of them, with a score of 100.
         sampling: How responses are sampled; None for the defaults.
-        keep_negatives: Also keep coherent responses without the trait, as negative examples for `FitConfig(learned_offset=True)`.
+        keep_negatives: Also keep coherent responses without the trait, as negative examples for `Joint(learned_offset=True)`.
 
     Returns:
         The triplets, and what was dropped and why (`.summary()`).

@@ -24,7 +24,7 @@ def learning_curve(curve: LearningCurve | None) -> go.Figure:
         InputError: there is no epoch to draw.
     """
     if curve is None or not curve.train:
-        raise InputError("curve", curve, "the `curve` of a replacement that was fitted by gradient descent (solver='joint')")
+        raise InputError("curve", curve, "the `curve` of a replacement that was fitted by gradient descent (e.g. with `psr.Joint`)")
     figure = go.Figure()
     lines = {"training": (curve.train, PALETTE["A-PSR"], "solid"), "validation": (curve.validation, PALETTE["prompt"], "dash")}
     drawn = [value for losses, _, _ in lines.values() for value in losses if math.isfinite(value) and value > 0]

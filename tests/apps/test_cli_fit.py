@@ -50,7 +50,7 @@ def test_the_artifact_is_the_one_that_the_library_fits(organism, tmp_path, lines
     code, output = run("--triplets", lines, "--out", tmp_path / "a", "--config", tmp_path / "fit.yaml", "--group", "pirate")
     assert code == 0, output
     assert "fitted on 2 triplets" in output
-    wanted = psr.fit(organism.model, pirates, psr.FitConfig(layers=[1, 2], regression_steps=4))
+    wanted = psr.fit(organism.model, pirates, psr.Sequential(layers=[1, 2], regression_steps=4))
     found = Replacement.load(tmp_path / "a")
     assert_same(found, wanted)
     assert found.settings["instructions"] == ["talk like a pirate ."]

@@ -26,8 +26,8 @@ def triplets(model):
 @pytest.fixture(scope="module")
 def replacements(model, triplets):
     return {
-        "A-PSR": psr.fit(model, triplets, psr.FitConfig(regression_steps=40)),
-        "CAA": psr.fit(model, triplets, psr.FitConfig(layers=2, solver="dim")),
+        "A-PSR": psr.fit(model, triplets, psr.Sequential(regression_steps=40)),
+        "CAA": psr.fit(model, triplets, psr.DiM(layers=2)),
     }
 
 

@@ -83,7 +83,7 @@ def test_what_could_not_be_scored_is_never_the_best(monkeypatch, order):
     model = psr.load_model("organism")
     assert psr.best_alpha(model, [PAIR], NOTHING, FixedJudge([], []), alphas=order).alpha == 2.0
     layers = [int(alpha) for alpha in order]
-    assert psr.best_layer(model, [], psr.FitConfig(), FixedJudge([], []), pairs=[PAIR], layers=layers).settings["layers"] == 2
+    assert psr.best_layer(model, [], psr.Sequential(), FixedJudge([], []), pairs=[PAIR], layers=layers).settings["layers"] == 2
 
 
 def test_scores_at_refuses_no_pairs_and_best_alpha_no_strengths():
@@ -104,7 +104,7 @@ def test_best_layer_keeps_the_layer_that_scores_best(monkeypatch):
             "s", 1.0, 1, 0, trait[candidate.settings["layers"]], 99, (0.0, 0.0), (0.0, 0.0)
         ),
     )
-    given = (psr.load_model("organism"), [], psr.FitConfig(), FixedJudge([], []))
+    given = (psr.load_model("organism"), [], psr.Sequential(), FixedJudge([], []))
     assert psr.best_layer(*given, pairs=[PAIR], layers=[1, 2, 3]).settings["layers"] == 2
     with pytest.raises(InputError, match=r"layers: got an empty list, expected at least one candidate layer"):
         psr.best_layer(*given, pairs=[PAIR], layers=[])

@@ -1,5 +1,7 @@
 """The one entry to all solvers, the constant baseline, and what the fits are good for on the organism."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import BACKENDS, logits_of, random_triplets, relative_error
@@ -11,37 +13,37 @@ from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import fingerprint
 from psr_lens.replacement import Replacement
 
-QUICK = {"regression_steps": 3, "epochs": 1}
+QUICK = (psr.Sequential(regression_steps=3), psr.Joint(epochs=1), psr.DiM())
+"""One config a solver, each quick."""
 
 
 @pytest.mark.parametrize(
-    ("settings", "method", "sites"),
+    ("config", "method", "sites"),
     [
-        ({}, "A-PSR", [0, 1, 2]),
-        ({"layers": 1}, "S-PSR", [1]),
-        ({"layers": [-1]}, "S-PSR", [2]),
-        ({"layers": [2, 0], "solver": "joint"}, "A-PSR", [0, 2]),
-        ({"layers": range(2), "solver": "dim"}, "A-Const DiM", [0, 1]),
-        ({"layers": 0, "solver": "dim"}, "S-Const DiM", [0]),
+        (None, "A-PSR", [0, 1, 2]),
+        (psr.Sequential(layers=1), "S-PSR", [1]),
+        (psr.Sequential(layers=[-1]), "S-PSR", [2]),
+        (psr.Local(layers=1, polish=psr.Polish(epochs=1, objective="ll")), "S-PSR LL", [1]),
+        (psr.Joint(layers=[2, 0], epochs=1), "A-PSR", [0, 2]),
+        (psr.DiM(layers=range(2)), "A-Const DiM", [0, 1]),
+        (psr.DiM(layers=0), "S-Const DiM", [0]),
     ],
 )
-def test_the_settings_say_what_is_fitted_and_what_it_is_called(tiny_llama, settings, method, sites):
+def test_the_settings_say_what_is_fitted_and_what_it_is_called(tiny_llama, config, method, sites):
     triplets = random_triplets(tiny_llama.model, 3)
-    fitted = psr.fit(tiny_llama.model, triplets, psr.FitConfig(**QUICK, **settings))
+    fitted = psr.fit(tiny_llama.model, triplets, config)
     assert fitted.method == method
     assert list(fitted.sites) == [f"blocks.{layer}.hook_resid_post" for layer in sites]
     assert fitted.model == fingerprint(tiny_llama.model)
     assert fitted.settings["triplets"] == 3
-    assert fitted.settings["solver"] == settings.get("solver", "sequential")
+    assert fitted.settings["solver"] == (config or psr.Sequential()).solver
     assert fitted.settings["instructions"] == sorted({triplet.pair.instruction for triplet in triplets})
 
 
-@pytest.mark.parametrize("solver", ["sequential", "joint", "dim"])
-@pytest.mark.parametrize("rank", [1, 2])
-def test_a_fit_keeps_its_rank_and_lies_on_the_cpu_without_gradients(tiny_llama, solver, rank):
-    if solver == "dim" and rank > 1:
-        pytest.skip("a difference in means is one direction")
-    config = psr.FitConfig(solver=solver, rank=rank, **QUICK)
+@pytest.mark.parametrize(
+    ("config", "rank"), [(psr.DiM(), 1), *((replace(config, rank=rank), rank) for config in QUICK[:2] for rank in (1, 2))], ids=str
+)
+def test_a_fit_keeps_its_rank_and_lies_on_the_cpu_without_gradients(tiny_llama, config, rank):
     for site in psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), config).sites.values():
         assert site.directions.shape == site.weights.shape == (rank, 32)
         assert site.bias.shape == (rank,)
@@ -50,15 +52,17 @@ def test_a_fit_keeps_its_rank_and_lies_on_the_cpu_without_gradients(tiny_llama, 
 
 def test_under_qr_the_questions_place_is_remembered_where_it_was_the_same_in_all_prompts(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 3)
-    assert psr.fit(tiny_llama.model, triplets, psr.FitConfig(span="QR", **QUICK)).question_start == 2  # after <bos> <user>
-    assert psr.fit(tiny_llama.model, triplets, psr.FitConfig(span="R", **QUICK)).question_start is None
+    assert (
+        psr.fit(tiny_llama.model, triplets, psr.Sequential(span="QR", regression_steps=3)).question_start == 2
+    )  # after <bos> <user>
+    assert psr.fit(tiny_llama.model, triplets, psr.Sequential(span="R", regression_steps=3)).question_start is None
 
 
 @pytest.mark.parametrize("span", ["R", "QR"])
 def test_the_difference_in_means_at_one_layer_is_the_mean_of_the_captured_differences(tiny, span):
     triplets = random_triplets(tiny.model, 5)
     captured = psr.capture(tiny.model, triplets, span=span)
-    fits = [psr.fit(tiny.model, triplets, psr.FitConfig(layers=layer, solver="dim", span=span)) for layer in (0, 2)]
+    fits = [psr.fit(tiny.model, triplets, psr.DiM(layers=layer, span=span)) for layer in (0, 2)]
     for name, site in [*fits[0].sites.items(), *fits[1].sites.items()]:
         torch.testing.assert_close(site.directions[0], captured[name].mean(0), atol=1e-6, rtol=1e-6)
         assert site.rule == "constant"
@@ -67,26 +71,26 @@ def test_the_difference_in_means_at_one_layer_is_the_mean_of_the_captured_differ
 
 def test_the_difference_in_means_at_one_layer_is_added_to_every_token_alike(tiny):
     triplets, name = random_triplets(tiny.model, 4), "blocks.1.hook_resid_post"
-    fitted = psr.fit(tiny.model, triplets, psr.FitConfig(solver="dim", layers=1))
+    fitted = psr.fit(tiny.model, triplets, psr.DiM(layers=1))
     plain, steered = (collect(tiny.model, triplets, [name], "base", "R", steered=each)[name] for each in (None, Steered(fitted)))
     mean = psr.capture(tiny.model, triplets, name)[name].mean(0)
     torch.testing.assert_close(steered - plain, mean.expand_as(plain), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("solver", ["sequential", "joint", "dim"])
+@pytest.mark.parametrize("config", QUICK, ids=repr)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_model_in_bfloat16_can_be_fitted_and_steered(folders, solver, backend):
+def test_a_model_in_bfloat16_can_be_fitted_and_steered(folders, config, backend):
     model = psr.load_model(folders["llama"], backend=backend, dtype=torch.bfloat16)
     triplets = random_triplets(model, 4)
-    fitted = psr.fit(model, triplets, psr.FitConfig(solver=solver, **QUICK))
+    fitted = psr.fit(model, triplets, config)
     assert all(site.directions.isfinite().all() for site in fitted.sites.values())
     with fitted.steer(model):
         assert logits_of(model, range(10, 20)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("solver", ["sequential", "joint", "dim"])
-def test_a_fit_within_inference_mode_works(tiny_llama, solver):
-    triplets, config = random_triplets(tiny_llama.model, 3), psr.FitConfig(solver=solver, **QUICK)
+@pytest.mark.parametrize("config", QUICK, ids=repr)
+def test_a_fit_within_inference_mode_works(tiny_llama, config):
+    triplets = random_triplets(tiny_llama.model, 3)
     wanted = psr.fit(tiny_llama.model, triplets, config)
     with torch.inference_mode():
         found = psr.fit(tiny_llama.model, triplets, config)
@@ -94,12 +98,11 @@ def test_a_fit_within_inference_mode_works(tiny_llama, solver):
         torch.testing.assert_close(found.sites[name].directions.clone(), site.directions)
 
 
-@pytest.mark.parametrize("solver", ["sequential", "joint", "dim"])
-def test_both_classes_give_the_same_replacement(load, solver):
+@pytest.mark.parametrize("config", QUICK, ids=repr)
+def test_both_classes_give_the_same_replacement(load, config):
     if len(BACKENDS) < 2:
         pytest.skip("one class only")
     cases = [load("gpt2", backend) for backend in BACKENDS]
-    config = psr.FitConfig(solver=solver, regression_steps=5, epochs=2)
     first, second = (psr.fit(case.model, random_triplets(case.model, 4), config).sites for case in cases)
     for name, site in first.items():
         torch.testing.assert_close(second[name].directions, site.directions, atol=1e-3, rtol=1e-3)
@@ -109,7 +112,7 @@ def test_half_the_trait_score_is_taken_for_half_the_steering(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 5)
     halves = [psr.Triplet(each.pair, each.response_ids, "", trait=50.0) for each in triplets]
     wholes = [psr.Triplet(each.pair, each.response_ids, "", trait=100.0) for each in triplets]
-    config = psr.FitConfig(layers=0, regression_steps=0)
+    config = psr.Sequential(layers=0, regression_steps=0)
     half, whole = (next(iter(psr.fit(tiny_llama.model, each, config).sites.values())) for each in (halves, wholes))
     inputs = collect(tiny_llama.model, triplets, ["blocks.0.hook_resid_post"], "base", "R")["blocks.0.hook_resid_post"]
     torch.testing.assert_close(half.intervention(inputs), 2 * whole.intervention(inputs), atol=1e-4, rtol=1e-4)
@@ -121,13 +124,13 @@ def test_half_the_trait_score_is_taken_for_half_the_steering(tiny_llama):
 @pytest.fixture(scope="module")
 def fitted(organism, pirate_triplets) -> dict[str, Replacement]:
     """The pirate by several methods."""
-    settings = {
-        "A-PSR": {"regression_steps": 100},
-        "A-PSR rank 4": {"regression_steps": 100, "rank": 4},
-        "A-Const DiM": {"solver": "dim"},
-        "S-Const DiM": {"solver": "dim", "layers": 2},
+    configs = {
+        "A-PSR": psr.Sequential(regression_steps=100),
+        "A-PSR rank 4": psr.Sequential(regression_steps=100, rank=4),
+        "A-Const DiM": psr.DiM(),
+        "S-Const DiM": psr.DiM(layers=2),
     }
-    return {name: psr.fit(organism.model, pirate_triplets, psr.FitConfig(**each)) for name, each in settings.items()}
+    return {name: psr.fit(organism.model, pirate_triplets, config) for name, config in configs.items()}
 
 
 def held_out_scores(model, replacement) -> tuple[float, float]:

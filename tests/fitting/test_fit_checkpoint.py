@@ -22,7 +22,7 @@ from psr_lens.fitting.checkpoint import identity
 from psr_lens.fitting.objective import Imitation, Objective
 from psr_lens.fitting.training import _Run
 
-SETTINGS = {"solver": "joint", "epochs": 6, "batch_size": 2, "learning_rate": 1e-2}
+SETTINGS = {"epochs": 6, "batch_size": 2, "learning_rate": 1e-2}
 
 
 class Interruption(BaseException):
@@ -54,19 +54,19 @@ def same(first, second) -> bool:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "config",
     [
-        {},
-        {"objective": "ll", "learned_offset": True, "rank": 2},
-        {"validation": 0.3, "patience": 3, "learning_rate": 0.2},
-        {"start": "sequential", "regression_steps": 5},
-        {"solver": "sequential", "regression_steps": 5, "polish_epochs": 6},
-        {"solver": "reft_r1", "hook": "z"},
+        psr.Joint(**SETTINGS),
+        psr.Joint(**SETTINGS, objective="ll", learned_offset=True, rank=2),
+        psr.Joint(**SETTINGS | {"learning_rate": 0.2}, validation=0.3, patience=3),
+        psr.Local(rank=1, regression_steps=5, polish=psr.Polish(**SETTINGS)),
+        psr.Sequential(regression_steps=5, polish=psr.Polish(**SETTINGS)),
+        psr.ReFT(**SETTINGS, hook="z"),
     ],
-    ids=str,
+    ids=repr,
 )
-def test_an_interrupted_fit_goes_on_and_ends_the_same_to_the_bit(tiny_llama, settings, tmp_path, monkeypatch):
-    triplets, config = random_triplets(tiny_llama.model, 7), psr.FitConfig(**(SETTINGS | settings))
+def test_an_interrupted_fit_goes_on_and_ends_the_same_to_the_bit(tiny_llama, config, tmp_path, monkeypatch):
+    triplets = random_triplets(tiny_llama.model, 7)
     undisturbed = psr.fit(tiny_llama.model, triplets, config)
     folder = tmp_path / "run"
     for method, after, owner in (("_step", 3, _Run), ("_step", 9, _Run), ("_save", 2, _Run), ("where_it_broke", 1, Objective)):
@@ -81,7 +81,7 @@ def test_an_interrupted_fit_goes_on_and_ends_the_same_to_the_bit(tiny_llama, set
 
 
 def test_a_finished_fit_is_returned_at_once(tiny_llama, tmp_path, monkeypatch):
-    triplets, config = random_triplets(tiny_llama.model, 7), psr.FitConfig(**SETTINGS)
+    triplets, config = random_triplets(tiny_llama.model, 7), psr.Joint(**SETTINGS)
     fitted = psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path / "run")
     monkeypatch.setattr(Imitation, "prepare", None)
     again = psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path / "run")
@@ -91,17 +91,17 @@ def test_a_finished_fit_is_returned_at_once(tiny_llama, tmp_path, monkeypatch):
 
 def test_the_solver_that_gives_the_start_is_not_run_again(tiny_llama, tmp_path, monkeypatch):
     triplets = random_triplets(tiny_llama.model, 7)
-    config = psr.FitConfig(**(SETTINGS | {"start": "sequential", "regression_steps": 5}))
+    config = psr.Sequential(regression_steps=5, polish=psr.Polish(**SETTINGS))
     with monkeypatch.context() as patch:
         interrupt(patch, "_step", 1)
         with pytest.raises(Interruption):
             psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path)
-    monkeypatch.setitem(sys.modules["psr_lens.fitting.fit"]._LAYERWISE, "sequential", None)
+    monkeypatch.setitem(sys.modules["psr_lens.fitting.fit"].SOLVERS, psr.Sequential, None)
     assert len(psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path).curve.train) == 6
 
 
 def test_another_run_in_the_folder_is_refused_and_left_alone(tiny_llama, tmp_path):
-    model, triplets, config = tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.FitConfig(**SETTINGS)
+    model, triplets, config = tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.Joint(**SETTINGS)
     psr.fit(model, triplets, config, checkpoint=tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     other = psr.load_model(save_tiny("llama", tmp_path / "other", seed=1), backend=tiny_llama.backend)
@@ -127,11 +127,11 @@ def test_the_scores_in_a_checkpoints_identity_are_strengths_as_ever(tiny_llama):
                 [pair.base_ids, pair.prompted_ids, pair.question_length, each.response_ids, 0.85]
             ).encode()  # as format 1 had it
         )
-    assert identity(tiny_llama.model, triplets, ["x"], psr.FitConfig())["triplets"] == data.hexdigest()
+    assert identity(tiny_llama.model, triplets, ["x"], psr.Sequential())["triplets"] == data.hexdigest()
 
 
 def test_damaged_and_unwritable_checkpoints_are_told_of(tiny_llama, tmp_path):
-    triplets, config = random_triplets(tiny_llama.model, 4), psr.FitConfig(**SETTINGS)
+    triplets, config = random_triplets(tiny_llama.model, 4), psr.Joint(**SETTINGS)
     run = tmp_path / "run"
     psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
     whole = (run / "state.safetensors").read_bytes()
@@ -142,7 +142,7 @@ def test_damaged_and_unwritable_checkpoints_are_told_of(tiny_llama, tmp_path):
     with pytest.raises(ArtifactError, match=r"run\.json: cannot be read"):
         psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
     (run / "run.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ArtifactError, match=r"run\.json: is of another format"):
+    with pytest.raises(ArtifactError, match=r"run\.json: has another format"):
         psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot be"):
@@ -150,12 +150,12 @@ def test_damaged_and_unwritable_checkpoints_are_told_of(tiny_llama, tmp_path):
 
 
 def test_a_checkpoint_where_nothing_is_trained_is_refused(tiny_llama, tmp_path):
-    with pytest.raises(InputError, match=r"checkpoint: got .*, expected None with solver='dim'"):
-        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(solver="dim"), checkpoint=tmp_path)
+    with pytest.raises(InputError, match=r"checkpoint: got .*, expected None with psr\.DiM\(\), which has no epochs"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.DiM(), checkpoint=tmp_path)
 
 
 def test_a_loss_that_explodes_leaves_the_checkpoint_of_the_last_good_epoch(tiny_llama, tmp_path, monkeypatch):
-    triplets, config = random_triplets(tiny_llama.model, 4), psr.FitConfig(**SETTINGS)
+    triplets, config = random_triplets(tiny_llama.model, 4), psr.Joint(**SETTINGS)
     step = _Run._step
 
     def break_at_the_last(self, chosen, number):
@@ -178,7 +178,7 @@ def test_a_loss_that_explodes_leaves_the_checkpoint_of_the_last_good_epoch(tiny_
 
 def train(model, settings: dict, checkpoint, out, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    psr.fit(model, random_triplets(model, 7), psr.FitConfig(**settings), checkpoint=checkpoint).save(out)
+    psr.fit(model, random_triplets(model, 7), psr.Joint(**settings), checkpoint=checkpoint).save(out)
 
 
 def start(model, settings: dict, checkpoint, out, **environment: str) -> BaseProcess:
@@ -204,7 +204,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_bit(tiny_l
         assert process.exitcode == -signal.SIGKILL
         epochs.append(epochs_in(state))
     assert 0 < epochs[1] < epochs[2] < 40
-    triplets, config = random_triplets(tiny_llama.model, 7), psr.FitConfig(**settings)
+    triplets, config = random_triplets(tiny_llama.model, 7), psr.Joint(**settings)
     resumed = psr.fit(tiny_llama.model, triplets, config, checkpoint=run)
     assert same(resumed, psr.fit(tiny_llama.model, triplets, config))
 
@@ -222,7 +222,7 @@ def test_two_processes_end_with_the_sites_of_one(tiny_llama, tmp_path):
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
     first, second = (psr.Replacement.load(tmp_path / str(rank)).sites for rank in range(2))
-    alone = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 7), psr.FitConfig(**settings)).sites
+    alone = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 7), psr.Joint(**settings)).sites
     for name, site in alone.items():
         for part in ("directions", "weights", "bias"):
             assert torch.equal(getattr(first[name], part), getattr(second[name], part))
@@ -237,4 +237,4 @@ def test_processes_that_were_given_different_things_are_told_so(tiny_llama, monk
     monkeypatch.setattr(training, "rank_and_world_size", lambda: (0, 2))
     monkeypatch.setattr(training, "sum_over_processes", from_another)
     with pytest.raises(InputError, match="triplets: got other arguments than another process, expected the same model, triplets"):
-        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(**SETTINGS))
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.Joint(**SETTINGS))

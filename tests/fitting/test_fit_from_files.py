@@ -6,15 +6,16 @@ from helpers import assert_unchanged, random_triplets, state_of
 
 import psr_lens as psr
 from psr_lens.errors import FitError, InputError
+from psr_lens.fitting.config import Layerwise
 from psr_lens.fitting.local import fit_local
 from psr_lens.fitting.sequential import fit_sequential
 
 PARTS = ("directions", "weights", "bias")
-LAYERWISE = ("sequential", "local")
+LAYERWISE = (psr.Sequential, psr.Local)
 
 
-def config_of(solver: str, **settings) -> psr.FitConfig:
-    return psr.FitConfig(solver=solver, **{"regression_steps": 5, "ridge": 0.3, "token_budget": 100, **settings})
+def config_of(solver: type[Layerwise], **settings) -> Layerwise:
+    return solver(**{"regression_steps": 5, "ridge": 0.3, "token_budget": 100, **settings})
 
 
 def assert_same(one, other):
@@ -40,14 +41,14 @@ def test_bfloat16_waits_as_it_is(tmp_path, folders):
     model = psr.load_model(folders["llama"], dtype=torch.bfloat16, backend="bridge")
     triplets = random_triplets(model, 4)
     assert_same(
-        psr.fit(model, triplets, config_of("sequential"), scratch=tmp_path), psr.fit(model, triplets, config_of("sequential"))
+        psr.fit(model, triplets, config_of(psr.Sequential), scratch=tmp_path), psr.fit(model, triplets, config_of(psr.Sequential))
     )
 
 
-@pytest.mark.parametrize("settings", [{"solver": "sequential", "polish_epochs": 1}, {"solver": "joint", "start": "local"}], ids=str)
-def test_training_starts_from_the_same(tiny_llama, tmp_path, settings):
+@pytest.mark.parametrize("solver", LAYERWISE)
+def test_training_starts_from_the_same(tiny_llama, tmp_path, solver):
     triplets = random_triplets(tiny_llama.model, 4)
-    config = psr.FitConfig(**{"regression_steps": 5, "epochs": 1, "rank": 2, **settings})
+    config = solver(regression_steps=5, rank=2, polish=psr.Polish(epochs=1))
     assert_same(psr.fit(tiny_llama.model, triplets, config, scratch=tmp_path), psr.fit(tiny_llama.model, triplets, config))
 
 
@@ -68,7 +69,7 @@ def test_a_fit_that_fails_leaves_nothing_behind_either(tiny_llama, tmp_path):
         tiny_llama.model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", spoil)]),
         pytest.raises(FitError, match=r"at blocks\.1\.hook_resid_post .*not all finite"),
     ):
-        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), config_of("sequential"), scratch=tmp_path / "new")
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), config_of(psr.Sequential), scratch=tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -76,7 +77,7 @@ def test_passes_are_as_many_as_are_said(tiny_llama, tmp_path):
     triplets, calls = random_triplets(tiny_llama.model, 6), []
     layers = tiny_llama.model.cfg.n_layers
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(layers)]
-    for solve, solver, wanted in ((fit_sequential, "sequential", layers + 1), (fit_local, "local", 2)):
+    for solve, solver, wanted in ((fit_sequential, psr.Sequential, layers + 1), (fit_local, psr.Local, 2)):
         calls.clear()
         count = [("blocks.0.hook_resid_pre", lambda activation, hook: calls.append(len(activation)))]
         with tiny_llama.model.hooks(fwd_hooks=count):
@@ -84,19 +85,21 @@ def test_passes_are_as_many_as_are_said(tiny_llama, tmp_path):
         assert sum(calls) == wanted * len(triplets)
 
 
-@pytest.mark.parametrize("solver", ["joint", "dim", "stolfo", "reft_r1"])
+@pytest.mark.parametrize("solver", [psr.Joint, psr.DiM, psr.Stolfo, psr.ReFT])
 def test_a_folder_that_nobody_would_use_is_refused(tiny_llama, tmp_path, solver):
-    with pytest.raises(InputError, match=rf"scratch: got .*expected None with solver='{solver}', which holds no layer"):
-        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), psr.FitConfig(solver=solver), scratch=tmp_path)
+    with pytest.raises(
+        InputError, match=rf"scratch: got .*expected None with psr.{solver.__name__}\(\), which never holds a layer"
+    ):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), solver(), scratch=tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tiny_llama, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"scratch: got .*file.*expected a folder on a disk with room for the activations"):
-        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), config_of("local"), scratch=tmp_path / "file")
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), config_of(psr.Local), scratch=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_full_disk_is_said(tiny_llama):
     with pytest.raises(InputError, match="scratch: got /dev/full"):
-        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), config_of("local"), scratch="/dev/full")
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), config_of(psr.Local), scratch="/dev/full")

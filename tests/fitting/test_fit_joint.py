@@ -78,7 +78,7 @@ def reference_fit(hf, triplets, sites: dict[int, Site], config) -> dict[int, Sit
 def test_the_loss_is_that_of_the_reference(tiny, span, layers, rank):
     triplets = random_triplets(tiny.model, 4)
     sites = random_replacement(tiny.model, layers=layers, rank=rank, size=0.1).sites
-    config = psr.FitConfig(span=span, layers=layers, rank=rank)
+    config = psr.Joint(span=span, layers=layers, rank=rank)
     imitation = Imitation(tiny.model, triplets, Parameters.of(tiny.model, sites, config), config)
     imitation.prepare(range(4))
     found = imitation.losses(range(4))
@@ -89,7 +89,7 @@ def test_the_loss_is_that_of_the_reference(tiny, span, layers, rank):
 
 
 def test_the_targets_are_the_same_held_in_memory_or_computed_anew(tiny, monkeypatch):
-    triplets, config = random_triplets(tiny.model, 5), psr.FitConfig(solver="joint", layers=[0, 2], epochs=2, batch_size=2)
+    triplets, config = random_triplets(tiny.model, 5), psr.Joint(layers=[0, 2], epochs=2, batch_size=2)
     held = psr.fit(tiny.model, triplets, config)
     monkeypatch.setattr(objective, "HELD_BYTES", 0)
     anew = psr.fit(tiny.model, triplets, config)
@@ -101,7 +101,7 @@ def test_the_targets_are_the_same_held_in_memory_or_computed_anew(tiny, monkeypa
 )
 def test_training_goes_the_way_of_the_reference(tiny, settings):
     triplets = random_triplets(tiny.model, 3)
-    config = psr.FitConfig(solver="joint", epochs=4, batch_size=8, learning_rate=1e-2, **settings)
+    config = psr.Joint(epochs=4, batch_size=8, learning_rate=1e-2, **settings)
     layers = [config.layers] if isinstance(config.layers, int) else range(LAYERS)
     names = [f"blocks.{layer}.hook_resid_post" for layer in layers]
     sites = dict(zip(layers, trainable(Parameters.random(tiny.model, names, config).finished()), strict=True))
@@ -115,7 +115,7 @@ def test_training_goes_the_way_of_the_reference(tiny, settings):
 
 def test_probes_start_small_and_offsets_at_zero(tiny_llama):
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
-    start = Parameters.random(tiny_llama.model, names, psr.FitConfig(rank=20))
+    start = Parameters.random(tiny_llama.model, names, psr.Joint(rank=20))
     assert start.weights.std().item() == pytest.approx(0.01, rel=0.05)
     assert start.directions.std().item() == pytest.approx(0.01, rel=0.05)
     assert not start.bias.any()
@@ -124,8 +124,8 @@ def test_probes_start_small_and_offsets_at_zero(tiny_llama):
 
 def test_polishing_goes_on_from_what_the_solver_found(tiny_llama):
     triplets = [replace(each, trait=100.0) for each in random_triplets(tiny_llama.model, 6)]
-    config = psr.FitConfig(regression_steps=20, polish_epochs=6, learning_rate=3e-3, batch_size=3)
-    plain = psr.fit(tiny_llama.model, triplets, psr.FitConfig(regression_steps=20))
+    config = psr.Sequential(regression_steps=20, polish=psr.Polish(epochs=6, learning_rate=3e-3, batch_size=3))
+    plain = psr.fit(tiny_llama.model, triplets, psr.Sequential(regression_steps=20))
     polished = psr.fit(tiny_llama.model, triplets, config)
     assert relative_error(tiny_llama.model, triplets, polished) < relative_error(tiny_llama.model, triplets, plain) - 0.01
     assert len(polished.curve.train) == 6
@@ -137,16 +137,14 @@ def test_polishing_goes_on_from_what_the_solver_found(tiny_llama):
 @pytest.mark.parametrize("settings", [{"layers": "all"}, {"layers": 1}, {"layers": [0, 2], "rank": 2, "span": "QR"}], ids=str)
 def test_training_comes_closer_to_the_prompt(tiny, settings):
     triplets = random_triplets(tiny.model, 6)
-    config = psr.FitConfig(solver="joint", epochs=40, learning_rate=2e-2, **settings)
+    config = psr.Joint(epochs=40, learning_rate=2e-2, **settings)
     fitted = psr.fit(tiny.model, triplets, config)
     assert relative_error(tiny.model, triplets, fitted) < 0.97
 
 
 def test_the_same_seed_gives_the_same_replacement_and_another_seed_another(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 5)
-    first, again, other = (
-        psr.fit(tiny_llama.model, triplets, psr.FitConfig(solver="joint", epochs=2, batch_size=2, seed=seed)) for seed in (1, 1, 2)
-    )
+    first, again, other = (psr.fit(tiny_llama.model, triplets, psr.Joint(epochs=2, batch_size=2, seed=seed)) for seed in (1, 1, 2))
     for name, site in first.sites.items():
         for part in PARTS:
             assert torch.equal(getattr(site, part), getattr(again.sites[name], part))
@@ -161,7 +159,7 @@ def test_every_epoch_sees_every_triplet_in_another_order(tiny_llama, monkeypatch
         return losses(self, indices)
 
     monkeypatch.setattr(Imitation, "losses", spy)
-    config = psr.FitConfig(solver="joint", epochs=3, batch_size=2)
+    config = psr.Joint(epochs=3, batch_size=2)
     psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 5), config)
     assert [len(batch) for batch in seen] == [2, 2, 1] * 3
     orders = [[index for batch in seen[epoch * 3 : epoch * 3 + 3] for index in batch] for epoch in range(3)]
@@ -173,12 +171,12 @@ def test_the_model_is_left_as_it_was(fresh):
     fresh.model.train(True)
     fresh.model.requires_grad_(True)
     before = state_of(fresh.model)
-    psr.fit(fresh.model, random_triplets(fresh.model, 3), psr.FitConfig(solver="joint", epochs=2))
+    psr.fit(fresh.model, random_triplets(fresh.model, 3), psr.Joint(epochs=2))
     assert_unchanged(fresh.model, before)
 
 
 def test_gradients_turned_off_outside_do_not_matter(tiny_llama):
-    triplets, config = random_triplets(tiny_llama.model, 3), psr.FitConfig(solver="joint", epochs=2)
+    triplets, config = random_triplets(tiny_llama.model, 3), psr.Joint(epochs=2)
     wanted = psr.fit(tiny_llama.model, triplets, config)
     with torch.no_grad():
         found = psr.fit(tiny_llama.model, triplets, config)
@@ -189,7 +187,7 @@ def test_gradients_turned_off_outside_do_not_matter(tiny_llama):
 
 def test_a_loss_that_is_no_longer_finite_stops_the_fit_and_names_layer_step_and_remedy(fresh):
     before, triplets = state_of(fresh.model), random_triplets(fresh.model, 3)
-    config = psr.FitConfig(solver="joint", learning_rate=1e30, epochs=4)
+    config = psr.Joint(learning_rate=1e30, epochs=4)
     with pytest.raises(FitError, match=r"at step 2 of 4, first at blocks\.0\.hook_resid_post.*learning_rate") as caught:
         psr.fit(fresh.model, triplets, config)
     assert_unchanged(fresh.model, before)
@@ -205,7 +203,7 @@ def test_an_explosion_names_the_layer_where_it_began(tiny_llama):
     name = "blocks.1.hook_resid_post"
     sites[name] = Site(sites[name].directions * 1e8, sites[name].weights, sites[name].bias + 1, "relu")
     with pytest.raises(FitError, match=r"exploded to .* at step 1 of 2, first at blocks\.1\.hook_resid_post"):
-        polish(tiny_llama.model, triplets, list(sites), sites, psr.FitConfig(polish_epochs=2))
+        polish(tiny_llama.model, triplets, list(sites), sites, psr.Sequential(polish=psr.Polish(epochs=2)))
 
 
 def test_numbers_that_are_not_finite_are_traced_to_the_first_layer_that_has_them(tiny):
@@ -215,4 +213,4 @@ def test_numbers_that_are_not_finite_are_traced_to_the_first_layer_that_has_them
     sites[name] = Site(sites[name].directions * float("inf"), sites[name].weights, sites[name].bias, "relu")
     for each in ("mse", "ll"):
         with pytest.raises(FitError, match=r"is no longer finite at step 1 of 2, first at blocks\.1\.hook_resid_post"):
-            polish(tiny.model, triplets, list(sites), sites, psr.FitConfig(polish_epochs=2, objective=each))
+            polish(tiny.model, triplets, list(sites), sites, psr.Sequential(polish=psr.Polish(epochs=2, objective=each)))

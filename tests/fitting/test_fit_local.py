@@ -14,7 +14,7 @@ from psr_lens.fitting.regression import fit_site
 from psr_lens.fitting.sequential import fit_sequential
 from psr_lens.models import forward
 
-CONFIG = {"solver": "local", "regression_steps": 5, "ridge": 0.3, "token_budget": 120}
+CONFIG = {"regression_steps": 5, "ridge": 0.3, "token_budget": 120}
 
 
 def close(found, wanted, inputs: torch.Tensor, tolerance: float = 1e-3) -> bool:
@@ -58,7 +58,7 @@ def reference_local(hf, triplets, layers, config) -> dict:
 @pytest.mark.parametrize(("span", "rank", "layers"), [("R", 1, [0, 1, 2]), ("QR", 2, [0, 1, 2]), ("R", 1, [0, 2]), ("R", 1, [1])])
 def test_the_replacement_is_that_of_the_reference(tiny, span, rank, layers):
     triplets = random_triplets(tiny.model, 5)
-    config = psr.FitConfig(span=span, rank=rank, layers=layers, **CONFIG)
+    config = psr.Local(span=span, rank=rank, layers=layers, **CONFIG)
     wanted = reference_local(tiny.hf, triplets, layers, config)
     found = psr.fit(tiny.model, triplets, config).sites
     assert list(found) == [f"blocks.{layer}.hook_resid_post" for layer in layers]
@@ -69,27 +69,27 @@ def test_the_replacement_is_that_of_the_reference(tiny, span, rank, layers):
 
 def test_no_layer_depends_on_another(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 5)
-    together = psr.fit(tiny_llama.model, triplets, psr.FitConfig(**CONFIG)).sites
-    alone = psr.fit(tiny_llama.model, triplets, psr.FitConfig(layers=2, **CONFIG)).sites
+    together = psr.fit(tiny_llama.model, triplets, psr.Local(**CONFIG)).sites
+    alone = psr.fit(tiny_llama.model, triplets, psr.Local(layers=2, **CONFIG)).sites
     name = "blocks.2.hook_resid_post"
     assert torch.equal(together[name].weights, alone[name].weights)
 
 
 def test_the_first_layer_is_that_of_the_sequential_solver(tiny):
     triplets, name = random_triplets(tiny.model, 4), "blocks.0.hook_resid_post"
-    found = [psr.fit(tiny.model, triplets, psr.FitConfig(**CONFIG | {"solver": solver})) for solver in ("local", "sequential")]
+    found = [psr.fit(tiny.model, triplets, solver(**CONFIG)) for solver in (psr.Local, psr.Sequential)]
     assert torch.equal(found[0].sites[name].weights, found[1].sites[name].weights)
 
 
 def test_the_replacement_comes_closer_to_the_prompt(organism, pirate_triplets):
     triplets = pirate_triplets[:30]
-    assert relative_error(organism.model, triplets, psr.fit(organism.model, triplets, psr.FitConfig(solver="local", rank=4))) < 0.1
+    assert relative_error(organism.model, triplets, psr.fit(organism.model, triplets, psr.Local(rank=4))) < 0.1
 
 
 def test_the_model_is_left_as_it_was_and_twice_gives_the_same(fresh):
     fresh.model.requires_grad_(True)
     before, triplets = state_of(fresh.model), random_triplets(fresh.model, 4)
-    first, again = (psr.fit(fresh.model, triplets, psr.FitConfig(**CONFIG)).sites for _ in range(2))
+    first, again = (psr.fit(fresh.model, triplets, psr.Local(**CONFIG)).sites for _ in range(2))
     assert all(torch.equal(site.weights, again[name].weights) for name, site in first.items())
     assert_unchanged(fresh.model, before)
 
@@ -101,7 +101,7 @@ def test_other_hook_points(tiny, point, solve):
     triplets = random_triplets(tiny.model, 4)
     hook = "z" if point == "attn.hook_z" else point.removeprefix("hook_")
     names = [f"blocks.{layer}.{point}" for layer in (0, 2)]
-    config = psr.FitConfig(hook=hook, rank=2, regression_steps=3, ridge=0.3)
+    config = (psr.Local if solve is fit_local else psr.Sequential)(hook=hook, rank=2, regression_steps=3, ridge=0.3)
     sites = solve(tiny.model, triplets, names, config)
     assert list(sites) == names
     inputs, prompted = (collect(tiny.model, triplets, names[:1], context, "R")[names[0]] for context in ("base", "prompted"))
@@ -149,5 +149,5 @@ def test_bfloat16_models_are_fitted_in_their_own_type(folders):
     model = psr.load_model(folders["llama"], dtype=torch.bfloat16)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
     triplets = random_triplets(model, 4)
-    sites = fit_layerwise(model, triplets, names, psr.FitConfig(regression_steps=5), "steered by the sites")
+    sites = fit_layerwise(model, triplets, names, psr.Sequential(regression_steps=5), "steered by the sites")
     assert all(site.weights.dtype == torch.float32 and site.weights.isfinite().all() for site in sites.values())

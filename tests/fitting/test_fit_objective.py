@@ -109,7 +109,7 @@ def compare(case, config) -> None:
 @pytest.mark.parametrize("objective", ["mse", "ll"])
 @pytest.mark.parametrize("hook", KINDS)
 def test_losses_and_gradients_at_every_kind_of_hook_point(tiny, hook, objective):
-    compare(tiny, psr.FitConfig(solver="joint", hook=hook, objective=objective, rank=2, learned_offset=True))
+    compare(tiny, psr.Joint(hook=hook, objective=objective, rank=2, learned_offset=True))
 
 
 @pytest.mark.parametrize("objective", ["mse", "ll"])
@@ -117,13 +117,13 @@ def test_losses_and_gradients_at_every_kind_of_hook_point(tiny, hook, objective)
     "settings", [{"rule": "sigmoid"}, {"rule": "constant"}, {"span": "QR"}, {"rule": "constant", "hook": "z"}], ids=str
 )
 def test_losses_and_gradients_of_every_rule_and_span(tiny_llama, settings, objective):
-    compare(tiny_llama, psr.FitConfig(solver="joint", objective=objective, **settings))
+    compare(tiny_llama, psr.Joint(objective=objective, **settings))
 
 
 def test_under_the_constant_rule_only_the_vector_is_trained(tiny_llama):
-    assert list(start_of(tiny_llama.model, psr.FitConfig(solver="joint", rule="constant")).trained) == ["directions"]
+    assert list(start_of(tiny_llama.model, psr.Joint(rule="constant")).trained) == ["directions"]
     triplets = random_triplets(tiny_llama.model, 4)
-    fitted = psr.fit(tiny_llama.model, triplets, psr.FitConfig(solver="joint", rule="constant", epochs=2, learning_rate=1e-2))
+    fitted = psr.fit(tiny_llama.model, triplets, psr.Joint(rule="constant", epochs=2, learning_rate=1e-2))
     assert fitted.method == "A-Const MSE"
     for site in fitted.sites.values():
         assert site.rule == "constant"
@@ -134,7 +134,7 @@ def test_under_the_constant_rule_only_the_vector_is_trained(tiny_llama):
 @pytest.mark.parametrize("objective", ["mse", "ll"])
 @pytest.mark.parametrize("rule", ["relu", "sigmoid", "constant"])
 def test_every_rule_learns(tiny_llama, rule, objective):
-    config = psr.FitConfig(solver="joint", rule=rule, objective=objective, epochs=15, batch_size=3, learning_rate=2e-2)
+    config = psr.Joint(rule=rule, objective=objective, epochs=15, batch_size=3, learning_rate=2e-2)
     losses = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 6), config).curve.train
     assert losses[-1] < 0.98 * losses[0]
     assert losses == tuple(sorted(losses, reverse=True))
@@ -142,7 +142,7 @@ def test_every_rule_learns(tiny_llama, rule, objective):
 
 @pytest.mark.parametrize("hook", KINDS[1:])
 def test_every_kind_of_hook_point_can_be_fitted(tiny, hook):
-    config = psr.FitConfig(solver="joint", hook=hook, epochs=6, batch_size=3, learning_rate=2e-2)
+    config = psr.Joint(hook=hook, epochs=6, batch_size=3, learning_rate=2e-2)
     fitted = psr.fit(tiny.model, random_triplets(tiny.model, 6), config)
     assert fitted.curve.train[-1] < fitted.curve.train[0] - 0.003
     width = (HEADS, 1, HEAD_WIDTH) if hook == "z" else (1, 32)
@@ -155,11 +155,11 @@ def test_the_offset_turns_the_sign_of_negative_examples(tiny_llama):
     positive = [replace(triplet, trait=100.0) for triplet in triplets[:3]]
     pairs = [replace(each.pair, base_ids=each.pair.prompted_ids, prompted_ids=each.pair.base_ids) for each in triplets[:3]]
     negative = [psr.Triplet(pair, each.response_ids, "", trait=0.0) for pair, each in zip(pairs, positive, strict=True)]
-    settings = {"solver": "joint", "rule": "constant", "layers": 0, "epochs": 60, "batch_size": 3, "learning_rate": 3e-2}
-    fitted = psr.fit(tiny_llama.model, [*positive, *negative], psr.FitConfig(learned_offset=True, **settings))
+    settings = {"rule": "constant", "layers": 0, "epochs": 60, "batch_size": 3, "learning_rate": 3e-2}
+    fitted = psr.fit(tiny_llama.model, [*positive, *negative], psr.Joint(learned_offset=True, **settings))
     assert -0.8 < fitted.offset < -0.2
     [site] = fitted.sites.values()
-    [alone] = psr.fit(tiny_llama.model, positive, psr.FitConfig(**settings)).sites.values()
+    [alone] = psr.fit(tiny_llama.model, positive, psr.Joint(**settings)).sites.values()
     # What is added with the trait, 1 + b_m times z, goes the way of the fit to the positives; without it the other way.
     for trait in (0, 1):
         direction = (trait + fitted.offset) * site.directions[0]
@@ -167,6 +167,6 @@ def test_the_offset_turns_the_sign_of_negative_examples(tiny_llama):
 
 
 def test_the_offset_starts_in_the_middle_of_the_scale_and_stays_at_nought_unless_it_is_wanted(tiny_llama):
-    assert start_of(tiny_llama.model, psr.FitConfig()).offset.item() == 0
+    assert start_of(tiny_llama.model, psr.Joint()).offset.item() == 0
     names = ["blocks.0.hook_resid_post"]
-    assert Parameters.random(tiny_llama.model, names, psr.FitConfig(learned_offset=True)).offset.item() == START_OFFSET == -0.5
+    assert Parameters.random(tiny_llama.model, names, psr.Joint(learned_offset=True)).offset.item() == START_OFFSET == -0.5

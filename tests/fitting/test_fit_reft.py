@@ -7,12 +7,13 @@ from helpers import random_triplets
 
 import psr_lens as psr
 from psr_lens.fitting import reft_r1 as reft
+from psr_lens.fitting.config import as_joint
 from psr_lens.fitting.parameters import Parameters
 from psr_lens.fitting.reft_r1 import SPARSITY, ReftR1
 
 
-def settings(**more) -> psr.FitConfig:
-    return psr.FitConfig(**({"solver": "reft_r1", "layers": 1, "epochs": 5, "batch_size": 4, "learning_rate": 2e-2} | more))
+def settings(**more) -> psr.ReFT:
+    return psr.ReFT(**({"layers": 1, "epochs": 5, "batch_size": 4, "learning_rate": 2e-2} | more))
 
 
 def latents_of(activation: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -42,7 +43,7 @@ def reference(hf, triplets, w: torch.Tensor, layer: int) -> tuple[torch.Tensor, 
 
 def test_loss_and_gradient_are_those_of_the_definition(tiny, monkeypatch):
     monkeypatch.setattr(reft, "TOP_K", 3)  # so that some latents are left over on short responses
-    triplets, config = random_triplets(tiny.model, 5, longest=20), settings()
+    triplets, config = random_triplets(tiny.model, 5, longest=20), as_joint(settings())
     objective = ReftR1(tiny.model, triplets, Parameters.random(tiny.model, ["blocks.1.hook_resid_post"], config), config)
     [directions] = objective.parameters.trained.values()
     w = directions.detach()[0, 0].clone().requires_grad_()

@@ -1,5 +1,7 @@
 """The sequential solver against a slow reference: layer by layer, with a separate pass for every layer and triplet."""
 
+from dataclasses import replace
+
 import oracles
 import pytest
 import torch
@@ -38,7 +40,7 @@ def close(found, wanted, inputs: torch.Tensor, tolerance: float) -> bool:
 @pytest.mark.parametrize(("span", "rank", "layers"), [("R", 1, [0, 1, 2]), ("QR", 2, [0, 1, 2]), ("R", 1, [0, 2]), ("R", 1, [1])])
 def test_the_replacement_is_that_of_the_reference(tiny, span, rank, layers):
     triplets = random_triplets(tiny.model, 5)
-    config = psr.FitConfig(regression_steps=5, ridge=0.3, token_budget=120, span=span, rank=rank, layers=layers)
+    config = psr.Sequential(regression_steps=5, ridge=0.3, token_budget=120, span=span, rank=rank, layers=layers)
     wanted = reference_sequential(tiny.hf, triplets, layers, config)
     found = psr.fit(tiny.model, triplets, config).sites
     assert list(found) == [f"blocks.{layer}.hook_resid_post" for layer in layers]
@@ -51,7 +53,7 @@ def test_the_replacement_is_that_of_the_reference(tiny, span, rank, layers):
 def test_the_batching_changes_nothing(tiny):
     triplets = random_triplets(tiny.model, 6)
     first, *others = (
-        psr.fit(tiny.model, triplets, psr.FitConfig(token_budget=budget, regression_steps=5, ridge=0.3)).sites
+        psr.fit(tiny.model, triplets, psr.Sequential(token_budget=budget, regression_steps=5, ridge=0.3)).sites
         for budget in (8_192, 100, 1)
     )
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) * 3
@@ -61,7 +63,7 @@ def test_the_batching_changes_nothing(tiny):
 
 
 def test_the_order_of_the_triplets_changes_nothing(tiny_llama):
-    triplets, config = random_triplets(tiny_llama.model, 6), psr.FitConfig(token_budget=100, regression_steps=5, ridge=0.3)
+    triplets, config = random_triplets(tiny_llama.model, 6), psr.Sequential(token_budget=100, regression_steps=5, ridge=0.3)
     forwards, backwards = (psr.fit(tiny_llama.model, each, config).sites for each in (triplets, triplets[::-1]))
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) * 3
     for name, site in forwards.items():
@@ -69,7 +71,7 @@ def test_the_order_of_the_triplets_changes_nothing(tiny_llama):
 
 
 def test_fitting_twice_gives_the_same_to_the_last_bit(tiny):
-    triplets, config = random_triplets(tiny.model, 4), psr.FitConfig(regression_steps=20, token_budget=100)
+    triplets, config = random_triplets(tiny.model, 4), psr.Sequential(regression_steps=20, token_budget=100)
     first, again = (psr.fit(tiny.model, triplets, config).sites for _ in range(2))
     for name, site in first.items():
         assert all(torch.equal(getattr(site, part), getattr(again[name], part)) for part in PARTS)
@@ -79,7 +81,7 @@ def test_fitting_twice_gives_the_same_to_the_last_bit(tiny):
 def test_the_replacement_comes_closer_to_the_prompt(tiny, settings, limit):
     # On random weights no direction leads, so that one rank catches little: 0.73 to 0.85 over models and seeds.
     triplets = random_triplets(tiny.model, 8)
-    config = psr.FitConfig(regression_steps=100, **settings)
+    config = psr.Sequential(regression_steps=100, **settings)
     assert relative_error(tiny.model, triplets, psr.fit(tiny.model, triplets, config)) < limit
 
 
@@ -87,12 +89,12 @@ def test_the_model_is_left_as_it_was(fresh):
     fresh.model.train(True)
     fresh.model.requires_grad_(True)
     before = state_of(fresh.model)
-    psr.fit(fresh.model, random_triplets(fresh.model, 4), psr.FitConfig(regression_steps=5, token_budget=60))
+    psr.fit(fresh.model, random_triplets(fresh.model, 4), psr.Sequential(regression_steps=5, token_budget=60))
     assert_unchanged(fresh.model, before)
 
 
 def test_a_model_in_training_mode_is_fitted_without_dropout(fresh):
-    triplets, config = random_triplets(fresh.model, 4), psr.FitConfig(regression_steps=5, token_budget=60)
+    triplets, config = random_triplets(fresh.model, 4), psr.Sequential(regression_steps=5, token_budget=60)
     wanted = psr.fit(fresh.model, triplets, config).sites
     fresh.model.train(True)
     for name, site in psr.fit(fresh.model, triplets, config).sites.items():
@@ -100,7 +102,7 @@ def test_a_model_in_training_mode_is_fitted_without_dropout(fresh):
 
 
 def test_gradients_turned_off_outside_do_not_matter(tiny_llama):
-    triplets, config = random_triplets(tiny_llama.model, 3), psr.FitConfig(regression_steps=5)
+    triplets, config = random_triplets(tiny_llama.model, 3), psr.Sequential(regression_steps=5)
     wanted = psr.fit(tiny_llama.model, triplets, config).sites
     with torch.no_grad():
         found = psr.fit(tiny_llama.model, triplets, config).sites
@@ -109,7 +111,7 @@ def test_gradients_turned_off_outside_do_not_matter(tiny_llama):
         assert not found[name].weights.requires_grad
 
 
-@pytest.mark.parametrize("solver", ["sequential", "local"])
+@pytest.mark.parametrize("solver", [psr.Sequential, psr.Local])
 def test_a_layer_whose_activations_are_not_finite_is_named(tiny, solver):
     def spoil(activation, hook):
         return activation * float("inf")
@@ -117,15 +119,15 @@ def test_a_layer_whose_activations_are_not_finite_is_named(tiny, solver):
     triplets = random_triplets(tiny.model, 3)
     before = state_of(tiny.model)
     with tiny.model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", spoil)]):
-        spoiled = pytest.raises(FitError, match=rf"{solver}: at blocks\.1\.hook_resid_post .*not all finite")
+        spoiled = pytest.raises(FitError, match=rf"{solver.solver}: at blocks\.1\.hook_resid_post .*not all finite")
         with spoiled:
-            psr.fit(tiny.model, triplets, psr.FitConfig(solver=solver, regression_steps=2))
+            psr.fit(tiny.model, triplets, solver(regression_steps=2))
     assert_unchanged(tiny.model, before)
 
 
 @pytest.mark.usefixtures("bars_at_once")
 def test_progress_goes_by_layer_and_shows_its_error(tiny_llama, capsys):
-    psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(regression_steps=2))
+    psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.Sequential(regression_steps=2))
     shown = capsys.readouterr().err
     assert "3/3" in shown
     assert "layer" in shown
@@ -136,14 +138,16 @@ def test_progress_goes_by_layer_and_shows_its_error(tiny_llama, capsys):
 def test_each_context_is_read_once(tiny_llama):
     triplets, calls = random_triplets(tiny_llama.model, 6), []
     with tiny_llama.model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda activation, hook: calls.append(len(activation)))]):
-        fit_sequential(tiny_llama.model, triplets, ["blocks.1.hook_resid_post"], psr.FitConfig(regression_steps=2, token_budget=80))
+        fit_sequential(
+            tiny_llama.model, triplets, ["blocks.1.hook_resid_post"], psr.Sequential(regression_steps=2, token_budget=80)
+        )
     assert sum(calls) == 2 * len(triplets)
 
 
 def test_rows_in_main_memory_give_the_same(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 6)
     whole, chunked = (
-        psr.fit(tiny_llama.model, triplets, psr.FitConfig(regression_steps=5, ridge=0.3, regression_batch=batch)).sites
+        psr.fit(tiny_llama.model, triplets, psr.Sequential(regression_steps=5, ridge=0.3, regression_batch=batch)).sites
         for batch in (65_536, 11)
     )
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) * 3
@@ -152,5 +156,6 @@ def test_rows_in_main_memory_give_the_same(tiny_llama):
 
 
 def test_the_rank_is_the_solvers_own_unless_it_is_given():
-    assert [psr.FitConfig(solver=solver).rank for solver in ("sequential", "local", "joint", "dim")] == [4, 4, 1, 1]
-    assert psr.FitConfig(rank=2).rank == 2
+    assert [solver().rank for solver in (psr.Sequential, psr.Local, psr.Joint)] == [4, 4, 1]
+    assert not hasattr(psr.DiM(), "rank")
+    assert psr.Sequential(rank=2).rank == replace(psr.Joint(), rank=2).rank == 2

@@ -6,15 +6,17 @@ from helpers import random_triplets
 
 import psr_lens as psr
 from psr_lens.activations.batches import context_batch
+from psr_lens.activations.paired_passes import collect
 from psr_lens.errors import InputError
 from psr_lens.fitting.objective import Imitation, Likelihood
 from psr_lens.fitting.training import split
+from psr_lens.replacement import LearningCurve
 
 PARTS = ("directions", "weights", "bias")
 
 
-def joint(**settings) -> psr.FitConfig:
-    return psr.FitConfig(**({"solver": "joint", "epochs": 4, "batch_size": 4, "learning_rate": 1e-2} | settings))
+def joint(**settings) -> psr.Joint:
+    return psr.Joint(**({"epochs": 4, "batch_size": 4, "learning_rate": 1e-2} | settings))
 
 
 def largest_difference(first, second) -> float:
@@ -76,7 +78,7 @@ def test_the_validation_loss_is_the_error_on_the_triplets_left_out(tiny_llama):
         for index, one in zip(indices, chosen, strict=True):
             alpha = {"steering": steering, "alpha": triplets[index].trait / 100} if steering else {}
             found, wanted = (
-                psr.passes.collect(tiny_llama.model, [one], names, context, "R", **given)
+                collect(tiny_llama.model, [one], names, context, "R", **given)
                 for context, given in (("base", alpha), ("prompted", {}))
             )
             total += sum(float((found[name] - wanted[name]).square().sum()) for name in names)
@@ -119,8 +121,8 @@ def test_the_curve_starts_at_the_unsteered_error_and_counts_the_epochs(tiny_llam
     fitted = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 4), joint(epochs=3))
     assert fitted.curve.train[0] == pytest.approx(1.0, abs=0.02)  # one step an epoch, from a start that does next to nothing
     assert all(seconds > 0 for seconds in fitted.curve.seconds)
-    assert psr.curve.LearningCurve.from_json(fitted.curve.to_json()) == fitted.curve
-    assert psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.FitConfig(regression_steps=1)).curve is None
+    assert LearningCurve.from_json(fitted.curve.to_json()) == fitted.curve
+    assert psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.Sequential(regression_steps=1)).curve is None
 
 
 @pytest.mark.parametrize("objective", ["mse", "ll"])

@@ -47,7 +47,7 @@ def objective(site: Site, inputs: Tensor, targets: Tensor, alpha: Tensor, ridge:
 
 def test_a_planted_rank_1_map_is_recovered():
     inputs, targets, alpha, truth = planted(tokens=900)
-    found = fit_site(inputs[:500], targets[:500], alpha[:500], psr.FitConfig(rank=1, ridge=0.0))
+    found = fit_site(inputs[:500], targets[:500], alpha[:500], psr.Sequential(rank=1, ridge=0.0))
     assert relative_error(found, inputs[:500], targets[:500], alpha[:500]) < 1e-6
     assert relative_error(found, inputs[500:], targets[500:], alpha[500:]) < 1e-5
     cosine = torch.nn.functional.cosine_similarity
@@ -58,7 +58,7 @@ def test_a_planted_rank_1_map_is_recovered():
 def test_a_planted_map_of_higher_rank_needs_as_many_directions():
     inputs, targets, alpha, _ = planted(rank=3)
     errors = [
-        relative_error(fit_site(inputs, targets, alpha, psr.FitConfig(rank=rank, ridge=0.0)), inputs, targets, alpha)
+        relative_error(fit_site(inputs, targets, alpha, psr.Sequential(rank=rank, ridge=0.0)), inputs, targets, alpha)
         for rank in (1, 2, 3)
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -70,7 +70,7 @@ def test_a_planted_map_of_higher_rank_needs_as_many_directions():
 def test_every_head_is_fitted_by_itself(heads):
     data = [planted(seed=seed) for seed in range(heads)]
     inputs, targets = (torch.stack([each[part] for each in data], dim=1) for part in (0, 1))
-    config = psr.FitConfig(rank=2, hook="z", regression_steps=20)
+    config = psr.Sequential(rank=2, hook="z", regression_steps=20)
     site = fit_site(inputs, targets, data[0][2], config)
     assert site.directions.shape == site.weights.shape == (heads, 2, WIDTH)
     assert site.bias.shape == (heads, 2)
@@ -85,7 +85,7 @@ def test_the_closed_form_is_that_of_numpy(rank):
     inputs = torch.randn(200, WIDTH, generator=generator) @ torch.randn(WIDTH, WIDTH, generator=generator) + 3.0
     targets = torch.randn(200, WIDTH, generator=generator) * torch.linspace(5, 0.5, WIDTH) + 1.0
     alpha = 0.5 + 0.5 * torch.rand(200, generator=generator)
-    site = fit_site(inputs, targets, alpha, psr.FitConfig(rank=rank, regression_steps=0, relative=0.0, ridge=0.3))
+    site = fit_site(inputs, targets, alpha, psr.Sequential(rank=rank, regression_steps=0, relative=0.0, ridge=0.3))
     x, t = inputs.double().numpy(), targets.double().numpy()
     directions = np.linalg.svd(t, full_matrices=False)[2][:rank]
     coefficients = t @ directions.T / alpha.double().numpy()[:, None]
@@ -104,8 +104,8 @@ def test_the_closed_form_is_that_of_numpy(rank):
 def test_the_result_is_a_minimum_of_the_objective(ridge, power):
     inputs, targets, alpha, _ = planted(tokens=200, rank=3, noise=2.0)
     settings = {"rank": 2, "ridge": ridge, "relative": power}
-    start = fit_site(inputs, targets, alpha, psr.FitConfig(regression_steps=0, **settings))
-    site = fit_site(inputs, targets, alpha, psr.FitConfig(regression_steps=300, **settings))
+    start = fit_site(inputs, targets, alpha, psr.Sequential(regression_steps=0, **settings))
+    site = fit_site(inputs, targets, alpha, psr.Sequential(regression_steps=300, **settings))
     lowest = objective(site, inputs, targets, alpha, ridge, power)
     assert lowest < 0.95 * objective(start, inputs, targets, alpha, ridge, power)
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +121,7 @@ def test_more_steps_never_do_worse_than_the_start():
         inputs, targets, alpha, _ = planted(tokens=60, rank=4, seed=seed, noise=2.0)
         found = [
             objective(
-                fit_site(inputs, targets, alpha, psr.FitConfig(rank=2, regression_steps=steps, ridge=0.03, relative=2.0)),
+                fit_site(inputs, targets, alpha, psr.Sequential(rank=2, regression_steps=steps, ridge=0.03, relative=2.0)),
                 inputs,
                 targets,
                 alpha,
@@ -139,7 +139,7 @@ def test_chunks_change_nothing(size):
     tokens = 60 if size == 1 else len(inputs)
     inputs, targets, alpha = inputs[:tokens], targets[:tokens], alpha[:tokens]
     whole, chunked = (
-        fit_site(inputs, targets, alpha, psr.FitConfig(rank=2, regression_batch=batch)).intervention(inputs)
+        fit_site(inputs, targets, alpha, psr.Sequential(rank=2, regression_batch=batch)).intervention(inputs)
         for batch in (10_000, size)
     )
     assert (chunked - whole).norm() <= 1e-5 * whole.norm()
@@ -148,7 +148,7 @@ def test_chunks_change_nothing(size):
 def test_the_ridge_keeps_probes_from_directions_that_hardly_vary():
     inputs, targets, alpha, _ = planted(tokens=100, noise=1.0)
     inputs[:, 0] = inputs[:, 0].mean() + 1e-3 * (inputs[:, 0] - inputs[:, 0].mean())
-    free, ridged = (fit_site(inputs, targets, alpha, psr.FitConfig(rank=1, ridge=ridge)) for ridge in (0.0, 0.03))
+    free, ridged = (fit_site(inputs, targets, alpha, psr.Sequential(rank=1, ridge=ridge)) for ridge in (0.0, 0.03))
     elsewhere = inputs.clone()
     elsewhere[:, 0] += 3.0  # as other texts might
     change = [float((site.intervention(elsewhere) - site.intervention(inputs)).norm()) for site in (free, ridged)]
@@ -158,7 +158,7 @@ def test_the_ridge_keeps_probes_from_directions_that_hardly_vary():
 @pytest.mark.parametrize("scale", [2.0**-13, 2.0**13])
 def test_the_units_of_the_data_do_not_matter(scale):
     inputs, targets, alpha, _ = planted(rank=2, noise=0.3)
-    config = psr.FitConfig(regression_steps=50)
+    config = psr.Sequential(regression_steps=50)
     plain = fit_site(inputs, targets, alpha, config)
     scaled = fit_site(inputs * scale, targets * scale, alpha, config)
     torch.testing.assert_close(scaled.intervention(inputs * scale) / scale, plain.intervention(inputs), atol=1e-3, rtol=1e-3)
@@ -166,8 +166,8 @@ def test_the_units_of_the_data_do_not_matter(scale):
 
 def test_tokens_of_a_weaker_trait_ask_for_weaker_steering():
     inputs, targets, alpha, _ = planted()
-    full = fit_site(inputs, targets / alpha[:, None], torch.ones(len(inputs)), psr.FitConfig(rank=1, ridge=0.0))
-    partial = fit_site(inputs, targets, alpha, psr.FitConfig(rank=1, ridge=0.0))
+    full = fit_site(inputs, targets / alpha[:, None], torch.ones(len(inputs)), psr.Sequential(rank=1, ridge=0.0))
+    partial = fit_site(inputs, targets, alpha, psr.Sequential(rank=1, ridge=0.0))
     assert relative_error(partial, inputs, full.intervention(inputs), torch.ones(len(inputs))) < 1e-3
 
 
@@ -183,14 +183,14 @@ def test_degenerate_data_gives_finite_numbers(kind, ridge):
         inputs, targets, alpha = inputs[:1], targets[:1], alpha[:1]
     else:
         inputs, targets, alpha = inputs[:5], targets[:5], alpha[:5]
-    site = fit_site(inputs, targets, alpha, psr.FitConfig(regression_steps=20, rank=2, ridge=ridge))
+    site = fit_site(inputs, targets, alpha, psr.Sequential(regression_steps=20, rank=2, ridge=ridge))
     assert all(tensor.isfinite().all() for tensor in (site.directions, site.weights, site.bias))
     assert site.intervention(inputs).isfinite().all()
 
 
 def test_fitting_is_deterministic():
     inputs, targets, alpha, _ = planted(noise=0.5)
-    first, again = (fit_site(inputs, targets, alpha, psr.FitConfig(regression_steps=30)) for _ in range(2))
+    first, again = (fit_site(inputs, targets, alpha, psr.Sequential(regression_steps=30)) for _ in range(2))
     assert torch.equal(first.weights, again.weights)
     assert torch.equal(first.directions, again.directions)
 
@@ -201,9 +201,9 @@ def test_data_that_is_not_finite_is_a_fit_error(bad, where):
     inputs, targets, alpha, _ = planted(tokens=20)
     (inputs if where == "inputs" else targets)[3, 2] = bad
     with pytest.raises(FitError, match="not all finite"):
-        fit_site(inputs, targets, alpha, psr.FitConfig())
+        fit_site(inputs, targets, alpha, psr.Sequential())
 
 
 def test_the_tests_check_shapes_at_run_time():
     with pytest.raises(jaxtyping.TypeCheckError, match="targets"):
-        fit_site(torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(3), psr.FitConfig())
+        fit_site(torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(3), psr.Sequential())

@@ -47,7 +47,7 @@ def test_promoted_and_suppressed_tokens_are_the_ends_of_the_order(tiny):
 
 
 def test_on_the_organism_a_pirates_direction_says_what_pirates_say(organism, pirate_triplets):
-    pirate = psr.fit(organism.model, pirate_triplets, psr.FitConfig(rank=1))
+    pirate = psr.fit(organism.model, pirate_triplets, psr.Sequential(rank=1))
     last = logit_lens(organism.model, pirate, k=4).rows[-1]
     assert {"aye", "arr", "ahoy", "yoho"} == set(last.promoted)
 

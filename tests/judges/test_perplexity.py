@@ -79,7 +79,7 @@ def test_an_answer_to_another_question_scores_less(judge, pairs, answers):
 
 def test_it_ranks_answers_as_the_exact_judge_does(organism, pirate_triplets, pairs, judge):
     """Constant steering from too weak to absurd; measured on 60 questions: 0.88 (pirate), 0.91 (gloomy), 0.94 (shout)."""
-    constant = psr.fit(organism.model, pirate_triplets, psr.FitConfig(layers=2, solver="dim"))
+    constant = psr.fit(organism.model, pirate_triplets, psr.DiM(layers=2))
     config = psr.SamplingConfig(seed=3, max_new_tokens=40)
     some = pairs[:16]
     exact, found = [], []

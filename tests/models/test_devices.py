@@ -14,12 +14,12 @@ NAMES = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 FITS = [
-    psr.FitConfig(regression_steps=5),
-    psr.FitConfig(solver="local", regression_steps=5),
-    psr.FitConfig(solver="joint", epochs=2, batch_size=4),
-    psr.FitConfig(solver="joint", objective="ll", epochs=1, batch_size=4),
-    psr.FitConfig(solver="reft_r1", layers=2, epochs=1, batch_size=4),
-    psr.FitConfig(solver="dim", layers=1),
+    psr.Sequential(regression_steps=5),
+    psr.Local(regression_steps=5),
+    psr.Joint(epochs=2, batch_size=4),
+    psr.Joint(objective="ll", epochs=1, batch_size=4),
+    psr.ReFT(layers=2, epochs=1, batch_size=4),
+    psr.DiM(layers=1),
 ]
 
 
@@ -36,8 +36,7 @@ def test_models_in_half_precision_have_probes_in_float32(folders, load, backend,
         assert captured[name].dtype == dtype
         off = (captured[name].float() - wanted[name]).norm() / wanted[name].norm()
         assert off < (0.1 if dtype == torch.bfloat16 else 0.02)
-    for solver in ("sequential", "joint"):
-        config = psr.FitConfig(solver=solver, rank=1, epochs=20, batch_size=4, learning_rate=1e-2, regulariser=0.0)
+    for config in (psr.Sequential(rank=1), psr.Joint(epochs=20, batch_size=4, learning_rate=1e-2, regulariser=0.0)):
         fitted = psr.fit(model, triplets, config)
         for site in fitted.sites.values():
             assert {part.dtype for part in (site.directions, site.weights, site.bias)} == {torch.float32}
@@ -159,7 +158,7 @@ def test_across_devices_logits_and_captures_are_as_on_one(two_devices, load):
             torch.testing.assert_close(found[name], rows)
 
 
-@pytest.mark.parametrize("config", FITS, ids=lambda config: f"{config.solver}-{config.objective}")
+@pytest.mark.parametrize("config", FITS, ids=repr)
 def test_across_devices_a_fit_is_as_on_one(two_devices, load, config):
     alone, triplets = load("llama", "bridge").model, random_triplets(two_devices, 4)
     found, wanted = (psr.fit(model, triplets, config) for model in (two_devices, alone))

@@ -68,9 +68,9 @@ def test_a_processed_model_is_captured_fitted_and_steered(pair, tmp_path):
     captured = psr.capture(model, triplets, "all")
     assert all(delta.isfinite().all() for delta in captured.deltas.values())
     for config in (
-        psr.FitConfig(regression_steps=20, rank=1),
-        psr.FitConfig(solver="joint", epochs=20, batch_size=4, learning_rate=1e-2, regulariser=0.0),
-        psr.FitConfig(solver="joint", objective="ll", epochs=2, batch_size=4),
+        psr.Sequential(regression_steps=20, rank=1),
+        psr.Joint(epochs=20, batch_size=4, learning_rate=1e-2, regulariser=0.0),
+        psr.Joint(objective="ll", epochs=2, batch_size=4),
     ):
         fitted = psr.fit(model, triplets, config)
         assert config.objective == "ll" or relative_error(model, triplets, fitted) < 0.95

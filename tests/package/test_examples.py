@@ -44,7 +44,7 @@ def world(organism: Any) -> dict[str, Any]:
     triplets = psr.sample_responses(model, pairs, judge)
     captured = psr.capture(model, triplets, "resid_post")
     pirate = psr.fit(model, triplets)
-    caa = psr.fit(model, triplets, psr.FitConfig(solver="dim", layers=2))
+    caa = psr.fit(model, triplets, psr.DiM(layers=2))
     comparison = psr.compare(model, triplets[:4], {"A-PSR": pirate, "CAA": caa})
     names = ("model", "questions", "pairs", "judge", "triplets", "captured", "pirate", "caa", "comparison")
     here = locals()

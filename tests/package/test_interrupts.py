@@ -40,9 +40,9 @@ def faithfulness(model, triplets, folder):
     psr.faithfulness(model, triplets, {"A-PSR": random_replacement(model)})
 
 
-def fit(**settings):
+def fit(config):
     def fitted(model, triplets, folder):
-        psr.fit(model, triplets, psr.FitConfig(**settings))
+        psr.fit(model, triplets, config)
 
     return fitted
 
@@ -80,10 +80,10 @@ CALLS = {
     "store": store,
     "compare": compare,
     "faithfulness": faithfulness,
-    "sequential": fit(rank=1),
-    "local": fit(solver="local", rank=1),
-    "joint": fit(solver="joint", epochs=1),
-    "dim": fit(solver="dim"),
+    "sequential": fit(psr.Sequential(rank=1)),
+    "local": fit(psr.Local(rank=1)),
+    "joint": fit(psr.Joint(epochs=1)),
+    "dim": fit(psr.DiM()),
     "attribute": attribute,
     "knock_out": knock_out,
     "patch": patch,

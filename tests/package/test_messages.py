@@ -134,8 +134,8 @@ def test_a_prompt_made_for_a_longer_context_is_told_to_get_shorter(tiny_llama):
 READERS = {
     "capture": lambda model, triplets: psr.capture(model, triplets),
     "sequential": lambda model, triplets: psr.fit(model, triplets),
-    "joint": lambda model, triplets: psr.fit(model, triplets, FitConfig(solver="joint")),
-    "dim": lambda model, triplets: psr.fit(model, triplets, FitConfig(solver="dim")),
+    "joint": lambda model, triplets: psr.fit(model, triplets, psr.Joint()),
+    "dim": lambda model, triplets: psr.fit(model, triplets, psr.DiM()),
 }
 
 
@@ -191,7 +191,7 @@ def test_hooks_that_lie_in_none_of_the_layers_are_refused(tiny_llama):
 @pytest.mark.parametrize("layers", [LAYERS, -LAYERS - 1, [0, 17], [], "last", 1.5, None], ids=str)
 def test_a_layer_out_of_range_is_answered_with_the_range(tiny_llama, layers):
     message = message_of(
-        InputError, lambda: psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), FitConfig(layers=layers))
+        InputError, lambda: psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), psr.Sequential(layers=layers))
     )
     assert_says(message, "layers: got", re.escape(repr(layers)), f"from 0 to {LAYERS - 1}", f"this model has {LAYERS}")
 
@@ -235,11 +235,14 @@ def test_an_unknown_span_is_answered_with_the_two_there_are(tiny_llama):
     ],
 )
 def test_a_wrong_fit_setting_is_named_with_what_is_allowed(field, value, expected):
-    assert_says(message_of(InputError, lambda: FitConfig(**{field: value})), f"{field}: got", re.escape(repr(value)), expected)
+    settings = {"solver": "joint" if hasattr(psr.Joint, field) else "sequential", field: value}
+    assert_says(message_of(InputError, lambda: FitConfig.of(settings)), f"{field}: got", re.escape(repr(value)), expected)
 
 
 def test_a_difference_in_means_of_higher_rank_is_refused():
-    assert_says(message_of(InputError, lambda: FitConfig(solver="dim", rank=2)), "rank: got 2", "solver='dim'")
+    assert_says(
+        message_of(InputError, lambda: FitConfig.of({"solver": "dim", "rank": 2})), "'rank' with the solver 'dim'", "'joint'"
+    )
 
 
 @pytest.mark.parametrize(

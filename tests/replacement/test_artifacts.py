@@ -87,7 +87,7 @@ def test_settings_that_json_cannot_hold_leave_the_older_artifact_whole(saved):
 
 @pytest.mark.parametrize("layers", [range(1, 3), (0, 2), [1], -1, "all"], ids=str)
 def test_whatever_names_the_layers_of_a_fit_can_be_saved(tmp_path, tiny_llama, layers):
-    config = psr.FitConfig(layers=layers, regression_steps=0)
+    config = psr.Sequential(layers=layers, regression_steps=0)
     fitted = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), config)
     assert list(Replacement.load(fitted.save(tmp_path)).sites) == list(fitted.sites)
 

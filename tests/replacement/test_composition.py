@@ -267,7 +267,7 @@ def test_a_replacement_or_plan_is_evaluated_with_and_without_the_prompt(tiny, co
 
 
 def test_the_replacement_of_a_trait_and_the_prompt_for_another_give_both(organism, pirate_triplets):
-    pirate = psr.fit(organism.model, pirate_triplets, psr.FitConfig(regression_steps=60))
+    pirate = psr.fit(organism.model, pirate_triplets, psr.Sequential(regression_steps=60))
     pairs = psr.prompt_pairs(organism.model, psr.organism.questions(20, split="held_out"), psr.organism.instruction("gloomy"))
     for trait in ("pirate", "gloomy"):
         both = psr.scores_at(organism.model, pairs, pirate, psr.judges.organism(trait), context="prompted")

@@ -50,7 +50,7 @@ def test_its_directions_are_what_steering_adds_after_each_block(constant, tiny_l
 
 
 def test_a_fitted_difference_in_means_can_be_exported(tiny_llama, tmp_path):
-    fitted = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.FitConfig(layers=1, solver="dim"))
+    fitted = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.DiM(layers=1))
     (tensor,) = GGUFReader(fitted.to_gguf(tmp_path / "dim.gguf")).tensors
     torch.testing.assert_close(torch.tensor(tensor.data), fitted.sites[f"blocks.1.{RESIDUAL}"].directions[0])
 

@@ -89,7 +89,7 @@ def test_a_plans_card_has_its_parts(measured):
 
 def test_fit_records_the_digest_of_its_triplets(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 4)
-    config = psr.FitConfig(layers=1, regression_steps=0)
+    config = psr.Sequential(layers=1, regression_steps=0)
     fitted = psr.fit(tiny_llama.model, triplets, config)
     assert re.fullmatch(r"[0-9a-f]{32}", fitted.data)
     assert fitted.data == triplets_digest(triplets) == psr.fit(tiny_llama.model, list(triplets), config).data

@@ -46,7 +46,7 @@ def fit(
         from psr_lens._utils.distributed import own_device, rank_and_world_size
         from psr_lens.fitting.config import read_config
 
-        settings = psr.FitConfig() if config is None else read_config(config)
+        settings = psr.Sequential() if config is None else read_config(config)
         first = rank_and_world_size()[0] == 0
         loaded = psr.load_model(model, device=device or own_device())
         chosen = _of_group(loaded, triplets, group, max_new_tokens, seed)

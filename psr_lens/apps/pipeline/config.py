@@ -15,7 +15,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.config import check_judge
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
-from psr_lens.fitting.config import CLOSED_FORM, FitConfig
+from psr_lens.fitting.config import FitConfig
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import Backend
 from psr_lens.prompts import Span
@@ -125,10 +125,10 @@ class RunConfig:
         for name, given in (self.methods or self._default_methods(n_layers)).items():
             if not isinstance(given, Mapping):
                 raise InputError(f"methods.{name}", repr(given), "a mapping of settings of `FitConfig`")
-            settings = FitConfig.of({**common, **given})
-            if self.layers is not None and settings.solver not in CLOSED_FORM:
+            settings = FitConfig.of(given, defaults=common)
+            if self.layers is not None and not settings.is_baseline:
                 settings = replace(settings, layers=self.layers)
-            methods[str(name)] = asdict(settings)
+            methods[str(name)] = settings.to_json()
         if taken := [name for name in methods if name in (NONE, PROMPT, PARAPHRASE)]:
             raise InputError("methods", f"the name {taken[0]!r}", "another name", "It stands for something else in the tables.")
         sampling = {name: value for name, value in asdict(self.sampled_by()).items() if name != "seed"}

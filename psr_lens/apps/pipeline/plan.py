@@ -11,14 +11,13 @@ from typing import Any, Final, cast
 from psr_lens.apps.pipeline import files
 from psr_lens.apps.pipeline.config import RunConfig
 from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.config import FitConfig, Joint, Layerwise, ReFT
 from psr_lens.models.config_outline import ModelOutline, outline
 from psr_lens.models.hook_points import check_layers
 from psr_lens.prompts import PromptPairs
 from psr_lens.prompts.view import PromptView
 
 _CLOSED_PASSES: Final = {"actadd": "1 forward pass of one pair", "last_token": "2 forward passes over the prompts"}
-_TRAINED: Final = ("joint", "reft_r1")
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,9 @@ def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: P
         kind = "attn.hook_z" if settings.hook == "z" else f"hook_{settings.hook}"
         where = f"blocks.{layers[0]}.{kind}" if len(layers) == 1 else f"blocks.{{{_layers(layers)}}}.{kind}"
         width = found.cfg.d_model
-        parameters = len(layers) * settings.rank * (2 * width + 1) * 4
-        lines.append((f"fit {name}", f"{settings.solver}, rank {settings.rank}, span {settings.span}, at {where}"))
+        rank = settings.rank if isinstance(settings, Joint | Layerwise) else 1
+        parameters = len(layers) * rank * (2 * width + 1) * 4
+        lines.append((f"fit {name}", f"{settings.solver}, rank {rank}, span {settings.span}, at {where}"))
         lines.append(
             (
                 "",
@@ -128,10 +128,10 @@ def _file_lines(config: RunConfig, begun: bool) -> list[tuple[str, str]]:
 def _passes(settings: FitConfig) -> str:
     if settings.solver in _CLOSED_PASSES:
         return _CLOSED_PASSES[settings.solver]
-    if settings.solver in _TRAINED:
-        extra = ", 2 for its start" if settings.solver == "joint" and settings.start != "random" else ""
-        return f"{settings.epochs} epochs forward and backward, 1 forward pass for the targets{extra}"
-    polish = f", then {settings.polish_epochs} epochs forward and backward" if settings.polish_epochs else ""
+    if isinstance(settings, Joint | ReFT):
+        return f"{settings.epochs} epochs forward and backward, 1 forward pass for the targets"
+    found = settings.polish if isinstance(settings, Layerwise) else None
+    polish = f", then {found.epochs} epochs forward and backward" if found is not None else ""
     return f"2 forward passes over the training responses{polish}"
 
 

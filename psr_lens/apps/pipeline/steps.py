@@ -162,12 +162,11 @@ class _Run:
         except ArtifactError:
             pass  # none there yet, or not whole
         began = time.perf_counter()
-        trained = settings.solver in ("joint", "reft_r1") or settings.polish_epochs > 0
         learned = fit(
             self.model,
             triplets,
             settings,
-            checkpoint=self._kept / "checkpoints" / files.folder_name(name) if trained else None,
+            checkpoint=self._kept / "checkpoints" / files.folder_name(name) if settings.is_trained else None,
         )
         learned.save(folder)
         self.say(f"fitted {name} on {len(triplets)} triplets ({time.perf_counter() - began:.1f} s)")

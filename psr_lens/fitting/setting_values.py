@@ -1,0 +1,59 @@
+"""Which values the settings of fits may have."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Final, Literal, get_args
+
+from psr_lens.errors import InputError
+from psr_lens.prompts import Span
+
+Objective = Literal["mse", "ll"]
+HookKind = Literal["resid_post", "attn_out", "mlp_out", "z"]
+FittedRule = Literal["relu", "sigmoid", "constant"]
+Autocast = Literal["none", "bfloat16"]
+
+_CHOICES: Final = {"objective": Objective, "hook": HookKind, "rule": FittedRule, "span": Span, "autocast": Autocast}
+_LEAST: Final = {
+    "rank": 1,
+    "epochs": 1,
+    "batch_size": 1,
+    "token_budget": 1,
+    "regression_batch": 1,
+    "regression_steps": 0,
+    "seed": 0,
+}
+_NOT_NEGATIVE: Final = ("learning_rate", "weight_decay", "regulariser", "ridge", "relative", "validation")
+_YES_OR_NO: Final = ("normalise", "learned_offset")
+
+
+def check_values(settings: Any) -> None:
+    """Check the fields of a dataclass of settings, each by its name.
+
+    Raises:
+        InputError: a value is invalid.
+    """
+    for name in (each.name for each in fields(settings)):
+        value = getattr(settings, name)
+        if name in _CHOICES and (not isinstance(value, str) or value not in get_args(_CHOICES[name])):
+            raise InputError(name, repr(value), f"one of {', '.join(map(repr, get_args(_CHOICES[name])))}")
+        if name in _LEAST:
+            check_whole(name, value, _LEAST[name])
+        if name in _NOT_NEGATIVE and not _is_not_negative(value):
+            raise InputError(name, repr(value), "a finite number of at least 0")
+        if name in _YES_OR_NO and not isinstance(value, bool):
+            raise InputError(name, repr(value), "True or False")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Check a whole number.
+
+    Raises:
+        InputError: the value is none, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(name, repr(value), f"a whole number of at least {least}")
+
+
+def _is_not_negative(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
