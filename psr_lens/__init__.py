@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.replacement import SteeringPlan as SteeringPlan
     from psr_lens.reporting import report as report
-    from psr_lens.results.table import Result as Result
+    from psr_lens.results.result import Result as Result
     from psr_lens.results.table import ResultTable as ResultTable
 
 _HOME = {
@@ -95,7 +95,7 @@ _HOME = {
     "fit": "fitting.fit",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",
-    "Result": "results.table",
+    "Result": "results.result",
     "ResultTable": "results.table",
     "Scores": "evaluation.scores",
     "best_alpha": "evaluation.scores",

@@ -27,7 +27,7 @@ from psr_lens.plots.style import (
     translucent,
 )
 from psr_lens.plots.tokens import shortened
-from psr_lens.results.resampling import Estimate
+from psr_lens.results.bootstrap import Estimate
 
 _ROW: Final = 24
 _PANEL: Final = 190

@@ -20,7 +20,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from psr_lens._utils.optional import versions
 from psr_lens._utils.safe_files import write_text
 from psr_lens.models.hook_points import layer_of
-from psr_lens.results.table import Result, ResultTable
+from psr_lens.results.result import Result
+from psr_lens.results.table import ResultTable
 
 if TYPE_CHECKING:
     from psr_lens.replacement.plan import Part

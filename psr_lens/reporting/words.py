@@ -12,7 +12,7 @@ from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
 from psr_lens.plots.style import PALETTE, method_styles
-from psr_lens.results.table import Interval
+from psr_lens.results.bootstrap import Interval
 
 _ABSENT: Final = "–"
 

@@ -1,27 +1,32 @@
-"""The protocol that every judge meets."""
+"""What a judge is, what it returns, and the checks of both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from psr_lens.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Judgement:
-    """Scores of some texts; NaN marks a score that is missing, which is never the same as 0."""
+    """Scores of some texts; NaN is a missing score, which is never the same as 0."""
 
     trait: Float[np.ndarray, " text"]
-    """How much of the trait each text has, 0–100."""
+    """How much of the trait each text shows, 0–100."""
     coherence: Float[np.ndarray, " text"]
     """How coherent each text is as an answer, 0–100."""
     reasons: tuple[str, ...]
-    """Why, one short sentence a text."""
+    """Why, in one short sentence a text."""
+
+    def __repr__(self) -> str:
+        """How many texts there are, and how many of them are scored."""
+        counts = (f"{int(np.isfinite(side).sum())} {name}" for name, side in (("trait", self.trait), ("coherence", self.coherence)))
+        return f"Judgement({len(self.trait)} texts; scores: {', '.join(counts)})"
 
 
 @runtime_checkable
@@ -29,16 +34,63 @@ class Judge(Protocol):
     """Scores texts for one trait and for coherence."""
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
-        """Score each text as an answer to the question at the same place."""
+        """Score each text as an answer to the question with the same index."""
 
 
 def check_texts(texts: Sequence[str], questions: Sequence[str]) -> None:
-    """Refuse what is not a question for each text.
+    """Check that there is one question a text.
 
     Raises:
-        InputError: one string in place of a list, or not as many questions as texts.
+        InputError: one text instead of a list, or `texts` and `questions` differ in length.
     """
     if isinstance(texts, str) or isinstance(questions, str):
         raise InputError("texts" if isinstance(texts, str) else "questions", "one text", "a list of texts")
     if len(texts) != len(questions):
         raise InputError("questions", f"{len(questions)} for {len(texts)} texts", "as many questions as texts")
+
+
+def checked_judge(judge: Any, argument: str = "judge") -> Judge:
+    """A judge as it was given.
+
+    Args:
+        judge: What was given.
+        argument: What the error calls it.
+
+    Raises:
+        InputError: it cannot be called with texts and questions, or is a class rather than a judge.
+    """
+    if isinstance(judge, type) or not isinstance(judge, Judge):
+        got = f"the class {judge.__name__}" if isinstance(judge, type) else f"a value of type {type(judge).__name__}"
+        raise InputError(
+            argument,
+            got,
+            "a judge, such as `psr.judges.organism('pirate')`",
+            "Arguments come in the order model, pairs, methods, judge.",
+        )
+    return judge
+
+
+def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argument: str = "judge") -> Judgement:
+    """What a judge says of some texts, checked.
+
+    Raises:
+        InputError: the judge returns something other than one score of each kind and one reason a text.
+    """
+    judgement: Any = judge(texts, questions)
+    if not isinstance(judgement, Judgement):
+        raise InputError(argument, f"one that returns a value of type {type(judgement).__name__}", "one that returns a Judgement")
+    sizes = (len(judgement.trait), len(judgement.coherence), len(judgement.reasons))
+    if set(sizes) != {len(texts)}:
+        raise InputError(
+            argument,
+            f"{sizes[0]} trait scores, {sizes[1]} coherence scores and {sizes[2]} reasons for {len(texts)} texts",
+            "one of each for every text",
+        )
+    return judgement
+
+
+def scored(trait: Float[np.ndarray, " text"], coherence: Float[np.ndarray, " text"]) -> Bool[np.ndarray, " text"]:
+    """Which texts count: those with both scores. If a judge gives only one kind of score, those with that one."""
+    sides = [side for side in (np.isfinite(trait), np.isfinite(coherence)) if side.any()]
+    found: Bool[np.ndarray, " text"] = np.logical_and.reduce(sides) if sides else np.zeros(len(trait), dtype=bool)
+    return found
