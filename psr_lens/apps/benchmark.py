@@ -185,8 +185,7 @@ def _in_processes(out: Path, config: BenchmarkConfig) -> None:
 def config_from(content: Mapping[str, Any]) -> BenchmarkConfig:
     """A configuration from what `asdict` made of one, after JSON."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-    calibration = {**content["calibration"], "targets": tuple(content["calibration"]["targets"])}
-    return BenchmarkConfig(**{**values, "calibration": Calibration(**calibration)})
+    return BenchmarkConfig(**{**values, "calibration": Calibration.of(content["calibration"])})
 
 
 def flushed(text: str) -> None:
