@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from psr_lens.results.bootstrap import draws, percentile_interval, resampled_means
 
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
 from psr_lens.evaluation.trait_at_coherence import OUTCOMES, at_target, search
+from psr_lens.results.bootstrap import draws, percentile_interval, resampled_means
 
 NAN = np.nan
 ALPHAS = np.array([0.0, 1.0, 2.0, 4.0])

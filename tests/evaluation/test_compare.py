@@ -90,7 +90,7 @@ def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
     with pytest.raises(InputError, match="methods: got an empty mapping, expected at least one"):
         psr.compare(model, triplets, {})
     with pytest.raises(
-        InputError, match="methods: got a value of type .*, expected a Replacement.* order model, pairs or triplets"
+        InputError, match=r"methods: got a value of type .*, expected a Replacement.* order model, pairs or triplets"
     ):
         psr.compare(model, replacements, triplets)
     with pytest.raises(InputError, match="alpha: got none for 'A-PSR'"):

@@ -66,7 +66,7 @@ def pushed(tiny_llama):
     site = Site(direction, torch.zeros(1, width), torch.ones(1), "constant")
     constant = psr.Replacement({f"blocks.{layer}.hook_resid_post": site for layer in range(model.cfg.n_layers)}, "R", "push", {})
     pairs = pairs_of(model, 1)
-    strengths = (0.0, 8.0, 64.0)
+    strengths = (0.0, 1.0, 64.0)
     texts = {alpha: psr.generate(model, pairs, constant, sampling=SHORT, alpha=alpha)[0].text for alpha in strengths}
     assert len(set(texts.values())) == 3, "the test needs three different answers"
     return model, constant, pairs, texts
@@ -80,18 +80,18 @@ def best(pushed, verdicts, alphas, **options):
 
 
 def test_best_alpha_keeps_the_coherence_bound(pushed):
-    verdicts = {0.0: (10, 99), 8.0: (40, 96), 64.0: (90, 60)}
-    found = best(pushed, verdicts, [0.0, 8.0, 64.0])
-    assert (found.alpha, found.trait, found.coherence, found.method) == (8.0, 40.0, 96.0, "push")
+    verdicts = {0.0: (10, 99), 1.0: (40, 96), 64.0: (90, 60)}
+    found = best(pushed, verdicts, [0.0, 1.0, 64.0])
+    assert (found.alpha, found.trait, found.coherence, found.method) == (1.0, 40.0, 96.0, "push")
     assert best(pushed, verdicts, [64.0]).alpha == 64.0
     assert best(pushed, verdicts, [0.0, 64.0], min_coherence=50).alpha == 64.0
 
 
-@pytest.mark.parametrize("order", [(0.0, 8.0, 64.0), (64.0, 8.0, 0.0), (8.0, 0.0, 64.0)])
+@pytest.mark.parametrize("order", [(0.0, 1.0, 64.0), (64.0, 1.0, 0.0), (1.0, 0.0, 64.0)])
 @pytest.mark.parametrize("level", [60, 99])
 def test_what_could_not_be_scored_is_never_the_best_strength(pushed, order, level):
-    verdicts = {0.0: (np.nan, np.nan), 8.0: (level, level), 64.0: (np.nan, np.nan)}
-    assert best(pushed, verdicts, order).alpha == 8.0
+    verdicts = {0.0: (np.nan, np.nan), 1.0: (level, level), 64.0: (np.nan, np.nan)}
+    assert best(pushed, verdicts, order).alpha == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_bad_input_is_refused_by_name(pushed, fitted):
     with pytest.raises(InputError, match=r"layers: got an empty list, expected at least one candidate layer"):
         psr.best_layer(*fitted[:3], judge, pairs=pairs, layers=[])
     with pytest.raises(
-        InputError, match="replacement: got a value of type FixedJudge, expected a Replacement.* order model, pairs"
+        InputError, match=r"replacement: got a value of type FixedJudge, expected a Replacement.* order model, pairs"
     ):
         psr.scores_at(model, pairs, judge, constant)
     with pytest.raises(InputError, match="judge: got a value of type Replacement, expected a judge"):
