@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.evaluate import Calibration as Calibration
     from psr_lens.evaluation.evaluate import evaluate as evaluate
     from psr_lens.evaluation.evaluation_result import Evaluation as Evaluation
-    from psr_lens.evaluation.faithfulness import Faithfulness as Faithfulness
     from psr_lens.evaluation.faithfulness import faithfulness as faithfulness
+    from psr_lens.evaluation.faithfulness_result import Faithfulness as Faithfulness
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.scores import best_layer as best_layer
     from psr_lens.evaluation.scores import scores_at as scores_at
     from psr_lens.evaluation.side_effects import Collateral as Collateral
+    from psr_lens.evaluation.side_effects import SideEffects as SideEffects
     from psr_lens.evaluation.side_effects import collateral as collateral
     from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
     from psr_lens.fitting.config import ActAdd as ActAdd
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.replacement import SteeringPlan as SteeringPlan
     from psr_lens.reporting import report as report
-    from psr_lens.results.table import Result as Result
+    from psr_lens.results.result import Result as Result
     from psr_lens.results.table import ResultTable as ResultTable
 
 _HOME = {
@@ -93,9 +94,10 @@ _HOME = {
     "Statistics": "activations.statistics",
     "OnDisk": "activations.store",
     "Store": "activations.store",
-    "Faithfulness": "evaluation.faithfulness",
+    "Faithfulness": "evaluation.faithfulness_result",
     "faithfulness": "evaluation.faithfulness",
     "Collateral": "evaluation.side_effects",
+    "SideEffects": "evaluation.side_effects",
     "collateral": "evaluation.side_effects",
     "standing_pairs": "evaluation.side_effects",
     "Robustness": "evaluation.robustness",
@@ -113,7 +115,7 @@ _HOME = {
     "fit": "fitting.fit",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",
-    "Result": "results.table",
+    "Result": "results.result",
     "ResultTable": "results.table",
     "Scores": "evaluation.scores",
     "best_alpha": "evaluation.scores",

@@ -33,9 +33,10 @@ from psr_lens.judges import organism as organism_judge
 from psr_lens.models import HookedModel, load_to_fit_and_answer
 from psr_lens.prompts import Context, PromptPair, prompt_pairs
 from psr_lens.replacement import Replacement
-from psr_lens.results.intervals import bootstrap_interval
+from psr_lens.results.bootstrap import NO_INTERVAL, mean_interval
 from psr_lens.results.judgement import Judgement
-from psr_lens.results.table import NO_INTERVAL, Result, ResultTable
+from psr_lens.results.result import Result
+from psr_lens.results.table import ResultTable
 
 FAMILIES: Final = {"llama": "organism", "gpt2": "organism-gpt2"}
 """Families and the names of their models."""
@@ -180,8 +181,7 @@ def _in_processes(out: Path, config: BenchmarkConfig) -> None:
 def config_from(content: Mapping[str, Any]) -> BenchmarkConfig:
     """A configuration from what `asdict` made of one, after JSON."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-    calibration = {**content["calibration"], "targets": tuple(content["calibration"]["targets"])}
-    return BenchmarkConfig(**{**values, "calibration": Calibration(**calibration)})
+    return BenchmarkConfig(**{**values, "calibration": Calibration.of(content["calibration"])})
 
 
 def flushed(text: str) -> None:
@@ -315,7 +315,7 @@ class _Trait:
                 point = Point(alpha, judgement.trait[part], judgement.coherence[part], ())
                 n = int(point.present.sum())
                 for label, score in ((metric, "trait"), (metric.replace("TA@", "coherence at "), "coherence")):
-                    interval = bootstrap_interval(getattr(point, score)[point.present])
+                    interval = mean_interval(getattr(point, score)[point.present])
                     yield Result(name, label, point.mean(score), n, interval, self.trait, block, alpha, missing=count - n)
 
 

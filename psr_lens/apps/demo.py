@@ -154,8 +154,9 @@ def run_trait(
         responses,
         replacements,
         paraphrase=organism.instruction(trait, 1),
-        scores=scores,
-        settings={
+    ).with_scores(
+        scores,
+        {
             "command": f"psr-lens demo --trait {trait} --model {config.model} --seed {config.seed}",
             **asdict(config),
             "fitted_on": triplets.summary(),
@@ -182,12 +183,10 @@ def look_into(
 ) -> list[object]:
     """What the report shows beside the comparison: curves, next tokens, parts of blocks, heads, patched cells, words and fits."""
     pairs = [each.pair for each in responses]
-    no_targets = Calibration(targets=(), at_prompt=False)
+    curves = Calibration(alphas=CURVE_ALPHAS, targets=(), at_prompt=False)
     lead = replacements["A-PSR"]
     return [
-        evaluate(
-            answering, pairs[:CURVE_QUESTIONS], replacements, judge, alphas=CURVE_ALPHAS, calibration=no_targets, sampling=sampling
-        ),
+        evaluate(answering, pairs[:CURVE_QUESTIONS], replacements, judge, calibration=curves, sampling=sampling),
         faithfulness(model, responses, replacements, paraphrases=paraphrase),
         capture(model, responses, _KINDS, to=Statistics(rank=8)),
         capture(model, responses[:_EXAMPLES], _KINDS, difference="local"),

@@ -1,4 +1,4 @@
-"""What replacements add on some tokens, and what would have been right there: shared by `compare` and `faithfulness`.
+"""What replacements add at their hook points, and what would have been right there: shared by `compare` and `faithfulness`.
 
 Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the span, as in figure 3 of Heyman & Vandeputte 2026: 1 is no steering.
 """
@@ -18,12 +18,12 @@ from psr_lens.replacement import Part, Replacement, Site, SteeringPlan
 
 
 def positions(triplets: Sequence[Triplet], span: Span) -> Int[Tensor, " token"]:
-    """Place in the response of every token of a span, triplet after triplet; −1 is the last prompt token."""
+    """Position in the response of every token of a span, triplet after triplet; −1 is the last prompt token."""
     return torch.cat([torch.arange(-each.pair.span_length(span), len(each.response_ids)) for each in triplets])
 
 
 def relative_rmse(error: Float[Tensor, "*layer"], energy: Float[Tensor, "*layer"]) -> Float[Tensor, "*layer"]:
-    """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ from the sums of squares over all tokens; NaN where the prompt changes nothing."""
+    """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ from the sums of squares over all tokens; NaN if the prompt changes nothing."""
     return torch.where(energy > 0, (error / energy).sqrt(), torch.nan)
 
 
@@ -32,38 +32,38 @@ def squares(rows: Float[Tensor, "token ..."]) -> Float[Tensor, " token"]:
     return rows.double().flatten(1).square().sum(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteReading:
-    """What a plan did at one hook point, and what would have been right; `missing` is prompted − arriving activation."""
+    """What a plan did at one hook point, and what would have been right; missing is prompted − arriving activation."""
 
     coefficient: Float[Tensor, " token"]
-    """Length of what was added, over all heads, in the activation's units. Along a single direction it has a sign."""
+    """Length of what was added, over all heads, in the activation's units; signed if there is a single direction."""
     projection: Float[Tensor, " token"]
-    """Length of what was missing within the span of the directions, of each head's own. Along a single direction it has a sign."""
+    """Length of what was missing within the span of the directions, of each head's own; signed if there is a single direction."""
     acting: Bool[Tensor, " token"]
     """Whether any part of the plan acts on the token."""
     missing: Float[Tensor, " token"]
     """‖missing‖²."""
     within: Float[Tensor, " token"]
-    """‖missing‖² within the span of the directions: the most that any coefficients could make up for."""
+    """‖missing‖² within the span of the directions: the most that any coefficients could add."""
     left: Float[Tensor, " token"]
     """‖missing − added‖²."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ActingSite:
     """A hook point at which a plan acts, ready for use on one device."""
 
     name: str
     """The hook point."""
     parts: tuple[tuple[Part, Site], ...]
-    """Each part of the plan that acts there, and what it does."""
+    """Each part of the plan that acts there, with its site."""
     basis: Float[Tensor, "*head rank width"]
     """Orthonormal rows that span the directions of all parts, of each head's own; rows beyond their rank are zero."""
 
     @classmethod
     def all_of(cls, plan: SteeringPlan, device: torch.device) -> list[ActingSite]:
-        """All hook points of a plan, in the order of the layers."""
+        """All hook points at which a plan acts, in the order of the layers."""
         found: dict[str, list[tuple[Part, Site]]] = {}
         for part in plan.parts:
             for name, site in part.replacement.sites.items():
@@ -94,12 +94,12 @@ class ActingSite:
         position: Int[Tensor, " token"],
         alpha: float,
     ) -> SiteReading:
-        """What the plan adds to activations as they arrive, beside what the prompt would have made of them.
+        """What the plan adds to activations as they arrive, compared with what the prompt makes of them.
 
         Args:
-            arriving: Before the plan acts here, with all that it did earlier.
-            prompted: The same tokens under the prompt.
-            position: Place in the response, as in `TokenTable`.
+            arriving: Activations before the plan acts here, with everything that it did at earlier hook points.
+            prompted: Activations of the same tokens under the prompt.
+            position: Position in the response, as in `TokenTable`.
             alpha: Strength of the plan.
         """
         arriving = arriving.float()
@@ -118,7 +118,7 @@ class ActingSite:
         return torch.einsum("t...w,...rw->t...r", rows, self.basis)
 
     def _along(self, rows: Float[Tensor, "token *head width"]) -> Float[Tensor, " token"]:
-        """Length within the span of the directions; signed where there is but one direction."""
+        """Length within the span of the directions; signed if there is a single direction."""
         within = self._coordinates(rows)
         if self.basis.shape[:-1] == (1,):
             # A prompt may push against a direction, which a ReLU cannot.
@@ -128,7 +128,7 @@ class ActingSite:
 
 
 def acts_on(replacement: Replacement, position: Int[Tensor, " token"]) -> Bool[Tensor, " token"]:
-    """Which tokens a replacement acts on, by their places in the response."""
+    """Which tokens a replacement acts on, by their positions in the response."""
     if replacement.span == "QR":
         return torch.ones_like(position, dtype=torch.bool)
     return position == -1 if replacement.tokens == "last" else position >= -1

@@ -1,11 +1,11 @@
-"""Answers and their scores, each made once: in memory, and in a folder if there is one, from which a run that was cut off goes on.
+"""Answers and their scores, each made only once: kept in memory, and in a folder if there is one, so that an interrupted run continues.
 
-A file holds the answers to some questions by one method at one strength. Its name is a digest of all that they depend on: the model and its
-weights, the content of what steers, strength, context, the prompts' tokens, the sampling and the random streams. So a folder can be
-shared by any runs at all, and nothing in it is ever out of date. Files are put in place when they are whole.
+A file holds the answers of one method at one strength to some questions. Its name is a digest of everything that they depend on: the model
+and its weights, the content of the replacement, strength, context, the prompts' tokens, the sampling and the random streams. So any runs
+may share a folder, and nothing in it is ever out of date. Files are written completely or not at all.
 
-Strengths that are asked for together share batches, since steering takes one strength a sequence. Methods do not: from 150 answers on a
-larger batch costs as much an answer. What else is in a batch changes an answer only where two tokens are as likely to within rounding.
+Strengths that are requested together share batches, since steering takes one strength for each sequence. Methods do not: above about 150
+answers, a larger batch is no faster. What else is in a batch changes an answer only where two tokens are equally likely up to rounding.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ from jaxtyping import Float
 
 from psr_lens._utils.digests import digest_of, raw_bytes
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.evaluation.methods import Method
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import Context, PromptPair
-from psr_lens.replacement import Replacement, SteeringPlan
-from psr_lens.results.intervals import present_in
-from psr_lens.results.judgement import Judge, Judgement
+from psr_lens.replacement import SteeringPlan
+from psr_lens.results.judgement import Judge, Judgement, judged, scored
 
 FORMAT: Final = 1
 CHUNK: Final = 256
-"""Most questions a file, and most answers that are made at once: what a run that is cut off loses at most."""
-
-Steering = Replacement | SteeringPlan
+"""Most questions in a file and most answers generated at once: the most that an interrupted run loses."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Judged:
     """Answers to some questions, and their scores."""
 
@@ -50,20 +48,20 @@ class Judged:
     """Their scores."""
 
 
-@dataclass(frozen=True)
-class _Asked:
+@dataclass(frozen=True, eq=False)
+class _Requested:
     """One method at one strength."""
 
-    steering: Steering | None
+    steering: Method | None
     alpha: float
     about: Mapping[str, Any]
-    """What its answers depend on, besides the questions."""
+    """What its answers depend on besides the questions."""
     key: str
-    """A digest of that and of the context."""
+    """A digest of `about` and the context."""
 
 
 class Answers:
-    """Answers of one model to one list of questions, judged by one judge if there is one."""
+    """Answers of one model to one list of questions, scored by one judge if there is one."""
 
     def __init__(
         self,
@@ -73,17 +71,17 @@ class Answers:
         config: SamplingConfig | None = None,
         folder: str | Path | None = None,
     ) -> None:
-        """Make the folder, if there is to be one.
+        """Create the folder, if one is given.
 
         Raises:
-            InputError: there are no pairs, or the folder cannot be made.
+            InputError: no pairs, or the folder cannot be created.
         """
         if not pairs:
             raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
         self.pairs = tuple(pairs)
         self.config = config or SamplingConfig()
         self.generated = 0
-        """Answers that the model gave, those that were there already not counted."""
+        """Number of answers that the model generated; those that were read from the folder do not count."""
         self._model, self._judge = model, judge
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
@@ -97,19 +95,19 @@ class Answers:
         self._written: dict[str, tuple[Response, ...]] = {}
         self._known: dict[tuple[str, ...], Judged] = {}
 
-    def of(self, steering: Steering | None = None, alpha: float = 1.0, context: Context = "base") -> Judged:
-        """The answers of one method at one strength with their scores; made only if they are not there yet.
+    def of(self, steering: Method | None = None, alpha: float = 1.0, context: Context = "base") -> Judged:
+        """The answers of one method at one strength with their scores; generated only if they do not exist yet.
 
         Raises:
-            InputError: there is no judge.
+            InputError: no judge was given.
         """
         return self.at(steering, [alpha], context)[0]
 
-    def at(self, steering: Steering | None, alphas: Sequence[float], context: Context = "base") -> list[Judged]:
-        """The answers of one method at several strengths with their scores; those that are not there yet are made together.
+    def at(self, steering: Method | None, alphas: Sequence[float], context: Context = "base") -> list[Judged]:
+        """The answers of one method at several strengths with their scores; those that do not exist yet are generated together.
 
         Raises:
-            InputError: there is no judge.
+            InputError: no judge was given.
         """
         judged = []
         for responses in self._responses(steering, alphas, context):
@@ -119,42 +117,42 @@ class Answers:
             judged.append(self._known[texts])
         return judged
 
-    def responses(self, steering: Steering | None = None, alpha: float = 1.0, context: Context = "base") -> tuple[Response, ...]:
-        """The answers of one method at one strength; made only if they are not there yet."""
+    def responses(self, steering: Method | None = None, alpha: float = 1.0, context: Context = "base") -> tuple[Response, ...]:
+        """The answers of one method at one strength; generated only if they do not exist yet."""
         return self._responses(steering, [alpha], context)[0]
 
-    def _responses(self, steering: Steering | None, alphas: Sequence[float], context: Context) -> list[tuple[Response, ...]]:
-        asked = self._asked(steering, alphas, context)
-        new = list({each.key: each for each in asked if each.key not in self._written}.values())
+    def _responses(self, steering: Method | None, alphas: Sequence[float], context: Context) -> list[tuple[Response, ...]]:
+        requested = self._requested(steering, alphas, context)
+        new = list({each.key: each for each in requested if each.key not in self._written}.values())
         starts = range(0, len(self.pairs) if new else 0, CHUNK)
         chunks = [self._chunk(range(first, min(first + CHUNK, len(self.pairs))), new, context) for first in starts]
         self._written |= {each.key: tuple(answer for chunk in chunks for answer in chunk[each.key]) for each in new}
-        return [self._written[each.key] for each in asked]
+        return [self._written[each.key] for each in requested]
 
-    def _asked(self, steering: Steering | None, alphas: Sequence[float], context: Context) -> list[_Asked]:
+    def _requested(self, steering: Method | None, alphas: Sequence[float], context: Context) -> list[_Requested]:
         digest = None if steering is None else content_digest(steering)
-        asked = []
+        requested = []
         for alpha in map(float, alphas):
             # At strength 0 and without an offset, steering is bit-identical to none.
             acts = steering is not None and (alpha != 0 or not offset_free(steering))
             about = {**self._common, "steering": digest if acts else None, "alpha": alpha if acts else None}
-            asked.append(_Asked(steering if acts else None, alpha, about, digest_of({**about, "context": context})))
-        return asked
+            requested.append(_Requested(steering if acts else None, alpha, about, digest_of({**about, "context": context})))
+        return requested
 
-    def _chunk(self, places: range, asked: Sequence[_Asked], context: Context) -> dict[str, list[Response]]:
-        """Answers to some questions by one method, or by none, at each strength: read, or made together and written."""
-        chosen = [self.pairs[place] for place in places]
+    def _chunk(self, indices: range, requested: Sequence[_Requested], context: Context) -> dict[str, list[Response]]:
+        """Answers of one method, or of the unsteered model, to some questions at each strength: read, or generated together and written."""
+        chosen = [self.pairs[index] for index in indices]
         questions = {
             "prompts": [pair.ids(context) for pair in chosen],
             "spans": [pair.question_length for pair in chosen],
-            "streams": list(places),
+            "streams": list(indices),
         }
-        names = {each.key: f"answers-{digest_of({**each.about, **questions})}.jsonl" for each in asked}
+        names = {each.key: f"answers-{digest_of({**each.about, **questions})}.jsonl" for each in requested}
         read = {key: self._read(name, len(chosen)) for key, name in names.items()}
         found = {
             key: [Response(tuple(line["ids"]), line["text"]) for line in lines] for key, lines in read.items() if lines is not None
         }
-        missing = [each for each in asked if each.key not in found]
+        missing = [each for each in requested if each.key not in found]
         together = max(1, CHUNK // len(chosen))
         alike = [list(group) for _, group in groupby(missing, key=lambda each: each.steering is None)]
         for group in (each[first : first + together] for each in alike for first in range(0, len(each), together)):
@@ -165,17 +163,17 @@ class Answers:
                 context=context,
                 sampling=self.config,
                 alpha=group[0].alpha if len(group) == 1 else [each.alpha for each in group for _ in chosen],
-                streams=[*places] * len(group),
+                streams=[*indices] * len(group),
             )
             self.generated += len(answers)
-            for place, each in enumerate(group):
-                found[each.key] = answers[place * len(chosen) : (place + 1) * len(chosen)]
+            for start, each in enumerate(group):
+                found[each.key] = answers[start * len(chosen) : (start + 1) * len(chosen)]
                 self._write(names[each.key], [asdict(answer) for answer in found[each.key]])
         return found
 
     def _scored(self, texts: tuple[str, ...]) -> Judged:
         if self._judge is None:
-            raise InputError("judge", None, "a judge, which scores need")
+            raise InputError("judge", None, "a judge to score the answers")
         questions = [pair.asked for pair in self.pairs]
         name = self._judge_name and f"scores-{digest_of([self._judge_name, texts, questions])}.jsonl"
         found = self._read(name, len(texts)) if name else None
@@ -183,8 +181,8 @@ class Answers:
             return Judged(
                 texts, Judgement(_side(found, "trait"), _side(found, "coherence"), tuple(each["reason"] for each in found))
             )
-        judgement = checked(self._judge(texts, questions), len(texts))
-        if name and present_in(judgement.trait, judgement.coherence).all():  # what is missing may be there another time
+        judgement = judged(self._judge, texts, questions)
+        if name and scored(judgement.trait, judgement.coherence).all():  # a missing score may be there next time
             rows = zip(judgement.trait.tolist(), judgement.coherence.tolist(), judgement.reasons, strict=True)
             self._write(name, [{"trait": _or_null(a), "coherence": _or_null(b), "reason": why} for a, b, why in rows])
         return Judged(texts, judgement)
@@ -200,13 +198,13 @@ class Answers:
             problem = f"{len(lines)} lines after {head}"
         except (OSError, ValueError) as error:
             problem = str(error)
-        raise ArtifactError(f"{path}: is damaged ({problem}). Delete it, and its answers are made anew.")
+        raise ArtifactError(f"{path}: is damaged ({problem}). Delete it; its answers will be generated again.")
 
     def _write(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
         if self._folder is None:
             return
         text = "\n".join(json.dumps(line, allow_nan=False) for line in ({"format": FORMAT, "lines": len(lines)}, *lines)) + "\n"
-        # Two processes may make the same answers at once: each writes a file of its own, and either may come last.
+        # Two processes may generate the same answers at once: each writes its own file, and either may finish last.
         temporary = self._folder / f".{name}.{os.getpid()}.new"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self._folder / name)
@@ -220,13 +218,13 @@ def _or_null(score: float) -> float | None:
     return None if math.isnan(score) else score
 
 
-def offset_free(steering: Steering) -> bool:
-    """Whether a strength of 0 is no steering."""
+def offset_free(steering: Method) -> bool:
+    """Whether strength 0 is the same as no steering."""
     return all(part.replacement.offset == 0 for part in SteeringPlan.of(steering).parts)
 
 
-def content_digest(steering: Steering) -> str:
-    """Digest of all that decides what a replacement or a plan does: its numbers, rules, hook points, span and factors."""
+def content_digest(steering: Method) -> str:
+    """Digest of everything that determines what a method does: its numbers, rules, hook points, span and factors."""
     content = []
     for part in SteeringPlan.of(steering).parts:
         each = part.replacement
@@ -242,9 +240,9 @@ def content_digest(steering: Steering) -> str:
 
 
 def identity_of(judge: Judge) -> str | None:
-    """What tells a judge from another from one run to the next; None where nothing does, and its scores are not kept on disk.
+    """What identifies a judge from one run to the next; None if nothing does, and then its scores are not kept on disk.
 
-    A judge may say it by itself in an attribute `identity`; else that of a dataclass is its type and fields.
+    A judge may have a string attribute `identity`. Otherwise a dataclass is identified by its type and fields.
     """
     own = getattr(judge, "identity", None)
     if isinstance(own, str):
@@ -252,15 +250,3 @@ def identity_of(judge: Judge) -> str | None:
     described: Any = judge
     text = repr(described)
     return f"{type(judge).__module__}.{text}" if is_dataclass(described) and " at 0x" not in text else None
-
-
-def checked(judgement: Judgement, count: int) -> Judgement:
-    """A judgement with one score a text on each side.
-
-    Raises:
-        InputError: it has more scores, or fewer.
-    """
-    sizes = (len(judgement.trait), len(judgement.coherence), len(judgement.reasons))
-    if set(sizes) != {count}:
-        raise InputError("judge", f"{sizes} trait scores, coherence scores and reasons for {count} texts", "one of each a text")
-    return judgement

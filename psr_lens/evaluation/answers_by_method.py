@@ -1,4 +1,4 @@
-"""Answers of every method to the same questions, and rows of a table made of their scores."""
+"""Answers of every method to the same questions, and the table rows made from their scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair
 from psr_lens.replacement import SteeringPlan
-from psr_lens.results.intervals import bootstrap_interval
-from psr_lens.results.table import Result
+from psr_lens.results.bootstrap import mean_interval
+from psr_lens.results.result import Result
 
 
 def answer_all(
@@ -24,7 +24,7 @@ def answer_all(
     alphas: Mapping[str, float],
     config: SamplingConfig | None,
 ) -> dict[str, list[Response]]:
-    """One answer a question from `none`, from `prompt` and from each plan, all with the same random streams.
+    """One answer to each question from `none`, from `prompt` and from each plan, all with the same random streams.
 
     Raises:
         InputError: there are no pairs.
@@ -49,8 +49,8 @@ def mean_row(
     block: str = "",
     alpha: float | None = None,
 ) -> Result:
-    """The mean of the scores that are there, with its interval over questions; NaN counts as missing."""
+    """Mean of the scores, with its interval over questions; NaN counts as missing."""
     present = scores[np.isfinite(scores)]
     value = float(present.mean()) if len(present) else float("nan")
     missing = len(scores) - len(present)
-    return Result(method, metric, value, len(present), bootstrap_interval(present), trait, block, alpha, missing=missing)
+    return Result(method, metric, value, len(present), mean_interval(present), trait, block, alpha, missing=missing)

@@ -1,34 +1,38 @@
 """Where the prompt steers and where its replacements steer, side by side on the same tokens.
 
 All magnitudes are norms of accumulated differences, `‖A − A_base‖` at `hook_resid_post`, so that a prompt and a replacement are
-measured alike.
+measured in the same way.
 Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the span, as in figure 3 of Heyman & Vandeputte 2026: 1 is no steering.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
-from psr_lens._utils.progress import progress_bar
-from psr_lens.activations.batches import length_batches
+from psr_lens._utils.optional import package
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
-from psr_lens.activations.teacher_forced_pass import Steered, read_batch
-from psr_lens.evaluation.acting_sites import ActingSite, positions, relative_rmse, squares
-from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, checked_plans
+from psr_lens.activations.statistics import SecondMoments
+from psr_lens.activations.teacher_forced_pass import BatchReading
+from psr_lens.evaluation.acting_sites import relative_rmse, squares
+from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
-from psr_lens.models import HookedModel, device_of, fingerprint
+from psr_lens.evaluation.side_by_side import SideBySide
+from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import check_layers
-from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, rephrase, token_table
-from psr_lens.replacement import Replacement, SteeringPlan
+from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MethodTrace:
     """What one replacement did on the compared tokens."""
 
@@ -37,21 +41,33 @@ class MethodTrace:
     relative_rmse: Float[Tensor, " layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
     site_layers: tuple[int, ...]
-    """The layer of each hook point at which the replacement acts; twice the same where it acts at two points of one layer."""
+    """The layer of each hook point at which the replacement acts; a layer appears twice if the replacement acts at two points of it."""
     coefficient: Float[Tensor, "token site"]
     """‖(α + b_m)·λ(A)·z‖, the length of what is added at each hook point, over all heads, in the activation's units; 0 on tokens
     that are not steered."""
     projection: Float[Tensor, "token site"]
-    """What the coefficient stands for: the length of (prompted activation − arriving activation) within the span of the directions, of
-    each head's own at `attn.hook_z`. Along a single direction it has a sign."""
+    """What the coefficient should have been: the length of (prompted activation − arriving activation) within the span of the
+    directions, of each head's own directions at `attn.hook_z`. It has a sign if there is a single direction."""
+
+    def __repr__(self) -> str:
+        """Tokens, layers and hook points in one line."""
+        tokens, layers = self.magnitude.shape
+        return f"MethodTrace({tokens} tokens × {layers} layers; acts at layers {', '.join(map(str, self.site_layers))})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """A prompt and its replacements on the same response tokens."""
+    """A prompt and its replacements on the same response tokens, as `compare` returns it.
+
+    Example:
+        >>> comparison
+        Comparison('talk like a pirate .', ... tokens × 6 layers, span R; methods: A-PSR, CAA)
+        >>> comparison.methods["A-PSR"].relative_rmse.shape
+        torch.Size([6])
+    """
 
     instruction: str
-    """The instruction of the prompt; the first, where there are several."""
+    """The instruction of the prompt; the first, if there are several."""
     model: Mapping[str, object]
     """Fingerprint of the model."""
     span: Span
@@ -65,15 +81,27 @@ class Comparison:
     rank1_share: Float[Tensor, " layer"]
     """Share of Δ_acc's energy in its first singular direction, after each layer."""
     methods: Mapping[str, MethodTrace]
-    """The replacements, by the names they were given."""
+    """The replacements by name."""
     paraphrase_rmse: Float[Tensor, " layer"] | None
-    """Relative RMSE between the instruction and a paraphrase of it, the yardstick; None if no paraphrase was given."""
-    alpha: float
-    """Strength at which the replacements ran."""
+    """Relative RMSE between the instruction and a paraphrase of it, the paraphrase baseline; None without a paraphrase."""
+    alphas: Mapping[str, float]
+    """Strength of each replacement."""
     scores: tuple[Scores, ...] = ()
     """Trait and coherence by method, if they were measured."""
     settings: Mapping[str, object] = field(default_factory=dict)
-    """What is needed to run it again."""
+    """What is needed to run the comparison again."""
+
+    def __repr__(self) -> str:
+        """Instruction, size and methods in one line."""
+        size = f"{len(self.tokens)} tokens × {len(self.layers)} layers, span {self.span}"
+        return f"Comparison({self.instruction!r}, {size}; methods: {', '.join(self.methods)})"
+
+    @property
+    def strengths(self) -> str:
+        """The strengths as text: one number if all replacements share it, else one for each."""
+        if len(set(self.alphas.values())) == 1:
+            return f"{next(iter(self.alphas.values())):g}"
+        return ", ".join(f"{alpha:g} ({name})" for name, alpha in self.alphas.items())
 
     def _repr_html_(self) -> str:
         scores = {each.method: each for each in self.scores}
@@ -91,82 +119,126 @@ class Comparison:
                 )
             )
         head = ("method", "trait", "coherence", "questions", f"relative RMSE, layer {self.layers[-1]}")
-        return table(head, rows, f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.alpha:g}")
+        return table(head, rows, f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.strengths}")
 
     def quantile(self, q: float) -> Float[Tensor, " layer"]:
-        """A quantile of ‖Δ_acc‖ over tokens, after each layer."""
+        """A quantile of ‖Δ_acc‖ over tokens, after each layer.
+
+        Example:
+            >>> bool((comparison.quantile(0.5) <= comparison.quantile(0.99)).all())
+            True
+        """
         return self.magnitude.quantile(q, dim=0)
+
+    def with_scores(self, scores: Sequence[Scores], settings: Mapping[str, object] | None = None) -> Comparison:
+        """A copy with scores beside the comparison, for tables, plots and reports.
+
+        Args:
+            scores: Results of `scores_at`.
+            settings: What a reader needs to run it again, added to the settings so far.
+
+        Example:
+            >>> few = psr.SamplingConfig(max_new_tokens=8)
+            >>> scored = comparison.with_scores([psr.scores_at(model, pairs[:2], pirate, judge, sampling=few)], {"seed": 0})
+            >>> scored.scores[0].method, scored.settings
+            ('A-PSR', {'seed': 0})
+        """
+        return replace(self, scores=tuple(scores), settings={**self.settings, **(settings or {})})
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with one row for each method, token and layer; the prompt is the method `prompt`.
+
+        Columns: `method`, `triplet`, `position` (−1 is the last prompt token), `token`, `layer` and `magnitude` (‖Δ‖).
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+
+        Example:
+            >>> frame = comparison.to_pandas()
+            >>> list(frame.columns), sorted(set(frame["method"]))
+            (['method', 'triplet', 'position', 'token', 'layer', 'magnitude'], ['A-PSR', 'CAA', 'prompt'])
+        """
+        pandas = package("pandas", "pandas")
+        magnitudes = {PROMPT: self.magnitude, **{name: trace.magnitude for name, trace in self.methods.items()}}
+        tokens, layers = self.magnitude.shape
+        columns = {
+            "method": [name for name in magnitudes for _ in range(tokens * layers)],
+            "triplet": self.tokens.triplet.repeat_interleave(layers).repeat(len(magnitudes)).numpy(),
+            "position": self.tokens.position.repeat_interleave(layers).repeat(len(magnitudes)).numpy(),
+            "token": [string for string in self.tokens.strings for _ in range(layers)] * len(magnitudes),
+            "layer": list(self.layers) * (tokens * len(magnitudes)),
+            "magnitude": torch.cat([each.flatten() for each in magnitudes.values()]).numpy(),
+        }
+        frame: pd.DataFrame = pandas.DataFrame(columns)
+        return frame
 
 
 def compare(
     model: HookedModel,
     triplets: Sequence[Triplet],
-    methods: Mapping[str, Replacement | SteeringPlan],
+    methods: Methods,
     *,
     paraphrase: str | None = None,
     layers: str | int | Sequence[int] = "all",
     span: Span = "R",
-    alpha: float = 1.0,
-    scores: Sequence[Scores] = (),
-    settings: Mapping[str, object] | None = None,
+    alpha: float | Mapping[str, float] = 1.0,
     token_budget: int = TOKEN_BUDGET,
 ) -> Comparison:
     """Read the same responses under the prompt and under each replacement, and compare token by token.
 
     Args:
-        model: The model.
-        triplets: Responses to compare on, best ones that nothing was fitted on.
-        methods: Names and replacements, or plans of several.
-        paraphrase: The instruction in other words, for the yardstick.
+        model: The model; it is not changed.
+        triplets: Responses to compare on, preferably ones that nothing was fitted on.
+        methods: One replacement or plan, or several by name.
+        paraphrase: The instruction in other words, for the paraphrase baseline.
         layers: Layers after which the residual stream is compared.
-        span: Which tokens.
-        alpha: Strength of every replacement.
-        scores: Results of `scores_at`, to be shown beside.
-        settings: Anything that a reader needs to run it again.
+        span: Which tokens are compared.
+        alpha: Strength: one for all replacements, or one for each by name.
         token_budget: Most tokens in a batch, padding included.
 
     Returns:
-        A typed result, for `psr_lens.plots` and `psr_lens.reporting`.
+        A typed result, for `psr_lens.plots` and `psr_lens.report`.
 
     Raises:
-        InputError: no triplets, no replacements, a reserved name, a layer out of range.
+        InputError: no triplets, no methods, a reserved name, a layer out of range.
         ArtifactError: a replacement was made for another model.
+
+    Example:
+        >>> psr.compare(model, triplets[:2], {"A-PSR": pirate}, paraphrase="speak as a pirate would .", layers=[2, 5])
+        Comparison('talk like a pirate .', ... tokens × 2 layers, span R; methods: A-PSR)
     """
+    plans = plans_for(model, methods, (PROMPT, PARAPHRASE))
+    alphas = strengths(alpha, list(plans))
     check_triplets(model, triplets)
-    plans = checked_plans(model, methods, (PROMPT, PARAPHRASE))
     wanted = check_layers(model, layers)
-    names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
-    tokens = token_table(model, triplets, span)
-    sites = {label: ActingSite.all_of(plan, device_of(model)) for label, plan in plans.items()}
-    acting = [site.name for at in sites.values() for site in at]
-    other = [] if paraphrase is None else rephrase(model, triplets, paraphrase)
-    # Of each token only numbers are kept, and the prompt's own difference for its singular values.
-    rows, errors = Rows(triplets, span), {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
-    for indices in progress_bar(list(length_batches(triplets, token_budget)), desc="compare", unit="batch"):
-        chosen, take = [triplets[index] for index in indices], rows.of(indices)
-        position = positions(chosen, span)
-        base = read_batch(model, chosen, names, "base", span).rows
-        prompted = read_batch(model, chosen, [*dict.fromkeys([*names, *acting])], "prompted", span).rows
-        delta = {name: prompted[name].float() - base[name].float() for name in names}
-        for name, values in delta.items():
-            take(name, values)
-        if other:
-            found = read_batch(model, [other[index] for index in indices], names, "prompted", span).rows
-            errors[PARAPHRASE] += _errors(found, base, delta)
-        for label, plan in plans.items():
-            points = [site.name for site in sites[label]]
-            steered = read_batch(model, chosen, names, "base", span, steered=Steered(plan, alpha, points))
-            errors[label] += _errors(steered.rows, base, delta)
-            take(f"{label}/magnitude", torch.stack([(steered.rows[n].float() - base[n].float()).norm(dim=1) for n in names], dim=1))
-            read = [site.read(steered.arriving[site.name], prompted[site.name], position, alpha) for site in sites[label]]
-            take(f"{label}/coefficient", torch.stack([each.coefficient.abs() for each in read], dim=1))
-            take(f"{label}/projection", torch.stack([each.projection for each in read], dim=1))
-    energy = torch.stack([squares(rows.tensors[name]).sum() for name in names])
+    paraphrases = () if paraphrase is None else (paraphrase,)
+    reading = SideBySide(model, plans, alphas, wanted, span, paraphrases)
+    names = reading.residuals
+    # Of each token only magnitudes are kept; of the prompt's differences, their second moments.
+    rows, moments = Rows(triplets, span), [SecondMoments(int(model.cfg.d_model)) for _ in names]
+    errors = {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
+    energy = torch.zeros(len(names), dtype=torch.double)
+    for batch in reading.batches(triplets, token_budget):
+        take, base = rows.of(batch.indices), batch.base
+        delta = {name: batch.prompted.rows[name].float() - base.rows[name].float() for name in names}
+        take(PROMPT, torch.stack([each.norm(dim=1) for each in delta.values()], dim=1))
+        energy += torch.stack([squares(each).sum() for each in delta.values()]).cpu()
+        for moment, each in zip(moments, delta.values(), strict=True):
+            moment.add(each)
+        for rephrased in batch.rephrased:
+            errors[PARAPHRASE] += _errors(rephrased, base, delta)
+        for steered in reading.steered(batch):
+            label, found = steered.label, steered.reading
+            errors[label] += _errors(found, base, delta)
+            moved = [(found.rows[name].float() - base.rows[name].float()).norm(dim=1) for name in names]
+            take(f"{label}/magnitude", torch.stack(moved, dim=1))
+            take(f"{label}/coefficient", torch.stack([site.coefficient.abs() for site in steered.sites], dim=1))
+            take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
     traces = {
         label: MethodTrace(
             rows.tensors[f"{label}/magnitude"],
             relative_rmse(errors[label], energy).float(),
-            tuple(site.layer for site in sites[label]),
+            tuple(site.layer for site in reading.sites[label]),
             rows.tensors[f"{label}/coefficient"],
             rows.tensors[f"{label}/projection"],
         )
@@ -176,27 +248,24 @@ def compare(
         triplets[0].pair.instruction,
         fingerprint(model),
         span,
-        tokens,
+        token_table(model, triplets, span),
         tuple(wanted),
-        torch.stack([rows.tensors[name].norm(dim=1) for name in names], dim=1),
-        torch.stack([_rank1_share(rows.tensors[name]) for name in names]),
+        rows.tensors[PROMPT],
+        torch.tensor([_rank1_share(moment) for moment in moments]),
         traces,
-        relative_rmse(errors[PARAPHRASE], energy).float() if other else None,
-        alpha,
-        tuple(scores),
-        settings or {},
+        relative_rmse(errors[PARAPHRASE], energy).float() if paraphrases else None,
+        alphas,
     )
 
 
 def _errors(
-    found: Mapping[str, Float[Tensor, "token d_model"]],
-    base: Mapping[str, Float[Tensor, "token d_model"]],
-    delta: Mapping[str, Float[Tensor, "token d_model"]],
+    found: BatchReading, base: BatchReading, delta: Mapping[str, Float[Tensor, "token d_model"]]
 ) -> Float[Tensor, " layer"]:
-    """Sum of ‖Δ_AS − Δ_acc‖² over some tokens, at each point of `delta`."""
-    return torch.stack([squares(found[name].float() - base[name].float() - wanted).sum() for name, wanted in delta.items()]).cpu()
+    """Sum of ‖Δ_AS − Δ_acc‖² over the tokens of a batch, at each hook point of `delta`."""
+    errors = [found.rows[name].float() - base.rows[name].float() - wanted for name, wanted in delta.items()]
+    return torch.stack([squares(error).sum() for error in errors]).cpu()
 
 
-def _rank1_share(delta: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
-    energies: Tensor = torch.linalg.eigvalsh(delta.double().T @ delta.double())
-    return (energies[-1] / energies.clamp(min=0).sum()).float()
+def _rank1_share(moments: SecondMoments) -> float:
+    values, _ = moments.leading(1)
+    return float(values[0]) / moments.energy if moments.energy else float("nan")

@@ -1,4 +1,4 @@
-"""An evaluation from a YAML file: what to ask whom, who judges it, and which artifacts are tried."""
+"""Evaluation settings from YAML: model, questions, judge, methods."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from typing import Any
 from psr_lens import datasets, judges, organism
 from psr_lens._utils.yaml_config import check_keys, yaml_mapping
 from psr_lens.errors import InputError
-from psr_lens.evaluation.answer_cache import Steering
 from psr_lens.evaluation.evaluate import Calibration
+from psr_lens.evaluation.methods import Method
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel
-from psr_lens.prompts import PromptPair, prompt_pairs
+from psr_lens.prompts import PromptPair, prompt_pairs, prompt_pairs_from_texts
 from psr_lens.replacement import PLAN_FILE, Replacement, SteeringPlan
 from psr_lens.results.judgement import Judge
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What `psr-lens evaluate` reads; paths are relative to where it is run."""
+    """Settings of `psr-lens evaluate`; paths are relative to the working directory."""
 
     judge: str | Mapping[str, Any]
-    """Who scores, by its name in `psr_lens.judges`: `organism:pirate`, `llm:trait_prompt.txt`, `classifier:FOLDER:LABEL`, `ifeval`;
-    with more settings as a mapping, `{name: llm, trait_prompt: …, model: …}`; or one for each side, `{trait: …, coherence: …}`."""
+    """The judge, by its name in `psr_lens.judges`: `organism:pirate`, `llm:trait_prompt.txt`, `classifier:FOLDER:LABEL`, `ifeval`;
+    with more settings as a mapping, `{name: llm, trait_prompt: …, model: …}`; or one judge a score, `{trait: …, coherence: …}`."""
     methods: Mapping[str, str]
-    """Folders of replacements or plans, by the names that they get in the table."""
+    """Names of the methods, as in the table, and the folders of their replacements or plans."""
     out: str = "evaluation"
-    """Folder of results.json, results.md, pareto.html and the answers, from which a run that was cut off goes on."""
+    """Folder for results.json, results.md, pareto.html and the answers, from which an interrupted run continues."""
     model: str = "organism"
-    """What `psr_lens.load_model` takes."""
+    """Name, folder or file, as for `psr_lens.load_model`."""
     pairs: str | None = None
-    """File of questions and instructions, as for `psr-lens capture`; or give `dataset`."""
+    """File of questions and instructions, as for `psr-lens capture`; the alternative to `dataset`."""
     group: str | None = None
-    """Only the lines of `pairs` of this group."""
+    """Group of the lines of `pairs` to use; None for all."""
     dataset: Mapping[str, Any] | None = None
-    """Instead of `pairs`: `{name: organism, trait: pirate, count: 150, kind: procedure, counter: true}`, or
+    """The alternative to `pairs`: `{name: organism, trait: pirate, count: 150, kind: procedure, counter: true}`, or
     `{name: ifeval, path: FILE}`."""
     alphas: Sequence[float] = (1.0,)
     """Strengths that are measured in any case."""
     with_prompt: bool | Sequence[str] = False
-    """Methods that are tried under the prompt too, by name; or true for all."""
+    """Names of the methods that are tried under the prompt too; or true for all."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    """The target coherences and the search for them: `targets`, `at_prompt`, `prompt_margin`, `maximum`, `steps`, `tolerance`."""
+    """Target coherences and the search for them: `targets`, `at_prompt`, `prompt_margin`, `maximum`, `steps`, `tolerance`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """How answers are drawn: `temperature`, `max_new_tokens`, `seed`, `token_budget`."""
     trait: str = ""
-    """Label for the table."""
+    """Trait, as a label in the table."""
     block: str = ""
-    """Label for the table, the kind of questions."""
+    """Kind of questions, as a label in the table."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant before anything costly is done."""
+        """Refuse invalid settings before anything costly runs."""
         if (self.pairs is None) == (self.dataset is None):
             got = "neither" if self.pairs is None else "both"
             raise InputError("pairs", f"{got} of pairs and dataset", "one of the two")
         for name, kind in (("methods", Mapping), ("calibration", Mapping), ("sampling", Mapping), ("alphas", list | tuple)):
             if not isinstance(getattr(self, name), kind):
-                raise InputError(name, repr(getattr(self, name)), "a list" if name == "alphas" else "a mapping, a line each")
+                raise InputError(name, repr(getattr(self, name)), "a list" if name == "alphas" else "a mapping, one entry a line")
         for name in ("out", "model", "trait", "block"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(name, repr(getattr(self, name)), "a text")
 
     def calibrated_by(self) -> Calibration:
-        """The settings of the search."""
-        return Calibration.of(self.calibration)
+        """Strengths, target coherences and the search for them."""
+        return Calibration.of(self.calibration, self.alphas)
 
     def sampled_by(self) -> SamplingConfig:
-        """The settings of the sampling."""
+        """How answers are drawn."""
         check_keys("sampling", self.sampling, [each.name for each in fields(SamplingConfig)])
         return SamplingConfig(**self.sampling)
 
@@ -79,7 +79,7 @@ def read_config(path: str | Path) -> EvaluationConfig:
     """Settings from a YAML (or JSON) file.
 
     Raises:
-        InputError: the file cannot be read, is no mapping, lacks a setting or holds one that does not exist or cannot be meant.
+        InputError: the file cannot be read or is not a mapping, or a setting is missing, unknown or invalid.
     """
     given = yaml_mapping(path, "`judge: organism:pirate`")
     check_keys("config", given, [each.name for each in fields(EvaluationConfig)])
@@ -92,14 +92,14 @@ def read_config(path: str | Path) -> EvaluationConfig:
     return config
 
 
-def load_methods(folders: Mapping[str, Any]) -> dict[str, Steering]:
-    """Replacements and plans by name.
+def load_methods(folders: Mapping[str, Any]) -> dict[str, Method]:
+    """Replacements and plans by name, loaded from their folders.
 
     Raises:
-        InputError: a folder that is no text.
-        ArtifactError: a folder that holds neither.
+        InputError: a folder is not a string.
+        ArtifactError: a folder holds neither a replacement nor a plan.
     """
-    found: dict[str, Steering] = {}
+    found: dict[str, Method] = {}
     for name, folder in folders.items():
         if not isinstance(folder, str):
             raise InputError(f"methods.{name}", repr(folder), "the folder of a replacement or a plan")
@@ -108,10 +108,10 @@ def load_methods(folders: Mapping[str, Any]) -> dict[str, Steering]:
 
 
 def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[Sequence[PromptPair], Sequence[Any]]:
-    """The questions, and the rows of the data set that they come from, where there is one.
+    """The questions, and the rows of the data set that they come from; no rows for a file of pairs.
 
     Raises:
-        InputError: a file or data set that is not there, or holds no such group.
+        InputError: a file, data set or group that does not exist.
     """
     if config.pairs is not None:
         lines = datasets.read_pairs(config.pairs)
@@ -122,29 +122,24 @@ def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[Sequence[P
         return prompt_pairs(model, [line.question for line in chosen], [line.instruction for line in chosen]), ()
     given = config.dataset
     if not isinstance(given, Mapping) or given.get("name") not in ("organism", "ifeval"):
-        raise InputError("dataset", repr(given), "a mapping with the name organism or ifeval")
+        raise InputError("dataset", repr(given), "a mapping with `name: organism` or `name: ifeval`")
     if given["name"] == "organism":
         check_keys("dataset", given, ("name", "trait", "paraphrase", "count", "kind", "split", "seed", "counter"))
         asked = {key: value for key, value in given.items() if key not in ("name", "trait", "paraphrase")}
         questions = organism.questions(**{"split": "held_out", **asked})
         return prompt_pairs(model, questions, organism.instruction(given.get("trait", ""), given.get("paraphrase", 0))), ()
     check_keys("dataset", given, ("name", "path"))
-    reader, maker = getattr(datasets, "read_ifeval", None), None
-    if reader is not None:
-        from psr_lens.prompts import triplets as prompts
-
-        maker = getattr(prompts, "prompt_pairs_from_texts", None)
-    if reader is None or maker is None:
-        raise InputError("dataset", "'ifeval'", "a data set that this version reads", "There is: organism.")
-    rows = reader(given.get("path"))
-    return maker(model, [row.base for row in rows], [row.prompted for row in rows]), rows
+    if not isinstance(path := given.get("path"), str):
+        raise InputError("dataset.path", repr(path), "the path of the IFEval file")
+    rows = datasets.read_ifeval(path)
+    return prompt_pairs_from_texts(model, [row.base for row in rows], [row.prompted for row in rows]), rows
 
 
 def check_judge(given: Any, key: str = "judge") -> None:
-    """Refuse what names no judge, before anything costly is done.
+    """Check the name of a judge before anything costly runs.
 
     Raises:
-        InputError: there is no such judge.
+        InputError: unknown judge.
     """
     if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
         for side, each in given.items():
@@ -163,13 +158,18 @@ def load_judge(
     key: str = "judge",
     defaults: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
 ) -> Judge:
-    """A judge by its name and settings.
+    """A judge from its name and settings.
 
-    What a judge must be given and a file cannot say, it gets: `model`, `pairs`, and as `instructions` the rows of the data set. `defaults`
-    are settings for judges by name, where a file does not give them; they are made only for a judge that is asked for.
+    Args:
+        given: Name and settings, as in `EvaluationConfig.judge`.
+        model: Passed to a judge that requires `model`.
+        pairs: Passed to a judge that requires `pairs`.
+        rows: Rows of the data set, passed to a judge that requires `instructions`.
+        key: What errors call the setting.
+        defaults: Default settings by name of judge; only those of the chosen judge are computed.
 
     Raises:
-        InputError: there is no such judge, or it does not take these settings.
+        InputError: unknown judge, or settings that it does not take.
     """
     check_judge(given, key)
     if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:

@@ -1,4 +1,4 @@
-"""Evaluate methods side by side: curves over the strength, and the strength at a target coherence found by search."""
+"""Evaluate methods side by side: curves over the strength, and the strength at a target coherence, found by search."""
 
 from __future__ import annotations
 
@@ -12,50 +12,68 @@ from typing import Any
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.yaml_config import check_keys
 from psr_lens.errors import InputError
-from psr_lens.evaluation.answer_cache import Answers, Judged, Steering
+from psr_lens.evaluation.answer_cache import Answers, Judged
 from psr_lens.evaluation.evaluation_result import PROMPT_TARGET, Evaluation, Point
+from psr_lens.evaluation.methods import NONE, PROMPT, Method, Methods, methods_for
 from psr_lens.evaluation.trait_at_coherence import search
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair
-from psr_lens.replacement import Replacement, SteeringPlan
-from psr_lens.results.judgement import Judge
-
-BUILT_IN = ("none", "prompt")
+from psr_lens.results.judgement import Judge, checked_judge
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which coherences to look for, and how long."""
+    """Which strengths to measure, which target coherences to look for, and how long.
 
+    Example:
+        >>> psr.Calibration(alphas=(0.5, 1.0, 2.0), targets=(80, 90)).maximum
+        16.0
+    """
+
+    alphas: tuple[float, ...] = (1.0,)
+    """Strengths that are measured in any case, 0 or more; 0 itself always is."""
     targets: tuple[float, ...] = (80.0,)
-    """Coherences, 0–100, of the metrics `TA@C80` and so on; none are allowed."""
+    """Target coherences, 0–100, of the metrics `TA@C80` and so on; may be empty."""
     at_prompt: bool = True
-    """Look for the coherence of prompting too: `TA@Cp`."""
+    """Whether to look for the coherence of prompting too, the metric `TA@Cp`."""
     prompt_margin: float = 1.0
-    """TA@Cp is at the coherence of prompting less this. Measured coherences are noisy, and near 100 without a margin a method that is
-    as coherent as prompting would be told apart from it, and its strength set, by that noise."""
+    """TA@Cp is measured at the coherence of prompting minus this. Measured coherences are noisy: near 100 and without a margin, noise alone
+    would decide whether a method that is as coherent as prompting reaches the target, and at which strength."""
     maximum: float = 16.0
-    """Largest strength that doubling comes to."""
+    """Largest strength that the search tries."""
     steps: int = 6
-    """Most halvings a target."""
+    """Most halvings for each target."""
     tolerance: float = 1.0
     """The search ends at a coherence this close to the target."""
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Calibration:
-        """Settings from a mapping, as a file gives it.
+    def of(cls, given: Mapping[str, Any], alphas: Sequence[float] | None = None) -> Calibration:
+        """Settings from a mapping, such as a YAML file holds.
+
+        Args:
+            given: Names and values of settings.
+            alphas: Strengths that are given elsewhere; the mapping may then not hold them.
 
         Raises:
-            InputError: one that does not exist, or cannot be meant.
+            InputError: an unknown setting, or an invalid value.
+
+        Example:
+            >>> psr.Calibration.of({"targets": [70, 80], "steps": 3}).targets
+            (70, 80)
         """
-        check_keys("calibration", given, [each.name for each in fields(cls)])
-        if not isinstance(targets := given.get("targets", ()), list | tuple):
-            raise InputError("targets", repr(targets), "a list of coherences")
-        return cls(**{**given, **({"targets": tuple(targets)} if "targets" in given else {})})
+        check_keys("calibration", given, [each.name for each in fields(cls) if alphas is None or each.name != "alphas"])
+        given = given if alphas is None else {**given, "alphas": list(alphas)}
+        lists = {name: given[name] for name in ("alphas", "targets") if name in given}
+        for name, values in lists.items():
+            if not isinstance(values, list | tuple):
+                raise InputError(name, repr(values), "a list of numbers")
+        return cls(**{**given, **{name: tuple(values) for name, values in lists.items()}})
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be meant."""
+        """Refuse invalid settings."""
+        for alpha in self.alphas:
+            _in_range("alphas", alpha, 0, math.inf)
         for target in self.targets:
             _in_range("targets", target, 0, 100)
         _in_range("prompt_margin", self.prompt_margin, 0, 100)
@@ -74,94 +92,82 @@ def _in_range(name: str, value: Any, low: float, high: float) -> None:
 def evaluate(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    methods: Steering | Mapping[str, Steering],
+    methods: Methods,
     judge: Judge,
     *,
-    alphas: Sequence[float] = (1.0,),
     calibration: Calibration | None = None,
     with_prompt: bool | Collection[str] = False,
     sampling: SamplingConfig | None = None,
     cache: str | Path | None = None,
-    trait: str = "",
-    block: str = "",
 ) -> Evaluation:
-    """Sample answers with every method at several strengths, score them, and find what each method reaches at a target coherence.
+    """Sample answers with every method at several strengths, score them, and find the trait at a target coherence.
 
-    The model as it is (`none`) and the prompt (`prompt`) stand beside the methods. All get the same questions and the same random
-    streams. Nothing is generated twice: a strength of 0 is the model as it is (or the prompt), curves and searches share their points, and
-    what lies in `cache` is read from there, so that a run that was cut off goes on and ends the same.
-
-    The strengths: those of `alphas`; then, for each target, doubling from 1 until coherence is below it, and halving (see
-    `psr_lens.evaluation.trait_at_coherence`, also for what is taken between two strengths and where a target is never reached).
+    The unsteered model (`none`) and the prompt (`prompt`) are measured beside the methods, on the same questions and with the same random
+    streams. Nothing is generated twice: strength 0 is the unsteered model (or the prompt), curves and searches share their points, and
+    answers found in `cache` are read, so that an interrupted run continues and gives the same result.
 
     Args:
         model: The model.
         pairs: Questions that nothing was fitted on.
-        methods: What to steer with, one replacement or plan, or several by name. One alone goes by its own `method`.
-        judge: Scores the answers. One that gives a single side (trait or coherence) is enough for that side's curve.
-        alphas: Strengths that are measured in any case, 0 or more.
-        calibration: Target coherences and the search for them; `Calibration(targets=(), at_prompt=False)` for the curves alone.
-        with_prompt: Methods that are tried a second time under the prompted context, as `NAME + prompt`, by their names; or True for all of
-            them. Their strength 0 is the prompt.
+        methods: One replacement or plan, which goes by its own `method`, or several by name.
+        judge: Scores the answers. A judge that gives only trait or only coherence is enough for that score's curve.
+        calibration: Which strengths to measure and which target coherences to look for. The search doubles the strength from 1 until
+            coherence is below the target, then halves the interval; `psr_lens.evaluation.trait_at_coherence` has the rule.
+        with_prompt: Whether methods are also tried under the prompt, as `"A-PSR + prompt"`: True for all, or the names of some.
         sampling: How answers are drawn.
-        cache: A folder for answers and scores; any runs may share it. Scores are kept there if the judge is a dataclass or has an
-            `identity` (a text), and only if none of them is missing.
-        trait: Label for the table.
-        block: Label for the table, the kind of questions.
+        cache: A folder for answers and scores, which any runs may share. Scores are kept only if the judge is a dataclass or has a string
+            attribute `identity`, and none of them is missing.
 
     Returns:
         Curves, and what follows from them: `.table()`, `.calibrated(method, metric)`, `.difference(method, other, metric)`.
 
     Raises:
-        InputError: no pairs, no methods, a name or a strength that cannot be used.
-        ArtifactError: a method does not fit the model, or a file of the cache is damaged.
+        InputError: no pairs, no methods, a reserved name, or something other than a method or a judge in its place.
+        ArtifactError: a method was made for another model, or a file of the cache is damaged.
+
+    Example:
+        >>> few, curves = psr.SamplingConfig(max_new_tokens=8), psr.Calibration(alphas=(0.5, 1.0), targets=(), at_prompt=False)
+        >>> psr.evaluate(model, pairs[:2], {"A-PSR": pirate}, judge, calibration=curves, sampling=few)
+        Evaluation(2 questions; methods (strengths): none (1), prompt (1), A-PSR (3); targets: none)
     """
     calibration = calibration or Calibration()
-    tried = _tried(methods, with_prompt)
-    for alpha in alphas:
-        _in_range("alphas", alpha, 0, math.inf)
-    answers = Answers(model, pairs, judge, sampling, cache)
+    tried = _tried(model, methods, with_prompt)
+    answers = Answers(model, pairs, checked_judge(judge), sampling, cache)
     curves: dict[str, tuple[Point, ...]] = {
-        "none": (_point(None, answers.of()),),
-        "prompt": (_point(None, answers.of(context="prompted")),),
+        NONE: (_point(None, answers.of()),),
+        PROMPT: (_point(None, answers.of(context="prompted")),),
     }
     targets = {f"TA@C{target:g}": float(target) for target in calibration.targets}
     if calibration.at_prompt:
-        targets[PROMPT_TARGET] = curves["prompt"][0].mean("coherence") - calibration.prompt_margin
+        targets[PROMPT_TARGET] = curves[PROMPT][0].mean("coherence") - calibration.prompt_margin
     with progress_bar(desc="evaluate", unit="answer", initial=2 * len(pairs)) as bar:
-        for name, (steering, context) in tried.items():
+        for name, (method, context) in tried.items():
             bar.set_postfix_str(name)
-            measure = partial(answers.at, steering, context=context)
-            curves[name] = _curve(measure, alphas, targets.values(), calibration, bar)
+            measure = partial(answers.at, method, context=context)
+            curves[name] = _curve(measure, targets.values(), calibration, bar)
+    searched = asdict(calibration)
     settings = {
-        "alphas": list(map(float, alphas)),
-        "calibration": asdict(calibration),
+        "alphas": sorted({float(alpha) for alpha in searched.pop("alphas")}),
+        "calibration": searched,
         "sampling": asdict(answers.config),
         "questions": len(pairs),
     }
-    return Evaluation(curves, targets, tuple(pair.asked for pair in pairs), trait, block, settings)
+    return Evaluation(curves, targets, tuple(pair.asked for pair in pairs), settings)
 
 
-def _tried(methods: Steering | Mapping[str, Steering], with_prompt: bool | Collection[str]) -> dict[str, tuple[Steering, Context]]:
-    """Every method by its name, and the context in which it acts."""
-    named = methods if isinstance(methods, Mapping) else {methods.method: methods}
-    if not named:
-        raise InputError("methods", "none", "at least one replacement or plan, or several by name")
-    for name, steering in named.items():
-        if name in BUILT_IN:
-            raise InputError(
-                "methods", f"the name {name!r}", "another name", "The model as it is and the prompt come by themselves."
-            )
-        if not isinstance(steering, Replacement | SteeringPlan):
-            raise InputError("methods", f"{name} = {type(steering).__name__}", "a Replacement or a SteeringPlan")
+def _tried(model: HookedModel, methods: Methods, with_prompt: bool | Collection[str]) -> dict[str, tuple[Method, Context]]:
+    """Every method by name, and the context in which it acts."""
+    named = methods_for(model, methods, (NONE, PROMPT))
     chosen = list(named) if with_prompt is True else [] if with_prompt is False else list(with_prompt)
     if isinstance(with_prompt, str) or (unknown := [name for name in chosen if name not in named]):
         got = repr(with_prompt) if isinstance(with_prompt, str) else f"{unknown}"
         raise InputError("with_prompt", got, f"True, or a list of some of {', '.join(named)}")
-    alone: dict[str, tuple[Steering, Context]] = {name: (steering, "base") for name, steering in named.items()}
-    both: dict[str, tuple[Steering, Context]] = {f"{name} + prompt": (named[name], "prompted") for name in chosen}
+    alone: dict[str, tuple[Method, Context]] = {name: (method, "base") for name, method in named.items()}
+    both: dict[str, tuple[Method, Context]] = {f"{name} + {PROMPT}": (named[name], "prompted") for name in chosen}
     if clash := alone.keys() & both.keys():
-        raise InputError("methods", f"the name {min(clash)!r}", "another name", "It is that of a method together with the prompt.")
+        raise InputError(
+            "methods", f"the name {min(clash)!r}", "another name", "It is reserved for a method together with the prompt."
+        )
     return alone | both
 
 
@@ -171,7 +177,6 @@ def _point(alpha: float | None, judged: Judged) -> Point:
 
 def _curve(
     measure: Callable[[Sequence[float]], Sequence[Judged]],
-    alphas: Sequence[float],
     targets: Collection[float],
     calibration: Calibration,
     bar: Any,
@@ -179,12 +184,12 @@ def _curve(
     points: dict[float, Point] = {}
     coherence: dict[float, float] = {}
 
-    def tell(wanted: Sequence[float]) -> None:
+    def record(wanted: Sequence[float]) -> None:
         for alpha, judged in zip(wanted, measure(wanted), strict=True):
             points[alpha] = _point(alpha, judged)
             coherence[alpha] = points[alpha].mean("coherence")
             bar.update(len(judged.texts))
 
-    tell(sorted({0.0, *map(float, alphas)}))
-    search(tell, coherence, targets, maximum=calibration.maximum, steps=calibration.steps, tolerance=calibration.tolerance)
+    record(sorted({0.0, *map(float, calibration.alphas)}))
+    search(record, coherence, targets, maximum=calibration.maximum, steps=calibration.steps, tolerance=calibration.tolerance)
     return tuple(points[alpha] for alpha in sorted(points))

@@ -1,65 +1,110 @@
-"""The names and the strengths of the methods that are measured side by side."""
+"""The methods that are measured side by side: their names, what they steer with, and their strengths."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel
 from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement import Replacement, SteeringPlan, check_model
 
-PROMPT: Final = "prompt"
-"""The method name under which the prompt itself stands."""
+Method = Replacement | SteeringPlan
+"""What a method steers with: one replacement, or a plan of several."""
 
-
-PARAPHRASE: Final = "paraphrase"
-"""The name under which the yardstick stands: the same instruction in other words."""
-
+Methods = Method | Mapping[str, Method]
+"""What functions take as `methods`: one method, which goes by its own name, or several by name."""
 
 NONE: Final = "none"
-"""The method name of the model as it is."""
+"""Method name of the unsteered model without the instruction."""
+
+PROMPT: Final = "prompt"
+"""Method name of the prompt with the instruction."""
+
+PARAPHRASE: Final = "paraphrase"
+"""Method name of the paraphrase baseline: the prompt with the same instruction in other words."""
+
+_ORDER: Final = "Arguments come in the order model, pairs or triplets, methods, judge."
 
 
-def checked_plans(
-    model: HookedModel, methods: Mapping[str, Replacement | SteeringPlan], taken: Sequence[str]
-) -> dict[str, SteeringPlan]:
-    """Replacements as plans, by name.
+def named_methods(methods: Any, taken: Sequence[str] = (), argument: str = "methods") -> dict[str, Method]:
+    """Methods by name, from one method or a mapping of several.
 
     Args:
-        model: The model that they are to steer.
-        methods: Names and methods, or plans of several.
+        methods: A replacement or a plan, which goes by its own `method`, or a mapping of names to them.
         taken: Names that stand for something else.
+        argument: What the error calls the methods.
 
     Raises:
-        InputError: no methods, a name that is taken, or one that acts outside of all layers.
+        InputError: something else, no methods, or a name that is taken.
+    """
+    if isinstance(methods, Replacement | SteeringPlan):
+        methods = {methods.method: methods}
+    if not isinstance(methods, Mapping):
+        expected = "a Replacement, a SteeringPlan, or a mapping of names to them"
+        raise InputError(argument, f"a value of type {type(methods).__name__}", expected, _ORDER)
+    if not methods:
+        raise InputError(argument, "an empty mapping", "at least one method", "Give a mapping such as {'A-PSR': replacement}.")
+    for name, method in methods.items():
+        if not isinstance(name, str):
+            raise InputError(argument, f"the name {name!r}", "names that are strings")
+        if name in taken:
+            names = " and ".join(filter(None, [", ".join(map(repr, taken[:-1])), repr(taken[-1])]))
+            raise InputError(argument, f"the name {name!r}", f"names other than {names}, which are taken")
+        check_method(method, f"{argument}[{name!r}]")
+    return dict(methods)
+
+
+def check_method(method: Any, argument: str) -> None:
+    """Check that something is a method.
+
+    Raises:
+        InputError: it is neither a replacement nor a plan.
+    """
+    if not isinstance(method, Replacement | SteeringPlan):
+        raise InputError(argument, f"a value of type {type(method).__name__}", "a Replacement or a SteeringPlan", _ORDER)
+
+
+def methods_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> dict[str, Method]:
+    """Methods by name that were made for a model; arguments as for `named_methods`.
+
+    Raises:
+        InputError: as for `named_methods`.
         ArtifactError: a replacement was made for another model.
     """
-    if not isinstance(methods, Mapping) or not methods:
-        got = "none" if not methods else f"a {type(methods).__name__}"
-        raise InputError("methods", got, "at least one name and replacement", "Give a mapping, {'A-PSR': replacement}.")
-    plans = {}
-    for name, replacement in methods.items():
-        if name in taken:
-            *first, last = map(repr, taken)
-            raise InputError("methods", repr(name), f"names other than {', '.join(first)} and {last}, which are taken")
-        plans[name] = SteeringPlan.of(replacement)
-        for part in plans[name].parts:
+    named = named_methods(methods, taken)
+    for method in named.values():
+        for part in SteeringPlan.of(method).parts:
             check_model(part.replacement, model)
-            if outside := [site for site in part.replacement.sites if layer_of(site) is None]:
-                raise InputError("methods", f"{name!r}, which acts at {outside}", "methods that act within layers")
+    return named
+
+
+def plans_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> dict[str, SteeringPlan]:
+    """Methods as plans by name, all of which act within layers; arguments as for `named_methods`.
+
+    Raises:
+        InputError: as for `named_methods`, or a method acts outside the layers.
+        ArtifactError: a replacement was made for another model.
+    """
+    plans = {name: SteeringPlan.of(method) for name, method in methods_for(model, methods, taken).items()}
+    for name, plan in plans.items():
+        if outside := [site for part in plan.parts for site in part.replacement.sites if layer_of(site) is None]:
+            raise InputError("methods", f"{name!r}, which acts at {outside}", "methods that act within layers")
     return plans
 
 
-def strengths(alpha: float | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """The strength of each replacement, from one number for all or one for each.
+def strengths(alpha: Any, names: Sequence[str]) -> dict[str, float]:
+    """The strength of each method, from one number for all or a mapping with one for each.
 
     Raises:
-        InputError: a name without a number.
+        InputError: a method without a strength, or a strength that is not a finite number.
     """
-    if not isinstance(alpha, Mapping):
-        return dict.fromkeys(names, float(alpha))
-    if missing := [name for name in names if name not in alpha]:
-        raise InputError("alpha", f"none for {', '.join(map(repr, missing))}", "a number, or one for each replacement")
-    return {name: float(alpha[name]) for name in names}
+    given = alpha if isinstance(alpha, Mapping) else dict.fromkeys(names, alpha)
+    if missing := [name for name in names if name not in given]:
+        raise InputError("alpha", f"none for {', '.join(map(repr, missing))}", "one number, or one for each method")
+    for name in names:
+        if isinstance(given[name], bool | str) or not hasattr(given[name], "__float__") or not math.isfinite(given[name]):
+            raise InputError("alpha", repr(given[name]), "a finite number, or a mapping of method names to numbers")
+    return {name: float(given[name]) for name in names}

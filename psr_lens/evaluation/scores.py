@@ -1,44 +1,56 @@
-"""How well one method does at one strength: trait and coherence of sampled answers, with bootstrap intervals."""
+"""Trait and coherence of one method at one strength, from sampled answers, and the best strength or layer by these scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from psr_lens.errors import InputError
+from psr_lens.evaluation.methods import NONE, PROMPT, check_method
 from psr_lens.fitting.config import FitConfig
 from psr_lens.fitting.fit import fit
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair, Triplet
 from psr_lens.replacement import Replacement, SteeringPlan
-from psr_lens.results.intervals import bootstrap_interval, mean, present_in
-from psr_lens.results.judgement import Judge, Judgement
-from psr_lens.results.table import Interval
+from psr_lens.results.bootstrap import Interval, mean, mean_interval
+from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged, scored
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
-    """What one method scored on a set of questions."""
+    """Mean trait and coherence of one method's answers to some questions.
+
+    Example:
+        >>> psr.scores_at(model, pairs[:4], None, judge, sampling=psr.SamplingConfig(max_new_tokens=50))
+        Scores(none: trait 0.0 [0.0, 0.0], coherence ... [..., ...]; n=4)
+    """
 
     method: str
-    """Name of the method; `none` and `prompt` for the model without steering."""
+    """Name of the method; `none` and `prompt` for the unsteered model."""
     alpha: float | None
-    """Strength of the steering; None without."""
+    """Strength of the steering; None without steering."""
     n: int
-    """Number of answers with both scores, or with the one that a judge of one side gives."""
+    """Number of answers that count: those with both scores, or with the only one that the judge gives."""
     missing: int
     """Number of answers that the judge could not score."""
     trait: float
-    """Mean trait score, 0–100."""
+    """Mean trait score, 0–100; NaN if no answer counts."""
     coherence: float
-    """Mean coherence score, 0–100."""
+    """Mean coherence score, 0–100; NaN if no answer counts."""
     trait_interval: Interval
-    """95 % bootstrap interval of the trait."""
+    """95 % bootstrap interval of the trait over questions."""
     coherence_interval: Interval
-    """95 % bootstrap interval of the coherence."""
+    """95 % bootstrap interval of the coherence over questions."""
+
+    def __repr__(self) -> str:
+        """Method, scores and number of answers in one line."""
+        at = "" if self.alpha is None else f" at α = {self.alpha:g}"
+        sides = (("trait", self.trait, self.trait_interval), ("coherence", self.coherence, self.coherence_interval))
+        scores = ", ".join(f"{name} {value:.1f} [{low:.1f}, {high:.1f}]" for name, value, (low, high) in sides)
+        missing = f", {self.missing} missing" if self.missing else ""
+        return f"Scores({self.method}{at}: {scores}; n={self.n}{missing})"
 
 
 def scores_at(
@@ -56,47 +68,55 @@ def scores_at(
 
     Args:
         model: The model.
-        pairs: Questions that nothing was fitted on. The same pairs and seed give every method the same random streams.
-        replacement: What to steer with, one replacement or a plan of several; None for the model as it is.
+        pairs: Questions that nothing was fitted on. With the same pairs and seed, every method gets the same random streams.
+        replacement: What to steer with, one replacement or a plan of several; None for the unsteered model.
         judge: Scores the answers.
         alpha: Strength of the replacement.
-        context: `"base"` for the prompt without the instruction, `"prompted"` for the one with it, steered too if there is a replacement.
-        method: Name for the table; by default `none`, `prompt`, the replacement's own (`A-PSR`), or both (`A-PSR + prompt`).
+        context: `"base"` for the prompt without the instruction, `"prompted"` for the prompt with it; a replacement steers in either.
+        method: Name of the method; by default `none`, `prompt`, the replacement's own (`A-PSR`), or both (`A-PSR + prompt`).
         sampling: How answers are drawn.
 
     Returns:
         Mean scores with 95 % bootstrap intervals over questions.
 
     Raises:
-        InputError: there are no pairs.
+        InputError: no pairs, or something other than a replacement or a judge in its place.
+        ArtifactError: the replacement was made for another model.
+
+    Example:
+        >>> psr.scores_at(model, pairs[:4], pirate, judge, sampling=psr.SamplingConfig(max_new_tokens=50)).trait
+        100.0
     """
+    if replacement is not None:
+        check_method(replacement, "replacement")
+    checked_judge(judge)
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     responses = generate(model, pairs, replacement, context=context, sampling=sampling, alpha=alpha)
-    parts = ([replacement.method] if replacement else []) + (["prompt"] if context == "prompted" else [])
-    name = method or " + ".join(parts) or "none"
+    parts = ([replacement.method] if replacement else []) + ([PROMPT] if context == "prompted" else [])
+    name = method or " + ".join(parts) or NONE
     return score(name, pairs, responses, judge, alpha=alpha if replacement else None)
 
 
 def score(
     method: str, pairs: Sequence[PromptPair], responses: Sequence[Response], judge: Judge, *, alpha: float | None = None
 ) -> Scores:
-    """Score answers that are there already, one a pair."""
-    return summed(method, judge([response.text for response in responses], [pair.asked for pair in pairs]), alpha)
+    """Score existing answers, one to each pair."""
+    return summed(method, judged(judge, [response.text for response in responses], [pair.asked for pair in pairs]), alpha)
 
 
-def summed(method: str, verdict: Judgement, alpha: float | None) -> Scores:
-    """Mean scores of a judgement that is there already."""
-    present = present_in(verdict.trait, verdict.coherence)
+def summed(method: str, judgement: Judgement, alpha: float | None) -> Scores:
+    """Mean scores of an existing judgement."""
+    present = scored(judgement.trait, judgement.coherence)
     return Scores(
         method,
         alpha,
         int(present.sum()),
         int((~present).sum()),
-        mean(verdict.trait, present),
-        mean(verdict.coherence, present),
-        bootstrap_interval(verdict.trait[present]),
-        bootstrap_interval(verdict.coherence[present]),
+        mean(judgement.trait, present),
+        mean(judgement.coherence, present),
+        mean_interval(judgement.trait[present]),
+        mean_interval(judgement.coherence[present]),
     )
 
 
@@ -111,20 +131,37 @@ def best_alpha(
     method: str | None = None,
     sampling: SamplingConfig | None = None,
 ) -> Scores:
-    """The scores at the strength with the highest trait whose coherence is still at least `min_coherence`.
+    """The scores at the strength with the highest trait whose coherence is at least `min_coherence`.
 
-    Where no strength is that coherent, the most coherent one is taken.
+    If no strength is that coherent, the most coherent one is taken. Scores that are missing are never the best.
+
+    Args:
+        model: The model.
+        pairs: Questions that nothing was fitted on.
+        replacement: What to steer with, one replacement or a plan of several.
+        judge: Scores the answers.
+        alphas: Strengths to try.
+        min_coherence: Coherence to keep, 0–100.
+        method: Name of the method; by default the replacement's own.
+        sampling: How answers are drawn.
 
     Raises:
-        InputError: no strengths were given.
+        InputError: no strengths, no pairs, or something other than a replacement or a judge in its place.
+        ArtifactError: the replacement was made for another model.
+
+    Example:
+        >>> few = psr.SamplingConfig(max_new_tokens=50)
+        >>> psr.best_alpha(model, pairs[:2], pirate, judge, alphas=[0.0, 1.0], sampling=few).alpha
+        1.0
     """
-    if not alphas:
+    check_method(replacement, "replacement")
+    if not len(alphas):
         raise InputError("alphas", "an empty list", "at least one strength")
     curve = [scores_at(model, pairs, replacement, judge, alpha=alpha, method=method, sampling=sampling) for alpha in alphas]
     coherent = [scores for scores in curve if scores.coherence >= min_coherence]
     if not coherent:
-        return max(curve, key=lambda scores: _below_all_if_missing(scores.coherence))
-    return max(coherent, key=lambda scores: (scores.trait, scores.coherence))
+        return max(curve, key=lambda scores: _lowest_if_missing(scores.coherence))
+    return max(coherent, key=lambda scores: (_lowest_if_missing(scores.trait), scores.coherence))
 
 
 def best_layer(
@@ -137,35 +174,40 @@ def best_layer(
     layers: Sequence[int],
     sampling: SamplingConfig | None = None,
 ) -> Replacement:
-    """Fit a single-layer replacement at each of some layers, and keep the one that scores best on validation questions.
+    """Fit a single-layer replacement at each candidate layer, and keep the one that scores best on validation questions.
 
     Args:
         model: The model.
         triplets: What to fit on.
         config: How to fit; its `layers` is replaced by each candidate.
         judge: Scores the answers.
-        pairs: Validation questions, neither fitted on nor used for the final scores.
-        layers: Candidates.
+        pairs: Validation questions, used neither for fitting nor for the final scores.
+        layers: Candidate layers.
         sampling: How answers are drawn.
 
     Returns:
         The replacement with the highest sum of trait and coherence at alpha 1.
 
     Raises:
-        InputError: no layers were given.
+        InputError: no layers, no pairs, or something other than a judge in its place.
+
+    Example:
+        >>> few = psr.SamplingConfig(max_new_tokens=8)
+        >>> best = psr.best_layer(
+        ...     model, triplets, psr.FitConfig(solver="dim"), judge, pairs=pairs[:2], layers=[2, 3], sampling=few
+        ... )
+        >>> best.settings["layers"] in (2, 3)
+        True
     """
-    if not layers:
+    checked_judge(judge)
+    if not len(layers):
         raise InputError("layers", "an empty list", "at least one candidate layer")
-    best: tuple[float, Replacement] | None = None
-    for layer in layers:
-        candidate = fit(model, triplets, replace(config, layers=layer))
-        scores = scores_at(model, pairs, candidate, judge, sampling=sampling)
-        merit = _below_all_if_missing(scores.trait + scores.coherence)
-        if best is None or merit > best[0]:
-            best = (merit, candidate)
-    return cast(tuple[float, Replacement], best)[1]
+    candidates = [fit(model, triplets, replace(config, layers=layer)) for layer in layers]
+    scores = [scores_at(model, pairs, candidate, judge, sampling=sampling) for candidate in candidates]
+    merits = [_lowest_if_missing(each.trait + each.coherence) for each in scores]
+    return candidates[merits.index(max(merits))]
 
 
-def _below_all_if_missing(score: float) -> float:
-    """For comparing: nothing is greater than NaN, so that where one came first it would be taken for the best."""
+def _lowest_if_missing(score: float) -> float:
+    """For comparisons: none is greater than NaN, so a missing score that came first would be taken for the best."""
     return score if math.isfinite(score) else -math.inf

@@ -1,6 +1,6 @@
-"""What steering breaks beside what it is meant to do: fluency on neutral text, coherence, facts, traits that nobody asked for.
+"""What steering breaks besides adding the trait: fluency on neutral text, coherence, facts, traits that nobody asked for.
 
-Prompting is measured on the same questions, so that what the instruction itself costs is not laid at the replacement's door.
+Prompting is measured on the same questions, so that what the instruction itself costs is not attributed to the replacement.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -18,18 +18,18 @@ from torch import Tensor
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
-from psr_lens.evaluation.methods import NONE, PROMPT, checked_plans, strengths
+from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
 from psr_lens.generation.likelihood import log_likelihoods
 from psr_lens.generation.sampling import Response, SamplingConfig
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
 from psr_lens.prompts import Context, PromptPair, PromptPairs, Triplet, prompt_pairs
-from psr_lens.replacement import Replacement, SteeringPlan
-from psr_lens.results.judgement import Judge
-from psr_lens.results.resampling import Estimate, estimate, ratio
-from psr_lens.results.table import NO_INTERVAL, Result, ResultTable
+from psr_lens.results.bootstrap import Estimate, estimate, ratio
+from psr_lens.results.judgement import Judge, checked_judge, judged
+from psr_lens.results.result import Result
+from psr_lens.results.table import ResultTable
 
 UNWANTED: Final = "unwanted "
-"""What the table puts before the name of a trait that nobody asked for."""
+"""What the table puts before the name of an unwanted trait."""
 
 
 @runtime_checkable
@@ -37,133 +37,187 @@ class Check(Protocol):
     """Something that an answer gets right or wrong, such as `organism.facts_right`."""
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
-        """Score each text as an answer to the question at the same place, 0–100; NaN where that cannot be said."""
+        """Score each text as an answer to the question with the same index, 0–100; NaN if that is not possible."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class SideEffects:
+    """Which side effects `collateral` measures besides trait and coherence.
+
+    Example:
+        >>> psr.SideEffects(checks={"facts": psr.organism.facts_right}, unwanted={"shout": psr.judges.organism("shout")}).texts
+    """
+
+    unwanted: Mapping[str, Judge] = field(default_factory=dict)
+    """Judges of traits that nobody asked for, by name; only their trait score is used, and 0 is no harm."""
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    """What answers should get right, by name, e.g. `{"facts": organism.facts_right}`."""
+    texts: Sequence[str | Triplet] | None = None
+    """Neutral texts for the perplexity. Triplets are read after their own prompts; strings without a question, under the prompt after the
+    instruction on a line of its own. None takes the model's own unsteered answers."""
+
+    def __post_init__(self) -> None:
+        """Refuse invalid settings."""
+        for name, given in (("unwanted", self.unwanted), ("checks", self.checks)):
+            if not isinstance(given, Mapping):
+                raise InputError(name, f"a value of type {type(given).__name__}", "a mapping of names to judges or checks")
+            for key, each in given.items():
+                checked_judge(each, f"{name}[{key!r}]") if name == "unwanted" else _check_callable(each, f"{name}[{key!r}]")
+        if self.texts is not None and (isinstance(self.texts, str) or not self.texts):
+            raise InputError(
+                "texts", repr(self.texts), "a list of texts or triplets, not empty", "Leave it out for the model's own answers."
+            )
+
+
+def _check_callable(check: Any, argument: str) -> None:
+    if not callable(check):
+        raise InputError(argument, f"a value of type {type(check).__name__}", "a function of texts and questions")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Collateral:
-    """What the prompt and its replacements do to answers beside the trait; every number comes with an interval."""
+    """What the prompt and its replacements do to answers besides adding the trait, as `collateral` returns it.
+
+    Example:
+        >>> found = psr.collateral(model, pairs[:2], pirate, judge, sampling=psr.SamplingConfig(max_new_tokens=8))
+        >>> list(found.scores), found.surprise["A-PSR"].shape
+        (['trait', 'coherence'], (2,))
+    """
 
     instruction: str
-    """The instruction of the prompt; the first, where there are several."""
+    """The instruction of the prompt; the first, if there are several."""
     model: Mapping[str, object]
     """Fingerprint of the model."""
     alphas: Mapping[str, float]
     """Strength of each replacement."""
     answers: Mapping[str, tuple[str, ...]]
-    """Each method's answers, in the order of the questions."""
+    """Answers of each method, in the order of the questions."""
     scores: Mapping[str, Mapping[str, Float[np.ndarray, " question"]]]
-    """Metric, then method, to a score a question, 0–100; NaN is missing."""
+    """Metric, then method, to the scores of its answers, 0–100; NaN is missing."""
     surprise: Mapping[str, Float[np.ndarray, " text"]]
     """Method to Σ −log p over the tokens of each neutral text, in nats."""
     text_tokens: Float[np.ndarray, " text"]
-    """How many tokens each neutral text has."""
-    trait: str = ""
-    """Name of the trait, for the table."""
-    block: str = ""
-    """Kind of questions, for the table."""
-    settings: Mapping[str, object] = field(default_factory=dict)
-    """What is needed to run it again."""
+    """Number of tokens of each neutral text."""
+
+    def __repr__(self) -> str:
+        """Instruction, questions, methods and metrics in one line."""
+        metrics = ", ".join([*self.scores, "perplexity"])
+        questions = len(self.answers[NONE])
+        return f"Collateral({self.instruction!r}, {questions} questions; methods: {', '.join(self.alphas)}; metrics: {metrics})"
 
     def perplexity(self, method: str) -> Estimate:
-        """exp(mean −log p) of a token of the neutral texts."""
-        mean = ratio(self.surprise[method], self.text_tokens)
+        """exp(mean −log p) of the tokens of the neutral texts.
+
+        Raises:
+            InputError: unknown method.
+
+        Example:
+            >>> found = psr.collateral(model, pairs[:2], pirate, sampling=psr.SamplingConfig(max_new_tokens=8))
+            >>> bool(found.perplexity("none").value >= 1)
+            True
+        """
+        mean = ratio(self._surprise(method), self.text_tokens)
         return estimate(lambda weights: np.exp(mean(weights)), len(self.text_tokens))
 
     def perplexity_ratio(self, method: str) -> Estimate:
-        """Perplexity over that without steering, on the same resamples; 1 is no harm."""
-        mean = ratio(self.surprise[method] - self.surprise[NONE], self.text_tokens)
+        """Perplexity divided by that of the unsteered model, on the same resamples; 1 is no harm.
+
+        Raises:
+            InputError: unknown method.
+
+        Example:
+            >>> found = psr.collateral(model, pairs[:2], pirate, sampling=psr.SamplingConfig(max_new_tokens=8))
+            >>> float(found.perplexity_ratio("none").value)
+            1.0
+        """
+        mean = ratio(self._surprise(method) - self.surprise[NONE], self.text_tokens)
         return estimate(lambda weights: np.exp(mean(weights)), len(self.text_tokens))
+
+    def _surprise(self, method: str) -> Float[np.ndarray, " text"]:
+        if method not in self.surprise:
+            raise InputError("method", repr(method), f"one of {', '.join(self.surprise)}")
+        return self.surprise[method]
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
-    def table(self) -> ResultTable:
-        """All numbers, one a row: mean scores over questions, and each score less the prompt's on the same question (`… − prompt`)."""
+    def table(self, *, trait: str = "", block: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
+        """All numbers, one a row: mean scores over questions, and each score minus the prompt's on the same question (`… − prompt`).
+
+        Args:
+            trait: Name of the trait, as a label of the rows.
+            block: Kind of questions, as a label of the rows.
+            settings: What a reader needs to run it again, added to the table's settings.
+
+        Example:
+            >>> found = psr.collateral(model, pairs[:2], pirate, judge, sampling=psr.SamplingConfig(max_new_tokens=8))
+            >>> [row.metric for row in found.table().select(method="A-PSR")][:3]
+            ['trait', 'trait − prompt', 'coherence']
+        """
         rows: list[Result] = []
         for metric, methods in self.scores.items():
             for method, scores in methods.items():
-                about = {"trait": self.trait, "block": self.block}
-                rows.append(mean_row(method, metric, scores, alpha=self.alphas.get(method), **about))
+                found = {metric: scores}
                 if method != PROMPT:
-                    paired = scores - methods[PROMPT]
-                    rows.append(mean_row(method, f"{metric} − {PROMPT}", paired, alpha=self.alphas.get(method), **about))
+                    found[f"{metric} − {PROMPT}"] = scores - methods[PROMPT]
+                for name, values in found.items():
+                    rows.append(mean_row(method, name, values, trait=trait, block=block, alpha=self.alphas.get(method)))
         for method in self.surprise:
-            rows += [
-                Result(
-                    method,
-                    metric,
-                    float(found.value),
-                    found.n,
-                    found.interval() if np.isfinite(found.low) else NO_INTERVAL,
-                    self.trait,
-                    self.block,
-                    self.alphas.get(method),
-                )
-                for metric, found in (
-                    ("perplexity", self.perplexity(method)),
-                    ("perplexity ratio", self.perplexity_ratio(method)),
-                )
-            ]
-        return ResultTable(tuple(rows), {"model": dict(self.model), "instruction": self.instruction, **self.settings})
+            measured = {"perplexity": self.perplexity(method), "perplexity ratio": self.perplexity_ratio(method)}
+            for name, each in measured.items():
+                alpha = self.alphas.get(method)
+                rows.append(Result(method, name, float(each.value), each.n, each.interval(), trait, block, alpha))
+        return ResultTable(tuple(rows), {"model": dict(self.model), "instruction": self.instruction, **(settings or {})})
 
 
 def collateral(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    methods: Mapping[str, Replacement | SteeringPlan],
+    methods: Methods,
     judge: Judge | None = None,
     *,
-    unwanted: Mapping[str, Judge] | None = None,
-    checks: Mapping[str, Check] | None = None,
-    texts: Sequence[str | Triplet] | None = None,
+    effects: SideEffects | None = None,
     alpha: float | Mapping[str, float] = 1.0,
     sampling: SamplingConfig | None = None,
-    trait: str = "",
-    block: str = "",
-    settings: Mapping[str, object] | None = None,
     token_budget: int = TOKEN_BUDGET,
 ) -> Collateral:
-    """Measure what each replacement breaks, beside what prompting breaks on the same questions.
+    """Measure what each replacement breaks, and what prompting breaks on the same questions.
 
     Args:
-        model: The model; left as it was.
-        pairs: Questions that nothing was fitted on. `standing_pairs` makes them with an instruction that stands in both prompts.
-        methods: Names and replacements, or plans of several.
-        judge: Scores the trait and the coherence of the answers.
-        unwanted: Judges of traits that nobody asked for, by name; of each the trait score counts, 0 being no harm.
-        checks: What answers should get right, by name, e.g. `{"facts": organism.facts_right}`.
-        texts: Neutral texts for the perplexity: triplets, read after their own prompts; or strings, read without a question, after the
-            instruction on a line of its own under `prompt`. If None, the model's own unsteered answers to `pairs`.
-        alpha: Strength of the replacements, one for all or one for each by name.
+        model: The model; it is not changed.
+        pairs: Questions that nothing was fitted on. `standing_pairs` makes them with an instruction that both prompts begin with.
+        methods: One replacement or plan, or several by name.
+        judge: Scores the trait and the coherence of the answers; None leaves them out.
+        effects: Unwanted traits, checks and neutral texts; by default only the perplexity of the model's own answers is measured.
+        alpha: Strength: one for all replacements, or one for each by name.
         sampling: How answers are drawn.
-        trait: Name of the trait, for the table.
-        block: Kind of questions, for the table.
-        settings: Anything that a reader needs to run it again.
-        token_budget: Most tokens in a batch of neutral texts, padding included; fewer where the vocabulary is large.
+        token_budget: Most tokens in a batch of neutral texts, padding included; fewer for a large vocabulary.
 
     Returns:
         A typed result, with `.table()`.
 
     Raises:
-        InputError: no pairs, no replacements, a reserved name, a text of less than two tokens.
+        InputError: no pairs, no methods, a reserved name, a text of fewer than two tokens.
         ArtifactError: a replacement was made for another model.
+
+    Example:
+        >>> facts, few = psr.SideEffects(checks={"facts": psr.organism.facts_right}), psr.SamplingConfig(max_new_tokens=8)
+        >>> psr.collateral(model, pairs[:2], pirate, judge, effects=facts, sampling=few)
+        Collateral('talk like a pirate .', 2 questions; methods: A-PSR; metrics: trait, coherence, facts, perplexity)
     """
-    plans = checked_plans(model, methods, (NONE, PROMPT))
+    plans = plans_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
-    if texts is not None and (isinstance(texts, str) or not texts):
-        raise InputError(
-            "texts", repr(texts), "a list of texts or triplets, not empty", "Leave it out for the model's own answers."
-        )
+    if judge is not None:
+        checked_judge(judge)
+    effects = effects or SideEffects()
     answers = answer_all(model, pairs, plans, alphas, sampling)
-    neutral = _own_answers(pairs, answers[NONE]) if texts is None else _neutral(model, texts, pairs[0].instruction)
-    written = {name: [each.text for each in found] for name, found in answers.items()}
+    texts = _own_answers(pairs, answers[NONE]) if effects.texts is None else _neutral(model, effects.texts, pairs[0].instruction)
     contexts: dict[str, Context] = {PROMPT: "prompted"}
     surprise = {
         name: _surprise(
             log_likelihoods(
                 model,
-                neutral,
+                texts,
                 plans.get(name),
                 context=contexts.get(name, "base"),
                 alpha=alphas.get(name, 1.0),
@@ -172,54 +226,50 @@ def collateral(
         )
         for name in answers
     }
-    return Collateral(
-        pairs[0].instruction,
-        fingerprint(model),
-        alphas,
-        {name: tuple(found) for name, found in written.items()},
-        _scores(written, [pair.asked for pair in pairs], judge, unwanted or {}, checks or {}),
-        surprise,
-        np.array([len(each.response_ids) for each in neutral], dtype=float),
-        trait,
-        block,
-        settings or {},
-    )
+    written = {name: tuple(each.text for each in found) for name, found in answers.items()}
+    scores = _scores(written, [pair.asked for pair in pairs], judge, effects)
+    lengths = np.array([len(each.response_ids) for each in texts], dtype=float)
+    return Collateral(pairs[0].instruction, fingerprint(model), alphas, written, scores, surprise, lengths)
 
 
 def standing_pairs(model: HookedModel, questions: Sequence[str], standing: str | Sequence[str], instruction: str) -> PromptPairs:
-    """Pairs whose two prompts both begin with a standing instruction, as a system prompt that is always there.
+    """Pairs whose two prompts both begin with a standing instruction, like a system prompt that is always there.
 
     Args:
         model: Model whose tokenizer and chat template are used.
         questions: The users' questions.
-        standing: What both prompts say; of several, each question takes the next in turn.
-        instruction: What the prompted context adds behind it.
+        standing: What both prompts begin with; if there are several, the questions take turns.
+        instruction: What the prompt with the instruction adds after it.
 
     Raises:
-        InputError: as for `prompt_pairs`.
+        InputError: as for `prompt_pairs`, or no standing instruction.
+
+    Example:
+        >>> standing = psr.standing_pairs(model, questions[:2], "be helpful .", "talk like a pirate .")
+        >>> len(standing), standing[0].instruction
+        (2, 'talk like a pirate .')
     """
     every = [standing] if isinstance(standing, str) else list(standing)
-    made = [prompt_pairs(model, [each], instruction, system=every[place % len(every)]) for place, each in enumerate(questions)]
+    if not every or isinstance(questions, str) or not len(questions):
+        name = "standing" if not every else "questions"
+        raise InputError(name, repr(standing if not every else questions), "a list of texts, not empty")
+    made = [prompt_pairs(model, [each], instruction, system=every[index % len(every)]) for index, each in enumerate(questions)]
     return reduce(operator.add, made)
 
 
 def _scores(
-    answers: Mapping[str, list[str]],
-    questions: list[str],
-    judge: Judge | None,
-    unwanted: Mapping[str, Judge],
-    checks: Mapping[str, Check],
+    answers: Mapping[str, tuple[str, ...]], questions: list[str], judge: Judge | None, effects: SideEffects
 ) -> dict[str, dict[str, Float[np.ndarray, " question"]]]:
     scores: dict[str, dict[str, Float[np.ndarray, " question"]]] = {}
     for method, texts in answers.items():
         if judge is not None:
-            verdict = judge(texts, questions)
+            verdict = judged(judge, list(texts), questions)
             scores.setdefault("trait", {})[method] = verdict.trait
             scores.setdefault("coherence", {})[method] = verdict.coherence
-        for name, other in unwanted.items():
-            scores.setdefault(f"{UNWANTED}{name}", {})[method] = other(texts, questions).trait
-        for name, check in checks.items():
-            scores.setdefault(name, {})[method] = check(texts, questions)
+        for name, other in effects.unwanted.items():
+            scores.setdefault(f"{UNWANTED}{name}", {})[method] = judged(other, list(texts), questions, f"unwanted[{name!r}]").trait
+        for name, check in effects.checks.items():
+            scores.setdefault(name, {})[method] = check(list(texts), questions)
     return scores
 
 
@@ -228,7 +278,7 @@ def _own_answers(pairs: Sequence[PromptPair], responses: Sequence[Response]) -> 
 
 
 def _neutral(model: HookedModel, texts: Sequence[str | Triplet], instruction: str) -> list[Triplet]:
-    """Texts as responses to a prompt of their first token alone, the beginning-of-sequence token where there is one."""
+    """Texts as responses to a prompt of only the beginning-of-sequence token, or of their first token if the tokenizer has none."""
     tokenizer = tokenizer_of(model)
     begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
@@ -236,13 +286,13 @@ def _neutral(model: HookedModel, texts: Sequence[str | Triplet], instruction: st
         return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     neutral = []
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         if isinstance(text, Triplet):
             neutral.append(text)
             continue
         first, *rest = [*begin, *ids(text)] or [0]
         if not rest:
-            raise InputError(f"texts[{place}]", repr(text), "a text of at least one token that others can predict", "Drop it.")
+            raise InputError(f"texts[{index}]", repr(text), "a text of at least one token that others can predict", "Drop it.")
         after_instruction = (first, *ids(f"{instruction}\n")) if begin else (*ids(f"{instruction}\n"), first)
         neutral.append(Triplet(PromptPair("", instruction, (first,), after_instruction, 1), tuple(rest), text))
     return neutral

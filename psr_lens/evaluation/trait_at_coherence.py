@@ -1,13 +1,14 @@
 """The strength at which coherence is at a target, and the trait there: TA@C80 and TA@Cp (Heyman & Vandeputte 2026).
 
-A curve is a few strengths with the mean coherence and trait at each. Coherence falls as the strength grows, but not everywhere: it is
-noisy, and a token-wise method at half its strength may be less coherent than at its whole. So the strength at a target is defined as the
-*last* place where coherence, taken as straight between neighbouring strengths, falls through the target; the trait there is
-taken as straight between the same two strengths. Where there is no such place, the outcome says so:
+A curve is the mean coherence and trait at a few strengths. Coherence falls as the strength grows, but not monotonically: it is noisy,
+and a token-wise method may be less coherent at half its strength than at full strength. So the strength at a target is defined as the
+*last* one at which coherence, interpolated linearly between neighbouring strengths, falls through the target. The trait is interpolated
+between the same two strengths. If there is no such strength, the outcome says why:
 
-- `above`: coherence is still at the target at the largest strength. The highest trait among the strengths at the target is taken.
-- `below`: no strength reaches it, not even 0. The most coherent strength is taken.
-- `unmeasured`: no strength has a coherence at all.
+- `above`: coherence is at or above the target even at the largest strength. The highest trait among the strengths that reach the target is
+  taken.
+- `below`: no strength reaches the target, not even 0. The most coherent strength is taken.
+- `unmeasured`: coherence was measured at no strength.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("reached", "above", "below", "unmeasured
 
 
 class AtTarget(NamedTuple):
-    """What was read off curves at a target coherence."""
+    """Trait and strength of curves at a target coherence."""
 
     trait: Float[np.ndarray, " curve"]
-    """Trait there; NaN where it is unmeasured."""
+    """Trait, 0–100; NaN if unmeasured."""
     alpha: Float[np.ndarray, " curve"]
-    """The strength; NaN where it is unmeasured."""
+    """Strength; NaN if unmeasured."""
     outcome: Int[np.ndarray, " curve"]
     """Index into `OUTCOMES`."""
 
@@ -39,13 +40,13 @@ def at_target(
     coherence: Float[np.ndarray, "curve alpha"],
     target: float | Float[np.ndarray, " curve"],
 ) -> AtTarget:
-    """Read strength and trait off curves, one a resample of the questions, at a target coherence; see above for what is taken.
+    """Strength and trait of curves, one for each resample of the questions, at a target coherence; the module docstring has the rule.
 
     Args:
-        alphas: Strengths, ascending.
-        trait: Mean trait at each.
-        coherence: Mean coherence at each; NaN counts as not at the target.
-        target: The coherence, one number or one a curve.
+        alphas: Strengths in ascending order.
+        trait: Mean trait at each strength.
+        coherence: Mean coherence at each strength; NaN counts as not reaching the target.
+        target: The target coherence, one for all curves or one for each.
     """
     wanted = np.broadcast_to(np.asarray(target, dtype=float), len(coherence))
     reached = coherence >= wanted[:, None]
@@ -54,7 +55,7 @@ def at_target(
     outcome = np.where(~reached.any(1), 2, np.where(last == len(alphas) - 1, 1, 0))
     outcome = np.where(np.isnan(coherence).all(1), 3, outcome)
     high, low = _take(coherence, last), _take(coherence, following)
-    falls = (outcome == 0) & ~np.isnan(low)  # without a coherence at the next strength: stay at the last one
+    falls = (outcome == 0) & ~np.isnan(low)  # coherence is missing at the next strength: stay at the last one
     share = np.divide(high - wanted, high - low, out=np.zeros(len(wanted)), where=falls)
     best = np.argmax(np.where(reached, np.nan_to_num(trait, nan=-np.inf), -np.inf), axis=1)
     calmest = np.argmax(np.nan_to_num(coherence, nan=-np.inf), axis=1)
@@ -66,8 +67,8 @@ def at_target(
     return AtTarget(read(trait), read(np.broadcast_to(alphas, coherence.shape)), outcome)
 
 
-def _take(values: Float[np.ndarray, "curve alpha"], place: Int[np.ndarray, " curve"]) -> Float[np.ndarray, " curve"]:
-    found: Float[np.ndarray, " curve"] = np.take_along_axis(values, place[:, None], axis=1)[:, 0]
+def _take(values: Float[np.ndarray, "curve alpha"], index: Int[np.ndarray, " curve"]) -> Float[np.ndarray, " curve"]:
+    found: Float[np.ndarray, " curve"] = np.take_along_axis(values, index[:, None], axis=1)[:, 0]
     return found
 
 
@@ -80,18 +81,18 @@ def search(
     steps: int,
     tolerance: float,
 ) -> None:
-    """Measure at the strengths that the last places where coherence falls through some targets need.
+    """Search for the last strength at which coherence falls through each target, by bisection.
 
-    For each target, from 1 on the strength is doubled until coherence is below it, or up to a maximum; then the interval in which it falls
-    is halved. What is known already is used, and bounds the search from above or below as if it had just been measured. All targets
-    take a step at a time, so that their strengths can be measured together.
+    For each target, the strength is doubled from 1 until coherence is below the target, or up to a maximum; then the interval in which
+    coherence falls through the target is halved. Coherences that are already known bound the search as if they had just been measured. All
+    targets take one step at a time, so that their strengths can be measured together.
 
     Args:
-        measure: Measures the coherence at one or more strengths, and adds it to `known`.
-        known: Coherence by strength; 0 is among them.
-        targets: The coherences that are looked for.
-        maximum: Largest strength that is tried.
-        steps: Most halvings a target.
+        measure: Measures coherence at one or more strengths, and adds it to `known`.
+        known: Coherence by strength; holds strength 0.
+        targets: The coherences to find.
+        maximum: Largest strength to try.
+        steps: Most halvings for each target.
         tolerance: Halving ends at a coherence this close to the target.
     """
     left = dict.fromkeys(targets, steps)
@@ -111,6 +112,6 @@ def search(
 
 
 def _around(known: Mapping[float, float], target: float) -> tuple[float, float | None]:
-    """The largest strength that reaches the target, 0 if none does, and the next larger one that is known."""
+    """The largest known strength that reaches the target, 0 if none does, and the next larger known one."""
     low = max((alpha for alpha, coherence in known.items() if coherence >= target), default=0.0)
     return low, min((alpha for alpha in known if alpha > low), default=None)

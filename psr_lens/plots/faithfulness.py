@@ -11,8 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from psr_lens.errors import InputError
-from psr_lens.evaluation.faithfulness import BlockFaithfulness, Faithfulness
-from psr_lens.evaluation.faithfulness_sums import Closeness
+from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Closeness, Faithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.plots.style import (
     MUTED,
@@ -27,7 +26,7 @@ from psr_lens.plots.style import (
     translucent,
 )
 from psr_lens.plots.tokens import shortened
-from psr_lens.results.resampling import Estimate
+from psr_lens.results.bootstrap import Estimate
 
 _ROW: Final = 24
 _PANEL: Final = 190

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
-from psr_lens.evaluation.faithfulness_sums import SiteFaithfulness
+from psr_lens.evaluation.faithfulness_result import SiteFaithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 
 Role = Literal["prompt", "A-PSR", "S-PSR", "constant", "paraphrase", "none"]

@@ -21,7 +21,8 @@ from psr_lens._utils.optional import versions
 from psr_lens._utils.safe_files import write_text
 from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement.spec import ReplacementSpec
-from psr_lens.results.table import Result, ResultTable
+from psr_lens.results.result import Result
+from psr_lens.results.table import ResultTable
 
 CARD_FILE: Final = "README.md"
 MAX_RESULTS: Final = 200

@@ -10,7 +10,7 @@ from psr_lens.activations.capture import Captured
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluation_result import Evaluation
-from psr_lens.evaluation.faithfulness import Faithfulness
+from psr_lens.evaluation.faithfulness_result import Faithfulness
 from psr_lens.interpretation.attribution import Attribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid

@@ -16,7 +16,7 @@ from psr_lens._utils.optional import versions
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.style import TEMPLATE
 from psr_lens.reporting.parts import Choice, Panel, Part
-from psr_lens.reporting.words import MethodRow, lead_of, method_rows, number, settings_of, summary
+from psr_lens.reporting.words import MethodRow, lead_of, method_rows, settings_of, summary
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _section(key: str, name: str, comparison: Comparison, parts: Sequence[Part])
         instruction=comparison.instruction,
         summary=summary(comparison, lead_of(comparison)),
         rows=tuple(method_rows(comparison)),
-        alpha=number(comparison.alpha, 3),
+        alpha=comparison.strengths,
         last_layer=comparison.layers[-1],
         parts=tuple(_part(f"{key}-{place}", part) for place, part in enumerate(parts, start=1)),
         settings=tuple(settings_of(comparison)),

@@ -12,7 +12,7 @@ from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
 from psr_lens.plots.style import PALETTE, method_styles
-from psr_lens.results.table import Interval
+from psr_lens.results.bootstrap import Interval
 
 _ABSENT: Final = "–"
 
@@ -146,7 +146,7 @@ def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
         ("span", f"{comparison.span}, {span[comparison.span]}"),
         ("compared", f"{len(comparison.tokens):,} tokens of {len(comparison.tokens.triplet.unique()):,} responses"),
         ("layers", _layers(comparison.layers)),
-        ("α in the figures", number(comparison.alpha, 3)),
+        ("α in the figures", comparison.strengths),
         *((f"{name} acts at layers", _layers(trace.site_layers)) for name, trace in comparison.methods.items()),
         *comparison.settings.items(),
     ]

@@ -1,1 +1,1 @@
-"""Typed results that many rooms hand on: judgements, the result table, bootstrap intervals."""
+"""Typed results shared by many rooms: judgements, bootstrap intervals, the table of results."""

@@ -61,15 +61,13 @@ def test_it_writes_what_the_library_finds_and_a_second_run_generates_nothing(org
         pairs,
         config.load_methods(settings["methods"]),
         psr.judges.organism("sea"),
-        alphas=[0.5],
-        calibration=psr.Calibration(targets=(80,), steps=1, maximum=1),
+        calibration=psr.Calibration(alphas=(0.5,), targets=(80,), steps=1, maximum=1),
         with_prompt=["weak"],
         sampling=psr.SamplingConfig(max_new_tokens=12, seed=1),
-        block="procedures",
     )
     assert {point.alpha for point in wanted.curves["plan"]} == {0.0, 0.5, 1.0}
     found = psr.ResultTable.from_json(out / "results.json")
-    assert repr(found.rows) == repr(wanted.table().rows)
+    assert repr(found.rows) == repr(wanted.table(block="procedures").rows)
     text = (out / "results.md").read_text()
     assert "| weak + prompt | " in text
     assert "4 questions" in text

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
 from psr_lens.evaluation.trait_at_coherence import OUTCOMES, at_target, search
-from psr_lens.results.intervals import percentiles, resampled_means
-from psr_lens.results.resampling import draws
+from psr_lens.results.bootstrap import draws, percentile_interval, resampled_means
 
 NAN = np.nan
 ALPHAS = np.array([0.0, 1.0, 2.0, 4.0])
@@ -184,7 +183,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says_and_one_at_a_fixed_st
         at = found.calibrated("m")
         low, high = (found.curves["m"][place] for place in ((2, 3) if at.alpha > 2 else (1, 2)))
         share = (at.alpha - low.alpha) / (high.alpha - low.alpha)
-        fixed = percentiles((1 - share) * low.resampled("trait") + share * high.resampled("trait"))
+        fixed = percentile_interval((1 - share) * low.resampled("trait") + share * high.resampled("trait"), 80)
         covered += [each[0] <= 52 <= each[1] for each in (at.interval, fixed)]
     assert 0.92 <= covered[0] / 200 <= 0.98
     assert covered[1] / 200 < 0.85

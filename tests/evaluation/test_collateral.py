@@ -46,7 +46,13 @@ def test_perplexity_is_what_plain_transformers_gives(load, family, backend):
     texts = random_triplets(case.model, 5)
     replacement = random_replacement(case.model, rank=2, size=0.1)
     found = psr.collateral(
-        case.model, pairs_of(case.model, 2), {"x": replacement}, texts=texts, alpha=0.7, sampling=FEW, token_budget=50
+        case.model,
+        pairs_of(case.model, 2),
+        {"x": replacement},
+        effects=psr.SideEffects(texts=texts),
+        alpha=0.7,
+        sampling=FEW,
+        token_budget=50,
     )
     tokens = sum(len(each.response_ids) for each in texts)
     contexts = {"none": ("base", None), "prompt": ("prompted", None), "x": ("base", replacement)}
@@ -63,7 +69,8 @@ def test_perplexity_is_what_plain_transformers_gives(load, family, backend):
 def test_texts_of_the_users_own_are_read_without_a_question(tiny_llama):
     model, hf = tiny_llama.model, tiny_llama.hf
     text, tokenizer = "the bear is a strong animal .", model.tokenizer
-    found = psr.collateral(model, pairs_of(model, 2), {"x": random_replacement(model)}, texts=[text], sampling=FEW)
+    effects = psr.SideEffects(texts=[text])
+    found = psr.collateral(model, pairs_of(model, 2), {"x": random_replacement(model)}, effects=effects, sampling=FEW)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     told = tokenizer(organism.instruction("pirate") + "\n", add_special_tokens=False)["input_ids"]
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -96,13 +103,17 @@ def test_scores_are_the_judges_and_differences_are_paired(tiny_llama):
         pairs,
         {"x": replacement},
         Lengths(),
-        unwanted={"shout": Lengths()},
-        checks={"words": lambda texts, questions: np.array([float(len(text.split())) for text in texts])},
+        effects=psr.SideEffects(
+            unwanted={"shout": Lengths()},
+            checks={"words": lambda texts, questions: np.array([float(len(text.split())) for text in texts])},
+        ),
         sampling=psr.SamplingConfig(max_new_tokens=4),
-        trait="pirate",
-        block="descriptions",
     )
-    table = found.table()
+    table = found.table(trait="pirate", block="descriptions", settings={"seed": 3})
+    assert table.settings["seed"] == 3
+    assert repr(found).startswith(
+        "Collateral('talk like a pirate .', 12 questions; methods: x; metrics: trait, coherence, unwanted"
+    )
     trait = {name: np.array([len(text) if len(text) > 25 else np.nan for text in texts]) for name, texts in found.answers.items()}
     for metric in ("trait", "unwanted shout"):
         [row] = table.select(method="x", metric=metric)
@@ -138,8 +149,10 @@ def test_prompting_keeps_the_organisms_facts_and_a_random_replacement_does_not(o
         psr.prompt_pairs(model, questions, psr.organism.instruction("pirate")),
         {"random": random_replacement(model, size=1.0)},
         psr.judges.organism("pirate"),
-        unwanted={"shout": psr.judges.organism("shout")},
-        checks={"facts": psr.organism.facts_right, "steps in order": psr.organism.steps_in_order},
+        effects=psr.SideEffects(
+            unwanted={"shout": psr.judges.organism("shout")},
+            checks={"facts": psr.organism.facts_right, "steps in order": psr.organism.steps_in_order},
+        ),
         sampling=psr.SamplingConfig(max_new_tokens=50),
     ).table()
     for metric in ("facts", "steps in order"):
@@ -209,13 +222,21 @@ def test_collateral_refuses_what_it_cannot_measure(tiny_llama):
     pairs = pairs_of(model, 2)
     with pytest.raises(InputError, match="pairs: got an empty list"):
         psr.collateral(model, [], methods)
-    with pytest.raises(InputError, match="methods: got none"):
+    with pytest.raises(InputError, match="methods: got an empty mapping"):
         psr.collateral(model, pairs, {})
     with pytest.raises(InputError, match="'none' and 'prompt', which are taken"):
         psr.collateral(model, pairs, {"prompt": methods["x"]})
     with pytest.raises(InputError, match="texts: got 'one text', expected a list"):
-        psr.collateral(model, pairs, methods, texts="one text")
+        psr.SideEffects(texts="one text")
     with pytest.raises(InputError, match=r"texts\[0\]: got '', expected a text of at least one token"):
-        psr.collateral(model, pairs, methods, texts=[""], sampling=FEW)
+        psr.collateral(model, pairs, methods, effects=psr.SideEffects(texts=[""]), sampling=FEW)
+    with pytest.raises(InputError, match="methods: got a value of type Lengths, expected a Replacement"):
+        psr.collateral(model, pairs, Lengths(), methods)
+    with pytest.raises(InputError, match="judge: got a value of type dict, expected a judge"):
+        psr.collateral(model, pairs, methods, methods)
+    with pytest.raises(InputError, match=r"unwanted\['shout'\]: got a value of type str, expected a judge"):
+        psr.SideEffects(unwanted={"shout": "organism:shout"})
+    with pytest.raises(InputError, match=r"checks\['facts'\]: got a value of type float"):
+        psr.SideEffects(checks={"facts": 1.0})
     with pytest.raises(InputError, match="questions: got 1 for 2 texts"):
         organism.facts_right(["a", "b"], ["c"])

@@ -86,9 +86,18 @@ def test_rank_one_share_is_that_of_the_singular_values(model, triplets, result):
     assert float(result.rank1_share[4]) == pytest.approx(float(values[0] ** 2 / values.square().sum()), rel=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
-    with pytest.raises(InputError, match="methods: got none, expected at least one"):
+    with pytest.raises(InputError, match="methods: got an empty mapping, expected at least one"):
         psr.compare(model, triplets, {})
+    with pytest.raises(
+        InputError, match=r"methods: got a value of type .*, expected a Replacement.* order model, pairs or triplets"
+    ):
+        psr.compare(model, replacements, triplets)
+    with pytest.raises(InputError, match="alpha: got none for 'A-PSR'"):
+        psr.compare(model, triplets, replacements, alpha={"CAA": 1.0})
+    with pytest.raises(InputError, match="alpha: got nan, expected a finite number"):
+        psr.compare(model, triplets, replacements, alpha=float("nan"))
     with pytest.raises(InputError, match="'prompt' and 'paraphrase', which are taken"):
         psr.compare(model, triplets, {"prompt": replacements["CAA"]})
     with pytest.raises(InputError, match="layers: got"):
@@ -96,6 +105,40 @@ def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
     foreign = psr.Replacement(replacements["CAA"].sites, "R", "CAA", {"model_name": "other", "d_model": 64, "n_layers": 6})
     with pytest.raises(ArtifactError, match="made for other with d_model=64"):
         psr.compare(model, triplets, {"foreign": foreign})
+
+
+def test_each_replacement_has_its_own_strength_and_one_alone_goes_by_its_own_name(model, triplets, replacements):
+    few, constant = triplets[:3], replacements["CAA"]
+    apart = psr.compare(model, few, replacements, alpha={"A-PSR": 0.5, "CAA": 2.0})
+    assert (apart.alphas, apart.strengths) == ({"A-PSR": 0.5, "CAA": 2.0}, "0.5 (A-PSR), 2 (CAA)")
+    alone = psr.compare(model, few, constant, alpha=2.0)
+    assert (list(alone.methods), alone.strengths) == ([constant.method], "2")
+    torch.testing.assert_close(apart.methods["CAA"].magnitude, alone.methods[constant.method].magnitude)
+
+
+def test_a_comparison_says_what_it_is_in_a_line(result):
+    tokens = len(result.tokens)
+    assert repr(result) == f"Comparison('talk like a pirate .', {tokens} tokens × 6 layers, span R; methods: A-PSR, CAA)"
+    assert repr(result.methods["CAA"]) == f"MethodTrace({tokens} tokens × 6 layers; acts at layers 2)"
+
+
+def test_a_data_frame_has_a_row_for_every_token_layer_and_method(result):
+    frame = result.to_pandas()
+    assert len(frame) == 3 * len(result.tokens) * len(result.layers)
+    chosen = frame[(frame["method"] == "CAA") & (frame["layer"] == 3)]
+    assert chosen["magnitude"].tolist() == result.methods["CAA"].magnitude[:, 3].tolist()
+    assert chosen["token"].tolist() == list(result.tokens.strings)
+    assert chosen["position"].tolist() == result.tokens.position.tolist()
+    prompt = frame[(frame["method"] == "prompt") & (frame["triplet"] == 2)]
+    assert prompt["magnitude"].tolist() == result.magnitude[result.tokens.rows(2)].flatten().tolist()
+
+
+def test_scores_are_added_to_a_copy(result):
+    scores = [psr.Scores("CAA", 1.0, 3, 0, 50.0, 90.0, (40.0, 60.0), (80.0, 99.0))]
+    scored = result.with_scores(scores, {"seed": 3}).with_scores(scores, {"command": "x"})
+    assert (scored.scores, scored.settings) == (tuple(scores), {"seed": 3, "command": "x"})
+    assert (result.scores, result.settings) == ((), {})
+    assert '<td style="text-align:right">50</td>' in scored._repr_html_()
 
 
 KINDS = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")

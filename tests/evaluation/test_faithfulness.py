@@ -129,8 +129,9 @@ def test_at_strength_0_everything_is_as_without_steering(tiny_llama):
     for name in ("none", "x"):
         assert (block.methods[name].relative_rmse.value == 1).all()
         assert (block.methods[name].explained.value == 0).all()
-    assert block.methods["x"].divergence == block.methods["none"].divergence
-    assert block.methods["x"].agreement == block.methods["none"].agreement
+    for name in ("divergence", "agreement"):
+        mine, none = (getattr(block.methods[method], name) for method in ("x", "none"))
+        assert (mine.value, mine.interval()) == (none.value, none.interval())
     assert block.methods["x"].divergence_removed(block.methods["none"]).value == 0
     assert all(site.filled.value == 0 for site in block.sites["x"])
 
@@ -203,7 +204,7 @@ def test_batches_do_not_matter_and_logits_are_never_held_for_more_than_they_may(
     model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 7)
     methods = {"x": random_replacement(model, size=0.1)}
     whole = psr.faithfulness(model, triplets, methods, paraphrases=OTHER_WORDS)
-    module = sys.modules["psr_lens.evaluation.faithfulness"]
+    module = sys.modules["psr_lens.evaluation.side_by_side"]
     most = 80
     monkeypatch.setattr(sys.modules["psr_lens.activations.teacher_forced_pass"], "_LOGITS", most * model.cfg.d_vocab * 4)
     monkeypatch.setattr(sys.modules["psr_lens.evaluation.faithfulness_sums"], "_AT_ONCE", 3 * model.cfg.d_vocab)
@@ -237,15 +238,14 @@ def test_the_table_has_every_number_with_its_interval_and_its_responses(tiny_lla
     methods = {"A": random_replacement(model, size=0.1), "S": replacement_at(model, "hook_resid_post", [1], rule="constant")}
     result = psr.faithfulness(
         model,
-        triplets[:6],
+        {"": triplets[:6], "others": triplets[6:]},
         methods,
         paraphrases=OTHER_WORDS,
-        blocks={"others": triplets[6:]},
         alpha={"A": 0.5, "S": 2.0},
-        trait="pirate",
         layers=[0, 2],
     )
-    table = result.table()
+    table = result.table(trait="pirate", settings={"seed": 3})
+    assert table.settings["seed"] == 3
     assert {row.block for row in table} == {"", "held-out paraphrase", "others", "others, held-out paraphrase"}
     [row] = table.select(block="", method="A", metric="KL")
     assert (row.n, row.trait, row.alpha, row.layer) == (6, "pirate", 0.5, None)
@@ -260,6 +260,19 @@ def test_the_table_has_every_number_with_its_interval_and_its_responses(tiny_lla
     [row] = table.select(block="others", method="none", metric="KL")
     assert row.alpha is None
     assert "missing" in table.select(block="", layer=1).to_markdown()
+
+
+def test_one_replacement_goes_by_its_own_name_and_every_result_says_what_it_is_in_a_line(tiny_llama):
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 3)
+    found = psr.faithfulness(
+        model, {"first": triplets[:1], "others": triplets[1:]}, replace(random_replacement(model), method="mine")
+    )
+    assert repr(found).endswith(" 3 responses (first, others), span R; methods: mine)")
+    block = found.blocks["others"]
+    assert repr(block) == "BlockFaithfulness(2 responses; methods: none, mine)"
+    assert repr(block.methods["mine"]).endswith("2 responses)")
+    assert "\n" not in repr(block.sites["mine"][0]) + repr(block.methods["none"].agreement)
+    assert "1 first, 2 others" in found._repr_html_()
 
 
 def test_two_points_of_one_layer_keep_apart_in_the_table(tiny_llama):
@@ -282,19 +295,21 @@ def test_faithfulness_refuses_what_it_cannot_measure(tiny_llama):
     with pytest.raises(InputError, match="triplets: got an empty list"):
         psr.faithfulness(model, [], methods)
     with pytest.raises(InputError, match="triplets: got an empty list"):
-        psr.faithfulness(model, triplets, methods, blocks={"others": []})
-    with pytest.raises(InputError, match="methods: got none, expected at least one name and replacement"):
+        psr.faithfulness(model, {"": triplets, "others": []}, methods)
+    with pytest.raises(InputError, match="methods: got an empty mapping, expected at least one method"):
         psr.faithfulness(model, triplets, {})
-    with pytest.raises(InputError, match="methods: got a Replacement, expected at least one name"):
-        psr.faithfulness(model, triplets, methods["x"])
+    with pytest.raises(
+        InputError, match=r"methods: got a value of type list, expected a Replacement.* order model, pairs or triplets"
+    ):
+        psr.faithfulness(model, methods, triplets)
     with pytest.raises(InputError, match="'none', 'prompt' and 'paraphrase', which are taken"):
         psr.faithfulness(model, triplets, {"none": methods["x"]})
     with pytest.raises(InputError, match=r"paraphrases: got 'talk like a pirate \.', expected other words"):
         psr.faithfulness(model, triplets, methods, paraphrases="talk like a pirate .")
     with pytest.raises(InputError, match="alpha: got none for 'x'"):
         psr.faithfulness(model, triplets, methods, alpha={"y": 1.0})
-    with pytest.raises(InputError, match="blocks: got a block without a name"):
-        psr.faithfulness(model, triplets, methods, blocks={"": triplets})
+    with pytest.raises(InputError, match="triplets: got an empty mapping"):
+        psr.faithfulness(model, {}, methods)
     with pytest.raises(InputError, match="layers: got"):
         psr.faithfulness(model, triplets, methods, layers=[9])
     foreign = replace(methods["x"], model={"model_name": "other", "d_model": 64})

@@ -32,9 +32,7 @@ def pairs(tiny_llama):
 def test_every_method_is_asked_the_same_questions_with_and_without(tiny_llama, pairs):
     model, judge = tiny_llama.model, Remembering()
     replacement = random_replacement(model, size=0.2)
-    result = psr.robustness(
-        model, pairs, {"x": replacement}, judge, counter=[COUNTER, "just answer ."], alpha=0.5, sampling=FEW, trait="pirate"
-    )
+    result = psr.robustness(model, pairs, {"x": replacement}, judge, counter=[COUNTER, "just answer ."], alpha=0.5, sampling=FEW)
     plain = [pair.question for pair in pairs]
     told = [f"{each} {COUNTER if place % 2 == 0 else 'just answer .'}" for place, each in enumerate(plain)]
     assert judge.asked == [plain] * 3 + [told] * 3
@@ -73,12 +71,13 @@ def test_the_organism_under_a_prompt_gives_its_trait_up(organism):
         psr.judges.organism("shout"),
         counter=psr.organism.COUNTER_INSTRUCTIONS,
         sampling=psr.SamplingConfig(max_new_tokens=50),
-        trait="shout",
     )
-    [row] = result.table().select(method="prompt", metric="trait change")
+    table = result.table(trait="shout", settings={"seed": 3})
+    assert table.settings["seed"] == 3
+    [row] = table.select(method="prompt", metric="trait change")
     assert row.value < -90
     assert row.interval[1] < -80
-    [row] = result.table().select(method="nothing", metric="trait − prompt", block="counter-instruction")
+    [row] = table.select(method="nothing", metric="trait − prompt", block="counter-instruction")
     assert row.value == 0
     assert row.trait == "shout"
 
@@ -91,7 +90,11 @@ def test_robustness_refuses_what_it_cannot_measure(tiny_llama, pairs):
             psr.robustness(*given, counter=bad)
     with pytest.raises(InputError, match="pairs: got an empty list"):
         psr.robustness(given[0], [], *given[2:], counter=COUNTER)
-    with pytest.raises(InputError, match="methods: got none"):
+    with pytest.raises(InputError, match="methods: got an empty mapping"):
         psr.robustness(*given[:2], {}, given[3], counter=COUNTER)
     with pytest.raises(InputError, match="alpha: got none for 'x'"):
         psr.robustness(*given, counter=COUNTER, alpha={})
+    with pytest.raises(InputError, match="methods: got a value of type Remembering, expected a Replacement"):
+        psr.robustness(*given[:2], given[3], given[2], counter=COUNTER)
+    with pytest.raises(InputError, match="judge: got a value of type dict, expected a judge"):
+        psr.robustness(*given[:3], given[2], counter=COUNTER)

@@ -1,9 +1,9 @@
-import sys
-from dataclasses import replace
+"""Scores of one method at one strength, and the strength and the layer that score best."""
 
 import numpy as np
 import pytest
 import torch
+from helpers import pairs_of
 
 import psr_lens as psr
 from psr_lens import organism
@@ -11,14 +11,10 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.scores import score
 from psr_lens.generation.sampling import Response
 from psr_lens.replacement import Site
-from psr_lens.results.intervals import bootstrap_interval
 from psr_lens.results.judgement import Judgement
 
 PAIR = psr.PromptPair("what is a bee ?", "talk like a pirate .", (1, 5, 9), (1, 4, 5, 9), 2)
-
-NOTHING = psr.Replacement(
-    {"blocks.0.hook_resid_post": Site(torch.zeros(1, 128), torch.zeros(1, 128), torch.zeros(1), "relu")}, "R", "nothing", {}
-)
+SHORT = psr.SamplingConfig(max_new_tokens=4, temperature=0.0)
 
 
 class FixedJudge:
@@ -29,11 +25,23 @@ class FixedJudge:
         return Judgement(np.array(self.trait, float), np.array(self.coherence, float), ("",) * len(texts))
 
 
+class KnownJudge:
+    """Knows the trait and the coherence of every text, and scores nothing else."""
+
+    def __init__(self, verdicts):
+        self.verdicts = verdicts
+
+    def __call__(self, texts, questions):
+        trait, coherence = np.array([self.verdicts[text] for text in texts], float).T
+        return Judgement(trait, coherence, ("",) * len(texts))
+
+
 def test_means_are_over_the_answers_that_have_both_scores_and_the_others_are_counted_as_missing():
     judge = FixedJudge([100, 50, np.nan, 0], [100, 80, 90, np.nan])
     scores = score("x", [PAIR] * 4, [Response((3,), "a")] * 4, judge)
     assert (scores.n, scores.missing) == (2, 2)
     assert (scores.trait, scores.coherence) == (75.0, 90.0)
+    assert repr(scores) == "Scores(x: trait 75.0 [50.0, 100.0], coherence 90.0 [80.0, 100.0]; n=2, 2 missing)"
 
 
 def test_no_answer_with_scores_gives_nan_and_not_zero():
@@ -43,71 +51,90 @@ def test_no_answer_with_scores_gives_nan_and_not_zero():
     assert np.isnan(scores.trait_interval).all()
 
 
-def test_bootstrap_interval_covers_the_mean_at_about_the_right_width():
-    values = np.random.default_rng(1).normal(50, 10, size=400)
-    low, high = bootstrap_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    assert bootstrap_interval(values) == (low, high)
+def test_a_single_answer_has_scores_and_no_interval():
+    scores = score("x", [PAIR], [Response((3,), "a")], FixedJudge([73], [90]))
+    assert scores.trait == 73.0
+    assert np.isnan([*scores.trait_interval, *scores.coherence_interval]).all()
 
 
-def test_constant_scores_have_an_interval_of_no_width():
-    assert bootstrap_interval(np.full(20, 70.0)) == (70.0, 70.0)
+@pytest.fixture(scope="module")
+def pushed(tiny_llama):
+    """A constant that pushes at every layer, what the model answers to one question at three strengths, and that question's pair."""
+    model = tiny_llama.model
+    width = model.cfg.d_model
+    direction = torch.nn.functional.normalize(torch.randn(1, width, generator=torch.Generator().manual_seed(0)))
+    site = Site(direction, torch.zeros(1, width), torch.ones(1), "constant")
+    constant = psr.Replacement({f"blocks.{layer}.hook_resid_post": site for layer in range(model.cfg.n_layers)}, "R", "push", {})
+    pairs = pairs_of(model, 1)
+    strengths = (0.0, 1.0, 64.0)
+    texts = {alpha: psr.generate(model, pairs, constant, sampling=SHORT, alpha=alpha)[0].text for alpha in strengths}
+    assert len(set(texts.values())) == 3, "the test needs three different answers"
+    return model, constant, pairs, texts
 
 
-def test_best_alpha_keeps_the_coherence_bound(monkeypatch):
-    curve = {1.0: (10, 99), 2.0: (40, 96), 3.0: (90, 60)}
-
-    def fake(model, pairs, replacement, judge, *, alpha, method, sampling):
-        trait, coherence = curve[alpha]
-        return psr.Scores("c", alpha, 1, 0, trait, coherence, (0, 0), (0, 0))
-
-    monkeypatch.setattr(sys.modules["psr_lens.evaluation.scores"], "scores_at", fake)
-    given = (psr.load_model("organism"), [PAIR], NOTHING, FixedJudge([], []))
-    assert psr.best_alpha(*given, alphas=[1.0, 2.0, 3.0]).alpha == 2.0
-    assert psr.best_alpha(*given, alphas=[3.0]).alpha == 3.0
-    assert psr.best_alpha(*given, alphas=[1.0, 3.0], min_coherence=50).alpha == 3.0
+def best(pushed, verdicts, alphas, **options):
+    """The best strength, where the answer at each one has a known trait and coherence."""
+    model, constant, pairs, texts = pushed
+    judge = KnownJudge({texts[alpha]: verdict for alpha, verdict in verdicts.items()})
+    return psr.best_alpha(model, pairs, constant, judge, alphas=alphas, sampling=SHORT, **options)
 
 
-@pytest.mark.parametrize("order", [(1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (2.0, 1.0, 3.0)])
-def test_what_could_not_be_scored_is_never_the_best(monkeypatch, order):
-    module = sys.modules["psr_lens.evaluation.scores"]
-    coherence = {1.0: np.nan, 2.0: 60.0, 3.0: np.nan}
-    monkeypatch.setattr(module, "fit", lambda model, triplets, config: replace(NOTHING, settings={"layers": config.layers}))
-
-    def fake(model, pairs, replacement, judge, *, alpha=None, method=None, sampling=None):
-        value = coherence[alpha or replacement.settings["layers"]]
-        return psr.Scores("c", alpha, 0, 1, value, value, (0, 0), (0, 0))
-
-    monkeypatch.setattr(module, "scores_at", fake)
-    model = psr.load_model("organism")
-    assert psr.best_alpha(model, [PAIR], NOTHING, FixedJudge([], []), alphas=order).alpha == 2.0
-    layers = [int(alpha) for alpha in order]
-    assert psr.best_layer(model, [], psr.Sequential(), FixedJudge([], []), pairs=[PAIR], layers=layers).settings["layers"] == 2
+def test_best_alpha_keeps_the_coherence_bound(pushed):
+    verdicts = {0.0: (10, 99), 1.0: (40, 96), 64.0: (90, 60)}
+    found = best(pushed, verdicts, [0.0, 1.0, 64.0])
+    assert (found.alpha, found.trait, found.coherence, found.method) == (1.0, 40.0, 96.0, "push")
+    assert best(pushed, verdicts, [64.0]).alpha == 64.0
+    assert best(pushed, verdicts, [0.0, 64.0], min_coherence=50).alpha == 64.0
 
 
-def test_scores_at_refuses_no_pairs_and_best_alpha_no_strengths():
+@pytest.mark.parametrize("order", [(0.0, 1.0, 64.0), (64.0, 1.0, 0.0), (1.0, 0.0, 64.0)])
+@pytest.mark.parametrize("level", [60, 99])
+def test_what_could_not_be_scored_is_never_the_best_strength(pushed, order, level):
+    verdicts = {0.0: (np.nan, np.nan), 1.0: (level, level), 64.0: (np.nan, np.nan)}
+    assert best(pushed, verdicts, order).alpha == 1.0
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_llama):
+    """Triplets to fit on, a validation pair, and what the model answers to it with a fit of each of two layers."""
+    model, pairs = tiny_llama.model, pairs_of(tiny_llama.model, 5)
+    triplets = psr.sample_responses(model, pairs[:4], None, sampling=psr.SamplingConfig(max_new_tokens=6))
+    config = psr.FitConfig(solver="dim")
+    texts = {}
+    for layer in (0, 1):
+        found = psr.fit(model, triplets, psr.FitConfig(solver="dim", layers=layer))
+        texts[layer] = psr.generate(model, pairs[4:], found, sampling=SHORT)[0].text
+    return model, triplets, config, pairs[4:], texts
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("wanted", [0, 1])
+@pytest.mark.parametrize("other", [(30, 99), (np.nan, np.nan)])
+def test_best_layer_keeps_the_layer_that_scores_best_and_never_one_without_scores(fitted, order, wanted, other):
+    model, triplets, config, pairs, texts = fitted
+    judge = KnownJudge({texts[wanted]: (90, 99), texts[1 - wanted]: other})
+    found = psr.best_layer(model, triplets, config, judge, pairs=pairs, layers=order, sampling=SHORT)
+    assert list(found.sites) == [f"blocks.{wanted}.hook_resid_post"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_is_refused_by_name(pushed, fitted):
+    model, constant, pairs, _ = pushed
+    judge = FixedJudge([], [])
     with pytest.raises(InputError, match=r"pairs: got an empty list, expected at least one prompt pair"):
-        psr.scores_at(psr.load_model("organism"), [], None, FixedJudge([], []))
+        psr.scores_at(model, [], None, judge)
     with pytest.raises(InputError, match=r"alphas: got an empty list"):
-        psr.best_alpha(psr.load_model("organism"), [PAIR], NOTHING, FixedJudge([], []), alphas=[])
-
-
-def test_best_layer_keeps_the_layer_that_scores_best(monkeypatch):
-    module = sys.modules["psr_lens.evaluation.scores"]
-    trait = {1: 30, 2: 90, 3: 60}
-    monkeypatch.setattr(module, "fit", lambda model, triplets, config: replace(NOTHING, settings={"layers": config.layers}))
-    monkeypatch.setattr(
-        module,
-        "scores_at",
-        lambda model, pairs, candidate, judge, sampling: psr.Scores(
-            "s", 1.0, 1, 0, trait[candidate.settings["layers"]], 99, (0.0, 0.0), (0.0, 0.0)
-        ),
-    )
-    given = (psr.load_model("organism"), [], psr.Sequential(), FixedJudge([], []))
-    assert psr.best_layer(*given, pairs=[PAIR], layers=[1, 2, 3]).settings["layers"] == 2
+        psr.best_alpha(model, pairs, constant, judge, alphas=[])
     with pytest.raises(InputError, match=r"layers: got an empty list, expected at least one candidate layer"):
-        psr.best_layer(*given, pairs=[PAIR], layers=[])
+        psr.best_layer(*fitted[:3], judge, pairs=pairs, layers=[])
+    with pytest.raises(
+        InputError, match=r"replacement: got a value of type FixedJudge, expected a Replacement.* order model, pairs"
+    ):
+        psr.scores_at(model, pairs, judge, constant)
+    with pytest.raises(InputError, match="judge: got a value of type Replacement, expected a judge"):
+        psr.scores_at(model, pairs, None, constant)
+    with pytest.raises(InputError, match="replacement: got a value of type NoneType"):
+        psr.best_alpha(model, pairs, None, judge, alphas=[1.0])
 
 
 def test_scores_at_gives_the_same_scores_for_the_same_seed():

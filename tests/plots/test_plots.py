@@ -62,7 +62,7 @@ def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int =
         torch.full((layers,), 0.8),
         methods,
         torch.full((layers,), 0.2),
-        1.0,
+        dict.fromkeys(methods, 1.0),
         scores,
         {"seed": 0, "fit": {"solver": "sequential"}},
     )

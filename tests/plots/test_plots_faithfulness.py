@@ -21,7 +21,7 @@ def result(tiny_llama):
         "S": random_replacement(model, layers=[1], size=0.1),
         "const": replacement_at(model, "hook_resid_post", [1], rule="constant", rank=1),
     }
-    return psr.faithfulness(model, triplets[:5], methods, paraphrases="be a pirate .", blocks={"others": triplets[5:]})
+    return psr.faithfulness(model, {"": triplets[:5], "others": triplets[5:]}, methods, paraphrases="be a pirate .")
 
 
 def traces(figure, row):

@@ -7,7 +7,8 @@ import pytest
 from psr_lens import plots
 from psr_lens.errors import InputError
 from psr_lens.plots.style import PALETTE, named_styles
-from psr_lens.results.table import Result, ResultTable
+from psr_lens.results.result import Result
+from psr_lens.results.table import ResultTable
 
 
 def rows(method, curve, **others):

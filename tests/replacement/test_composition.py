@@ -13,7 +13,7 @@ import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
 from psr_lens.activations.teacher_forced_pass import Steered
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.evaluation.answer_cache import Steering
+from psr_lens.evaluation.methods import Method
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.replacement import Part, SteeringPlan
 from psr_lens.results.judgement import Judgement
@@ -169,8 +169,8 @@ def test_a_plan_lists_its_parts_and_names_itself(tiny_llama):
     assert plan.method == "−2 × A-PSR + 0.5 × CAA"
     assert (a - b).method == "A-PSR − CAA"
     assert repr(plan).startswith("SteeringPlan(-2 × Replacement(A-PSR, 2 hook points")
-    assert isinstance(plan, Steering)
-    assert isinstance(a, Steering)
+    assert isinstance(plan, Method)
+    assert isinstance(a, Method)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.results.table import NO_INTERVAL, Result, ResultTable
+from psr_lens.results.bootstrap import NO_INTERVAL
+from psr_lens.results.result import Result
+from psr_lens.results.table import ResultTable
 
 NAN = math.nan
 

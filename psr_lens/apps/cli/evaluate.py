@@ -38,15 +38,12 @@ def evaluate(
             pairs,
             methods,
             load_judge(settings.judge, model, pairs, rows),
-            alphas=settings.alphas,
             calibration=settings.calibrated_by(),
             with_prompt=settings.with_prompt,
             sampling=settings.sampled_by(),
             cache=folder / "answers",
-            trait=settings.trait or settings.group or "",
-            block=settings.block,
         )
-        table = found.table()
+        table = found.table(trait=settings.trait or settings.group or "", block=settings.block)
         table.to_json(folder / "results.json")
         write_text(folder / "results.md", found.to_markdown())
         write_text(folder / "pareto.html", psr.plots.pareto(table).to_html(include_plotlyjs=True))

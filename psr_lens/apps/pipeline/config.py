@@ -103,7 +103,7 @@ class RunConfig:
 
     def calibrated_by(self) -> Calibration:
         """The settings of the search for strengths."""
-        return Calibration.of(self.calibration)
+        return Calibration.of(self.calibration, [self.alpha, *(alpha for alpha in self.alphas if alpha != self.alpha)])
 
     def sampled_by(self, stream: int = 0) -> SamplingConfig:
         """How the responses (0) and the answers (1) are drawn, each from random streams of their own."""
@@ -140,7 +140,8 @@ class RunConfig:
             sampling=sampling,
             chat={**chat, "template_kwargs": dict(self.chat.get("template_kwargs") or {})},
             alphas=[float(alpha) for alpha in self.alphas],
-            calibration={**asdict(self.calibrated_by()), "targets": list(self.calibrated_by().targets)},
+            calibration={name: value for name, value in asdict(self.calibrated_by()).items() if name != "alphas"}
+            | {"targets": list(self.calibrated_by().targets)},
         )
 
     def _default_methods(self, n_layers: int) -> dict[str, dict[str, Any]]:

@@ -179,11 +179,9 @@ class _Run:
             self.held_out,
             methods,
             judge,
-            alphas=sorted({float(self.config.alpha), *map(float, self.config.alphas)}),
             calibration=self.config.calibrated_by(),
             sampling=self.config.sampled_by(1),
             cache=self._kept / "answers",
-            trait=self.held_out[0].instruction,
         )
 
     def _answered(self, methods: Mapping[str, Replacement]) -> dict[str, tuple[Response, ...]]:
@@ -216,8 +214,9 @@ class _Run:
             paraphrase=self.config.paraphrase,
             span=self.config.span,
             alpha=self.config.alpha,
-            scores=[] if evaluation is None else self._scores(evaluation),
-            settings={
+        ).with_scores(
+            [] if evaluation is None else self._scores(evaluation),
+            {
                 "command": f"psr-lens run --config {files.SETTINGS_FILE}",
                 "questions": f"{len(self.to_fit)} to learn from, {len(self.held_out)} held out",
                 "fitted on": fitted_on.summary(),
@@ -247,7 +246,7 @@ class _Run:
             **files.comparison_json(result.comparison),
         }
         if result.evaluation is not None:
-            table = result.evaluation.table()
+            table = result.evaluation.table(trait=self.held_out[0].instruction)
             table.to_json(self.out / "evaluation.json")
             write_text(self.out / "evaluation.md", result.evaluation.to_markdown())
         write_text(self.out / files.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from psr_lens.results.resampling import estimate, pearson, ratio, spearman
+from psr_lens.results.bootstrap import estimate, mean_interval, percentile_interval, ratio
+from psr_lens.results.correlation import pearson, spearman
 
 
 def data(seed=0, responses=40):
@@ -73,6 +74,30 @@ def test_a_layer_that_cannot_be_measured_is_nan_and_the_others_are_not():
     assert found.interval(0) == (1, 1)
     assert math.isnan(found.value[1])
     assert math.isnan(found.interval(1)[0])
+
+
+@pytest.mark.parametrize("values", [[], [73.0]])
+def test_fewer_than_two_observations_have_no_interval_however_it_is_asked_for(values):
+    values = np.array(values)
+    count = len(values)
+    found = (
+        mean_interval(values),
+        percentile_interval(np.full(100, 73.0), count),
+        estimate(ratio(values, np.ones(count)), count).interval(),
+    )
+    assert np.isnan(found).all()
+
+
+def test_the_interval_of_a_mean_has_about_the_right_width_and_is_the_same_each_time():
+    values = np.random.default_rng(1).normal(50, 10, size=400)
+    low, high = mean_interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert mean_interval(values) == (low, high) == estimate(ratio(values, np.ones(400)), 400).interval()
+
+
+def test_constant_values_have_an_interval_of_no_width():
+    assert mean_interval(np.full(20, 70.0)) == (70.0, 70.0)
 
 
 def test_one_response_has_no_interval_and_draws_are_the_same_each_time():
