@@ -127,7 +127,7 @@ def generate(
 
     Example:
         >>> psr.generate(model, pairs[:1], pirate, sampling=psr.SamplingConfig(temperature=0))
-        [Response('ahoy, ...', 40 tokens)]
+        [Response('arr, to begin, carry the cold water. ...', 38 tokens)]
     """
     check_pairs(pairs, may_be_empty=True)
     check_steering(replacement)

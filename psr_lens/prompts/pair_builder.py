@@ -58,7 +58,7 @@ def prompt_pairs(
 
     Example:
         >>> psr.prompt_pairs(model, ["what is a bear ?"], "talk like a pirate .")[0]
-        PromptPair('what is a bear ?', instruction='talk like a pirate .', 10 base and 17 prompted tokens)
+        PromptPair('what is a bear ?', instruction='talk like a pirate .', 9 base and 16 prompted tokens)
     """
     conversations = _conversations(questions)
     instructions = [instruction] if isinstance(instruction, str) else list(instruction)

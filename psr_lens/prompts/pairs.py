@@ -81,7 +81,7 @@ class PromptPairs(Sequence[PromptPair]):
             >>> view
             PromptView(pair 0 of 16, span QR; `print` shows it)
             >>> sum(token.steered for token in view.rows["base"])
-            9
+            13
         """
         return shown(self.tokenizer, self.pairs, index, span)
 

@@ -22,9 +22,9 @@ class PromptPair:
 
     Example:
         >>> pairs[0].question, pairs[0].instruction
-        ('explain what a school is.', 'talk like a pirate')
+        ('hello , what is the way to clean a room ?', 'talk like a pirate')
         >>> len(pairs[0].base_ids), len(pairs[0].prompted_ids)
-        (11, 17)
+        (15, 21)
     """
 
     question: str
@@ -71,7 +71,7 @@ class PromptPair:
 
         Example:
             >>> pairs[0].span_length("R"), pairs[0].span_length("QR")
-            (1, 9)
+            (1, 13)
         """
         if span not in get_args(Span):
             raise InputError("span", repr(span), "'R' or 'QR'")

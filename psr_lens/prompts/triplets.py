@@ -26,8 +26,8 @@ class Triplet:
     """A prompt pair with a response to the prompt with the instruction.
 
     Example:
-        >>> psr.Triplet(pairs[0], (30, 31, 32), "arr , a school", trait=80)
-        Triplet('explain what a school is.' → 'arr , a school', 3 tokens, trait 80, coherence 100)
+        >>> psr.Triplet(pairs[0], (30, 31, 32), "arr , just wash", trait=80)
+        Triplet('hello , what is the way to clean a room ?' → 'arr , just wash', 3 tokens, trait 80, coherence 100)
     """
 
     pair: PromptPair
@@ -94,7 +94,7 @@ def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: S
         ModelError: the model has no tokenizer.
 
     Example:
-        >>> [triplet] = psr.with_responses(model, pairs[:1], ["arr , a school is big ."])
+        >>> [triplet] = psr.with_responses(model, pairs[:1], ["arr , wash the cold stone ."])
         >>> len(triplet.response_ids)
         7
     """
