@@ -19,7 +19,7 @@ from psr_lens.plots import (
 )
 from psr_lens.plots.heatmap import MAX_LAYERS
 from psr_lens.plots.scatter import MAX_POINTS
-from psr_lens.plots.tokens import shortened
+from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import readable
 from psr_lens.reporting.words import lead_of

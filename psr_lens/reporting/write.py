@@ -13,7 +13,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
 from psr_lens.plots.images import check_browser
-from psr_lens.plots.tokens import shortened
+from psr_lens.plots.token_rows import shortened
 from psr_lens.reporting.further import RESULTS, further_parts
 from psr_lens.reporting.page import page_of
 from psr_lens.reporting.parts import CELLS, Part, comparison_parts

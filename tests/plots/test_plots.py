@@ -7,65 +7,12 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+from made_up_results import METHODS, WORDS, comparison
 
 from psr_lens import plots
 from psr_lens.errors import InputError
-from psr_lens.evaluation.comparison import Comparison, MethodTrace
-from psr_lens.evaluation.scores import Scores
-from psr_lens.plots import distribution, heatmap, style, tokens
-from psr_lens.prompts import TokenTable
-
-WORDS = ("<assistant>", "aye", ",", "the", "barn", ",", "<script>alert(1)</script>", "<end>")
-"""One response: the last prompt token first, a comma twice, and a token that is markup."""
-
-METHODS = ("A-PSR", "S-PSR", "S-Const DiM")
-
-
-def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int = 4) -> Comparison:
-    """A result with made-up numbers: A-PSR everywhere, S-PSR and a constant from layer 2 on."""
-    generator = torch.Generator().manual_seed(0)
-    count = len(words) * responses
-    table = TokenTable(
-        torch.arange(count),
-        words * responses,
-        torch.arange(responses).repeat_interleave(len(words)),
-        torch.arange(-1, len(words) - 1).repeat(responses),
-    )
-    strength = 10 ** torch.empty(count, layers).uniform_(-1.2, 2.4, generator=generator)
-    late = torch.arange(layers) >= 2
-    wanted = torch.randn(count, 1, generator=generator) * 20
-    spread = strength * torch.empty(count, layers).uniform_(0.8, 1.2, generator=generator)
-    methods = {
-        "A-PSR": MethodTrace(spread, torch.linspace(0.4, 0.1, layers), tuple(range(layers)), strength.clone(), strength * 0.9),
-        "S-PSR": MethodTrace(spread * late, torch.linspace(1, 0.3, layers), (2,), wanted.clamp(min=0), wanted),
-        "S-Const DiM": MethodTrace(
-            torch.full((count, layers), 5.0) * late, torch.full((layers,), 1.2), (2,), torch.full((count, 1), 5.0), wanted
-        ),
-    }
-    scores = tuple(
-        Scores(name, alpha, 40, 0, trait, coherence, (trait - 2, trait), (coherence - 1, coherence + 0.2))
-        for name, alpha, trait, coherence in (
-            ("none", None, 2.0, 99.0),
-            ("prompt", None, 100.0, 99.5),
-            ("A-PSR", 1.0, 100.0, 99.75),
-            ("S-PSR", 1.0, 70.0, 91.8),
-            ("S-Const DiM", 2.0, 3.0, 95.0),
-        )
-    )
-    return Comparison(
-        "talk like a <pirate>",
-        {"model_name": "toy", "n_layers": layers},
-        "R",
-        table,
-        tuple(range(layers)),
-        strength,
-        torch.full((layers,), 0.8),
-        methods,
-        torch.full((layers,), 0.2),
-        1.0,
-        scores,
-        {"seed": 0, "fit": {"solver": "sequential"}},
-    )
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.plots import distribution, heatmap, style, token_rows
 
 
 @pytest.fixture
@@ -362,7 +309,7 @@ def test_ticks_are_written_in_real_units():
     ],
 )
 def test_tokens_are_read_as_their_vocabulary_spells_them(spelled, read):
-    assert tokens.readable(spelled) == read
+    assert token_rows.readable(spelled) == read
 
 
 # Messages

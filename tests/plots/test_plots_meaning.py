@@ -7,27 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_plots import METHODS, comparison
+from made_up_results import METHODS, captured, comparison, lens
 
 import psr_lens as psr
 from psr_lens import plots
-from psr_lens.activations.capture import Captured
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
-from psr_lens.interpretation.directions import LensRow, LogitLens, TopToken, TopTokens, cosines
+from psr_lens.interpretation.directions import LogitLens, TopToken, TopTokens, cosines
 from psr_lens.plots import cosines as cosine_plot
-from psr_lens.plots import rank, scatter, strips
-from psr_lens.prompts import TokenTable
-
-
-def lens(rows: int = 3, k: int = 5) -> LogitLens:
-    up, down = torch.linspace(9, 5, k), torch.linspace(-8, -4, k)
-    words = tuple(f"w{place}" for place in range(k))
-    found = [
-        LensRow(f"blocks.{row}.hook_resid_post", row, 0, ("<b>arr</b>", *words[1:]), up - row, tuple(reversed(words)), down + row)
-        for row in range(rows)
-    ]
-    return LogitLens("directions", tuple(found))
+from psr_lens.plots import rank, scatter, text_strips
 
 
 def test_the_lens_shows_both_ends_with_the_strongest_outside():
@@ -136,7 +124,7 @@ def test_strips_hold_the_strengths_of_prompt_and_replacements_in_that_order():
     assert bars[0].text[6] == "&lt;script&gt;al…"[: len(bars[0].text[6])] or "&lt;script" in bars[0].text[6]
     assert len(plots.magnitude_strips(result, 1, methods=["S-PSR"]).data) == 3
     long = plots.magnitude_strips(comparison(("word",) * 1_000, responses=1))
-    assert len(long.data[0].x) == strips.MAX_TOKENS
+    assert len(long.data[0].x) == text_strips.MAX_TOKENS
     assert "The first 300 of 1,000 tokens." in long.layout.annotations[-1].text
     with pytest.raises(InputError, match="layer: got 9, expected one of those compared"):
         plots.magnitude_strips(result, layer=9)
@@ -149,22 +137,6 @@ def test_strips_do_not_overlap():
         at = [place for place, height in enumerate(bar.y) if height == line]
         ends = [(bar.base[place], bar.base[place] + bar.x[place]) for place in at]
         assert all(left[1] < right[0] + 1e-9 for left, right in itertools.pairwise(ends))
-
-
-def captured(tokens: int = 6, layers: int = 3) -> Captured:
-    generator = torch.Generator().manual_seed(0)
-    table = TokenTable(
-        torch.arange(tokens),
-        tuple("abcdef"[place % 6] for place in range(tokens)),
-        torch.zeros(tokens).long(),
-        torch.arange(-1, tokens - 1),
-    )
-    deltas = {
-        f"blocks.{layer}.hook_{kind}": torch.randn(tokens, 5, generator=generator)
-        for layer in range(layers)
-        for kind in ("attn_out", "resid_post")
-    }
-    return Captured(deltas, table, "R")
 
 
 def test_kinds_are_panels_of_the_norms_of_what_was_captured():

@@ -7,7 +7,7 @@ from helpers import random_triplets
 import psr_lens as psr
 from psr_lens import plots
 from psr_lens.errors import InputError
-from psr_lens.plots.profile import MAX_LINES
+from psr_lens.plots.layer_profile import MAX_LINES
 
 
 def test_lines_are_medians_and_bands_reach_from_the_weak_to_the_strong(tiny_llama):

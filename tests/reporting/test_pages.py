@@ -7,8 +7,7 @@ from pathlib import Path
 import browser
 import nbformat
 import pytest
-from further_results import further_results
-from test_plots import comparison
+from made_up_results import comparison, further_results
 
 import psr_lens as psr
 

@@ -4,12 +4,9 @@ import itertools
 import sys
 
 import pytest
-from further_results import further_results
 from helpers import random_replacement
-from test_plots import comparison
-from test_plots_attribution import attribution
-from test_plots_meaning import lens
-from test_report import Page
+from html_page import Page
+from made_up_results import attribution, comparison, further_results, lens
 
 import psr_lens as psr
 from psr_lens.errors import InputError, MissingPackageError
