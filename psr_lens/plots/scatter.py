@@ -86,7 +86,8 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
             mode="markers",
             marker={"color": translucent(style.color, 0.45), "size": 5, "line": {"width": 0}},
             hovertext=[escaped(shortened(texts[at], 24)) for at in shown.tolist()],
-            hovertemplate=f"%{{hovertext}}<br>layer {trace.site_layers[site]}<br>prompt calls for %{{x:.3g}}<br>replacement adds %{{y:.3g}}<extra></extra>",
+            hovertemplate=f"%{{hovertext}}<br>layer {trace.site_layers[site]}<br>"
+            "prompt calls for %{x:.3g}<br>replacement adds %{y:.3g}<extra></extra>",
             row=row + 1,
             col=column + 1,
         )

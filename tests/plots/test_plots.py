@@ -28,7 +28,7 @@ def named(figure: go.Figure, name: str, kind: str | None = None) -> go.Figure:
 # Heatmap
 
 
-def test_heatmap_holds_the_strengths_of_one_response(result):
+def test_heatmap_holds_the_magnitudes_of_one_response(result):
     figure = plots.magnitude_heatmap(result, triplet=1)
     rows = slice(len(WORDS), 2 * len(WORDS))
     assert [trace.name for trace in figure.data] == ["prompt", *METHODS]
@@ -182,16 +182,16 @@ def test_rmse_lines_are_the_results(result):
     for name in METHODS:
         np.testing.assert_array_equal(named(figure, name).y, result.methods[name].relative_rmse.numpy())
         assert list(named(figure, name).x) == list(result.layers)
-    yardstick = named(figure, "paraphrase")
-    np.testing.assert_array_equal(yardstick.y, result.paraphrase_rmse.numpy())
-    assert yardstick.line.dash == "dash"
+    baseline = named(figure, "paraphrase baseline")
+    np.testing.assert_array_equal(baseline.y, result.paraphrase_rmse.numpy())
+    assert baseline.line.dash == "dash"
     assert figure.layout.yaxis.range[0] == 0
     assert figure.layout.yaxis.range[1] > 1.2
     assert [shape.y0 for shape in figure.layout.shapes] == [1]
     assert [note.text for note in figure.layout.annotations] == ["no steering"]
 
 
-def test_rmse_without_a_yardstick_and_with_a_division_by_zero(result):
+def test_rmse_without_a_paraphrase_baseline_and_with_a_division_by_zero(result):
     methods = {"S-PSR": replace(result.methods["S-PSR"], relative_rmse=torch.tensor([math.nan, math.inf, 0.5, 0.4]))}
     figure = plots.relative_rmse(replace(result, paraphrase_rmse=None, methods=methods))
     assert [trace.name for trace in figure.data] == ["S-PSR"]
@@ -201,7 +201,7 @@ def test_rmse_without_a_yardstick_and_with_a_division_by_zero(result):
 # Distribution
 
 
-def test_violins_are_the_logs_of_the_strengths(result):
+def test_violins_are_the_logs_of_the_magnitudes(result):
     figure = plots.magnitude_distribution(result)
     violins = [trace for trace in figure.data if trace.type == "violin" and trace.name == "A-PSR"]
     assert [trace.x0 for trace in violins] == list(result.layers)
@@ -217,9 +217,9 @@ def test_zeros_are_left_out_and_said_to_be(result):
     assert [trace.x0 for trace in figure.data if trace.type == "violin" and trace.name == "S-PSR"] == [2, 3]
     notes = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
     assert sum("zeros left out: all tokens at layers 0 and 1" in note for note in notes) == 2
-    strength = result.methods["S-PSR"].magnitude.clone()
-    strength[:6, 2] = 0
-    figure = plots.magnitude_distribution(replace(result, methods={"S-PSR": replace(result.methods["S-PSR"], magnitude=strength)}))
+    magnitude = result.methods["S-PSR"].magnitude.clone()
+    magnitude[:6, 2] = 0
+    figure = plots.magnitude_distribution(replace(result, methods={"S-PSR": replace(result.methods["S-PSR"], magnitude=magnitude)}))
     assert "25\N{NO-BREAK SPACE}% at layer\N{NO-BREAK SPACE}2" in figure.layout.annotations[0].text
 
 

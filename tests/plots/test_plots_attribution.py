@@ -73,7 +73,7 @@ def test_patched_cells_by_token_and_layer():
     mean = plots.patch_map(result, None)
     np.testing.assert_allclose(mean.data[0].z[:4], result.by_position()[1][:4, :, 0].numpy())
     assert list(mean.layout.yaxis.ticktext) == ["−1", "0", "1", "2", "3"]
-    assert "5 tokens are too many" in text_of(plots.patch_map(result, 0, max_tokens=2)).replace("<br>", " ")
+    assert "out of 5 tokens" in text_of(plots.patch_map(result, 0, max_tokens=2)).replace("<br>", " ")
 
 
 def test_patched_heads():

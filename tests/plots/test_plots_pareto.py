@@ -23,7 +23,7 @@ def test_a_line_a_method_by_ascending_strength_and_a_star_for_the_prompt():
 
 def test_hovering_says_strength_scores_intervals_and_what_is_missing():
     trace = next(trace for trace in plots.pareto(TABLE).data if trace.name == "A-PSR")
-    assert trace.text[1] == "<b>A-PSR</b>, α = 1<br>trait 96.0 [95.0, 97.0]<br>coherence 97.0 [96.0, 98.0]<br>3 without a score"
+    assert trace.text[1] == "<b>A-PSR</b>, α = 1<br>trait 96.0 [95.0, 97.0]<br>coherence 97.0 [96.0, 98.0]<br>3 missing"
 
 
 def test_targets_are_lines_across_and_none_where_there_are_none():
