@@ -165,7 +165,7 @@ def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
     Example:
         >>> result = psr.faithfulness(model, triplets[:4], {"A-PSR": pirate})
         >>> psr.plots.explained_energy(result).layout.title.text
-        'Share of the prompt’s effect<br>reproduced'
+        'Share of the prompt’s effect reproduced'
     """
     check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)

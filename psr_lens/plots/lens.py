@@ -39,7 +39,7 @@ def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     Example:
         >>> figure = psr.plots.logit_lens(psr.logit_lens(model, pirate), columns=2)
         >>> figure.data[0].z.shape
-        (6, 4)
+        (24, 4)
     """
     check_result(lens, LogitLens, "`psr.logit_lens`", "lens")
     if not lens.rows:

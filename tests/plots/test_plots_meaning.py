@@ -248,7 +248,7 @@ def test_a_wrong_type_of_result_is_refused_by_every_figure(wrong):
         others = {"method": "A-PSR"} if name.startswith("coefficient_") and name != "coefficient_correlation" else {}
         with pytest.raises(InputError, match=rf"^{argument}: got {got}, expected .*(psr|gradient descent)"):
             figure(wrong, **others)
-    with pytest.raises(InputError, match="^result: got "):
+    with pytest.raises(InputError, match=r"^result: got "):
         plots.by_response(plots.magnitude_strips, wrong)
     with pytest.raises(InputError, match=r"^figure: got relative_rmse, expected a function with an argument `triplet`"):
         plots.by_response(plots.relative_rmse, comparison())

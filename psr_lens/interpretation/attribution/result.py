@@ -75,7 +75,12 @@ class Sources:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
-    """Δ split into the contributions of each head and each MLP."""
+    """Δ split into the contributions of each head and each MLP; `attribute` returns it.
+
+    Example:
+        >>> psr.attribute(model, triplets[:1], layers=[0, 1])
+        Attribution('talk like a pirate', accumulated Δ: ... tokens × 2 layers × 4 heads)
+    """
 
     instruction: str
     """The instruction of the first triplet."""

@@ -78,7 +78,9 @@ def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = 
 
     Example:
         >>> lens = psr.logit_lens(model, pirate, k=4)
-        >>> sorted(lens.rows[-1].promoted)
+        >>> lens
+        LogitLens(directions: 24 at 6 hook points)
+        >>> sorted(lens.rows[20].promoted)
         ['ahoy', 'arr', 'aye', 'yoho']
     """
     found = directions_of(source, part)

@@ -32,6 +32,11 @@ class PatchGrid:
     into the base run, is (KL(full ‖ base) − KL(full ‖ cell)) / KL(full ‖ base): 0 is the base run, 1 the full run. `lost`, for cells
     taken out of a run, is (KL(full ‖ cell) − KL(full ‖ run)) / KL(full ‖ base): 0 is no loss, 1 the whole effect. Cells do not sum to 1,
     since one may depend on another or duplicate it.
+
+    Example:
+        >>> grid = psr.patching.patch(model, triplets[:2], layers=[2, 5], cells="all")
+        >>> grid.values.shape, grid.layers
+        (torch.Size([2, 2, 1]), (2, 5))
     """
 
     instruction: str
