@@ -1,1 +1,1 @@
-"""What directions mean, which parts of the model the instruction acts through, and checks by intervention."""
+"""What directions mean, which parts of the model carry the instruction's effect, and tests of both by intervention."""

@@ -1,7 +1,7 @@
-"""Figures: each function takes a typed result, most a `Comparison`, and returns a Plotly figure. No renderer is set, nothing is shown."""
+"""Figures: each function takes a typed result, most a `Comparison`, and returns a Plotly figure without showing it."""
 
 from psr_lens.plots.activating_tokens import top_tokens as top_tokens
-from psr_lens.plots.coefficients import coefficient_text as coefficient_text
+from psr_lens.plots.coefficient_bars import coefficient_text as coefficient_text
 from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
 from psr_lens.plots.distribution import magnitude_distribution as magnitude_distribution
 from psr_lens.plots.faithfulness import coefficient_correlation as coefficient_correlation
@@ -11,17 +11,17 @@ from psr_lens.plots.heads import head_map as head_map
 from psr_lens.plots.heads import parts_by_layer as parts_by_layer
 from psr_lens.plots.heads import source_map as source_map
 from psr_lens.plots.heatmap import magnitude_heatmap as magnitude_heatmap
+from psr_lens.plots.hook_kinds import magnitude_by_kind as magnitude_by_kind
 from psr_lens.plots.images import write_images as write_images
-from psr_lens.plots.kinds import magnitude_by_kind as magnitude_by_kind
+from psr_lens.plots.layer_profile import magnitude_profile as magnitude_profile
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
 from psr_lens.plots.patching import patch_map as patch_map
-from psr_lens.plots.profile import magnitude_profile as magnitude_profile
 from psr_lens.plots.rank import rank_energy as rank_energy
-from psr_lens.plots.responses import by_response as by_response
+from psr_lens.plots.response_slider import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
-from psr_lens.plots.strips import magnitude_strips as magnitude_strips
+from psr_lens.plots.text_strips import magnitude_strips as magnitude_strips
 from psr_lens.plots.trait_coherence import pareto as pareto
 
 __all__ = [

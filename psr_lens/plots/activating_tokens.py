@@ -1,4 +1,4 @@
-"""The tokens that a replacement pushes hardest, in their context."""
+"""The tokens that a replacement pushes hardest, in context."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import TopToken, TopTokens
+from psr_lens.plots.arguments import check_result
 from psr_lens.plots.style import INK, MONO, MUTED, PALETTE, SMALL, escaped, titled, translucent
-from psr_lens.plots.tokens import shortened, signed
+from psr_lens.plots.token_rows import shortened, signed
 from psr_lens.prompts.token_text import readable
 
 MAX_ROWS: Final = 40
-"""Of a longer list the first are drawn."""
+"""Most rows; of a longer list, the first tokens are drawn."""
 
 _ROW: Final = 24
 _AROUND: Final = 11
@@ -21,22 +22,28 @@ _AROUND: Final = 11
 _WORD: Final = 11
 
 
-def top_tokens(found: TopTokens) -> go.Figure:
-    """A line a token: its context with the token in bold, and a bar behind it as long as what is added.
+def top_tokens(result: TopTokens) -> go.Figure:
+    """One row per token: the token in bold in its context, and a bar for its coefficient.
 
     Args:
-        found: What `psr_lens.top_tokens` returned.
+        result: Result of `psr.top_tokens`.
 
     Returns:
-        A figure with one bar trace; `x` is in the activation's units.
+        A figure with one bar trace; `x` holds coefficients in the activation's units.
 
     Raises:
-        InputError: there is no token.
+        InputError: not a `TopTokens`, or one without tokens.
+
+    Example:
+        >>> figure = psr.plots.top_tokens(psr.top_tokens(model, triplets[:4], pirate, 3))
+        >>> len(figure.data[0].x)
+        3
     """
-    if not found.tokens:
-        raise InputError("found", f"no token with a coefficient above 0 among {found.searched:,}", "at least one")
-    shown = found.tokens[:MAX_ROWS]
-    alphabet = [text for each in found.tokens for text in (*each.before, each.token, *each.after)]
+    check_result(result, TopTokens, "`psr.top_tokens`")
+    if not result.tokens:
+        raise InputError("result", f"no token with a coefficient above 0 among {result.searched:,}", "at least one")
+    shown = result.tokens[:MAX_ROWS]
+    alphabet = [text for each in result.tokens for text in (*each.before, each.token, *each.after)]
     longest = max(each.coefficient for each in shown)
     figure = go.Figure(
         go.Bar(
@@ -52,7 +59,7 @@ def top_tokens(found: TopTokens) -> go.Figure:
             textfont={"size": SMALL, "color": INK},
             customdata=[[each.triplet, signed(each.position)] for each in shown],
             hovertext=[_line(each, alphabet, 60) for each in shown],
-            hovertemplate="%{hovertext}<br>added %{x:.4g}<br>response %{customdata[0]}, place %{customdata[1]}<extra></extra>",
+            hovertemplate="%{hovertext}<br>coefficient %{x:.4g}<br>response %{customdata[0]}, position %{customdata[1]}<extra></extra>",
         )
     )
     figure.update_yaxes(
@@ -64,15 +71,15 @@ def top_tokens(found: TopTokens) -> go.Figure:
         showgrid=False,
         automargin=True,
     )
-    what = "activation units" if found.direction is None else f"λ of direction {found.direction}"
+    what = "coefficient (activation units)" if result.direction is None else f"λ of direction {result.direction}"
     figure.update_xaxes(title_text=what, range=[0, longest * 1.02], nticks=4)
-    place = found.hook if found.layer is None else f"layer {found.layer}"
-    notes = [f"{found.active:,} of {found.searched:,} tokens are pushed at all."]
-    if len(shown) < len(found.tokens):
-        notes.append(f"The first {len(shown)} of {len(found.tokens)}.")
+    where = result.hook if result.layer is None else f"layer {result.layer}"
+    notes = [f"{result.active:,} of {result.searched:,} tokens have a coefficient above 0."]
+    if len(shown) < len(result.tokens):
+        notes.append(f"The first {len(shown)} of {len(result.tokens)}.")
     return titled(
         figure,
-        f"Tokens pushed hardest at {escaped(place)}",
+        f"Tokens pushed hardest at {escaped(where)}",
         plot=len(shown) * _ROW,
         top=48,
         bottom=48,

@@ -1,4 +1,4 @@
-"""How the magnitude of steering spreads over tokens: a prompt's few hard pushes against a constant's narrow band."""
+"""The distribution of ‖Δ‖ over tokens: a prompt pushes a few tokens much harder than the rest, a constant pushes all alike."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
+from psr_lens.plots.arguments import check_result
 from psr_lens.plots.style import (
     MUTED,
     PAPER,
@@ -26,12 +27,12 @@ from psr_lens.plots.style import (
     translucent,
     wrapped,
 )
-from psr_lens.plots.tokens import shortened
+from psr_lens.plots.token_rows import shortened
 
 MAX_LAYERS: Final = 12
-"""Of more layers than this, evenly spaced ones are drawn."""
+"""Most layers drawn; of more, evenly spaced ones are drawn."""
 MAX_POINTS: Final = 20_000
-"""Of more tokens than a violin's share of this, evenly spaced ones are drawn after sorting by magnitude, the ends among them."""
+"""Most points of all violins together. Of more tokens, evenly spaced ones in order of magnitude are drawn, ends included."""
 
 _PANEL: Final = 190
 _BETWEEN: Final = 80
@@ -39,23 +40,31 @@ _TOP: Final = 92
 _BOTTOM: Final = 48
 _DECADES: Final = 5.0
 _BANDWIDTH: Final = 0.05
-"""Of the violins, in powers of ten; fixed, or a constant's shape would be smoothed to the width of the prompt's."""
+"""Bandwidth of the violins, in powers of ten. It is fixed, or a constant's violin would be as wide as the prompt's."""
 _TIED: Final = "\N{NO-BREAK SPACE}"
 _HALF_WIDTH: Final = 0.46
 
 
 def magnitude_distribution(result: Comparison) -> go.Figure:
-    """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt left, a replacement right of it.
+    """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt left, a replacement right.
 
-    Exact zeros (a layer before the replacement's first, a ReLU that is shut) have no place on a log scale; they are left out and
-    their share is written above the panel. Dots are medians.
+    Exact zeros (layers before the replacement's first, or a ReLU at 0) cannot be drawn on a log scale; they are left out, and their share
+    is given above the panel. Dots are medians.
 
     Args:
-        result: What `compare` returned.
+        result: Result of `psr.compare`.
 
     Returns:
-        A figure with one panel a replacement; violins hold log10 of the magnitudes in `y`.
+        A figure with one panel per replacement; the violins' `y` holds log10 of the magnitudes.
+
+    Raises:
+        InputError: not a `Comparison`.
+
+    Example:
+        >>> psr.plots.magnitude_distribution(comparison).layout.title.text
+        'Spread of magnitude over tokens'
     """
+    check_result(result, Comparison, "`psr.compare`")
     styles = method_styles(result)
     columns = _chosen_layers(len(result.layers))
     layers = [result.layers[column] for column in columns]
@@ -90,23 +99,27 @@ def _axes(figure: go.Figure, layers: list[int], low: float, high: float) -> None
         title_text="magnitude ‖Δ‖",
         title_standoff=2,
     )
-    places = list(range(len(layers)))
-    figure.update_xaxes(tickvals=places, ticktext=[str(layer) for layer in layers], range=[-0.6, len(layers) - 0.4], showgrid=False)
+    figure.update_xaxes(
+        tickvals=list(range(len(layers))),
+        ticktext=[str(layer) for layer in layers],
+        range=[-0.6, len(layers) - 0.4],
+        showgrid=False,
+    )
     figure.update_xaxes(title_text="layer", title_standoff=4, row=len(list(figure.select_xaxes())), col=1)
     figure.update_annotations(x=0, xanchor="left", align="left", font_size=12)
 
 
 def _half(figure: go.Figure, row: int, name: str, magnitude: Float[Tensor, "token layer"], style: MethodStyle, points: int) -> None:
-    """One half of every layer's violin, with its median: the prompt's to the left, a replacement's to the right."""
+    """One half of every layer's violin, with its median: left for the prompt, right for a replacement."""
     side = "negative" if style.role == "prompt" else "positive"
     medians: list[tuple[int, float, str]] = []
-    for place, column in enumerate(magnitude.T):
+    for index, column in enumerate(magnitude.T):
         pushed = column[column > 0].sort().values
         if not len(pushed):
             continue
         figure.add_violin(
             name=name,
-            x0=place,
+            x0=index,
             y=_spaced(pushed, points).log10().numpy(),
             side=side,
             width=2 * _HALF_WIDTH,
@@ -119,11 +132,11 @@ def _half(figure: go.Figure, row: int, name: str, magnitude: Float[Tensor, "toke
             row=row,
             col=1,
         )
-        medians.append((place, float(pushed[len(pushed) // 2]), _numbers(pushed, len(column))))
+        medians.append((index, float(pushed[len(pushed) // 2]), _numbers(pushed, len(column))))
     shift = 0.07 if side == "positive" else -0.07
     figure.add_scatter(
         name=f"{name}, median",
-        x=[place + shift for place, _, _ in medians],
+        x=[index + shift for index, _, _ in medians],
         y=[math.log10(median) for _, median, _ in medians],
         mode="markers",
         marker={"color": style.color, "size": 7, "line": {"color": PAPER, "width": 1.5}},
@@ -151,7 +164,7 @@ def _spaced(ordered: Float[Tensor, " token"], points: int) -> Float[Tensor, " dr
 def _chosen_layers(count: int) -> list[int]:
     if count <= MAX_LAYERS:
         return list(range(count))
-    return sorted({round(place * (count - 1) / (MAX_LAYERS - 1)) for place in range(MAX_LAYERS)})
+    return sorted({round(step * (count - 1) / (MAX_LAYERS - 1)) for step in range(MAX_LAYERS)})
 
 
 def _ends(*magnitudes: Float[Tensor, "token layer"]) -> tuple[float, float]:
@@ -173,7 +186,7 @@ def _heading(name: str, style: MethodStyle, prompt: MethodStyle, note: str) -> s
 
 
 def _zeros_note(magnitude: Float[Tensor, "token layer"], layers: list[int]) -> str:
-    """Which tokens are missing from the violins because they are exactly 0."""
+    """A note on the tokens that are left out of the violins because they are exactly 0."""
     shares = dict(zip(layers, (magnitude == 0).float().mean(dim=0).tolist(), strict=True))
     silent = [layer for layer, share in shares.items() if share == 1]
     partly = [layer for layer, share in shares.items() if 0 < share < 1]
@@ -188,7 +201,7 @@ def _zeros_note(magnitude: Float[Tensor, "token layer"], layers: list[int]) -> s
 
 
 def _listed(some: list[int], layers: list[int]) -> str:
-    """Layers in a few words: layers 0, 1 and 5, or layers 0 to 7 where none of the drawn ones between is missing."""
+    """Layers in a few words: "layers 0, 1 and 5", or "layers 0 to 7" if all drawn layers in between are among them."""
     if len(some) == 1:
         return f"layer{_TIED}{some[0]}"
     if len(some) <= 3:
@@ -202,7 +215,7 @@ def _listed(some: list[int], layers: list[int]) -> str:
 def _drawing_note(tokens: int, points: int, drawn: int, layers: int) -> str:
     notes = []
     if tokens > points:
-        notes.append(f"Shapes drawn from {points} of {tokens:,} tokens, evenly spaced in order of magnitude.")
+        notes.append(f"Violins show {points} of {tokens:,} tokens, evenly spaced in order of magnitude.")
     if drawn < layers:
         notes.append(f"{drawn} of {layers} layers, evenly spaced.")
     return " ".join(notes)

@@ -1,10 +1,10 @@
-"""How near replacements come to the prompt: next tokens by method, correlations and explained energy by layer."""
+"""How closely replacements follow the prompt: next tokens by method, coefficients and explained energy by layer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Closeness, Faithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
+from psr_lens.plots.arguments import check_result
 from psr_lens.plots.style import (
     MUTED,
     PAPER,
@@ -21,11 +22,12 @@ from psr_lens.plots.style import (
     log_ticks,
     real_units,
     role_of_sites,
+    shown_name,
     styles_of,
     titled,
     translucent,
 )
-from psr_lens.plots.tokens import shortened
+from psr_lens.plots.token_rows import shortened
 from psr_lens.results.bootstrap import Estimate
 
 _ROW: Final = 24
@@ -33,28 +35,38 @@ _PANEL: Final = 190
 _BETWEEN: Final = 74
 _LEGEND_LINE: Final = 29
 _TICKS: Final = 9
+_DASHES: Final = {"method": "solid", "baseline": "dash", "ceiling": "dot"}
 _LEAST_KL: Final = 1e-7
-"""In nats; a smaller one is drawn here: it is rounding."""
+"""In nats; smaller values are rounding errors and are drawn here."""
 _LOWEST: Final = -0.25
 """Explained energy below this is drawn at the lower edge."""
 
 
 def next_token(result: Faithfulness, block: str = "") -> go.Figure:
-    """KL and top-1 agreement of the next token with the prompted model, a row a method, with 95 % intervals.
+    """KL divergence and top-1 agreement of the next token with the prompted model, one row per method, with 95 % intervals.
 
-    The yardstick is the same instruction in other words. Open markers: against the paraphrases, which nothing was fitted on.
+    The paraphrase baseline is the same instruction in other words. Open markers compare with the paraphrases, which nothing was fitted on.
 
     Args:
-        result: What `faithfulness` returned.
-        block: Which kind of questions; the triplets themselves by default.
+        result: Result of `psr.faithfulness`.
+        block: Kind of questions; by default the triplets themselves.
+
+    Returns:
+        A figure with two panels, KL above and agreement below; `customdata` holds values and intervals.
 
     Raises:
-        InputError: there is no such block.
+        InputError: not a `Faithfulness`, or no such block.
+
+    Example:
+        >>> result = psr.faithfulness(model, triplets[:4], {"A-PSR": pirate})
+        >>> psr.plots.next_token(result).layout.yaxis.ticktext
+        ('none', 'A-PSR')
     """
+    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
     names = [name for name in found.methods if name != PARAPHRASE] + ([PARAPHRASE] if PARAPHRASE in found.methods else [])
-    labels = [escaped("other wording" if name == PARAPHRASE else shortened(name, 20)) for name in names]
+    labels = [escaped(shortened(shown_name(name), 20)) for name in names]
     height = _ROW * len(names) + 16
     plot = 2 * height + _BETWEEN
     figure = make_subplots(2, 1, vertical_spacing=_BETWEEN / plot)
@@ -64,12 +76,12 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
         series.append(("held-out paraphrases", paraphrased))
     drawn: list[float] = []
     for number, (title, methods) in enumerate(series):
-        places = [place + (0.18 if number else -0.18) * (len(series) > 1) for place in range(len(names))]
+        heights = [row + (0.18 if number else -0.18) * (len(series) > 1) for row in range(len(names))]
         divergences = [_clipped(methods[name].divergence) for name in names]
         agreements = [_numbers(methods[name].agreement) for name in names]
         drawn += [end for each in divergences for end in each if math.isfinite(end)]
         for row, values in enumerate((divergences, agreements), start=1):
-            figure.add_trace(_dots(title, names, places, values, styles, open_marker=number > 0, legend=row == 1), row=row, col=1)
+            figure.add_trace(_dots(title, names, heights, values, styles, open_marker=number > 0, legend=row == 1), row=row, col=1)
     low, high = math.log10(min(drawn)) - 0.15, math.log10(max(drawn)) + 0.15
     ticks = log_ticks(low, high)
     figure.update_xaxes(
@@ -79,13 +91,13 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
         ticktext=[real_units(tick) for tick in ticks],
         row=1,
     )
-    figure.update_xaxes(title_text="same likeliest token", tickformat=".0%", row=2)
+    figure.update_xaxes(title_text="same top-1 token", tickformat=".0%", row=2)
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - 0.5, -0.5], showgrid=False, showline=True
     )
     note = f"{found.responses} responses, {int(next(iter(found.methods.values())).predicted.sum()):,} tokens."
     bottom = 50 + 2 * _LEGEND_LINE * (len(series) > 1)
-    titled(figure, f"Next token, against the prompted model{_of(block)}", plot=plot, top=50, bottom=bottom, left=128, note=note)
+    titled(figure, f"Next token, against the prompted model{_of(block)}", plot=plot, top=50, bottom=bottom, left=136, note=note)
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -46 / plot, "yanchor": "top", "itemsizing": "constant"},
         showlegend=len(series) > 1,
@@ -94,18 +106,27 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
 
 
 def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
-    """Correlation over tokens of what each site adds with what the prompt calls for along its directions, by layer.
+    """Correlation over tokens between the coefficient that a site applies and the one that the prompt calls for, by layer.
 
     Args:
-        result: What `faithfulness` returned.
-        block: Which kind of questions; the triplets themselves by default.
+        result: Result of `psr.faithfulness`.
+        block: Kind of questions; by default the triplets themselves.
+
+    Returns:
+        A figure with two panels, Pearson above and Spearman below, and one line per method whose coefficient varies.
 
     Raises:
-        InputError: there is no such block.
+        InputError: not a `Faithfulness`, or no such block.
+
+    Example:
+        >>> result = psr.faithfulness(model, triplets[:4], {"A-PSR": pirate})
+        >>> psr.plots.coefficient_correlation(result).layout.title.text
+        'Do coefficients follow the prompt?'
     """
+    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
-    figure, plot = _panels("Pearson, of strengths", "Spearman, of their ranks")
+    figure, plot = _panels("Pearson correlation of coefficients", "Spearman correlation (of ranks)")
     without = [name for name, sites in found.sites.items() if not any(np.isfinite(site.pearson.value) for site in sites)]
     lowest = 0.0
     for name, sites in found.sites.items():
@@ -118,46 +139,55 @@ def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
             _line(figure, row, name, layers, points, styles[name], legend=row == 1)
     _layer_axes(figure, result.layers)
     figure.update_yaxes(range=[lowest - 0.05 * (lowest < 0), 1.03], title_text="correlation")
-    note = f"Not shown, since the strength is the same on every token: {', '.join(without)}." if without else ""
+    note = f"Not shown, with the same coefficient on every token: {', '.join(without)}." if without else ""
     bottom = _legend_room(len(found.sites) - len(without))
-    titled(figure, f"Does the strength follow the prompt?{_of(block)}", plot=plot, top=72, bottom=bottom, left=58, note=note)
+    titled(figure, f"Do coefficients follow the prompt?{_of(block)}", plot=plot, top=72, bottom=bottom, left=58, note=note)
     return _with_legend(figure, plot)
 
 
 def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
-    """Share of the prompt's effect that is there after each layer, and what each site could fill in at most.
+    """Share of the prompt's effect that methods reproduce after each layer, and the most that each site could reproduce.
 
-    Above: 1 − relative RMSE², of all of Δ_acc. Below, site by site: of what is missing when an activation arrives, the share that is filled
-    in (solid), and the share that lies in the span of the directions (dotted), which is the rank's ceiling.
+    Above: 1 − relative RMSE², of all of Δ_acc. Below, site by site, of what is still missing when an activation arrives: the share that the
+    site fills in (solid), and the share within the span of its directions (dotted), the ceiling at this rank.
 
     Args:
-        result: What `faithfulness` returned.
-        block: Which kind of questions; the triplets themselves by default.
+        result: Result of `psr.faithfulness`.
+        block: Kind of questions; by default the triplets themselves.
+
+    Returns:
+        A figure with two panels and one line per method, with 95 % intervals as bands.
 
     Raises:
-        InputError: there is no such block.
+        InputError: not a `Faithfulness`, or no such block.
+
+    Example:
+        >>> result = psr.faithfulness(model, triplets[:4], {"A-PSR": pirate})
+        >>> psr.plots.explained_energy(result).layout.title.text
+        'Share of the prompt’s effect reproduced'
     """
+    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
-    figure, plot = _panels("of the prompt's whole effect", "of what is missing at each site (dotted: ceiling)")
+    figure, plot = _panels("of the whole effect, after each layer", "of what is still missing, at each site (dotted: ceiling)")
     layers, lowest = list(result.layers), 0.0
     for name, close in found.methods.items():
         if name == NONE:
             continue
         points = [_floored(_numbers(close.explained, at)) for at in range(len(layers))]
         lowest = min([lowest, *(each[0] for each in points if math.isfinite(each[0]))])
-        _line(figure, 1, name, layers, points, styles[name], legend=True, dash="dash" if name == PARAPHRASE else "solid")
+        _line(figure, 1, name, layers, points, styles[name], "baseline" if name == PARAPHRASE else "method", legend=True)
     for name, sites in found.sites.items():
         at = [site.layer for site in sites]
         filled = [_floored(_numbers(site.filled)) for site in sites]
         lowest = min([lowest, *(each[0] for each in filled if math.isfinite(each[0]))])
         _line(figure, 2, name, at, filled, styles[name], legend=False)
         ceilings = [_numbers(site.ceiling) for site in sites]
-        _line(figure, 2, f"{name}, ceiling", at, ceilings, styles[name], legend=False, dash="dot", symbol="line-ew-open")
+        _line(figure, 2, f"{name}, ceiling", at, ceilings, styles[name], "ceiling", legend=False)
     _layer_axes(figure, result.layers)
     figure.update_yaxes(range=[lowest - 0.04, 1.04], tickformat=".0%", title_text="share of the energy")
-    note = f"Below {_LOWEST:.0%} is drawn at the edge." if lowest <= _LOWEST else ""
-    title = f"How much of the prompt's effect is there{_of(block)}"
+    note = f"Values below {_LOWEST:.0%} are drawn at the edge." if lowest <= _LOWEST else ""
+    title = f"Share of the prompt’s effect reproduced{_of(block)}"
     titled(figure, title, plot=plot, top=72, bottom=_legend_room(len(found.methods) - 1), left=66, note=note)
     return _with_legend(figure, plot)
 
@@ -177,7 +207,7 @@ def _styles(block: BlockFaithfulness) -> dict[str, MethodStyle]:
 
 
 Point = tuple[float, float, float]
-"""A value and the ends of its interval; the value itself where there is none."""
+"""A value and the ends of its interval; without an interval, three times the value."""
 
 
 def _numbers(found: Estimate, *at: int) -> Point:
@@ -199,20 +229,20 @@ def _floored(point: Point) -> Point:
 def _dots(
     title: str,
     names: Sequence[str],
-    places: Sequence[float],
+    heights: Sequence[float],
     points: Sequence[Point],
     styles: Mapping[str, MethodStyle],
     *,
     open_marker: bool,
     legend: bool,
 ) -> go.Scatter:
-    """A dot a method with its interval; on a panel of KL in log10."""
+    """One dot per method with its interval; in log10 on the panel of KL, the one with the legend."""
     shown = np.log10(np.array(points)) if legend else np.array(points)
     colors = [styles[name].color for name in names]
     return go.Scatter(
         name=title,
         x=shown[:, 0],
-        y=list(places),
+        y=list(heights),
         customdata=np.array(points),
         mode="markers",
         error_x={
@@ -251,12 +281,11 @@ def _line(
     layers: Sequence[int],
     points: Sequence[Point],
     style: MethodStyle,
+    kind: Literal["method", "baseline", "ceiling"] = "method",
     *,
     legend: bool,
-    dash: str = "solid",
-    symbol: str = "",
 ) -> None:
-    """A line over layers, with the intervals as a band where they are wide enough to be seen."""
+    """A line over layers, with the intervals as a band."""
     values, low, high = (list(each) for each in zip(*points, strict=True))
     if len(layers) > 1:
         figure.add_scatter(
@@ -273,13 +302,13 @@ def _line(
             col=1,
         )
     figure.add_scatter(
-        name=escaped(shortened(name, 24)),
+        name=escaped(shortened(shown_name(name), 24)),
         x=list(layers),
         y=values,
         customdata=np.array([low, high]).T,
         mode="lines+markers",
-        line={"color": style.color, "width": 1.5 if dash == "dot" else 2.5, "dash": dash},
-        marker={"symbol": symbol or style.symbol, "size": 8, "color": style.color},
+        line={"color": style.color, "width": 1.5 if kind == "ceiling" else 2.5, "dash": _DASHES[kind]},
+        marker={"symbol": "line-ew-open" if kind == "ceiling" else style.symbol, "size": 8, "color": style.color},
         hovertemplate="layer %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
         showlegend=legend,
         legendgroup=name,
@@ -300,7 +329,7 @@ def _layer_axes(figure: go.Figure, layers: Sequence[int]) -> None:
 
 
 def _legend_room(entries: int) -> int:
-    # In a narrow window a line of the legend holds two entries.
+    # In a narrow window, a line of the legend holds two entries.
     return 50 + _LEGEND_LINE * math.ceil(entries / 2)
 
 

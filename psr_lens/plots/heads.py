@@ -1,4 +1,4 @@
-"""Which heads read the instruction, what Δ is made of, and which of the instruction's tokens are read."""
+"""Which heads read the instruction, the parts of Δ by layer, and which tokens of the instruction are read."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import plotly.graph_objects as go
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import PARTS, Attribution
 from psr_lens.interpretation.attribution.result import Measure, Part
+from psr_lens.plots.arguments import check_most, check_result, is_int
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis
-from psr_lens.plots.shares import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
+from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import INK, PALETTE, escaped, titled
-from psr_lens.plots.tokens import shortened
+from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts.token_text import readable
 
 MAX_HEADS: Final = 64
-"""More heads than this are drawn in groups."""
+"""Most heads drawn one by one; more are drawn in groups."""
 
 NAMES: Final = {
     "instruction": "read from the instruction",
     "removed": "no longer read (base prompt only)",
     "dilution": "attention to other tokens changed",
     "inputs": "values of other tokens changed",
-    "norm": "norm behind attention",
+    "norm": "norm after attention",
     "mlp": "MLP",
     "direct": "from the layers below",
 }
-"""What the parts are called in figures."""
+"""Names of the parts in figures."""
 
 _COLORS: Final = {
     "instruction": PALETTE["prompt"],
@@ -45,20 +46,26 @@ _LEGEND_LINE: Final = 20
 
 
 def head_map(result: Attribution, part: Part = "instruction", measure: Measure = "share", token: int | None = None) -> go.Figure:
-    """One part of every head, layers across and heads down; by default what each head reads from the instruction.
+    """One part of every head, by layer and head; by default, what each head reads from the instruction.
 
     Args:
-        result: What `attribute` returned.
-        part: One of `PARTS`.
+        result: Result of `psr.attribute`.
+        part: `"instruction"`, `"removed"`, `"dilution"`, `"inputs"` or `"norm"`; see `Attribution`.
         measure: `"share"` of Δ, or `"norm"`.
-        token: A row of `result.tokens`; None for the mean over all of them.
+        token: A row of `result.tokens`; None for the mean over all tokens.
 
     Returns:
         A figure with one heatmap.
 
     Raises:
-        InputError: no such part, measure or token.
+        InputError: not an `Attribution`, unknown part or measure, or a token out of range.
+
+    Example:
+        >>> result = psr.attribute(model, triplets[:4])
+        >>> psr.plots.head_map(result).layout.title.text
+        'Read from the instruction, by head'
     """
+    check_result(result, Attribution, "`psr.attribute`")
     values = result.reading(part, measure, token).T
     tall, wide = math.ceil(len(values) / MAX_HEADS), math.ceil(len(result.layers) / MAX_LAYERS)
     rows = grouped(len(values), tall)
@@ -76,22 +83,26 @@ def head_map(result: Attribution, part: Part = "instruction", measure: Measure =
 
 
 def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
-    """What Δ after each layer is made of: shares of the parts, stacked; those that work against Δ go below 0.
+    """The parts of Δ after each layer as stacked shares; parts that work against Δ are below 0.
 
-    Without a target each layer's bar sums to 1, with the layers below as one part; with a target all bars together do.
+    Without a target, each layer's bar sums to 1 and the layers below are one of its parts. With a target, all bars together sum to 1.
 
     Args:
-        result: What `attribute` returned.
-        token: A row of `result.tokens`; None for the mean over all of them.
+        result: Result of `psr.attribute`.
+        token: A row of `result.tokens`; None for the mean over all tokens.
 
     Returns:
-        A figure with one bar a layer and part; parts that are 0 throughout are left out.
+        A figure with one bar per layer and part; parts that are 0 everywhere are left out.
 
     Raises:
-        InputError: no such token.
+        InputError: not an `Attribution`, or a token out of range.
+
+    Example:
+        >>> result = psr.attribute(model, triplets[:4])
+        >>> psr.plots.parts_by_layer(result).data[0].name
+        'read from the instruction'
     """
-    if token is not None and not -len(result.tokens) <= token < len(result.tokens):
-        raise InputError("token", token, f"a row from 0 to {len(result.tokens) - 1}")
+    check_result(result, Attribution, "`psr.attribute`")
     shares = {part: values for part, values in result.by_layer(token).items() if bool((values.abs() > 1e-6).any())}
     figure = go.Figure()
     for part, values in shares.items():
@@ -106,7 +117,7 @@ def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
     figure.update_xaxes(title_text="layer", showgrid=False, dtick=math.ceil(len(result.layers) / 16), tick0=result.layers[0])
     figure.update_yaxes(title_text=_share_of(result))
     where = "" if token is None else f", on “{escaped(_token(result, token))}”"
-    titled(figure, f"What Δ is made of{where}", plot=_PLOT, top=50, bottom=BOTTOM + _LEGEND_LINE * max(1, len(shares)), left=58)
+    titled(figure, f"Parts of Δ by layer{where}", plot=_PLOT, top=50, bottom=BOTTOM + _LEGEND_LINE * max(1, len(shares)), left=58)
     figure.update_layout(
         barmode="relative",
         bargap=0.2,
@@ -117,29 +128,34 @@ def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
 
 
 def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share", max_tokens: int = 400) -> go.Figure:
-    """Which of the instruction's tokens are read at which layer: sums over heads, on one response.
+    """Which tokens of the instruction are read at which layer, over all heads, on one response.
 
     Args:
-        result: What `attribute` returned with `by_source=True`.
-        triplet: Which response.
-        measure: `"share"` of Δ, summed over heads, or `"attention"`, their mean.
-        max_tokens: Most rows; of more tokens, neighbours share a cell.
+        result: Result of `psr.attribute(…, by_source=True)`.
+        triplet: Index of the response.
+        measure: `"share"` of Δ, summed over heads, or `"attention"`, averaged over heads.
+        max_tokens: Most rows. Beyond it, neighbouring tokens share a cell.
 
     Returns:
-        A figure with one heatmap, the source tokens down in reading order.
+        A figure with one heatmap; rows are source tokens in reading order.
 
     Raises:
-        InputError: sources were not asked for, no such response or measure, or a prompt without an instruction.
+        InputError: not an `Attribution`, one without sources, no such response, unknown measure, or a prompt without an instruction.
+
+    Example:
+        >>> result = psr.attribute(model, triplets[:2], by_source=True)
+        >>> psr.plots.source_map(result).layout.title.text
+        'Instruction tokens read, by layer'
     """
+    check_result(result, Attribution, "`psr.attribute`")
+    check_most(max_tokens, "max_tokens")
     sources = result.sources
     if sources is None:
-        raise InputError("result", "an attribution without sources", "one with them", "Call `attribute(…, by_source=True)`.")
+        raise InputError("result", "an Attribution without sources", "one with sources", "Call `psr.attribute(…, by_source=True)`.")
     if measure not in ("share", "attention"):
         raise InputError("measure", repr(measure), "'share' or 'attention'")
-    if max_tokens < 1:
-        raise InputError("max_tokens", max_tokens, "1 or more")
-    if not 0 <= triplet < len(sources.strings) or not sources.strings[triplet]:
-        raise InputError("triplet", triplet, f"one of {len(sources.strings)} responses whose prompt has an instruction")
+    if not is_int(triplet) or not 0 <= triplet < len(sources.strings) or not sources.strings[triplet]:
+        raise InputError("triplet", repr(triplet), f"one of {len(sources.strings)} responses whose prompt has an instruction")
     words = readable(sources.strings[triplet], [each for strings in sources.strings for each in strings])
     values = (
         sources.share[triplet].sum(1).T[: len(words)] if measure == "share" else sources.attention[triplet].mean(1).T[: len(words)]
@@ -155,7 +171,7 @@ def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share",
     unit = _share_of(result) if measure == "share" else "attention, mean over heads"
     figure.update_layout(coloraxis=share_axis(shown, plot, unit, signed=measure == "share"))
     note = strongest_note({"tokens": (len(words), tall), "layers": (len(result.layers), wide)})
-    return titled(figure, "Which words of the instruction are read", plot=plot, top=_TOP, bottom=bottom, note=note)
+    return titled(figure, "Instruction tokens read, by layer", plot=plot, top=_TOP, bottom=bottom, note=note)
 
 
 def _share_of(result: Attribution) -> str:

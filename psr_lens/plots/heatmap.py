@@ -1,4 +1,4 @@
-"""Strength of the prompt and of each replacement, tokens by layers."""
+"""Magnitude ‖Δ‖ of the prompt and of each replacement by token and layer, and the parts that other heatmaps share."""
 
 from __future__ import annotations
 
@@ -13,56 +13,61 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
+from psr_lens.plots.arguments import check_most, check_result
 from psr_lens.plots.style import SEQUENTIAL, SMALL, escaped, log_ticks, real_units, titled
-from psr_lens.plots.tokens import Tokened, row_labels, rows_of, shortened, signed, traces_of
+from psr_lens.plots.token_rows import Tokened, row_labels, rows_of, shortened, signed, traces_of
 
 MAX_LAYERS: Final = 64
-"""More layers than this are drawn in groups."""
+"""Most layers drawn one by one; more are drawn in groups."""
 
 ROW: Final = 17
 """Height of a token's row in pixels: one line of text."""
 LEAST: Final = 72
-"""Least height of a panel."""
+"""Smallest height of a panel in pixels."""
 TOP: Final = 128
-"""Title and colour bar."""
+"""Pixels for the title and the colour bar."""
 _TITLE_LINE: Final = 15
 BOTTOM: Final = 52
-"""Layers and the axis's name."""
+"""Pixels for the layer numbers and the axis title."""
 _NARROW: Final = 12
-"""More layers than this touch each other, or the gaps would take up the cells of a narrow window."""
+"""Most layers with gaps between their cells; in a narrow window, more gaps would hide the cells."""
 _LABELS: Final = 100
-"""Most rows that are labelled; of more, every n-th is."""
+"""Most rows that are all labelled; of more rows, every n-th is."""
 _PANELS: Final = 5
 _DECADES: Final = 4.0
-"""Most powers of ten that the colours span."""
+"""Largest range of the colour scale, in powers of ten."""
 
 
 def magnitude_heatmap(
     result: Comparison, triplet: int = 0, methods: Sequence[str] | None = None, *, max_tokens: int = 400
 ) -> go.Figure:
-    """Where the prompt steers one response and where its replacements do: ‖Δ‖ after each layer, one panel each, one colour scale.
+    """‖Δ‖ after each layer on one response, for the prompt and for each replacement: one panel each, with a common colour scale.
 
-    Tokens run down in reading order, each in a row of its own; those before the response are marked as the prompt's, and the last of
-    them, at −1, predicts the first response token. Colours are on a log scale, the same for every response of a result. Of more than
-    `max_tokens` tokens, or 64 layers, neighbours share a cell, which shows their largest value.
+    Rows are tokens in reading order. Tokens before the response are marked as the prompt's; the last of them, at −1, predicts the first
+    response token. The colour scale is logarithmic and the same for every response of a result. Beyond `max_tokens` tokens or 64 layers,
+    neighbours share a cell, which shows the largest value.
 
     Args:
-        result: What `compare` returned.
-        triplet: Which response.
+        result: Result of `psr.compare`.
+        triplet: Index of the response.
         methods: Replacements to show, in this order; all by default.
         max_tokens: Most rows.
 
     Returns:
-        A figure with one heatmap a panel; `customdata` holds magnitudes in the activation's units, `z` their log10.
+        A figure with one heatmap per panel; `customdata` holds magnitudes in the activation's units, `z` their log10.
 
     Raises:
-        InputError: no such response or replacement, or no rows are asked for.
+        InputError: not a `Comparison`, no such response or replacement, or `max_tokens` below 1.
+
+    Example:
+        >>> figure = psr.plots.magnitude_heatmap(comparison)
+        >>> [trace.name for trace in figure.data]
+        ['prompt', 'A-PSR', 'CAA']
     """
-    if max_tokens < 1:
-        raise InputError("max_tokens", max_tokens, "1 or more")
+    check_result(result, Comparison, "`psr.compare`")
+    check_most(max_tokens, "max_tokens")
     rows = rows_of(result, triplet)
     traces = traces_of(result, methods)
     panels = {PROMPT: result.magnitude[rows]} | {name: trace.magnitude[rows] for name, trace in traces.items()}
@@ -83,27 +88,27 @@ def magnitude_heatmap(
         vertical_spacing=between / plot if lines > 1 else 0,
         subplot_titles=titles,
     )
-    for place, (name, magnitude) in enumerate(panels.items()):
-        line, column = divmod(place, columns)
+    for index, (name, magnitude) in enumerate(panels.items()):
+        line, column = divmod(index, columns)
         figure.add_trace(magnitude_panel(name, pooled(magnitude, tall, wide), layers, low), row=line + 1, col=column + 1)
     token_axis(figure, labels)
     figure.update_layout(coloraxis=magnitude_axis(low, high, (above + 64) / plot))
     note = grouping_note(len(rows), len(result.layers), tall, wide)
-    titled(figure, "Strength of steering by token and layer", plot=plot, top=TOP + above - _TITLE_LINE, bottom=BOTTOM, note=note)
+    titled(figure, "Magnitude of steering by token and layer", plot=plot, top=TOP + above - _TITLE_LINE, bottom=BOTTOM, note=note)
     return figure
 
 
 def colour_range(result: Comparison) -> tuple[float, float]:
-    """Ends of the colour scale as powers of ten (log10), the same for every response of a result.
+    """Ends of the colour scale in log10, the same for every response of a result.
 
-    The lower end is the power of ten under all but the weakest hundredth of the prompt's magnitudes; all that is weaker, and the
-    exact 0 before a replacement's first layer, has its colour.
+    The lower end is the power of ten below the first percentile of the prompt's magnitudes. Smaller magnitudes have its colour, also the
+    exact zeros before a replacement's first layer.
     """
     return colour_ends(torch.stack([result.magnitude, *(trace.magnitude for trace in result.methods.values())]), result.magnitude)
 
 
 def colour_ends(every: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> tuple[float, float]:
-    """The same for any magnitudes, the lower end by the magnitudes of reference."""
+    """Ends of the colour scale in log10 for any magnitudes; the lower end is set by those of `reference`."""
     every = every[every.isfinite() & (every > 0)]
     if not len(every):
         return 0.0, 1.0
@@ -115,7 +120,7 @@ def colour_ends(every: Float[Tensor, "..."], reference: Float[Tensor, "..."]) ->
 
 
 def magnitude_panel(name: str, magnitude: Float[Tensor, "row column"], layers: list[str], low: float) -> go.Heatmap:
-    """One panel on the common colour axis."""
+    """One panel, on the common colour axis."""
     return go.Heatmap(
         name=name,
         z=magnitude.clamp(min=10.0**low).log10().numpy(),
@@ -130,15 +135,15 @@ def magnitude_panel(name: str, magnitude: Float[Tensor, "row column"], layers: l
 
 
 def token_axis(figure: go.Figure, labels: list[str]) -> None:
-    """Layers across and tokens down, every token in a row of its own."""
+    """Axes with layers across and tokens down, one row per token."""
     figure.update_xaxes(
         type="category", title_text="layer", title_standoff=4, showgrid=False, autotickangles=[0, 90], tickfont_size=SMALL
     )
-    # Rows are numbers and not the tokens' texts, or the same word twice would be one row.
+    # Rows are numbers, since a repeated token would otherwise share its row.
     every = math.ceil(len(labels) / _LABELS)
     rows: list[int] | list[str] = list(range(len(labels)))
     if every > 1:
-        # A browser takes seconds over hundreds of labels and gaps. Rows without one are still named on hover, if names tell them apart.
+        # Hundreds of labels and gaps slow the browser down. If labels are unique, rows without one still show it on hover.
         rows = labels if len(set(labels)) == len(labels) else rows
         figure.update_traces(y=rows, ygap=0)
         figure.update_yaxes(type="category" if rows is labels else "linear")
@@ -154,13 +159,13 @@ def token_axis(figure: go.Figure, labels: list[str]) -> None:
 
 
 def _panel_title(name: str) -> str:
-    """A name in up to three short lines, so that titles of neighbouring panels do not meet in a narrow window."""
+    """A name in up to three short lines, so that neighbouring titles do not overlap in a narrow window."""
     lines = textwrap.wrap(name, 9, max_lines=3, placeholder="…", break_long_words=False) or [name]
     return "<br>".join(escaped(shortened(line, 9)) for line in lines)
 
 
 def magnitude_axis(low: float, high: float, above: float) -> dict[str, object]:
-    """The colour axis of magnitudes, its bar `above` the plot (in shares of the plot's height); its ends are powers of ten."""
+    """The colour axis of magnitudes between two powers of ten, with its bar `above` the plot, in shares of the plot's height."""
     ticks = log_ticks(low, high)
     names = [real_units(tick) for tick in ticks]
     if ticks[0] - low < 1e-6:
@@ -175,7 +180,7 @@ def magnitude_axis(low: float, high: float, above: float) -> dict[str, object]:
             "len": 0.96,
             "x": 0.5,
             "xanchor": "center",
-            # Not "bottom": above the plot, that would make Plotly push the figure's own titles off their places.
+            # Not "bottom": above the plot, Plotly would then move the figure's own titles.
             "y": 1 + above,
             "yanchor": "top",
             "title": {"text": "‖Δ‖ (activation units)", "side": "top", "font": {"size": 12}},
@@ -188,7 +193,7 @@ def magnitude_axis(low: float, high: float, above: float) -> dict[str, object]:
 
 
 def pooled(magnitude: Float[Tensor, "token layer"], tall: int, wide: int) -> Float[Tensor, "row column"]:
-    """Largest value of each group of `tall` tokens and `wide` layers; the last group may be smaller."""
+    """Largest value of each group of `tall` tokens and `wide` layers; the last groups may be smaller."""
     if tall == wide == 1:
         return magnitude
     pooled: Tensor = torch.nn.functional.max_pool2d(magnitude[None], (tall, wide), ceil_mode=True)[0]
@@ -196,23 +201,23 @@ def pooled(magnitude: Float[Tensor, "token layer"], tall: int, wide: int) -> Flo
 
 
 def token_labels(result: Tokened, rows: Int[Tensor, " token"], tall: int) -> list[str]:
-    """A label a row of `tall` tokens each."""
+    """One label per row of `tall` tokens."""
     labels = row_labels(result, rows[::tall])
     if tall == 1:
         return labels
-    places = result.tokens.position[rows].tolist()
-    return [f"{label} … {signed(places[min(at * tall + tall, len(places)) - 1])}" for at, label in enumerate(labels)]
+    positions = result.tokens.position[rows].tolist()
+    return [f"{label} … {signed(positions[min(at * tall + tall, len(positions)) - 1])}" for at, label in enumerate(labels)]
 
 
 def layer_labels(layers: Sequence[int], wide: int) -> list[str]:
-    """A label a column of `wide` layers each."""
+    """One label per column of `wide` layers."""
     groups = [layers[at : at + wide] for at in range(0, len(layers), wide)]
     return [str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}" for group in groups]
 
 
 def grouping_note(tokens: int, layers: int, tall: int, wide: int) -> str:
-    """What a reader must know where neighbours share a cell."""
+    """A note for cells that hold several tokens or layers."""
     groups = [f"{size} {word}" for size, word in ((tall, "tokens"), (wide, "layers")) if size > 1]
     if not groups:
         return ""
-    return f"{tokens:,} tokens and {layers} layers are too many to draw one by one: a cell is the largest of {' × '.join(groups)}."
+    return f"Each cell shows the largest of {' × '.join(groups)}, out of {tokens:,} tokens and {layers} layers."

@@ -1,4 +1,4 @@
-"""Figures as files that need no script to be seen: for papers, slides, and viewers that run none."""
+"""Figures as image files, for papers, slides and viewers without scripts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import plotly.io
 
 from psr_lens._utils.optional import package
 from psr_lens.errors import InputError
+from psr_lens.plots.arguments import described
 
 FORMATS: Final = ("png", "svg", "pdf", "webp", "jpeg")
-"""What can be written."""
+"""Supported formats."""
 WIDTH: Final = 860
-"""Pixels, about the width of a text column; figures keep their own heights."""
+"""Width in pixels, about that of a text column; figures keep their own heights."""
 HEIGHT: Final = 450
-"""Pixels of a figure that has no height of its own."""
+"""Height in pixels of a figure without a height of its own."""
 
-_REMEDY: Final = (
-    "Install one (Debian: `apt-get install chromium`; elsewhere `plotly_get_chrome`), or name its file in BROWSER_PATH."
-)
+_REMEDY: Final = "Install one (Debian: `apt-get install chromium`; elsewhere `plotly_get_chrome`), or set BROWSER_PATH to its file."
 
 
 def write_images(
@@ -34,33 +33,41 @@ def write_images(
     width: int = WIDTH,
     scale: float = 2,
 ) -> list[Path]:
-    """Write figures as pictures, each in every format, with one start of the browser that draws them.
+    """Write figures as image files, each in every format; the browser that draws them starts once.
 
     Args:
-        figures: Figures by the names of their files, without ending.
-        folder: Where; made if it is missing. Files of the same names are replaced, all at once when every picture is drawn.
-        formats: Some of `FORMATS`.
-        width: Pixels.
-        scale: Pixels of a PNG for each pixel of the figure.
+        figures: Figures by file name, without extension.
+        folder: Folder of the files; created if missing. Existing files of the same names are replaced once every image is drawn.
+        formats: Formats, from `FORMATS`.
+        width: Width in pixels.
+        scale: Pixels of a bitmap per pixel of the figure.
 
     Returns:
         The paths of the files.
 
     Raises:
-        InputError: no figure, a name with a folder in it, an unknown format, or no Chrome or Chromium that starts.
-        MissingPackageError: kaleido is not installed; `psr-lens[static]` brings it.
+        InputError: no figures, a name with a folder in it, an unknown format, or no working Chrome or Chromium.
+        MissingPackageError: kaleido is not installed; `psr-lens[static]` installs it.
+
+    Example:
+        >>> figure = psr.plots.relative_rmse(comparison)
+        >>> paths = psr.plots.write_images({"rmse": figure}, "figures", ["png"])  # doctest: +SKIP
+        >>> "png" in psr.plots.images.FORMATS
+        True
     """
     if isinstance(formats, str) or not formats or (unknown := [each for each in formats if each not in FORMATS]):
         got = repr(formats) if isinstance(formats, str) or not formats else ", ".join(map(repr, unknown))
-        raise InputError("formats", got, f"a list of some of {', '.join(FORMATS)}")
+        raise InputError("formats", got, f"a list of formats from {', '.join(FORMATS)}")
+    if not isinstance(figures, Mapping):
+        raise InputError("figures", described(figures), "a mapping of file names to figures")
     if not figures:
         raise InputError("figures", "none", "at least one")
     for name in figures:
         if not name or Path(name).name != name:
-            raise InputError("figures", f"the name {name!r}", "the name of a file without its ending")
+            raise InputError("figures", f"the name {name!r}", "a file name without folder or extension")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise InputError("folder", repr(str(folder)), "a folder, or a path where one can be made", "A file is in the way.")
+        raise InputError("folder", repr(str(folder)), "a folder, or a path where one can be created", "A file of this name exists.")
     check_browser()
     failed = package("choreographer.errors", "static").BrowserFailedError
     wanted = [(figure, f"{name}.{ending}") for name, figure in figures.items() for ending in formats]
@@ -69,15 +76,17 @@ def write_images(
         drawn = [Path(unfinished) / file for _, file in wanted]
         try:
             chosen = [figure for figure, _ in wanted]
-            heights = [int(figure.layout.height or HEIGHT) for figure in chosen]  # Plotly would make all of them alike
+            heights = [int(figure.layout.height or HEIGHT) for figure in chosen]  # Plotly would give all of them the same height
             plotly.io.write_images(chosen, list(map(str, drawn)), width=width, height=heights, scale=scale, validate=False)
         except failed as error:
-            raise InputError("static", f"a browser that does not start ({error.args[0]})", "one that does", _REMEDY) from error
+            raise InputError(
+                "static", f"a browser that does not start ({error.args[0]})", "a working Chrome or Chromium", _REMEDY
+            ) from error
         return [each.replace(folder / each.name) for each in drawn]
 
 
 def check_browser() -> None:
-    """Refuse at once what `write_images` would refuse, before anything costly is run for it.
+    """Check that `write_images` can run, before any costly work.
 
     Raises:
         InputError: there is no Chrome or Chromium.
@@ -87,5 +96,5 @@ def check_browser() -> None:
     path = package("choreographer.browsers", "static").Chromium.find_browser(skip_local=False)
     if not path or not Path(path).is_file():
         raise InputError(
-            "static", f"no browser{f' at {path}' if path else ''}", "a Chrome or Chromium, which draws the pictures", _REMEDY
+            "static", f"no browser{f' at {path}' if path else ''}", "a Chrome or Chromium, which draws the images", _REMEDY
         )

@@ -1,4 +1,4 @@
-"""How a fit by gradient descent went."""
+"""Losses of a fit by gradient descent."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
+from psr_lens.plots.arguments import described
 from psr_lens.plots.style import MUTED, PALETTE, PAPER, SMALL, log_ticks, real_units, titled
 from psr_lens.replacement import LearningCurve
 
@@ -18,13 +19,23 @@ def learning_curve(curve: LearningCurve | None) -> go.Figure:
     """Training and validation loss by epoch, on a log scale, with the epoch whose state was kept.
 
     Args:
-        curve: `replacement.curve`; None stands for a fit without gradient descent, which has none.
+        curve: `replacement.curve`, of a replacement that was fitted by gradient descent; it is None for other solvers.
+
+    Returns:
+        A figure with one line for training and one for validation, if there was any.
 
     Raises:
-        InputError: there is no epoch to draw.
+        InputError: not a learning curve, or one without epochs.
+
+    Example:
+        >>> from psr_lens.replacement import LearningCurve
+        >>> curve = LearningCurve(train=(1.0, 0.5), validation=(), seconds=(1.0, 1.0), kept=1)
+        >>> psr.plots.learning_curve(curve).data[0].y
+        (0.0, -0.3010...)
     """
-    if curve is None or not curve.train:
-        raise InputError("curve", curve, "the `curve` of a replacement that was fitted by gradient descent (e.g. with `psr.Joint`)")
+    if not isinstance(curve, LearningCurve) or not curve.train:
+        got = "a LearningCurve without epochs" if isinstance(curve, LearningCurve) else described(curve)
+        raise InputError("curve", got, "the `curve` of a replacement that was fitted by gradient descent (e.g. with `psr.Joint`)")
     figure = go.Figure()
     lines = {"training": (curve.train, PALETTE["A-PSR"], "solid"), "validation": (curve.validation, PALETTE["prompt"], "dash")}
     drawn = [value for losses, _, _ in lines.values() for value in losses if math.isfinite(value) and value > 0]

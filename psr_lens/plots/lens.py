@@ -1,4 +1,4 @@
-"""The words that a replacement's directions promote and suppress."""
+"""The tokens that directions promote and suppress."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens
+from psr_lens.plots.arguments import check_result, is_int
 from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
-from psr_lens.plots.tokens import shortened
+from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts.token_text import readable
 
 MAX_ROWS: Final = 48
-"""More directions than this are thinned out evenly."""
+"""Most rows; of more directions, evenly spaced ones are drawn."""
 MAX_COLUMNS: Final = 6
-"""Most tokens at either end."""
+"""Most promoted, and most suppressed, tokens per row."""
 
 _ROW: Final = 24
 _LONGEST: Final = 10
 
 
 def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
-    """Tokens that each direction promotes, on the left, and suppresses, on the right, coloured by their logits.
+    """Tokens that each direction promotes, left, and suppresses, right, coloured by their logits.
 
     Args:
-        lens: What `psr_lens.logit_lens` returned.
-        columns: How many tokens at either end, at most 6; the strongest stand outside.
+        lens: Result of `psr.logit_lens`.
+        columns: Number of promoted, and of suppressed, tokens, at most 6; the most promoted is leftmost, the most suppressed rightmost.
 
     Returns:
-        A figure with one heatmap, a row a direction; `customdata` holds the tokens as the vocabulary spells them, `z` the logits.
+        A figure with one heatmap, a row per direction; `customdata` holds the tokens as the vocabulary spells them, `z` the logits.
 
     Raises:
-        InputError: there is no direction, or not as many columns.
+        InputError: not a `LogitLens`, one without directions, or `columns` out of range.
+
+    Example:
+        >>> figure = psr.plots.logit_lens(psr.logit_lens(model, pirate), columns=2)
+        >>> figure.data[0].z.shape
+        (24, 4)
     """
+    check_result(lens, LogitLens, "`psr.logit_lens`", "lens")
     if not lens.rows:
         raise InputError("lens", "no directions", "at least one")
-    there = min(MAX_COLUMNS, *(len(row.promoted) for row in lens.rows))
-    if not 1 <= columns <= MAX_COLUMNS:
-        raise InputError("columns", columns, f"1 to {MAX_COLUMNS}")
-    columns = min(columns, there)
+    if not is_int(columns) or not 1 <= columns <= MAX_COLUMNS:
+        raise InputError("columns", repr(columns), f"1 to {MAX_COLUMNS}")
+    columns = min(columns, *(len(row.promoted) for row in lens.rows))
     step = -(-len(lens.rows) // MAX_ROWS)
     rows = lens.rows[::step]
     spelled = [[*row.promoted[:columns], *reversed(row.suppressed[:columns])] for row in rows]
@@ -85,14 +91,14 @@ def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
         showgrid=False,
     )
     figure.add_vline(x=columns - 0.5, line={"color": MUTED, "width": 1})
-    what = "is added" if lens.part == "directions" else "is looked for"
+    what = "Directions" if lens.part == "directions" else "Probes"
     note = f"{len(rows)} of {len(lens.rows)} directions, evenly spaced." if step > 1 else ""
-    return titled(figure, f"What {what}, in words", plot=len(rows) * _ROW, top=72, bottom=12, note=note)
+    return titled(figure, f"{what} through the logit lens", plot=len(rows) * _ROW, top=72, bottom=12, note=note)
 
 
 def _label(row: LensRow, lens: LogitLens) -> str:
     several = sum(other.hook == row.hook for other in lens.rows) > 1
-    place = row.hook if row.layer is None else f"layer {row.layer}"
+    where = row.hook if row.layer is None else f"layer {row.layer}"
     mixed = len({other.hook.rsplit(".", 1)[-1] for other in lens.rows}) > 1
     kind = f" {row.hook.rsplit('.', 1)[-1].removeprefix('hook_')}" if mixed and row.layer is not None else ""
-    return escaped(f"{place}{kind}") + (f' <span style="color:{MUTED}">#{row.direction}</span>' if several else "")
+    return escaped(f"{where}{kind}") + (f' <span style="color:{MUTED}">#{row.direction}</span>' if several else "")

@@ -1,4 +1,4 @@
-"""How much of an effect goes through each layer, token and head, as patching found."""
+"""The share of an effect that goes through each layer, token and head, as measured by patching."""
 
 from __future__ import annotations
 
@@ -12,41 +12,47 @@ from torch import Tensor
 
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching import PatchGrid
+from psr_lens.plots.arguments import check_most, check_result
 from psr_lens.plots.heads import MAX_HEADS
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis, token_labels
-from psr_lens.plots.shares import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
+from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import escaped, titled
-from psr_lens.plots.tokens import rows_of, signed
+from psr_lens.plots.token_rows import rows_of, signed
 
 _TOP: Final = 46 + BAR
 
 WHAT: Final = {
-    "resid_pre": "stream before",
-    "resid_post": "residual stream",
-    "attn_out": "attention",
+    "resid_pre": "Residual stream before a layer",
+    "resid_post": "Residual stream",
+    "attn_out": "Attention",
     "mlp_out": "MLP",
-    "z": "heads",
+    "z": "Heads",
 }
-"""What cells are called in titles."""
+"""What is patched, in titles."""
 
 
 def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = None, max_tokens: int = 400) -> go.Figure:
-    """Share of the effect by layer and token, or by layer and head where all tokens were patched at once.
+    """Share of the effect by layer and token, or by layer and head if all tokens were patched at once.
 
     Args:
-        grid: What `patch` or `ablate` returned.
-        triplet: Which response; None for the mean over all, by place in the response.
-        head: Of heads patched token by token, the one to show; None for the one furthest from 0 in each cell.
-        max_tokens: Most rows; of more tokens, neighbours share a cell.
+        grid: Result of `psr.patching.patch` or `psr.patching.ablate`.
+        triplet: Index of the response; None for the mean over all responses, by position in the response.
+        head: The head to show, if heads were patched token by token; None for the head furthest from 0 in each cell.
+        max_tokens: Most rows. Beyond it, neighbouring tokens share a cell.
 
     Returns:
         A figure with one heatmap.
 
     Raises:
-        InputError: no such response or head, or no rows are asked for.
+        InputError: not a `PatchGrid`, no such response or head, or `max_tokens` below 1.
+
+    Example:
+        >>> grid = psr.patching.patch(model, triplets[:1], layers=[2, 5], cells="all")
+        >>> psr.plots.patch_map(grid).layout.title.text
+        'Residual stream patched into the base run'
     """
-    if max_tokens < 1:
-        raise InputError("max_tokens", max_tokens, "1 or more")
+    check_result(grid, PatchGrid, "`psr.patching.patch` or `psr.patching.ablate`", "grid")
+    check_most(max_tokens, "max_tokens")
     heads = grid.values.shape[2]
     if head is not None and (grid.cells == "all" or not 0 <= head < heads):
         raise InputError("head", head, f"None, or with cells='token' a head from 0 to {heads - 1}")
@@ -61,22 +67,22 @@ def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = No
     if grid.cells == "all" and heads > 1:
         figure.update_yaxes(title_text="head", title_standoff=4)
     elif grid.cells == "token" and triplet is None:
-        figure.update_yaxes(title_text="place in the response", title_standoff=4)
+        figure.update_yaxes(title_text="position in the response", title_standoff=4)
     plot = max(LEAST, len(labels) * (ROW if grid.cells == "token" else ROW + 5))
     figure.update_layout(coloraxis=share_axis(shown, plot, f"{grid.reference}’s effect {grid.measured}"))
     sizes = {group: (len(values), tall), "layers": (len(grid.layers), wide)}
     notes = [strongest_note(sizes)]
     if grid.cells == "token" and heads > 1 and head is None:
-        notes.append(f"Of {heads} heads, a cell is the one furthest from 0.")
+        notes.append(f"Of {heads} heads, each cell shows the one furthest from 0.")
     bottom = BOTTOM + TURNED * (wide > 1)
     return titled(figure, _title(grid), plot=plot, top=_TOP, bottom=bottom, left=44, note=" ".join(filter(None, notes)))
 
 
 def _title(grid: PatchGrid) -> str:
     if grid.what == "replacement":
-        return "A replacement with one site left out" if grid.measured == "lost" else "One site of a replacement alone"
+        return "Replacement with one site left out" if grid.measured == "lost" else "One site of a replacement alone"
     what = WHAT.get(grid.what, escaped(grid.what))
-    return f"Patched: {what}, into the {'base' if grid.measured == 'recovered' else 'prompted'} run"
+    return f"{what} patched into the {'base' if grid.measured == 'recovered' else 'prompted'} run"
 
 
 def _by_head(grid: PatchGrid, triplet: int | None) -> tuple[Float[Tensor, "head layer"], list[str], str]:
@@ -90,9 +96,9 @@ def _by_token(
     grid: PatchGrid, triplet: int | None, head: int | None, max_tokens: int
 ) -> tuple[Float[Tensor, "row layer"], list[str], str]:
     if triplet is None:
-        places, values = grid.by_position()
-        tall = math.ceil(len(places) / max_tokens)
-        labels = [signed(int(place)) for place in places[::tall]]
+        positions, values = grid.by_position()
+        tall = math.ceil(len(positions) / max_tokens)
+        labels = [signed(int(position)) for position in positions[::tall]]
     else:
         rows = rows_of(grid, triplet)
         values = grid.values[rows]

@@ -1,4 +1,4 @@
-"""How many directions it takes to hold what a prompt does."""
+"""How many directions hold the effect of a prompt."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ import plotly.graph_objects as go
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import layer_of
+from psr_lens.plots.arguments import check_result
 from psr_lens.plots.style import escaped, layer_colors, titled
 
 MAX_LINES: Final = 12
-"""More hook points than this are thinned out evenly."""
+"""Most lines; of more hook points, evenly spaced ones are drawn."""
 
 _PLOT: Final = 280
 
 
 def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = None) -> go.Figure:
-    """Share of Δ's energy in its first k singular directions, one line a hook point (assumption 3.1 of Heyman & Vandeputte 2026).
+    """Share of Δ's energy in its first k singular directions, one line per hook point (assumption 3.1 of Heyman & Vandeputte 2026).
 
     Args:
-        statistics: What `capture(…, to=Statistics(rank=…))` returned.
-        hooks: Hook points to draw; all of them by default.
+        statistics: Result of `psr.capture(…, to=psr.Statistics(rank=…))`.
+        hooks: Hook points to draw; all by default.
 
     Returns:
         A figure whose lines end at the rank that was kept.
 
     Raises:
-        InputError: a hook point was not captured, or none has any energy.
+        InputError: not such statistics, a hook point that was not captured, or no hook point with any energy.
+
+    Example:
+        >>> statistics = psr.capture(model, triplets[:4], "resid_post", to=psr.Statistics(rank=3))
+        >>> figure = psr.plots.rank_energy(statistics)
+        >>> figure.data[0].name
+        'layer 0'
     """
+    check_result(statistics, CapturedStatistics, "`psr.capture(…, to=psr.Statistics())`", "statistics")
     names = [name for name in (hooks or statistics.overall) if statistics[name].energy > 0]
     if not names:
-        raise InputError("statistics", "hook points without a difference", "at least one where Δ is not 0")
+        raise InputError("statistics", "hook points without a difference", "at least one with a Δ other than 0")
     step = -(-len(names) // MAX_LINES)
     drawn = names[::step]
     figure = go.Figure()
@@ -53,14 +61,18 @@ def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = No
         )
     most = max(len(statistics[name].singular_values) for name in drawn)
     figure.update_xaxes(
-        title_text="number of directions", dtick=1 if most <= 16 else None, range=[0.7, most + 0.3], showgrid=False, showline=True
+        title_text="number of singular directions",
+        dtick=1 if most <= 16 else None,
+        range=[0.7, most + 0.3],
+        showgrid=False,
+        showline=True,
     )
     figure.update_yaxes(title_text="share of the energy of Δ", range=[0, 1.02], tickformat=".0%")
     note = f"{len(drawn)} of {len(names)} hook points, evenly spaced." if step > 1 else ""
     bottom = 54 + 20 * math.ceil(len(drawn) / 2)  # in a narrow window
     titled(
         figure,
-        "Few directions hold what the prompt does",
+        "Share of Δ in its first directions",
         plot=_PLOT,
         top=50,
         bottom=bottom,

@@ -1,4 +1,4 @@
-"""How faithfully each replacement does what the prompt does, layer by layer."""
+"""Relative RMSE of each replacement against the prompt, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE
-from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, titled
-from psr_lens.plots.tokens import shortened
+from psr_lens.plots.arguments import check_result
+from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, shown_name, titled
+from psr_lens.plots.token_rows import shortened
 
 _PLOT: Final = 260
 _BOTTOM: Final = 50
@@ -22,15 +23,23 @@ _LEGEND_LINE: Final = 20
 def relative_rmse(result: Comparison) -> go.Figure:
     """Relative RMSE `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` after each layer (figure 3 of Heyman & Vandeputte 2026).
 
-    0 is the prompt's own effect, 1 is no steering. The dashed line is the yardstick: how far the same instruction
-    in other words is off.
+    0 is the prompt's own effect, 1 is no steering. The dashed line is the paraphrase baseline: the same instruction in other words.
 
     Args:
-        result: What `compare` returned.
+        result: Result of `psr.compare`.
 
     Returns:
-        A figure with one line a replacement and one for the yardstick, if there is one.
+        A figure with one line per replacement, and one for the paraphrase baseline if there is one.
+
+    Raises:
+        InputError: not a `Comparison`.
+
+    Example:
+        >>> figure = psr.plots.relative_rmse(comparison)
+        >>> [trace.name for trace in figure.data]
+        ['A-PSR', 'CAA']
     """
+    check_result(result, Comparison, "`psr.compare`")
     styles = method_styles(result)
     layers = list(result.layers)
     figure = go.Figure()
@@ -47,7 +56,7 @@ def relative_rmse(result: Comparison) -> go.Figure:
         )
     if result.paraphrase_rmse is not None:
         figure.add_scatter(
-            name=PARAPHRASE,
+            name=shown_name(PARAPHRASE),
             x=layers,
             y=result.paraphrase_rmse.numpy(),
             mode="lines",
@@ -72,8 +81,8 @@ def relative_rmse(result: Comparison) -> go.Figure:
         showline=True,
     )
     figure.update_yaxes(title_text="relative RMSE", range=[0, highest * 1.12])
-    # Below the plot the legend may grow to two entries a line, in a narrow window, without meeting the titles.
+    # Space for the legend below the plot, which has two entries per line in a narrow window.
     bottom = _BOTTOM + _LEGEND_LINE * math.ceil(len(drawn) / 2)
-    titled(figure, "Distance from the prompt's own effect", plot=_PLOT, top=50, bottom=bottom, left=54)
+    titled(figure, "Distance from the prompt's effect", plot=_PLOT, top=50, bottom=bottom, left=54)
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
     return figure

@@ -1,4 +1,4 @@
-"""What a replacement adds to each token against what the prompt calls for."""
+"""The coefficient that a replacement applies to each token, against the one that the prompt calls for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from jaxtyping import Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
+from psr_lens.plots.arguments import check_most, check_result
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
-from psr_lens.plots.tokens import shortened, trace_of
+from psr_lens.plots.token_rows import shortened, trace_of
 from psr_lens.prompts.token_text import readable
 
 MAX_POINTS: Final = 1_200
-"""Most points of a panel; of more tokens every n-th in order of the wanted strength is drawn, so that the strong ones stay."""
+"""Most points per panel. Of more tokens, evenly spaced ones in order of the wanted coefficient are drawn, so that the largest stay."""
 MAX_PANELS: Final = 12
-"""More layers than this are thinned out evenly."""
+"""Most panels; of more layers, evenly spaced ones are drawn."""
 
 _COLUMNS: Final = 3
 _PANEL: Final = 190
@@ -28,28 +28,33 @@ _BETWEEN: Final = 74
 
 
 def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MAX_POINTS) -> go.Figure:
-    """One panel a layer, one point a token: what the prompt calls for along the directions, and what the replacement adds.
+    """One panel per layer, one point per token: what the prompt calls for along the directions, and what the replacement adds.
 
-    On the diagonal, the coefficient is right (assumption 3.2a of Heyman & Vandeputte 2026: strength can be read from the token's own
-    activation); a constant is a level line.
+    Points on the diagonal have the right coefficient (assumption 3.2a of Heyman & Vandeputte 2026: the coefficient can be read from the
+    token's own activation). A constant gives a horizontal line.
 
     Args:
-        result: What `compare` returned.
-        method: Which replacement.
-        max_points: Most points of a panel.
+        result: Result of `psr.compare`.
+        method: Name of the replacement.
+        max_points: Most points per panel.
 
     Returns:
-        A figure with a panel a site; Pearson's correlation over all tokens is in its heading.
+        A figure with one panel per site; its heading has Pearson's correlation over all tokens.
 
     Raises:
-        InputError: there is no such replacement, or no points are asked for.
+        InputError: not a `Comparison`, no such replacement, or `max_points` below 1.
+
+    Example:
+        >>> figure = psr.plots.coefficient_scatter(comparison, "CAA")
+        >>> figure.layout.annotations[0].text
+        'layer 2<br>no spread'
     """
-    if max_points < 1:
-        raise InputError("max_points", max_points, "1 or more")
+    check_result(result, Comparison, "`psr.compare`")
+    check_most(max_points, "max_points")
     trace = trace_of(result, method)
     style = method_styles(result)[method]
     every = list(range(len(trace.site_layers)))
-    sites = every if len(every) <= MAX_PANELS else sorted({round(place) for place in np.linspace(0, len(every) - 1, MAX_PANELS)})
+    sites = every if len(every) <= MAX_PANELS else sorted({round(index) for index in np.linspace(0, len(every) - 1, MAX_PANELS)})
     columns = min(_COLUMNS, len(sites))
     lines = math.ceil(len(sites) / columns)
     plot = lines * _PANEL + (lines - 1) * _BETWEEN
@@ -61,8 +66,8 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
         subplot_titles=[_heading(trace.site_layers[site], trace.coefficient[:, site], trace.projection[:, site]) for site in sites],
     )
     texts = readable(result.tokens.strings)
-    for place, site in enumerate(sites):
-        row, column = divmod(place, columns)
+    for index, site in enumerate(sites):
+        row, column = divmod(index, columns)
         added, wanted = trace.coefficient[:, site], trace.projection[:, site]
         shown = _spread(wanted.argsort(descending=True), max_points)
         ends = [min(0.0, float(wanted.min())), max(float(wanted.max()), float(added.max()), 1e-6)]
@@ -81,7 +86,8 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
             mode="markers",
             marker={"color": translucent(style.color, 0.45), "size": 5, "line": {"width": 0}},
             hovertext=[escaped(shortened(texts[at], 24)) for at in shown.tolist()],
-            hovertemplate=f"%{{hovertext}}<br>layer {trace.site_layers[site]}<br>called for %{{x:.3g}}<br>added %{{y:.3g}}<extra></extra>",
+            hovertemplate=f"%{{hovertext}}<br>layer {trace.site_layers[site]}<br>"
+            "prompt calls for %{x:.3g}<br>replacement adds %{y:.3g}<extra></extra>",
             row=row + 1,
             col=column + 1,
         )
@@ -91,12 +97,14 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
     figure.update_annotations(font={"size": 12, "color": INK})
     notes = []
     if len(result.tokens) > max_points:
-        notes.append(f"{max_points:,} of {len(result.tokens):,} tokens a panel, evenly spaced in order of strength.")
+        notes.append(
+            f"Each panel shows {max_points:,} of {len(result.tokens):,} tokens, evenly spaced in order of the coefficient called for."
+        )
     if len(sites) < len(every):
-        notes.append(f"{len(sites)} of {len(every)} layers.")
+        notes.append(f"{len(sites)} of {len(every)} layers, evenly spaced.")
     titled(
         figure,
-        f"{escaped(shortened(method, 24))}: strength read against called for",
+        f"{escaped(shortened(method, 24))}: coefficient applied vs. called for",
         plot=plot,
         top=88,
         bottom=48,
@@ -109,7 +117,7 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
 
 def _heading(layer: int, added: Tensor, wanted: Tensor) -> str:
     pair = np.stack([added.double().numpy(), wanted.double().numpy()])
-    # A constant's lengths differ by rounding.
+    # The coefficients of a constant differ by rounding.
     flat = len(added) < 2 or bool((pair.std(axis=1) <= 1e-5 * np.abs(pair).max(axis=1)).any())
     return f"layer {layer}<br>" + ("no spread" if flat else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
 

@@ -1,4 +1,4 @@
-"""The look that all figures share: one colour a role, one template, and small helpers for text and units."""
+"""The common style of all figures: a colour for each role, one template, and helpers for text and units."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from psr_lens.evaluation.faithfulness_result import SiteFaithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 
 Role = Literal["prompt", "A-PSR", "S-PSR", "constant", "paraphrase", "none"]
-"""What a line or bar stands for; it decides the colour everywhere."""
+"""What a line or bar shows; it determines the colour in every figure."""
 
 PALETTE: Final[dict[Role, str]] = {
     "prompt": "#D55E00",
@@ -29,36 +29,37 @@ PALETTE: Final[dict[Role, str]] = {
     "paraphrase": "#009E73",
     "none": "#767676",
 }
-"""Okabe and Ito's colours, which readers with any colour vision can tell apart, and a grey for the model as it is."""
+"""Okabe and Ito's colours, distinguishable with any colour vision, and a grey for the unsteered model."""
 
 _SPARE: Final = ("#E69F00", "#000000", "#8C6D00")
-"""For a third method of a role and more: the rest of Okabe and Ito's colours, with an ochre for their yellow, which is too pale."""
+"""For the third and further methods of a role: the rest of Okabe and Ito's colours, with ochre in place of their pale yellow."""
 
 INK: Final = "#1c1c1c"
 """Text and axis lines."""
 MUTED: Final = "#5f5f5f"
-"""Text of second rank, still 6:1 against the paper."""
+"""Secondary text; its contrast with the background is 6:1."""
 GRID: Final = "#e4e4e0"
 """Grid lines."""
 PAPER: Final = "#ffffff"
-"""Background: always given, so that a dark notebook does not leave dark text on dark paper."""
+"""Background. It is always set, or a dark notebook would show dark text on a dark background."""
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 MONO: Final = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 SMALL: Final = 11
 """Smallest font size in any figure, in pixels."""
 _NOTE_LINE: Final = 15
+_RIGHT: Final = 10
 _TITLE_LINE: Final = 20
 _TITLE_WIDTH: Final = 42
-"""Characters of a title's line, so that it fits a window of 390 pixels."""
+"""Characters per line of a title, which then fits a window of 390 pixels."""
 
 SEQUENTIAL: Final = ["#fbfaf3", "#e3ecc5", "#aad8b5", "#5fbcbb", "#2a93b8", "#2b62a5", "#2a3784", "#1a1547"]
-"""Light to dark in even steps, close to ColorBrewer's YlGnBu: it survives grey printing, and its light end is nearly the paper."""
+"""Light to dark in even steps, close to ColorBrewer's YlGnBu: readable in greyscale, and almost white at the light end."""
 DIVERGING: Final = ["#a6450c", "#e08a4f", "#f6d3b5", "#fbfaf3", "#b9d7ea", "#5a9fce", "#0a5d9c"]
-"""Below zero the prompt's family of orange, above it blue; the middle is nearly the paper. Not red and green."""
+"""Orange below zero, almost white at zero, blue above; avoids red and green."""
 
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x")
 _CONSTANT: Final = 1e-3
-"""A coefficient whose range is below this share of its largest value counts as the same on every token."""
+"""A coefficient counts as constant if its range is below this share of its largest value."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,15 @@ class MethodStyle:
     """How one method is drawn."""
 
     role: Role
-    """What it is."""
+    """Its role."""
     color: str
-    """Colour of its role, in another shade for a second method of that role."""
+    """Colour of the role; a different shade for further methods of the same role."""
     symbol: str
-    """Marker, so that lines can be told apart without colour too."""
+    """Marker, which distinguishes lines without colour."""
 
 
 def role_of(trace: MethodTrace) -> Role:
-    """The role of a replacement, read from what it did and not from the name that its user gave it."""
+    """The role of a replacement, determined from its coefficients rather than its name."""
     largest, smallest = trace.coefficient.amax(dim=0), trace.coefficient.amin(dim=0)
     if bool((largest > 0).any()) and bool((largest - smallest <= _CONSTANT * largest).all()):
         return "constant"
@@ -82,7 +83,7 @@ def role_of(trace: MethodTrace) -> Role:
 
 
 def role_of_sites(sites: Sequence[SiteFaithfulness]) -> Role:
-    """The same, from what `faithfulness` found at each hook point."""
+    """The same, from the sites of a `Faithfulness`."""
     sizes = [np.abs(site.coefficient) for site in sites if len(site.coefficient)]
     if any(each.max() > 0 for each in sizes) and all(np.ptp(each) <= _CONSTANT * each.max() for each in sizes):
         return "constant"
@@ -90,12 +91,12 @@ def role_of_sites(sites: Sequence[SiteFaithfulness]) -> Role:
 
 
 def method_styles(result: Comparison) -> dict[str, MethodStyle]:
-    """Styles of every name that figures and tables of one result show, the prompt, the yardstick and `none` among them."""
+    """Styles by name: all replacements of a result, the prompt, the paraphrase baseline and `none`."""
     return styles_of({name: role_of(trace) for name, trace in result.methods.items()})
 
 
 def styles_of(roles: Mapping[str, Role]) -> dict[str, MethodStyle]:
-    """Styles of methods by their roles, and of the prompt, the yardstick and `none`."""
+    """Styles of methods by their roles, and of the prompt, the paraphrase baseline and `none`."""
     styles = {
         PROMPT: MethodStyle("prompt", PALETTE["prompt"], "circle"),
         PARAPHRASE: MethodStyle("paraphrase", PALETTE["paraphrase"], "circle"),
@@ -109,9 +110,14 @@ def styles_of(roles: Mapping[str, Role]) -> dict[str, MethodStyle]:
 
 
 def named_styles(names: Sequence[str]) -> dict[str, MethodStyle]:
-    """Styles of methods of which only the names are known; they follow the paper's: S- or A- for one layer or all, Const for constants."""
+    """Styles of methods by name alone, read as in the paper: S- for one layer, A- for all layers, Const for constant steering."""
     styles = styles_of({name: _role_by_name(name) for name in names if name not in (NONE, PROMPT)})
     return {name: styles[name] for name in names}
+
+
+def shown_name(name: str) -> str:
+    """A method's name as figures and tables show it."""
+    return "paraphrase baseline" if name == PARAPHRASE else name
 
 
 def _role_by_name(name: str) -> Role:
@@ -122,12 +128,12 @@ def _role_by_name(name: str) -> Role:
     return "S-PSR" if name.startswith("S-") else "A-PSR"
 
 
-def _variant(role: Role, place: int) -> str:
-    """The role's colour for its first method, a darker shade for the second, then the colours that stand for no role."""
+def _variant(role: Role, index: int) -> str:
+    """The role's colour for its first method, a darker shade for the second, then the spare colours."""
     color = PALETTE[role]
-    if place > 1:
-        return _SPARE[(place - 2) % len(_SPARE)]
-    return color if place == 0 else "#" + "".join(f"{round(part * 0.55):02X}" for part in _channels(color))
+    if index > 1:
+        return _SPARE[(index - 2) % len(_SPARE)]
+    return color if index == 0 else "#" + "".join(f"{round(part * 0.55):02X}" for part in _channels(color))
 
 
 def translucent(color: str, opacity: float) -> str:
@@ -137,9 +143,9 @@ def translucent(color: str, opacity: float) -> str:
 
 
 def layer_colors(count: int) -> list[str]:
-    """Light to dark for layers in order, without the lightest shades, which would be lost on the paper."""
-    places = [0.3 + 0.7 * place / max(1, count - 1) for place in range(count)] if count > 1 else [0.8]
-    return [str(color) for color in sample_colorscale(SEQUENTIAL, places)]
+    """Light to dark for layers in order, without the lightest shades, which are invisible on white."""
+    shades = [0.3 + 0.7 * index / max(1, count - 1) for index in range(count)] if count > 1 else [0.8]
+    return [str(color) for color in sample_colorscale(SEQUENTIAL, shades)]
 
 
 def _channels(color: str) -> tuple[int, int, int]:
@@ -173,7 +179,7 @@ def _template() -> go.layout.Template:
 
 
 TEMPLATE: Final = _template()
-"""Explicit paper, text and grid colours: legible in print, on a light page and in a dark notebook."""
+"""Explicit background, text and grid colours: legible in print, on a light page and in a dark notebook."""
 
 
 def titled(
@@ -184,13 +190,20 @@ def titled(
     top: int,
     bottom: int,
     left: int = 10,
-    right: int = 10,
     note: str = "",
     wide: int = 46,
 ) -> go.Figure:
-    """Give a figure the template, a title above and a note below its plot area of `plot` pixels; the width follows the window.
+    """Give a figure the template, a title above its plot area and a note below; the width follows the window.
 
-    Titles and notes are broken into lines, a note after `wide` characters.
+    Args:
+        figure: The figure, which is changed in place.
+        title: Its title, which is wrapped.
+        plot: Height of the plot area in pixels.
+        top: Margin above the plot area, in pixels; it grows with the title.
+        bottom: Margin below the plot area, in pixels; it grows with the note.
+        left: Margin left of the plot area, in pixels.
+        note: A note, which is wrapped.
+        wide: Characters per line of the note.
     """
     lines = textwrap.wrap(title, _TITLE_WIDTH)
     top += _TITLE_LINE * (len(lines) - 1)
@@ -206,7 +219,7 @@ def titled(
             "pad": {"t": 12 + (_TITLE_LINE - 4) * (len(lines) - 1)},
         },
         height=plot + top + bottom + room,
-        margin={"t": top, "b": bottom + room, "l": left, "r": right, "pad": 0},
+        margin={"t": top, "b": bottom + room, "l": left, "r": _RIGHT, "pad": 0},
     )
     if note:
         figure.add_annotation(
@@ -225,17 +238,17 @@ def titled(
 
 
 def wrapped(text: str, width: int) -> str:
-    """Text broken into lines for Plotly, which wraps nothing by itself; markup in it is shown as it is."""
+    """Text broken into lines, which Plotly does not do by itself; markup in it is escaped."""
     return "<br>".join(escaped(line) for line in textwrap.wrap(text, width)) or escaped(text)
 
 
 def escaped(text: str) -> str:
-    """Text without the markup that Plotly would read in it (`<b>`, `&lt;`)."""
+    """Text with Plotly's markup (`<b>`, `&lt;`) escaped."""
     return html.escape(text, quote=False)
 
 
 def real_units(exponent: float) -> str:
-    """The value of a log10 tick as a reader would write it: 0.1, 1, 10, 2,000."""
+    """The value of a log10 tick in plain notation: 0.1, 1, 10, 2,000."""
     value = 10.0**exponent
     if value >= 1e5 or value < 1e-4:
         return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e−").replace("e-", "e−").replace("e+", "e")
@@ -244,7 +257,7 @@ def real_units(exponent: float) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks for an axis of log10 values: powers of ten, with 2 and 5 between where fewer than three of them fit, and more if need be."""
+    """Ticks for an axis of log10 values: powers of ten, with 2 and 5 in between if fewer than three powers fit, and more if needed."""
     decades: list[float] = [float(power) for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)]
     if len(decades) >= 3:
         return decades

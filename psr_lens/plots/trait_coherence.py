@@ -1,4 +1,4 @@
-"""Trait against coherence, a line a method: what its strength buys, and at what price."""
+"""Trait against coherence as the strength α varies, one line per method."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluation_result import Evaluation
+from psr_lens.plots.arguments import check_result
 from psr_lens.plots.style import MUTED, PAPER, SMALL, MethodStyle, escaped, named_styles, titled
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
@@ -21,21 +22,31 @@ _LEGEND_COLUMNS: Final = 2
 
 
 def pareto(result: Evaluation | ResultTable) -> go.Figure:
-    """Mean trait against mean coherence of every method, a point a strength; up and to the right is better.
+    """Mean trait against mean coherence of every method, one point per strength α; up and to the right is better.
 
-    A method's line goes from its smallest strength to its largest; hovering gives strength, scores and 95 % intervals. A star is the
-    prompt, a grey circle the model as it is. A dotted line is a target coherence at which methods are compared.
+    A method's line goes from its smallest strength to its largest; the hover text has strength, scores and 95 % intervals. The star is the
+    prompt, the grey circle the unsteered model. A dotted line is a target coherence at which methods are compared.
 
     Args:
-        result: What `evaluate` gave, or its table; of a table of several traits or kinds of question, one of them by `select`, or their
-            mean by `mean_over`.
+        result: Result of `psr.evaluate`, or its table. Of a table with several traits or kinds of questions, `select` one or take their
+            mean with `mean_over`.
+
+    Returns:
+        A figure with one line per method.
 
     Raises:
-        InputError: there are no curves in it, or those of several traits or kinds of question.
+        InputError: another type of result, one without trait and coherence, or several traits or kinds of questions.
+
+    Example:
+        >>> rows = [psr.Result("A-PSR", metric, value, 8, (0.0, 100.0), alpha=1.0) for metric, value in
+        ...         [("trait", 96.0), ("coherence", 97.0)]]
+        >>> psr.plots.pareto(psr.ResultTable(tuple(rows))).data[0].y
+        (96.0,)
     """
+    check_result(result, (Evaluation, ResultTable), "`psr.evaluate`")
     table = result.table() if isinstance(result, Evaluation) else result
     curves = _curves(table)
-    names = sorted(curves, key=lambda name: name in ("none", "prompt"))  # the two that are one point lie above the lines
+    names = sorted(curves, key=lambda name: name in ("none", "prompt"))  # single points are drawn above the lines
     styles = named_styles(list(curves))
     figure = go.Figure()
     seen: Counter[str] = Counter()
@@ -95,18 +106,20 @@ def _add(figure: go.Figure, name: str, curve: list[tuple[Result, Result]], style
 def _hover(name: str, trait: Result, coherence: Result) -> str:
     strength = "" if trait.alpha is None else f", α = {trait.alpha:g}"
     scores = [f"{row.metric} {row.value:.1f} [{row.interval[0]:.1f}, {row.interval[1]:.1f}]" for row in (trait, coherence)]
-    missing = f"<br>{trait.missing} without a score" if trait.missing else ""
+    missing = f"<br>{trait.missing} missing" if trait.missing else ""
     return f"<b>{escaped(name)}</b>{strength}<br>{'<br>'.join(scores)}{missing}"
 
 
 def _curves(table: ResultTable) -> dict[str, list[tuple[Result, Result]]]:
-    """Trait and coherence of every method at each of its strengths, ascending; strengths without both are left out."""
+    """Trait and coherence of every method by ascending strength; strengths without both are left out."""
     scores = [row for row in table if row.metric in ("trait", "coherence")]
     for field in ("trait", "block"):
         found = list(dict.fromkeys(getattr(row, field) for row in scores))
         if len(found) > 1:
-            remedy = f"`table.select({field}={found[0]!r})` takes one, `table.mean_over({field!r})` their mean."
-            raise InputError("result", f"results of several {field}s ({', '.join(map(repr, found))})", "those of one", remedy)
+            remedy = f"Use `table.select({field}={found[0]!r})` for one, or `table.mean_over({field!r})` for their mean."
+            raise InputError(
+                "result", f"results of several {field}s ({', '.join(map(repr, found))})", f"those of one {field}", remedy
+            )
     pairs: dict[tuple[str, float | None], dict[str, Result]] = {}
     for row in scores:
         pairs.setdefault((row.method, row.alpha), {})[row.metric] = row
@@ -116,7 +129,7 @@ def _curves(table: ResultTable) -> dict[str, list[tuple[Result, Result]]]:
             curves.setdefault(method, []).append((both["trait"], both["coherence"]))
     if not curves:
         raise InputError(
-            "result", f"{len(table)} rows without trait and coherence at one strength", "what `evaluate` gave, or its table"
+            "result", f"{len(table)} rows without trait and coherence at one strength", "the result of `psr.evaluate` or its table"
         )
     return {method: sorted(curve, key=lambda each: each[0].alpha or 0.0) for method, curve in curves.items()}
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file with the figures of a comparison and of what else was found out about it."""
+"""The report: one HTML file with the figures of a comparison and of further results."""
 
 from psr_lens.reporting.write import report as report
 

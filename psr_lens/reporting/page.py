@@ -1,4 +1,4 @@
-"""The page itself: parts and words, set by a template into one file."""
+"""The HTML page, made from parts and text with a template."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from plotly.offline import get_plotlyjs
 from psr_lens._utils.optional import versions
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.style import TEMPLATE
+from psr_lens.reporting.comparison_text import MethodRow, lead_of, method_rows, settings_of, summary
 from psr_lens.reporting.parts import Choice, Panel, Part
-from psr_lens.reporting.words import MethodRow, lead_of, method_rows, settings_of, summary
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class _Figure:
     """One figure, ready for the page."""
 
     name: str
-    """What it shows, as a style's name."""
+    """Name of the plot, used as its CSS class."""
     caption: str
     """How to read it."""
     data: Markup
     """The figure as JSON without its template."""
     height: int
-    """Height in pixels, kept free until it is drawn."""
+    """Height in pixels, reserved until it is drawn."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Figures that stand together, or a choice among several such."""
+    """Figures that belong together, or a choice of several such groups."""
 
     key: str
     """Anchor."""
     options: tuple[tuple[str, tuple[_Figure, ...]], ...]
-    """A label and its figures; one option without a label where there is nothing to choose."""
+    """Labels and their figures; a single option without a label if there is nothing to choose."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _PartView:
     title: str
     """Heading."""
     blocks: tuple[_Block, ...]
-    """What stands in it."""
+    """Its figures."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,24 @@ class _Section:
     instruction: str
     """The instruction of the prompt."""
     summary: str
-    """The result in words."""
+    """The result in sentences."""
     rows: tuple[MethodRow, ...]
     """The table of methods."""
     alpha: str
-    """Strength of the replacements in the figures."""
+    """Strength α of the replacements in the figures."""
     last_layer: int
     """Layer after which the table gives the relative RMSE."""
     parts: tuple[_PartView, ...]
     """The figures."""
     settings: tuple[tuple[str, str], ...]
-    """What is needed to run it again."""
+    """The settings that reproduce it."""
 
 
 def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[Part]], title: str) -> str:
     """The page as HTML.
 
     Args:
-        comparisons: Results by the names of their sections.
+        comparisons: Comparisons by name of their section.
         parts: The figures of each section.
         title: Heading of the page.
     """
@@ -94,12 +94,12 @@ def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = [_section(f"s{place}", name, each, parts[name]) for place, (name, each) in enumerate(comparisons.items(), start=1)]
+    sections = [_section(f"s{number}", name, each, parts[name]) for number, (name, each) in enumerate(comparisons.items(), start=1)]
     return environment.get_template("report.html.j2").render(
         title=title,
         sections=sections,
         template=script_safe(TEMPLATE.to_plotly_json()),
-        plotly=Markup(get_plotlyjs()),  # Plotly's own source, the one thing here that no user wrote
+        plotly=Markup(get_plotlyjs()),  # Plotly's own source, which contains no user input
         versions=[*versions("plotly"), ("python", platform.python_version())],
     )
 
@@ -113,16 +113,16 @@ def _section(key: str, name: str, comparison: Comparison, parts: Sequence[Part])
         rows=tuple(method_rows(comparison)),
         alpha=comparison.strengths,
         last_layer=comparison.layers[-1],
-        parts=tuple(_part(f"{key}-{place}", part) for place, part in enumerate(parts, start=1)),
+        parts=tuple(_part(f"{key}-{number}", part) for number, part in enumerate(parts, start=1)),
         settings=tuple(settings_of(comparison)),
     )
 
 
 def _part(key: str, part: Part) -> _PartView:
     blocks = []
-    for place, block in enumerate(part.blocks, start=1):
+    for number, block in enumerate(part.blocks, start=1):
         options = block.options if isinstance(block, Choice) else (("", (block,)),)
-        blocks.append(_Block(f"{key}-{place}", tuple((label, tuple(map(_figure, panels))) for label, panels in options)))
+        blocks.append(_Block(f"{key}-{number}", tuple((label, tuple(map(_figure, panels))) for label, panels in options)))
     return _PartView(key, part.title, tuple(blocks))
 
 
@@ -132,11 +132,11 @@ def _figure(panel: Panel) -> _Figure:
 
 def _data(figure: go.Figure) -> Markup:
     data = json.loads(figure.to_json())
-    data["layout"].pop("template", None)  # the same for all figures, so the page holds it once
+    data["layout"].pop("template", None)  # the page holds it once for all figures
     return script_safe(data)
 
 
 def script_safe(data: object) -> Markup:
-    """JSON that may stand inside a script element: no `<` can end it early."""
+    """JSON that is safe inside a script element: no `<` can end it early."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))

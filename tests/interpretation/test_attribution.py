@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import psr_lens as psr
 from psr_lens.activations.attention_patterns import INSTRUCTION, align_keys
 from psr_lens.errors import ArtifactError, InputError, ModelError
-from psr_lens.interpretation.attribution import PARTS, Split
+from psr_lens.interpretation.attribution import PARTS, Split, measure
 from psr_lens.prompts import PromptPair, Triplet
 
 SUM = 1e-4
@@ -177,10 +177,11 @@ def test_with_a_target_the_embeddings_are_all_that_comes_in_from_below(load):
     assert float(shifted.share.direct[:, 1:].abs().max()) == 0
 
 
-def test_the_sources_sum_to_what_is_read_from_the_instruction(tiny):
+def test_the_sources_sum_to_what_is_read_from_the_instruction(tiny, monkeypatch):
+    monkeypatch.setattr(measure, "TOKEN_BUDGET", 90)  # several batches
     triplets = random_triplets(tiny.model, 4)
     for target in (None, -1):
-        result = psr.attribute(tiny.model, triplets, by_source=True, target=target, token_budget=90)
+        result = psr.attribute(tiny.model, triplets, by_source=True, target=target)
         patterns = psr.capture(tiny.model, triplets, "pattern")
         for index, triplet in enumerate(triplets):
             rows = result.tokens.rows(index)
@@ -228,11 +229,15 @@ def test_projections_sum_to_delta_along_the_directions(tiny):
         torch.testing.assert_close(unrolled[rank].total().sum(1), result.projections[rank].total()[:, 2], atol=1e-3, rtol=1e-3)
 
 
-def test_batches_make_no_difference_and_the_model_is_left_as_it_was(fresh):
+def test_batches_make_no_difference_and_the_model_is_left_as_it_was(fresh, monkeypatch):
     fresh.model.train()
     before = state_of(fresh.model)
     triplets = random_triplets(fresh.model, 6)
-    whole, single = (psr.attribute(fresh.model, triplets, token_budget=budget, by_source=True) for budget in (10_000, 1))
+    results = []
+    for budget in (10_000, 1):
+        monkeypatch.setattr(measure, "TOKEN_BUDGET", budget)
+        results.append(psr.attribute(fresh.model, triplets, by_source=True))
+    whole, single = results
     assert_unchanged(fresh.model, before)
     for name in ("heads", "mlp", "direct"):
         torch.testing.assert_close(getattr(whole.norm, name), getattr(single.norm, name), atol=1e-4, rtol=1e-3)
@@ -280,7 +285,6 @@ def test_the_organism_reads_its_instruction_with_the_heads_that_are_named(organi
     ("settings", "message"),
     [
         ({"difference": "both"}, "difference"),
-        ({"token_budget": 0}, "token_budget"),
         ({"layers": 7}, "layers"),
         ({"target": 9}, "target"),
         ({"target": True}, "target"),

@@ -11,20 +11,7 @@ from psr_lens.activations.attention_patterns import align_keys
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.scores import scores_at
 from psr_lens.generation.sampling import SamplingConfig, generate
-from psr_lens.interpretation.patching import (
-    PatchGrid,
-    knock_out,
-    transplanted_scores,
-)
-from psr_lens.interpretation.patching import (
-    ablation as ablate,
-)
-from psr_lens.interpretation.patching import (
-    activation_patching as patch,
-)
-from psr_lens.interpretation.patching import (
-    state_transplant as transplant,
-)
+from psr_lens.interpretation.patching import PatchGrid, ablate, grid_loop, knock_out, patch, transplant, transplanted_scores
 from psr_lens.models import forward
 from psr_lens.prompts import Triplet, with_responses
 
@@ -45,12 +32,13 @@ def divergence(full: torch.Tensor, other: torch.Tensor, count: int) -> float:
 
 
 @pytest.mark.parametrize("into", ["base", "prompted"])
-def test_a_cell_is_what_transformers_gives_with_that_token_replaced(tiny, into):
+def test_a_cell_is_what_transformers_gives_with_that_token_replaced(tiny, into, monkeypatch):
+    monkeypatch.setattr(grid_loop, "TOKEN_BUDGET", 100)  # several batches of copies
     (triplet,) = random_triplets(tiny.model, 1, seed=3, longest=4)
     source = "prompted" if into == "base" else "base"
     count = len(triplet.response_ids) + 1
     there, here = (read(tiny.hf, ids_of(triplet, context)) for context in (source, into))
-    grid = patch(tiny.model, [triplet], into=into, token_budget=100)
+    grid = patch(tiny.model, [triplet], into=into)
     full, base = (there, here) if into == "base" else (here, there)
     effect = divergence(full.logits, base.logits, count)
     assert float(grid.effect[0]) == pytest.approx(effect, rel=1e-4)
@@ -99,12 +87,12 @@ def test_heads_are_patched_one_by_one(load, cells):
             assert float(grid.of(0)[at, 0, head]) == pytest.approx(wanted, abs=1e-3)
 
 
-def test_grids_are_averaged_over_responses_and_places(tiny_llama):
+def test_grids_are_averaged_over_responses_and_positions(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 4)
     grid = patch(tiny_llama.model, triplets, layers=[0, 2])
     assert grid.values.shape == (len(grid.tokens), 2, 1)
-    places, means = grid.by_position()
-    assert places.tolist() == sorted(set(grid.tokens.position.tolist()))
+    positions, means = grid.by_position()
+    assert positions.tolist() == sorted(set(grid.tokens.position.tolist()))
     first = torch.stack([grid.of(index)[0] for index in range(4)])
     torch.testing.assert_close(means[0], first.mean(0))
     sums = torch.stack([grid.of(index)[:-1].sum(0) for index in range(4)])
@@ -313,7 +301,7 @@ def test_bad_input_is_refused_by_name(tiny_llama):
         (lambda: patch(model, triplets, "resid_mid"), "hook"),
         (lambda: patch(model, triplets, into="prompt"), "into"),
         (lambda: patch(model, triplets, cells="each"), "cells"),
-        (lambda: patch(model, triplets, token_budget=0), "token_budget"),
+        (lambda: ablate(model, triplets, [replacement]), "replacement"),
         (lambda: patch(model, triplets, layers=5), "layers"),
         (lambda: patch(model, []), "triplets"),
         (lambda: ablate(model, triplets, replacement, mode="drop"), "mode"),
@@ -321,6 +309,7 @@ def test_bad_input_is_refused_by_name(tiny_llama):
         (lambda: knock_out(model, [(0, 9)], pairs).__enter__(), "heads"),
         (lambda: knock_out(model, [(-1, 0)], pairs).__enter__(), "heads"),
         (lambda: knock_out(model, [(0,)], pairs).__enter__(), "heads"),
+        (lambda: knock_out(model, [3], pairs).__enter__(), "heads"),
         (lambda: knock_out(model, [(0, 0)], []).__enter__(), "pairs"),
         (lambda: transplant(model, pairs, "resid_mid").__enter__(), "hook"),
         (lambda: transplant(model, pairs, into="x").__enter__(), "into"),
@@ -354,4 +343,5 @@ def test_a_grid_says_what_it_is(tiny_llama):
     assert isinstance(grid, PatchGrid)
     assert (grid.what, grid.measured, grid.reference, grid.cells) == ("mlp_out", "lost", "prompt", "token")
     assert grid.instruction == triplets[0].pair.instruction
+    assert repr(grid) == f"PatchGrid(mlp_out: share of the prompt's effect lost, {len(grid.tokens)} tokens × 3 layers)"
     assert ablate(tiny_llama.model, triplets, random_replacement(tiny_llama.model)).measured == "lost"

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from helpers import random_replacement, random_triplets
-from test_plots import comparison
+from made_up_results import comparison
 
 import psr_lens as psr
 from psr_lens._utils.html_table import MAX_ROWS, table

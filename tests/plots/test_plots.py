@@ -7,65 +7,12 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+from made_up_results import METHODS, WORDS, comparison
 
 from psr_lens import plots
 from psr_lens.errors import InputError
-from psr_lens.evaluation.comparison import Comparison, MethodTrace
-from psr_lens.evaluation.scores import Scores
-from psr_lens.plots import distribution, heatmap, style, tokens
-from psr_lens.prompts import TokenTable
-
-WORDS = ("<assistant>", "aye", ",", "the", "barn", ",", "<script>alert(1)</script>", "<end>")
-"""One response: the last prompt token first, a comma twice, and a token that is markup."""
-
-METHODS = ("A-PSR", "S-PSR", "S-Const DiM")
-
-
-def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int = 4) -> Comparison:
-    """A result with made-up numbers: A-PSR everywhere, S-PSR and a constant from layer 2 on."""
-    generator = torch.Generator().manual_seed(0)
-    count = len(words) * responses
-    table = TokenTable(
-        torch.arange(count),
-        words * responses,
-        torch.arange(responses).repeat_interleave(len(words)),
-        torch.arange(-1, len(words) - 1).repeat(responses),
-    )
-    strength = 10 ** torch.empty(count, layers).uniform_(-1.2, 2.4, generator=generator)
-    late = torch.arange(layers) >= 2
-    wanted = torch.randn(count, 1, generator=generator) * 20
-    spread = strength * torch.empty(count, layers).uniform_(0.8, 1.2, generator=generator)
-    methods = {
-        "A-PSR": MethodTrace(spread, torch.linspace(0.4, 0.1, layers), tuple(range(layers)), strength.clone(), strength * 0.9),
-        "S-PSR": MethodTrace(spread * late, torch.linspace(1, 0.3, layers), (2,), wanted.clamp(min=0), wanted),
-        "S-Const DiM": MethodTrace(
-            torch.full((count, layers), 5.0) * late, torch.full((layers,), 1.2), (2,), torch.full((count, 1), 5.0), wanted
-        ),
-    }
-    scores = tuple(
-        Scores(name, alpha, 40, 0, trait, coherence, (trait - 2, trait), (coherence - 1, coherence + 0.2))
-        for name, alpha, trait, coherence in (
-            ("none", None, 2.0, 99.0),
-            ("prompt", None, 100.0, 99.5),
-            ("A-PSR", 1.0, 100.0, 99.75),
-            ("S-PSR", 1.0, 70.0, 91.8),
-            ("S-Const DiM", 2.0, 3.0, 95.0),
-        )
-    )
-    return Comparison(
-        "talk like a <pirate>",
-        {"model_name": "toy", "n_layers": layers},
-        "R",
-        table,
-        tuple(range(layers)),
-        strength,
-        torch.full((layers,), 0.8),
-        methods,
-        torch.full((layers,), 0.2),
-        dict.fromkeys(methods, 1.0),
-        scores,
-        {"seed": 0, "fit": {"solver": "sequential"}},
-    )
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.plots import distribution, heatmap, style, token_rows
 
 
 @pytest.fixture
@@ -81,7 +28,7 @@ def named(figure: go.Figure, name: str, kind: str | None = None) -> go.Figure:
 # Heatmap
 
 
-def test_heatmap_holds_the_strengths_of_one_response(result):
+def test_heatmap_holds_the_magnitudes_of_one_response(result):
     figure = plots.magnitude_heatmap(result, triplet=1)
     rows = slice(len(WORDS), 2 * len(WORDS))
     assert [trace.name for trace in figure.data] == ["prompt", *METHODS]
@@ -235,16 +182,16 @@ def test_rmse_lines_are_the_results(result):
     for name in METHODS:
         np.testing.assert_array_equal(named(figure, name).y, result.methods[name].relative_rmse.numpy())
         assert list(named(figure, name).x) == list(result.layers)
-    yardstick = named(figure, "paraphrase")
-    np.testing.assert_array_equal(yardstick.y, result.paraphrase_rmse.numpy())
-    assert yardstick.line.dash == "dash"
+    baseline = named(figure, "paraphrase baseline")
+    np.testing.assert_array_equal(baseline.y, result.paraphrase_rmse.numpy())
+    assert baseline.line.dash == "dash"
     assert figure.layout.yaxis.range[0] == 0
     assert figure.layout.yaxis.range[1] > 1.2
     assert [shape.y0 for shape in figure.layout.shapes] == [1]
     assert [note.text for note in figure.layout.annotations] == ["no steering"]
 
 
-def test_rmse_without_a_yardstick_and_with_a_division_by_zero(result):
+def test_rmse_without_a_paraphrase_baseline_and_with_a_division_by_zero(result):
     methods = {"S-PSR": replace(result.methods["S-PSR"], relative_rmse=torch.tensor([math.nan, math.inf, 0.5, 0.4]))}
     figure = plots.relative_rmse(replace(result, paraphrase_rmse=None, methods=methods))
     assert [trace.name for trace in figure.data] == ["S-PSR"]
@@ -254,7 +201,7 @@ def test_rmse_without_a_yardstick_and_with_a_division_by_zero(result):
 # Distribution
 
 
-def test_violins_are_the_logs_of_the_strengths(result):
+def test_violins_are_the_logs_of_the_magnitudes(result):
     figure = plots.magnitude_distribution(result)
     violins = [trace for trace in figure.data if trace.type == "violin" and trace.name == "A-PSR"]
     assert [trace.x0 for trace in violins] == list(result.layers)
@@ -270,9 +217,9 @@ def test_zeros_are_left_out_and_said_to_be(result):
     assert [trace.x0 for trace in figure.data if trace.type == "violin" and trace.name == "S-PSR"] == [2, 3]
     notes = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
     assert sum("zeros left out: all tokens at layers 0 and 1" in note for note in notes) == 2
-    strength = result.methods["S-PSR"].magnitude.clone()
-    strength[:6, 2] = 0
-    figure = plots.magnitude_distribution(replace(result, methods={"S-PSR": replace(result.methods["S-PSR"], magnitude=strength)}))
+    magnitude = result.methods["S-PSR"].magnitude.clone()
+    magnitude[:6, 2] = 0
+    figure = plots.magnitude_distribution(replace(result, methods={"S-PSR": replace(result.methods["S-PSR"], magnitude=magnitude)}))
     assert "25\N{NO-BREAK SPACE}% at layer\N{NO-BREAK SPACE}2" in figure.layout.annotations[0].text
 
 
@@ -362,7 +309,7 @@ def test_ticks_are_written_in_real_units():
     ],
 )
 def test_tokens_are_read_as_their_vocabulary_spells_them(spelled, read):
-    assert tokens.readable(spelled) == read
+    assert token_rows.readable(spelled) == read
 
 
 # Messages

@@ -5,69 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_up_results import attribution, grid
 
 from psr_lens import plots
 from psr_lens.errors import InputError
-from psr_lens.interpretation.attribution import PARTS, Attribution, Sources, Split
-from psr_lens.interpretation.patching import PatchGrid
-from psr_lens.plots.shares import strongest
-from psr_lens.prompts import TokenTable
-
-WORDS = ("<assistant>", "aye", ",", "<b>no</b>", "<end>")
-SOURCES = (("<system>", "talk", "<i>", "pirate", "<end>"), ("be", "brief"))
-
-
-def tokens(responses: int = 2, words: tuple[str, ...] = WORDS) -> TokenTable:
-    return TokenTable(
-        torch.arange(len(words) * responses),
-        words * responses,
-        torch.arange(responses).repeat_interleave(len(words)),
-        torch.arange(-1, len(words) - 1).repeat(responses),
-    )
-
-
-def attribution(layers: int = 3, heads: int = 4, target: int | None = None) -> Attribution:
-    """A result with made-up numbers, some parts of which are 0 throughout."""
-    generator = torch.Generator().manual_seed(0)
-    table = tokens()
-
-    def split(low: float) -> Split:
-        def draw(*shape: int) -> torch.Tensor:
-            return torch.empty(len(table), layers, *shape).uniform_(low, 1, generator=generator)
-
-        parts = draw(heads, len(PARTS))
-        parts[..., PARTS.index("removed")] = parts[..., PARTS.index("norm")] = 0
-        return Split(parts, draw(), draw())
-
-    share = torch.full((2, layers, heads, 5), torch.nan)
-    share[0] = torch.randn(layers, heads, 5, generator=generator)
-    share[1, ..., :2] = torch.randn(layers, heads, 2, generator=generator)
-    return Attribution(
-        "talk like a <pirate>",
-        {"model_name": "toy"},
-        "R",
-        "accumulated",
-        target,
-        table,
-        tuple(range(layers)),
-        torch.empty(len(table), layers).uniform_(1, 9, generator=generator),
-        split(0),
-        split(-1),
-        torch.zeros(layers),
-        sources=Sources(share, share.abs(), SOURCES),
-    )
-
-
-def grid(cells: str = "token", heads: int = 1, layers: int = 3) -> PatchGrid:
-    generator = torch.Generator().manual_seed(0)
-    table = tokens()
-    values = torch.randn(len(table) if cells == "token" else 2, layers, heads, generator=generator)
-    if cells == "token":
-        values[[4, 9]] = torch.nan
-    return PatchGrid(
-        "be brief", {}, "z" if heads > 1 else "resid_post", "recovered", "prompt", cells, table, tuple(range(layers)), values,
-        torch.ones(2),
-    )  # fmt: skip
+from psr_lens.plots.share_heatmap import strongest
 
 
 def text_of(figure) -> str:
@@ -131,7 +73,7 @@ def test_patched_cells_by_token_and_layer():
     mean = plots.patch_map(result, None)
     np.testing.assert_allclose(mean.data[0].z[:4], result.by_position()[1][:4, :, 0].numpy())
     assert list(mean.layout.yaxis.ticktext) == ["−1", "0", "1", "2", "3"]
-    assert "5 tokens are too many" in text_of(plots.patch_map(result, 0, max_tokens=2)).replace("<br>", " ")
+    assert "out of 5 tokens" in text_of(plots.patch_map(result, 0, max_tokens=2)).replace("<br>", " ")
 
 
 def test_patched_heads():

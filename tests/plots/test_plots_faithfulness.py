@@ -43,7 +43,7 @@ def test_next_token_has_a_dot_a_method_with_its_interval(result, block):
         np.testing.assert_allclose(dots.x - dots.error_x.arrayminus, shown[:, 0])
     away = [found.paraphrased["prompt" if name == "paraphrase" else name].divergence.value for name in names]
     np.testing.assert_allclose(traces(figure, 1)["held-out paraphrases"].customdata[:, 0], away)
-    assert figure.layout.yaxis.ticktext == ("none", "A &lt;b&gt;", "S", "const", "other wording")
+    assert figure.layout.yaxis.ticktext == ("none", "A &lt;b&gt;", "S", "const", "paraphrase baseline")
     low, high = figure.layout.xaxis.range
     assert all(low < x < high for trace in traces(figure, 1).values() for x in trace.x)
 
@@ -73,9 +73,9 @@ def test_correlations_leave_out_what_has_none_and_say_so(result):
 def test_explained_energy_stands_over_what_each_site_fills_in_and_its_ceiling(result):
     figure, block = plots.explained_energy(result), result.blocks[""]
     above, below = traces(figure, 1), traces(figure, 2)
-    assert set(above) == {"A &lt;b&gt;", "S", "const", "paraphrase"}
+    assert set(above) == {"A &lt;b&gt;", "S", "const", "paraphrase baseline"}
     np.testing.assert_allclose(above["A &lt;b&gt;"].y, np.maximum(block.methods["A <b>"].explained.value, -0.25))
-    assert above["paraphrase"].line.dash == "dash"
+    assert above["paraphrase baseline"].line.dash == "dash"
     for name, shown in (("A <b>", "A &lt;b&gt;"), ("S", "S"), ("const", "const")):
         filled, ceiling = below[shown], below[f"{shown}, ceiling"]
         np.testing.assert_allclose(ceiling.y, [site.ceiling.value for site in block.sites[name]])
@@ -91,7 +91,7 @@ def test_colours_say_what_a_method_is(result):
         "A &lt;b&gt;": PALETTE["A-PSR"],
         "S": PALETTE["S-PSR"],
         "const": PALETTE["constant"],
-        "paraphrase": PALETTE["paraphrase"],
+        "paraphrase baseline": PALETTE["paraphrase"],
     }
 
 

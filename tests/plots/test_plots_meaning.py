@@ -1,33 +1,25 @@
 """Figures of directions, tokens and parts of a block hold the numbers of their results."""
 
+import inspect
 import itertools
 import json
 from dataclasses import replace
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
-from test_plots import METHODS, comparison
+from helpers import random_replacement, random_triplets
+from made_up_results import METHODS, TABLE, attribution, captured, comparison, grid, lens
 
 import psr_lens as psr
 from psr_lens import plots
-from psr_lens.activations.capture import Captured
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
-from psr_lens.interpretation.directions import LensRow, LogitLens, TopToken, TopTokens, cosines
+from psr_lens.interpretation.directions import LogitLens, TopToken, TopTokens, cosines
 from psr_lens.plots import cosines as cosine_plot
-from psr_lens.plots import rank, scatter, strips
-from psr_lens.prompts import TokenTable
-
-
-def lens(rows: int = 3, k: int = 5) -> LogitLens:
-    up, down = torch.linspace(9, 5, k), torch.linspace(-8, -4, k)
-    words = tuple(f"w{place}" for place in range(k))
-    found = [
-        LensRow(f"blocks.{row}.hook_resid_post", row, 0, ("<b>arr</b>", *words[1:]), up - row, tuple(reversed(words)), down + row)
-        for row in range(rows)
-    ]
-    return LogitLens("directions", tuple(found))
+from psr_lens.plots import rank, scatter, text_strips
+from psr_lens.replacement import LearningCurve
 
 
 def test_the_lens_shows_both_ends_with_the_strongest_outside():
@@ -37,8 +29,8 @@ def test_the_lens_shows_both_ends_with_the_strongest_outside():
     assert list(trace.customdata[0]) == ["&lt;b&gt;arr&lt;/b&gt;", "w1", "w3", "w4"]
     assert trace.zmax == -trace.zmin == 9
     assert list(figure.layout.yaxis.ticktext) == ["layer 0", "layer 1", "layer 2"]
-    assert "added" in figure.layout.title.text
-    assert "looked for" in plots.logit_lens(replace(lens(), part="weights")).layout.title.text
+    assert "Directions" in figure.layout.title.text
+    assert "Probes" in plots.logit_lens(replace(lens(), part="weights")).layout.title.text
 
 
 def test_several_directions_of_a_site_are_numbered_and_many_rows_are_thinned():
@@ -123,7 +115,7 @@ def test_large_scatters_keep_the_strongest_tokens_and_say_what_they_left_out():
     assert "12 of 20 layers" in figure.layout.annotations[-1].text.replace("<br>", " ")
 
 
-def test_strips_hold_the_strengths_of_prompt_and_replacements_in_that_order():
+def test_strips_hold_the_magnitudes_of_prompt_and_replacements_in_that_order():
     result = comparison()
     figure = plots.magnitude_strips(result, 1, layer=2)
     rows = result.tokens.rows(1)
@@ -133,12 +125,12 @@ def test_strips_hold_the_strengths_of_prompt_and_replacements_in_that_order():
     np.testing.assert_allclose(bars[1].customdata, result.methods["A-PSR"].magnitude[rows, 2].numpy())
     heights = np.stack([bar.y for bar in bars])
     np.testing.assert_allclose(np.diff(heights, axis=0), 1)  # each replacement one row below the one before
-    assert bars[0].text[6] == "&lt;script&gt;al…"[: len(bars[0].text[6])] or "&lt;script" in bars[0].text[6]
+    assert bars[0].text[6] == "&lt;script&gt;alert(1…"
     assert len(plots.magnitude_strips(result, 1, methods=["S-PSR"]).data) == 3
     long = plots.magnitude_strips(comparison(("word",) * 1_000, responses=1))
-    assert len(long.data[0].x) == strips.MAX_TOKENS
+    assert len(long.data[0].x) == text_strips.MAX_TOKENS
     assert "The first 300 of 1,000 tokens." in long.layout.annotations[-1].text
-    with pytest.raises(InputError, match="layer: got 9, expected one of those compared"):
+    with pytest.raises(InputError, match="layer: got 9, expected a layer that was compared"):
         plots.magnitude_strips(result, layer=9)
 
 
@@ -149,22 +141,6 @@ def test_strips_do_not_overlap():
         at = [place for place, height in enumerate(bar.y) if height == line]
         ends = [(bar.base[place], bar.base[place] + bar.x[place]) for place in at]
         assert all(left[1] < right[0] + 1e-9 for left, right in itertools.pairwise(ends))
-
-
-def captured(tokens: int = 6, layers: int = 3) -> Captured:
-    generator = torch.Generator().manual_seed(0)
-    table = TokenTable(
-        torch.arange(tokens),
-        tuple("abcdef"[place % 6] for place in range(tokens)),
-        torch.zeros(tokens).long(),
-        torch.arange(-1, tokens - 1),
-    )
-    deltas = {
-        f"blocks.{layer}.hook_{kind}": torch.randn(tokens, 5, generator=generator)
-        for layer in range(layers)
-        for kind in ("attn_out", "resid_post")
-    }
-    return Captured(deltas, table, "R")
 
 
 def test_kinds_are_panels_of_the_norms_of_what_was_captured():
@@ -208,7 +184,87 @@ def test_top_tokens_are_bars_with_their_context():
         plots.top_tokens(replace(found, tokens=()))
 
 
-def test_every_figure_is_plain_json():
-    result = comparison()
-    for figure in (plots.coefficient_scatter(result, "A-PSR"), plots.magnitude_strips(result), plots.logit_lens(lens())):
-        json.loads(figure.to_json())
+@pytest.fixture(scope="module")
+def every_figure(tiny_llama):
+    """One figure of each public function."""
+    model, result, parts, found = tiny_llama.model, comparison(), attribution(), captured()
+    statistics = psr.capture(model, random_triplets(model, 3), "resid_post", to=psr.Statistics(rank=2))
+    replacement = random_replacement(model, size=0.1)
+    close = psr.faithfulness(model, random_triplets(model, 3), {"A-PSR": replacement})
+    token = TopToken(3.5, "aye", ("<assistant>",), (",",), 0, 0)
+    return {
+        plots.by_response: plots.by_response(plots.magnitude_strips, result),
+        plots.coefficient_correlation: plots.coefficient_correlation(close),
+        plots.coefficient_scatter: plots.coefficient_scatter(result, "A-PSR"),
+        plots.coefficient_text: plots.coefficient_text(result, "A-PSR"),
+        plots.cosine_matrix: plots.cosine_matrix(cosines({"A-PSR": replacement})),
+        plots.explained_energy: plots.explained_energy(close),
+        plots.head_map: plots.head_map(parts),
+        plots.learning_curve: plots.learning_curve(LearningCurve((1.0, 0.0), (), (1.0, 1.0), 1)),
+        plots.logit_lens: plots.logit_lens(lens()),
+        plots.magnitude_by_kind: plots.magnitude_by_kind(found, kinds=["resid_post"]),
+        plots.magnitude_distribution: plots.magnitude_distribution(result),
+        plots.magnitude_heatmap: plots.magnitude_heatmap(result),
+        plots.magnitude_profile: plots.magnitude_profile(statistics),
+        plots.magnitude_strips: plots.magnitude_strips(result),
+        plots.next_token: plots.next_token(close),
+        plots.pareto: plots.pareto(TABLE),
+        plots.parts_by_layer: plots.parts_by_layer(parts),
+        plots.patch_map: plots.patch_map(grid()),
+        plots.rank_energy: plots.rank_energy(statistics),
+        plots.relative_rmse: plots.relative_rmse(result),
+        plots.source_map: plots.source_map(parts),
+        plots.top_tokens: plots.top_tokens(TopTokens("blocks.2.hook_resid_post", 2, None, (token,), 9, 1)),
+    }
+
+
+def test_every_figure_is_plain_json(every_figure):
+    """Strict JSON without NaN or infinity, which browsers refuse, and nothing is lost on the way through it."""
+    assert {figure.__name__ for figure in every_figure} == set(plots.__all__) - {"write_images"}
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    for function, figure in every_figure.items():
+        read = json.loads(figure.to_json(), parse_constant=refuse)
+        again = go.Figure(read)
+        assert json.loads(again.to_json()) == read, function.__name__
+        assert [trace.type for trace in again.data] == [trace.type for trace in figure.data]
+        assert again.layout.title.text == figure.layout.title.text
+        assert again.layout.title.text
+
+
+FIRST_ARGUMENTS = {"curve", "grid", "captured", "lens", "result", "statistics"}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [[1], None, "pirate", 3], ids=str)
+def test_a_wrong_type_of_result_is_refused_by_every_figure(wrong):
+    for name in sorted(set(plots.__all__) - {"write_images", "by_response"}):
+        figure = getattr(plots, name)
+        argument = next(iter(inspect.signature(figure).parameters))
+        assert argument in FIRST_ARGUMENTS
+        got = "None" if wrong is None else f"an? {type(wrong).__name__}"
+        others = {"method": "A-PSR"} if name.startswith("coefficient_") and name != "coefficient_correlation" else {}
+        with pytest.raises(InputError, match=rf"^{argument}: got {got}, expected .*(psr|gradient descent)"):
+            figure(wrong, **others)
+    with pytest.raises(InputError, match=r"^result: got "):
+        plots.by_response(plots.magnitude_strips, wrong)
+    with pytest.raises(InputError, match=r"^figure: got relative_rmse, expected a function with an argument `triplet`"):
+        plots.by_response(plots.relative_rmse, comparison())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_message_says_what_makes_the_result():
+    for call, message in (
+        (plots.relative_rmse, "result: got a list, expected a Comparison from `psr.compare`."),
+        (plots.head_map, "result: got a list, expected an Attribution from `psr.attribute`."),
+        (plots.pareto, "result: got a list, expected an Evaluation or a ResultTable from `psr.evaluate`."),
+    ):
+        with pytest.raises(InputError) as caught:
+            call([])
+        assert str(caught.value) == message
+    for index in ("first", 1.0, True, 9):
+        with pytest.raises(InputError, match=f"^triplet: got {index!r}, expected "):
+            plots.magnitude_heatmap(comparison(), index)
+    assert plots.magnitude_heatmap(comparison(), np.int64(1)) == plots.magnitude_heatmap(comparison(), 1)

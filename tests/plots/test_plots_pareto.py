@@ -1,31 +1,12 @@
 """Trait against coherence as a figure."""
 
-import math
-
 import pytest
+from made_up_results import CURVES, TABLE, result_rows
 
 from psr_lens import plots
 from psr_lens.errors import InputError
 from psr_lens.plots.style import PALETTE, named_styles
-from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
-
-
-def rows(method, curve, **others):
-    return [
-        Result(method, metric, value, 50, (value - 1, value + 1), alpha=alpha, missing=3, **others)
-        for alpha, *both in curve
-        for metric, value in zip(("trait", "coherence"), both, strict=True)
-    ]
-
-
-CURVES = {
-    "none": [(None, 0.0, 99.0)],
-    "prompt": [(None, 95.0, 98.0)],
-    "A-PSR": [(2.0, 97.0, 70.0), (0.0, 0.0, 99.0), (1.0, 96.0, 97.0)],
-    "S-Const <b>": [(1.0, 5.0, 90.0), (2.0, math.nan, math.nan)],
-}
-TABLE = ResultTable(tuple(row for name, curve in CURVES.items() for row in rows(name, curve)), {"targets": {"TA@C80": 80.0}})
 
 
 def test_a_line_a_method_by_ascending_strength_and_a_star_for_the_prompt():
@@ -42,7 +23,7 @@ def test_a_line_a_method_by_ascending_strength_and_a_star_for_the_prompt():
 
 def test_hovering_says_strength_scores_intervals_and_what_is_missing():
     trace = next(trace for trace in plots.pareto(TABLE).data if trace.name == "A-PSR")
-    assert trace.text[1] == "<b>A-PSR</b>, α = 1<br>trait 96.0 [95.0, 97.0]<br>coherence 97.0 [96.0, 98.0]<br>3 without a score"
+    assert trace.text[1] == "<b>A-PSR</b>, α = 1<br>trait 96.0 [95.0, 97.0]<br>coherence 97.0 [96.0, 98.0]<br>3 missing"
 
 
 def test_targets_are_lines_across_and_none_where_there_are_none():
@@ -51,7 +32,7 @@ def test_targets_are_lines_across_and_none_where_there_are_none():
 
 
 def test_results_of_several_traits_or_without_scores_are_refused_with_a_remedy():
-    two = ResultTable(tuple(rows("A-PSR", CURVES["A-PSR"], trait="a") + rows("A-PSR", CURVES["A-PSR"], trait="b")))
+    two = ResultTable(tuple(result_rows("A-PSR", CURVES["A-PSR"], trait="a") + result_rows("A-PSR", CURVES["A-PSR"], trait="b")))
     with pytest.raises(InputError, match=r"several traits \('a', 'b'\).*mean_over"):
         plots.pareto(two)
     assert len(plots.pareto(two.mean_over("trait")).data) == 1
@@ -63,7 +44,7 @@ def test_results_of_several_traits_or_without_scores_are_refused_with_a_remedy()
 
 def test_many_methods_can_be_told_apart():
     names = ["none", "prompt", *(f"S-Const {n}" for n in range(4)), "S-PSR", "S-PSR LL", "A-PSR", "A-PSR LL", "A-PSR + prompt"]
-    table = ResultTable(tuple(row for name in names for row in rows(name, [(1.0, 50.0, 50.0)])))
+    table = ResultTable(tuple(row for name in names for row in result_rows(name, [(1.0, 50.0, 50.0)])))
     looks = {(trace.line.color, trace.line.dash, trace.marker.symbol) for trace in plots.pareto(table).data}
     assert len(looks) == len(names)
     assert named_styles(["CAA", "S-PSR"])["CAA"].role == "constant"

@@ -1,4 +1,4 @@
-"""The profile of strengths holds the statistics' own quantiles, a line a kind of hook point."""
+"""The profile of magnitudes holds the statistics' own quantiles, a line a kind of hook point."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ from helpers import random_triplets
 import psr_lens as psr
 from psr_lens import plots
 from psr_lens.errors import InputError
-from psr_lens.plots.profile import MAX_LINES
+from psr_lens.plots.layer_profile import MAX_LINES
 
 
-def test_lines_are_medians_and_bands_reach_from_the_weak_to_the_strong(tiny_llama):
+def test_lines_are_medians_and_bands_span_the_percentiles(tiny_llama):
     statistics = psr.capture(
         tiny_llama.model, random_triplets(tiny_llama.model, 4), ["attn_out", "resid_post"], to=psr.Statistics(rank=1)
     )

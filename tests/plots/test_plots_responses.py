@@ -3,13 +3,11 @@
 import json
 
 import pytest
-from test_plots import METHODS, comparison
-from test_plots_attribution import grid
-from test_plots_meaning import captured
+from made_up_results import METHODS, captured, comparison, grid
 
 from psr_lens import plots
 from psr_lens.errors import InputError
-from psr_lens.plots.responses import FIRST
+from psr_lens.plots.response_slider import FIRST
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from pathlib import Path
 import browser
 import nbformat
 import pytest
-from further_results import further_results
-from test_plots import comparison
+from made_up_results import comparison, further_results
 
 import psr_lens as psr
 
@@ -71,9 +70,9 @@ def test_every_figure_of_a_report_is_drawn(opened):
 
 
 def test_the_pointer_is_told_token_layer_and_value(opened):
-    said = pointed_at(opened, "Strength of steering by token and layer")
+    said = pointed_at(opened, "Magnitude of steering by token and layer")
     assert "layer" in said
-    assert "strength" in said
+    assert "magnitude" in said
     assert opened.errors == []
 
 

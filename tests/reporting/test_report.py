@@ -5,52 +5,16 @@ import math
 import re
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
+from html_page import Page
+from made_up_results import METHODS, comparison
 from plotly.offline import get_plotlyjs
-from test_plots import METHODS, comparison
 
 from psr_lens.errors import InputError
 from psr_lens.reporting import report
 from psr_lens.reporting.page import script_safe
 from psr_lens.reporting.write import _checked
-
-
-class Page(HTMLParser):
-    """What a browser would see of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.text: list[str] = []
-        self.open = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.open = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag):
-        self.open = ""
-
-    def handle_data(self, data):
-        if self.open == "script":
-            self.scripts[-1] += data
-        elif self.open != "style":
-            self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-    @property
-    def figures(self) -> list[dict]:
-        kinds = [attrs.get("type") for tag, attrs in self.tags if tag == "script"]
-        return [json.loads(script) for script, kind in zip(self.scripts, kinds, strict=True) if kind == "application/json"]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +66,7 @@ def test_a_large_comparison_stays_small_enough(tmp_path):
 def test_figures_hold_the_numbers_of_the_result(page):
     result = comparison()
     lines = {trace["name"]: trace for trace in page.figures[0]["data"]}
-    assert set(lines) == {*METHODS, "paraphrase"}
+    assert set(lines) == {*METHODS, "paraphrase baseline"}
     assert lines["A-PSR"]["x"] == list(result.layers)
 
 
@@ -130,9 +94,9 @@ def test_data_cannot_end_its_script_early():
 
 def test_summary_says_what_was_measured(page):
     assert (
-        "A-PSR scores trait 100 and coherence 99.8; the prompt scores 100 and 99.5, the model without either 2 and 99. "
+        "A-PSR scores trait 100 and coherence 99.8; the prompt scores 100 and 99.5, the unsteered model 2 and 99. "
         "Constant steering (S-Const DiM, α = 2) reaches trait 3 and coherence 95. After layer 3 the relative RMSE of A-PSR is 0.10, "
-        "where 0 is the prompt and 1 no steering: closer than a second wording of the instruction, which is at 0.20."
+        "where 0 is the prompt and 1 no steering: closer than the paraphrase baseline, which is at 0.20."
     ) in page.words
 
 
@@ -157,7 +121,7 @@ def test_missing_scores_are_shown_as_missing(tmp_path):
     assert "A-PSR – – 1 0 40 0.10" in page.words
 
 
-def test_without_scores_or_yardstick(tmp_path):
+def test_without_scores_or_paraphrase_baseline(tmp_path):
     result = replace(comparison(), scores=(), paraphrase_rmse=None)
     page = Page(report(result, tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "No answers were scored for this comparison. After layer 3 the relative RMSE of A-PSR is 0.10" in page.words
@@ -203,7 +167,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("no figure")
 
-    monkeypatch.setattr(sys.modules["psr_lens.reporting.parts"], "magnitude_distribution", fail)
+    monkeypatch.setattr(sys.modules["psr_lens.reporting.comparison_figures"], "magnitude_distribution", fail)
     with pytest.raises(RuntimeError, match="no figure"):
         report(comparison(), path)
     assert path.read_text() == "old"
@@ -230,15 +194,15 @@ def test_empty_mapping(tmp_path):
 
 
 def test_path_is_a_folder(tmp_path):
-    with pytest.raises(InputError, match=r"path: got the folder .*, expected the name of a file. For example .*report\.html"):
+    with pytest.raises(InputError, match=r"path: got the folder .*, expected a file name. For example .*report\.html"):
         report(comparison(), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"pirate": 3}, r"result\['pirate'\]: got a int, expected a Comparison"),
-        ([1], "result: got a list, expected a Comparison, or a mapping of names to Comparisons. `compare` makes them."),
+        ({"pirate": 3}, r"result\['pirate'\]: got an int, expected a Comparison from `psr.compare`"),
+        ([1], "result: got a list, expected a Comparison from `psr.compare`, or a mapping of names to Comparisons."),
     ],
 )
 def test_values_that_are_no_comparisons(value, message):

@@ -4,29 +4,26 @@ import itertools
 import sys
 
 import pytest
-from further_results import further_results
 from helpers import random_replacement
-from test_plots import comparison
-from test_plots_attribution import attribution
-from test_plots_meaning import lens
-from test_report import Page
+from html_page import Page
+from made_up_results import attribution, comparison, further_results, lens
 
 import psr_lens as psr
 from psr_lens.errors import InputError, MissingPackageError
 from psr_lens.plots import images
 from psr_lens.replacement import LearningCurve
-from psr_lens.reporting.further import RESULTS
+from psr_lens.reporting.further_figures import RESULTS
 from psr_lens.reporting.parts import Choice, Panel
 from psr_lens.reporting.write import _checked_further, _files
 
 PARTS = {
     "Trait against coherence": ["pareto"],
-    "Next tokens, and what each site does": ["next_token", "coefficient_correlation", "explained_energy"],
-    "Where in a block": ["magnitude_profile", "rank_energy", "magnitude_by_kind"],
+    "Faithfulness: next tokens and sites": ["next_token", "coefficient_correlation", "explained_energy"],
+    "Where in a block the prompt acts": ["magnitude_profile", "rank_energy", "magnitude_by_kind"],
     "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
-    "What goes through which cell": ["patch_map"] * 3 + ["patch_map"],
+    "Patching: which cells carry the effect": ["patch_map"] * 3 + ["patch_map"],
     "What the directions mean": ["logit_lens", "top_tokens", "cosine_matrix"],
-    "How the fits went": ["learning_curve"],
+    "Learning curves": ["learning_curve"],
 }
 
 
@@ -56,10 +53,10 @@ def test_each_type_of_result_has_its_figures_in_a_named_part_with_a_way_to_read_
     assert len(links) == 1 + 3 + len(PARTS) + 1
 
 
-def test_strength_at_heads_and_which_run_was_patched_are_said_in_words(rich):
+def test_the_heads_with_the_largest_share_and_the_patched_run_are_named(rich):
     words = Page(rich.read_text(encoding="utf-8")).words
-    assert f"The most: {', '.join(map(str, attribution().top_heads(4)))}." in words
-    assert "How much of the prompt’s effect each cell brings into the base run by itself" in words
+    assert f"Largest: {', '.join(map(str, attribution().top_heads(4)))}." in words
+    assert "The share of the prompt’s effect that each cell alone brings into the base run" in words
 
 
 def test_results_go_to_the_section_that_they_are_given_for(tmp_path):
@@ -74,7 +71,7 @@ def test_a_fit_by_gradient_descent_is_named(tiny_llama, tmp_path):
     fitted = random_replacement(tiny_llama.model)
     object.__setattr__(fitted, "curve", curve)
     page = Page(psr.report(comparison(), tmp_path / "r.html", also=[fitted]).read_text(encoding="utf-8"))
-    assert "Loss of random by epoch of its fit" in page.words
+    assert "Loss of random by epoch" in page.words
     with pytest.raises(InputError, match="curve: got None, expected the `curve` of a replacement that was fitted by gradient"):
         psr.report(comparison(), tmp_path / "r.html", also=[random_replacement(tiny_llama.model)])
 
@@ -82,7 +79,7 @@ def test_a_fit_by_gradient_descent_is_named(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("also", "message"),
     [
-        ([3], r"also\[0\]: got a int, expected one of Evaluation, ResultTable, Faithfulness, CapturedStatistics, Captured, Attr"),
+        ([3], r"also\[0\]: got an int, expected one of Evaluation, ResultTable, Faithfulness, CapturedStatistics, Captured, Attr"),
         ([lens(), comparison()], r"also\[1\]: got a Comparison, expected one of Evaluation"),
     ],
 )
@@ -96,9 +93,9 @@ def test_what_has_no_figures_is_refused_by_its_place(also, message, tmp_path):
     ("also", "message"),
     [
         (lens(), r"also: got a LogitLens, expected a list of results. Write \[result\]."),
-        (3, "also: got a int, expected a list of results, or one for each of the names"),
+        (3, "also: got an int, expected a list of results, or a mapping of the names in `result` to lists"),
         ([lens()], r"also: got one list for 2 comparisons, expected a mapping .* also=\{'pirate': \[…\]\}"),
-        ({"sea": []}, "also: got the names 'sea', expected some of 'pirate', 'shout'"),
+        ({"sea": []}, "also: got the names 'sea', expected names in `result`: 'pirate', 'shout'"),
         ({"shout": lens()}, r"also\['shout'\]: got a LogitLens, expected a list of results"),
     ],
 )
@@ -171,12 +168,13 @@ def test_a_browser_that_does_not_start_is_said_to_be(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (({}, "out"), "figures: got none, expected at least one"),
-        (({"a/b": None}, "out"), "figures: got the name 'a/b', expected the name of a file without its ending"),
-        (({"a": None}, "out", ["gif"]), "formats: got 'gif', expected a list of some of png, svg"),
+        (({"a/b": None}, "out"), "figures: got the name 'a/b', expected a file name without folder or extension"),
+        (({"a": None}, "out", ["gif"]), "formats: got 'gif', expected a list of formats from png, svg"),
         (({"a": None}, "out", "png"), "formats: got 'png', expected a list"),
+        (([None], "out"), "figures: got a list, expected a mapping of file names to figures"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_pictures_that_cannot_be_meant(arguments, message):
+def test_invalid_arguments_of_pictures(arguments, message):
     with pytest.raises(InputError, match=message):
         images.write_images(*arguments)

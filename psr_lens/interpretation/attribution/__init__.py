@@ -1,4 +1,4 @@
-"""Which heads and MLPs make the difference that an instruction makes, exactly: the parts sum to it with nothing left over."""
+"""An exact split of the difference that an instruction makes (Δ) over heads and MLPs: the parts sum to Δ."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Δ of each response token, split over layers, heads and what the heads read, batch by batch.
+"""`attribute`: the split of each token's Δ over layers, heads and what the heads read, batch by batch.
 
-After every block `Δ_post = Δ_pre + Σ_heads (parts) + Δ_mlp`, whether attention and MLP stand one behind the other or side by side;
-unrolled, Δ after layer L is the difference of the embeddings (0 but for position embeddings) and what all heads and MLPs up to L add.
-Both contexts go through the model in one batch, and a layer is split up as it passes by: what is held is one layer of one batch.
+After every block, `Δ_post = Δ_pre + Σ_heads (parts) + Δ_mlp`, whether attention and MLP are sequential or parallel. Unrolled, Δ after
+layer L is the difference of the embeddings (0 except for position embeddings) plus what all heads and MLPs up to L add. Both contexts
+run through the model in one batch, and each layer is split up during the pass, so that only one layer of one batch is in memory.
 
 References:
     Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021, for the sum over heads and layers; Heyman & Vandeputte, "Steer
@@ -22,18 +22,18 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import context_batch, length_batches
 from psr_lens.activations.paired_passes import Difference, side_by_side
 from psr_lens.errors import InputError
-from psr_lens.interpretation.attribution.layers import SplitLayer, above_rounding, delta_after, split_layers
-from psr_lens.interpretation.attribution.output import head_outputs
-from psr_lens.interpretation.attribution.reading import Keys
+from psr_lens.interpretation.attribution.head_output import head_outputs
+from psr_lens.interpretation.attribution.head_reading import Keys
+from psr_lens.interpretation.attribution.layer_pass import SplitLayer, above_rounding, delta_after, split_layers
 from psr_lens.interpretation.attribution.result import Attribution
-from psr_lens.interpretation.attribution.sums import SourceSums, TokenSums
+from psr_lens.interpretation.attribution.running_sums import SourceSums, TokenSums
 from psr_lens.models import HookedModel, device_of, fingerprint, frozen
 from psr_lens.models.hook_points import check_layers, layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets, token_table
 from psr_lens.replacement import Replacement, check_model
 
 TOKEN_BUDGET: Final = 4_096
-"""Tokens of a batch and context, padding included; attention patterns make a token dearer here than in `capture`."""
+"""Tokens per batch and context, padding included; attention patterns take more memory per token here than in `capture`."""
 
 _STREAM: Final = ("hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 
@@ -48,34 +48,38 @@ def attribute(
     target: int | None = None,
     project: Replacement | Mapping[int, Float[Tensor, "rank d_model"]] | None = None,
     by_source: bool = False,
-    token_budget: int = TOKEN_BUDGET,
 ) -> Attribution:
-    """Split Δ over layers, MLPs, heads, and what each head reads.
+    """Split Δ exactly over layers, MLPs, heads, and what each head reads.
 
     Args:
-        model: The model; left as it was.
+        model: The model; it is not changed.
         triplets: Prompt pairs with responses.
-        layers: Layers to split up. With a `target`, all up to it are.
-        span: `"R"`, the last prompt token and the response, or `"QR"`, the question too.
-        difference: `"accumulated"`, against the unsteered run, or `"local"`, what each layer adds by itself because of the prompt.
-        target: Measure everything against Δ after this layer (−1: the last), so that shares of all layers can be compared and sum
-            to 1. None measures each layer against its own Δ.
-        project: A replacement, or directions by layer, to project the parts of each layer on too; with a target, those of its layer.
-        by_source: Also say which of the instruction's tokens each head reads.
-        token_budget: Most tokens of a batch and context, padding included.
+        layers: Layers to split. Leave it at `"all"` with a `target`, which needs every layer up to it.
+        span: Tokens to read: `"R"`, the last prompt token and the response, or `"QR"`, the question too.
+        difference: `"accumulated"`, the difference from the base run, or `"local"`, what each layer alone adds because of the prompt.
+        target: Measure all parts against Δ after this layer (−1 for the last), so that shares are comparable across layers and sum to
+            1 over all of them. With None, each layer is measured against its own Δ.
+        project: A replacement, or directions by layer, onto which the parts of each layer are projected; with a `target`, the
+            directions of that layer.
+        by_source: Also split what each head reads by the instruction's tokens.
 
     Returns:
-        Norms and shares of every part. What a result holds is two numbers a token, layer, head and part, and one more a direction.
+        Norms and shares of every part: two numbers per token, layer, head and part, and one more per direction of `project`.
 
     Raises:
-        InputError: no triplets, a layer out of range, a target with `layers` or with `"local"`, directions that do not fit.
+        InputError: no triplets, a layer out of range, a target together with `layers` or `"local"`, or directions of another width.
         ArtifactError: the replacement was made for another model.
-        ModelError: the model's layers do not add up in a way that is known here.
+        ModelError: the outputs of the model's heads and MLPs do not sum to the residual stream in a supported way.
+
+    Example:
+        >>> result = psr.attribute(model, triplets[:4])
+        >>> result.top_heads(1)[0].layer
+        0
+        >>> bool(result.remainder.max() < 1e-4)
+        True
     """
     if difference not in get_args(Difference):
         raise InputError("difference", repr(difference), "'accumulated' or 'local'")
-    if token_budget < 1:
-        raise InputError("token_budget", token_budget, "at least 1")
     wanted = check_layers(model, layers)
     if target is not None:
         target = _checked_target(model, layers, target, difference)
@@ -88,7 +92,7 @@ def attribute(
     bar = progress_bar(total=len(triplets), desc="attribute", unit="triplet")
     with torch.no_grad(), frozen(model), bar:
         outputs = head_outputs(model, triplets[:4], wanted)
-        for indices in length_batches(triplets, token_budget):
+        for indices in length_batches(triplets, TOKEN_BUDGET):
             chosen = [triplets[index] for index in indices]
             both = side_by_side(*(context_batch(chosen, context, span, device_of(model)) for context in ("base", "prompted")))
             keys, take = Keys.of(chosen, both), sums.of(indices)
@@ -122,7 +126,9 @@ def attribute(
 
 def _checked_target(model: HookedModel, layers: object, target: int, difference: Difference) -> int:
     if difference == "local":
-        raise InputError("target", target, "None with difference='local'", "What one layer adds by itself has no parts in others.")
+        raise InputError(
+            "target", target, "None with difference='local'", "What a layer adds on its own has no parts in other layers."
+        )
     if layers != "all":
         raise InputError("layers", repr(layers), "'all' with a target", "All layers up to the target have parts in its Δ.")
     depth = int(model.cfg.n_layers)
@@ -134,7 +140,7 @@ def _checked_target(model: HookedModel, layers: object, target: int, difference:
 def _directions(
     model: HookedModel, project: Replacement | Mapping[int, Float[Tensor, "rank d_model"]] | None
 ) -> dict[int, Float[Tensor, "rank d_model"]]:
-    """Directions of length 1 by layer."""
+    """Unit directions by layer."""
     found: dict[int, list[Tensor]] = {}
     if isinstance(project, Replacement):
         check_model(project, model)

@@ -1,4 +1,4 @@
-"""What a prompt does, checked by intervention: activations moved between the contexts, heads knocked out, replacements taken apart."""
+"""What a prompt does, tested by intervention: patch activations between contexts, knock out heads, take replacements apart."""
 
 from __future__ import annotations
 

@@ -1,36 +1,25 @@
-"""Activation patching between the two contexts: what of the prompt's effect goes through which layer, token and head.
+"""Activation patching between the two contexts: through which layer, token and head the prompt's effect goes.
 
 References:
     Meng et al. 2022, "Locating and Editing Factual Associations in GPT", arXiv 2202.05262 (causal tracing); Heimersheim & Nanda 2024,
-    "How to use and interpret activation patching", arXiv 2404.15255: into the base run is their denoising, into the prompted run noising.
+    "How to use and interpret activation patching", arXiv 2404.15255. Patching into the base run is their denoising; patching into the
+    prompted run is their noising.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, get_args
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens._utils.progress import progress_bar
-from psr_lens.errors import InputError
-from psr_lens.interpretation.patching.cells import TOKEN_BUDGET, Cell, Place, divergence, divergences, log_probabilities, table_of
-from psr_lens.interpretation.patching.grid import Cells, PatchGrid, check_cells
-from psr_lens.models import HookedModel, fingerprint, frozen, hooked
-from psr_lens.models.hook_points import check_layers
-from psr_lens.prompts import Context, Span, Triplet, check_triplets, token_table
-
-HOOKS: Final = {
-    "resid_pre": "hook_resid_pre",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "resid_post": "hook_resid_post",
-    "z": "attn.hook_z",
-}
-"""What can be patched. `resid_mid` cannot: a bridge would let go of the change on its way past the MLP."""
+from psr_lens.interpretation.patching.grid import Cells, PatchGrid
+from psr_lens.interpretation.patching.grid_loop import Cell, ForcedSequence, GridPlan, Runs, log_probabilities, measure
+from psr_lens.interpretation.patching.patchable_hooks import other_context, patchable_points
+from psr_lens.models import HookedModel, hooked
+from psr_lens.prompts import Context, Span, Triplet, check_triplets
 
 
 def patch(
@@ -42,96 +31,84 @@ def patch(
     into: Context = "base",
     cells: Cells = "token",
     span: Span = "R",
-    token_budget: int = TOKEN_BUDGET,
 ) -> PatchGrid:
-    """Put activations of one context into the other, one cell at a time, and measure how far the next-token distributions follow.
+    """Patch activations of one context into the other, one cell at a time, and measure how the next-token distributions change.
 
     Args:
-        model: The model; left as it was.
-        triplets: Prompt pairs with responses. Every cell of each costs a forward pass over the response and its prompt.
-        hook: `"resid_post"`, `"resid_pre"`, `"attn_out"`, `"mlp_out"`, or `"z"`, each head by itself.
-        layers: Which layers.
-        into: `"base"`: prompted activations are put into the base run, and what they recover of the effect is measured; `"prompted"`: base
-            activations into the prompted run, and what is lost.
-        cells: `"token"`: each token of the span by itself; `"all"`: the whole span at once.
-        span: Which tokens.
-        token_budget: Most tokens of a batch of copies.
+        model: The model; it is not changed.
+        triplets: Prompt pairs with responses. Every cell of each triplet costs a forward pass over its prompt and response.
+        hook: `"resid_post"`, `"resid_pre"`, `"attn_out"`, `"mlp_out"`, or `"z"`, which patches each head on its own.
+        layers: Layers to patch.
+        into: `"base"` patches prompted activations into the base run and measures the share of the effect that is recovered;
+            `"prompted"` patches base activations into the prompted run and measures the share that is lost.
+        cells: `"token"` patches each token of the span on its own; `"all"` patches the whole span at once.
+        span: Tokens to patch: `"R"`, the last prompt token and the response, or `"QR"`, the question too.
 
     Returns:
         The share of the effect by token, layer and head.
 
     Raises:
-        InputError: no triplets, an unknown hook, context, layer or kind of cell.
+        InputError: no triplets, an unknown hook, context or kind of cells, or a layer out of range.
+
+    Example:
+        >>> psr.patching.patch(model, triplets[:2], layers=[2, 5], cells="all")
+        PatchGrid(resid_post: share of the prompt's effect recovered, 2 responses × 2 layers)
     """
-    if hook not in HOOKS:
-        raise InputError("hook", repr(hook), f"one of {', '.join(HOOKS)}")
-    if into not in get_args(Context):
-        raise InputError("into", repr(into), "'base' or 'prompted'")
-    check_cells(cells, token_budget)
-    triplets, wanted = list(triplets), check_layers(model, layers)
+    points, source = patchable_points(model, hook, layers), other_context(into)
     check_triplets(model, triplets)
-    names = [f"blocks.{layer}.{HOOKS[hook]}" for layer in wanted]
-    heads = range(int(model.cfg.n_heads)) if hook == "z" else [None]
-    source: Context = "prompted" if into == "base" else "base"
-    values, effects = [], []
-    bar = progress_bar(triplets, desc="patch", unit="triplet")
-    with torch.no_grad(), frozen(model):
-        for triplet in bar:
-            there, here = Place.of(triplet, source, span), Place.of(triplet, into, span)
-            given, other = _read(model, names, there)
-            own = log_probabilities(model, here)
-            full, base = (other[0], own) if into == "base" else (own[0], other)
-            rows: Sequence[int | None] = range(here.rows - 1) if cells == "token" else [None]
-            chosen = [Cell(column, row, head) for column in range(len(names)) for row in rows for head in heads]
+    names, by_head = list(points), hook == "z"
 
-            def patched(batch: Sequence[Cell]) -> AbstractContextManager[Any]:
-                return hooked(model, _hooks(names, batch, here, given))  # noqa: B023 (used within the turn)
+    def runs_of(triplet: Triplet) -> Runs:
+        here = ForcedSequence.of(triplet, into, span)
+        given, other = _read(model, names, ForcedSequence.of(triplet, source, span))
+        own = log_probabilities(model, here)[0]
+        base, full = (own, other) if into == "base" else (other, own)
+        return Runs(here, own, base, full, lambda batch: _patched(model, names, batch, here.start, given))
 
-            effect = float(divergence(full, base))
-            apart = divergences(model, here, chosen, patched, full, token_budget) / (effect if effect > 0 else torch.nan)
-            share = 1 - apart if into == "base" else apart
-            values.append(table_of(chosen, share, here.rows if cells == "token" else 1, len(names), len(heads)))
-            effects.append(effect)
-    return PatchGrid(
-        triplets[0].pair.instruction,
-        fingerprint(model),
+    plan = GridPlan(
         hook,
         "recovered" if into == "base" else "lost",
         "prompt",
         cells,
-        token_table(model, triplets, span),
-        tuple(wanted),
-        torch.cat(values),
-        torch.tensor(effects),
+        span,
+        tuple(points.values()),
+        int(model.cfg.n_heads) if by_head else None,
     )
+    return measure(model, triplets, plan, runs_of)
 
 
-def _read(model: HookedModel, names: Sequence[str], place: Place) -> tuple[list[Tensor], Float[Tensor, "copy row d_vocab"]]:
-    """Activations on the span at some hook points, `[row, …]`, and the next-token distributions."""
+def _read(
+    model: HookedModel, names: Sequence[str], sequence: ForcedSequence
+) -> tuple[list[Float[Tensor, "token ..."]], Float[Tensor, "row d_vocab"]]:
+    """Activations at some hook points on the span, and the next-token distributions."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
-            found[name] = activation[0, place.start :].clone()
+            found[name] = activation[0, sequence.start :].clone()
 
         return hook
 
     with hooked(model, [(name, keep(name)) for name in names]):
-        distributions = log_probabilities(model, place)
+        distributions = log_probabilities(model, sequence)[0]
     return [found[name] for name in names], distributions
 
 
-def _hooks(names: Sequence[str], batch: Sequence[Cell], place: Place, given: Sequence[Tensor]) -> list[tuple[str, Any]]:
+def _patched(
+    model: HookedModel, names: Sequence[str], batch: Sequence[Cell], start: int, given: Sequence[Tensor]
+) -> AbstractContextManager[Any]:
+    """Hooks that write `given` into each copy's cell."""
+
     def replace(column: int) -> Any:
         def hook(activation: Tensor, hook: Any) -> Tensor:
             changed = activation.clone()
             for copy, cell in enumerate(batch):
                 if cell.column == column:
                     rows = slice(None) if cell.row is None else slice(cell.row, cell.row + 1)
-                    at = (slice(None), cell.head) if cell.head is not None else (slice(None),)
-                    changed[copy, place.start :][rows][at] = given[column][rows][at]
+                    at = (slice(None),) if cell.head is None else (slice(None), cell.head)
+                    changed[copy, start:][rows][at] = given[column][rows][at]
             return changed
 
         return hook
 
-    return [(names[column], replace(column)) for column in sorted({cell.column for cell in batch})]
+    return hooked(model, [(names[column], replace(column)) for column in sorted({cell.column for cell in batch})])

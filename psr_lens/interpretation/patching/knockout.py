@@ -1,10 +1,9 @@
-"""Knocking heads out: what some heads read from the instruction is taken away, and nothing else.
+"""Attention knock-out: hide the instruction from some heads, and change nothing else.
 
-The attention of a head to the instruction's tokens is set to 0 and the rest of its row is scaled up to sum to what it did before, which is
-the same as hiding those keys from its softmax (the attention knock-out of Geva et al. 2023, "Dissecting Recall of Factual Associations in
-Auto-Regressive Language Models", arXiv 2304.14767). The head so reads what it would have read had the instruction not been there for it.
-The alternative, the mean of what it reads from instructions over some data set, depends on the data set, and leaves in what all of its
-instructions have in common; it is not done here.
+A head's attention to the instruction's tokens is set to 0, and the rest of the row is rescaled to its previous sum. This is the same as
+hiding those keys from the softmax (the attention knock-out of Geva et al. 2023, "Dissecting Recall of Factual Associations in
+Auto-Regressive Language Models", arXiv 2304.14767). The head then reads what it would have read without the instruction. Mean ablation,
+the alternative, depends on a data set of instructions and keeps what those have in common, so it is not used here.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from psr_lens.activations.attention_patterns import align_keys
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import HeadReading
-from psr_lens.interpretation.patching.rows import PromptRows
+from psr_lens.interpretation.patching.prompt_rows import PromptRows
 from psr_lens.models import HookedModel, hooked
 from psr_lens.prompts import PromptPair, Span, Triplet
 
@@ -35,24 +34,30 @@ def knock_out(
 ) -> Iterator[HookedModel]:
     """Inside a `with` block, hide the instruction from some heads.
 
-    Works in teacher-forced passes and in `psr_lens.generate` and what is built on it, in any batch of the prompts given, padded on either
-    side. Base prompts have no instruction and go through as they are. The instruction's own tokens keep what they read of each other.
+    This works in teacher-forced passes, in `psr_lens.generate` and in everything built on it, for any batch of the given prompts, padded
+    on either side. Base prompts have no instruction and are not changed. The instruction's own tokens still attend to each other.
 
     Args:
         model: The model.
-        heads: Layer and head of each, for instance what `Attribution.top_heads` returned.
+        heads: Layer and index of each head, for example the result of `Attribution.top_heads`.
         pairs: The prompts that will be read.
-        span: Hide it from the tokens of this span and all generated ones; None for every token behind the instruction.
+        span: Hide the instruction from the tokens of this span and from generated tokens; None for every token after the instruction.
 
     Raises:
-        InputError: a head out of range, no pairs, or, inside the block, a prompt that is none of the pairs'.
+        InputError: a head out of range, no pairs, or, inside the block, a prompt of no pair.
+
+    Example:
+        >>> with psr.patching.knock_out(model, [(0, 3)], pairs):
+        ...     answers = psr.generate(model, pairs[:2], context="prompted")
+        >>> len(answers)
+        2
     """
     by_layer = _by_layer(model, heads)
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair")
     unique = list(dict.fromkeys(each.pair if isinstance(each, Triplet) else each for each in pairs))
     hidden: list[Sequence[int]] = [align_keys(Triplet(pair, (), "")).instruction for pair in unique]
-    first = [_first_reader(pair, places, span) for pair, places in zip(unique, hidden, strict=True)]
+    first = [_first_reader(pair, instruction, span) for pair, instruction in zip(unique, hidden, strict=True)]
     prompts = {pair.prompted_ids: number for number, pair in enumerate(unique)}
     untouched = len(hidden)
     prompts |= {pair.base_ids: untouched for pair in unique if pair.base_ids not in prompts}
@@ -62,8 +67,8 @@ def knock_out(
     def hide(chosen: list[int]) -> Any:
         def hook(pattern: Tensor, hook: Any) -> Tensor:
             keys = torch.zeros(len(pattern), rows.length, dtype=torch.bool, device=pattern.device)
-            keys[rows.places(hidden, pattern.device)] = True
-            keys = keys[:, -pattern.shape[3] :]  # a cache may have let go of keys outside a sliding window
+            keys[rows.index(hidden, pattern.device)] = True
+            keys = keys[:, -pattern.shape[3] :]  # a cache may have dropped keys outside a sliding window
             changed = pattern.clone()
             changed[:, chosen] = _without(pattern[:, chosen], keys[:, None] & readers(pattern)[..., None])
             return changed
@@ -71,12 +76,12 @@ def knock_out(
         return hook
 
     def readers(pattern: Tensor) -> Tensor:
-        """Which queries the instruction is hidden from, `[batch, query]`."""
-        places = torch.arange(pattern.shape[2], device=pattern.device)
+        """Queries from which the instruction is hidden, `[batch, query]`."""
+        positions = torch.arange(pattern.shape[2], device=pattern.device)
         if rows.decoding:
-            return torch.ones_like(places, dtype=torch.bool).expand(len(pattern), -1)
+            return torch.ones_like(positions, dtype=torch.bool).expand(len(pattern), -1)
         begins = [start + first[number] for number, start in zip(rows.numbers, rows.starts, strict=True)]
-        return places >= torch.tensor(begins, device=pattern.device)[:, None]
+        return positions >= torch.tensor(begins, device=pattern.device)[:, None]
 
     with (
         rows.watch(model),
@@ -88,7 +93,7 @@ def knock_out(
 def _without(
     pattern: Float[Tensor, "batch head query key"], hidden: Bool[Tensor, "batch query key"]
 ) -> Float[Tensor, "batch head query key"]:
-    """Attention with some keys hidden, each row summing to what it did before; 0 where nothing is left to attend to."""
+    """Attention with some keys hidden and each row rescaled to its previous sum; 0 where no key is left."""
     before = pattern.float()
     after = before.masked_fill(hidden[:, None], 0)
     taken, left = (before - after).sum(-1, keepdim=True), after.sum(-1, keepdim=True)
@@ -97,7 +102,7 @@ def _without(
 
 
 def _first_reader(pair: PromptPair, instruction: Sequence[int], span: Span | None) -> int:
-    """Place in the prompted context of the first token from which the instruction is hidden."""
+    """Position in the prompted context of the first token from which the instruction is hidden."""
     if span is not None:
         return len(pair.prompted_ids) - pair.span_length(span)
     return instruction[-1] + 1 if instruction else 0
@@ -107,7 +112,7 @@ def _by_layer(model: HookedModel, heads: Sequence[tuple[int, int] | HeadReading]
     depth, width = int(model.cfg.n_layers), int(model.cfg.n_heads)
     found: dict[int, list[int]] = {}
     for each in heads:
-        if len(each) < 2 or not (0 <= each[0] < depth and 0 <= each[1] < width):
+        if not isinstance(each, tuple | list) or len(each) < 2 or not (0 <= each[0] < depth and 0 <= each[1] < width):
             raise InputError("heads", repr(each), f"a layer from 0 to {depth - 1} and a head from 0 to {width - 1}")
         found.setdefault(int(each[0]), []).append(int(each[1]))
     return found

@@ -1,10 +1,10 @@
-"""Generation from a prompt whose last tokens carry the activations of the other prompt: patching with a judge's score as its measure."""
+"""Generation from a prompt whose last tokens carry the activations of the other context: patching measured by a judge's score."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,9 @@ from psr_lens.activations.paired_passes import collect
 from psr_lens.errors import InputError
 from psr_lens.evaluation.scores import Scores, scores_at
 from psr_lens.generation.sampling import SamplingConfig
-from psr_lens.interpretation.patching.activation_patching import HOOKS
-from psr_lens.interpretation.patching.rows import PromptRows
+from psr_lens.interpretation.patching.patchable_hooks import other_context, patchable_points
+from psr_lens.interpretation.patching.prompt_rows import PromptRows
 from psr_lens.models import HookedModel, hooked
-from psr_lens.models.hook_points import check_layers
 from psr_lens.prompts import Context, PromptPair, Span, Triplet
 from psr_lens.results.judgement import Judge
 
@@ -32,37 +31,35 @@ def transplant(
     span: Span = "R",
     heads: Sequence[int] | None = None,
 ) -> Iterator[HookedModel]:
-    """Inside a `with` block, prompts go on from the activations that the other context has on the prompt's part of a span.
+    """Inside a `with` block, give prompts the activations that the other context has at the prompt's tokens of a span.
 
-    Under the span `R` that is the last prompt token, which predicts the first token of the response; generated tokens are left alone.
+    In the span `R` this is the last prompt token, which predicts the first token of the response. Generated tokens are not changed.
 
     Args:
         model: The model.
-        pairs: The prompts that will be read; prompts of the other context go through as they are.
+        pairs: The prompts that will be read. Prompts of the other context are not changed.
         hook: `"resid_post"`, `"resid_pre"`, `"attn_out"`, `"mlp_out"` or `"z"`.
-        layers: At which layers, all of them at once.
+        layers: Layers to change, all at once.
         into: The context whose prompts are changed.
         span: `"R"`, the last prompt token, or `"QR"`, the question too.
-        heads: Only these heads, at `z`.
+        heads: Heads to change, at `"z"` only; all by default.
 
     Raises:
-        InputError: no pairs, an unknown hook, context or layer, or, inside the block, a prompt that is none of the pairs'.
+        InputError: no pairs, an unknown hook or context, a layer or head out of range, or, inside the block, a prompt of no pair.
+
+    Example:
+        >>> with psr.patching.transplant(model, pairs[:2], layers=5):
+        ...     answers = psr.generate(model, pairs[:2])
+        >>> len(answers)
+        2
     """
-    if hook not in HOOKS:
-        raise InputError("hook", repr(hook), f"one of {', '.join(HOOKS)}")
-    if into not in get_args(Context):
-        raise InputError("into", repr(into), "'base' or 'prompted'")
-    if heads is not None and hook != "z":
-        raise InputError("heads", heads, "None, or hook='z', where heads are apart")
+    names, other = list(patchable_points(model, hook, layers)), other_context(into)
+    _check_heads(model, heads, hook)
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair")
-    if heads is not None and not (heads and all(0 <= head < int(model.cfg.n_heads) for head in heads)):
-        raise InputError("heads", heads, f"heads from 0 to {int(model.cfg.n_heads) - 1}, or None")
-    names = [f"blocks.{layer}.{HOOKS[hook]}" for layer in check_layers(model, layers)]
     unique = list(dict.fromkeys(pairs))
-    # A response of one token, any at all, so that the pass has what it needs; its row is not used.
+    # The pass needs a response: one token, any at all. Its row is not used.
     triplets = [Triplet(pair, pair.base_ids[-1:], "") for pair in unique]
-    other: Context = "prompted" if into == "base" else "base"
     found = collect(model, triplets, names, other, span)
     counts = [pair.span_length(span) for pair in unique]
     ends = torch.tensor([count + 1 for count in counts]).cumsum(0).tolist()
@@ -72,12 +69,11 @@ def transplant(
         raise InputError(
             "pairs",
             "one prompt with several counterparts",
-            "one counterpart each",
-            "Give each instruction's pairs a block of their own.",
+            "one counterpart for each prompt",
+            "Use a block of its own for each instruction.",
         )
     prompts |= changed_prompts
     rows = PromptRows(prompts)
-    places = [range(len(pair.ids(into)) - count, len(pair.ids(into))) for pair, count in zip(unique, counts, strict=True)]
 
     def put(name: str) -> Any:
         def hook_(activation: Tensor, hook: Any) -> Tensor | None:
@@ -86,7 +82,8 @@ def transplant(
             changed = activation.clone()
             for row, (number, start) in enumerate(zip(rows.numbers, rows.starts, strict=True)):
                 if number < len(unique):
-                    at = slice(start + places[number].start, start + places[number].stop)
+                    end = start + len(unique[number].ids(into))
+                    at = slice(end - counts[number], end)
                     given = found[name][ends[number] - 1 - counts[number] : ends[number] - 1].to(changed)
                     if heads is None:
                         changed[row, at] = given
@@ -100,6 +97,15 @@ def transplant(
         yield model
 
 
+def _check_heads(model: HookedModel, heads: Sequence[int] | None, hook: str) -> None:
+    if heads is None:
+        return
+    if hook != "z":
+        raise InputError("heads", heads, "None, or hook='z', which has one activation per head")
+    if not (heads and all(0 <= head < int(model.cfg.n_heads) for head in heads)):
+        raise InputError("heads", heads, f"heads from 0 to {int(model.cfg.n_heads) - 1}, or None")
+
+
 def transplanted_scores(
     model: HookedModel,
     pairs: Sequence[PromptPair],
@@ -111,15 +117,31 @@ def transplanted_scores(
     span: Span = "R",
     sampling: SamplingConfig | None = None,
 ) -> dict[int, Scores]:
-    """Trait and coherence of answers, with each layer's activations on the prompt's part of a span taken from the other context.
+    """Trait and coherence of answers with one layer's activations transplanted from the other context, layer by layer.
 
-    Arguments and errors are those of `transplant`, but that layers are changed one by one.
+    Args:
+        model: The model.
+        pairs: Prompt pairs that nothing was fitted on.
+        judge: Scores the answers.
+        hook: As for `transplant`.
+        layers: Layers to change, one at a time.
+        into: The context whose prompts are changed.
+        span: As for `transplant`.
+        sampling: How answers are sampled.
 
     Returns:
-        Layer to scores.
+        Scores by layer.
+
+    Raises:
+        InputError: as for `transplant`.
+
+    Example:
+        >>> scores = psr.patching.transplanted_scores(model, pairs[:2], judge, layers=[5])
+        >>> scores[5].method, scores[5].n
+        ('resid_post 5', 2)
     """
     scores = {}
-    for layer in check_layers(model, layers):
+    for layer in patchable_points(model, hook, layers).values():
         with transplant(model, pairs, hook, layers=layer, into=into, span=span):
             scores[layer] = scores_at(model, pairs, None, judge, context=into, method=f"{hook} {layer}", sampling=sampling)
     return scores

@@ -1,4 +1,4 @@
-"""Tokens as a reader wants to see them, and the rows of a result that a figure is asked for."""
+"""Which rows and columns of a result a figure shows, and readable labels for tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.methods import PROMPT
+from psr_lens.plots.arguments import is_int
 from psr_lens.plots.style import MUTED, escaped
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import readable
@@ -18,11 +19,11 @@ from psr_lens.prompts.token_text import readable
 
 @runtime_checkable
 class Tokened(Protocol):
-    """A result whose rows are tokens: a `Comparison`, a `Captured`."""
+    """A result whose rows are tokens, such as a `Comparison` or a `Captured`."""
 
     @property
     def tokens(self) -> TokenTable:
-        """What each row is."""
+        """The token of each row."""
 
 
 def rows_of(result: Tokened, triplet: int) -> Int[Tensor, " row"]:
@@ -31,7 +32,7 @@ def rows_of(result: Tokened, triplet: int) -> Int[Tensor, " row"]:
     Raises:
         InputError: there is no such response.
     """
-    rows = result.tokens.rows(triplet)
+    rows = result.tokens.rows(int(triplet)) if is_int(triplet) else ()
     if len(rows) == 0:
         count = int(result.tokens.triplet.max()) + 1 if len(result.tokens) else 0
         raise InputError(
@@ -39,18 +40,18 @@ def rows_of(result: Tokened, triplet: int) -> Int[Tensor, " row"]:
             repr(triplet),
             f"0 to {count - 1}, one of the {count} responses" if count else "a result with at least one response",
         )
-    return rows
+    return rows  # type: ignore[return-value]  # empty tuples were refused
 
 
 def trace_of(result: Comparison, method: str, argument: str = "method") -> MethodTrace:
-    """What one replacement did.
+    """The trace of one replacement.
 
     Raises:
         InputError: no replacement has that name.
     """
     if method not in result.methods:
         names = ", ".join(repr(name) for name in result.methods)
-        remedy = "The prompt is always shown beside the replacements." if method == PROMPT else "`compare` gives them their names."
+        remedy = "The prompt is always shown." if method == PROMPT else ""
         raise InputError(argument, repr(method), f"one of {names}", remedy)
     return result.methods[method]
 
@@ -68,31 +69,31 @@ def traces_of(result: Comparison, methods: Sequence[str] | None) -> dict[str, Me
 
 
 def site_of(trace: MethodTrace, method: str, layer: int | None) -> int:
-    """The column of a replacement's coefficients for one layer, or the one with the largest total.
+    """The column of a replacement's coefficients for one layer; by default, the column with the largest total.
 
     Raises:
         InputError: the replacement does not act at that layer.
     """
     totals = trace.coefficient.sum(dim=0)
-    columns = [place for place, at in enumerate(trace.site_layers) if layer is None or at == layer]
+    columns = [column for column, at in enumerate(trace.site_layers) if layer is None or at == layer]
     if not columns:
         acts = ", ".join(str(at) for at in sorted(set(trace.site_layers)))
         raise InputError(
             "layer",
             repr(layer),
             f"a layer at which {method!r} acts ({acts})",
-            "Leave it out for the one where most is added.",
+            "Leave it out for the layer where it adds most.",
         )
-    return max(columns, key=lambda place: float(totals[place]))
+    return max(columns, key=lambda column: float(totals[column]))
 
 
 def shortened(text: str, width: int) -> str:
-    """At most `width` characters, the last one an ellipsis where something is left out."""
+    """Text cut to `width` characters, with an ellipsis at the end if it was longer."""
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def row_labels(result: Tokened, rows: Int[Tensor, " row"], width: int = 14) -> list[str]:
-    """One label a token, its place in the response behind it; tokens of the prompt say that they are."""
+    """One label per token with its position in the response; tokens of the prompt are marked."""
     texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
     labels = []
     for text, position in zip(texts, result.tokens.position[rows].tolist(), strict=True):
@@ -104,5 +105,5 @@ def row_labels(result: Tokened, rows: Int[Tensor, " row"], width: int = 14) -> l
 
 
 def signed(number: int) -> str:
-    """A whole number with a real minus sign."""
+    """A whole number with a typographic minus sign."""
     return str(number).replace("-", "−")

@@ -10,7 +10,9 @@ import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
 from psr_lens.activations.teacher_forced_pass import Steered
 from psr_lens.errors import InputError
-from psr_lens.interpretation.directions import cosines, directions_of, logit_lens, residual_logits, top_tokens
+from psr_lens.interpretation.directions import activating_tokens, cosines, logit_lens, top_tokens
+from psr_lens.interpretation.directions.lens import residual_logits
+from psr_lens.interpretation.directions.sources import directions_of
 from psr_lens.replacement import Replacement, Site
 
 
@@ -83,10 +85,11 @@ def test_between_several_directions_the_closest_combination_counts():
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_top_tokens_are_those_with_the_largest_push_in_the_steered_run(tiny, rank):
+def test_top_tokens_are_those_with_the_largest_push_in_the_steered_run(tiny, rank, monkeypatch):
+    monkeypatch.setattr(activating_tokens, "TOKEN_BUDGET", 64)  # several batches
     model, triplets = tiny.model, random_triplets(tiny.model, 9, seed=3)
     replacement = random_replacement(model, rank=rank, seed=4, size=0.2)
-    found = top_tokens(model, triplets, replacement, 5, layer=1, per_response=None, token_budget=64)
+    found = top_tokens(model, triplets, replacement, 5, layer=1, per_response=None)
     name = "blocks.1.hook_resid_post"
     arriving = collect(model, triplets, [name], "base", "R", steered=Steered(replacement, arriving=[name]))[name]
     site = replacement.sites[name]

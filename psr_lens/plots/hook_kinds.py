@@ -1,4 +1,4 @@
-"""Where in a block the prompt steers: attention, MLP and the residual stream, tokens by layers."""
+"""Where in a block the prompt acts: attention, MLP and residual stream, by token and layer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from psr_lens.activations.capture import Captured
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
+from psr_lens.plots.arguments import check_most, check_result
 from psr_lens.plots.heatmap import (
     BOTTOM,
     LEAST,
@@ -31,33 +32,44 @@ from psr_lens.plots.heatmap import (
     token_labels,
 )
 from psr_lens.plots.style import escaped, titled
-from psr_lens.plots.tokens import rows_of
+from psr_lens.plots.token_rows import rows_of
 
-NAMES: Final = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "resid_mid": "between", "resid_pre": "before"}
-"""How kinds of hook points are called over their panels; others keep TransformerLens's name."""
+NAMES: Final = {
+    "attn_out": "attention",
+    "mlp_out": "MLP",
+    "resid_post": "residual",
+    "resid_mid": "residual, mid",
+    "resid_pre": "residual, pre",
+}
+"""Names of kinds of hook points in figures; other kinds keep TransformerLens's name."""
 
 
 def magnitude_by_kind(
     captured: Captured, triplet: int = 0, kinds: Sequence[str] = ("attn_out", "mlp_out", "resid_post"), *, max_tokens: int = 400
 ) -> go.Figure:
-    """‖Δ‖ of one response at several kinds of hook points, a panel each, on one colour scale.
+    """‖Δ‖ of one response at several kinds of hook points, one panel each, with a common colour scale.
 
-    With `difference="local"` a panel shows what the layer itself adds because of the prompt.
+    With `difference="local"`, panels show what each layer itself adds because of the prompt.
 
     Args:
-        captured: What `capture` returned in memory, with these kinds at every layer that is to be shown.
-        triplet: Which response.
-        kinds: Short names as in `capture`, `"attn_out"`, `"mlp_out"`, `"resid_post"`, `"z"`, …
-        max_tokens: Most rows; of more tokens, neighbours share a cell, which shows their largest value.
+        captured: Result of `psr.capture` in memory, with these kinds of hook points.
+        triplet: Index of the response.
+        kinds: Short names as in `capture`: `"attn_out"`, `"mlp_out"`, `"resid_post"`, `"z"`, …
+        max_tokens: Most rows. Beyond it, neighbouring tokens share a cell, which shows the largest value.
 
     Returns:
-        A figure with one heatmap a panel; `customdata` holds magnitudes in the activation's units, `z` their log10.
+        A figure with one heatmap per panel; `customdata` holds magnitudes in the activation's units, `z` their log10.
 
     Raises:
-        InputError: a kind was not captured, or there is no such response.
+        InputError: not an in-memory capture, a kind that was not captured, or no such response.
+
+    Example:
+        >>> figure = psr.plots.magnitude_by_kind(captured, kinds=["resid_post"])
+        >>> figure.data[0].name
+        'residual'
     """
-    if max_tokens < 1:
-        raise InputError("max_tokens", max_tokens, "1 or more")
+    check_result(captured, Captured, "`psr.capture(…)` in memory", "captured")
+    check_most(max_tokens, "max_tokens")
     rows = rows_of(captured, triplet)
     panels = {kind: _of_kind(captured, kind) for kind in kinds}
     if not panels:
@@ -76,7 +88,7 @@ def magnitude_by_kind(
     plot = max(LEAST, len(labels) * ROW)
     figure.update_layout(coloraxis=magnitude_axis(low, high, 92 / plot))
     note = grouping_note(len(rows), len(layers), tall, wide)
-    what = "What each layer adds" if captured.difference == "local" else "Strength of the prompt"
+    what = "What each layer adds" if captured.difference == "local" else "Magnitude of the prompt’s effect"
     return titled(figure, f"{what}, by part of a block", plot=plot, top=TOP, bottom=BOTTOM, note=note)
 
 

@@ -1,4 +1,4 @@
-"""What a report can show beside a comparison: one line of `_FURTHER` a type of result, with the part of the page that its figures go to."""
+"""The figures of further results in a report: `_FURTHER` has one entry per type of result, with its heading on the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from psr_lens.interpretation.attribution import Attribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.models.hook_points import layer_of
-from psr_lens.plots.tokens import shortened
+from psr_lens.plots.arguments import described
+from psr_lens.plots.token_rows import shortened
 from psr_lens.replacement import LearningCurve, Replacement
 from psr_lens.reporting.parts import Choice, Panel, Part, choice, merged
 from psr_lens.results.table import ResultTable
@@ -24,23 +25,23 @@ Blocks = tuple[Panel | Choice, ...]
 
 
 def further_parts(results: Iterable[object], cells: int) -> list[Part]:
-    """Parts for results of any of the known types, in the order of the page; results of one type stand together.
+    """The parts of the page for further results, in the order of the page; results of the same type are in one part.
 
     Args:
-        results: What to show.
-        cells: How many heatmap cells there may be in all.
+        results: Results of the types in `RESULTS`.
+        cells: Most heatmap cells in all.
 
     Raises:
-        InputError: a result is of no type that has figures.
+        InputError: a result of a type that has no figures.
     """
     results = list(results)
     kinds = list(_FURTHER)
     found = []
-    for place, result in enumerate(results):
+    for index, result in enumerate(results):
         kind = next((each for each in kinds if isinstance(result, each)), None)
         if kind is None:
             known = ", ".join(each.__name__ for each in kinds)
-            raise InputError(f"also[{place}]", f"a {type(result).__name__}", f"one of {known}")
+            raise InputError(f"also[{index}]", described(result), f"one of {known}")
         found.append((kinds.index(kind), result))
     share = cells // max(1, len(results))
     made = []
@@ -55,12 +56,12 @@ def _captured(captured: Captured, cells: int) -> Blocks:
         kind for kind in ("attn_out", "mlp_out", "resid_post") if any(name.endswith(f"hook_{kind}") for name in captured.deltas)
     ]
     layers = len({layer_of(name) for name in captured.deltas})
-    what = "each layer adds because of the prompt" if captured.difference == "local" else "the prompt has changed so far"
+    what = "How much each layer adds because of the prompt" if captured.difference == "local" else "How much the prompt changes"
 
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
         caption = (
-            f"Every row is a token and every column a layer: how much {what}, in what attention writes, what the MLP writes, and "
-            "the residual stream that both write into."
+            f"{what}, at the outputs of attention and MLP and in the residual stream, to which both add. Rows are tokens, columns are "
+            "layers."
         )
         chosen = kinds or ("attn_out", "mlp_out", "resid_post")
         return (Panel("magnitude_by_kind", plots.magnitude_by_kind(captured, triplet, chosen, max_tokens=max_tokens), caption),)
@@ -74,14 +75,14 @@ def _statistics(statistics: CapturedStatistics, cells: int) -> Blocks:
         Panel(
             "magnitude_profile",
             plots.magnitude_profile(statistics),
-            "A line is the median token at one kind of hook point; its band holds 98 of 100 tokens. A wide band means that the prompt "
-            "pushes a few tokens much harder than the rest.",
+            "A line is the median token at one kind of hook point; its band spans the 1st to the 99th percentile. A wide band means that "
+            "the prompt pushes a few tokens much harder than the rest.",
         ),
         Panel(
             "rank_energy",
             plots.rank_energy(statistics, stream or None),
-            "How much of what the prompt does lies in its first few directions, over all tokens. A line that starts high says that one "
-            "direction with a strength of its own for each token is nearly enough.",
+            "The share of the prompt’s effect in its first singular directions, over all tokens. If a line starts high, one direction "
+            "with a coefficient for each token is almost enough.",
         ),
     )
 
@@ -91,8 +92,8 @@ def _evaluation(result: Evaluation | ResultTable, cells: int) -> Blocks:
         Panel(
             "pareto",
             plots.pareto(result),
-            "A point is a method at one strength, a line goes from its smallest to its largest; up and to the right is better. The star "
-            "is the prompt, the grey circle the model as it is.",
+            "A point is a method at one strength α; a line connects a method’s strengths in order. Up and to the right is better. The star "
+            "is the prompt, the grey circle the unsteered model.",
         ),
     )
 
@@ -104,19 +105,20 @@ def _faithfulness(result: Faithfulness, cells: int) -> Blocks:
             Panel(
                 "next_token",
                 plots.next_token(result, block),
-                "Above, how far the next-token distribution is from the prompted model’s; further left is closer. Below, how often both "
-                "find the same token likeliest. Bars are 95 % intervals over responses.",
+                "Above, the distance of the next-token distribution from that of the prompted model; further left is closer. Below, how "
+                "often both have the same most likely token. Bars are 95 % intervals over responses.",
             ),
             Panel(
                 "coefficient_correlation",
                 plots.coefficient_correlation(result, block),
-                "Whether the strength that is read from each token follows the one that the prompt calls for: 1 is in step, 0 unrelated.",
+                "Whether the coefficient that a replacement applies to each token follows the one that the prompt calls for: 1 is perfect "
+                "correlation, 0 is none.",
             ),
             Panel(
                 "explained_energy",
                 plots.explained_energy(result, block),
-                "Above, the share of the prompt’s effect that is there after each layer. Below, of what is missing at each site, the share "
-                "that is filled in, and (dotted) the most that its directions could fill in.",
+                "Above, the share of the prompt’s effect that is reproduced after each layer. Below, of the effect still missing at each "
+                "site, the share that the site fills in, and (dotted) the most that its directions could fill in.",
             ),
         ]
     return tuple(panels)
@@ -129,13 +131,13 @@ def _attribution(result: Attribution, cells: int) -> Blocks:
         Panel(
             "head_map",
             plots.head_map(result),
-            f"How much of Δ each head reads from the instruction’s tokens; below 0 it works against Δ. The most: {most}. What a later MLP "
-            "passes on counts as MLP.",
+            f"The share of Δ that each head reads from the instruction’s tokens; below 0, a head works against Δ. Largest: {most}. What a "
+            "later MLP passes on counts as MLP.",
         ),
         Panel(
             "parts_by_layer",
             plots.parts_by_layer(result),
-            "Everything that Δ is made of, exactly: the parts of a layer sum to 1. Parts below 0 work against it.",
+            "The parts of Δ, as exact shares: those of a layer sum to 1. Parts below 0 work against Δ.",
         ),
     ]
     if result.sources is not None:
@@ -144,7 +146,7 @@ def _attribution(result: Attribution, cells: int) -> Blocks:
             Panel(
                 "source_map",
                 plots.source_map(result, triplet),
-                "Which words of the instruction are read at which layer, over all heads, on the first response.",
+                "Which tokens of the instruction are read at which layer, over all heads, on the first response.",
             )
             for triplet in read[:1]
         ]
@@ -153,8 +155,10 @@ def _attribution(result: Attribution, cells: int) -> Blocks:
 
 def _patching(grid: PatchGrid, cells: int) -> Blocks:
     whose = "prompt’s" if grid.reference == "prompt" else "replacement’s"
-    does = "each cell brings into the base run by itself" if grid.measured == "recovered" else "is lost with each cell alone"
-    caption = f"How much of the {whose} effect {does}, as a share of it in KL: 0 is nothing, 1 all. Cells do not sum to 1."
+    does = "each cell alone brings into the base run" if grid.measured == "recovered" else "is lost without each cell"
+    caption = (
+        f"The share of the {whose} effect that {does}, measured by KL divergence: 0 is nothing, 1 is all. Cells do not sum to 1."
+    )
     mean = Panel("patch_map", plots.patch_map(grid, None), f"{caption} Mean over all responses.")
     if grid.cells == "all":
         return (mean,)
@@ -166,48 +170,48 @@ def _patching(grid: PatchGrid, cells: int) -> Blocks:
 
 
 def _lens(lens: LogitLens, cells: int) -> Blocks:
-    what = "direction that is added" if lens.part == "directions" else "probe that reads the strength"
-    caption = f"Each {what}, read through the model’s own unembedding: the words that it makes likelier, and those less likely."
+    what = "direction that is added" if lens.part == "directions" else "probe that sets the coefficient"
+    caption = f"Each {what}, read through the model’s own unembedding: the tokens that it makes more likely, and less likely."
     return (Panel("logit_lens", plots.logit_lens(lens, columns=2), caption),)
 
 
 def _top_tokens(found: TopTokens, cells: int) -> Blocks:
-    caption = "The tokens that are pushed hardest, each in its context; a bar is as long as what is added to it."
+    caption = "The tokens that are pushed hardest, in context; a bar shows the coefficient."
     return (Panel("top_tokens", plots.top_tokens(found), caption),)
 
 
 def _cosines(found: Cosines, cells: int) -> Blocks:
     caption = (
-        "How directions lie to each other: 1 is the same, 0 unrelated, −1 opposite. Blocks are methods, lines within them layers."
+        "Cosine similarity of directions: 1 is the same direction, 0 is orthogonal, −1 is opposite. Blocks are methods; rows and columns "
+        "within them are layers."
     )
     return (Panel("cosine_matrix", plots.cosine_matrix(found), caption),)
 
 
 def _curve(found: LearningCurve | Replacement, cells: int) -> Blocks:
     curve, whose = (found.curve, f" of {shortened(found.method, 24)}") if isinstance(found, Replacement) else (found, "")
-    return (
-        Panel("learning_curve", plots.learning_curve(curve), f"Loss{whose} by epoch of its fit, on a log scale; lower is better."),
-    )
+    return (Panel("learning_curve", plots.learning_curve(curve), f"Loss{whose} by epoch, on a log scale; lower is better."),)
 
 
+_FITS: Final = "Learning curves"
 _MEANING: Final = "What the directions mean"
-_BLOCK: Final = "Where in a block"
+_BLOCK: Final = "Where in a block the prompt acts"
 
 _FURTHER: Final[dict[type, tuple[str, Callable[[Any, int], Blocks]]]] = {
     Evaluation: ("Trait against coherence", _evaluation),
     ResultTable: ("Trait against coherence", _evaluation),
-    Faithfulness: ("Next tokens, and what each site does", _faithfulness),
+    Faithfulness: ("Faithfulness: next tokens and sites", _faithfulness),
     CapturedStatistics: (_BLOCK, _statistics),
     Captured: (_BLOCK, _captured),
     Attribution: ("Which heads read the instruction", _attribution),
-    PatchGrid: ("What goes through which cell", _patching),
+    PatchGrid: ("Patching: which cells carry the effect", _patching),
     LogitLens: (_MEANING, _lens),
     TopTokens: (_MEANING, _top_tokens),
     Cosines: (_MEANING, _cosines),
-    Replacement: ("How the fits went", _curve),
-    LearningCurve: ("How the fits went", _curve),
+    Replacement: (_FITS, _curve),
+    LearningCurve: (_FITS, _curve),
 }
-"""Types of results, in the order of the page: the heading of their part, and what makes their figures within so many heatmap cells."""
+"""Types of results in the order of the page: the heading of their part, and a function from a result and a limit on cells to figures."""
 
 RESULTS: Final = tuple(_FURTHER)
-"""Types of results that a report can show beside a comparison."""
+"""Types of further results that a report can show."""

@@ -1,7 +1,7 @@
-"""Which prompt stands in each row of a call, so that what is done there may differ from prompt to prompt.
+"""Which known prompt is in each row of a batch, for hooks that treat prompts differently.
 
-Hooks see activations and not tokens. This looks at the token ids as the model is called and finds them among prompts that are known, with
-padding on either side, in any order, with and without a KV cache.
+Hooks see activations, not tokens. `PromptRows` reads the token ids of each call of the model and matches them with known prompts, with
+padding on either side, in any order, with or without a KV cache.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from psr_lens.replacement import FIRST_POINT
 
 
 class PromptRows:
-    """Knows, inside its `watch`, what prompt each row of the present call goes on from, and where it begins."""
+    """Inside its `watch` block, the prompt of each row of the current call, and where the row's tokens begin."""
 
     def __init__(self, prompts: Mapping[tuple[int, ...], int]) -> None:
-        """Know prompts by their token ids, each with a number of the caller's own."""
+        """Take the token ids of the known prompts, each with a number chosen by the caller."""
         self._known = dict(prompts)
         self._lengths = sorted({len(ids) for ids in self._known}, reverse=True)
         self._noted = False
         self.decoding = False
-        """Whether the present call is a decode step, a single token after a prompt."""
+        """Whether the current call is a decode step: a single token after a prompt."""
         self.length = 0
         """Number of positions so far, padding included."""
         self.numbers: list[int] = []
         """The number of each row's prompt."""
         self.starts: list[int] = []
-        """The position of each row's first token: what comes before is padding."""
+        """The position of each row's first token after any padding."""
 
     @contextmanager
     def watch(self, model: HookedModel) -> Iterator[None]:
-        """Take note of every call of the model inside a `with` block."""
+        """Record every call of the model inside a `with` block."""
         handle = called_module(model).register_forward_pre_hook(self._note, with_kwargs=True)
         try:
             with hooked(model, [(FIRST_POINT, self._check)]):
@@ -69,21 +69,21 @@ class PromptRows:
         raise InputError(
             "pairs",
             f"a call with a sequence of {len(ids)} tokens that begins with none of their prompts",
-            "the pairs that are read",
+            "the pairs of every prompt that is read",
         )
 
     def _check(self, activation: Tensor, hook: Any) -> None:
         if not self._noted:
             raise InputError(
                 "model",
-                "a call whose token ids were not to be seen",
+                "a call whose token ids are hidden",
                 "calls of the model itself",
                 "Generate with `psr_lens.generate`.",
             )
         self._noted = False
 
-    def places(self, columns: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
-        """Rows and positions of places in each row's prompt, `columns` by prompt number, as an index into `[batch, position]`."""
+    def index(self, columns: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+        """Rows and positions, as an index into `[batch, position]`, of some columns of each row's prompt, given by prompt number."""
         at = [
             (row, start + column)
             for row, (number, start) in enumerate(zip(self.numbers, self.starts, strict=True))

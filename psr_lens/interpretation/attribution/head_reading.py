@@ -1,4 +1,4 @@
-"""What the heads of one layer read in two contexts, and the exact split of the difference.
+"""What the heads of one layer read in both contexts, and the exact split of the difference.
 
 With patterns A and values V of the base context, A' and V' of the prompted one, a head's output at a response token is z = A·V, and
 
@@ -7,11 +7,12 @@ With patterns A and values V of the base context, A' and V' of the prompted one,
            + (A' − A)·(V + V')/2  over the tokens that both have            (dilution)
            + (A + A')/2·(V' − V)  over the tokens that both have            (inputs)
 
-The last two are the product rule for finite differences. Either could be taken at one end (A' − A at V and V' − V at A', or the other
-way round); the mean of the two ways is the Shapley value of a game with two players, treats both contexts alike, and leaves nothing over.
+The last two lines are the product rule for finite differences. Each factor could be evaluated in either context (A' − A at V and V' − V
+at A', or the reverse). The mean of the two orders is the Shapley value of a two-player game; it treats both contexts alike, and the parts
+still sum exactly.
 
-The instruction's tokens may be anything at all to the base context, so the first line is taken whole: it has no counterpart there.
-Since the attention of a token sums to 1, what a head reads from the instruction is missing elsewhere: that is the dilution.
+The base context has no counterpart of the instruction's tokens, so the first line is not split further. Since a token's attention sums to
+1, attention to the instruction is missing elsewhere: that is the dilution.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from torch import Tensor
 from psr_lens.activations.attention_patterns import align_keys
 from psr_lens.activations.batches import ContextBatch
 from psr_lens.errors import ModelError
-from psr_lens.interpretation.attribution.output import HeadOutput
+from psr_lens.interpretation.attribution.head_output import HeadOutput
 from psr_lens.prompts import Triplet
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Which keys of a batch's two contexts are the same token; the batch holds the base sequences first, then the prompted ones."""
+    """Which keys of both contexts are the same token; the batch holds the base sequences first, then the prompted ones."""
 
     counterpart: Int[Tensor, "triplet key"]
-    """For each key of the base context, the same token's in the prompted one; −1 where there is none, and on padding."""
+    """For each key of the base context, the position of the same token in the prompted one; −1 if there is none, and on padding."""
     is_instruction: Bool[Tensor, "triplet key"]
-    """Which keys of the prompted context the base one lacks."""
+    """Which keys only the prompted context has."""
     instruction: Int[Tensor, "triplet source"]
-    """Their places, −1 past the end of a shorter instruction."""
+    """Positions of those keys; −1 past the end of a shorter instruction."""
     queries: Int[Tensor, "sequence query"]
-    """Places of the span's tokens in every sequence of the batch; 0 past the end of a shorter one."""
+    """Positions of the span's tokens in every sequence of the batch; 0 past the end of a shorter span."""
     is_query: Bool[Tensor, "triplet query"]
-    """Which of those are real."""
+    """Which of those are real tokens of the span."""
 
     @classmethod
     def of(cls, triplets: Sequence[Triplet], both: ContextBatch) -> Keys:
@@ -58,15 +59,15 @@ class Keys:
         is_instruction = torch.zeros(count, width + 1, dtype=torch.bool)
         is_instruction.scatter_(1, torch.where(instruction < 0, width, instruction), value=True)
         lengths = both.span.sum(1)
-        places = torch.arange(int(lengths.max()), device=device)
-        is_query = places < lengths[:, None]
-        queries = torch.where(is_query, both.start[:, None] + places, 0)
+        offsets = torch.arange(int(lengths.max()), device=device)
+        is_query = offsets < lengths[:, None]
+        queries = torch.where(is_query, both.start[:, None] + offsets, 0)
         return cls(counterpart.to(device), is_instruction[:, :width].to(device), instruction.to(device), queries, is_query[:count])
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the heads of one layer read on the tokens of the span, before W_O; rows as in `passes`."""
+    """What the heads of one layer read at the tokens of the span, before W_O; rows are tokens, triplet after triplet."""
 
     base: Float[Tensor, "token head d_head"]
     """z, in the base context."""
@@ -75,9 +76,9 @@ class Reading:
     parts: Float[Tensor, "part token head d_head"]
     """z' − z in four parts: `instruction`, `removed`, `dilution`, `inputs`."""
     attention: Float[Tensor, "triplet head query source"]
-    """A' of the instruction's tokens."""
+    """Attention A' to the instruction's tokens."""
     values: Float[Tensor, "triplet head source d_head"]
-    """V' of the instruction's tokens."""
+    """Values V' of the instruction's tokens."""
 
 
 def read_heads(
@@ -86,11 +87,11 @@ def read_heads(
     """Split what changed between the two contexts for all heads of a layer.
 
     Raises:
-        ModelError: the model's values are not one vector a head and token.
+        ModelError: the model does not have one value vector per token and head.
     """
     count = len(keys.is_query)
     if values.ndim != 4 or pattern.shape[1] % values.shape[2]:
-        raise ModelError(f"model: its `hook_v` is {tuple(values.shape)}, not one vector a token and (shared) head.")
+        raise ModelError(f"model: got a `hook_v` of shape {tuple(values.shape)}, expected one vector per token and (shared) head.")
     # Heads that share values (grouped-query attention) each get their own copy.
     v = values.float().transpose(1, 2).repeat_interleave(pattern.shape[1] // values.shape[2], dim=1)
     a = pattern.gather(2, keys.queries[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])).float()
@@ -119,7 +120,7 @@ def read_heads(
 
 @dataclass(frozen=True)
 class LayerParts:
-    """Δ after one layer on the tokens of the span, in parts that sum to it."""
+    """The parts of Δ after one layer, at the tokens of the span; they sum to Δ."""
 
     heads: Float[Tensor, "part token head d_head"]
     """What each head adds, before W_O, in the order of `PARTS`."""
@@ -128,7 +129,7 @@ class LayerParts:
     direct: Float[Tensor, "token d_model"]
     """The difference of the residual stream before the layer."""
     output: HeadOutput
-    """What takes heads to the residual stream."""
+    """The map from heads to the residual stream."""
 
     def total(self) -> Float[Tensor, "token d_model"]:
         """The sum of all parts."""
@@ -136,13 +137,13 @@ class LayerParts:
 
     def lengths(self) -> dict[str, Tensor]:
         """Norm of each part; `heads` is `[token, head, part]`, the others `[token]`."""
-        # ‖zW‖² = z·(WWᵀ)·z, without ever making a vector of d_model numbers for each head and part.
+        # ‖zW‖² = z·(WWᵀ)·z needs no vector of length d_model for each head and part.
         gram = self.output.weights @ self.output.weights.transpose(1, 2)
         squared = torch.einsum("pthd,hde,pthe->thp", self.heads, gram, self.heads)
         return {"heads": squared.clamp(min=0).sqrt(), "mlp": self.mlp.norm(dim=-1), "direct": self.direct.norm(dim=-1)}
 
     def along(self, direction: Float[Tensor, "token d_model"]) -> dict[str, Tensor]:
-        """Product of each part with a direction of each token's own, shapes as `lengths`."""
+        """Dot product of each part with a direction per token; shapes as in `lengths`."""
         heads = torch.einsum("pthd,thd->thp", self.heads, self.output.before(direction))
         return {"heads": heads, "mlp": (self.mlp * direction).sum(-1), "direct": (self.direct * direction).sum(-1)}
 
@@ -150,10 +151,10 @@ class LayerParts:
 def with_norm(
     reading: Reading, output: HeadOutput, base_out: Float[Tensor, "token d_model"], prompted_out: Float[Tensor, "token d_model"]
 ) -> tuple[Float[Tensor, "part token head d_head"], Float[Tensor, " token"]]:
-    """The parts as they arrive in the residual stream, with a fifth for the norm behind the attention, and what the four are scaled with.
+    """The parts as they enter the residual stream, plus a fifth for the norm after the attention, and the scale of the other four.
 
-    With s what the norm multiplies a token with, s'·u' − s·u = (s + s')/2·(u' − u) + (s' − s)·(u + u')/2: once more the symmetric
-    product rule. The first term scales the four parts; the second is the fifth, and 0 without a norm.
+    With s the factor that the norm applies to a token, s'·u' − s·u = (s + s')/2·(u' − u) + (s' − s)·(u + u')/2, again the symmetric
+    product rule. The first term scales the four parts; the second is the fifth part, which is 0 without a norm.
     """
     before, after = output.scale(reading.base, base_out), output.scale(reading.prompted, prompted_out)
     mean, change = (before + after) / 2, after - before

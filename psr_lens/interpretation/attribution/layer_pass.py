@@ -1,4 +1,4 @@
-"""One forward pass over both contexts, each layer split up as it passes by."""
+"""One forward pass over both contexts that splits Δ layer by layer."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch
 from psr_lens.activations.paired_passes import Difference
-from psr_lens.interpretation.attribution.output import HeadOutput
-from psr_lens.interpretation.attribution.reading import Keys, LayerParts, Reading, read_heads, with_norm
+from psr_lens.interpretation.attribution.head_output import HeadOutput
+from psr_lens.interpretation.attribution.head_reading import Keys, LayerParts, Reading, read_heads, with_norm
 from psr_lens.models import HookedModel, forward, hooked
 
 ROUNDING: Final = 4
-"""A difference of at most so many units of precision of what is subtracted counts as none."""
+"""A difference of at most this many units of machine precision, relative to the activation, counts as zero."""
 
 _READ: Final = ("attn.hook_v", "attn.hook_pattern", "hook_resid_pre", "hook_attn_out", "hook_mlp_out")
 
 
 @dataclass(frozen=True)
 class SplitLayer:
-    """What one layer did with one batch."""
+    """Δ after one layer for one batch, and its parts."""
 
     layer: int
     """The layer."""
     parts: LayerParts
-    """Δ after it, in parts."""
+    """The parts of Δ after the layer."""
     delta: Float[Tensor, "token d_model"]
-    """Δ after it, as it was read."""
+    """Δ after the layer, as read from the residual stream."""
     size: Float[Tensor, " token"]
-    """‖A'‖ of the prompted residual stream after it: what rounding is measured by."""
+    """‖A'‖ of the prompted residual stream after the layer: the scale of rounding errors."""
     reading: Reading
-    """What its heads read."""
+    """What the layer's heads read."""
     scale: Float[Tensor, " token"]
-    """What the norm behind the attention makes of what is read; 1 without one."""
+    """Scale of the norm after the attention, the mean of both contexts; 1 without such a norm."""
 
 
 def split_layers(
@@ -48,7 +48,7 @@ def split_layers(
     difference: Difference,
     each: Callable[[SplitLayer], None],
 ) -> None:
-    """Hand each layer of `outputs` to `each`, in the model's order; the activations of a layer are let go before the next."""
+    """Call `each` for each layer of `outputs`, in the model's order; only one layer's activations are held at a time."""
     held: dict[str, Tensor] = {}
     base, prompted = both.rows.chunk(2)
 
@@ -74,7 +74,7 @@ def split_layers(
         return hook
 
     def replace(activation: Tensor, hook: Any) -> Tensor:
-        """The base context goes on with the prompted residual stream on the span."""
+        """Continue the base context with the prompted residual stream on the span."""
         replaced = activation.clone()
         flat = replaced.flatten(0, 1)
         flat[base.to(flat.device)] = flat[prompted.to(flat.device)]
@@ -82,7 +82,7 @@ def split_layers(
 
     hooks = [(f"blocks.{layer}.{kind}", keep(kind)) for layer in outputs for kind in _READ]
     hooks += [(f"blocks.{layer}.hook_resid_post", finish(layer, output)) for layer, output in outputs.items()]
-    if difference == "local":  # behind the reading hook, which sees what the block itself made
+    if difference == "local":  # added after the reading hook, which sees the block's own output
         hooks += [(f"blocks.{layer}.hook_resid_post", replace) for layer in range(max(outputs))]
     with hooked(model, hooks):
         forward(model, both.tokens, both.mask, max(outputs) + 1)
@@ -106,6 +106,6 @@ def delta_after(
 def above_rounding(
     delta: Float[Tensor, "token d_model"], size: Float[Tensor, " token"], dtype: torch.dtype
 ) -> Float[Tensor, "token d_model"]:
-    """Δ, with 0 on tokens on which it is no more than the rounding of two passes: shares of that would be noise."""
+    """Δ, set to 0 on tokens where it is no larger than the rounding errors of two passes: shares of those would be noise."""
     floor = ROUNDING * torch.finfo(dtype).eps * size
     return torch.where((delta.norm(dim=-1) > floor)[:, None], delta, 0)

@@ -1,4 +1,4 @@
-"""Heatmaps of shares, which may be negative: one diverging scale around 0 and its bar above the plot."""
+"""Heatmaps of shares, which may be negative: a diverging colour scale around 0, with its colour bar above the plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from psr_lens.plots.style import DIVERGING, SEQUENTIAL, SMALL, escaped
 BAR: Final = 66
 """Pixels from the top of the colour bar's title to the plot."""
 TURNED: Final = 18
-"""Pixels more below the plot for layers in groups, whose labels are turned upright."""
+"""Additional pixels below the plot for grouped layers, whose labels are vertical."""
 _NARROW: Final = 12
 _TEXT_UP_TO: Final = 12
 
@@ -29,7 +29,7 @@ def share_panel(
     *,
     written: bool = False,
 ) -> go.Heatmap:
-    """One panel; a number stands in each cell where there are few of them and it is asked for."""
+    """One panel. With `written`, cells show their numbers if there are few of them."""
     few = written and len(columns) <= _TEXT_UP_TO
     return go.Heatmap(
         name=name,
@@ -47,7 +47,7 @@ def share_panel(
 
 
 def share_axis(values: Float[Tensor, "..."], plot: int, title: str, *, signed: bool = True) -> dict[str, object]:
-    """The colour axis: as far below 0 as above it, or from 0 on for what cannot be negative."""
+    """The colour axis: symmetric around 0, or starting at 0 for values that cannot be negative."""
     seen = values[values.isfinite()]
     limit = float(seen.abs().max()) if len(seen) else 1.0
     limit = limit if limit > 0 else 1.0
@@ -61,7 +61,7 @@ def share_axis(values: Float[Tensor, "..."], plot: int, title: str, *, signed: b
             "len": 0.96,
             "x": 0.5,
             "xanchor": "center",
-            # Not "bottom": above the plot, that would make Plotly push the figure's own titles off their places.
+            # Not "bottom": above the plot, Plotly would then move the figure's own titles.
             "y": 1 + BAR / plot,
             "yanchor": "top",
             "title": {"text": title, "side": "top", "font": {"size": 12}},
@@ -73,7 +73,7 @@ def share_axis(values: Float[Tensor, "..."], plot: int, title: str, *, signed: b
 
 
 def strongest(values: Float[Tensor, "row column"], tall: int, wide: int) -> Float[Tensor, "group_row group_column"]:
-    """The value furthest from 0 of each group of `tall` rows and `wide` columns; NaN where a group has none."""
+    """The value furthest from 0 of each group of `tall` rows and `wide` columns; NaN for a group of NaNs."""
     if tall == wide == 1:
         return values
     rows = [_furthest(values[at : at + tall], 0) for at in range(0, len(values), tall)]
@@ -87,17 +87,17 @@ def _furthest(values: Tensor, dim: int) -> Tensor:
 
 
 def grouped(count: int, size: int) -> list[str]:
-    """Labels of groups of numbers from 0 on."""
+    """Labels for groups of `size` consecutive numbers from 0."""
     if size == 1:
         return [str(number) for number in range(count)]
     return [f"{at}–{min(at + size, count) - 1}" for at in range(0, count, size)]
 
 
 def strongest_note(sizes: dict[str, tuple[int, int]]) -> str:
-    """What a reader must know where neighbours share a cell; what there is, how many of it and how many to a cell."""
+    """A note for cells that hold several rows or columns; `sizes` has the number in all and per cell, by what they are."""
     shared = {word: (count, size) for word, (count, size) in sizes.items() if size > 1}
     if not shared:
         return ""
     counts = " and ".join(f"{count:,} {word}" for word, (count, _) in shared.items())
     cells = " × ".join(f"{size} {word}" for word, (_, size) in shared.items())
-    return f"{counts} are too many to draw one by one: a cell is the one furthest from 0 of {cells}."
+    return f"Each cell shows the value furthest from 0 of {cells}, out of {counts}."

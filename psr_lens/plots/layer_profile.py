@@ -1,4 +1,4 @@
-"""How hard a prompt steers at each kind of hook point, layer by layer, over all tokens that were captured."""
+"""Magnitude of the prompt's effect at each kind of hook point by layer, over all captured tokens."""
 
 from __future__ import annotations
 
@@ -10,33 +10,40 @@ import plotly.graph_objects as go
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
-from psr_lens.plots.kinds import NAMES
+from psr_lens.plots.arguments import check_result
+from psr_lens.plots.hook_kinds import NAMES
 from psr_lens.plots.style import PALETTE, escaped, log_ticks, real_units, titled, translucent
 
 MAX_LINES: Final = 6
-"""Of more kinds the first are drawn."""
+"""Most lines; of more kinds of hook points, the first are drawn."""
 
 _FIRST: Final = ("resid_post", "attn_out", "mlp_out")
 _COLORS: Final = (PALETTE["prompt"], "#E69F00", PALETTE["paraphrase"], "#8C6D00", "#000000", PALETTE["none"])
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 _PLOT: Final = 280
 _LEAST: Final = 1e-4
-"""Strengths below this share of the largest are drawn at the lower edge."""
+"""Magnitudes below this share of the largest are drawn at the lower edge."""
 _LEGEND_LINE: Final = 20
 
 
 def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
-    """‖Δ‖ by layer, a line a kind of hook point: the median token, in a band from the weakest hundredth to the strongest.
+    """‖Δ‖ by layer, one line per kind of hook point: the median token, in a band from the 1st to the 99th percentile.
 
     Args:
-        statistics: What `capture(…, to=Statistics())` returned.
+        statistics: Result of `psr.capture(…, to=psr.Statistics())`.
 
     Returns:
-        A figure with one line and one band a kind; `customdata` holds quantiles in the activation's units, `y` their log10.
+        A figure with one line and one band per kind; `customdata` holds quantiles in the activation's units, `y` their log10.
 
     Raises:
-        InputError: no hook point of a layer was captured.
+        InputError: not such statistics, or no hook point of a layer among them.
+
+    Example:
+        >>> statistics = psr.capture(model, triplets[:4], "resid_post", to=psr.Statistics(rank=1))
+        >>> psr.plots.magnitude_profile(statistics).data[1].name
+        'residual'
     """
+    check_result(statistics, CapturedStatistics, "`psr.capture(…, to=psr.Statistics())`", "statistics")
     found = _by_kind(statistics)
     if not found:
         raise InputError("statistics", ", ".join(statistics.overall) or "no hook points", "at least one hook point of a layer")
@@ -78,17 +85,17 @@ def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
         title_text="layer", dtick=math.ceil(len(all_layers) / 16), tick0=all_layers[0], showgrid=False, showline=True
     )
     tokens = next(iter(statistics.overall.values())).tokens
-    notes = [f"{tokens:,} tokens: median, and a band from 1 % to 99 % of them."]
+    notes = [f"Median of {tokens:,} tokens; the band spans the 1st to the 99th percentile."]
     if len(drawn) < len(found):
         notes.append(f"{len(drawn)} of {len(found)} kinds of hook points.")
     room = 56 + _LEGEND_LINE * math.ceil(len(drawn) / 2)
-    titled(figure, "Strength by part of a block", plot=_PLOT, top=50, bottom=room, left=64, note=" ".join(notes))
+    titled(figure, "Magnitude by part of a block", plot=_PLOT, top=50, bottom=room, left=64, note=" ".join(notes))
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
     return figure
 
 
 def _by_kind(statistics: CapturedStatistics) -> dict[str, dict[int, tuple[float, float, float]]]:
-    """Weak, middle and strong tokens of every layer, by short name of the kind, those that every block has first."""
+    """The 1st, 50th and 99th percentile at every layer, by short name of the kind; the most common kinds come first."""
     endings = {pattern.removeprefix("blocks.*."): kind for kind, pattern in KINDS.items()}
     found: dict[str, dict[int, tuple[float, float, float]]] = {}
     for name, each in statistics.overall.items():

@@ -1,9 +1,9 @@
-"""How the outputs of a layer's heads become what the layer adds to the residual stream.
+"""The linear map from a layer's head outputs to what its attention adds to the residual stream.
 
-In most models `attn_out = Σ_h z_h W_O,h + b_O`, and the bias is the same in both contexts. Gemma-2, Gemma-3 and OLMo-2 put an RMSNorm
-behind it: every token's sum is then divided by a scale of its own and multiplied with fixed gains. The gains are found by regression
-from one batch, which is exact, rather than read from the weights: their names and conventions (w or 1 + w) differ from model to model,
-and a norm of another kind is found out.
+In most models `attn_out = Σ_h z_h W_O,h + b_O`, and the bias is the same in both contexts. Gemma-2, Gemma-3 and OLMo-2 apply an RMSNorm
+to this sum, which divides it by a scale of each token's own and multiplies it by fixed gains. The gains come from an exact regression on
+one batch and not from the weights, whose names and conventions (w or 1 + w) differ between models. The regression also detects any
+other kind of norm.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from psr_lens.models import HookedModel, device_of, forward, hooked
 from psr_lens.prompts import Triplet
 
 TOLERANCE: Final = 1e-3
-"""Largest relative error with which an output is still taken for what it should be; more where the model computes in 16 bits."""
+"""Largest relative error at which a reconstructed output counts as exact; larger for models in 16-bit precision."""
 
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """What one layer does with what its heads have read."""
+    """The output map of one layer's heads."""
 
     weights: Float[Tensor, "head d_head d_model"]
-    """W_O, times the gains of the norm behind it if there is one."""
+    """W_O, times the gains of the norm after the attention, if there is one."""
     has_norm: bool
-    """Whether a norm follows, which scales each token."""
+    """Whether a norm follows that scales each token."""
 
     def scale(self, z: Float[Tensor, "token head d_head"], out: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
-        """What the norm multiplies each token with; 1 where there is none."""
+        """The factor that the norm applies to each token; 1 without a norm."""
         if not self.has_norm:
             return torch.ones_like(out[:, 0])
         unscaled = self.summed(z)
@@ -46,20 +46,20 @@ class HeadOutput:
         return z.flatten(1) @ self.weights.flatten(0, 1)
 
     def before(self, direction: Float[Tensor, "token d_model"]) -> Float[Tensor, "token head d_head"]:
-        """A direction of the residual stream as each head sees it: z·before(d) = (z W_O)·d."""
+        """A direction pulled back through W_O to each head: z·before(d) = (z W_O)·d."""
         return torch.einsum("tm,hdm->thd", direction, self.weights)
 
 
 def head_outputs(model: HookedModel, triplets: Sequence[Triplet], layers: Sequence[int]) -> dict[int, HeadOutput]:
-    """The output maps of some layers; costs one forward pass over a few triplets.
+    """The output maps of some layers, from one forward pass over a few triplets.
 
     Raises:
-        ModelError: a layer's attention output is not made from its heads' outputs in a way that is known here.
+        ModelError: a layer's attention output is not a supported function of its heads' outputs.
     """
     found: dict[str, Tensor] = {}
     names = [name for layer in layers for name in (f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_attn_out")]
     if missing := [name for name in names if name not in model.hook_dict]:
-        raise ModelError(f"model: it has no hook point {missing[0]!r}, without which its heads cannot be told apart.")
+        raise ModelError(f"model: got one without the hook point {missing[0]!r}, which is needed to separate its heads.")
     batch = context_batch(triplets, "prompted", "R", device_of(model))
 
     def keep(name: str) -> Any:
@@ -81,7 +81,8 @@ def _output(model: HookedModel, layer: int, z: Tensor, out: Float[Tensor, "token
     weights = getattr(attention, "W_O", None)
     if weights is None or z.ndim != 3 or weights.shape != (*z.shape[1:], out.shape[1]):
         raise ModelError(
-            f"model: the heads' output weights of layer {layer} (`blocks[{layer}].attn.W_O`) are missing, or do not fit its `hook_z`."
+            f"model: the output weights of the heads of layer {layer} (`blocks[{layer}].attn.W_O`) are missing or do not match its "
+            "`hook_z`."
         )
     bias = getattr(attention, "b_O", None)
     bias = torch.zeros_like(out[0]) if bias is None else bias.to(out.device, torch.float32)
@@ -95,8 +96,8 @@ def _output(model: HookedModel, layer: int, z: Tensor, out: Float[Tensor, "token
     if _relative(out - gains * scaled, out) <= allowed and not bool(bias.any()):  # a scaled bias would belong to no head
         return HeadOutput(plain.weights * gains, True)
     raise ModelError(
-        f"model: the attention output of layer {layer} is neither the sum of its heads' outputs nor that sum, without a bias, after an "
-        "RMSNorm; how the heads share in it is not known for this architecture."
+        f"model: the attention output of layer {layer} is neither the sum of its heads' outputs nor an RMSNorm of that sum without a "
+        "bias. Attribution does not support this architecture; `patching` does."
     )
 
 

@@ -1,7 +1,8 @@
-"""Several responses in one figure, with a slider to go from one to the next."""
+"""Several responses in one figure, with a slider to choose one."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -9,48 +10,59 @@ from typing import Any, Final
 import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
+from psr_lens.plots.arguments import described
 from psr_lens.plots.style import GRID, INK, MUTED, SMALL
-from psr_lens.plots.tokens import Tokened
+from psr_lens.plots.token_rows import Tokened
 
 FIRST: Final = 8
-"""Responses that are shown unless others are asked for."""
+"""Number of responses shown by default."""
 
 _TITLE: Final = (26, 20)
-"""Pixels above the slider, and for each line of the figure's title."""
+"""Pixels above the slider, and per line of the figure's title."""
 _SLIDER: Final = 74
 
 
 def by_response(
     figure: Callable[..., go.Figure], result: Tokened, triplets: Sequence[int] | None = None, **options: Any
 ) -> go.Figure:
-    """A figure of one response for each of several, one at a time, with a slider: `by_response(plots.magnitude_strips, result)`.
+    """The figure of one response, with a slider to switch between several.
 
     Args:
-        figure: One that takes a result and `triplet=`: `magnitude_heatmap`, `magnitude_strips`, `coefficient_text`, `magnitude_by_kind`,
-            `patch_map`, `source_map`.
+        figure: A function that takes a result and `triplet=`: `magnitude_heatmap`, `magnitude_strips`, `coefficient_text`,
+            `magnitude_by_kind`, `patch_map` or `source_map`.
         result: The result.
-        triplets: Which responses; the first eight by default.
+        triplets: Indices of the responses; the first eight by default.
         options: Further arguments of `figure`.
 
     Returns:
-        A figure with the traces of all of them, of which one response's are visible; pictures show the first.
+        A figure with the traces of all responses, of which one response's are visible; image files show the first.
 
     Raises:
-        InputError: no responses are asked for; and whatever `figure` raises.
+        InputError: not such a function or result, no responses, or an error of `figure`.
+
+    Example:
+        >>> figure = psr.plots.by_response(psr.plots.magnitude_strips, comparison, layer=3)
+        >>> len(figure.layout.sliders[0].steps)
+        4
     """
+    if not callable(figure) or "triplet" not in inspect.signature(figure).parameters:
+        got = getattr(figure, "__name__", described(figure))
+        raise InputError("figure", got, "a function with an argument `triplet`, such as `psr.plots.magnitude_strips`")
+    if not isinstance(result, Tokened):
+        raise InputError("result", described(result), "a result with tokens, such as a Comparison from `psr.compare`")
     chosen = result.tokens.triplet.unique().tolist()[:FIRST] if triplets is None else list(triplets)
     if not chosen:
         raise InputError("triplets", "none", "at least one response")
     figures = [figure(result, triplet=triplet, **options) for triplet in chosen]
     steps: list[dict[str, Any]] = []
-    owners = [place for place, each in enumerate(figures) for _ in each.data]
-    for place, (triplet, each) in enumerate(zip(chosen, figures, strict=True)):
+    owners = [index for index, each in enumerate(figures) for _ in each.data]
+    for index, (triplet, each) in enumerate(zip(chosen, figures, strict=True)):
         layout = json.loads(each.to_json())["layout"]
         layout.pop("template", None)
         layout["margin"]["t"] += _SLIDER
         layout["height"] += _SLIDER
         steps.append(
-            {"label": str(triplet), "method": "update", "args": [{"visible": [owner == place for owner in owners]}, layout]}
+            {"label": str(triplet), "method": "update", "args": [{"visible": [owner == index for owner in owners]}, layout]}
         )
     shown = go.Figure([trace for each in figures for trace in each.data], figures[0].layout)
     for trace, owner in zip(shown.data, owners, strict=True):

@@ -1,4 +1,4 @@
-"""A comparison in words and numbers: its summary, the table of methods, and what is needed to run it again."""
+"""The text of a comparison's section: its summary, the table of methods, and the settings to reproduce it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.evaluation.methods import PARAPHRASE, PROMPT
+from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
-from psr_lens.plots.style import PALETTE, method_styles
+from psr_lens.plots.style import PALETTE, method_styles, shown_name
 from psr_lens.results.bootstrap import Interval
 
 _ABSENT: Final = "–"
@@ -19,18 +19,18 @@ _ABSENT: Final = "–"
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One line of the table of methods."""
+    """One row of the table of methods."""
 
     name: str
     """Name of the method."""
     color: str
     """Its colour in the figures."""
     alpha: str
-    """Strength at which it was scored."""
+    """Strength α at which it was scored."""
     n: str
     """Number of scored answers."""
     missing: int
-    """Number of answers that the judge could not score."""
+    """Number of answers without a score."""
     trait: str
     """Mean trait score."""
     trait_interval: str
@@ -44,14 +44,14 @@ class MethodRow:
 
 
 def lead_of(comparison: Comparison) -> str:
-    """The replacement that is nearest to the prompt after the last layer, of those whose strength varies if there is one."""
+    """The replacement closest to the prompt after the last layer; constant steering is considered only if there is nothing else."""
     styles = method_styles(comparison)
     names = [name for name in comparison.methods if styles[name].role != "constant"] or list(comparison.methods)
     return min(names, key=lambda name: float(comparison.methods[name].relative_rmse[-1]))
 
 
 def summary(comparison: Comparison, lead: str) -> str:
-    """What the scores and the relative RMSE say, without more praise than they carry."""
+    """The scores and the relative RMSE in sentences."""
     scores = {each.method: each for each in comparison.scores}
     return " ".join(part for part in (_scores_in_words(comparison, scores, lead), _rmse_in_words(comparison, lead)) if part)
 
@@ -61,7 +61,7 @@ def _scores_in_words(comparison: Comparison, scores: Mapping[str, Scores], lead:
         return "" if scores else "No answers were scored for this comparison."
     others = [
         f"{subject} {number(scores[name].trait)} and {number(scores[name].coherence)}"
-        for name, subject in ((PROMPT, "the prompt scores"), ("none", "the model without either"))
+        for name, subject in ((PROMPT, "the prompt scores"), (NONE, "the unsteered model"))
         if name in scores
     ]
     sentences = [f"{lead} scores {_pair(scores[lead])}" + (f"; {', '.join(others)}" if others else "")]
@@ -83,9 +83,9 @@ def _rmse_in_words(comparison: Comparison, lead: str) -> str:
     )
     if comparison.paraphrase_rmse is None:
         return f"{text}."
-    yardstick = float(comparison.paraphrase_rmse[-1])
-    word = "closer than" if value < yardstick else "not as close as"
-    return f"{text}: {word} a second wording of the instruction, which is at {yardstick:.2f}."
+    baseline = float(comparison.paraphrase_rmse[-1])
+    word = "closer than" if value < baseline else "not as close as"
+    return f"{text}: {word} the paraphrase baseline, which is at {baseline:.2f}."
 
 
 def _pair(scores: Scores) -> str:
@@ -93,13 +93,13 @@ def _pair(scores: Scores) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number in running text, without idle zeros."""
+    """A number in running text, without trailing zeros."""
     text = _fixed(value, digits)
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _fixed(value: float | None, digits: int = 1) -> str:
-    """A number in a column, where digits stand under digits."""
+    """A number in a column, with a fixed number of digits."""
     return _ABSENT if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
@@ -108,10 +108,10 @@ def _interval(interval: Interval) -> str:
 
 
 def method_rows(comparison: Comparison) -> list[MethodRow]:
-    """Scored methods in the order of their scores, then replacements without scores, then the yardstick."""
+    """Scored methods in the order of their scores, then replacements without scores, then the paraphrase baseline."""
     styles = method_styles(comparison)
     final = {name: float(trace.relative_rmse[-1]) for name, trace in comparison.methods.items()}
-    final |= {PROMPT: 0.0, "none": 1.0}
+    final |= {PROMPT: 0.0, NONE: 1.0}
     if comparison.paraphrase_rmse is not None:
         final[PARAPHRASE] = float(comparison.paraphrase_rmse[-1])
     scores = {each.method: each for each in comparison.scores}
@@ -124,7 +124,7 @@ def method_rows(comparison: Comparison) -> list[MethodRow]:
 
 def _row(name: str, color: str, scores: Scores | None, rmse: float | None) -> MethodRow:
     return MethodRow(
-        name=name,
+        name=shown_name(name),
         color=color,
         alpha=number(scores.alpha if scores else None, 2),
         n=f"{scores.n:,}" if scores else _ABSENT,
@@ -138,8 +138,8 @@ def _row(name: str, color: str, scores: Scores | None, rmse: float | None) -> Me
 
 
 def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
-    """What is needed to run a comparison again, by name."""
-    span = {"R": "the last prompt token and every response token", "QR": "the question, the last prompt token and the response"}
+    """The settings that reproduce a comparison, by name."""
+    span = {"R": "the last prompt token and the response", "QR": "the question, the last prompt token and the response"}
     lines: list[tuple[str, Any]] = [
         ("instruction", comparison.instruction),
         *((f"model: {key}", value) for key, value in comparison.model.items()),
@@ -156,7 +156,7 @@ def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _layers(layers: tuple[int, ...]) -> str:
-    """Layers in a few words: 0 to 5, or 0, 4, 8."""
+    """Layers in a few words: "0 to 5", or "0, 4, 8"."""
     if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]} to {layers[-1]}"
     return ", ".join(map(str, layers))

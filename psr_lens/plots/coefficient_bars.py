@@ -1,0 +1,163 @@
+"""Bars under each token of a response: the coefficient that a replacement applies, and the one that the prompt calls for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import plotly.graph_objects as go
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.methods import PROMPT
+from psr_lens.plots.arguments import check_result
+from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
+from psr_lens.plots.text_layout import LINE, PlacedToken, in_lines
+from psr_lens.plots.token_rows import row_labels, rows_of, shortened, site_of, trace_of
+from psr_lens.prompts.token_text import readable
+
+MAX_TOKENS: Final = 400
+"""Most tokens drawn; of a longer response, the first ones."""
+
+_SLOT: Final = 5
+"""Smallest width of a token in characters, so that two bars fit under it."""
+_BAR: Final = 1.4
+"""Width of a bar, in characters."""
+_PIXELS: Final = 84
+"""Height of a line of text with its bars, in pixels."""
+_TEXT: Final = 0.5
+_GAP: Final = 0.2
+"""Heights of the text and of the space under the bars, relative to the longest bar."""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Vertical positions in the activation's units, downwards, so that the length of a bar is its value."""
+
+    above: float
+    """Longest bar upwards, where the prompt pushes against the direction."""
+    below: float
+    """Longest bar downwards."""
+
+    @property
+    def longest(self) -> float:
+        """Height of the bars of one line."""
+        return self.above + self.below or 1.0
+
+    @property
+    def pitch(self) -> float:
+        """Distance from one line to the next."""
+        return self.longest * (_TEXT + 1 + _GAP)
+
+    def text(self, line: int) -> float:
+        """Vertical middle of a line's text."""
+        return line * self.pitch + self.longest * _TEXT * 0.6
+
+    def zero(self, line: int) -> float:
+        """Baseline of a line's bars."""
+        return line * self.pitch + self.longest * _TEXT + self.above
+
+
+def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: int | None = None) -> go.Figure:
+    """One response as text, with two bars under each token: what the replacement adds and what the prompt calls for.
+
+    The first bar is `α·‖λ(A)·z‖`, the second the part of (prompted activation − arriving activation) along the replacement's directions,
+    in the same units and on the same scale. Where the prompt pushes against the direction, the bar points up; a ReLU cannot follow.
+
+    Args:
+        result: Result of `psr.compare`.
+        method: Name of the replacement.
+        triplet: Index of the response.
+        layer: A layer at which the replacement acts; by default the one where it adds most.
+
+    Returns:
+        A figure with two bar traces whose lengths `y` are in the activation's units.
+
+    Raises:
+        InputError: not a `Comparison`, no such response or replacement, or a layer at which it does not act.
+
+    Example:
+        >>> figure = psr.plots.coefficient_text(comparison, "A-PSR", layer=2)
+        >>> figure.layout.title.text
+        'A-PSR at layer 2: coefficient by token'
+    """
+    check_result(result, Comparison, "`psr.compare`")
+    every = rows_of(result, triplet)
+    trace = trace_of(result, method)
+    site = site_of(trace, method, layer)
+    rows = every[:MAX_TOKENS]
+    added, wanted = trace.coefficient[rows, site], trace.projection[rows, site]
+    placed = in_lines(readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings), _SLOT)
+    scale = _Scale(max(0.0, -float(wanted.min())), max(0.0, float(added.max()), float(wanted.max())))
+    lines = placed[-1].line + 1
+    styles = method_styles(result)
+    figure = go.Figure()
+    figure.add_trace(_bars(f"{shortened(method, 18)} adds", added, placed, scale, styles[method].color, -1))
+    figure.add_trace(_bars("the prompt calls for", wanted, placed, scale, styles[PROMPT].color, 0))
+    figure.add_trace(_words(result, rows, trace.site_layers[site], placed, scale, added, wanted))
+    _axes(figure, lines, scale)
+    title = f"{escaped(shortened(method, 24))} at layer {trace.site_layers[site]}: coefficient by token"
+    note = "" if len(rows) == len(every) else f"The first {len(rows):,} of {len(every):,} tokens."
+    titled(figure, title, plot=lines * _PIXELS, top=84, bottom=10, left=54, note=note)
+    figure.update_layout(barmode="overlay", legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"})
+    return figure
+
+
+def _bars(name: str, values: Float[Tensor, " row"], placed: list[PlacedToken], scale: _Scale, color: str, side: int) -> go.Bar:
+    return go.Bar(
+        name=escaped(name),
+        x=[token.center for token in placed],
+        y=values.numpy(),
+        base=[scale.zero(token.line) for token in placed],
+        offset=[_BAR * side] * len(placed),
+        width=[_BAR] * len(placed),
+        marker={"color": color, "line": {"width": 0}},
+        hoverinfo="skip",
+    )
+
+
+def _words(
+    result: Comparison,
+    rows: Int[Tensor, " row"],
+    layer: int,
+    placed: list[PlacedToken],
+    scale: _Scale,
+    added: Float[Tensor, " row"],
+    wanted: Float[Tensor, " row"],
+) -> go.Scatter:
+    """The tokens, with their numbers on hover; tokens of the prompt are in grey italics."""
+    written, hover = [], []
+    columns = (placed, row_labels(result, rows, width=40), result.tokens.position[rows].tolist(), added.tolist(), wanted.tolist())
+    for token, label, position, one, other in zip(*columns, strict=True):
+        text = escaped(token.text)
+        written.append(text if position >= 0 else f'<i style="color:{MUTED}">{text}</i>')
+        hover.append(
+            f"{label}<br>layer {layer}<br>replacement adds {one:.3g}<br>prompt calls for {other:.3g}".replace("for -", "for −")
+        )
+    return go.Scatter(
+        x=[token.center for token in placed],
+        y=[scale.text(token.line) for token in placed],
+        mode="text",
+        text=written,
+        textfont={"family": MONO, "size": 12, "color": INK},
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        showlegend=False,
+        cliponaxis=False,
+    )
+
+
+def _axes(figure: go.Figure, lines: int, scale: _Scale) -> None:
+    """Label 0 and one round length on every line, and reverse the axis so that bars point down."""
+    marks = [0.0] + ([round_below(scale.below)] if scale.below > 0 else [])
+    figure.update_yaxes(
+        range=[lines * scale.pitch, 0],
+        tickmode="array",
+        tickvals=[scale.zero(line) + mark for line in range(lines) for mark in marks],
+        ticktext=[f"{mark:g}" for mark in marks] * lines,
+        gridcolor=GRID,
+        title_text="coefficient (activation units)",
+        title_font_size=SMALL,
+    )
+    figure.update_xaxes(range=[0, LINE], visible=False)
