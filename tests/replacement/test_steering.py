@@ -289,7 +289,7 @@ def test_the_middle_of_a_bridges_stream_is_refused_since_changes_do_not_reach_al
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_settings_that_cannot_be_meant_are_refused(tiny_llama):
+def test_invalid_fields_are_refused(tiny_llama):
     made = random_replacement(tiny_llama.model)
     for changes, message in (
         ({"tokens": "first"}, "tokens: got 'first', expected 'span' or 'last'"),
