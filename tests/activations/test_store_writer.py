@@ -165,7 +165,9 @@ def test_a_full_disk_loses_nothing_and_says_what_to_do(tmp_path, monkeypatch, co
 
     monkeypatch.setattr(writer, "write_parts", write_until_full)
     folder = tmp_path / "full"
-    message = r"full/[a-z0-9.-]+: could not be written, the disk is full. Free some space and call `capture` again; finished shards are k"
+    message = (
+        r"full/[a-z0-9.-]+: could not be written, the disk is full. Free some space and call `capture` again; finished shards are k"
+    )
     with pytest.raises(ArtifactError, match=message):
         fill(StoreWriter.create(folder, spec), numbers)
     there = bytes_of(folder)
