@@ -15,6 +15,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from psr_lens._utils.sequences import common_prefix, common_suffix
 from psr_lens.prompts.token_text import is_byte_level, token_bytes, visible
 
 Part = Literal["", "instruction", "question", "prefix", "response"]
@@ -210,7 +211,7 @@ def prompt_view(
         if prefix:
             _mark(parts, "prefix", range(letters.ending(prefix), len(ids)))
         if name == "prompted":
-            head, tail = _shared(prompts["base"], ids), _shared(prompts["base"][::-1], ids[::-1])
+            head, tail = common_prefix(prompts["base"], ids), common_suffix(prompts["base"], ids)
             _mark(parts, "instruction", letters.nearest(instruction, head) or range(head, len(ids) - tail))
         parts += ["response" for _ in response_ids]
         begin = len(ids) - span_length
@@ -231,13 +232,6 @@ def _shown_text(spelled: bytes) -> str:
 def _mark(parts: list[Part], part: Part, places: range) -> None:
     for place in places:
         parts[place] = part
-
-
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two prompts begin with alike."""
-    return next(
-        (place for place, (one, other) in enumerate(zip(left, right, strict=False)) if one != other), min(len(left), len(right))
-    )
 
 
 class _Letters:
