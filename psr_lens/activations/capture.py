@@ -118,6 +118,7 @@ class InMemory:
     """Destination of `capture` that keeps every difference in main memory; the default.
 
     Example:
+        >>> import torch
         >>> half = psr.capture(model, triplets[:4], to=psr.InMemory(torch.float16))
         >>> half["resid_post", 0].dtype
         torch.float16

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psr_lens._utils.sequences import common_suffix
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, context_length, tokenizer_of
 from psr_lens.prompts.chat_templates import ChatSettings, Place, Prompter, Turn, checked_turns
@@ -121,7 +122,7 @@ class _PairBuilder:
             raise InputError("instruction", repr(instruction), "a text that is not empty")
         prompter = self.prompter(chat)
         base, prompted = (prompter.prompt(turns, text, argument) for text in (None, instruction))
-        shared = min(_common_suffix(base, prompted), len(base) - prompter.question_at(turns, argument))
+        shared = min(common_suffix(base, prompted), len(base) - prompter.question_at(turns, argument))
         # If not even the last token is shared, the span is still the last token of each prompt.
         pair = PromptPair(turns[-1][1], instruction, base, prompted, max(shared, 1), turns[:-1], chat)
         _check_room(self._model, pair, argument, "Shorten the question or the instruction.")
@@ -162,7 +163,7 @@ def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], prompted: S
         asked: tuple[Turn, ...] = (("user", question),)
         base_ids = prompter.prompt(asked, None, f"base[{index}]")
         prompted_ids = prompter.prompt((("user", text),), None, f"prompted[{index}]")
-        shared = min(_common_suffix(base_ids, prompted_ids), len(base_ids) - prompter.question_at(asked, f"base[{index}]"))
+        shared = min(common_suffix(base_ids, prompted_ids), len(base_ids) - prompter.question_at(asked, f"base[{index}]"))
         # If not even the last token is shared, the span is still the last token of each prompt.
         pair = PromptPair(question, _added(question, text), base_ids, prompted_ids, max(shared, 1))
         longer = "base" if len(base_ids) > len(prompted_ids) else "prompted"
@@ -213,12 +214,3 @@ def _added(base: str, prompted: str) -> str:
         if rest != prompted and rest.strip():
             return rest.strip()
     return prompted
-
-
-def _common_suffix(left: Sequence[int], right: Sequence[int]) -> int:
-    length = 0
-    for one, other in zip(reversed(left), reversed(right), strict=False):
-        if one != other:
-            break
-        length += 1
-    return length

@@ -15,6 +15,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from psr_lens._utils.sequences import common_prefix, common_suffix
 from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.token_text import is_byte_level, token_bytes, visible
 
@@ -194,7 +195,7 @@ def prompt_view(tokenizer: Any, pair: PromptPair, span: Span, response_ids: Sequ
         if pair.chat.prefix:
             _mark(parts, "prefix", range(letters.ending(pair.chat.prefix), len(ids)))
         if name == "prompted":
-            head, tail = _shared(pair.base_ids, ids), _shared(pair.base_ids[::-1], ids[::-1])
+            head, tail = common_prefix(pair.base_ids, ids), common_suffix(pair.base_ids, ids)
             _mark(parts, "instruction", letters.nearest(pair.instruction, head) or range(head, len(ids) - tail))
         parts += ["response" for _ in response_ids]
         begin = len(ids) - pair.span_length(span)
@@ -216,12 +217,6 @@ def _shown_text(spelled: bytes) -> str:
 def _mark(parts: list[Part], part: Part, positions: range) -> None:
     for position in positions:
         parts[position] = part
-
-
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of tokens that two prompts share at their beginnings."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((position for position, (one, other) in pairs if one != other), min(len(left), len(right)))
 
 
 class _Letters:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
@@ -145,18 +146,11 @@ def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
         *((f"model: {key}", value) for key, value in comparison.model.items()),
         ("span", f"{comparison.span}, {span[comparison.span]}"),
         ("compared", f"{len(comparison.tokens):,} tokens of {len(comparison.tokens.triplet.unique()):,} responses"),
-        ("layers", _layers(comparison.layers)),
+        ("layers", ranges(comparison.layers)),
         ("α in the figures", comparison.strengths),
-        *((f"{name} acts at layers", _layers(trace.site_layers)) for name, trace in comparison.methods.items()),
+        *((f"{name} acts at layers", ranges(trace.site_layers)) for name, trace in comparison.methods.items()),
         *comparison.settings.items(),
     ]
     return [
         (str(key), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)) for key, value in lines
     ]
-
-
-def _layers(layers: tuple[int, ...]) -> str:
-    """Layers in a few words: "0 to 5", or "0, 4, 8"."""
-    if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]} to {layers[-1]}"
-    return ", ".join(map(str, layers))

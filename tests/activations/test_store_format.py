@@ -122,7 +122,7 @@ def test_a_tokenizer_keeps_its_fingerprint_when_only_calls_change(tiny_llama):
         ({"span": "Q"}, "span: got 'Q', expected one of R, QR"),
         ({"difference": "both"}, "difference: got 'both', expected one of accumulated, local"),
         ({"triplets": ()}, "triplets: got none, expected at least one"),
-        ({"groups": ("a",)}, "groups: got 1 of them, expected one for each of 2 triplets"),
+        ({"groups": ("a",)}, "groups: got a list of 1, expected 2, one group for each triplet"),
         ({"tokens": spec_of([3, 1]).tokens}, "tokens: got 4 rows, expected the 5 rows of the triplets' span R, in their order"),
         ({"shard_bytes": 0}, "shard_bytes: got 0, expected at least 1"),
         ({"settings": {"a": torch.ones(1)}}, "settings: got .*JSON"),
@@ -200,10 +200,10 @@ def _rewritten(folder, change, *, others=False):
             lambda content: content.update(format=FORMAT + 1),
             r"manifest.json: has format 3, this version reads up to 2. Update psr_lens",
         ),
-        (lambda content: content.update(format="x"), r"manifest.json: has format 'x', which is none of a store's. Give the folder"),
+        (lambda content: content.update(format="x"), r"manifest.json: has format 'x', which is not a store's. Give the folder"),
         (
             lambda content: content.update(dtype="float16"),
-            r"tokens.safetensors: belongs to another store .* Delete the one of the two",
+            r"tokens.safetensors: belongs to another store .* Delete the wrong one of the two",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_what_is_no_manifest_is_refused(tmp_path, content):
 
 def test_a_folder_without_a_manifest_is_no_store(tmp_path):
     with pytest.raises(
-        ArtifactError, match=r"manifest.json: no such file, so this is no store. Give the folder that `capture` wrote"
+        ArtifactError, match=r"manifest.json: no such file, so the folder is not a store. Give the folder that `capture` wrote"
     ):
         read_spec(tmp_path)
 

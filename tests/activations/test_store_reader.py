@@ -84,11 +84,11 @@ def test_a_row_may_be_asked_for_in_any_whole_number(made):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (35, "index: got row 35, expected one from -35 to 34: the store has 35 tokens"),
+        (35, "index: got row 35, expected a row from -35 to 34 \\(the store has 35 tokens\\)"),
         (-36, "index: got row -36"),
         ([0, 99], "index: got row 99"),
         ([True, False], "index: got a mask of 2, expected one True or False for each of 35 rows"),
-        (True, "index: got True, expected a row number, a slice, a list of rows, or a mask"),
+        (True, "index: got True, expected a row number, a slice, a list of row numbers, or a mask"),
         ((1, 2), r"index: got \(1, 2\), expected a row number"),
         ("blocks", "index: got 'blocks', expected a row number"),
         (1.0, "index: got 1.0, expected a row number"),
@@ -109,9 +109,9 @@ def test_unknown_names_are_refused_with_those_that_there_are(made):
     for ask in (lambda: store["x"], lambda: store.magnitude("x"), lambda: store.batches("x"), lambda: store.dataset([POST, "x"])):
         with pytest.raises(InputError, match=f"hook: got 'x', expected one of those captured: {POST}, {Z}"):
             ask()
-    with pytest.raises(InputError, match="names: got none, expected at least one hook point"):
+    with pytest.raises(InputError, match="hooks: got none, expected at least one hook point"):
         store.dataset([])
-    with pytest.raises(InputError, match="triplet: got 8, expected one from 0 to 7"):
+    with pytest.raises(InputError, match="triplet: got 8, expected an index from 0 to 7"):
         store.rows(8)
     with pytest.raises(InputError, match="tokens: got 0, expected at least 1"):
         store.batches(POST, 0)
@@ -192,7 +192,7 @@ def test_a_capture_comes_back_from_the_disk(tiny_llama, organism, tmp_path):
         Store.open(tmp_path, organism.model)
     fill(StoreWriter.create(tmp_path / "other", dataclasses.replace(spec, tokenizer="0")), dict(captured.deltas))
     with pytest.raises(
-        ArtifactError, match=r"other: was captured with another tokenizer .* Load the model with the tokenizer of then"
+        ArtifactError, match=r"other: was captured with another tokenizer .* Load the model with the original tokenizer"
     ):
         Store.open(tmp_path / "other", tiny_llama.model)
 
@@ -307,7 +307,7 @@ def test_a_missing_file_is_named(made, tmp_path, name):
     shutil.copytree(made[0].folder, tmp_path / "it")
     (tmp_path / "it" / name).unlink()
     with pytest.raises(
-        ArtifactError, match=rf"it/{name}: (cannot be read \(No such file|no such file, so this is no store).*{REMEDY}"
+        ArtifactError, match=rf"it/{name}: (cannot be read \(No such file|no such file, so the folder is not a store).*{REMEDY}"
     ):
         Store.open(tmp_path / "it")
 
@@ -317,7 +317,7 @@ def test_swapped_shards_are_refused(made, tmp_path):
     one, two = (tmp_path / "it" / f"shard-0000{number}.safetensors" for number in (0, 1))
     (one.rename(tmp_path / "x"), two.rename(one), (tmp_path / "x").rename(two))
     with pytest.raises(
-        ArtifactError, match=rf"shard-00000.safetensors: holds 'shard 1' and not 'shard 0'; was it renamed\? {REMEDY}"
+        ArtifactError, match=rf"shard-00000.safetensors: holds 'shard 1' instead of 'shard 0'; was it renamed\? {REMEDY}"
     ):
         Store.open(tmp_path / "it")
 

@@ -99,10 +99,10 @@ def fitted(tiny_llama):
     """Triplets to fit on, a validation pair, and what the model answers to it with a fit of each of two layers."""
     model, pairs = tiny_llama.model, pairs_of(tiny_llama.model, 5)
     triplets = psr.sample_responses(model, pairs[:4], None, sampling=psr.SamplingConfig(max_new_tokens=6))
-    config = psr.FitConfig(solver="dim")
+    config = psr.DiM()
     texts = {}
     for layer in (0, 1):
-        found = psr.fit(model, triplets, psr.FitConfig(solver="dim", layers=layer))
+        found = psr.fit(model, triplets, psr.DiM(layers=layer))
         texts[layer] = psr.generate(model, pairs[4:], found, sampling=SHORT)[0].text
     return model, triplets, config, pairs[4:], texts
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from helpers import LAYERS, WIDTH, assert_unchanged, hook_count, state_of
@@ -118,7 +119,7 @@ def test_attention_patterns_are_taken_on_request_only(tiny):
 
 
 def test_attention_scores_are_refused_with_what_to_take_instead(tiny):
-    with pytest.raises(InputError, match=r"hook_attn_scores.*`blocks\.0\.attn\.hook_pattern` has the attention"):
+    with pytest.raises(InputError, match=r"hook_attn_scores.*Use `blocks\.0\.attn\.hook_pattern` for attention"):
         select_hooks(tiny.model, "blocks.0.attn.hook_attn_scores")
 
 
@@ -134,6 +135,7 @@ def test_the_table_has_a_line_for_each_kind_with_layers_shape_and_bytes(tiny):
     assert found["blocks.*.attn.hook_attn_scores"] == [f"0–{LAYERS - 1}", "–", "–", "no row per token"]
     assert found["hook_embed"] == ["–", str(WIDTH), f"{4 * WIDTH}", "yes"]
     assert table._repr_html_().count("<tr>") == len(lines) + 1
+    assert repr(table) == f"HookPointTable({len(table)} hook points, {LAYERS} layers)"
 
 
 def test_a_silent_point_is_refused_with_the_switch_to_turn_on(tiny):
@@ -149,7 +151,9 @@ def test_a_silent_point_can_be_chosen_once_it_is_turned_on(fresh):
     assert by_name(fresh.model)["blocks.1.attn.hook_result"].shape == (4, WIDTH)
 
 
-@pytest.mark.parametrize("layers", [[LAYERS], [-LAYERS - 1], [0, 99], [], "last", [0.5]])
+@pytest.mark.parametrize(
+    "layers", [[LAYERS], [-LAYERS - 1], [0, 99], [], "last", "1", [0.5], 1.0, np.array([0.5]), ["1"], True, None]
+)
 @pytest.mark.usefixtures("unchecked")
 def test_layers_out_of_range_are_refused_with_the_range(tiny_llama, layers):
     with pytest.raises(InputError, match=f"from 0 to {LAYERS - 1}"):
@@ -161,6 +165,38 @@ def test_layers_may_be_one_several_or_all(tiny_llama):
     assert check_layers(tiny_llama.model, -1) == [2]
     assert check_layers(tiny_llama.model, range(1, 3)) == [1, 2]
     assert check_layers(tiny_llama.model, (2, 0, -1)) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "layers", [np.int64(-1), np.array(2), np.array([2, -1]), [np.int32(2)], torch.tensor([2]), torch.tensor(2)], ids=str
+)
+def test_layers_may_be_numbers_of_numpy_and_torch(tiny_llama, layers):
+    assert check_layers(tiny_llama.model, layers) == [2]
+    assert select_hooks(tiny_llama.model, "resid_post", layers) == ["blocks.2.hook_resid_post"]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("model", ["organism", None, [1], torch.nn.Linear(2, 2)], ids=["name", "None", "list", "module"])
+@pytest.mark.parametrize(
+    "call",
+    [psr.hook_points, lambda model: select_hooks(model, "all"), lambda model: psr.capture(model, [])],
+    ids=["list", "select", "capture"],
+)
+def test_what_is_no_model_is_refused_with_how_to_load_one(call, model):
+    with pytest.raises(InputError, match=r"model: got .*, expected a HookedTransformer or a TransformerBridge.*load_model"):
+        call(model)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("hooks", [3, None, ["resid_post", 3], [("resid_post", 3)]], ids=str)
+def test_hooks_that_are_no_names_are_refused(tiny_llama, hooks):
+    with pytest.raises(InputError, match=r"hooks: got .*, expected 'all', a kind, a hook name"):
+        select_hooks(tiny_llama.model, hooks)
+
+
+def test_a_misspelt_kind_gets_a_did_you_mean(tiny_llama):
+    with pytest.raises(InputError, match=r"got 'resid_psot'.*Did you mean 'resid_post'\? `psr_lens.hook_points"):
+        select_hooks(tiny_llama.model, "resid_psot")
 
 
 def test_listing_leaves_the_model_and_the_users_hooks_alone(fresh):

@@ -139,7 +139,7 @@ def test_an_empty_folder_is_a_model_error(tmp_path):
 
 
 def test_without_hooked_transformer_the_bridge_is_taken(folders, monkeypatch):
-    monkeypatch.setattr(models.load, "has_hooked_transformer", lambda: False)
+    monkeypatch.setattr(models.loading, "has_hooked_transformer", lambda: False)
     assert models.is_bridge(psr.load_model(folders["llama"]))
     with pytest.raises(ModelError, match=r"removed in 4\.0"):
         psr.load_model(folders["llama"], backend="hooked_transformer")
@@ -167,7 +167,7 @@ def test_a_name_that_hooked_transformer_cannot_take_is_refused_only_where_that_c
         raise NotImplementedError("no such architecture")
 
     monkeypatch.setattr(transformer_lens.HookedTransformer, "from_pretrained_no_processing", refuse)
-    monkeypatch.setattr(models.load, "_bridge_from_name", lambda *args: load("gpt2", "bridge").model)
+    monkeypatch.setattr(models.loading, "_bridge_from_name", lambda *args: load("gpt2", "bridge").model)
     with pytest.raises(ModelError, match=r"HookedTransformer cannot take 'gpt2' \(no such architecture\)"):
         psr.load_model("gpt2", backend="hooked_transformer")
     assert models.is_bridge(psr.load_model("gpt2"))

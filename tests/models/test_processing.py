@@ -88,11 +88,11 @@ def test_an_artifact_of_the_other_kind_of_weights_is_refused_with_the_reason(pai
     made, made_on_processed = random_replacement(plain), random_replacement(model)
     with pytest.raises(ArtifactError) as caught, made.steer(model):
         pytest.fail("the block must not be entered")
-    for part in ("for weights as they were trained", f"processed ({STEPS[family]})", "psr_lens.load_model", "fit anew"):
+    for part in ("for weights as they were trained", f"processed ({STEPS[family]})", "psr_lens.load_model", "fit again"):
         assert part in str(caught.value)
     with pytest.raises(ArtifactError) as caught, made_on_processed.steer(plain):
         pytest.fail("the block must not be entered")
-    for part in (f"for weights processed ({STEPS[family]})", "as they were trained", "Process its weights alike"):
+    for part in (f"for weights processed ({STEPS[family]})", "as they were trained", "Process the weights in the same way"):
         assert part in str(caught.value)
 
 

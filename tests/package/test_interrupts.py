@@ -1,4 +1,4 @@
-"""Who interrupts a cell halfway through can go on: no hook is left, the model is as it was, and the same call works then."""
+"""An interrupt in the middle of a call leaves no hooks and an unchanged model, and the same call works afterwards."""
 
 import threading
 
@@ -115,13 +115,13 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_an_interrupt_leaves_nothing_and_the_same_call_works_then(tiny_llama, name, monkeypatch, tmp_path):
+def test_an_interrupt_leaves_nothing_behind_and_the_same_call_works_afterwards(tiny_llama, name, monkeypatch, tmp_path):
     model, triplets, call = tiny_llama.model, random_triplets(tiny_llama.model, 3, longest=4), CALLS[name]
     interrupt = Interrupted(model, monkeypatch)
     before = state_of(model)
     interrupt.during(None)
     call(model, triplets, tmp_path / "whole")
-    passes, threads = interrupt.passes, set(threading.enumerate())  # tqdm keeps one that watches over all bars
+    passes, threads = interrupt.passes, set(threading.enumerate())  # tqdm keeps a monitor thread
     assert passes > 0
     for at in sorted({0, passes // 2, passes - 1}):
         interrupt.during(at)
@@ -132,4 +132,4 @@ def test_an_interrupt_leaves_nothing_and_the_same_call_works_then(tiny_llama, na
         assert set(threading.enumerate()) == threads
     interrupt.during(None)
     call(model, triplets, tmp_path / "store")
-    assert interrupt.passes <= passes  # a store keeps the shards that were whole
+    assert interrupt.passes <= passes  # a store keeps finished shards

@@ -1,4 +1,4 @@
-"""What a notebook shows for the main objects: well-formed tables with the objects' own numbers, nothing unescaped."""
+"""What a notebook shows for the main objects: well-formed tables with the objects' numbers, everything escaped."""
 
 import xml.etree.ElementTree as ET
 from pathlib import Path

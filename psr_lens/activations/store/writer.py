@@ -67,7 +67,7 @@ class StoreWriter:
             ArtifactError: the folder holds another store or a damaged manifest, or cannot be written.
         """
         if not 0 <= rank < world_size:
-            raise InputError("rank", rank, f"a number from 0 to {world_size - 1} (the world_size is {world_size})")
+            raise InputError("rank", rank, f"a number from 0 up, below the world_size of {world_size}")
         writer = cls(Path(folder), spec, rank, world_size)
         try:
             writer.folder.mkdir(parents=True, exist_ok=True)
@@ -206,11 +206,10 @@ def _is_whole(path: Path, layout: Layout) -> bool:
 
 
 def _check_tensors(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-    if set(tensors) != set(layout.tensors):
-        lacking, unknown = sorted(set(layout.tensors) - set(tensors)), sorted(set(tensors) - set(layout.tensors))
-        raise InputError(
-            "tensors", f"a mapping without {lacking} and with the unknown {unknown}", "exactly the hook points of the spec"
-        )
+    lacking, unknown = sorted(set(layout.tensors) - set(tensors)), sorted(set(tensors) - set(layout.tensors))
+    faults = [f"{fault} {', '.join(names)}" for fault, names in (("lacks", lacking), ("adds", unknown)) if names]
+    if faults:
+        raise InputError("tensors", f"a mapping that {' and '.join(faults)}", "exactly the hook points of the spec")
     for name, (dtype, shape) in layout.tensors.items():
         tensor = tensors[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:

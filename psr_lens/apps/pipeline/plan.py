@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from psr_lens._utils.sequences import ranges
 from psr_lens.apps.pipeline import files
 from psr_lens.apps.pipeline.config import RunConfig
 from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
@@ -88,7 +89,7 @@ def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: P
     for name, settings in config.fits().items():
         layers = check_layers(cast(Any, found), settings.layers)
         kind = "attn.hook_z" if settings.hook == "z" else f"hook_{settings.hook}"
-        where = f"blocks.{layers[0]}.{kind}" if len(layers) == 1 else f"blocks.{{{_layers(layers)}}}.{kind}"
+        where = f"blocks.{layers[0]}.{kind}" if len(layers) == 1 else f"blocks.{{{ranges(layers)}}}.{kind}"
         width = found.cfg.d_model
         rank = settings.rank if isinstance(settings, Joint | Layerwise) else 1
         parameters = len(layers) * rank * (2 * width + 1) * 4
@@ -137,11 +138,6 @@ def _passes(settings: FitConfig) -> str:
 
 def _range(numbers: Sequence[int]) -> str:
     return f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(numbers[0])
-
-
-def _layers(layers: Sequence[int]) -> str:
-    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]}–{layers[-1]}" if whole else ",".join(map(str, layers))
 
 
 def _size(count: float) -> str:
