@@ -12,7 +12,6 @@ from psr_lens._utils.yaml_config import check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.fitting.setting_values import Autocast, FittedRule, HookKind, Objective, check_values, check_whole
 from psr_lens.prompts import Span
-from psr_lens.replacement.replacement import Tokens
 
 PresetName = Literal["persona", "ifeval", "axbench"]
 
@@ -43,7 +42,7 @@ class FitConfig(_Settings):
     """Name of the solver in YAML files and saved settings."""
     is_baseline: ClassVar[bool] = False
     """Whether it is a baseline, with one direction a site."""
-    tokens: ClassVar[Tokens] = "span"
+    tokens: ClassVar[Literal["span", "last"]] = "span"
     """Tokens that the replacement acts on: all of the span, or the last prompt token."""
 
     layers: str | int | Sequence[int] = "all"
@@ -212,8 +211,9 @@ class Sequential(Layerwise):
     """Settings of the sequential solver: layer by layer within one forward pass, each fitted with all earlier ones in force.
 
     Example:
-        >>> psr.fit(model, triplets[:4], psr.Sequential(layers=[1, 2], rank=2))
-        Replacement(A-PSR...
+        >>> fitted = psr.fit(model, triplets[:4], psr.Sequential(layers=[1, 2], rank=2))
+        >>> fitted.method, list(fitted.sites)
+        ('A-PSR', ['blocks.1.hook_resid_post', 'blocks.2.hook_resid_post'])
     """
 
     solver = "sequential"
