@@ -1,15 +1,15 @@
-"""How good the fits are and what they cost: every method, every trait, both families of the embedded model.
+"""Quality and cost of fits: every method, every trait, both families of the embedded model.
 
-python benchmarks/fit.py                   # hours on 2 cores; --trait and --model (several times each) take a part
+python benchmarks/fit.py                   # hours on 2 cores; --trait and --model (repeatable) choose a part
 python benchmarks/fit.py --quick           # one trait, one family, few methods, under a minute
 python benchmarks/fit.py --json out.json --markdown out.md
-python benchmarks/fit.py --tables-of benchmarks/fit     # of parts that were run by themselves: files, or a folder of them
+python benchmarks/fit.py --tables-of benchmarks/fit     # of parts that were run separately: files, or a folder of them
 python benchmarks/fit.py --large           # wall time on a random model of GPT-2 small's size, sequential against joint
 python benchmarks/fit.py --large --gpu     # the same on 24 layers of d_model 2,048 in bfloat16 on the CUDA GPU
 
 Every replacement is fitted on descriptions only. It is then asked for other descriptions, for procedures (a kind of question that it was
 not fitted on), and for descriptions with a counter-instruction in the question ("but forget that and answer plainly"). All of them are
-held out: neither the model nor a fit has seen them. The best strength is chosen on other questions still.
+held out: neither the model nor a fit has seen them. The best strength is chosen on a third set of questions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tqdm import tqdm
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.evaluation.scores import Scores, score
-from psr_lens.generation.responses import judged_triplets
+from psr_lens.generation.responses import Triplets, judged_triplets
 from psr_lens.models import HookedModel, load_to_fit_and_answer
 from psr_lens.prompts import PromptPair
 
@@ -49,11 +49,11 @@ CLOSEST = psr.Sequential(
     regression_steps=100,
     polish=psr.Polish(epochs=24, regulariser=0.0, **(TRAINED | {"learning_rate": 4e-3})),
 )
-"""The settings that come closest to the prompt's own activations, at the cost of other kinds of question; best with --fit-questions 680."""
+"""The settings that come closest to the prompted activations, at the expense of other kinds of question; best with --fit-questions 680."""
 CLOSEST_METHOD = "A-PSR sequential, rank 8, polished"
-"""Its name; it has a table of its own."""
+"""Its name; it has its own table."""
 LONGEST = 64
-"""Tokens of an answer at most; the model's own have up to 46."""
+"""Most tokens of an answer; those that the model was trained on have up to 46."""
 SITUATIONS = ("description", "procedure", "counter")
 
 
@@ -64,7 +64,7 @@ class Method:
     config: psr.FitConfig
     """How it is fitted."""
     alphas: tuple[float, ...]
-    """Strengths among which it takes its best."""
+    """Strengths to choose the best from."""
 
 
 METHODS = {
@@ -98,27 +98,27 @@ METHODS = {
     CLOSEST_METHOD: Method(CLOSEST, TOKENWISE),
 }
 DEFAULT = "A-PSR sequential"
-"""What `fit` does unless told otherwise; the time of a fit is a multiple of its."""
+"""What `fit` does by default; fit times are given as multiples of its time."""
 BASELINE = "S-Const DiM (CAA)"
-"""The one constant that the tables by trait show."""
+"""The one constant method in the tables by trait."""
 QUICK = (BASELINE, "S-PSR sequential", "A-PSR sequential")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One trait on one model, loaded once to be fitted and once to answer: what to fit on, and what to ask."""
+    """One trait on one model: what to fit on, and what to ask. The model is loaded once for fitting and once for answering."""
 
     model: HookedModel
     answering: HookedModel
     trait: str
-    triplets: psr.sampling.Triplets
+    triplets: Triplets
     validation: Sequence[PromptPair]
     asked: dict[str, list[PromptPair]]
     sampling: psr.SamplingConfig
 
     @classmethod
     def of(cls, model: HookedModel, answering: HookedModel, trait: str, fit_questions: int, held_out: int, seed: int) -> Task:
-        """The same questions and the same random streams for every method."""
+        """The same questions and random streams for every method."""
         instruction = organism.instruction(trait)
         known = psr.prompt_pairs(model, organism.questions(fit_questions + 40, kind="description", seed=seed), instruction)
         config = psr.SamplingConfig(seed=seed)
@@ -135,7 +135,7 @@ class Task:
 
 @contextmanager
 def counted_passes(model: HookedModel, tokens: int) -> Any:
-    """Forward passes over the fitted data within the block: tokens that entered the first layer, over the data's own."""
+    """Forward passes over the training data within the block: tokens that entered the first layer, divided by those of the data."""
     entered = [0]
 
     def count(activation: torch.Tensor, hook: Any) -> None:
@@ -146,7 +146,7 @@ def counted_passes(model: HookedModel, tokens: int) -> Any:
 
 
 def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of scores: model, trait, method, situation, at α = 1 and at the best α; and what each fit cost."""
+    """Rows of scores by model, trait, method and situation, at α = 1 and at the best α, with the cost of each fit."""
     judge = psr.judges.organism(task.trait)
     about = {"model": str(task.model.cfg.model_name), "target": task.trait}
     rows: list[dict[str, Any]] = []
@@ -195,46 +195,46 @@ def _scores(task: Task, name: str, replacement: psr.Replacement, judge: Any) -> 
 
 
 def lookup(rows: Sequence[dict[str, Any]], **wanted: Any) -> dict[str, Any] | None:
-    """The one row with these values."""
+    """The first row with these values."""
     return next((row for row in rows if all(row[key] == value for key, value in wanted.items())), None)
 
 
 def parts_of(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], str]:
-    """Rows of several --json files, each a run of its own, and what their settings were.
+    """Rows of several --json files, each a separate run, and their settings.
 
-    Of what was measured in several, the first counts; in a folder a name comes before those that it begins.
+    Where several files measured the same, the first counts; files of a folder are sorted by name.
     """
     files = [
         file for path in paths for file in (sorted(path.glob("*.json"), key=lambda each: each.stem) if path.is_dir() else [path])
     ]
     parts = {str(file): json.loads(file.read_text(encoding="utf-8")) for file in files}
     if unfit := [file for file, part in parts.items() if "rows" not in part] or [str(path) for path in paths if not files]:
-        raise typer.BadParameter(f"got {unfit[0]}, expected what --json of this script wrote, or a folder of such files.")
+        raise typer.BadParameter(f"got {unfit[0]}, expected a --json file of this script, or a folder of such files.")
     titles = {part["title"] for part in parts.values()}
     if len(titles) > 1:
-        raise typer.BadParameter(f"got parts with {len(titles)} settings, expected one. Give those alone that belong together.")
+        raise typer.BadParameter(f"got parts with {len(titles)} settings, expected one. Give only parts with the same settings.")
     return [row | {"run": file} for file, part in parts.items() for row in part["rows"]], titles.pop()
 
 
 def traits_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Those that were measured, in their own order."""
+    """The measured traits, in the order of `organism.TRAITS`."""
     found = {row["target"] for row in rows}
     return [trait for trait in organism.TRAITS if trait in found]
 
 
 def measured(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The methods that have scores, in the table's order."""
+    """The methods with scores, in the order of the table."""
     found = {row["method"] for row in rows if row["at"]}
     return [name for name in METHODS if name in found]
 
 
 def is_shown_by_trait(method: str) -> bool:
-    """Whether the tables by trait have a column for it: the replacements, and one constant."""
+    """Whether the tables by trait have a column for it: PSR methods, and one constant."""
     return "PSR" in method or method == BASELINE
 
 
 def summary(rows: Sequence[dict[str, Any]], model: str) -> list[list[str]]:
-    """A row a method: over traits, in how many it keeps up with prompting, mean scores, RMSE and cost."""
+    """A row per method: mean scores over traits, the number of traits on which it matches prompting, RMSE and cost."""
     ours = [row for row in rows if row["model"] == model]
     traits = traits_of(ours)
     lines = []
@@ -258,7 +258,7 @@ def summary(rows: Sequence[dict[str, Any]], model: str) -> list[list[str]]:
 
 
 def _fit_time(ours: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> str:
-    """Median over traits, as a multiple of what the default took in the same run; in seconds where that is not there."""
+    """Median over traits, as a multiple of the default's time in the same run, or in seconds where the default was not run."""
     bases = [
         lookup(ours, method=DEFAULT, target=row["target"], situation=row["situation"], at="1", run=row["run"]) for row in chosen
     ]
@@ -269,7 +269,7 @@ def _fit_time(ours: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) 
 
 
 def _keeps_up(found: dict[str, Any], prompt: dict[str, Any], situation: str) -> bool:
-    """Within 2 points of prompting on the kind that was fitted on; at least 90 % of it on another."""
+    """Within 2 points of prompting on the kind of question fitted on; at least 90 % of its scores on another kind."""
     pairs = [(found[key], prompt[key]) for key in ("trait", "coherence")]
     if situation == "description":
         return all(mine >= theirs - 2 for mine, theirs in pairs)
@@ -289,7 +289,7 @@ SUMMARY_HEADINGS = (
 
 
 def by_trait(rows: Sequence[dict[str, Any]], model: str, methods: Sequence[str]) -> list[list[str]]:
-    """A row a trait: prompting and some methods in the three situations, α = 1."""
+    """A row per trait and situation: prompting and some methods, at α = 1."""
     ours = [row for row in rows if row["model"] == model]
     lines = []
     for trait in traits_of(ours):
@@ -313,7 +313,7 @@ def large_model(gpu: bool) -> dict[str, Any]:
     tokens = sum(len(triplet.pair.base_ids) + len(triplet.response_ids) for triplet in triplets)
     found: dict[str, Any] = {"machine": machine("cuda" if gpu else "cpu"), "triplets": len(triplets), "tokens": tokens}
     if gpu:
-        psr.fit(model, triplets[:2], psr.Sequential(regression_steps=1))  # what a GPU does once, it has done
+        psr.fit(model, triplets[:2], psr.Sequential(regression_steps=1))  # warm-up
     for name, config in (("sequential", psr.Sequential()), ("joint", psr.Joint(batch_size=8))):
         with counted_passes(model, tokens) as passes:
             began, began_cpu = time.perf_counter(), time.process_time()
@@ -321,11 +321,11 @@ def large_model(gpu: bool) -> dict[str, Any]:
             took = {"seconds": time.perf_counter() - began, "CPU seconds": time.process_time() - began_cpu}
             found[name] = took | {"forward passes": passes()}
     ratios = {f"ratio of {unit}": found["joint"][unit] / found["sequential"][unit] for unit in ("seconds", "CPU seconds")}
-    return found | ratios  # CPU seconds leave out what other processes on a busy machine take
+    return found | ratios  # CPU seconds do not count other processes of a busy machine
 
 
 def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
-    """Print them, and give them as Markdown."""
+    """Print the tables, and return them as Markdown."""
     text = [f"{title}\n"]
     for model in dict.fromkeys(row["model"] for row in rows):
         ours = [row for row in rows if row["model"] == model]
@@ -356,7 +356,7 @@ def main(
     held_out: Annotated[int | None, typer.Option(help="Held-out questions of each kind; 150, or 60 with --quick.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
     tables_of: Annotated[
-        list[Path] | None, typer.Option(help="Run nothing, but print the tables of these --json files, or of folders of them.")
+        list[Path] | None, typer.Option(help="Run nothing; print the tables of these --json files, or of folders of them.")
     ] = None,
     large: Annotated[bool, typer.Option("--large", help="Only the wall time on a random model of GPT-2 small's size.")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="With --large: a larger one in bfloat16 on the CUDA GPU.")] = False,
@@ -385,7 +385,7 @@ def main(
     rows = []
     for name, each in tqdm([(name, each) for name in models for each in traits], unit="trait"):
         rows += measure(Task.of(*loaded[name], each, fit_questions, questions, seed), names)
-        if json_file:  # after every trait: a long run that is cut off leaves what it has
+        if json_file:  # after every trait, so that an interrupted run leaves its results
             lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
             json_file.write_text(f'{{"format": 2, "title": {json.dumps(title)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
     text = print_tables([row | {"run": ""} for row in rows], title)

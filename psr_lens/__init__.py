@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from psr_lens.fitting.config import Joint as Joint
     from psr_lens.fitting.config import LastToken as LastToken
     from psr_lens.fitting.config import Local as Local
-    from psr_lens.fitting.config import Polish as Polish
     from psr_lens.fitting.config import ReFT as ReFT
     from psr_lens.fitting.config import Sequential as Sequential
     from psr_lens.fitting.config import Stolfo as Stolfo
     from psr_lens.fitting.fit import fit as fit
+    from psr_lens.fitting.training_settings import Polish as Polish
     from psr_lens.generation.responses import sample_responses as sample_responses
     from psr_lens.generation.sampling import SamplingConfig as SamplingConfig
     from psr_lens.generation.sampling import generate as generate
@@ -106,7 +106,7 @@ _HOME = {
     "Sequential": "fitting.config",
     "Local": "fitting.config",
     "Joint": "fitting.config",
-    "Polish": "fitting.config",
+    "Polish": "fitting.training_settings",
     "DiM": "fitting.config",
     "ActAdd": "fitting.config",
     "LastToken": "fitting.config",

@@ -1,7 +1,7 @@
-"""Baselines in closed form: one direction a site, from differences between the two contexts and nothing else.
+"""Baselines in closed form: one direction a site, from the differences between the two contexts.
 
-With several sites, `difference_in_means` takes what each layer adds by itself (Δ_loc), since what earlier sites add is still there when a
-later one acts; a single site takes the whole difference from the unsteered run (Δ_acc).
+With several sites, `difference_in_means` uses what each layer adds by itself (Δ_loc), since what earlier sites add is still in the residual
+stream at a later one. A single site uses the whole difference to the unsteered run (Δ_acc).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def difference_in_means(model: HookedModel, triplets: Sequence[Triplet], names: 
 def activation_addition(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: ActAdd) -> dict[str, Site]:
     """ActAdd: the difference between a *single* pair of prompts, that of the first triplet, at the last prompt token.
 
-    Turner et al. 2023, "Activation Addition: Steering Language Models Without Optimization", arXiv 2308.10248. There the difference of all
-    prompt tokens goes to the first tokens of the user's prompt; here, as in later comparisons, that of the last goes to every token of the
-    span, so that one strength can be compared with the other methods'.
+    Turner et al. 2023, "Activation Addition: Steering Language Models Without Optimization", arXiv 2308.10248.
+    There the differences of all prompt tokens are added to the first tokens of the user's prompt. Here, as in later comparisons, that of
+    the last token is added to every token of the span, so that strengths are comparable across methods.
     """
     base, prompted = _last_prompt_token(model, triplets[:1], names, config)
     return {name: _constant(prompted[name][0] - base[name][0]) for name in names}
@@ -53,7 +53,7 @@ def activation_addition(model: HookedModel, triplets: Sequence[Triplet], names: 
 def last_token_difference(
     model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: LastToken
 ) -> dict[str, Site]:
-    """The mean difference at the last prompt token, added at that token only: no decode step is steered.
+    """The mean difference at the last prompt token, added at that token alone: no generated token is steered.
 
     Todd et al. 2024, "Function Vectors in Large Language Models", arXiv 2310.15213, add theirs at this token.
     """
@@ -62,7 +62,7 @@ def last_token_difference(
 
 
 def projection_target(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: Stolfo) -> dict[str, Site]:
-    """Move each token's projection on a direction to the mean that it has under the instruction.
+    """Move each token's projection on a direction to its mean under the instruction.
 
     Stolfo et al. 2025, "Improving Instruction-Following in Language Models through Activation Steering", arXiv 2410.12877, section 3: u
     is the mean difference at the last prompt token, scaled to length 1, and a token gets (z̄ − A·u)·u with z̄ the mean projection at the
@@ -85,10 +85,10 @@ def _constant(direction: Float[Tensor, "*head width"]) -> Site:
 
 @dataclass(frozen=True)
 class _Means:
-    """A destination that keeps the mean over tokens and nothing else."""
+    """A destination of `capture` that keeps only the mean over tokens."""
 
     def receive(self, reading: Reading) -> dict[str, Float[Tensor, "..."]]:
-        """Add up what is read, in double precision."""
+        """Average what is read, in double precision."""
         sums: dict[str, Tensor] = {}
         counts = row_counts(reading.triplets, reading.span)
 
@@ -106,7 +106,7 @@ class _Means:
 def _last_prompt_token(
     model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: FitConfig
 ) -> tuple[dict[str, Float[Tensor, "triplet ..."]], dict[str, Float[Tensor, "triplet ..."]]]:
-    """Activations at the last prompt token without and with the instruction; one response token is read, and left out."""
+    """Activations at the last prompt token in both contexts; a single response token is read, and dropped."""
     short = [replace(triplet, response_ids=triplet.response_ids[:1]) for triplet in triplets]
     base, prompted = (
         {

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from numbers import Integral
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, get_args
 
 from psr_lens._utils.yaml_config import check_keys, yaml_mapping
 from psr_lens.errors import InputError
-from psr_lens.fitting.setting_values import Autocast, FittedRule, HookKind, Objective, check_values, check_whole
+from psr_lens.fitting.settings import FittedRule, HookKind, Settings, settable, values_of
+from psr_lens.fitting.training_settings import GradientDescent, JointTraining, Polish
 from psr_lens.prompts import Span
-from psr_lens.replacement import Tokens
 
 PresetName = Literal["persona", "ifeval", "axbench"]
 
 
-class _Settings:
-    """What the settings of solvers and of polishing have in common: values are checked, and `repr` shows those that differ."""
-
-    def __post_init__(self) -> None:
-        """Refuse invalid values."""
-        check_values(self)
-
-    def __repr__(self) -> str:
-        """The class and the settings that are not the default."""
-        pairs = [(name, repr(getattr(self, name)), repr(each.default)) for name, each in _settable(type(self)).items()]
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value, default in pairs if value != default)})"
-
-
 @dataclass(frozen=True, kw_only=True, repr=False)
-class FitConfig(_Settings):
+class FitConfig(Settings, ABC):
     """Base of the settings of all solvers, for annotations: make a `Sequential`, a `Joint`, … instead.
 
     Example:
@@ -43,7 +30,7 @@ class FitConfig(_Settings):
     """Name of the solver in YAML files and saved settings."""
     is_baseline: ClassVar[bool] = False
     """Whether it is a baseline, with one direction a site."""
-    tokens: ClassVar[Tokens] = "span"
+    tokens: ClassVar[Literal["span", "last"]] = "span"
     """Tokens that the replacement acts on: all of the span, or the last prompt token."""
 
     layers: str | int | Sequence[int] = "all"
@@ -64,14 +51,14 @@ class FitConfig(_Settings):
         return super().__new__(cls)
 
     @property
+    @abstractmethod
     def method(self) -> str:
         """Name of the method in tables, without the `S-` or `A-` for one site or several."""
-        raise NotImplementedError
 
     @property
     def is_trained(self) -> bool:
         """Whether gradient descent is part of the fit, so that it has epochs and can keep a checkpoint."""
-        return isinstance(self, _GradientDescent)
+        return isinstance(self, GradientDescent)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None) -> FitConfig:
@@ -110,62 +97,7 @@ class FitConfig(_Settings):
             >>> psr.DiM(layers=range(2)).to_json()
             {'solver': 'dim', 'layers': [0, 1], 'hook': 'resid_post', 'span': 'R', 'token_budget': 8192}
         """
-        return {"solver": self.solver, **_values(self)}
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class _GradientDescent(_Settings):
-    """Settings of everything that is trained by gradient descent through the model."""
-
-    seed: int = 123
-    """Seed of the random start, of the shuffling and of the validation split."""
-    epochs: int = 15
-    """Passes over the triplets."""
-    batch_size: int = 16
-    """Triplets a step; where they have more than `token_budget` tokens, their gradients are accumulated over parts."""
-    learning_rate: float = 1e-3
-    """Learning rate of AdamW, which falls linearly to 0."""
-    weight_decay: float = 1e-6
-    """Weight decay of AdamW."""
-    validation: float = 0.0
-    """Share of the triplets that is left out of training; the loss on them is measured after every epoch."""
-    patience: int | None = None
-    """Stop after this many epochs without a lower validation loss, and take the best state; None trains to the end."""
-    autocast: Autocast = "none"
-    """Type in which the model computes; probes, directions and losses stay in float32."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.validation >= 1:
-            raise InputError("validation", self.validation, "a share of the triplets below 1")
-        if self.patience is not None:
-            check_whole("patience", self.patience, 1)
-            if not self.validation:
-                raise InputError("validation", self.validation, "a share above 0 with `patience`", "Give e.g. `validation=0.1`.")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class _JointTraining(_GradientDescent):
-    """Settings of joint training, wherever it starts from."""
-
-    objective: Objective = "mse"
-    """What to minimise: `"mse"`, the distance to the prompted activations (prompt steering imitation), or `"ll"`, −log p of the
-    response."""
-    regulariser: float = 0.1
-    """Weight of max(0, 1 − Σ_i λ_i), against probes that never fire."""
-    normalise: bool = True
-    """With `objective="mse"`: divide the error by the unsteered error, so that it balances against the regulariser."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Polish(_JointTraining):
-    """Settings of joint training from the result of `Sequential` or `Local`; that has the layers, the hook, the span and the rank.
-
-    Example:
-        >>> polished = psr.fit(model, triplets[:4], psr.Sequential(layers=1, polish=psr.Polish(epochs=1)))
-        >>> polished.method, len(polished.curve.train)
-        ('S-PSR', 1)
-    """
+        return {"solver": self.solver, **values_of(self)}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -212,8 +144,9 @@ class Sequential(Layerwise):
     """Settings of the sequential solver: layer by layer within one forward pass, each fitted with all earlier ones in force.
 
     Example:
-        >>> psr.fit(model, triplets[:4], psr.Sequential(layers=[1, 2], rank=2))
-        Replacement(A-PSR...
+        >>> fitted = psr.fit(model, triplets[:4], psr.Sequential(layers=[1, 2], rank=2))
+        >>> fitted.method, list(fitted.sites)
+        ('A-PSR', ['blocks.1.hook_resid_post', 'blocks.2.hook_resid_post'])
     """
 
     solver = "sequential"
@@ -232,7 +165,7 @@ class Local(Layerwise):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Joint(_JointTraining, FitConfig):
+class Joint(JointTraining, FitConfig):
     """Settings of the paper's solver: all sites trained together by gradient descent, from a random start.
 
     Defaults are the paper's for personas (Heyman & Vandeputte 2026), but for the span, which is QR there. To start from the result of
@@ -356,7 +289,7 @@ class Stolfo(_Baseline):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ReFT(_GradientDescent, _Baseline):
+class ReFT(GradientDescent, _Baseline):
     """Settings of ReFT-r1 (AxBench): one direction a site, trained to make the responses likely.
 
     Example:
@@ -385,27 +318,8 @@ def read_config(path: str | Path) -> FitConfig:
 
 def as_joint(*parts: FitConfig | Polish, **changes: Any) -> Joint:
     """The config of a joint fit with the settings that `parts` share with it, and changes: what the training loop works with."""
-    own = _settable(Joint)
-    return Joint(**{name: getattr(part, name) for part in parts for name in _settable(type(part)) if name in own} | changes)
-
-
-def _settable(kind: type) -> dict[str, Any]:
-    """The fields that can be set, by name."""
-    return {each.name: each for each in fields(kind) if each.init}
-
-
-def _values(settings: FitConfig | Polish) -> dict[str, Any]:
-    values = {name: getattr(settings, name) for name in _settable(type(settings))}
-    return {name: _values(value) if isinstance(value, Polish) else _as_json(value) for name, value in values.items()}
-
-
-def _as_json(value: Any) -> Any:
-    """Layers may be a range, an array or numbers of NumPy."""
-    if isinstance(value, bool | str | float):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    return [_as_json(each) for each in value] if isinstance(value, Iterable) else value
+    own = settable(Joint)
+    return Joint(**{name: getattr(part, name) for part in parts for name in settable(type(part)) if name in own} | changes)
 
 
 def _with_preset(name: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -427,11 +341,11 @@ def _with_preset(name: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _made(kind: type[FitConfig | Polish], given: Mapping[str, Any], defaults: Mapping[str, Any] | None, what: str) -> Any:
     """Settings of one class; an unknown one is answered with a similar name, one of another solver with that solver's name."""
-    own = list(_settable(kind))
+    own = list(settable(kind))
     for name in given:
-        owners = [repr(each.solver) for each in CONFIGS if name in _settable(each)]
+        owners = [repr(each.solver) for each in CONFIGS if name in settable(each)]
         if name not in own and owners:
-            if "polish" in own and name in _settable(Polish):
+            if "polish" in own and name in settable(Polish):
                 owners.append("`polish`")
             remedy = f"{name!r} is a setting of {', '.join(owners)}."
             raise InputError("config", f"the setting {name!r} with {what}", f"one of {', '.join(own)}", remedy)

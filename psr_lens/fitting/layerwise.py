@@ -1,10 +1,10 @@
-"""What the sequential and the local solver share: one pass over either context, in lockstep, and a regression at every layer.
+"""What the sequential and the local solver share: one pass over each context, in lockstep, and a regression at every layer.
 
-All passes halt at a layer, in both contexts. What arrives there in the base context are the inputs of that layer's regression, what
-arrives in the prompted one gives the targets; then the passes go on, and nothing of the layer is kept but its site. So only one layer's
-activations are held at a time, and no gradient goes through the model. (Neither solver is in the paper, whose own is `joint`.)
+All passes halt at a layer, in both contexts. The base activations there are the inputs of that layer's regression, and the differences to
+the prompted ones are its targets. Then the passes continue, and only the site is kept. So only one layer's activations are held at a time,
+and no gradient goes through the model. (Neither solver is in the paper, whose own is `joint`.)
 
-Where even one layer's activations are larger than memory, they wait in files instead (`scratch`).
+Where even one layer's activations are larger than memory, they are kept in files instead (`scratch`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from tqdm.auto import tqdm
 from psr_lens._utils.progress import progress_bar
 from psr_lens.fitting.config import Layerwise
 from psr_lens.fitting.from_files import fit_from_files
-from psr_lens.fitting.layerwise_data import GoOn, LayerwiseData, Missing, fitted_site, halts, last_layer, steered_rows, with_rows
+from psr_lens.fitting.layerwise_data import (
+    Downstream,
+    LayerwiseData,
+    RemainingError,
+    fitted_site,
+    halts,
+    last_layer,
+    steered_rows,
+    with_rows,
+)
 from psr_lens.fitting.lockstep import lockstep
 from psr_lens.models import HookedModel, frozen
 from psr_lens.prompts import Triplet
@@ -31,11 +40,22 @@ def fit_layerwise(
     triplets: Sequence[Triplet],
     names: Sequence[str],
     config: Layerwise,
-    go_on: GoOn,
+    downstream: Downstream,
     *,
     scratch: Path | None = None,
 ) -> dict[str, Site]:
     """Fit the sites `names` one after the other, in the model's order.
+
+    Args:
+        model: The model.
+        triplets: What to learn from.
+        names: Hook points to act at.
+        config: The settings.
+        downstream: What the base pass continues with after a layer.
+        scratch: Folder for the activations, where they are larger than memory.
+
+    Returns:
+        A site for each hook point.
 
     Raises:
         InputError: files cannot be written to `scratch`.
@@ -45,12 +65,12 @@ def fit_layerwise(
     bar = progress_bar(total=len(names), desc=f"fit {config.solver}", unit="layer")
     with bar, frozen(model):
         if scratch is not None:
-            return fit_from_files(model, data, names, config, go_on, scratch, bar)
-        return _fit_in_lockstep(model, data, names, config, go_on, bar)
+            return fit_from_files(model, data, names, config, downstream, scratch, bar)
+        return _fit_in_lockstep(model, data, names, config, downstream, bar)
 
 
 def _fit_in_lockstep(
-    model: HookedModel, data: LayerwiseData, names: Sequence[str], config: Layerwise, go_on: GoOn, bar: tqdm[None]
+    model: HookedModel, data: LayerwiseData, names: Sequence[str], config: Layerwise, downstream: Downstream, bar: tqdm[None]
 ) -> dict[str, Site]:
     base, prompted = data.base, data.prompted
     sites: dict[str, Site] = {}
@@ -58,26 +78,26 @@ def _fit_in_lockstep(
     def visit(name: str, arrived: list[Tensor]) -> list[Tensor]:
         in_base, in_prompted = arrived[: len(base)], arrived[len(base) :]
         if name in names:
-            here = in_base[0].device  # that of the layer, where its site is fitted too
+            here = in_base[0].device  # of the layer, where its site is fitted too
             store = here if data.tokens <= config.regression_batch else torch.device("cpu")
             inputs = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_base, base, strict=True)])
             targets = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_prompted, prompted, strict=True)])
             targets = targets.float() - inputs.float()
             sites[name] = fitted_site(name, inputs, targets, torch.cat(data.alpha).to(store), config, here)
-        missing, changed = Missing(), []
+        remaining, changed = RemainingError(), []
         for ours, batch, theirs, other, alpha in zip(in_base, base, in_prompted, prompted, data.alpha, strict=True):
             rows, wanted = batch.rows_of(ours), other.rows_of(theirs)
             moved = wanted
             if name in names:
                 moved = steered_rows(rows, sites[name], alpha)
-                missing.add(rows, moved, wanted)
-            if go_on == "with the prompt's":
+                remaining.add(rows, moved, wanted)
+            if downstream == "prompted":
                 moved = wanted if name.endswith("hook_resid_post") else rows
             changed.append(with_rows(ours, batch, moved))
         if name in names:
-            bar.set_postfix(hook=name, error=missing, refresh=False)
+            bar.set_postfix(hook=name, error=remaining, refresh=False)
             bar.update()
         return changed + in_prompted
 
-    lockstep(model, [*base, *prompted], halts(names, go_on), last_layer(names) + 1, visit)
+    lockstep(model, [*base, *prompted], halts(names, downstream), last_layer(names) + 1, visit)
     return sites

@@ -1,4 +1,4 @@
-"""What a layerwise fit works on, whether its activations wait in memory or in files: batches of both contexts, rows and strengths."""
+"""What layerwise fits work on, in memory or in files: batches of both contexts, rows of activations, and strengths."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site
 
 CPU_TOKENS: Final = 1_024
-"""Most tokens of a batch on a CPU, which gains nothing by larger ones, and loses by their padding."""
+"""Most tokens of a batch on a CPU: larger batches are no faster there, and have more padding."""
 
-GoOn = Literal["steered by the sites", "with the prompt's"]
-"""What the base context goes on with after a layer: what arrived plus what the site adds, or the prompted activations."""
+Downstream = Literal["steered", "prompted"]
+"""What the base pass continues with after a layer: its own activations plus what the site adds, or the prompted activations."""
 
 
 @dataclass(frozen=True)
 class LayerwiseData:
-    """All triplets in batches; a batch is the same triplets in either context, and its spans have the same tokens."""
+    """All triplets in batches. A batch holds the same triplets in both contexts, and so the same span tokens."""
 
     base: list[ContextBatch]
-    """Batches of the base context."""
+    """Batches in the base context."""
     prompted: list[ContextBatch]
-    """The same triplets in the prompted context."""
+    """The same batches in the prompted context."""
     alpha: list[Float[Tensor, " _"]]
-    """By batch, the trait's score of every token's triplet."""
+    """By batch, the trait score of each token's triplet."""
 
     @classmethod
     def of(cls, model: HookedModel, triplets: Sequence[Triplet], config: Layerwise) -> LayerwiseData:
@@ -50,7 +50,7 @@ class LayerwiseData:
 
     @property
     def tokens(self) -> int:
-        """Number of rows: tokens of all spans."""
+        """Number of rows, the tokens of all spans."""
         return sum(map(len, self.alpha))
 
 
@@ -60,16 +60,16 @@ def _per_token(batch: ContextBatch, triplets: Sequence[Triplet]) -> Float[Tensor
 
 
 def last_layer(names: Sequence[str]) -> int:
-    """The layer of the last of some hook points."""
+    """The highest layer of some hook points."""
     return max(layer for name in names if (layer := layer_of(name)) is not None)
 
 
-def halts(names: Sequence[str], go_on: GoOn) -> list[str]:
-    """Where the base context is read or changed: at the sites, and at every block's output that is replaced before the last site."""
-    if go_on == "steered by the sites":
+def halts(names: Sequence[str], downstream: Downstream) -> list[str]:
+    """Where the base pass is read or changed: at the sites, and at the output of every block before the last site if that is replaced."""
+    if downstream == "steered":
         return list(names)
     outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(last_layer(names))]
-    # Within a block its output fires last.
+    # The output of a block fires last in it.
     return sorted({*names, *outputs}, key=lambda name: (layer_of(name) or 0, name.endswith("hook_resid_post")))
 
 
@@ -98,7 +98,7 @@ def fitted_site(
 def with_rows(
     activation: Float[Tensor, "batch position *head width"], batch: ContextBatch, rows: Float[Tensor, "token *head width"]
 ) -> Float[Tensor, "batch position *head width"]:
-    """The activation with other rows in the spans, in its own type."""
+    """The activation with other rows on the spans, in its own dtype."""
     return activation.flatten(0, 1).index_copy(0, batch.rows.to(activation.device), rows.to(activation)).view_as(activation)
 
 
@@ -112,8 +112,8 @@ def steered_rows(
 
 
 @dataclass
-class Missing:
-    """How much of the difference to the prompt is left after a site, added up over tokens."""
+class RemainingError:
+    """How much of the difference to the prompted activations is left after a site, summed over tokens."""
 
     left: float = 0.0
     """Σ |wanted − steered|²."""
@@ -121,10 +121,10 @@ class Missing:
     """Σ |wanted − arrived|²."""
 
     def add(self, arrived: Tensor, steered: Tensor, wanted: Tensor) -> None:
-        """Take in some rows."""
+        """Add some rows."""
         self.left += float((wanted - steered).double().square().sum())
         self.whole += float((wanted - arrived).double().square().sum())
 
     def __str__(self) -> str:
-        """The relative error."""
+        """The relative error, as the progress bar shows it."""
         return f"{(self.left / self.whole) ** 0.5 if self.whole else 0.0:.3f}"

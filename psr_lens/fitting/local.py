@@ -20,16 +20,24 @@ def fit_local(
     *,
     scratch: Path | None = None,
 ) -> dict[str, Site]:
-    """Fit each of the sites `names` to what its layer alone adds because of the prompt.
+    """Fit each of the sites `names` to what its layer alone adds under the instruction.
 
-    In the base context every block's output on the span is replaced by the prompted one, so that what layer `l` makes of it is
-    `Ã_l`, and `α·ReLU(Ã_l·W + b)·Z ≈ A_{l|PS} − Ã_l = Δ_loc,l` is fitted. No site depends on another, but each is trained on perfect
-    inputs: at run time the errors of earlier layers add up.
+    In the base context every block's output on the span is replaced by the prompted one. Layer `l` then gives `Ã_l`, and
+    `α·ReLU(Ã_l·W + b)·Z ≈ A_{l|PS} − Ã_l = Δ_loc,l` is fitted. No site depends on another, but each is trained on exact inputs: at run
+    time the errors of earlier layers add up.
 
-    With `scratch`, a folder, activations wait there in files, where they are larger than memory.
+    Args:
+        model: The model.
+        triplets: What to learn from.
+        names: Hook points to act at.
+        config: The settings.
+        scratch: Folder for the activations, where they are larger than memory.
+
+    Returns:
+        A site for each hook point.
 
     Raises:
         InputError: files cannot be written to `scratch`.
         FitError: an activation or a site is not finite; names the hook point.
     """
-    return fit_layerwise(model, triplets, names, config, "with the prompt's", scratch=scratch)
+    return fit_layerwise(model, triplets, names, config, "prompted", scratch=scratch)

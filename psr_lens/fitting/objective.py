@@ -1,6 +1,6 @@
-"""What joint training makes small: the distance to the prompted activations (MSE), or −log p of the responses (LL).
+"""The objectives of joint training: the distance to the prompted activations (MSE), or −log p of the responses (LL).
 
-Heyman & Vandeputte 2026, "Training". Both read the base context with the sites in force, and add the regulariser against dead probes.
+Heyman & Vandeputte 2026, "Training". Both run the base context with the sites in force, and add the regulariser against dead probes.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from psr_lens.replacement import Site
 from psr_lens.replacement.site import per_head
 
 HELD_BYTES: Final = 2 * 2**30
-"""Prompted activations up to this size are kept; larger ones are computed anew for every batch."""
+"""Prompted activations up to this size are kept; larger ones are computed again for every batch."""
 
 SHARE_OF_FREE: Final = 0.25
-"""Kept activations stay on the GPU if they take no more than this share of what is free there, else in the CPU's memory."""
+"""Kept activations stay on the GPU if they take at most this share of its free memory, else in main memory."""
 
 EXPLODED: Final = 1e3
-"""An error of so many times the unsteered one is an explosion."""
+"""MSE: an error this many times the unsteered one counts as an explosion."""
 
 SURPRISED: Final = 10.0
-"""So is a −log p of so many times that of a uniform guess."""
+"""LL: so does a −log p this many times that of a uniform guess."""
 
 
 class Losses(NamedTuple):
-    """The losses of some triplets as sums, so that parts of a batch add up to the whole."""
+    """Summed losses of some triplets, so that parts of a batch add up to the whole."""
 
     error: Float[Tensor, ""]
     """MSE: squared error, summed over tokens and layers; LL: −log p, summed over response tokens."""
@@ -48,40 +48,40 @@ class Losses(NamedTuple):
 
 
 class Objective(ABC):
-    """Base of both objectives: the pass with the sites in force, and how it counts tokens."""
+    """Base of the objectives: the pass with the sites in force, and how tokens are counted."""
 
     scale: float = 1.0
     """What the mean error is divided by."""
     ceiling: float
-    """A mean error above this, in units of the scale, means that training has gone astray."""
+    """A mean error above this, in units of the scale, ends training as an explosion."""
 
     def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: Joint) -> None:
-        """Know model, data and parameters."""
+        """Keep model, data and parameters."""
         self.model, self.triplets, self.parameters, self.config = model, triplets, parameters, config
         self.device = device_of(model)
 
     def prepare(self, training: Sequence[int]) -> None:
-        """Compute what stays the same while the sites change; nothing, unless an objective says otherwise."""
+        """Compute what does not depend on the sites; by default nothing."""
         return
 
     @abstractmethod
     def losses(self, indices: Sequence[int]) -> Losses:
-        """Of some triplets, with gradients to the parameters."""
+        """Losses of some triplets, with gradients to the parameters."""
 
     @abstractmethod
     def count(self, indices: Sequence[int]) -> int:
-        """How many tokens the mean error of some triplets is taken over."""
+        """Number of tokens over which the mean error of some triplets is taken."""
 
     def after_step(self) -> None:
-        """Put back what must hold of the parameters after every step; nothing, unless an objective says otherwise."""
+        """Restore constraints on the parameters after a step; by default there are none."""
         return
 
     def sites(self) -> dict[str, Site]:
-        """The result."""
+        """The sites as a result."""
         return self.parameters.finished()
 
     def where_it_broke(self, indices: Sequence[int]) -> str:
-        """The first hook point whose activations are not finite; where all are, the one that has grown most by the sites."""
+        """The first hook point with activations that are not finite; if there is none, the one whose norm the sites increase most."""
         batch, points = self._batch(indices), measured_points(self.model, self.parameters.names)
         sizes: dict[bool, list[Tensor]] = {False: [], True: []}
         for steered, found in sizes.items():
@@ -97,13 +97,13 @@ class Objective(ABC):
         return context_batch([self.triplets[index] for index in indices], "base", self.config.span, self.device)
 
     def _steering(self, batch: ContextBatch, indices: Sequence[int], penalties: list[Tensor]) -> list[tuple[str, Any]]:
-        """The hooks that let the sites act, at each triplet's trait score; each adds its share of the regulariser to `penalties`."""
+        """Hooks that apply the sites, with each triplet's trait score as strength; each appends its regulariser to `penalties`."""
         alpha = torch.tensor([self.triplets[index].trait / 100 for index in indices], device=self.device)
         strengths = alpha + self.parameters.offset
         return [(name, _steering_hook(site, strengths, batch.span, penalties)) for name, site in self.parameters.sites().items()]
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The type in which the model computes."""
+        """A context in which the model computes in the type of the settings."""
         wanted = self.config.autocast == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
@@ -112,18 +112,18 @@ class Imitation(Objective):
     """MSE: Σ_l mean ‖A_{l|AS} − A_{l|PS}‖² over the first site's layer and all later ones, on the span."""
 
     def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: Joint) -> None:
-        """Know which layers are measured."""
+        """Choose the layers that are compared."""
         super().__init__(model, triplets, parameters, config)
         self.measured = measured_points(model, parameters.names)
         self._counts = row_counts(triplets, config.span)
         self._held: dict[str, tuple[Tensor, ...]] = {}
 
     def count(self, indices: Sequence[int]) -> int:
-        """Tokens of the spans."""
+        """Number of span tokens."""
         return sum(self._counts[index] for index in indices)
 
     def prepare(self, training: Sequence[int]) -> None:
-        """Read the prompted activations, if there is room for them, and the unsteered error of the training triplets."""
+        """Read the prompted activations, if there is room for them, and measure the unsteered error of the training triplets."""
         size = sum(self._counts) * int(self.model.cfg.d_model) * len(self.measured) * next(self.model.parameters()).itemsize
         if size <= HELD_BYTES:
             with self.precision():
@@ -137,7 +137,7 @@ class Imitation(Objective):
                 )
             kept_on = _where_to_keep(size, self.device)
             self._held = {name: values.to(kept_on).split(self._counts) for name, values in rows.items()}
-        # Never quite 0, as it is for an instruction that changes nothing.
+        # An instruction that changes nothing has an error of 0.
         unsteered = max(self._unsteered_error(training) / self.count(training), 1e-12)
         self.scale = unsteered if self.config.normalise else 1.0
         self.ceiling = EXPLODED * unsteered / self.scale
@@ -168,8 +168,8 @@ class Imitation(Objective):
 
     def _unsteered_error(self, training: Sequence[int]) -> float:
         total = 0.0
-        for places in length_batches([self.triplets[index] for index in training], self.config.token_budget):
-            indices = [training[place] for place in places]
+        for batch in length_batches([self.triplets[index] for index in training], self.config.token_budget):
+            indices = [training[number] for number in batch]
             with torch.no_grad():
                 total += float(self._error(self._batch(indices), indices, ()))
         return total
@@ -179,12 +179,12 @@ class Likelihood(Objective):
     """LL: −log p_AS(y' | x), a mean over response tokens."""
 
     def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: Joint) -> None:
-        """Know what a guess is worth."""
+        """Set the ceiling from the size of the vocabulary."""
         super().__init__(model, triplets, parameters, config)
         self.ceiling = SURPRISED * math.log(int(model.cfg.d_vocab))
 
     def count(self, indices: Sequence[int]) -> int:
-        """Response tokens."""
+        """Number of response tokens."""
         return sum(len(self.triplets[index].response_ids) for index in indices)
 
     def losses(self, indices: Sequence[int]) -> Losses:
@@ -199,18 +199,18 @@ class Likelihood(Objective):
         """−log p of the response tokens, each predicted one position before it."""
         logits = forward(self.model, batch.tokens, batch.mask)
         starts = torch.tensor([len(self.triplets[index].pair.base_ids) for index in indices], device=batch.tokens.device)
-        places = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-        answers = (batch.mask.bool() & (places >= starts[:, None]))[:, 1:]
+        positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        answers = (batch.mask.bool() & (positions >= starts[:, None]))[:, 1:]
         predicted = logits[:, :-1][answers].float()
         return torch.nn.functional.cross_entropy(predicted, batch.tokens[:, 1:][answers], reduction="sum")
 
 
 class _Read(BaseException):
-    """Ends a pass whose logits nobody needs; not an `Exception`, so that nothing on the way catches it."""
+    """Ends a pass before the logits. It is not an `Exception`, so that no handler in the model catches it."""
 
 
 def read_residuals(model: HookedModel, batch: ContextBatch, last: str) -> None:
-    """A forward pass up to the hook point `last`, for what hooks see of it; the logits, the costliest tensor of all, are left out."""
+    """A forward pass up to the hook point `last`, for hooks to read; the logits, the largest tensor of all, are not computed."""
 
     def stop(activation: Tensor, hook: Any) -> None:
         raise _Read
@@ -239,7 +239,7 @@ def _steering_hook(
             inside = span.to(device).reshape(*span.shape, *[1] * (coefficients.ndim - 2))
             coefficients = coefficients * inside
             penalties.append(torch.relu(1 - coefficients.sum(1)).sum().to(span.device))
-            # The strength goes to the few coefficients: times the wide intervention, autograd would keep a copy of that.
+            # Multiplied into the few coefficients: multiplied into the wide intervention, autograd would keep a copy of that.
             strength = strengths.to(device).reshape(-1, *[1] * (coefficients.ndim - 1))
             added = per_head(coefficients * strength, here.directions)
             return activation + added.to(activation.dtype)
@@ -248,10 +248,10 @@ def _steering_hook(
 
 
 def _where_to_keep(size: int, device: torch.device) -> torch.device:
-    """The model's GPU, the first of several, or the CPU where there is none or the activations are too large for it."""
+    """The model's (first) GPU, or the CPU if there is none or the activations are too large for it."""
     if device.type != "cuda":
         return torch.device("cpu")
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and free for what comes
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, free to be used
     free = torch.cuda.mem_get_info(device)[0] + cached
     return device if size <= SHARE_OF_FREE * free else torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""What gradient descent changes: the tensors of all sites, one stack a kind, and the offset b_m that they share."""
+"""The parameters of gradient descent: the tensors of all sites, stacked by kind, and the offset b_m that they share."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from psr_lens.models.hook_points import hook_shapes
 from psr_lens.replacement import Rule, Site
 
 START_SCALE: Final = 0.01
-"""Standard deviation of the probes and directions at the start."""
+"""Standard deviation of the initial probes and directions."""
 
 START_OFFSET: Final = -0.5
-"""b_m at the start, where it is learned: it puts the middle of the judge's scale at 0."""
+"""Initial b_m, where it is learned: it puts the middle of the judge's scale at 0."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of sites of one shape and rule, stacked so that an optimiser's step is a few operations."""
+    """Parameters of sites with one shape and rule, stacked so that a step of the optimiser is a few operations."""
 
     names: tuple[str, ...]
     """Hook name of each site."""
     rule: Rule
-    """How a token's coefficients come about."""
+    """How a token's coefficients are computed."""
     directions: Float[Tensor, "site *head rank width"]
     """`Site.directions` of each."""
     weights: Float[Tensor, "site *head rank width"]
-    """`Site.weights` of each; zero and not trained under the constant rule."""
+    """`Site.weights` of each; 0 and not trained under the constant rule."""
     bias: Float[Tensor, "site *head rank"]
     """`Site.bias` of each; 1 and not trained under the constant rule."""
     offset: Float[Tensor, ""]
@@ -42,7 +42,7 @@ class Parameters:
 
     @classmethod
     def random(cls, model: HookedModel, names: Sequence[str], config: Joint) -> Parameters:
-        """The paper's start: directions and probes from N(0, 0.01²), b = 0; under the constant rule λ is 1."""
+        """The paper's initialisation: directions and probes from N(0, 0.01²), b = 0; under the constant rule λ is 1."""
         shapes = hook_shapes(model, names)
         generator = torch.Generator().manual_seed(config.seed)
         directions, weights = [], []
@@ -56,16 +56,14 @@ class Parameters:
 
     @classmethod
     def of(cls, model: HookedModel, sites: Mapping[str, Site], config: Joint) -> Parameters:
-        """Start from sites that are there already.
+        """Start from given sites.
 
         Raises:
-            InputError: a site has another rule than the settings.
+            InputError: the rule of a site is not that of the settings.
         """
         for name, site in sites.items():
             if site.rule != config.rule:
-                raise InputError(
-                    "sites", f"the rule {site.rule!r} at {name}", f"{config.rule!r}, as in the settings", "Set `rule`."
-                )
+                raise InputError("sites", f"the rule {site.rule!r} at {name}", f"{config.rule!r}, as in the settings")
         parts = [torch.stack([getattr(site, part) for site in sites.values()]) for part in ("directions", "weights", "bias")]
         return cls._trainable(model, list(sites), config, parts[0], parts[1], parts[2])
 
@@ -73,7 +71,7 @@ class Parameters:
     def _trainable(
         cls, model: HookedModel, names: Sequence[str], config: Joint, directions: Tensor, weights: Tensor, bias: Tensor
     ) -> Parameters:
-        if config.rule == "constant":  # its direction is all that there is to learn
+        if config.rule == "constant":  # only its direction is learned
             directions, weights, bias = directions * bias[..., None], torch.zeros_like(weights), torch.ones_like(bias)
         offset = torch.tensor(START_OFFSET if config.learned_offset else 0.0)
         device = device_of(model)
@@ -91,12 +89,12 @@ class Parameters:
         return {part: tensor for part, tensor in tensors.items() if tensor.requires_grad}
 
     def sites(self) -> dict[str, Site]:
-        """Each hook point's site; views, through which gradients reach the stacks."""
+        """The site of each hook point, as views through which gradients reach the stacks."""
         parts = zip(self.directions.unbind(), self.weights.unbind(), self.bias.unbind(), strict=True)
         return {name: Site(*tensors, self.rule) for name, tensors in zip(self.names, parts, strict=True)}
 
     def finished(self) -> dict[str, Site]:
-        """Each hook point's site as a result: copies on the CPU, without gradients."""
+        """The site of each hook point as a result: copies on the CPU, without gradients."""
         found = {}
         for name, site in self.sites().items():
             parts = [tensor.detach().cpu().clone() for tensor in (site.directions, site.weights, site.bias)]

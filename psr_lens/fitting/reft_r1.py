@@ -1,20 +1,20 @@
 """ReFT-r1, the rank-1 representation fine-tuning of AxBench.
 
-Wu et al. 2025, "AxBench: Steering LLMs? Even Simple Baselines Outperform Sparse Autoencoders", arXiv 2501.17148. With one direction `w` of
-length 1 for both, what is detected at token `i` is the latent
+Wu et al. 2025, "AxBench: Steering LLMs? Even Simple Baselines Outperform Sparse Autoencoders", arXiv 2501.17148. One direction `w` of
+length 1 detects and steers. The latent at token `i` is
 
     a_i = ReLU(h_i · w)
 
-and while it trains every token is steered by the mean of the `k` largest latents of its sequence,
+In training every token is steered with the mean of the `k` largest latents of its sequence,
 
     h_i + (1/k · Σ_{j ∈ TopK(a)} a_j) · w
 
-so that −log p(y' | x) falls, with the penalty Σ_{i ∉ TopK(a)} |a_i| on the other latents, which makes the detector sparse. At inference the
-latents are not read: `w` is added with a strength that the user sets.
+to minimise −log p(y' | x), with the penalty Σ_{i ∉ TopK(a)} |a_i| on the other latents, which makes the detector sparse. At inference the
+latents are not used: `w` is added with a strength that the user sets.
 
-Ours and not the paper's are: the values of `TOP_K` and `SPARSITY`, which are a guess and were not checked against the authors' settings;
-that the latent has no bias (AxBench's is ReLU(h_i · w + b)); that the sequence is the span, R or QR; and that `alpha` 1 is the mean
-strength that training saw. So this baseline's numbers are not to be compared with those of their tables.
+This version differs from the paper's: the values of `TOP_K` and `SPARSITY` are a guess and were not checked against the authors' settings;
+the latent has no bias (AxBench's is ReLU(h_i · w + b)); the sequence is the span, R or QR; and `alpha` 1 is the mean coefficient of
+training. So numbers of this baseline are not comparable with those of their tables.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from psr_lens.replacement import Site
 from psr_lens.replacement.site import per_head
 
 TOP_K: Final = 8
-"""Latents of a sequence that make its strength; of a shorter span all. Our choice, not the paper's."""
+"""Latents of a sequence whose mean is its coefficient; all of them on a shorter span. Our choice, not the paper's."""
 
 SPARSITY: Final = 0.005
 """Weight of the penalty on the other latents. Our choice, not the paper's."""
@@ -69,22 +69,22 @@ def fit_reft_r1(
 
 
 class ReftR1(Likelihood):
-    """The objective; of the parameters only the directions are used, as detectors and as what is added."""
+    """The objective. Of the parameters only the directions are used, as detectors and as steering vectors."""
 
     def __init__(self, model: HookedModel, triplets: Sequence[Triplet], parameters: Parameters, config: Joint) -> None:
-        """Start from directions of length 1."""
+        """Scale the directions to length 1."""
         parameters.weights.requires_grad_(False)
         parameters.bias.requires_grad_(False)
         super().__init__(model, triplets, parameters, config)
         self.after_step()
 
     def after_step(self) -> None:
-        """Put the directions back to length 1."""
+        """Scale the directions back to length 1."""
         directions = self.parameters.directions.detach()
         directions /= directions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     def sites(self) -> dict[str, Site]:
-        """Constant steering with the mean strength of training."""
+        """Constant steering with the mean coefficient of training."""
         strengths = self._mean_strengths()
         return {
             name: Site(site.directions.clone(), site.weights * 0, strengths[name].cpu(), "constant")
@@ -123,7 +123,7 @@ def _reft_hook(
             latents = detector.coefficients(activation.to(here.dtype))  # [batch, position, *head, 1]
             inside = span.to(device).reshape(*span.shape, *[1] * (latents.ndim - 2))
             latents = latents * inside
-            # Latents are never below 0: the zeros outside of the span are the last to be among the largest.
+            # Latents are never negative, so the zeros outside of the span are never chosen before a positive one.
             largest = latents.topk(min(TOP_K, span.shape[1]), dim=1).values.sum(1)
             penalties.append((latents.sum(1) - largest).sum().to(span.device))
             strength = largest / span.sum(1).clamp(max=TOP_K).to(device).reshape(-1, *[1] * (largest.ndim - 1))

@@ -1,18 +1,18 @@
-"""The small regression of one site: α·ReLU(X·W + b)·Z ≈ T, on activations that are at hand.
+"""The small regression of one site: α·ReLU(X·W + b)·Z ≈ T, on given activations.
 
-It starts from a closed form and goes on with L-BFGS. Three things make it quick and its result hold on other texts:
+It starts from a closed form and continues with L-BFGS. Three choices make it fast and let its result transfer to other texts:
 
-- Given the probes, the best directions are a small linear system: they are solved for at every step, and the descent is over the probes
-  alone (variable projection). 30 steps so reach the loss of 60 over both, or a lower one.
-- The probes are sought in coordinates in which the inputs are white.
-- The ridge stays in force to the end. It is `Σ_i |w_i|²·|z_i|²`, which does not change when a probe and its direction trade their
-  lengths. Without it the probes use input directions that hardly vary in the data, and misfire on texts where those do vary. (A ridge
-  that weighs those directions more, by the inverse root of the inputs' covariance, did worse on other kinds of question: the probes then
-  lean on what varies most, and that changes with the kind of question.)
+- Given the probes, the best directions solve a small linear system. They are solved for at every step, and the descent is over the probes
+  alone (variable projection). 30 steps reach at most the loss that 60 steps over both reach.
+- The descent works in coordinates in which the inputs are white.
+- The ridge is part of the objective to the end. It is `Σ_i |w_i|²·|z_i|²`, which does not change when a probe is scaled up and its
+  direction down. Without it the probes use input directions that hardly vary in the data, and misfire on texts where those do vary.
+  (A ridge that weighs those directions more, by the inverse root of the inputs' covariance, did worse on other kinds of question: the
+  probes then rely on what varies most, and that changes with the kind of question.)
 
-In the residual stream a token with a long activation can be made to count less (`relative`), as the next block's normalisation divides by
-that length. On the embedded models it did worse on other kinds of question: the longest differences are at the token that the response
-begins from, where the coefficient matters most.
+In the residual stream a token with a large activation can be given less weight (`relative`), since the next block's normalisation divides
+by its norm. On the embedded models this did worse on other kinds of question: the largest differences are at the token before the response,
+where the coefficient matters most.
 
 The data is read in chunks, so that it need not fit on the device.
 """
@@ -32,15 +32,15 @@ from psr_lens.fitting.config import Layerwise
 from psr_lens.replacement import Site
 
 LEAST_RIDGE = 1e-3
-"""Ridge of the coordinates in which the descent works; it conditions the descent and does not enter its objective."""
+"""Least ridge of the white coordinates; it conditions the descent and is not part of the objective."""
 HISTORY = 20
 """Steps that L-BFGS remembers."""
 LEAST_STRENGTH = 1e-3
-"""Strengths below this count as this where a target is divided by its strength."""
+"""Strengths are clamped to at least this before a target is divided by them."""
 LEAST_DIAGONAL = 1e-10
-"""Added to the diagonal, scaled to 1, of the system for the directions: of two probes alike neither gets huge ones."""
+"""Added to the diagonal, scaled to 1, of the system for the directions, so that two equal probes do not get huge ones."""
 SPARE, ITERATIONS = 16, 30
-"""Vectors more than are asked for, and rounds, of the subspace iteration."""
+"""Extra vectors, and rounds, of the subspace iteration."""
 
 
 def fit_site(
@@ -56,11 +56,11 @@ def fit_site(
     `relative` at `resid_post`, and 1 elsewhere.
 
     Args:
-        inputs: Activations that arrive at the site, on any device. With a head axis (`attn.hook_z`) each head is fitted by itself.
-        targets: What should be added to them.
-        alpha: Strength at which each token's target was observed (the trait judge's score).
+        inputs: Incoming activations of the site, on any device. With a head axis (`attn.hook_z`) each head is fitted by itself.
+        targets: What should be added to them, in the same shape.
+        alpha: Strength at which each token's target was observed (the trait score).
         config: Rank, ridge, steps and the size of a chunk.
-        device: Where to compute; by default where the inputs are.
+        device: Device to compute on; by default that of the inputs.
 
     Returns:
         The site, on the CPU in float32.
@@ -83,16 +83,16 @@ def fit_site(
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some tokens, on the device, in float64: in float32 rounding ends the line search early, and where depends on the chunks."""
+    """Some tokens, on the device, in float64: in float32, rounding ends the line search early, at a point that depends on the chunks."""
 
     inputs: Float[Tensor, "row width"]
-    """Activations that arrive, as they come or in standard units."""
+    """Incoming activations, raw or in standard units."""
     targets: Float[Tensor, "row width"]
-    """What should be added, likewise."""
+    """What should be added, in the same units."""
     alpha: Float[Tensor, " row"]
     """Strengths."""
     weight: Float[Tensor, " row"]
-    """What each token's squared error counts."""
+    """Weight of each token's squared error."""
     squared: Float[Tensor, ""]
     """Σ k·|T|²."""
 
@@ -102,7 +102,7 @@ class _Data:
 
     def __init__(self, inputs: Tensor, targets: Tensor, alpha: Tensor, config: Layerwise, device: torch.device) -> None:
         self._parts = [each.split(config.regression_batch) for each in (inputs, targets, alpha)]
-        self._relative = config.relative if config.hook == "resid_post" else 0.0
+        self._relative = config.relative
         self._device = device
         self._kept: list[Chunk] = []
 
@@ -115,7 +115,7 @@ class _Data:
             yield Chunk(inputs, targets, alpha, weight, (weight * targets.square().sum(1)).sum())
 
     def standard(self, moments: Moments) -> Iterator[Chunk]:
-        """The tokens in standard units; a single chunk is made once and kept."""
+        """The tokens in standard units; if there is a single chunk, it is kept."""
         if self._kept:
             yield from self._kept
             return
@@ -130,12 +130,12 @@ class _Data:
 
 @dataclass(frozen=True)
 class Moments:
-    """All that the closed form needs of the data, in float64; the matrices are in standard units, per unit of weight."""
+    """What the closed form needs of the data, in float64; the matrices are in standard units, per unit of weight."""
 
     centre: Float[Tensor, " width"]
     """Mean input."""
     spread: float
-    """Root mean square of what the inputs deviate from it."""
+    """Root mean square of the inputs' deviations from it."""
     size: float
     """Root mean square of the targets."""
     weight: float
@@ -149,7 +149,7 @@ class Moments:
 
     @classmethod
     def of(cls, data: _Data) -> Moments:
-        """Gather them in two passes over the data; centring comes first, for the sake of precision."""
+        """Compute them in two passes over the data: the mean comes first, for precision."""
         weight = total = torch.zeros(())
         for chunk in data.raw():
             weight, total = weight + chunk.weight.sum(), total + chunk.weight @ chunk.inputs
@@ -173,17 +173,17 @@ class Basis:
     components: Float[Tensor, "width component"]
     """Orthonormal columns."""
     variance: Float[Tensor, " component"]
-    """The inputs' variance along each; their mean is 1."""
+    """Variance of the inputs along each; the mean is 1."""
 
     @classmethod
     def of(cls, moments: Moments) -> Basis:
-        """Take them from the moments."""
+        """Decompose the covariance."""
         variance, components = torch.linalg.eigh(moments.inputs)
         return cls(components, variance.clamp(min=0))
 
     def ridged(self, ridge: float) -> Float[Tensor, " component"]:
         """Variance plus ridge."""
-        # Never quite 0, or fewer tokens than dimensions would leave the system singular.
+        # At least 1e-9, or fewer tokens than dimensions would make the system singular.
         return self.variance + max(ridge, 1e-9)
 
 
@@ -209,7 +209,7 @@ def closed_form(data: _Data, moments: Moments, basis: Basis, config: Layerwise) 
 
 
 def _leading(gram: Float[Tensor, "width width"], count: int) -> Float[Tensor, "width count"]:
-    """Leading eigenvectors, by subspace iteration: in a wide model it takes a small part of the whole decomposition's time."""
+    """Leading eigenvectors by subspace iteration, which in a wide model is far faster than the whole decomposition."""
     generator = torch.Generator().manual_seed(0)
     columns = min(len(gram), count + SPARE)
     vectors = torch.randn(len(gram), columns, generator=generator, dtype=torch.float64).to(gram)
@@ -221,7 +221,7 @@ def _leading(gram: Float[Tensor, "width width"], count: int) -> Float[Tensor, "w
 
 
 def _descend(data: _Data, moments: Moments, basis: Basis, start: Parts, config: Layerwise) -> Parts:
-    """L-BFGS over the probes from the closed form, all data at every step; the best state is kept."""
+    """L-BFGS over the probes from the closed form, on all data at every step; returns the best state."""
     scale = float(moments.targets.trace())  # Σ k·|T|², the error of doing nothing
     if config.regression_steps == 0 or scale == 0:
         return start
@@ -270,7 +270,7 @@ class _Reduced(NamedTuple):
 
 
 def _reduced(data: _Data, moments: Moments, weights: Tensor, bias: Tensor, penalty: Float[Tensor, " rank"]) -> _Reduced:
-    """Solve for the directions, and take the gradients by hand, since they share all that is costly."""
+    """Solve for the directions and compute the gradients by hand, since both share the costly parts."""
     rank = len(bias)
     squared, overlap, found = bias.new_zeros(()), bias.new_zeros(rank, rank), torch.zeros_like(weights)
     reads: list[Tensor] = []
@@ -280,7 +280,7 @@ def _reduced(data: _Data, moments: Moments, weights: Tensor, bias: Tensor, penal
         weighted = chunk.weight[:, None] * coefficients
         squared, overlap, found = squared + chunk.squared, overlap + weighted.T @ coefficients, found + weighted.T @ chunk.targets
     system = overlap + penalty.diag()
-    unit = system.diagonal().sqrt().clamp(min=1e-150)  # of a probe that never fires it is 0, and so is `found`
+    unit = system.diagonal().sqrt().clamp(min=1e-150)  # 0 for a probe that never fires, as `found` is
     scaled = system / unit / unit[:, None] + LEAST_DIAGONAL * torch.eye(rank).to(system)
     directions = torch.linalg.solve(scaled, found / unit[:, None]) / unit[:, None]
     to_weights, to_bias, gram = torch.zeros_like(weights), torch.zeros_like(bias), directions @ directions.T

@@ -1,4 +1,4 @@
-"""The sequential solver: each layer is fitted on what arrives with all earlier ones in force, within one forward pass."""
+"""The sequential solver: each layer is fitted on its input with all earlier sites in force, within one forward pass."""
 
 from __future__ import annotations
 
@@ -22,14 +22,22 @@ def fit_sequential(
 ) -> dict[str, Site]:
     """Fit the sites `names` one after the other, in the model's order.
 
-    When layer `l`'s activation `Â_l` arrives, carrying what all earlier sites added, `α·ReLU(Â_l·W + b)·Z ≈ A_{l|PS} − Â_l` is fitted
-    there and then and applied, and the pass goes on. So each site corrects what the earlier ones missed, and is trained on the inputs
-    that it will see.
+    At layer `l` the activation `Â_l` carries what all earlier sites added. `α·ReLU(Â_l·W + b)·Z ≈ A_{l|PS} − Â_l` is fitted to it and
+    applied at once, and the pass continues. So each site corrects what the earlier ones missed, and is trained on the inputs that it
+    will see at run time.
 
-    With `scratch`, a folder, activations wait there in files, where they are larger than memory.
+    Args:
+        model: The model.
+        triplets: What to learn from.
+        names: Hook points to act at.
+        config: The settings.
+        scratch: Folder for the activations, where they are larger than memory.
+
+    Returns:
+        A site for each hook point.
 
     Raises:
         InputError: files cannot be written to `scratch`.
         FitError: an activation or a site is not finite; names the hook point.
     """
-    return fit_layerwise(model, triplets, names, config, "steered by the sites", scratch=scratch)
+    return fit_layerwise(model, triplets, names, config, "steered", scratch=scratch)

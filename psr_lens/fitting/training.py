@@ -78,10 +78,10 @@ def train(
 
 
 def split(count: int, config: Joint) -> tuple[list[int], list[int]]:
-    """Indices of the triplets to train on, and of those to validate on, by the seed.
+    """Indices of the triplets to train on and of those to validate on, drawn by the seed.
 
     Raises:
-        InputError: nothing would be left to train on.
+        InputError: no triplet would be left to train on.
     """
     if not config.validation:
         return list(range(count)), []
@@ -192,10 +192,10 @@ class _Run:
         return error, penalty
 
     def _parts(self, chosen: Sequence[int]) -> Iterator[list[int]]:
-        """The share of this process, in parts within the token budget."""
+        """The share of this process in a batch, in parts within the token budget."""
         share = chosen[self.rank :: self.processes]
-        for places in length_batches([self.triplets[index] for index in share], self.config.token_budget):
-            yield [share[place] for place in places]
+        for part in length_batches([self.triplets[index] for index in share], self.config.token_budget):
+            yield [share[number] for number in part]
 
     def _validate(self, step: int) -> float:
         total = torch.zeros(1, device=self.objective.device)
@@ -217,12 +217,12 @@ class _Run:
         total = self.steps_per_epoch * self.config.epochs
         raise FitError(
             f"joint: the loss {what} at step {step + 1} of {total}, first at {layer}. "
-            "Lower `learning_rate`; what was learned before is in this error's `partial`.",
+            "Lower `learning_rate`; this error's `partial` is the last good replacement.",
             self._result(),
         )
 
     def _keep(self, epoch: int) -> None:
-        """Whether to go on, and which state to keep."""
+        """Decide whether to stop, and which state to keep."""
         if self.config.patience is None:
             self.kept = epoch
         elif self.kept is None or self.validation_losses[epoch] < self.validation_losses[self.kept]:
@@ -251,7 +251,7 @@ class _Run:
         self.checkpoint.save(state, {"curve": self._curve().to_json(), "finished": self.finished})
 
     def _resume(self) -> bool:
-        """Whether a checkpoint was there."""
+        """Load the checkpoint, if there is one; returns whether there was."""
         found = None if self.checkpoint is None else self.checkpoint.load()
         if found is None:
             return False
@@ -262,9 +262,9 @@ class _Run:
         self._put({name: tensors[f"trained/{name}"] for name in self.tensors})
         self.best = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
         moments = {
-            place: {key.rpartition("/")[2]: value for key, value in tensors.items() if key.startswith(f"adam/{name}/")}
-            for place, name in enumerate(self.tensors)
+            index: {key.rpartition("/")[2]: value for key, value in tensors.items() if key.startswith(f"adam/{name}/")}
+            for index, name in enumerate(self.tensors)
         }
-        held = {place: values for place, values in moments.items() if values}
+        held = {index: values for index, values in moments.items() if values}
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": held})
         return True

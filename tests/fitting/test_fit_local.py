@@ -149,5 +149,5 @@ def test_bfloat16_models_are_fitted_in_their_own_type(folders):
     model = psr.load_model(folders["llama"], dtype=torch.bfloat16)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
     triplets = random_triplets(model, 4)
-    sites = fit_layerwise(model, triplets, names, psr.Sequential(regression_steps=5), "steered by the sites")
+    sites = fit_layerwise(model, triplets, names, psr.Sequential(regression_steps=5), "steered")
     assert all(site.weights.dtype == torch.float32 and site.weights.isfinite().all() for site in sites.values())

@@ -24,29 +24,36 @@ def fit(
         typer.Option(help="The lines that `capture` takes, perhaps with trait and coherence from 0 to 100; or a store's folder."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the artifact.")],
-    config: Annotated[Path | None, typer.Option(help="YAML of settings (see `FitConfig`), perhaps `preset: persona`.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML of settings, e.g. `solver: joint` and `rank: 2`, or `preset: persona`; A-PSR by default."),
+    ] = None,
     model: Annotated[
         str, typer.Option(help="organism, organism-gpt2, a name that TransformerLens knows, or a local folder.")
     ] = "organism",
-    group: Annotated[str | None, typer.Option(help="Fit on the lines of this group only.")] = None,
+    group: Annotated[str | None, typer.Option(help="Fit on this group of lines only.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder for the state of a joint fit, to go on from after a crash.")
+        Path | None,
+        typer.Option(
+            help="Folder for the state of a trained fit (joint, reft_r1, or with `polish`), to resume from after a crash."
+        ),
     ] = None,
     scratch: Annotated[
-        Path | None, typer.Option(help="Folder for the activations of a sequential or local fit that are larger than memory.")
+        Path | None,
+        typer.Option(help="Folder for the activations of a sequential or local fit, where they are larger than memory."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response, where the file holds none.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU of its own for every process if there is one.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a response, where the file holds none.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU for each process, if there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the responses, where the file holds none.")] = 0,
 ) -> None:
-    """Learn a replacement for an instruction. Also under `accelerate launch --module psr_lens.apps.cli fit …` or torchrun."""
+    """Learn a replacement for an instruction. Also runs under `accelerate launch --module psr_lens.apps.cli fit …` or torchrun."""
     began = time.perf_counter()
     with one_line_errors():
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device, rank_and_world_size
         from psr_lens.fitting.config import read_config
 
-        settings = psr.Sequential() if config is None else read_config(config)
+        settings = None if config is None else read_config(config)
         first = rank_and_world_size()[0] == 0
         loaded = psr.load_model(model, device=device or own_device())
         chosen = _of_group(loaded, triplets, group, max_new_tokens, seed)

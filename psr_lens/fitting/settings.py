@@ -1,8 +1,10 @@
-"""Which values the settings of fits may have."""
+"""What all settings of fits have in common: which values they may have, and how they are shown and written."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
+from numbers import Integral
 from typing import Any, Final, Literal, get_args
 
 from psr_lens.errors import InputError
@@ -25,6 +27,19 @@ _LEAST: Final = {
 }
 _NOT_NEGATIVE: Final = ("learning_rate", "weight_decay", "regulariser", "ridge", "relative", "validation")
 _YES_OR_NO: Final = ("normalise", "learned_offset")
+
+
+class Settings:
+    """Base of the dataclasses of settings: values are checked, and `repr` shows those that are not the default."""
+
+    def __post_init__(self) -> None:
+        """Refuse invalid values."""
+        check_values(self)
+
+    def __repr__(self) -> str:
+        """The class and the settings that are not the default."""
+        pairs = [(name, repr(getattr(self, name)), repr(each.default)) for name, each in settable(type(self)).items()]
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value, default in pairs if value != default)})"
 
 
 def check_values(settings: Any) -> None:
@@ -57,3 +72,23 @@ def check_whole(name: str, value: Any, least: int) -> None:
 
 def _is_not_negative(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def settable(kind: type) -> dict[str, Any]:
+    """The fields that can be set, by name."""
+    return {each.name: each for each in fields(kind) if each.init}
+
+
+def values_of(settings: Settings) -> dict[str, Any]:
+    """The values of a dataclass of settings as JSON has them."""
+    values = {name: getattr(settings, name) for name in settable(type(settings))}
+    return {name: values_of(value) if isinstance(value, Settings) else _as_json(value) for name, value in values.items()}
+
+
+def _as_json(value: Any) -> Any:
+    """Layers may be a range, an array or numbers of NumPy."""
+    if isinstance(value, bool | str | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return [_as_json(each) for each in value] if isinstance(value, Iterable) else value
