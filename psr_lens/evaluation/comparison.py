@@ -61,7 +61,7 @@ class Comparison:
 
     Example:
         >>> comparison
-        Comparison('talk like a pirate .', ... tokens × 6 layers, span R; methods: A-PSR, CAA)
+        Comparison('talk like a pirate', ... tokens × 6 layers, span R; methods: A-PSR, CAA)
         >>> comparison.methods["A-PSR"].relative_rmse.shape
         torch.Size([6])
     """
@@ -205,7 +205,7 @@ def compare(
 
     Example:
         >>> psr.compare(model, triplets[:2], {"A-PSR": pirate}, paraphrase="speak as a pirate would .", layers=[2, 5])
-        Comparison('talk like a pirate .', ... tokens × 2 layers, span R; methods: A-PSR)
+        Comparison('talk like a pirate', ... tokens × 2 layers, span R; methods: A-PSR)
     """
     plans = plans_for(model, methods, (PROMPT, PARAPHRASE))
     alphas = strengths(alpha, list(plans))

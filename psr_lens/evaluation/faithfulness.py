@@ -54,7 +54,7 @@ def faithfulness(
     Example:
         >>> kinds = {"seen": triplets[:3], "unseen": triplets[3:6]}
         >>> psr.faithfulness(model, kinds, pirate, paraphrases="speak as a pirate would .")
-        Faithfulness('talk like a pirate .', 6 responses (seen, unseen), span R; methods: A-PSR)
+        Faithfulness('talk like a pirate', 6 responses (seen, unseen), span R; methods: A-PSR)
     """
     plans = plans_for(model, methods, (NONE, PROMPT, PARAPHRASE))
     alphas = strengths(alpha, list(plans))

@@ -146,7 +146,7 @@ def robustness(
     Example:
         >>> few = psr.SamplingConfig(max_new_tokens=8)
         >>> psr.robustness(model, pairs[:2], pirate, judge, counter="just answer .", sampling=few)
-        Robustness('talk like a pirate .' against 'just answer .', 2 questions; methods: A-PSR)
+        Robustness('talk like a pirate' against 'just answer .', 2 questions; methods: A-PSR)
     """
     plans = plans_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))

@@ -203,7 +203,7 @@ def collateral(
     Example:
         >>> facts, few = psr.SideEffects(checks={"facts": psr.organism.facts_right}), psr.SamplingConfig(max_new_tokens=8)
         >>> psr.collateral(model, pairs[:2], pirate, judge, effects=facts, sampling=few)
-        Collateral('talk like a pirate .', 2 questions; methods: A-PSR; metrics: trait, coherence, facts, perplexity)
+        Collateral('talk like a pirate', 2 questions; methods: A-PSR; metrics: trait, coherence, facts, perplexity)
     """
     plans = plans_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
