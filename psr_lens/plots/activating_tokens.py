@@ -71,7 +71,7 @@ def top_tokens(result: TopTokens) -> go.Figure:
         showgrid=False,
         automargin=True,
     )
-    what = "coefficient (activation units)" if result.direction is None else f"λ of direction {result.direction}"
+    what = "coefficient" if result.direction is None else f"λ of direction {result.direction}"
     figure.update_xaxes(title_text=what, range=[0, longest * 1.02], nticks=4)
     where = result.hook if result.layer is None else f"layer {result.layer}"
     notes = [f"{result.active:,} of {result.searched:,} tokens have a coefficient above 0."]

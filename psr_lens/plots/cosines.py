@@ -80,7 +80,7 @@ def cosine_matrix(result: Cosines) -> go.Figure:
     if step > 1:
         notes.append(f"{len(kept)} of {len(result.names)} sites, evenly spaced.")
     return titled(
-        figure, "Cosine similarity of directions, by layer", plot=plot, top=104, bottom=12, left=112, note=" ".join(notes)
+        figure, "Cosine similarity of directions, by layer", plot=plot, top=104, bottom=12, left=112, note=" ".join(notes), wide=36
     )
 
 

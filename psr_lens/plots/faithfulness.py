@@ -169,7 +169,7 @@ def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
     check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
-    figure, plot = _panels("of the whole effect, after each layer", "of what is still missing, at each site (dotted: ceiling)")
+    figure, plot = _panels("of the whole effect, after each layer", "of what is missing, at each site (dotted: ceiling)")
     layers, lowest = list(result.layers), 0.0
     for name, close in found.methods.items():
         if name == NONE:
