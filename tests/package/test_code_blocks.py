@@ -31,7 +31,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 STANDALONE = {"README.md", "CONTRIBUTING.md", "docs/index.md", "docs/getting-started.md", "docs/api/index.md", "docs/chat-models.md"}
 NOT_RUN = {"docs/artifacts.md": "needs the Hugging Face Hub"}
 """Page and reason of every block that says that it is not run."""
-FEW = 8
+FEW = 5
 """Questions that a block gets where it asks for more."""
 SHORT = psr.Calibration(maximum=1.0, steps=1)
 """How long a block searches for strengths."""
