@@ -28,7 +28,14 @@ from psr_lens.apps.cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-STANDALONE = {"README.md", "CONTRIBUTING.md", "docs/index.md", "docs/getting-started.md", "docs/api/index.md", "docs/chat-models.md"}
+STANDALONE = {
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/index.md",
+    "docs/getting-started.md",
+    "docs/api/index.md",
+    "docs/chat-models.md",
+}
 NOT_RUN = {"docs/artifacts.md": "needs the Hugging Face Hub"}
 """Page and reason of every block that says that it is not run."""
 FEW = 5
@@ -36,7 +43,10 @@ FEW = 5
 SHORT = psr.Calibration(maximum=1.0, steps=1)
 """How long a block searches for strengths."""
 
-BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
 CHEAP = ("capture", "store", "fit")
 """Commands that are run where they use the organism and no launcher."""
 
@@ -180,7 +190,9 @@ def test_other_lines_of_shell_name_what_exists():
                 pytest.fail(f"{told}: not known to this test")
 
 
-@pytest.mark.parametrize("block", [each for each in ALL if each.language in ("yaml", "json")], ids=lambda each: each.title or each.page)
+@pytest.mark.parametrize(
+    "block", [each for each in ALL if each.language in ("yaml", "json")], ids=lambda each: each.title or each.page
+)
 def test_data_can_be_read(block):
     if block.language == "yaml":
         assert yaml.safe_load(block.code)
