@@ -44,8 +44,9 @@ SHORT = psr.Calibration(maximum=1.0, steps=1)
 """How long a block searches for strengths."""
 
 BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
-    re.M | re.S,
+    r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?"
+    r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 CHEAP = ("capture", "store", "fit")
 """Commands that are run where they use the organism and no launcher."""
@@ -178,7 +179,7 @@ def test_other_lines_of_shell_name_what_exists():
             case ["make", *targets]:
                 assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), told
             case ["pip", "install", package]:
-                assert {each for each in re.findall(r"[\w-]+", package.partition("[")[2])} <= set(extras), told
+                assert set(re.findall(r"[\w-]+", package.partition("[")[2])) <= set(extras), told
             case [".venv/bin/python", "-m", "pytest", *rest]:
                 tests = [each.partition("::")[0] for each in rest if each.startswith("tests/")]
                 assert all((ROOT / each).exists() for each in tests), told

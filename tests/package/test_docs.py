@@ -91,6 +91,11 @@ def test_every_message_says_what_to_do(found):
             assert any(remedy.fits(each) for remedy in remedies), f"give docs/remedies.yaml what to do about {each}"
 
 
+def test_the_message_that_troubleshooting_begins_with_exists(found):
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert re.search(r"```text\n(.*?)\n```", page, re.DOTALL)[1] in {each.text for each in found}
+
+
 def test_messages_of_a_package(tmp_path):
     (tmp_path / "errors.py").write_text(
         "class PsrLensError(Exception): ...\nclass InputError(PsrLensError): ...\nADVICE = 'Do it anew.'\n"
