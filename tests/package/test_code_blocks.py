@@ -40,8 +40,15 @@ NOT_RUN = {"docs/artifacts.md": "needs the Hugging Face Hub"}
 """Page and reason of every block that says that it is not run."""
 FEW = 5
 """Questions that a block gets where it asks for more."""
-SHORT = psr.Calibration(maximum=1.0, steps=1)
-"""How long a block searches for strengths."""
+SHORT = {"sampling": psr.SamplingConfig(max_new_tokens=8)}
+"""How long answers are where a block only measures them."""
+MEASURED = {
+    "evaluate": SHORT | {"calibration": psr.Calibration(maximum=1.0, steps=1)},
+    "collateral": SHORT,
+    "robustness": SHORT,
+    "scores_at": SHORT,
+}
+"""Functions that measure, and the options that make them cheap."""
 
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?"
@@ -98,9 +105,14 @@ def test_blocks_that_are_not_run_are_few_and_listed():
 def stand_ins(organism, unchecked, monkeypatch, tmp_path):
     """Names of a page that a test cannot have, or not so large."""
     monkeypatch.chdir(tmp_path)
-    questions, evaluate = psr.organism.questions, psr.evaluate
-    monkeypatch.setattr(psr, "evaluate", lambda *given, **options: evaluate(*given, calibration=SHORT, **options))
-    monkeypatch.setattr(psr.organism, "questions", lambda count=FEW, **given: questions(min(count, FEW), **given))
+    for name, cheap in MEASURED.items():
+        monkeypatch.setattr(psr, name, functools.partial(getattr(psr, name), **cheap))
+    questions = psr.organism.questions
+
+    def short_questions(count=FEW, **given):
+        return questions(min(count, FEW), **{"kind": "description"} | given)  # procedures have longer answers
+
+    monkeypatch.setattr(psr.organism, "questions", short_questions)
     monkeypatch.setattr(psr, "load_model", lambda *_, **__: organism.model)
     monkeypatch.setattr(go.Figure, "show", lambda figure: None)
     ids = organism.model.to_tokens("what is a bear ?", prepend_bos=False)
