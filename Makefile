@@ -41,11 +41,11 @@ test: lint
 test-tl4: $(TL4)/.ready
 	$(TL4)/bin/python $(PYTEST)
 
-# The README's table of architectures.
+# The table of architectures in docs/architectures.md.
 matrix: setup $(TL4)/.ready
 	$(BIN)/python -m pytest --quiet tests/models/test_architectures.py --matrix $(VENV)/matrix.json
 	$(TL4)/bin/python -m pytest --quiet tests/models/test_architectures.py --matrix $(TL4)/matrix.json
-	$(BIN)/python tests/matrix.py README.md $(VENV)/matrix.json $(TL4)/matrix.json
+	$(BIN)/python tests/matrix.py docs/architectures.md $(VENV)/matrix.json $(TL4)/matrix.json
 
 # From a clean kernel each; the model of the fourth is a stand-in, since nothing is downloaded.
 notebooks: setup

@@ -1,4 +1,4 @@
-"""What must hold of every architecture, and the README's table of it: `make matrix` runs the checks in both environments.
+"""What must hold of every architecture, and the table of it in `docs/architectures.md`: `make matrix` runs the checks in both environments.
 
 A check is a function of a `Case`; it raises where the model fails, and may return a number worth a place in the table.
 """
@@ -161,7 +161,7 @@ def key(backend: str, family: str) -> str:
 
 
 def table(results: Results) -> str:
-    """The README's table: a mark where a check passed in each class that takes the model, else those in which it did."""
+    """The table: a mark where a check passed in each class that takes the model, else those in which it did."""
     names = {each: f"{CLASSES[each[1]]} {each[0]}" for each in GENERATIONS}
     head = ["architecture", *(f"logits, {name}" for name in names.values()), *list(CHECKS)[1:]]
     rows = [head, ["---"] * len(head)]
@@ -183,18 +183,18 @@ def _number(passed: dict[str, float | None] | None) -> str:
     return "✗" if number is None else f"{number:.0e}".replace("e-0", "e-") if number else "0"
 
 
-def table_in(readme: str) -> str:
+def table_in(page: str) -> str:
     """The table between the marks."""
-    return readme.split(MARKS[0])[1].split(MARKS[1])[0].strip()
+    return page.split(MARKS[0])[1].split(MARKS[1])[0].strip()
 
 
-def write_table(readme: Path, files: Sequence[Path]) -> None:
-    """Put the results of several runs into the README."""
+def write_table(page: Path, files: Sequence[Path]) -> None:
+    """Put the results of several runs into a page."""
     results: Results = {}
     for path in files:
         results |= json.loads(path.read_text())
     pattern = re.compile(f"(?<={re.escape(MARKS[0])}).*(?={re.escape(MARKS[1])})", re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"\n{table(results)}\n", readme.read_text()))
+    page.write_text(pattern.sub(lambda _: f"\n{table(results)}\n", page.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Every message of an error of psr_lens, read from the package's source, for the page on troubleshooting.
 
 Nothing is imported or run: an error is a call of a class that descends from `PsrLensError`, and its message is what the call says, with
-a place in braces for each part that is known only when it is raised. Remedies that a message does not say itself stand in
-`remedies.yaml`.
+a name in braces for each part that is known only when it is raised. Longer advice than a message has room for is in `remedies.yaml`.
 """
 
 from __future__ import annotations
@@ -21,45 +20,24 @@ PACKAGE: Final = Path(__file__).parents[2] / "psr_lens"
 REMEDIES: Final = Path(__file__).parents[1] / "remedies.yaml"
 MARKER: Final = "<!-- every message -->"
 UNKNOWN: Final = "{…}"
-"""Stands for what is neither a text nor a name."""
+"""Stands for an expression that is neither a text nor a name."""
 
 ROOMS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Models and hook points": ("models", "outline", "hook_points", "patterns", "extras"),
-    "Prompts and responses": ("templates", "prompts", "pairs", "sampling", "answers"),
-    "Capture and stores": ("capture", "statistics", "passes", "batches", "batch_reading", "store"),
-    "Fit": ("fit", "curve"),
-    "Replacements": (
-        "replacement",
-        "replacement_files",
-        "site",
-        "steering",
-        "composition",
-        "artifacts",
-        "card",
-        "hub",
-        "attach",
-        "control_vector",
-    ),
+    "Models and hook points": ("models",),
+    "Prompts and responses": ("prompts", "generation"),
+    "Capture and stores": ("activations",),
+    "Fit": ("fitting",),
+    "Replacements": ("replacement",),
     "Judges": ("judges",),
-    "Measuring": (
-        "evaluate",
-        "results",
-        "resampling",
-        "faithfulness",
-        "closeness",
-        "effects",
-        "likelihood",
-        "collateral",
-        "robustness",
-        "compare",
-    ),
-    "Meaning, attribution, patching": ("meaning", "attribution", "patching"),
-    "Figures and report": ("plots", "report", "notebook"),
+    "Measuring": ("evaluation", "results"),
+    "Directions, attribution, patching": ("interpretation",),
+    "Figures and report": ("plots", "reporting"),
     "Files of questions": ("datasets",),
-    "The embedded model": ("organism", "benchmark", "demo"),
-    "Command line": ("cli", "pipeline", "settings", "launch"),
+    "The embedded models": ("organism",),
+    "Command line": ("apps",),
+    "Files, settings, extras": ("_utils",),
 }
-"""Headings of the list, in the order in which data flows, and the modules below each."""
+"""Headings of the list, in the order in which data flows, and the rooms of the package below each."""
 OTHERS: Final = "Other parts"
 
 
@@ -68,7 +46,7 @@ class Message:
     """A message that a user may see."""
 
     text: str
-    """What it says, with places in braces."""
+    """What it says, with names in braces for what is known only when it is raised."""
     kind: str
     """Name of the error's class."""
     module: str
@@ -107,23 +85,51 @@ def error_classes(trees: Iterable[ast.Module]) -> set[str]:
     return kinds
 
 
-def remedies() -> dict[str, str]:
-    """What to do, by a part of the message that it is about."""
-    return {each["message"]: each["do"] for each in yaml.safe_load(REMEDIES.read_text(encoding="utf-8"))}
+@dataclass(frozen=True)
+class Remedy:
+    """Advice on the messages that a function of a room raises, whatever their wording."""
+
+    do: str
+    """What to do, Markdown."""
+    error: str | None = None
+    """Name of the error's class; None for any."""
+    room: str | None = None
+    """Package that raises it, the first part of the module's name; None for any."""
+    by: tuple[str, ...] = ()
+    """Last names of the functions that raise it; empty for any."""
+    about: str | None = None
+    """A word of the message, where these functions raise several; None for all of them."""
+
+    def fits(self, message: Message) -> bool:
+        """Whether it is about this message."""
+        return (
+            self.error in (None, message.kind)
+            and self.room in (None, message.module.split(".")[0])
+            and (not self.by or message.function.split(".")[-1] in self.by)
+            and (self.about or "") in message.text
+        )
 
 
-def listing(found: list[Message], known: Mapping[str, str]) -> str:
-    """The messages as Markdown, room by room, with remedies below the messages that they are about."""
-    rooms: dict[str, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
+def remedies() -> list[Remedy]:
+    """The advice in `remedies.yaml`."""
+    read = yaml.safe_load(REMEDIES.read_text(encoding="utf-8"))
+    return [Remedy(**each | {"by": tuple(each.get("by", ()))}) for each in read]
+
+
+def listing(found: list[Message], known: Iterable[Remedy]) -> str:
+    """The messages as Markdown, room by room, each with the remedies that are about it."""
+    known = list(known)
+    rooms: dict[str, dict[tuple[str, str], list[Message]]] = defaultdict(lambda: defaultdict(list))
     for each in found:
-        rooms[each.room][each.text, each.kind].append(f"`{each.module}.{each.function}`")
+        rooms[each.room][each.text, each.kind].append(each)
     lines = []
     for room in (*ROOMS, OTHERS):
         if room in rooms:
             lines += [f"### {room}", ""]
-        for (text, kind), places in rooms[room].items():
-            lines += [f"- `` {text} ``{{ .message }}<br>`{kind}` from {', '.join(places)}", ""]
-            lines += [f"    {remedy}\n" for part, remedy in known.items() if part in text]
+        for (text, kind), alike in rooms[room].items():
+            raised = ", ".join(f"`{each.module}.{each.function}`" for each in alike)
+            lines += [f"- `` {text} ``{{ .message }}<br>`{kind}` from {raised}", ""]
+            lines += [f"    {remedy.do}\n" for remedy in known if any(remedy.fits(each) for each in alike)]
     return "\n".join(lines)
 
 

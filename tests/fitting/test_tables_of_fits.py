@@ -1,4 +1,4 @@
-"""The tables of fits in the READMEs are those of the numbers that are committed beside them."""
+"""The tables of fits in the README, in docs and in benchmarks are those of the numbers that are committed beside them."""
 
 import sys
 from pathlib import Path
@@ -38,10 +38,18 @@ def test_both_tables_of_a_model_are_those_of_its_numbers(fits, rows, model):
     assert len(fits.traits_of([row for row in rows if row["model"] == model])) == 9
 
 
-def test_the_table_of_the_readme_is_one_of_them(fits, rows):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_the_results_page_is_one_of_them(fits, rows):
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for line in fits.summary(rows, "organism"):
         assert f"| {' | '.join(line)} |\n" in text
+
+
+def test_the_rows_of_the_front_page_are_among_them(fits, rows):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    measured = {f"| {' | '.join(line)} |" for line in fits.summary(rows, "organism")}
+    shown = [line for line in text.splitlines() if line.startswith(("| S-", "| A-"))]
+    assert len(shown) == 5
+    assert set(shown) <= measured
 
 
 def test_parts_of_several_settings_are_refused(fits):

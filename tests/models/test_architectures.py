@@ -1,6 +1,6 @@
 """The architecture matrix: every check of `matrix` on a tiny random model of every architecture, in each of TransformerLens's classes.
 
-`--matrix FILE` writes what was found; `make matrix` makes the README's table of it.
+`--matrix FILE` writes what was found; `make matrix` makes the table in `docs/architectures.md` of it.
 """
 
 import json
@@ -16,7 +16,7 @@ import psr_lens as psr
 from psr_lens.errors import ModelError
 from psr_lens.models import is_bridge
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 CASES = [
     (family, backend)
     for family in matrix.MATRIX
@@ -52,10 +52,9 @@ def test_what_hooked_transformer_cannot_take_from_a_folder_is_said_and_auto_take
     assert is_bridge(psr.load_model(folders[family]))
 
 
-def test_the_readmes_table_has_these_rows_and_columns():
-    made, found = (
-        [line.split(" | ") for line in each.splitlines()] for each in (matrix.table({}), matrix.table_in(README.read_text()))
-    )
+def test_the_table_in_docs_has_these_rows_and_columns():
+    shown = matrix.table_in(PAGE.read_text(encoding="utf-8"))
+    made, found = ([line.split(" | ") for line in each.splitlines()] for each in (matrix.table({}), shown))
     assert found[0] == made[0]
     assert [row[0] for row in found] == [row[0] for row in made]
-    assert "✗" not in matrix.table_in(README.read_text())
+    assert "✗" not in shown

@@ -4,9 +4,11 @@ import ast
 import importlib.util
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import psr_lens
 
@@ -68,9 +70,17 @@ def test_every_raise_of_the_package_is_on_the_page(found):
     assert {each.kind for each in found} >= kinds
 
 
+def test_every_room_has_a_heading(found):
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    headed = [room for rooms in errors.ROOMS.values() for room in rooms]
+    assert sorted(headed) == sorted(rooms)
+    assert {each.room for each in found} <= set(errors.ROOMS)
+
+
 def test_every_remedy_is_about_a_message(found):
-    for part in errors.remedies():
-        assert any(part in each.text for each in found), f"docs/remedies.yaml: no message has {part!r} any more"
+    for remedy in errors.remedies():
+        about = [each for each in found if remedy.fits(each)]
+        assert about, f"docs/remedies.yaml: no message is raised as {remedy} says"
 
 
 def test_every_message_says_what_to_do(found):
@@ -78,7 +88,12 @@ def test_every_message_says_what_to_do(found):
     remedies = errors.remedies()
     for each in found:
         if ", expected " not in each.text and not re.search(r"[.`] \S.*[.}]$|: \{\w+\}$", each.text):
-            assert any(part in each.text for part in remedies), f"give docs/remedies.yaml what to do about {each.text!r}"
+            assert any(remedy.fits(each) for remedy in remedies), f"give docs/remedies.yaml what to do about {each}"
+
+
+def test_the_message_that_troubleshooting_begins_with_exists(found):
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert re.search(r"```text\n(.*?)\n```", page, re.DOTALL)[1] in {each.text for each in found}
 
 
 def test_messages_of_a_package(tmp_path):
@@ -103,23 +118,77 @@ def test_messages_of_a_package(tmp_path):
     ]
 
 
-def exported(room):
-    """What a package lists in `__all__`; nothing of a module."""
-    init = PACKAGE / room / "__init__.py"
-    nodes = ast.parse(init.read_text(encoding="utf-8")).body if init.exists() else []
-    lists = [node.value for node in nodes if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"]
-    return [name for each in lists for name in ast.literal_eval(each)]
+def shown():
+    """What the pages of the API show, without `psr_lens.`."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+    return re.findall(r"^::: psr_lens\.(\S+)$", pages, re.MULTILINE)
 
 
 def test_every_public_name_is_on_a_page_of_the_api():
-    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
-    shown = set(re.findall(r"^::: psr_lens\.(\S+)$", pages, re.MULTILINE))
-    wanted = {*psr_lens._HOME.values(), *psr_lens._MODULES, "patching", "patterns", "errors"}
-    # To what reads the source, `judges.llm` is the module: a function of the same name needs a line of its own.
-    wanted |= {
-        f"{room}.{name}.{name}"
-        for room in wanted
-        for name in exported(room)
-        if (PACKAGE / room / f"{name}.py").exists() or (PACKAGE / room / name).is_dir()
-    }
-    assert wanted <= shown, f"add `::: psr_lens.…` to a page in docs/api for {sorted(wanted - shown)}"
+    wanted = {*psr_lens._HOME, "errors"} | {psr_lens._MODULES[room] for room in psr_lens._MODULES}
+    assert wanted <= set(shown()), f"add `::: psr_lens.…` to a page in docs/api for {sorted(wanted - set(shown()))}"
+
+
+def test_nothing_is_shown_twice():
+    assert len(shown()) == len(set(shown()))
+
+
+def test_the_page_of_the_api_begins_as_the_examples_do():
+    """`docs/api/index.md` shows what the fixture of the docstrings' examples makes."""
+    source = (ROOT / "tests" / "package" / "test_examples.py").read_text(encoding="utf-8")
+    world = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "world")
+    made = [ast.unparse(node) for node in world.body if isinstance(node, ast.Assign)]
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    told = [ast.unparse(node) for node in ast.parse(block).body]
+    assert told[2:] == made[1 : len(told) - 1]
+    assert told[:2] == ["import psr_lens as psr", "model = psr.load_model('organism')"]
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_front_page_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 160
+    assert max(map(len, lines)) <= 120
+
+
+def linked(text):
+    """Targets of a page's links and pictures, without code."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    return re.findall(r"\]\(([^)\s]+)\)", prose)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "CHANGELOG.md"])
+def test_links_of_the_repositorys_own_pages_lead_somewhere(name):
+    """MkDocs checks those between the pages of docs."""
+    page = ROOT / name
+    for target in linked(page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if "://" in path:
+            continue
+        there = (page.parent / path) if path else page
+        assert there.exists(), f"{name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}, f"{name}: {target}"
+
+
+def test_the_citation_is_valid():
+    """What CFF 1.2.0 asks of a file, and what this one is for."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(cited)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"], cited["type"]) == (project["version"], project["license"], "software")
+    assert [author for author in cited["authors"] if not {"name", "family-names"} & set(author)] == []
+    (paper,) = cited["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Heyman", "Vandeputte"]
+    assert paper["identifiers"] == [{"type": "other", "value": "arXiv:2605.03907"}]
+
+
+def test_every_word_of_the_glossary_is_linked_to():
+    """Anchors of the glossary are its words, so that other pages can link to them."""
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    words = re.findall(r"^### .+ \{ #([\w-]+) \}$", text, re.MULTILINE)
+    assert len(words) == len(set(words)) > 30
