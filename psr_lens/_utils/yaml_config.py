@@ -1,4 +1,4 @@
-"""Settings from files: a mapping of names to values, and an error for a name that there is not."""
+"""Settings from YAML files, and the error for an unknown setting."""
 
 from __future__ import annotations
 
@@ -13,37 +13,45 @@ from psr_lens.errors import InputError
 
 
 def yaml_mapping(path: str | Path, example: str) -> dict[str, Any]:
-    """A YAML (or JSON) file that holds a mapping.
+    """Read a YAML (or JSON) file that holds a mapping.
 
     Args:
         path: The file.
-        example: A line that it may have, for the error.
+        example: A line that the file may have, for the error.
 
     Raises:
-        InputError: the file cannot be read, or is no mapping.
+        InputError: the file cannot be read, or does not hold a mapping.
     """
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError("config", f"{path} ({error})", "a YAML file that can be read") from error
+        raise InputError("config", f"{path} ({error})", "a readable YAML file") from error
     if not isinstance(given, dict):
-        raise InputError("config", f"{path} with {type(given).__name__}", f"a mapping, e.g. {example}, a line each")
+        raise InputError("config", f"{path} with {type(given).__name__}", f"a mapping with one setting per line, such as {example}")
     return given
 
 
+class UnknownSettingError(InputError):
+    """A setting with a name that does not exist."""
+
+    def __init__(self, message: str) -> None:
+        """Take the whole message: unlike other invalid input, the name alone is at fault, not a value."""
+        super(InputError, self).__init__(message)
+
+
 def check_keys(where: str, given: Mapping[Any, Any], known: Sequence[str]) -> None:
-    """Refuse a setting that does not exist.
+    """Refuse unknown settings.
 
     Args:
-        where: What the error names.
+        where: What the settings belong to; the error begins with it.
         given: The settings.
-        known: Names that there are.
+        known: The names of all settings.
 
     Raises:
-        InputError: one of the settings has another name.
+        InputError: an unknown setting; the message suggests the closest known name, or lists them all.
     """
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(known)}."
-            raise InputError(where, f"the setting {key!r}", "one that there is", remedy)
+            remedy = f"Did you mean {close[0]!r}?" if close else f"Known settings: {', '.join(known)}."
+            raise UnknownSettingError(f"{where}: unknown setting {key!r}. {remedy}")

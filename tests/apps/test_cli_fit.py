@@ -84,9 +84,9 @@ def test_without_responses_the_model_gives_them(tmp_path):
     ("config", "arguments", "message"),
     [
         ("solver: dim", ["--group", "sad"], "error: group: got 'sad', expected one of those in"),
-        ("solvr: dim", [], "error: config: got the setting 'solvr', expected one that there is. Did you mean 'solver'?"),
-        ("- dim", [], "expected a mapping, e.g. `solver: sequential`, a line each"),
-        ("solver: [", [], "expected a YAML file that can be read"),
+        ("solvr: dim", [], "error: config: unknown setting 'solvr'. Did you mean 'solver'?"),
+        ("- dim", [], "expected a mapping with one setting per line, such as `solver: sequential`"),
+        ("solver: [", [], "expected a readable YAML file"),
         ("layers: 99", [], "99"),
     ],
 )

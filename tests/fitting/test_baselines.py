@@ -122,7 +122,7 @@ def test_settings_come_from_a_mapping_as_a_file_gives_it():
     ("settings", "message"),
     [
         ({"preset": "chat"}, "preset: got 'chat', expected one of 'persona', 'ifeval', 'axbench'"),
-        ({"learning_rat": 1}, "config: got the setting 'learning_rat', expected one that there is. Did you mean 'learning_rate'?"),
+        ({"learning_rat": 1}, "config: unknown setting 'learning_rat'. Did you mean 'learning_rate'?"),
         ({"solver": "newton"}, "solver: got 'newton', expected one of 'sequential'"),
         ({"solver": "stolfo", "rank": 2}, "rank: got 2, expected 1 with solver='stolfo'"),
         ({"solver": "local", "rule": "sigmoid"}, "rule: got 'sigmoid', expected 'relu' with solver='local'"),
