@@ -1,4 +1,4 @@
-"""Settings from YAML files, with an error for unknown names."""
+"""Settings from YAML files, and the error for an unknown setting."""
 
 from __future__ import annotations
 
@@ -17,35 +17,41 @@ def yaml_mapping(path: str | Path, example: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        example: A line that it may have, shown in the error.
+        example: A line that the file may have, for the error.
 
     Raises:
-        InputError: the file cannot be read, or is not a mapping.
+        InputError: the file cannot be read, or does not hold a mapping.
     """
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError("config", f"{path} ({error})", "a readable YAML file") from error
     if not isinstance(given, dict):
-        raise InputError(
-            "config", f"{path}, which holds {type(given).__name__}", f"a mapping with one setting a line, e.g. {example}"
-        )
+        raise InputError("config", f"{path} with {type(given).__name__}", f"a mapping with one setting per line, such as {example}")
     return given
+
+
+class UnknownSettingError(InputError):
+    """A setting with a name that does not exist."""
+
+    def __init__(self, message: str) -> None:
+        """Take the whole message: unlike other invalid input, the name alone is at fault, not a value."""
+        super(InputError, self).__init__(message)
 
 
 def check_keys(where: str, given: Mapping[Any, Any], known: Sequence[str]) -> None:
     """Refuse unknown settings.
 
     Args:
-        where: What the settings belong to, for the error.
-        given: The settings, by name.
-        known: The valid names.
+        where: What the settings belong to; the error begins with it.
+        given: The settings.
+        known: The names of all settings.
 
     Raises:
-        InputError: a setting has an unknown name.
+        InputError: an unknown setting; the message suggests the closest known name, or lists them all.
     """
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"Did you mean {close[0]!r}?" if close else f"The settings are: {', '.join(known)}."
-            raise InputError(where, f"the unknown setting {key!r}", "a known one", remedy)
+            remedy = f"Did you mean {close[0]!r}?" if close else f"Known settings: {', '.join(known)}."
+            raise UnknownSettingError(f"{where}: unknown setting {key!r}. {remedy}")

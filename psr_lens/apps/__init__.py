@@ -1,1 +1,1 @@
-"""What a person starts: the command line, the pipeline behind `psr-lens run`, the demo and the benchmark."""
+"""What users start: the command line, the pipeline of `psr-lens run`, the demo and the benchmark."""

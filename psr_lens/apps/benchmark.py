@@ -1,9 +1,9 @@
-"""The paper's main table (Heyman & Vandeputte 2026, Table 1) on the embedded models, where trait and coherence are known exactly.
+"""`psr-lens benchmark organism`: the paper's main table (Heyman & Vandeputte 2026, Table 1) on the shipped organisms.
 
-Every method is fitted on *descriptions* ("what is a bear ?"). Its strengths for TA@C80 and TA@Cp are found on other descriptions, once,
-as in the paper; at these strengths it then answers three blocks of questions that neither the model nor a fit has seen: descriptions,
-*procedures* (a kind that it was not fitted on), and descriptions with a *counter-instruction* ("but forget that and answer
-plainly"). The interval of a trait is from resamples of a block's questions at that strength.
+Trait and coherence are known exactly there. Each method is fitted on *descriptions* ("what is a bear ?"). Its strengths for TA@C80 and
+TA@Cp are found once, on other descriptions, as in the paper. At these strengths it answers three blocks of questions unseen by the model
+and the fits: descriptions, *procedures* (a kind that it was not fitted on), and descriptions with a *counter-instruction* ("but forget
+that and answer plainly"). Trait intervals are bootstrapped over the questions of a block.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 from psr_lens import organism
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.safe_files import write_text
+from psr_lens.apps.output_folder import check_folder
 from psr_lens.errors import ArtifactError, InputError, PsrLensError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.evaluate import Calibration, evaluate
@@ -40,18 +41,18 @@ from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
 FAMILIES: Final = {"llama": "organism", "gpt2": "organism-gpt2"}
-"""Families and the names of their models."""
+"""Model families and the names of their models."""
 TRAITS: Final = ("pirate", "gloomy", "dense")
-"""Three of the nine, one a shape: openers, every adjective, nearly every word."""
+"""Three of the nine traits, of different shapes: openers, every adjective, nearly every word."""
 BLOCKS: Final[Mapping[str, Mapping[str, Any]]] = {
     "descriptions": {"kind": "description"},
     "procedures": {"kind": "procedure"},
     "counter-instruction": {"kind": "description", "counter": True},
 }
-"""Held-out questions by kind."""
+"""Blocks of held-out questions: the arguments of `psr_lens.organism.questions`."""
 
 FORMAT: Final = 2
-"""Changes when the same settings give other numbers, so that nothing older is taken for theirs."""
+"""Incremented when the same settings give different numbers, so that older results are not reused."""
 _LAYER: Final = 1
 _TRAINED: Final[Mapping[str, Any]] = {"learning_rate": 1e-2, "batch_size": 8}
 """Gradient descent at this size; the paper's learning rate of 1e-3 is too slow here."""
@@ -71,37 +72,38 @@ METHODS: Final[Mapping[str, FitConfig]] = {
     "A-PSR sequential, rank 1": Sequential(rank=1),
     "A-PSR sequential, rank 4": Sequential(),
 }
-"""How each method is fitted. Joint A-PSR is the paper's (random start, rank 1); epochs are as few as keep its quality here."""
+"""Settings of each method's fit. Joint A-PSR is the paper's (random start, rank 1), with as few epochs as keep its quality here."""
 WITH_PROMPT: Final = "A-PSR sequential, rank 4"
-"""The method that is tried together with the prompt."""
+"""The method that is also evaluated together with the prompt."""
 QUICK: Final = ("S-Const DiM", "A-PSR sequential, rank 4")
+"""The methods of the quick benchmark."""
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is run; the defaults take about a quarter of an hour on two cores."""
+    """Settings of the benchmark; the defaults take about a quarter of an hour on two cores."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
     """`"llama"`, `"gpt2"` or both."""
     traits: tuple[str, ...] = TRAITS
-    """Traits of the organism."""
+    """Traits, from `psr_lens.organism.TRAITS`."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Names from `METHODS`."""
     fit_questions: int = 100
-    """Descriptions to fit on."""
+    """Number of descriptions to fit on."""
     calibration_questions: int = 40
-    """Other descriptions, on which the strengths are found."""
+    """Number of other descriptions, on which the strengths are found."""
     held_out: int = 80
-    """Held-out questions of each block."""
+    """Number of held-out questions in each block."""
     calibration: Calibration = Calibration(steps=3, tolerance=3.0)  # noqa: RUF009 (frozen)
     """The search for the strengths."""
     max_new_tokens: int = 48
-    """Most tokens of an answer; the models' own have up to 46."""
+    """Maximum length of an answer in tokens; the models' own answers have up to 46."""
     seed: int = 0
-    """Seed of questions, sampling and fits."""
+    """Seed of the questions, the sampling and the fits."""
 
     def __post_init__(self) -> None:
-        """Refuse what there is not."""
+        """Check the names and the numbers."""
         for name, known in (("families", tuple(FAMILIES)), ("traits", organism.TRAITS), ("methods", tuple(METHODS))):
             chosen = getattr(self, name)
             if not chosen or (unknown := [each for each in chosen if each not in known]):
@@ -122,14 +124,13 @@ def run_benchmark(
 ) -> dict[str, ResultTable]:
     """Run the benchmark and write `results.md` and a `results-FAMILY.json` for each family.
 
-    What was done already is taken from `out`: finished traits whole, else fits and answers, so that a run that was cut off goes on
-    and ends the same.
+    An interrupted run is resumed from `out`: finished traits, fits and answers are reused, and the results are the same.
 
     Args:
-        out: Folder of results, fits and answers.
-        config: What is run.
-        parallel: Run traits and families at once, a process each, as many as there are cores.
-        say: Told what is being done.
+        out: Folder for results, fits and answers.
+        config: Settings.
+        parallel: Run each trait of each family in a process of its own, as many at a time as there are cores.
+        say: Called with each progress message.
 
     Returns:
         The results by family.
@@ -138,9 +139,7 @@ def run_benchmark(
         InputError: an unknown family, trait or method, or `out` is a file.
     """
     config = config or BenchmarkConfig()
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError("out", str(out), "a folder, or a path where one can be made", "A file is in the way.")
+    out = check_folder(out)
     if parallel and len(config.families) * len(config.traits) > 1:
         _in_processes(out, config)
     tables = {family: run_family(out, family, config, say) for family in config.families}
@@ -151,9 +150,9 @@ def run_benchmark(
 
 
 def _in_processes(out: Path, config: BenchmarkConfig) -> None:
-    """Let a process do each trait of each family, as many at once as there are cores; what they leave in `out` is then put together."""
+    """Run each trait of each family in a process of its own, as many at a time as there are cores; all write to `out`."""
     code = (
-        "import sys, json, torch; torch.set_num_threads(1); from psr_lens import benchmark; "
+        "import sys, json, torch; torch.set_num_threads(1); from psr_lens.apps import benchmark; "
         "benchmark.run_family(sys.argv[1], sys.argv[2], benchmark.config_from(json.loads(sys.argv[3])), benchmark.flushed)"
     )
     waiting = [(family, trait) for trait in config.traits for family in config.families]
@@ -175,18 +174,19 @@ def _in_processes(out: Path, config: BenchmarkConfig) -> None:
             process.wait()
     if any(codes):
         raise PsrLensError(
-            f"a process of the benchmark ended with code {max(map(abs, codes))}; what it said is above. Run it again to go on."
+            f"a process of the benchmark exited with code {max(map(abs, codes))}; its output is above. "
+            "Run the benchmark again to resume it."
         )
 
 
 def config_from(content: Mapping[str, Any]) -> BenchmarkConfig:
-    """A configuration from what `asdict` made of one, after JSON."""
+    """Settings from `asdict` of a `BenchmarkConfig` that went through JSON."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
     return BenchmarkConfig(**{**values, "calibration": Calibration.of(content["calibration"])})
 
 
 def flushed(text: str) -> None:
-    """Print at once, for a process whose output goes through a pipe."""
+    """Print without buffering, for a process whose output goes through a pipe."""
     print(text, flush=True)
 
 
@@ -206,7 +206,7 @@ def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Calla
             tables.append(ResultTable.from_json(path))
             continue
         except ArtifactError:
-            pass  # none there yet, or not whole
+            pass  # missing or incomplete
         models = models or load_to_fit_and_answer(FAMILIES[family])
         told = _Clock(f"{family}, {trait}", say)
         table = _Trait.of(*models, trait, config, folder).measure(told)
@@ -217,19 +217,19 @@ def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Calla
 
 
 class _Clock:
-    """Says what is being done, and after how many seconds, of wall time and of this process's own."""
+    """Adds the wall time and the CPU time so far to each progress message."""
 
     def __init__(self, about: str, say: Callable[[str], None]) -> None:
         self._about, self._say, self._began = about, say, (time.perf_counter(), time.process_time())
 
     def __call__(self, text: str) -> None:
         wall, own = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
-        self._say(f"{self._about}, {wall:.0f} s ({own:.0f} s of the processor): {text}")
+        self._say(f"{self._about}, {wall:.0f} s ({own:.0f} s CPU): {text}")
 
 
 @dataclass(frozen=True)
 class _Trait:
-    """One trait on one model, loaded once to be fitted and once to answer: what to fit on, and what to ask."""
+    """One trait on one model: the questions to fit, calibrate and evaluate on."""
 
     model: HookedModel
     answering: HookedModel
@@ -248,7 +248,16 @@ class _Trait:
         to_fit, other = pairs[: config.fit_questions], pairs[config.fit_questions :]
         triplets = sample_responses(answering, to_fit, organism_judge(trait), sampling=SamplingConfig(seed=config.seed))
         sampling = SamplingConfig(seed=config.seed + 1, max_new_tokens=config.max_new_tokens)
-        return cls(model, answering, trait, config, folder, triplets, other, sampling)
+        return cls(
+            model=model,
+            answering=answering,
+            trait=trait,
+            config=config,
+            folder=folder,
+            triplets=triplets,
+            calibration=other,
+            sampling=sampling,
+        )
 
     def measure(self, say: Callable[[str], None]) -> ResultTable:
         methods = {}
@@ -267,13 +276,20 @@ class _Trait:
             cache=self._cache,
         )
         alphas = {}
-        for name in list(found.curves)[2:]:  # the first two are the model as it is and the prompt
+        for name in list(found.curves)[2:]:  # the first two are the unsteered model and the prompt
             for metric in found.targets:
                 alphas[name, metric] = float(f"{found.calibrated(name, metric).alpha:.3g}")
         say("answering held-out questions")
         rows = list(self._answered(methods, alphas))
         rows += [
-            Result(name, metric.replace("TA@", "α at "), alpha, len(self.calibration), NO_INTERVAL, self.trait)
+            Result(
+                method=name,
+                metric=metric.replace("TA@", "α at "),
+                value=alpha,
+                n=len(self.calibration),
+                interval=NO_INTERVAL,
+                trait=self.trait,
+            )
             for (name, metric), alpha in alphas.items()
         ]
         return ResultTable(tuple(rows), {"notes": [f"{self.trait}: {note}" for note in found.notes]})
@@ -283,7 +299,7 @@ class _Trait:
         return self.folder / "answers"
 
     def _fitted(self, name: str) -> Replacement:
-        """The method's replacement, from the folder if it was fitted before."""
+        """The method's replacement; read from the folder if it was fitted before."""
         settings = METHODS[name]
         about = [settings.to_json(), self.config.fit_questions, self.config.seed, self.trait]
         path = self.folder / "fits" / digest_of(about)[:16]
@@ -295,7 +311,7 @@ class _Trait:
             return learned
 
     def _answered(self, methods: Mapping[str, Replacement], alphas: Mapping[tuple[str, str], float]) -> Iterator[Result]:
-        """Rows of trait and coherence at each strength that was found, block by block; all blocks are asked at once."""
+        """Rows of trait and coherence at each strength, block by block; the questions of all blocks are answered together."""
         count = self.config.held_out
         asked = [organism.questions(count, split="held_out", seed=self.config.seed, **about) for about in BLOCKS.values()]
         pairs = prompt_pairs(self.model, [each for block in asked for each in block], organism.instruction(self.trait))
@@ -310,21 +326,31 @@ class _Trait:
             context: Context = "base" if name in methods else "prompted"
             for key, judged in zip(at, answers.at(steering, list(at.values()), context), strict=True):
                 found[key] = at[key], judged.judgement
-        for place, block in enumerate(BLOCKS):
-            part = slice(place * count, (place + 1) * count)
+        for index, block in enumerate(BLOCKS):
+            part = slice(index * count, (index + 1) * count)
             for (name, metric), (alpha, judgement) in found.items():
                 point = Point(alpha, judgement.trait[part], judgement.coherence[part], ())
                 n = int(point.present.sum())
                 for label, score in ((metric, "trait"), (metric.replace("TA@", "coherence at "), "coherence")):
                     interval = mean_interval(getattr(point, score)[point.present])
-                    yield Result(name, label, point.mean(score), n, interval, self.trait, block, alpha, missing=count - n)
+                    yield Result(
+                        method=name,
+                        metric=label,
+                        value=point.mean(score),
+                        n=n,
+                        interval=interval,
+                        trait=self.trait,
+                        block=block,
+                        alpha=alpha,
+                        missing=count - n,
+                    )
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------
 
 
 def markdown(model: str, table: ResultTable) -> str:
-    """Tables of one family: means over traits with intervals, then trait by trait."""
+    """Markdown tables of one family: means over traits with intervals, then each trait."""
     blocks, traits = (list(dict.fromkeys(getattr(row, name) for row in table if row.block)) for name in ("block", "trait"))
     metrics = sorted({row.metric for row in table if row.metric.startswith("TA@")})
     mean = table.mean_over("trait")
@@ -343,7 +369,7 @@ def markdown(model: str, table: ResultTable) -> str:
         f"Mean over the traits {', '.join(traits)}; intervals are over traits:\n",
         part(mean, metrics, ("block", "metric")),
     ]
-    text += ["Coherence there:\n", part(mean, coherences, ("block", "metric"))]
+    text += ["Coherence at the same strengths:\n", part(mean, coherences, ("block", "metric"))]
     for block in blocks:
         for metric in metrics:
             text += [f"{metric}, {block}, by trait:\n", part(table.select(block=block), [metric], ("trait",))]
@@ -352,7 +378,7 @@ def markdown(model: str, table: ResultTable) -> str:
     notes = _notes(table.settings.get("notes", []))
     if notes:
         text += [
-            "Where a target coherence was not reached while the strengths were searched:\n",
+            "Target coherences that the search for strengths did not reach:\n",
             "\n".join(f"- {note}" for note in notes),
             "",
         ]
@@ -360,6 +386,6 @@ def markdown(model: str, table: ResultTable) -> str:
 
 
 def _notes(notes: Any) -> list[str]:
-    """The notes of all traits, however many tables were added up."""
+    """The notes of all traits, of one table or of a sum of tables."""
     parts = notes["varies"] if isinstance(notes, Mapping) else [notes]
     return [note for part in parts for note in part]

@@ -1,4 +1,4 @@
-"""The whole line on the embedded model: prompt, triplets, fits, scores, comparison."""
+"""`psr-lens demo`: prompts, triplets, fits, scores, comparison and report on the shipped organism."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from psr_lens import organism
 from psr_lens._utils.safe_files import write_text
 from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
-from psr_lens.apps.pipeline.files import check_folder, comparison_json
+from psr_lens.apps.output_folder import check_folder
+from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison, compare
 from psr_lens.evaluation.evaluate import Calibration, evaluate
@@ -35,50 +36,49 @@ from psr_lens.replacement import Replacement
 from psr_lens.reporting import report
 from psr_lens.results.judgement import Judge
 
-RESULTS_FORMAT: Final = 1
 CONSTANT_ALPHAS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Strengths among which the constant baseline may take its best."""
+"""Strengths from which the constant baseline takes its best."""
 MIN_COHERENCE: Final = 95.0
-"""Coherence that the constant baseline must keep."""
+"""Least coherence of the constant baseline at its best strength."""
 CURVE_ALPHAS: Final = (0.5, 1.0, 2.0)
-"""Strengths of the curves of trait against coherence."""
+"""Strengths on the curves of trait against coherence."""
 CURVE_QUESTIONS: Final = 20
-"""Held-out questions for them."""
+"""Number of held-out questions for these curves."""
 _KINDS: Final = ("attn_out", "mlp_out", "resid_post")
 _EXAMPLES: Final = 3
-"""Responses that are patched, and whose blocks are shown part by part."""
+"""Number of responses that are patched, and whose blocks are shown part by part."""
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Settings of the demonstration."""
+    """Settings of the demo."""
 
     model: str = "organism"
     """`"organism"` or `"organism-gpt2"`."""
     fit_questions: int = 240
-    """Questions to fit on, from the training side."""
+    """Number of questions to fit on, from the training split."""
     held_out_questions: int = 120
-    """Questions to score and compare on, which neither the model nor a fit has seen; at least 100."""
+    """Number of questions to score and compare on, unseen by the model and the fits; 100 or more."""
     single_layers: tuple[int, ...] = (1, 3)
-    """Layers among which S-PSR takes the one that scores best on validation questions; the constant baseline acts there too."""
+    """Candidate layers of S-PSR; the best one on the validation questions is chosen, and the constant baseline acts there too."""
     validation_questions: int = 40
-    """Questions for that choice, from the training side, not fitted on."""
+    """Number of questions for that choice, from the training split, not fitted on."""
     looked_into: int = 40
-    """Held-out questions for the report's next-token distances, parts of blocks, and heads."""
+    """Number of held-out responses for the report's next-token distances, parts of blocks, and heads."""
     seed: int = 0
-    """Seed of questions, sampling and fits."""
+    """Seed of the questions, the sampling and the fits."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be meant."""
+        """Check the settings."""
         if self.model not in EMBEDDED:
             raise InputError(
-                "model", repr(self.model), f"one of {', '.join(EMBEDDED)}", "The demonstration needs its exact judges."
+                "model", repr(self.model), f"one of {', '.join(EMBEDDED)}", "The demo needs the organism's exact judges."
             )
         if self.held_out_questions < 100:
-            raise InputError("held_out_questions", self.held_out_questions, "100 or more, so that the scores mean something")
+            raise InputError("held_out_questions", self.held_out_questions, "100 or more, for meaningful scores")
 
     def single_layer_fit(self) -> Sequential:
-        """How S-PSR is fitted; its layer is chosen by validation."""
+        """Settings of S-PSR's fit; its layer is chosen on the validation questions."""
         return Sequential(
             layers=self.single_layers[0],
             rank=1,
@@ -88,16 +88,16 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration found for one trait."""
+    """Results of the demo for one trait."""
 
     comparison: Comparison
     """Prompt and replacements on held-out responses, with the scores."""
     replacements: Mapping[str, Replacement]
-    """The fitted methods."""
+    """The fitted methods, by name."""
     further: Sequence[object]
-    """What else was found out about them, for the report."""
+    """Further results for the report; see `look_into`."""
     seconds: float
-    """Wall time."""
+    """Wall time in seconds."""
 
 
 def run_trait(
@@ -106,16 +106,16 @@ def run_trait(
     """Fit the methods on one trait and measure them on held-out questions.
 
     Args:
-        model: The loaded model of `config`.
-        answering: The same in the class that generates fastest.
-        trait: One of `organism.TRAITS`.
+        model: The model of `config`, loaded for fitting.
+        answering: The same model in the class that generates fastest.
+        trait: One of `psr_lens.organism.TRAITS`.
         config: Settings.
-        say: Told what is being done.
+        say: Called with each progress message.
     """
     began = time.perf_counter()
     judge = organism_judge(trait)
     instruction = organism.instruction(trait)
-    say("sampling under the prompt")
+    say("sampling responses to the prompt")
     known = organism.questions(config.fit_questions + config.validation_questions, seed=config.seed)
     pairs = prompt_pairs(model, known, instruction)
     pairs, validation = pairs[: config.fit_questions], pairs[config.fit_questions :]
@@ -170,7 +170,7 @@ def run_trait(
     say("looking into heads, blocks and directions")
     looked_at, paraphrase = responses[: config.looked_into], organism.instruction(trait, 1)
     further = look_into(model, answering, looked_at, replacements, judge, sampling, paraphrase)
-    return DemoResult(comparison, replacements, further, time.perf_counter() - began)
+    return DemoResult(comparison=comparison, replacements=replacements, further=further, seconds=time.perf_counter() - began)
 
 
 def look_into(
@@ -182,7 +182,7 @@ def look_into(
     sampling: SamplingConfig,
     paraphrase: str,
 ) -> list[object]:
-    """What the report shows beside the comparison: curves, next tokens, parts of blocks, heads, patched cells, words and fits."""
+    """Results that the report shows next to the comparison: curves, next tokens, parts of blocks, heads, patching, directions, fits."""
     pairs = [each.pair for each in responses]
     curves = Calibration(alphas=CURVE_ALPHAS, targets=(), at_prompt=False)
     lead = replacements["A-PSR"]
@@ -208,17 +208,27 @@ def run_demo(
     *,
     static: bool = False,
 ) -> dict[str, DemoResult]:
-    """Run the demonstration and write `report.html`, `results.json` and the artifacts into a folder, with `static` every figure too.
+    """Run the demo and write `report.html`, `results.json` and `artifacts/` to a folder; with `static` also every figure.
+
+    Args:
+        out: The folder.
+        traits: Traits of the organism.
+        config: Settings.
+        say: Called with each progress message.
+        static: Also save the figures as PNG and SVG in `figures/`.
+
+    Returns:
+        The results by trait.
 
     Raises:
-        InputError: an unknown trait, `out` is a file, or for `static` there is no browser.
+        InputError: an unknown trait, `out` is a file, or `static` without a browser.
         MissingPackageError: `static` without kaleido.
     """
     config = config or DemoConfig()
     out = check_folder(out)
     traits = list(dict.fromkeys(traits))
     for trait in traits:
-        organism.instruction(trait)  # refuses an unknown one before anything costly runs
+        organism.instruction(trait)  # raises for an unknown trait before anything costly runs
     if static:
         check_browser()
     say(f"loading {config.model}")
@@ -244,6 +254,6 @@ def _with_prefix(say: Callable[[str], None], prefix: str) -> Callable[[str], Non
 
 
 def write_results(results: Mapping[str, DemoResult], path: Path) -> None:
-    """Write the numbers as JSON, at once or not at all."""
+    """Write the numbers as JSON; the file is replaced as a whole."""
     content = {"format": RESULTS_FORMAT, "traits": {trait: comparison_json(result.comparison) for trait, result in results.items()}}
     write_text(path, json.dumps(content, indent=2) + "\n")

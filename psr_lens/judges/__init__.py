@@ -1,11 +1,11 @@
-"""Judges: texts and the questions that they answer go in, scores from 0 to 100 with reasons come out."""
+"""Judges: called with texts and the questions that they answer, they return scores from 0 to 100 with reasons."""
 
 from __future__ import annotations
 
 from psr_lens.judges.classifier_judge import ClassifierJudge, classifier
 from psr_lens.judges.combined_judge import CombinedJudge, combine
 from psr_lens.judges.ifeval_judge import IfevalAccuracy, IfevalJudge, ifeval
-from psr_lens.judges.llm_judge import Backoff, LLMJudge, LLMUsage, llm
+from psr_lens.judges.llm_judge import Backoff, LLMJudge, LLMSettings, LLMUsage, llm
 from psr_lens.judges.organism_judge import OrganismJudge, organism
 from psr_lens.judges.perplexity_judge import PerplexityJudge, perplexity
 from psr_lens.results.judgement import Judge, Judgement
@@ -19,6 +19,7 @@ __all__ = [
     "Judge",
     "Judgement",
     "LLMJudge",
+    "LLMSettings",
     "LLMUsage",
     "OrganismJudge",
     "PerplexityJudge",

@@ -1,4 +1,4 @@
-"""A judge that is a text classifier: the probability of one of its labels."""
+"""A text classifier as a judge: the score is the probability of one of its labels."""
 
 from __future__ import annotations
 
@@ -11,46 +11,54 @@ import numpy as np
 
 from psr_lens._utils.progress import progress_bar
 from psr_lens.errors import InputError, ModelError
-from psr_lens.judges.texts import sendable
+from psr_lens.judges.clean_text import sendable
 from psr_lens.results.judgement import Judgement, check_texts
 
 Side = Literal["trait", "coherence"]
 
 TOKEN_BUDGET: Final = 16_384
-"""Most tokens of a batch, padding included."""
+"""Default for the largest number of tokens in a batch, padding included."""
 
 _Encoded = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class ClassifierJudge:
-    """Scores texts by a classifier's probability of a label; made by `psr_lens.judges.classifier_judge`."""
+    """Scores texts by a classifier's probability of a label; `psr.judges.classifier` makes one.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2ForSequenceClassification
+        >>> GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=1, num_labels=3)).save_pretrained("mine")
+        >>> saved = model.tokenizer.save_pretrained("mine")
+        >>> psr.judges.classifier("mine", "LABEL_2", device="cpu")
+        ClassifierJudge('mine', label='LABEL_2', side='trait')
+    """
 
     name: str
-    """Name or folder of the classifier."""
+    """Folder of the classifier, or its name on the Hugging Face Hub."""
     label: str
     """The label whose probability is the score."""
     index: int
-    """Its number in the classifier's configuration."""
+    """The label's index in the classifier's configuration."""
     side: Side
-    """Which score it gives; the other one is missing."""
+    """Which score it gives, `"trait"` or `"coherence"`; the other one is NaN."""
     pair: bool
-    """Whether the classifier reads the question too, as the first of two texts."""
-    room: int
-    """Most tokens that it reads of a text; longer ones are cut at the end."""
+    """Whether the classifier also reads the question, as the first text of a pair."""
+    max_length: int
+    """Largest number of tokens that it reads; longer texts are cut at the end."""
     token_budget: int
-    """Most tokens of a batch, padding included."""
+    """Largest number of tokens in a batch, padding included."""
     _model: Any = field(repr=False, compare=False)
     _tokenizer: Any = field(repr=False, compare=False)
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
-        """Score each text, alone or as an answer to the question at the same place.
+        """Score each text, alone or (with `pair`) together with the question at the same index.
 
         Returns:
-            100 times the label's probability on the judge's side and NaN on the other; the reasons say which texts were cut.
+            100 times the label's probability for the judge's side and NaN for the other; the reasons say which texts were cut.
 
         Raises:
-            InputError: not as many questions as texts.
+            InputError: `texts` and `questions` differ in length.
         """
         check_texts(texts, questions)
         encoded = [self._encode(sendable(text), sendable(question)) for text, question in zip(texts, questions, strict=True)]
@@ -61,19 +69,24 @@ class ClassifierJudge:
                 bar.update(len(rows))
         reasons = tuple(self._reason(score, length) for score, (_, length) in zip(scores.tolist(), encoded, strict=True))
         other = np.full(len(texts), np.nan)
-        return Judgement(scores, other, reasons) if self.side == "trait" else Judgement(other, scores, reasons)
+        trait, coherence = (scores, other) if self.side == "trait" else (other, scores)
+        return Judgement(trait=trait, coherence=coherence, reasons=reasons)
+
+    def __repr__(self) -> str:
+        """One line: the classifier, its label and the side that it scores."""
+        return f"ClassifierJudge({self.name!r}, label={self.label!r}, side={self.side!r})"
 
     def _encode(self, text: str, question: str) -> tuple[_Encoded, int]:
-        """What the classifier reads of a text, and how many tokens the whole has."""
+        """The encoded text as the classifier reads it, and the number of tokens before it was cut."""
         given = (question, text) if self.pair else (text,)
         whole = self._tokenizer(*given, verbose=False)
         length = len(whole["input_ids"])
-        if length <= self.room:
+        if length <= self.max_length:
             return whole, length
-        return self._tokenizer(*given, truncation=True, max_length=self.room, verbose=False), length
+        return self._tokenizer(*given, truncation=True, max_length=self.max_length, verbose=False), length
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Rows of like lengths; one at a time where the classifier knows no padding. Empty texts are left out."""
+        """Rows of similar lengths; one at a time if the classifier has no padding token. Empty texts are left out."""
         alone = self._pad_id() is None
         batch: list[int] = []
         for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
@@ -86,7 +99,7 @@ class ClassifierJudge:
             yield batch
 
     def _pad_id(self) -> int | None:
-        # The configuration's and not the tokenizer's: it is how decoders find a text's last token, and RoBERTa its positions.
+        # From the configuration, not the tokenizer: decoders find a text's last token by it, and RoBERTa its positions.
         found = self._model.config.get_text_config().pad_token_id
         return None if found is None else int(found)
 
@@ -113,8 +126,8 @@ class ClassifierJudge:
         if not length:
             return "missing: the text has no tokens"
         if np.isnan(score):
-            return "missing: the classifier gave no number"
-        cut = f"; read only {self.room} of {length} tokens" if length > self.room else ""
+            return "missing: the classifier returned NaN"
+        cut = f"; read only {self.max_length} of {length} tokens" if length > self.max_length else ""
         return f"P({self.label}) = {score / 100:.3g}{cut}"
 
 
@@ -128,23 +141,31 @@ def classifier(
     max_length: int | None = None,
     token_budget: int = TOKEN_BUDGET,
 ) -> ClassifierJudge:
-    """A judge that is a Hugging Face text classifier: a text's score is 100 times the probability of one label.
+    """Judge by a Hugging Face text classifier: a text's score is 100 times the probability of one label.
 
-    The probability is a softmax over the labels, or a sigmoid where labels do not exclude one another (`problem_type`
-    `multi_label_classification`) or there is only one. Put two one-sided judges together with `psr_lens.judges.combined_judge`.
+    The probability is a softmax over the labels, or a sigmoid if labels are not exclusive (`problem_type`
+    `multi_label_classification`) or there is only one. `psr.judges.combine` joins two one-sided judges.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2ForSequenceClassification
+        >>> GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=1, num_labels=3)).save_pretrained("mine")
+        >>> saved = model.tokenizer.save_pretrained("mine")
+        >>> psr.judges.classifier("mine", "LABEL_2", device="cpu")(["arr , yes ."], ["what is a bear ?"]).trait.shape
+        (1,)
 
     Args:
-        name_or_path: A folder that `save_pretrained` wrote, or a name on the Hugging Face Hub.
-        label: The label, by its name in the classifier's configuration or by its number.
-        side: Which score the probability is.
-        pair: Give the classifier the question as first and the answer as second text; else it reads the answer alone.
-        device: Where it runs, such as `"cuda"`; None takes a GPU where there is one.
-        max_length: Most tokens of a text (or pair); None takes what the classifier can read. Longer ones are cut and the reasons say so.
-        token_budget: Most tokens of a batch, padding included.
+        name_or_path: A folder written by `save_pretrained`, or a name on the Hugging Face Hub.
+        label: The label: its name in the classifier's configuration, or its index.
+        side: Which score the probability is: `"trait"` or `"coherence"`.
+        pair: Give the classifier the question as the first and the answer as the second text; otherwise it reads the answer alone.
+        device: Where it runs, such as `"cuda"`; None takes a GPU if there is one.
+        max_length: Largest number of tokens of a text (or pair); None for the classifier's own limit. Longer texts are cut, and their
+            reasons say so.
+        token_budget: Largest number of tokens in a batch, padding included.
 
     Raises:
-        InputError: there is no such label, or a setting cannot be meant.
-        ModelError: it cannot be loaded, or it is no classifier.
+        InputError: an unknown label or an invalid setting.
+        ModelError: the classifier cannot be loaded, or the model is not a classifier.
     """
     if side not in get_args(Side):
         raise InputError("side", repr(side), "'trait' or 'coherence'")
@@ -152,13 +173,23 @@ def classifier(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise InputError(name, repr(value), f"a whole number, {least} or more")
     model, tokenizer = _load(str(name_or_path), device)
-    room = min(_room(model, tokenizer), max_length or 10**9)
+    longest = min(_longest(model, tokenizer), max_length or 10**9)
     names = _labels(model.config)
     index = label if isinstance(label, int) and not isinstance(label, bool) else names.index(label) if label in names else -1
     if not 0 <= index < len(names):
         choices = ", ".join(map(repr, names))
-        raise InputError("label", repr(label), f"one of {choices}, or its number from 0 to {len(names) - 1}")
-    return ClassifierJudge(str(name_or_path), names[index], index, side, pair, room, token_budget, model, tokenizer)
+        raise InputError("label", repr(label), f"one of {choices}, or an index from 0 to {len(names) - 1}")
+    return ClassifierJudge(
+        name=str(name_or_path),
+        label=names[index],
+        index=index,
+        side=side,
+        pair=pair,
+        max_length=longest,
+        token_budget=token_budget,
+        _model=model,
+        _tokenizer=tokenizer,
+    )
 
 
 def _load(name: str, device: Any) -> tuple[Any, Any]:
@@ -172,28 +203,28 @@ def _load(name: str, device: Any) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"name_or_path: {name!r} cannot be loaded as a text classifier ({error}). "
-            "Give a folder saved with `save_pretrained`, tokenizer included, or check the name and the network."
+            "Give a folder written by `save_pretrained`, tokenizer included, or check the name and the network."
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"name_or_path: {name!r} is no trained text classifier, its files lack {', '.join(missing[:3])}. "
-            "Give a model that was trained for sequence classification."
+            f"name_or_path: {name!r} is not a trained text classifier: its files lack {', '.join(missing[:3])}. "
+            "Give a model trained for sequence classification."
         )
     try:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError("device", repr(device), "a device that torch has here", f"({error})") from error
+        raise InputError("device", repr(device), "a device that torch finds here", f"({error})") from error
     return model.eval().requires_grad_(False), tokenizer
 
 
-def _room(model: Any, tokenizer: Any) -> int:
-    """Most tokens that a classifier can read."""
+def _longest(model: Any, tokenizer: Any) -> int:
+    """Largest number of tokens that a classifier can read."""
     found = [int(tokenizer.model_max_length)]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and limit > 0:
         found.append(limit)
     for name, module in model.named_modules():
-        # RoBERTa's positions begin after its padding token's number, so that not all are there for a text.
+        # RoBERTa's positions start after the index of its padding token, so fewer are left for the text.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             found.append(module.num_embeddings - module.padding_idx - 1)
     return min(found)
@@ -201,5 +232,5 @@ def _room(model: Any, tokenizer: Any) -> int:
 
 def _labels(config: Any) -> list[str]:
     if config.num_labels == 1 and config.problem_type == "regression":
-        raise ModelError("name_or_path: the classifier is a regression, which has no probability. Give one with labels.")
-    return [str(config.id2label[number]) for number in range(config.num_labels)]
+        raise ModelError("name_or_path: the model is a regression and has no label probabilities. Give a classifier with labels.")
+    return [str(config.id2label[index]) for index in range(config.num_labels)]

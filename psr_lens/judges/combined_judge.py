@@ -1,4 +1,4 @@
-"""Two judges of one side each, put together."""
+"""The trait from one judge, the coherence from another."""
 
 from __future__ import annotations
 
@@ -11,27 +11,43 @@ from psr_lens.results.judgement import Judge, Judgement
 
 @dataclass(frozen=True)
 class CombinedJudge:
-    """Takes the trait from one judge and the coherence from another."""
+    """Takes trait scores from one judge and coherence scores from another.
+
+    Example:
+        >>> both = psr.judges.combine(trait=psr.judges.ifeval("punctuation:no_comma"), coherence=judge)
+        >>> both.trait
+        IfevalJudge('punctuation:no_comma')
+    """
 
     trait: Judge
-    """Whose trait scores are taken."""
+    """Judge of the trait."""
     coherence: Judge
-    """Whose coherence scores are taken."""
+    """Judge of coherence."""
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
-        """Score each text by both judges."""
+        """Score each text with both judges; each reason quotes both."""
         trait, coherence = self.trait(texts, questions), self.coherence(texts, questions)
         reasons = zip(trait.reasons, coherence.reasons, strict=True)
-        return Judgement(trait.trait, coherence.coherence, tuple(f"trait: {one}; coherence: {other}" for one, other in reasons))
+        return Judgement(
+            trait=trait.trait,
+            coherence=coherence.coherence,
+            reasons=tuple(f"trait: {one}; coherence: {other}" for one, other in reasons),
+        )
 
 
 def combine(trait: Judge, coherence: Judge) -> CombinedJudge:
-    """One judge of two: `combine(trait=psr.judges.ifeval(rows), coherence=psr.judges.perplexity(model, pairs))`.
+    """Combine two judges: `trait` gives the trait scores, `coherence` the coherence scores.
+
+    Example:
+        >>> both = psr.judges.combine(trait=psr.judges.ifeval("punctuation:no_comma"), coherence=judge)
+        >>> scores = both(["the bear is strong ."], ["what is a bear ?"])
+        >>> float(scores.trait[0]), float(scores.coherence[0])
+        (100.0, 0.0)
 
     Raises:
-        InputError: one of them is no judge.
+        InputError: one of them is not callable.
     """
     for name, judge in (("trait", trait), ("coherence", coherence)):
         if not callable(judge):
-            raise InputError(name, type(judge).__name__, "a judge, which is called with texts and questions")
-    return CombinedJudge(trait, coherence)
+            raise InputError(name, type(judge).__name__, "a judge, callable with texts and questions")
+    return CombinedJudge(trait=trait, coherence=coherence)

@@ -1,9 +1,9 @@
 """IFEval's 25 verifiable instructions (Zhou et al. 2023, arXiv 2311.07911), each decided as in google-research/instruction_following_eval.
 
-A check is given a text and says what is wrong with it, in a few words; an empty string where the instruction is followed. Every check takes
-time in proportion to the text. What is not as in the original: keywords, markers and section names are taken literally where it reads them
-as regular expressions; an instruction with an argument missing is refused where it draws one at random; and JSON may have numbers of any
-length, and be nested too deeply to be read, which is then no JSON.
+A check takes a text and returns what is wrong with it, in a few words; the empty string means that the instruction is followed. Every
+check runs in time linear in the text. Differences from the original: keywords, markers and section names are matched literally (the
+original reads them as regular expressions); a missing argument is an error (the original draws one at random); JSON may contain numbers
+of any length; and JSON nested too deeply to be parsed counts as invalid instead of crashing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from psr_lens.errors import InputError
-from psr_lens.judges import ifeval_text as text_of
-from psr_lens.judges.texts import shortened
+from psr_lens.judges import ifeval_text
+from psr_lens.judges.clean_text import shortened
 
 Check = Callable[[str], str]
-"""What is wrong with a text; empty where nothing is."""
+"""Returns what is wrong with a text; the empty string if nothing is."""
 
 _ANSWERS: Final = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _PUNCTUATION: Final = frozenset(".,?!'\"")
@@ -30,7 +30,7 @@ def check_for(instruction_id: str, arguments: Mapping[str, Any]) -> Check:
     """The check of one instruction.
 
     Raises:
-        InputError: there is no such instruction, or its arguments are not what it needs.
+        InputError: an unknown instruction, or missing, unknown or invalid arguments.
         MissingPackageError: the instruction needs a package that is not installed (`pip install psr-lens[ifeval]`).
     """
     if instruction_id not in CHECKS:
@@ -43,7 +43,7 @@ def check_for(instruction_id: str, arguments: Mapping[str, Any]) -> Check:
     return make(**arguments)
 
 
-# --- what arguments must be -------------------------------------------------------------------------------------------------
+# --- checking arguments -----------------------------------------------------------------------------------------------------
 
 
 def _count(name: str, value: object) -> int:
@@ -54,18 +54,18 @@ def _count(name: str, value: object) -> int:
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError(name, repr(value), "a text that is not empty")
+        raise InputError(name, repr(value), "a non-empty text")
     return value
 
 
 def _texts(name: str, value: object) -> list[str]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise InputError(name, repr(value), "a list of at least one text")
+        raise InputError(name, repr(value), "a list of one or more texts")
     return sorted({_text(name, each) for each in value})
 
 
 def _bound(relation: object, threshold: object, name: str) -> Callable[[int, str], str]:
-    """Says what is wrong with a number of things."""
+    """A function that takes a count and the name of what was counted, and returns what is wrong with the count."""
     limit = _count(name, threshold)
     if relation not in ("less than", "at least"):
         raise InputError("relation", repr(relation), "'less than' or 'at least'")
@@ -100,7 +100,7 @@ def _frequency(keyword: object, frequency: object, relation: object) -> Check:
 
 
 def _forbidden_words(forbidden_words: object) -> Check:
-    # A word's ends where the original has \b, which is the same for all that begins and ends with a letter or digit.
+    # Word boundaries as in the original's \b, which means the same for words that begin and end with a letter or digit.
     words = _texts("forbidden_words", forbidden_words)
     patterns = {word: re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words}
 
@@ -124,39 +124,39 @@ def _letter_frequency(letter: object, let_frequency: object, let_relation: objec
 
 def _response_language(language: object) -> Check:
     wanted = _text("language", language)
-    if wanted not in (known := text_of.known_languages()):
+    if wanted not in (known := ifeval_text.known_languages()):
         raise InputError("language", repr(language), f"one of {', '.join(known)}")
     return lambda text: _other_language(text, wanted)
 
 
 def _other_language(text: str, wanted: str) -> str:
-    found = text_of.language_of(text)  # None, a text in no language at all, is in the original's eyes in any
+    found = ifeval_text.language_of(text)  # None: no language was detected, which the original accepts as any language
     return "" if found in (wanted, None) else f"in the language {found!r}, not {wanted!r}"
 
 
 def _english_capital() -> Check:
-    text_of.need_languages()
+    ifeval_text.need_languages()
     return lambda text: _other_language(text, "en") if text.isupper() else "not all in capital letters"
 
 
 def _english_lowercase() -> Check:
-    text_of.need_languages()
+    ifeval_text.need_languages()
     return lambda text: _other_language(text, "en") if text.islower() else "not all in lowercase letters"
 
 
 def _capital_word_frequency(capital_frequency: object, capital_relation: object) -> Check:
-    text_of.need_sentences()
+    ifeval_text.need_sentences()
     bound = _bound(capital_relation, capital_frequency, "capital_frequency")
-    return lambda text: bound(text_of.capital_words(text), "words in capital letters")
+    return lambda text: bound(ifeval_text.capital_words(text), "words in capital letters")
 
 
 # --- length -----------------------------------------------------------------------------------------------------------------
 
 
 def _number_sentences(num_sentences: object, relation: object) -> Check:
-    text_of.need_sentences()
+    ifeval_text.need_sentences()
     bound = _bound(relation, num_sentences, "num_sentences")
-    return lambda text: bound(text_of.sentence_count(text), "sentences")
+    return lambda text: bound(ifeval_text.sentence_count(text), "sentences")
 
 
 def _number_words(num_words: object, relation: object) -> Check:
@@ -172,7 +172,7 @@ def _number_paragraphs(num_paragraphs: object) -> Check:
         if not all(paragraphs[1:-1]):
             return "an empty paragraph between two ***"
         found = sum(map(bool, paragraphs))
-        return "" if found == wanted else f"{found} paragraphs parted by ***, not {wanted}"
+        return "" if found == wanted else f"{found} paragraphs separated by ***, not {wanted}"
 
     return check
 
@@ -197,7 +197,7 @@ def _nth_paragraph_first_word(num_paragraphs: object, nth_paragraph: object, fir
 def _first_word(paragraph: str) -> str:
     words = paragraph.split(maxsplit=1)
     word = words[0].lstrip("'").lstrip('"') if words else ""
-    end = next((place for place, letter in enumerate(word) if letter in _PUNCTUATION), len(word))
+    end = next((index for index, letter in enumerate(word) if letter in _PUNCTUATION), len(word))
     return "".join(letter.lower() for letter in word[:end])
 
 
@@ -210,10 +210,10 @@ def _number_placeholders(num_placeholders: object) -> Check:
 
 
 def _placeholders(line: str) -> int:
-    """How often a bracket is opened and closed; looks for no closing one again and again where there is none, as a pattern would."""
-    count = place = 0
-    while (opened := line.find("[", place)) >= 0 and (closed := line.find("]", opened)) >= 0:
-        count, place = count + 1, closed + 1
+    """Number of bracketed parts of a line; unlike a regular expression, linear in its length where brackets are never closed."""
+    count = start = 0
+    while (opened := line.find("[", start)) >= 0 and (closed := line.find("]", opened)) >= 0:
+        count, start = count + 1, closed + 1
     return count
 
 
@@ -226,7 +226,7 @@ def _postscript(postscript_marker: object) -> Check:
 
 def _number_bullet_lists(num_bullets: object) -> Check:
     wanted = _count("num_bullets", num_bullets)
-    # Of the original's ^\s* only the blanks on the bullet's own line can matter. What follows a * may well be the line's end.
+    # Of what the original's ^\s* matches, only blanks on the bullet's own line matter. The character after * may be the line break.
     star, dash = re.compile(r"^[^\S\n]*\*[^*].*$", re.MULTILINE), re.compile(r"^[^\S\n]*-.*$", re.MULTILINE)
 
     def check(text: str) -> str:
@@ -265,9 +265,9 @@ def _json_format() -> Check:
         try:
             json.loads(text.removesuffix("```").strip(), parse_int=str)  # numbers of any length
         except ValueError as error:
-            return f"no JSON: {error}"
+            return f"invalid JSON: {error}"
         except RecursionError:
-            return "JSON nested too deeply to be read"
+            return "JSON nested too deeply to be parsed"
         return ""
 
     return check
@@ -291,7 +291,7 @@ def _two_responses() -> Check:
             return "an empty response between two ******"
         responses = [part for part in parts if part]
         if len(responses) != 2:
-            return f"{len(responses)} responses parted by ******, not 2"
+            return f"{len(responses)} responses separated by ******, not 2"
         return "both responses are the same" if responses[0] == responses[1] else ""
 
     return check
@@ -346,4 +346,4 @@ CHECKS: Final[Mapping[str, Callable[..., Check]]] = {
     "change_case:english_lowercase": _english_lowercase,
     "punctuation:no_comma": _no_comma,
 }
-"""Names of the instructions, and what makes their checks from the arguments in a row's `kwargs`."""
+"""Instruction ids and the functions that build their checks from the arguments in a row's `kwargs`."""

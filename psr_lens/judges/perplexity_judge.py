@@ -1,4 +1,4 @@
-"""Judge of coherence without a judging model: how well the unsteered model itself would have predicted the answer."""
+"""Judge of coherence that needs no second model: how likely the answer is under the unsteered model itself."""
 
 from __future__ import annotations
 
@@ -11,82 +11,99 @@ import numpy as np
 from jaxtyping import Float
 
 from psr_lens.errors import InputError, ModelError
-from psr_lens.judges.texts import sendable
-from psr_lens.results.judgement import Judgement
+from psr_lens.judges.clean_text import sendable
+from psr_lens.results.judgement import Judgement, check_texts
 
 if TYPE_CHECKING:
     from psr_lens.generation.sampling import SamplingConfig
     from psr_lens.models import HookedModel
     from psr_lens.prompts import PromptPair, Triplet
-else:  # these cost torch, which `import psr_lens.judges` must not
+else:  # importing these would load torch, which `import psr_lens.judges` must not
     HookedModel = PromptPair = Triplet = SamplingConfig = Any
 
 Given = Literal["base", "prompted", "either"]
-"""The prompt before the answer: without the instruction, with it, or whichever of the two makes the answer likelier."""
+"""The prompt that the answer is read after: without the instruction, with it, or whichever of the two makes the answer likelier."""
 
 _LEAST_GAP: Final = 0.1
-"""Nats a token by which references must be likelier than garbage for a scale to lie between them."""
+"""Least gap between references and shuffled text, in nats per token, for a scale between the two."""
 
 
 @dataclass(frozen=True)
 class PerplexityJudge:
-    """Scores coherence by perplexity; the trait is missing, which `psr.judges.combine` can fill in."""
+    """Scores coherence by perplexity. The trait is missing (NaN); `psr.judges.combine` adds a judge for it.
+
+    Example:
+        >>> fluency = psr.judges.perplexity(model, pairs[:4])
+        >>> fluency.fluent < fluency.garbage
+        True
+    """
 
     model: HookedModel
-    """The model, which is never steered here."""
+    """The model; it is never steered here."""
     pairs: Mapping[str, PromptPair]
-    """Each question's prompts."""
+    """Each question and its prompts."""
     given: Given
-    """The prompt before the answer."""
+    """The prompt that answers are read after."""
     fluent: float
-    """Mean surprise in nats a token up to which an answer scores 100."""
+    """Mean surprisal, in nats per token, up to which an answer scores 100."""
     garbage: float
-    """Mean surprise in nats a token from which on an answer scores 0."""
+    """Mean surprisal, in nats per token, from which on an answer scores 0."""
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
-        """Score each text; NaN where there is nothing to score, an empty text or a prompt that fills the model's context.
+        """Score each text; NaN for an empty text, or where the prompt leaves no room for an answer in the model's context.
 
         Raises:
-            InputError: not one question a text, or a question that the judge has no prompts for.
+            InputError: `texts` and `questions` differ in length, or a question that is not among the judge's pairs.
         """
-        surprise = self.surprise(texts, questions)
-        scores = 100 * np.clip((self.garbage - surprise) / (self.garbage - self.fluent), 0, 1)
-        return Judgement(np.full(len(texts), np.nan), scores, tuple(map(self._reason, surprise)))
+        surprisal = self.surprisal(texts, questions)
+        return Judgement(
+            trait=np.full(len(texts), np.nan),
+            coherence=100 * np.clip((self.garbage - surprisal) / (self.garbage - self.fluent), 0, 1),
+            reasons=tuple(map(self._reason, surprisal)),
+        )
 
-    def surprise(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
-        """Mean −log p of each text's tokens, in nats; the logarithm of its perplexity. Of a text too long for the model, what fits is read.
+    def surprisal(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
+        """Mean −log p of each text's tokens in nats: the logarithm of its perplexity.
+
+        A text that does not fit into the model's context is cut at the end.
+
+        Example:
+            >>> psr.judges.perplexity(model, pairs[:4]).surprisal(["", "the bear is a strong animal ."], [questions[0]] * 2).shape
+            (2,)
 
         Raises:
             InputError: as when the judge is called.
         """
-        if isinstance(texts, str) or len(texts) != len(questions):
-            got = "one string" if isinstance(texts, str) else f"{len(questions)} for {len(texts)} texts"
-            raise InputError("questions", got, "as many questions as texts")
-        for place, question in enumerate(questions):
+        check_texts(texts, questions)
+        for index, question in enumerate(questions):
             if question not in self.pairs:
                 raise InputError(
-                    f"questions[{place}]",
+                    f"questions[{index}]",
                     repr(question),
-                    "one of the questions of the judge's pairs",
-                    "Make it with these pairs too.",
+                    "a question of the judge's pairs",
+                    "Make the judge with the pairs of these questions.",
                 )
-        return _surprise(self.model, [self.pairs[question] for question in questions], texts, self.given)
+        return _surprisal(self.model, [self.pairs[question] for question in questions], texts, self.given)
 
-    def _reason(self, surprise: float) -> str:
-        if math.isnan(surprise):
-            return "nothing to score"
-        return f"{surprise:.2f} nats a token (100 up to {self.fluent:.2f}, 0 from {self.garbage:.2f})"
+    def __repr__(self) -> str:
+        """One line, with the scale in nats per token."""
+        return f"PerplexityJudge({len(self.pairs)} questions, given={self.given!r}, fluent={self.fluent:.2f}, garbage={self.garbage:.2f})"
+
+    def _reason(self, surprisal: float) -> str:
+        if math.isnan(surprisal):
+            return "missing: the text has no tokens that can be read"
+        return f"{surprisal:.2f} nats per token (100 up to {self.fluent:.2f}, 0 from {self.garbage:.2f})"
 
 
-def _surprise(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[str], given: Given) -> Float[np.ndarray, " text"]:
-    read = {place: triplet for place, triplet in enumerate(map(_triplet, [model] * len(texts), pairs, texts)) if triplet}
+def _surprisal(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[str], given: Given) -> Float[np.ndarray, " text"]:
+    read = {index: triplet for index, triplet in enumerate(map(_triplet, [model] * len(texts), pairs, texts)) if triplet}
     found = np.full(len(texts), np.nan)
     if read:
-        found[list(read)] = _mean_surprise(model, list(read.values()), given)
+        found[list(read)] = _mean_surprisal(model, list(read.values()), given)
     return found
 
 
-def _mean_surprise(model: HookedModel, triplets: Sequence[Triplet], given: Given) -> Float[np.ndarray, " triplet"]:
+def _mean_surprisal(model: HookedModel, triplets: Sequence[Triplet], given: Given) -> Float[np.ndarray, " triplet"]:
     from psr_lens.generation.likelihood import log_likelihoods
 
     contexts: tuple[Any, ...] = ("base", "prompted") if given == "either" else (given,)
@@ -96,7 +113,7 @@ def _mean_surprise(model: HookedModel, triplets: Sequence[Triplet], given: Given
 
 
 def _triplet(model: HookedModel, pair: PromptPair, text: str) -> Triplet | None:
-    """The text as a response, as far as the model's context reaches; None where nothing of it is left."""
+    """The text as a response, cut to the model's context; None if nothing is left of it."""
     from psr_lens.models import context_length
     from psr_lens.prompts import Triplet, response_ids
 
@@ -111,35 +128,40 @@ def perplexity(
     references: Sequence[str] | None = None,
     *,
     given: Given = "base",
-    config: SamplingConfig | None = None,
+    sampling: SamplingConfig | None = None,
     seed: int = 0,
 ) -> PerplexityJudge:
-    """Judge of coherence by the perplexity of the answer, given its question, under the unsteered model.
+    """Judge of coherence: the perplexity of the answer after its question, under the unsteered model.
 
-    The scale is the model's own. An answer scores 100 if its tokens surprise the model no more, in the mean, than the median reference
-    does. From there the score falls in a straight line with log-perplexity to 0, where a token is as surprising as in the median reference
-    with its tokens *shuffled*, or as in a uniform guess among the whole vocabulary if that is less (a small model that is sure of
-    everything finds shuffled text more surprising than that).
+    The model sets its own scale. An answer scores 100 if its mean surprisal per token is at most that of the median reference. From there
+    the score falls linearly in log-perplexity to 0, which is reached at the median surprisal of the references with their tokens
+    *shuffled*, or at that of a uniform guess over the vocabulary, whichever is lower (a small, overconfident model finds shuffled text
+    less likely than a uniform guess).
 
-    What it cannot see: whether an answer is true or to the point; and a text that says one thing over and over is likely to any model.
-    It takes a trait for incoherence as far as the trait is unlikely without its instruction; with `given="either"`, an answer is read after
-    the prompt with the instruction too, and the less surprised reading counts.
+    Limits: it does not see whether an answer is true or to the point, and endless repetition is likely under any model. It mistakes a
+    trait for incoherence to the extent that the trait is unlikely without its instruction; with `given="either"` an answer is also read
+    after the prompt with the instruction, and the lower surprisal counts.
+
+    Example:
+        >>> fluency = psr.judges.perplexity(model, pairs)
+        >>> fluency([triplets[0].response, "bear bear the a a"], [triplets[0].pair.asked] * 2).coherence[1]
+        0.0
 
     Args:
-        model: The model, as it is.
-        pairs: Prompts of all the questions to be judged.
-        references: Answers that are taken to be coherent, one a pair; the model's own, unsteered, if None. For `"prompted"` these are
-            answers to the prompt with the instruction.
-        given: The prompt before the answer: `"base"`, `"prompted"` or `"either"`.
-        config: How references are sampled.
+        model: The model, unsteered.
+        pairs: Prompts of all questions to be judged.
+        references: Answers taken to be coherent, one per pair; if None, the model's own unsteered answers. With `given="prompted"` these
+            are answers to the prompt with the instruction.
+        given: The prompt that answers are read after: `"base"`, `"prompted"` or `"either"`.
+        sampling: How references are sampled, if none are given.
         seed: Seed of the shuffling.
 
     Returns:
-        A judge whose trait is NaN.
+        A judge of coherence; its trait is NaN.
 
     Raises:
-        InputError: no pairs, not one reference a pair, references that are all empty, or one question with different prompts.
-        ModelError: the model finds shuffled references as likely as the references.
+        InputError: no pairs, `references` and `pairs` of different lengths, only empty references, or one question with different prompts.
+        ModelError: shuffled references are as likely as the references under the model.
     """
     from psr_lens.generation.sampling import generate
 
@@ -150,45 +172,45 @@ def perplexity(
     by_question = _by_question(pairs, given)
     if references is None:
         references = [
-            each.text for each in generate(model, pairs, context="prompted" if given == "prompted" else "base", sampling=config)
+            each.text for each in generate(model, pairs, context="prompted" if given == "prompted" else "base", sampling=sampling)
         ]
     if isinstance(references, str) or len(references) != len(pairs):
         got = "one string" if isinstance(references, str) else f"{len(references)} of them"
         raise InputError("references", got, f"one for each of {len(pairs)} pairs")
-    surprises = _surprise(model, pairs, references, given)
-    if np.isnan(surprises).all():
-        raise InputError("references", f"{len(references)} empty texts", "at least one that is not empty")
-    fluent = float(np.nanmedian(surprises))
-    garbage = min(_shuffled_surprise(model, pairs, references, given, seed), math.log(int(model.cfg.d_vocab)))
+    surprisals = _surprisal(model, pairs, references, given)
+    if np.isnan(surprisals).all():
+        raise InputError("references", f"{len(references)} empty texts", "at least one non-empty text")
+    fluent = float(np.nanmedian(surprisals))
+    garbage = min(_shuffled_surprisal(model, pairs, references, given, seed), math.log(int(model.cfg.d_vocab)))
     if garbage - fluent < _LEAST_GAP:
         raise ModelError(
-            f"model: it finds the references no likelier than garbage ({fluent:.2f} and {garbage:.2f} nats a token). "
+            f"model: finds the references no likelier than shuffled text ({fluent:.2f} and {garbage:.2f} nats per token). "
             "Judge with a trained model, and give references that it could have written."
         )
-    return PerplexityJudge(model, by_question, given, fluent, garbage)
+    return PerplexityJudge(model=model, pairs=by_question, given=given, fluent=fluent, garbage=garbage)
 
 
 def _by_question(pairs: Sequence[PromptPair], given: Given) -> dict[str, PromptPair]:
     found: dict[str, PromptPair] = {}
-    for place, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs):
         other = found.setdefault(pair.asked, pair)
         if other.base_ids != pair.base_ids or (given != "base" and other.prompted_ids != pair.prompted_ids):
             raise InputError(
-                f"pairs[{place}]",
+                f"pairs[{index}]",
                 f"the question {pair.asked!r} a second time, with another prompt",
-                "one prompt a question",
+                "one prompt per question",
                 "" if given == "base" else "`given='base'` leaves the instructions out.",
             )
     return found
 
 
-def _shuffled_surprise(
+def _shuffled_surprisal(
     model: HookedModel, pairs: Sequence[PromptPair], references: Sequence[str], given: Given, seed: int
 ) -> float:
-    """Median over references of which the tokens are in random order."""
+    """Median surprisal of the references with their tokens in random order."""
     mixed = []
-    for place, (pair, text) in enumerate(zip(pairs, references, strict=True)):
+    for index, (pair, text) in enumerate(zip(pairs, references, strict=True)):
         if triplet := _triplet(model, pair, text):
-            order = np.random.default_rng((seed, place)).permutation(len(triplet.response_ids))
+            order = np.random.default_rng((seed, index)).permutation(len(triplet.response_ids))
             mixed.append(replace(triplet, response_ids=tuple(triplet.response_ids[each] for each in order)))
-    return float(np.median(_mean_surprise(model, mixed, given)))
+    return float(np.median(_mean_surprisal(model, mixed, given)))

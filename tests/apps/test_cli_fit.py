@@ -84,8 +84,8 @@ def test_without_responses_the_model_gives_them(tmp_path):
     ("config", "arguments", "message"),
     [
         ("solver: dim", ["--group", "sad"], "error: group: got 'sad', expected one of those in"),
-        ("solvr: dim", [], "error: config: got the unknown setting 'solvr', expected a known one. Did you mean 'solver'?"),
-        ("- dim", [], "expected a mapping with one setting a line, e.g. `solver: sequential`"),
+        ("solvr: dim", [], "error: config: unknown setting 'solvr'. Did you mean 'solver'?"),
+        ("- dim", [], "expected a mapping with one setting per line, such as `solver: sequential`"),
         ("solver: [", [], "expected a readable YAML file"),
         ("layers: 99", [], "99"),
     ],

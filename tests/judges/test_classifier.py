@@ -137,7 +137,7 @@ def test_a_shorter_room_can_be_asked_for(saved):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"label": "polite"}, "label: got 'polite', expected one of 'plain', 'pirate', 'gloomy', or its number from 0 to 2"),
+        ({"label": "polite"}, "label: got 'polite', expected one of 'plain', 'pirate', 'gloomy', or an index from 0 to 2"),
         ({"label": 3}, "label: got 3"),
         ({"label": True}, "label: got True"),
         ({"side": "style"}, "side: got 'style'"),
@@ -153,7 +153,7 @@ def test_bad_settings_are_refused_by_name(saved, given, message):
 
 
 def test_what_is_no_trained_classifier_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"no trained text classifier, its files lack classifier\."):
+    with pytest.raises(ModelError, match=r"not a trained text classifier: its files lack classifier\."):
         psr.judges.classifier(save("bert", tmp_path / "bare", bare=True), 0)
     with pytest.raises(ModelError, match="cannot be loaded as a text classifier"):
         psr.judges.classifier(tmp_path / "nowhere", 0)

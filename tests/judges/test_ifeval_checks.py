@@ -109,7 +109,7 @@ def test_a_language_is_the_same_every_time_and_langdetect_is_left_alone():
         ("punctuation:no_comma", {"commas": 2}, "got commas, expected none"),
         ("keywords:existence", {"keywords": "mom"}, "keywords: got 'mom', expected a list"),
         ("keywords:existence", {"keywords": []}, r"keywords: got \[\]"),
-        ("keywords:forbidden_words", {"forbidden_words": ["a", 3]}, "forbidden_words: got 3, expected a text"),
+        ("keywords:forbidden_words", {"forbidden_words": ["a", 3]}, "forbidden_words: got 3, expected a non-empty text"),
         ("detectable_format:number_bullet_lists", {"num_bullets": "3"}, "num_bullets: got '3', expected a whole number"),
         ("detectable_format:number_bullet_lists", {"num_bullets": True}, "num_bullets: got True"),
         ("detectable_format:number_bullet_lists", {"num_bullets": -1}, "num_bullets: got -1"),

@@ -26,14 +26,14 @@ ROWS = [
     row("Name two cities.", NO_COMMA, keyword("Rome")),
 ]
 BASES = [each.base for each in ROWS]
-STEERED = [each.steered for each in ROWS]
+PROMPTED = [each.prompted for each in ROWS]
 ANSWERS = ["my mom", "my mom", "Paris", "Rome, Paris"]
 
 
 def test_the_judge_meets_the_protocol_and_scores_by_row_in_order():
     judge = psr.judges.ifeval(ROWS)
     assert isinstance(judge, Judge)
-    for questions in (BASES, STEERED):
+    for questions in (BASES, PROMPTED):
         judged = judge(ANSWERS, questions)
         assert judged.trait.tolist() == [100, 0, 100, 0]
         assert np.isnan(judged.coherence).all()
@@ -60,7 +60,7 @@ def test_loose_scores_forgive_what_the_eight_versions_leave_out():
 def test_rows_out_of_order_are_found_by_a_question_that_only_they_have():
     judge = psr.judges.ifeval(ROWS)
     assert judge(["Rome", "a, b"], ["Name two cities.", "Name a city."]).trait.tolist() == [100, 0]
-    assert judge(["my mother"], [ROWS[1].steered]).trait.tolist() == [100]
+    assert judge(["my mother"], [ROWS[1].prompted]).trait.tolist() == [100]
     assert judge([], []).trait.shape == (0,)
 
 
@@ -72,8 +72,16 @@ def test_rows_with_one_question_and_the_same_instructions_are_no_riddle():
 @pytest.mark.parametrize(
     ("texts", "questions", "message"),
     [
-        (["a"], ["Write a haiku."], r"questions\[0\]: got 'Write a haiku.', which stands in rows with 2 different instructions"),
-        (ANSWERS[::-1], BASES[::-1], r"questions\[2\]: .* Make a judge of the very rows that the texts answer, in the same order"),
+        (
+            ["a"],
+            ["Write a haiku."],
+            r"questions\[0\]: got 'Write a haiku.', the prompt of rows with 2 different sets of instructions",
+        ),
+        (
+            ANSWERS[::-1],
+            BASES[::-1],
+            r"questions\[2\]: .* Make the judge from exactly the rows that the texts answer, in the same order",
+        ),
         (["a"], ["Name a river."], r"questions\[0\]: got 'Name a river.', expected a prompt of one of the judge's 4 rows"),
         (["a", "b"], ["Name a city."], "questions: got 1 for 2 texts"),
     ],
@@ -99,7 +107,7 @@ def test_one_instruction_is_looked_for_in_every_text():
         (lambda: psr.judges.ifeval(ROWS, keywords=["a"]), "arguments: got keywords, expected none with rows"),
         (lambda: psr.judges.ifeval(ROWS, accuracy="lax"), "accuracy: got 'lax', expected 'strict' or 'loose'"),
         (lambda: psr.judges.ifeval(ROWS, score="most"), "score: got 'most', expected 'all' or 'share'"),
-        (lambda: psr.judges.ifeval(ROWS)("text", "q"), "questions: got one string"),
+        (lambda: psr.judges.ifeval(ROWS)("text", "q"), "texts: got one text"),
         (
             lambda: psr.judges.ifeval([IfevalRow(1, "a", "b", (keyword("x"), Instruction("no:such")), {}, "f.jsonl, line 7")]),
             r"instructions\[0\]: got f.jsonl, line 7 \(instruction: got 'no:such'",

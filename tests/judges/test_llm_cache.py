@@ -7,6 +7,7 @@ import sys
 import textwrap
 import traceback
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,8 @@ def test_what_the_cache_holds_of_another_kind_is_asked_again(serve, tmp_path):
 
 WRITER = """
     import sys
-    from psr_lens.judges.llm.cache import ReplyCache
-    from psr_lens.judges.llm.reply import Reply
+    from psr_lens.judges.llm_judge.cache import ReplyCache
+    from psr_lens.judges.llm_judge.reply import Reply
 
     cache = ReplyCache(sys.argv[1])
     for number in range(int(sys.argv[3])):
@@ -139,7 +140,7 @@ def test_replies_that_cannot_be_kept_are_not_lost(serve, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.write", full)
-    with pytest.warns(RuntimeWarning, match="2 replies could not be kept"):
+    with pytest.warns(RuntimeWarning, match="2 replies could not be written"):
         assert trait_of(judge, "1", "2") == [1, 2]
 
 
@@ -173,7 +174,7 @@ def test_the_key_is_in_no_file_no_repr_no_setting_and_no_error(serve, tmp_path):
         found = judge(["good", "bad"], ["q"] * 2)
     with pytest.raises(JudgeError) as caught:
         judge(["bad worse"], ["q"])
-    shown = [*found.reasons, repr(judge), str(judge), repr(judge.settings), repr(judge.usage), str(judge.settings.to_json())]
+    shown = [*found.reasons, repr(judge), str(judge), repr(judge.settings), repr(judge.usage), str(asdict(judge.settings))]
     shown += [str(each.message) for each in warned] + [repr(vars(judge)), repr(copy.deepcopy(judge)), all_text_of(caught.value)]
     assert "[key]" in " ".join(shown)
     assert "85" in found.reasons[0]
@@ -207,7 +208,7 @@ def test_no_key_is_sent_where_none_is_wanted(serve):
     judge = judge_at(server, api_key_env=None)
     assert trait_of(judge, "1") == [1]
     assert server.keys == ["Bearer none"]
-    with pytest.raises(JudgeError, match="by api_key_env"):
+    with pytest.raises(JudgeError, match="in api_key_env"):
         trait_of(judge, "2")
 
 

@@ -25,7 +25,8 @@ from chat_server import (
 import psr_lens as psr
 from psr_lens.errors import InputError
 from psr_lens.judges.llm_judge import COHERENCE_PROMPT, Backoff
-from psr_lens.judges.llm_judge.asking import run_blocking
+from psr_lens.judges.llm_judge.chat import backoff_wait
+from psr_lens.judges.llm_judge.concurrency import run_blocking
 
 # --- answers ----------------------------------------------------------------------------------------------------------------
 
@@ -193,6 +194,11 @@ def test_a_progress_bar_counts_replies(serve, capsys):
         ({"timeout": 0}, "timeout: got 0"),
         ({"timeout": float("inf")}, "timeout: got inf"),
         ({"temperature": float("nan")}, "temperature: got nan"),
+        ({"backoff": {"first": 1.0}}, "backoff: got {'first': 1.0}, expected a `psr_lens.judges.Backoff`"),
+        ({"backoff": None}, "backoff: got None, expected a `psr_lens.judges.Backoff`"),
+        ({"modle": "gpt-4.1-mini"}, "llm: unknown setting 'modle'. Did you mean 'model'?"),
+        ({"coherence_promt": "{answer}"}, "llm: unknown setting 'coherence_promt'. Did you mean 'coherence_prompt'?"),
+        ({"top_p": 0.9}, "llm: unknown setting 'top_p'. "),
     ],
 )
 def test_bad_settings_are_refused_by_name_and_without_secrets(options, argument):
@@ -213,10 +219,10 @@ def test_waits_double_up_to_a_limit_with_jitter():
     backoff = Backoff(first=1.0, longest=8.0)
     rng = random.Random(0)
     for attempt, most in enumerate((1, 2, 4, 8, 8, 8)):
-        waits = [backoff.wait(attempt, rng) for _ in range(200)]
+        waits = [backoff_wait(backoff, attempt, rng) for _ in range(200)]
         assert most / 2 <= min(waits) < 0.55 * most
         assert 0.95 * most < max(waits) <= most
-    assert backoff.wait(10_000, rng) <= 8
+    assert backoff_wait(backoff, 10_000, rng) <= 8
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -89,7 +89,7 @@ def test_a_number_is_read(text, score):
         (".5", "has no number"),
         ("nan", "has no number"),
         ("inf", "has no number"),
-        ("<think>30 or 40", "while it was thinking"),
+        ("<think>30 or 40", "in the middle of its reasoning"),
     ],
 )
 def test_what_is_no_score_is_missing_with_the_reason_and_never_0(text, reason):

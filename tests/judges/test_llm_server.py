@@ -10,7 +10,7 @@ from chat_server import QUICK, TRAIT, Answer, always, completion, echo, error, j
 
 import psr_lens as psr
 from psr_lens.errors import JudgeError
-from psr_lens.judges.llm_judge.asking import GIVE_UP
+from psr_lens.judges.llm_judge.concurrency import GIVE_UP
 
 # --- servers that fail ------------------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ def test_a_server_that_wants_too_much_patience_is_not_waited_for(serve):
     server = serve(
         lambda request, number: error(429, "tomorrow", headers={"Retry-After": "86400"}) if number == 1 else completion("40")
     )
-    with pytest.warns(RuntimeWarning, match="wants 86400 s"):
+    with pytest.warns(RuntimeWarning, match="asks to wait 86400 s"):
         assert np.isnan(trait_of(judge_at(server), "a", "b", "c")).tolist() == [False, True, False]
 
 
@@ -154,7 +154,7 @@ def test_a_key_that_is_revoked_later_stops_the_rest_and_keeps_what_there_is(serv
     with pytest.warns(RuntimeWarning, match="45 of 50 prompts got no reply.*revoked"):
         found = judge_at(server, concurrency=2)([str(value) for value in range(50)], ["q"] * 50)
     assert np.isfinite(found.trait).sum() == 5
-    assert "not asked, since others had failed" in found.reasons[-1]
+    assert "not asked, because other prompts failed" in found.reasons[-1]
     assert len(server.requests) <= 7
 
 

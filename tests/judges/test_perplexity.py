@@ -55,18 +55,18 @@ def test_the_judge_meets_the_protocol_and_knows_coherence_alone(judge, pairs, an
     judged = judge(answers, questions_of(pairs))
     assert np.isnan(judged.trait).all()
     assert ((judged.coherence >= 0) & (judged.coherence <= 100)).all()
-    assert "nats a token (100 up to" in judged.reasons[0]
+    assert "nats per token (100 up to" in judged.reasons[0]
 
 
 def test_the_scale_ends_at_the_median_reference_and_at_garbage(organism, judge, pairs, answers):
     own = [each.text for each in psr.generate(organism.model, pairs)]
-    surprise = judge.surprise(own, questions_of(pairs))
-    assert judge.fluent == pytest.approx(float(np.median(surprise)))
+    surprisal = judge.surprisal(own, questions_of(pairs))
+    assert judge.fluent == pytest.approx(float(np.median(surprisal)))
     assert judge.garbage <= math.log(organism.model.cfg.d_vocab) + 1e-9
     scores = judge(own, questions_of(pairs)).coherence
-    assert (scores[surprise <= judge.fluent] == 100).all()
+    assert (scores[surprisal <= judge.fluent] == 100).all()
     middle = (judge.fluent + judge.garbage) / 2
-    assert np.all((scores >= 50) == (surprise <= middle))
+    assert np.all((scores >= 50) == (surprisal <= middle))
     mixed = [" ".join(np.random.default_rng(place).permutation(text.split())) for place, text in enumerate(answers)]
     assert judge(mixed, questions_of(pairs)).coherence.mean() < 5
     assert judge(answers, questions_of(pairs)).coherence.mean() > 95
@@ -107,13 +107,13 @@ def test_what_cannot_be_read_is_missing_and_what_is_too_long_is_read_as_far_as_i
     long = " ".join(answers * 20)
     judged = judge(["", " ", answers[0], long, "\ud800"], [question] * 5)
     assert np.isnan(judged.coherence).tolist()[:4] == [True, True, False, False]
-    assert judged.reasons[0] == "nothing to score"
+    assert judged.reasons[0] == "missing: the text has no tokens that can be read"
     assert judge([], []).coherence.shape == (0,)
 
 
 def test_references_of_ones_own_set_the_scale(organism, pairs, answers, judge):
     given = psr.judges.perplexity(organism.model, pairs, answers)
-    assert given.fluent == pytest.approx(float(np.median(judge.surprise(answers, questions_of(pairs)))))
+    assert given.fluent == pytest.approx(float(np.median(judge.surprisal(answers, questions_of(pairs)))))
     again = psr.judges.perplexity(organism.model, pairs, answers)
     assert (again.fluent, again.garbage) == (given.fluent, given.garbage)
 
@@ -138,7 +138,7 @@ def test_references_of_ones_own_set_the_scale(organism, pairs, answers, judge):
         (
             lambda model, pairs: psr.judges.perplexity(model, pairs, ["big small bear is the a . of"] * len(pairs)),
             ModelError,
-            "references no likelier than garbage",
+            "references no likelier than shuffled text",
         ),
         (lambda model, pairs: psr.judges.perplexity(model, pairs)(["a"], []), InputError, "questions: got 0 for 1 texts"),
         (lambda model, pairs: psr.judges.perplexity(model, pairs)(["a"], ["why ?"]), InputError, r"questions\[0\]: got 'why \?'"),

@@ -1,4 +1,4 @@
-"""The command line, a file a group of commands; each loads torch only when it is run."""
+"""The command line: one file per command or group of commands; torch is loaded only when a command runs."""
 
 from __future__ import annotations
 

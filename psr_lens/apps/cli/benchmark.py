@@ -8,32 +8,32 @@ from typing import Annotated, Any
 
 import typer
 
-from psr_lens.apps.cli.common import app, console, one_line_errors
+from psr_lens.apps.cli.common import app, one_line_errors, say, say_where
 
-benchmark_app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
+benchmark_app = typer.Typer(help="Run benchmarks of the methods.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
 
 
 @benchmark_app.callback()
 def main() -> None:
-    """Benchmarks."""
+    """Run benchmarks of the methods."""
 
 
 @benchmark_app.command()
 def organism(
-    family: Annotated[str, typer.Option(help="llama, gpt2 or both.")] = "both",
-    out: Annotated[Path, typer.Option(help="Folder of results, fits and answers; a run that was cut off goes on there.")] = Path(
+    family: Annotated[str, typer.Option(help="Model family: llama, gpt2 or both.")] = "both",
+    out: Annotated[Path, typer.Option(help="Folder for results, fits and answers; an interrupted run is resumed from it.")] = Path(
         "benchmark"
     ),
     quick: Annotated[
         bool, typer.Option("--quick", help="One trait, one family, two methods, few questions: under a minute.")
     ] = False,
-    trait: Annotated[list[str] | None, typer.Option(help="Only this trait; may be given several times. Three by default.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be given several times.")] = None,
-    held_out: Annotated[int | None, typer.Option(help="Held-out questions of each kind.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
+    trait: Annotated[list[str] | None, typer.Option(help="Only this trait; repeatable. By default three of the nine.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method, by its name in the table; repeatable.")] = None,
+    held_out: Annotated[int | None, typer.Option(help="Number of held-out questions of each kind.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the questions, the sampling and the fits.")] = 0,
 ) -> None:
-    """The paper's table (TA@C80, TA@Cp) on the shipped models: about a quarter of an hour on two cores."""
+    """Reproduce the paper's main table (TA@C80, TA@Cp) on the shipped models; about a quarter of an hour on two cores."""
     began = time.perf_counter()
     with one_line_errors():
         from psr_lens.apps.benchmark import FAMILIES, BenchmarkConfig, run_benchmark
@@ -47,6 +47,6 @@ def organism(
         changes |= {name: tuple(given) for name, given in (("traits", trait), ("methods", method)) if given}
         changes |= {"held_out": held_out} if held_out is not None else {}
         config = BenchmarkConfig.quick(**changes) if quick else BenchmarkConfig(**changes)
-        run_benchmark(out, config, say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-    console.print((out / "results.md").read_text(), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"→ {out}  ({time.perf_counter() - began:.0f} s)", highlight=False, markup=False)
+        run_benchmark(out, config, say=say)
+    say((out / "results.md").read_text())
+    say_where(out, began)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from psr_lens.apps.cli.common import app, console, one_line_errors
-from psr_lens.apps.cli.lines import triplets_of_lines
+from psr_lens.apps.cli.common import DTYPES, DeviceOption, MaxNewTokensOption, ModelOption, SeedOption, app, one_line_errors, say
+from psr_lens.apps.triplets import triplets_of_lines
 
 if TYPE_CHECKING:
     from psr_lens.datasets import PairLine
@@ -18,23 +18,35 @@ if TYPE_CHECKING:
 
 @app.command()
 def capture(
-    pairs: Annotated[Path, typer.Option(help='JSON lines: {"question": …, "instruction": …}, perhaps "response" and "group".')],
-    out: Annotated[Path, typer.Option(help="Folder of the store. An unfinished capture in it is resumed.")],
-    model: Annotated[
-        str, typer.Option(help="organism, organism-gpt2, a name that TransformerLens knows, or a local folder.")
-    ] = "organism",
-    hooks: Annotated[list[str] | None, typer.Option(help="all, a kind, a name or a glob; may be given several times.")] = None,
-    layer: Annotated[list[int] | None, typer.Option(help="Only this layer; may be given several times.")] = None,
-    span: Annotated[str, typer.Option(help="R (the response) or QR (the question too).")] = "R",
-    difference: Annotated[str, typer.Option(help="accumulated or local.")] = "accumulated",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own if left out.")] = None,
-    token_budget: Annotated[int, typer.Option(help="Most tokens in a batch, padding included.")] = 8_192,
-    shard_mb: Annotated[int, typer.Option(help="Most megabytes of a shard.")] = 256,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response, where the file holds none.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU of its own for every process if there is one.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the responses, where the file holds none.")] = 0,
+    pairs: Annotated[
+        Path,
+        typer.Option(help='JSON lines {"question": …, "instruction": …}, optionally with "response" and "group".'),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the store; an unfinished capture in it is resumed.")],
+    model: ModelOption = "organism",
+    hooks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Hook points: all, a kind such as resid_post or z, a full name, or a glob; repeatable. Default: resid_post."
+        ),
+    ] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Only this layer; repeatable.")] = None,
+    span: Annotated[str, typer.Option(help="R (the response) or QR (the question as well).")] = "R",
+    difference: Annotated[
+        str,
+        typer.Option(help="accumulated (all that the instruction has changed up to a hook point) or local (what one block adds)."),
+    ] = "accumulated",
+    dtype: Annotated[str | None, typer.Option(help=f"Type on disk: {DTYPES}; by default the model's own.")] = None,
+    token_budget: Annotated[int, typer.Option(help="Maximum number of tokens in a batch, padding included.")] = 8_192,
+    shard_mb: Annotated[int, typer.Option(help="Maximum size of a shard in megabytes.")] = 256,
+    max_new_tokens: MaxNewTokensOption = 64,
+    device: DeviceOption = None,
+    seed: SeedOption = 0,
 ) -> None:
-    """Capture what instructions change, onto the disk. Also under `accelerate launch --module psr_lens.apps.cli capture …` or torchrun."""
+    """Capture the activation differences that instructions make, and store them on disk.
+
+    Runs on several GPUs under `accelerate launch --module psr_lens capture …` or `torchrun -m psr_lens capture …`.
+    """
     with one_line_errors():
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device, rank_and_world_size
@@ -57,23 +69,23 @@ def capture(
             token_budget=token_budget,
         )
         if first:
-            console.print(str(store.summary()), highlight=False, markup=False)
+            say(str(store.summary()))
 
 
 def _begun(out: Path, asked: Sequence[PromptPair], source: Mapping[str, object]) -> Sequence[Triplet] | None:
-    """The responses that were sampled before a capture was cut off, so that it need not sample them again."""
+    """The responses that an interrupted capture has sampled already; None if there are none, or for other prompts or sampling."""
     from psr_lens.activations.store import Store
     from psr_lens.errors import ArtifactError
 
     try:
         store = Store.open(out, partial=True)
     except ArtifactError:
-        return None  # none there yet; or a damaged one, about which the capture will complain
+        return None  # no store yet; or a damaged one, which the capture will report
     same = store.spec.settings.get("responses") == source["responses"] and {each.pair for each in store.triplets} <= set(asked)
     return store.triplets if same else None
 
 
 def _groups(triplets: Sequence[Triplet], asked: Sequence[PromptPair], lines: Sequence[PairLine]) -> list[str]:
-    """The group of every triplet; they come in the order of the lines, but some lines may have none (an empty response)."""
+    """The group of each triplet. Triplets are in the order of the lines, but a line with an empty response has none."""
     left = iter(zip(asked, lines, strict=True))
     return [next(line.group for pair, line in left if pair == triplet.pair) for triplet in triplets]

@@ -1,9 +1,12 @@
-"""What all commands share: the application, the console, and errors in one line."""
+"""What all commands share: the application, options, output, and errors on one line."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -18,17 +21,39 @@ app = typer.Typer(
 )
 console = Console()
 
+MODELS: Final = "organism, organism-gpt2, a model name that TransformerLens knows, or a local Hugging Face folder."
+DTYPES: Final = "float32, bfloat16 or float16"
+
+ModelOption = Annotated[str, typer.Option("--model", help=MODELS)]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …; by default a GPU if there is one (one per process).")
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", help="Maximum length of a response in tokens, if the file has no responses.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampled responses, if the file has none.")]
+
 
 @app.callback()
 def main() -> None:
     """See and replace what a prompt does inside a language model."""
 
 
+def say(text: str) -> None:
+    """Print a text as it is, without markup, highlighting or line breaks of rich's own."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_where(out: Path | str, began: float) -> None:
+    """Print where the results are, and how many seconds have passed since `began` (of `time.perf_counter`)."""
+    say(f"→ {out}  ({time.perf_counter() - began:.0f} s)")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Errors in one line: our own with exit code 2, of the disk with 1. Anything else is a bug and keeps its traceback.
+    """Print expected errors on one line: invalid input exits with 2; failures of a fit, a judge or the disk with 1.
 
-    Ctrl-C ends a command with 130, as typer has it.
+    Any other exception is a bug and keeps its traceback. Ctrl-C exits with 130, as Typer does.
     """
     from psr_lens.errors import FitError, JudgeError, PsrLensError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from psr_lens.apps.cli.common import app, console, one_line_errors
+from psr_lens.apps.cli.common import app, console, one_line_errors, say_where
 
 if TYPE_CHECKING:
     from psr_lens.apps.demo import DemoResult
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the artifacts.")] = Path("demo"),
-    trait: Annotated[list[str] | None, typer.Option(help="Trait of the organism; may be given several times.")] = None,
+    trait: Annotated[
+        list[str] | None, typer.Option(help="A trait of the organism, such as pirate or gloomy; repeatable. Default: pirate.")
+    ] = None,
     model: Annotated[str, typer.Option(help="organism (Llama-like) or organism-gpt2.")] = "organism",
-    questions: Annotated[int, typer.Option(help="Held-out questions to score on, at least 100.")] = 120,
-    seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
+    questions: Annotated[int, typer.Option(help="Number of held-out questions to score on, 100 or more.")] = 120,
+    seed: Annotated[int, typer.Option(help="Seed of the questions, the sampling and the fits.")] = 0,
     static: Annotated[
-        bool, typer.Option("--static", help="Every figure as PNG and SVG too, in figures/ (needs psr-lens[static]).")
+        bool, typer.Option("--static", help=r"Also save every figure as PNG and SVG in figures/ (needs psr-lens\[static]).")
     ] = False,
 ) -> None:
     """Fit replacements for an instruction on the shipped model, compare them with the prompt, and write a report."""
@@ -35,18 +37,18 @@ def demo(
         config = DemoConfig(model=model, held_out_questions=questions, seed=seed)
         results = run_demo(out, trait or ["pirate"], config, say=status.update, static=static)
     console.print(_table(results))
-    console.print(f"[bold]{out / 'report.html'}[/]  ({time.perf_counter() - began:.0f} s)")
+    say_where(out / "report.html", began)
 
 
 def _table(results: dict[str, DemoResult]) -> Table:
-    table = Table(title="Answers to held-out questions, mean score 0–100 with 95 % bootstrap interval")
+    table = Table(title="Answers to held-out questions: mean scores, 0–100, with 95 % bootstrap intervals")
     for heading in ("trait", "method", "alpha"):
         table.add_column(heading)
     for heading in ("trait score", "coherence", "n", "relative RMSE, last layer"):
         table.add_column(heading, justify="right")
     for trait, result in results.items():
-        for place, scores in enumerate(result.comparison.scores):
-            table.add_row(trait if place == 0 else "", *_row(scores, result))
+        for index, scores in enumerate(result.comparison.scores):
+            table.add_row(trait if index == 0 else "", *_row(scores, result))
         if result.comparison.paraphrase_rmse is not None:
             table.add_row("", "paraphrase", "", "", "", "", f"{float(result.comparison.paraphrase_rmse[-1]):.2f}")
         table.add_section()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psr_lens.apps.cli.common import app, console, one_line_errors
-from psr_lens.apps.cli.lines import triplets_of_lines
+from psr_lens.apps.cli.common import DeviceOption, MaxNewTokensOption, ModelOption, SeedOption, app, one_line_errors, say, say_where
+from psr_lens.apps.triplets import triplets_of_lines
 
 if TYPE_CHECKING:
     from psr_lens.models import HookedModel
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
 def fit(
     triplets: Annotated[
         Path,
-        typer.Option(help="The lines that `capture` takes, perhaps with trait and coherence from 0 to 100; or a store's folder."),
+        typer.Option(
+            help="JSON lines as for `psr-lens capture`, optionally with trait and coherence from 0 to 100; or the folder of a store."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the artifact.")],
+    out: Annotated[Path, typer.Option(help="Folder for the artifact.")],
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML of settings, e.g. `solver: joint` and `rank: 2`, or `preset: persona`; A-PSR by default."),
+        typer.Option(help="YAML file of the fit's settings (solver, layers, rank, …), optionally with `preset: persona`."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="organism, organism-gpt2, a name that TransformerLens knows, or a local folder.")
-    ] = "organism",
-    group: Annotated[str | None, typer.Option(help="Fit on this group of lines only.")] = None,
+    model: ModelOption = "organism",
+    group: Annotated[str | None, typer.Option(help="Fit on the lines of this group only.")] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the state of a trained fit (joint, reft_r1, or with `polish`), to resume from after a crash."
-        ),
+        typer.Option(help="Folder for the state of a trained fit (joint, reft_r1, `polish`), to resume it after an interruption."),
     ] = None,
     scratch: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the activations of a sequential or local fit, where they are larger than memory."),
+        Path | None, typer.Option(help="Folder for activations that do not fit into memory (sequential and local fits).")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a response, where the file holds none.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU for each process, if there is one.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the responses, where the file holds none.")] = 0,
+    max_new_tokens: MaxNewTokensOption = 64,
+    device: DeviceOption = None,
+    seed: SeedOption = 0,
 ) -> None:
-    """Learn a replacement for an instruction. Also runs under `accelerate launch --module psr_lens.apps.cli fit …` or torchrun."""
+    """Fit a replacement for an instruction.
+
+    Runs on several GPUs under `accelerate launch --module psr_lens fit …` or `torchrun -m psr_lens fit …`.
+    """
     began = time.perf_counter()
     with one_line_errors():
         import psr_lens as psr
@@ -60,12 +60,12 @@ def fit(
         learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, scratch=scratch)
         if first:
             learned.save(out)
-            told = f"{learned}\nfitted on {len(chosen)} triplets → {out}  ({time.perf_counter() - began:.0f} s)"
-            console.print(told, highlight=False, markup=False)
+            say(f"{learned}\nfitted on {len(chosen)} triplets")
+            say_where(out, began)
 
 
 def _of_group(model: HookedModel, source: Path, group: str | None, max_new_tokens: int, seed: int) -> Sequence[Triplet]:
-    """The triplets of a store or of a file of lines, or those of one group."""
+    """The triplets of a store or a file of JSON lines; only those of the group if one is given."""
     import psr_lens as psr
     from psr_lens.errors import InputError
 
@@ -81,5 +81,5 @@ def _of_group(model: HookedModel, source: Path, group: str | None, max_new_token
             asked = psr.prompt_pairs(model, [line.question for line in lines], [line.instruction for line in lines])
             chosen = triplets_of_lines(model, asked, lines, max_new_tokens, seed)
     if group not in (None, *groups):
-        raise InputError("group", repr(group), f"one of those in {source}: {', '.join(map(repr, sorted(groups)))}")
+        raise InputError("group", repr(group), f"a group in {source}: {', '.join(map(repr, sorted(groups)))}")
     return chosen

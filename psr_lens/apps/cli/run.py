@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from psr_lens.apps.cli.common import app, console, one_line_errors
+from psr_lens.apps.cli.common import DTYPES, MODELS, DeviceOption, app, console, one_line_errors, say, say_where
 
 if TYPE_CHECKING:
     from psr_lens.apps.pipeline import RunResult
@@ -17,30 +17,45 @@ if TYPE_CHECKING:
 
 @app.command()
 def run(
-    model: Annotated[str | None, typer.Option(help="A name that TransformerLens knows, a local folder, or organism.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="What the prompted context adds.")] = None,
-    questions: Annotated[Path | None, typer.Option(help="Questions, one a line; or .jsonl or .csv, as `fit` takes.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODELS)] = None,
+    instruction: Annotated[str | None, typer.Option(help="The instruction to replace.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="File of questions: text with one per line, or .jsonl or .csv with a `question` field.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of everything that is made; a run that was cut off goes on there.")
+        Path | None, typer.Option(help="Folder for everything that the run makes; an interrupted run is resumed from it.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML of settings (see `psr_lens.apps.pipeline.RunConfig`); options count more.")
+        Path | None,
+        typer.Option(help="YAML file of settings, such as the run.yaml that every run writes; options override it."),
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="Who scores: llm:PROMPT.txt, classifier:FOLDER:LABEL, perplexity, …")] = None,
-    paraphrase: Annotated[str | None, typer.Option(help="The instruction in other words: the yardstick.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Where A-PSR acts: all, 3, or 3,4,5.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many questions.")] = None,
-    held_out: Annotated[str | None, typer.Option(help="Share or number of questions to measure on.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest response.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system message of both prompts.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Words that every response begins with.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    backend: Annotated[str | None, typer.Option(help="hooked_transformer, bridge or auto.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU if there is one.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Judge of the answers: llm:PROMPT.txt, classifier:FOLDER:LABEL, perplexity, organism:TRAIT, …"),
+    ] = None,
+    paraphrase: Annotated[
+        str | None, typer.Option(help="The instruction in other words, the baseline that methods are compared with.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers that A-PSR acts on: all, 3, or 3,4,5.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first so many questions.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Questions to evaluate on, not to fit on: a share such as 0.25, or a number.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Maximum length of a response in tokens.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message of both prompts, with and without the instruction.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
+    backend: Annotated[str | None, typer.Option(help="TransformerLens's class: hooked_transformer, bridge or auto.")] = None,
+    device: DeviceOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split, the responses, the answers and the fits.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it costs; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the run would do and cost; load no weights, write nothing.")
+    ] = False,
 ) -> None:
-    """Replace an instruction on your own model and questions: responses, fits, answers side by side, comparison and report."""
+    """Replace an instruction on your own model and questions.
+
+    Samples responses, fits the methods, answers held-out questions with each of them, compares them token by token, and writes a report.
+    """
     began = time.perf_counter()
     with one_line_errors():
         from psr_lens._utils.distributed import own_device
@@ -68,33 +83,30 @@ def run(
         settings = read_config(config, given)
         if dry_run:
             plan = plan_run(settings)
-            console.print(str(plan), highlight=False, markup=False, soft_wrap=True)
-            console.print()
+            say(f"{plan}\n")
             console.print(plan.view)
             return
-        result = run_all(settings, device=device or str(own_device()), say=_say, show=console.print)
-        _say(_told(result))
-    _say(f"→ {result.out}  ({time.perf_counter() - began:.0f} s)")
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        result = run_all(settings, device=device or str(own_device()), say=say, show=console.print)
+        say(_summary(result))
+    say_where(result.out, began)
 
 
 def _config_changes(config: Path | None, options: dict[str, Any], nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The options that were given; those that belong into a mapping of the file join what it has there."""
+    """The options that were given; nested ones are merged into the file's own mapping of that name."""
     from psr_lens._utils.yaml_config import yaml_mapping
 
-    there = {} if config is None else yaml_mapping(config, "`model: organism`")
+    from_file = {} if config is None else yaml_mapping(config, "`model: organism`")
     changes = {name: value for name, value in options.items() if value is not None}
     for name, values in nested.items():
-        if given := {key: value for key, value in values.items() if value is not None}:
-            changes[name] = {**(there.get(name) or {}), **given}
+        given = {key: value for key, value in values.items() if value is not None}
+        existing = from_file.get(name) or {}
+        if given and isinstance(existing, dict):  # anything else is refused with the other settings
+            changes[name] = {**existing, **given}
     return changes
 
 
 def _value(text: str | None) -> Any:
-    """A number, a list of numbers or a text, as it was written."""
+    """An option's text as a number, a list of numbers or a string."""
     if text is None:
         return None
     try:
@@ -103,8 +115,8 @@ def _value(text: str | None) -> Any:
         return text
 
 
-def _told(result: RunResult) -> str:
-    """The scores and the relative RMSE of every method, a line each."""
+def _summary(result: RunResult) -> str:
+    """Scores and relative RMSE, one line per method."""
     scores = {each.method: each for each in result.comparison.scores}
     lines = []
     for name in dict.fromkeys([*scores, *result.comparison.methods]):

@@ -1,4 +1,4 @@
-"""The settings of a run, from a YAML file and back into one."""
+"""Settings of a run, read from a YAML file and written to one."""
 
 from __future__ import annotations
 
@@ -22,72 +22,77 @@ from psr_lens.prompts import Span
 from psr_lens.prompts.chat_templates import ChatSettings
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NO_JUDGE: Final = "none: methods are fitted on all responses, and nothing is scored"
 _CHAT: Final = tuple(each.name for each in fields(ChatSettings))
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What `psr-lens run` does; paths are relative to where it is run."""
+    """Settings of `psr-lens run`; paths are relative to the working directory."""
 
     model: str
-    """What `psr_lens.load_model` takes: a name that TransformerLens knows, a local Hugging Face folder, or `organism`."""
+    """A model as for `psr_lens.load_model`: a name that TransformerLens knows, a local Hugging Face folder, or `organism`."""
     questions: str
-    """File of questions: plain text, one a line; or `.jsonl` or `.csv` with a question a line and perhaps an instruction and a response."""
+    """File of questions: plain text with one per line; or `.jsonl` or `.csv` with a `question` and optionally an `instruction` and a
+    `response`."""
     out: str
-    """Folder of everything that is made, from which a run that was cut off goes on."""
+    """Folder for everything that the run makes; an interrupted run is resumed from it."""
     instruction: str | None = None
-    """What the prompted context adds; questions that have an instruction of their own keep it."""
+    """The instruction to replace; questions that have an instruction of their own in the file keep it."""
     paraphrase: str | None = None
-    """The instruction in other words, for the yardstick of the comparison."""
+    """The instruction in other words, for the comparison's paraphrase baseline."""
     judge: str | Mapping[str, Any] | None = None
-    """Who scores, as for `psr-lens evaluate`: `llm:trait_prompt.txt`, `{trait: classifier:FOLDER:LABEL, coherence: perplexity}`, …; without
-    one, every response is learned from, and nothing is scored."""
+    """Judge, as for `psr-lens evaluate`: `llm:trait_prompt.txt`, `{trait: classifier:FOLDER:LABEL, coherence: perplexity}`, …. Without a
+    judge, methods are fitted on all responses and nothing is scored."""
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings of `FitConfig` by the names that the methods get; none for A-PSR, and the difference in means at its middle layer."""
+    """Settings of each method's fit (`solver`, `rank`, …), by the method's name; empty for A-PSR and, at its middle layer, the difference
+    in means."""
     layers: str | int | Sequence[int] | None = None
-    """Layers of all methods but the baselines, instead of their own."""
+    """Layers of all methods except closed-form baselines, in place of their own."""
     held_out: float | int = 0.25
-    """Share of the questions, or their number, that nothing is fitted on: they are answered, compared and scored."""
+    """Questions that are not fitted on but answered, compared and scored: a share of all questions, or a number."""
     limit: int | None = None
-    """Take only so many questions, the first ones."""
+    """Use only the first so many questions."""
     span: Span = "R"
-    """Where the methods act, unless they say it themselves."""
+    """Tokens that the methods act on, `R` or `QR`, unless their own settings say otherwise."""
     alpha: float = 1.0
     """Strength at which the methods answer and are compared."""
     alphas: Sequence[float] = (1.0,)
-    """With a judge: strengths that are measured in any case."""
+    """Strengths to measure besides those of the calibration (with a judge)."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    """With a judge: the target coherences and the search for them, as for `psr-lens evaluate`."""
+    """Target coherences and the search for them (with a judge), as for `psr-lens evaluate`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """How responses and answers are drawn: `temperature`, `max_new_tokens`, `token_budget`."""
+    """How responses and answers are sampled: `temperature`, `max_new_tokens`, `token_budget`."""
     chat: Mapping[str, Any] = field(default_factory=dict)
-    """How prompts are put together: `system_role`, `system`, `place`, `prefix`, `template_kwargs`, as for `prompt_pairs`."""
+    """How prompts are built: `system_role`, `system`, `place`, `prefix`, `template_kwargs`, as for `prompt_pairs`."""
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16 or float16."""
     backend: str = "auto"
-    """hooked_transformer, bridge, or auto."""
+    """TransformerLens's class: hooked_transformer, bridge or auto."""
     seed: int = 0
     """Seed of the split, the responses, the answers and the fits."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant before anything costly is done."""
+        """Check the settings before anything costly is done."""
         for name in ("model", "questions", "out"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
-                raise InputError(name, repr(getattr(self, name)), "a text")
+                raise InputError(name, repr(getattr(self, name)), "a non-empty text")
         for name in ("instruction", "paraphrase"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise InputError(name, repr(value), "a text with at least one word")
         for name in ("methods", "calibration", "sampling", "chat"):
             if not isinstance(getattr(self, name), Mapping):
-                raise InputError(name, repr(getattr(self, name)), "a mapping, a line each")
+                raise InputError(name, repr(getattr(self, name)), "a mapping, one setting per line")
         for name, known in (("dtype", tuple(DTYPES)), ("backend", get_args(Backend)), ("span", get_args(Span))):
             if getattr(self, name) not in known:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(known)}")
         if not _is_number(self.held_out) or self.held_out <= 0 or (isinstance(self.held_out, float) and self.held_out >= 1):
             raise InputError("held_out", repr(self.held_out), "a share of the questions between 0 and 1, or a whole number of them")
         if self.limit is not None and (not _is_whole(self.limit) or self.limit < 2):
-            raise InputError("limit", repr(self.limit), "a whole number of at least 2", "One to learn from, and one to answer.")
+            raise InputError(
+                "limit", repr(self.limit), "a whole number of at least 2", "One question is fitted on, one is answered."
+            )
         if not _is_number(self.alpha) or self.alpha < 0:
             raise InputError("alpha", repr(self.alpha), "a number, 0 or more")
         if not isinstance(self.alphas, list | tuple):
@@ -102,35 +107,35 @@ class RunConfig:
         self.sampled_by()
 
     def calibrated_by(self) -> Calibration:
-        """The settings of the search for strengths."""
+        """Settings of the search for strengths."""
         return Calibration.of(self.calibration, [self.alpha, *(alpha for alpha in self.alphas if alpha != self.alpha)])
 
     def sampled_by(self, stream: int = 0) -> SamplingConfig:
-        """How the responses (0) and the answers (1) are drawn, each from random streams of their own."""
+        """Sampling of the responses (stream 0) or of the answers (stream 1), each with a seed of its own."""
         check_keys("sampling", self.sampling, ("temperature", "max_new_tokens", "token_budget"))
         return SamplingConfig(**{"seed": self.seed + stream, **self.sampling})
 
     def fits(self) -> dict[str, FitConfig]:
-        """The methods and how each is fitted; see `resolved`, which gives them their layers."""
+        """Settings of each method's fit, by name; `resolved` fills in the layers."""
         return {name: FitConfig.of(settings) for name, settings in self.methods.items()}
 
     def resolved(self, n_layers: int) -> RunConfig:
-        """The same with everything said: methods with all their settings, and all settings of sampling, chat and the search.
+        """The same with all defaults filled in: of the methods, the sampling, the chat and the calibration.
 
         Raises:
-            InputError: a setting of a method cannot be meant.
+            InputError: an unknown or invalid setting of a method.
         """
         common = {"seed": self.seed, "span": self.span}
         methods = {}
         for name, given in (self.methods or self._default_methods(n_layers)).items():
             if not isinstance(given, Mapping):
-                raise InputError(f"methods.{name}", repr(given), "a mapping of settings of `FitConfig`")
+                raise InputError(f"methods.{name}", repr(given), "a mapping of the fit's settings, such as {solver: sequential}")
             settings = FitConfig.of(given, defaults=common)
             if self.layers is not None and not settings.is_baseline:
                 settings = replace(settings, layers=self.layers)
             methods[str(name)] = settings.to_json()
         if taken := [name for name in methods if name in (NONE, PROMPT, PARAPHRASE)]:
-            raise InputError("methods", f"the name {taken[0]!r}", "another name", "It stands for something else in the tables.")
+            raise InputError("methods", f"the name {taken[0]!r}", "another name", "It is a row of its own in the tables.")
         sampling = {name: value for name, value in asdict(self.sampled_by()).items() if name != "seed"}
         chat = {name: value for name, value in asdict(ChatSettings.of(**self.chat)).items() if name != "template_kwargs"}
         return replace(
@@ -156,30 +161,30 @@ class RunConfig:
         }
 
     def to_yaml(self) -> str:
-        """The settings as a file that `read_config` reads."""
+        """The settings as YAML, for `read_config`."""
         return str(yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True, width=120))
 
 
 def read_config(path: str | Path | None, changes: Mapping[str, Any]) -> RunConfig:
-    """Settings from a YAML (or JSON) file, and others in the place of some of its own.
+    """Read settings from a YAML (or JSON) file.
 
     Args:
-        path: The file; None for none.
-        changes: Settings that count more than those of the file.
+        path: The file; None for no file.
+        changes: Settings that override those of the file.
 
     Raises:
-        InputError: the file cannot be read, is no mapping, or a setting is missing, does not exist or cannot be meant.
+        InputError: the file cannot be read or does not hold a mapping; a missing, unknown or invalid setting.
     """
     given = {**({} if path is None else yaml_mapping(path, "`model: organism`")), **changes}
     check_keys("config", given, [each.name for each in fields(RunConfig)])
     for name in ("model", "questions", "out"):
         if given.get(name) is None:
-            raise InputError(name, None, f"a text: `--{name} …`, or a line `{name}: …` in the file of --config")
+            raise InputError(name, None, "a text", f"Give `--{name} …`, or a line `{name}: …` in the --config file.")
     return RunConfig(**given)
 
 
 def _plain(value: Any) -> Any:
-    """Values as YAML has them: tuples and ranges as lists."""
+    """Values that YAML can hold: tuples and ranges as lists."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Which questions a run learns from and which it is measured on, and their prompts, kept on disk."""
+"""The questions of a run, split into those to fit on and those held out, and their prompts."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Split:
     """The questions of a run."""
 
     fit: tuple[PairLine, ...]
-    """To learn from."""
+    """Questions to fit on."""
     held_out: tuple[PairLine, ...]
-    """To answer, compare and score."""
+    """Questions to answer, compare and score."""
     repeated: int
-    """How many questions stood in the file a second time and were left out, lest one be on both sides."""
+    """Number of duplicates in the file, left out so that no question is on both sides."""
 
     @property
     def given(self) -> bool:
-        """Whether the file has the responses, so that none is sampled."""
+        """Whether the file has responses, so that none are sampled."""
         return self.fit[0].response is not None
 
     def digest(self) -> str:
-        """What tells these questions from others."""
+        """Digest of the questions, their order and their split."""
         return digest_of(
             [
                 [[each.question, each.instruction, each.response, each.trait / 100, each.coherence / 100] for each in lines]
@@ -47,7 +47,7 @@ class Split:
 
 
 def read_split(config: RunConfig) -> Split:
-    """The questions of the file, parted by the seed; each side in the order of the file.
+    """Read the questions and split them by the seed; each side keeps the order of the file.
 
     Raises:
         InputError: the file cannot be read, or has too few questions.
@@ -60,18 +60,18 @@ def read_split(config: RunConfig) -> Split:
     count = config.held_out if isinstance(config.held_out, int) else max(1, round(config.held_out * len(chosen)))
     if count >= len(chosen):
         raise InputError(
-            "held_out", f"{config.held_out} of {len(chosen)} questions", "fewer than there are, so that some are left to learn from"
+            "held_out", f"{config.held_out} of {len(chosen)} questions", "fewer than all, so that some are left to fit on"
         )
     order = np.random.default_rng(config.seed).permutation(len(chosen))
     held = set(order[:count].tolist())
     sides: tuple[list[PairLine], list[PairLine]] = ([], [])
-    for place, line in enumerate(chosen):
-        sides[place in held].append(line)
+    for index, line in enumerate(chosen):
+        sides[index in held].append(line)
     return Split(tuple(sides[0]), tuple(sides[1]), len(lines) - len(once))
 
 
 def make_prompts(model: HookedModel, config: RunConfig, lines: Sequence[PairLine]) -> PromptPairs:
-    """The prompts of some questions.
+    """Prompts of some questions.
 
     Raises:
         InputError: as for `prompt_pairs`.
@@ -80,7 +80,7 @@ def make_prompts(model: HookedModel, config: RunConfig, lines: Sequence[PairLine
 
 
 def kept_prompts(model: HookedModel, config: RunConfig, split: Split, path: Path) -> tuple[PromptPairs, PromptPairs]:
-    """The prompts of both sides, from the file if it is there: a template may say what day it is, and a run may go on on another.
+    """Prompts of both sides, read from the file if it exists: a chat template may contain the date, and a run may be resumed later.
 
     Raises:
         InputError: as for `prompt_pairs`.
@@ -91,9 +91,10 @@ def kept_prompts(model: HookedModel, config: RunConfig, split: Split, path: Path
             read: Any = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             pairs = PromptPairs(tuple(map(pair_from, read)), tokenizer_of(model))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: is damaged ({error}). Delete the run's folder and begin anew.") from error
-        if len(pairs) != len(split.fit) + len(split.held_out):
-            raise ArtifactError(f"{path}: has {len(pairs)} lines. Delete the run's folder and begin anew.")
+            raise ArtifactError(f"{path}: is damaged ({error}). Delete the run's folder and start over.") from error
+        expected = len(split.fit) + len(split.held_out)
+        if len(pairs) != expected:
+            raise ArtifactError(f"{path}: has {len(pairs)} lines, expected {expected}. Delete the run's folder and start over.")
     else:
         pairs = make_prompts(model, config, (*split.fit, *split.held_out))
         write_text(path, "".join(json.dumps(pair_json(pair), ensure_ascii=False) + "\n" for pair in pairs))

@@ -1,4 +1,4 @@
-"""The steps of a run, each of which goes on from what is there already."""
+"""The steps of a run; each reuses what an interrupted run has left in the folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from psr_lens._utils.safe_files import write_text
-from psr_lens.apps.pipeline import files
-from psr_lens.apps.pipeline.config import DTYPES, RunConfig
+from psr_lens.apps.output_folder import check_folder
+from psr_lens.apps.pipeline import run_folder
+from psr_lens.apps.pipeline.config import DTYPES, NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, kept_prompts, read_split
+from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
+from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.comparison import Comparison, compare
@@ -27,7 +30,7 @@ from psr_lens.generation.responses import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel, fingerprint, load_model
 from psr_lens.models.fingerprints import weights_digest
-from psr_lens.prompts import PromptPairs, Triplet, with_responses
+from psr_lens.prompts import PromptPairs, Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.reporting import report
 from psr_lens.results.judgement import Judge, Judgement
@@ -37,58 +40,58 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run found."""
+    """Results of a run."""
 
     comparison: Comparison
-    """Prompt and methods on held-out responses, with their scores if there is a judge."""
+    """Prompt and methods on the held-out responses, with their scores if there is a judge."""
     evaluation: Evaluation | None
-    """Curves over the strength and what methods reach at a target coherence; None without a judge."""
+    """Scores over the strength and at the target coherences; None without a judge."""
     methods: Mapping[str, Replacement]
-    """The fitted methods."""
+    """The fitted methods, by name."""
     triplets: Triplets
-    """What they were fitted on, and what was dropped."""
+    """The triplets that they were fitted on, and the dropped ones."""
     answers: Mapping[str, tuple[str, ...]]
-    """Answers to the held-out questions: `none`, `prompt`, and each method's."""
+    """Answers to the held-out questions, one per question: without steering (`none`), with the `prompt`, and with each method."""
     out: Path
-    """The folder."""
+    """Folder of the run."""
 
 
 def run(
     config: RunConfig, *, device: str | None = None, say: Say = print, show: Callable[[object], None] | None = None
 ) -> RunResult:
-    """Sample responses under the prompt, fit the methods, answer held-out questions with each, compare, and write a folder of it all.
+    """Sample responses to the prompt, fit the methods, answer held-out questions with each, compare them, and write it all to a folder.
 
-    The folder gets `report.html`, `results.json`, `answers.jsonl` (the answers side by side), `artifacts/` (a replacement a method) and
-    `run.yaml` (all settings; run again, they give the same). A run that was cut off goes on from `kept/` and ends the same.
+    The folder gets `report.html`, `results.json`, `answers.jsonl` (the answers side by side), `artifacts/` (one replacement per method)
+    and `run.yaml` (all settings, which reproduce the run). An interrupted run is resumed from `kept/`, with the same results.
 
     Args:
-        config: What to do.
-        device: Where the model goes; the CPU if None.
-        say: Told what is being done.
-        show: Given the first pair's prompts as coloured text, before anything costly runs.
+        config: Settings.
+        device: Device of the model; the CPU if None.
+        say: Called with each progress message.
+        show: Called with the first pair's prompts as coloured text, before anything costly runs.
 
     Returns:
-        What was found.
+        The results.
 
     Raises:
-        InputError: a setting or a question cannot be used, or the folder holds something else.
+        InputError: an invalid setting or question, or a folder that holds another run or other files.
         ModelError: the model cannot be loaded.
         JudgeError: the judge cannot score.
-        FitError: a fit cannot go on.
+        FitError: a fit cannot continue.
     """
-    out = files.check_folder(config.out)
+    out = check_folder(config.out)
     split = read_split(config)
     say(f"loading {config.model}")
     model = load_model(config.model, device=device or "cpu", dtype=DTYPES[config.dtype], backend=cast(Any, config.backend))
     config = config.resolved(int(model.cfg.n_layers))
     about = {"questions": split.digest(), "model_found": {**fingerprint(model), "weights": weights_digest(model)}}
-    if files.claim(out, config, about):
-        say(f"going on with the run in {out}")
-    write_text(out / files.SETTINGS_FILE, config.to_yaml())
-    to_fit, held_out = kept_prompts(model, config, split, out / files.KEPT / "prompts.jsonl")
+    if run_folder.claim(out, config, about):
+        say(f"resuming the run in {out}")
+    write_text(out / run_folder.SETTINGS_FILE, config.to_yaml())
+    to_fit, held_out = kept_prompts(model, config, split, out / run_folder.KEPT / "prompts.jsonl")
     if show is not None:
         show(to_fit.show(span=config.span))
-    return _Run(model, config, split, to_fit, held_out, out, say).finish()
+    return _Run(model=model, config=config, split=split, to_fit=to_fit, held_out=held_out, out=out, say=say).finish()
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,15 @@ class _Run:
         comparison = self._compared(methods, responses, judge, evaluation, triplets)
         self.say("writing the report")
         answers = {name: tuple(each.text for each in found) for name, found in responses.items()}
-        result = RunResult(comparison, evaluation, methods, triplets, answers, self.out)
+        result = RunResult(
+            comparison=comparison, evaluation=evaluation, methods=methods, triplets=triplets, answers=answers, out=self.out
+        )
         self._write(result)
         return result
 
     @property
     def _kept(self) -> Path:
-        return self.out / files.KEPT
+        return self.out / run_folder.KEPT
 
     def _answers(self, pairs: PromptPairs, stream: int, judge: Judge | None = None) -> Answers:
         return Answers(self.model, pairs, judge, self.config.sampled_by(stream), self._kept / "answers")
@@ -124,12 +129,12 @@ class _Run:
     def _judge(self) -> Judge | None:
         given = self.config.judge
         if given is None:
-            self.say("no judge: every response is learned from, and nothing is scored")
+            self.say("no judge: methods are fitted on all responses, and nothing is scored")
             return None
-        self.say("making the judge ready")
+        self.say("preparing the judge")
 
         def references() -> dict[str, Any]:
-            """The model's own answers to all questions, which the judge of perplexity would sample anew at every start."""
+            """The model's own answers to all questions, which the perplexity judge would sample again at every start."""
             sides = ((self.to_fit, 0), (self.held_out, 1))
             return {"references": [each.text for pairs, stream in sides for each in self._answers(pairs, stream).responses()]}
 
@@ -138,42 +143,35 @@ class _Run:
 
     def _triplets(self, judge: Judge | None) -> Triplets:
         if self.split.given:
-            return Triplets(tuple(self._given(self.split.fit, self.to_fit)), (), self.to_fit.tokenizer)
-        self.say(f"sampling {len(self.to_fit)} responses under the prompt")
+            return Triplets(tuple(given_triplets(self.model, self.to_fit, self.split.fit)), (), self.to_fit.tokenizer)
+        self.say(f"sampling {len(self.to_fit)} responses to the prompt with the instruction")
         answers = self._answers(self.to_fit, 0, judge)
         responses = answers.responses(context="prompted")
         verdict = None if judge is None else answers.of(context="prompted").judgement
-        found = judged_triplets(self.to_fit, responses, _told(verdict))
+        found = judged_triplets(self.to_fit, responses, _known(verdict))
         self.say(found.summary())
         return found
 
-    def _given(self, lines: Sequence[Any], pairs: PromptPairs) -> list[Triplet]:
-        triplets = with_responses(self.model, pairs, [str(line.response) for line in lines])
-        return [
-            Triplet(each.pair, each.response_ids, each.response, line.trait, line.coherence)
-            for each, line in zip(triplets, lines, strict=True)
-        ]
-
     def _fitted(self, name: str, settings: FitConfig, triplets: Triplets) -> Replacement:
-        """The method's replacement, from the folder if it was fitted before."""
-        folder = self.out / files.ARTIFACTS / files.folder_name(name)
+        """The method's replacement; read from the folder if it was fitted before."""
+        folder = self.out / run_folder.ARTIFACTS / run_folder.folder_name(name)
         try:
             return Replacement.load(folder)
         except ArtifactError:
-            pass  # none there yet, or not whole
+            pass  # missing or incomplete
         began = time.perf_counter()
         learned = fit(
             self.model,
             triplets,
             settings,
-            checkpoint=self._kept / "checkpoints" / files.folder_name(name) if settings.is_trained else None,
+            checkpoint=self._kept / "checkpoints" / run_folder.folder_name(name) if settings.is_trained else None,
         )
         learned.save(folder)
         self.say(f"fitted {name} on {len(triplets)} triplets ({time.perf_counter() - began:.1f} s)")
         return learned
 
     def _evaluated(self, methods: Mapping[str, Replacement], judge: Judge) -> Evaluation:
-        self.say(f"scoring answers to {len(self.held_out)} held-out questions, at several strengths")
+        self.say(f"scoring answers to {len(self.held_out)} held-out questions at several strengths")
         return evaluate(
             self.model,
             self.held_out,
@@ -200,12 +198,12 @@ class _Run:
     ) -> Comparison:
         self.say("comparing token by token")
         if self.split.given:
-            triplets: Sequence[Triplet] = self._given(self.split.held_out, self.held_out)
+            triplets: Sequence[Triplet] = given_triplets(self.model, self.held_out, self.split.held_out)
         else:
             point = None if evaluation is None else evaluation.curves[PROMPT][0]
             verdict = None if point is None else Judgement(point.trait, point.coherence, ("",) * len(self.held_out))
-            triplets = judged_triplets(self.held_out, responses[PROMPT], _told(verdict))
-            if not triplets:  # an instruction that the model does not follow: it can be compared all the same
+            triplets = judged_triplets(self.held_out, responses[PROMPT], _known(verdict))
+            if not triplets:  # the model does not follow the instruction; compare anyway
                 triplets = judged_triplets(self.held_out, responses[PROMPT], None)
         return compare(
             self.model,
@@ -217,17 +215,17 @@ class _Run:
         ).with_scores(
             [] if evaluation is None else self._scores(evaluation),
             {
-                "command": f"psr-lens run --config {files.SETTINGS_FILE}",
-                "questions": f"{len(self.to_fit)} to learn from, {len(self.held_out)} held out",
+                "command": f"psr-lens run --config {run_folder.SETTINGS_FILE}",
+                "questions": f"{len(self.to_fit)} to fit on, {len(self.held_out)} held out",
                 "fitted on": fitted_on.summary(),
-                "judge": self.config.judge or "none: every response was learned from, and nothing is scored",
+                "judge": self.config.judge or NO_JUDGE,
                 "sampling": dict(self.config.sampling),
                 "seed": self.config.seed,
             },
         )
 
     def _scores(self, evaluation: Evaluation) -> list[Scores]:
-        """Every method's scores at the run's strength."""
+        """Scores of each method at the run's strength."""
 
         def at(points: Sequence[Point]) -> Point:
             return next(point for point in points if point.alpha in (None, float(self.config.alpha)))
@@ -237,24 +235,24 @@ class _Run:
 
     def _write(self, result: RunResult) -> None:
         asked = {"question": [pair.asked for pair in self.held_out], "instruction": [pair.instruction for pair in self.held_out]}
-        files.write_answers(self.out / files.ANSWERS_FILE, {**asked, **result.answers})
+        run_folder.write_answers(self.out / run_folder.ANSWERS_FILE, {**asked, **result.answers})
         results = {
-            "format": files.FORMAT,
+            "format": RESULTS_FORMAT,
             "instruction": self.held_out[0].instruction,
             "fitted_on": {"kept": len(result.triplets), "dropped": len(result.triplets.dropped)},
             "judge": self.config.judge,
-            **files.comparison_json(result.comparison),
+            **comparison_json(result.comparison),
         }
         if result.evaluation is not None:
             table = result.evaluation.table(trait=self.held_out[0].instruction)
             table.to_json(self.out / "evaluation.json")
             write_text(self.out / "evaluation.md", result.evaluation.to_markdown())
-        write_text(self.out / files.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        report(result.comparison, self.out / files.REPORT_FILE)
+        write_text(self.out / run_folder.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        report(result.comparison, self.out / run_folder.REPORT_FILE)
 
 
-def _told(verdict: Judgement | None) -> Judge | None:
-    """A judge that says what is known already."""
+def _known(verdict: Judgement | None) -> Judge | None:
+    """A judge that returns a known verdict."""
     if verdict is None:
         return None
     known = verdict

@@ -1,4 +1,4 @@
-"""A judge that is a language model behind an OpenAI-compatible address."""
+"""A language model behind an OpenAI-compatible address as a judge."""
 
 from __future__ import annotations
 

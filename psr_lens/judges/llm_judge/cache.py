@@ -1,4 +1,4 @@
-"""Replies on disk: one file of lines that survives `kill -9` and that several processes may share."""
+"""Replies on disk: one file of JSON lines that survives `kill -9` and can be shared by several processes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _FORMAT: Final = 1
 
 
 def key_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of everything that a reply depends on, in hexadecimal; the order of keys does not count."""
+    """SHA-256, in hexadecimal, of everything that a reply depends on; the order of keys does not matter."""
     text = json.dumps({"format": _FORMAT, **content}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ReplyCache:
-    """Replies by the hash of what was asked; the questions and answers themselves are not in it.
+    """Replies by the hash of their request; questions and answers are not stored.
 
-    Every reply is a line of its own with its own checksum, appended in one write under a lock, so a process that is killed loses at
-    most the reply that it was writing, and no line is ever changed. On Windows there is no lock: use one process there.
+    Each reply is one line with its own checksum, appended in one write under a lock. A killed process loses at most the reply that it
+    was writing, and lines are never modified. Windows has no lock: use one process there.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Open or make the cache.
+        """Open the cache, or create it.
 
         Raises:
-            InputError: the folder cannot be made or written to.
+            InputError: the folder cannot be created or written to.
         """
         self.path = Path(folder) / FILE
         self._replies: dict[str, Reply] = {}
@@ -48,7 +48,7 @@ class ReplyCache:
             raise InputError("cache", repr(str(folder)), "a folder that can be written to", f"({error.strerror})") from error
 
     def refresh(self) -> None:
-        """Read what was added since, by this process or another; lines that are damaged are passed over with a warning."""
+        """Read the lines added since the last call, by this process or another; damaged lines are skipped with a warning."""
         try:
             content = self._added()
         except OSError as error:
@@ -64,17 +64,17 @@ class ReplyCache:
                     damaged += 1
         if damaged:
             lines_are = "1 line is" if damaged == 1 else f"{damaged} lines are"
-            warnings.warn(f"{self.path}: {lines_are} damaged; what it held is asked again.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{self.path}: {lines_are} damaged; the judge is asked again.", RuntimeWarning, stacklevel=2)
 
     def get(self, key: str) -> Reply | None:
-        """The reply to what has this hash, if it was known at the last `refresh`."""
+        """The reply to the request with this hash, if it was in the cache at the last `refresh`."""
         return self._replies.get(key)
 
     def put(self, key: str, reply: Reply) -> None:
         """Add a reply.
 
         Raises:
-            OSError: it cannot be written; the cache in memory has it all the same.
+            OSError: it cannot be written to disk; it is kept in memory regardless.
         """
         self._replies[key] = reply
         content = {"key": key, "reply": reply.to_json()}
@@ -82,14 +82,14 @@ class ReplyCache:
         with self._locked() as file:
             size = os.fstat(file).st_size
             os.lseek(file, max(size - 1, 0), os.SEEK_SET)
-            if os.read(file, 1) not in (b"", b"\n"):  # someone was killed in the middle of a line
+            if os.read(file, 1) not in (b"", b"\n"):  # a process was killed in the middle of a line
                 line = b"\n" + line
             while line:
                 line = line[os.write(file, line) :]
 
     def _added(self) -> bytes:
         with self._locked() as file:
-            if os.fstat(file).st_size < self._read:  # another file than before
+            if os.fstat(file).st_size < self._read:  # the file was replaced
                 self._replies, self._read = {}, 0
             os.lseek(file, self._read, os.SEEK_SET)
             with os.fdopen(os.dup(file), "rb") as lines:
@@ -104,7 +104,7 @@ class ReplyCache:
             _lock(file)
             yield file
         finally:
-            os.close(file)  # gives the lock back
+            os.close(file)  # releases the lock
 
 
 def _lock(file: int) -> None:
@@ -118,9 +118,9 @@ def _lock(file: int) -> None:
 def _parse(line: bytes) -> tuple[str, Reply]:
     found = json.loads(line)
     if not isinstance(found, dict) or not isinstance(found.get("key"), str):
-        raise ValueError("it is no entry")
+        raise ValueError("not an entry")
     if found.pop("check") != _check(found):
-        raise ValueError("the checksum is another")
+        raise ValueError("wrong checksum")
     return found["key"], Reply.from_json(found["reply"])
 
 

@@ -1,4 +1,4 @@
-"""Asking one server: what it understands, when to ask again, and what its failures mean."""
+"""Requests to one server: the parameters that it supports, when to retry, and what its failures mean."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, cast
 
 from psr_lens._utils.optional import package
+from psr_lens.judges.clean_text import sendable, shortened
+from psr_lens.judges.llm_judge.api_key import api_key, without_key
 from psr_lens.judges.llm_judge.reply import MalformedReplyError, Reply
-from psr_lens.judges.llm_judge.settings import LLMSettings, LLMUsage
-from psr_lens.judges.texts import sendable, shortened
+from psr_lens.judges.llm_judge.settings import Backoff, LLMSettings, LLMUsage
 
 TOP: Final = 20
-"""Likeliest tokens asked for (persona_vectors); also the most that OpenAI's server gives."""
+"""Number of most likely tokens requested (as in persona_vectors); also the maximum of OpenAI's server."""
 
 _AGAIN: Final = frozenset({408, 409, 425, 429})
 _HINTS: Final = {
@@ -29,32 +30,32 @@ _HINTS: Final = {
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that got no reply."""
+    """A request without a reply."""
 
     reason: str
-    """Why, for people; the key is not in it."""
+    """Why, in words; never contains the key."""
     kind: Literal["passing", "own", "final"]
-    """Whether it may pass, whether it is this prompt's own, or whether every other prompt would fail alike."""
+    """`passing`: a retry may succeed; `own`: this prompt alone is at fault; `final`: every other prompt would fail too."""
     status: int | None = None
     """The HTTP status, if the server answered."""
     body: str = ""
-    """What the server said."""
+    """Body of the server's answer."""
     wait: float | None = None
-    """Seconds after which the server wants to be asked again."""
+    """Seconds that the server asks to wait before a retry."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """Which optional parameters a server understands."""
+    """The optional parameters that a server supports, as far as is known."""
 
     logprobs: bool = True
-    """Probabilities of the likeliest tokens."""
+    """Whether it accepts `logprobs`."""
     length: str = "max_tokens"
-    """What it calls the most tokens of a reply."""
+    """Its name for the token limit of a reply."""
     refused: frozenset[str] = frozenset()
-    """Which of `temperature` and `seed` it refuses."""
+    """Those of `temperature` and `seed` that it refuses."""
     proven: bool = False
-    """Whether it has given logprobs, so that they are not to blame for what it refuses later."""
+    """Whether it has returned logprobs before, so that a later refusal has another cause."""
 
     def parameters(self, settings: LLMSettings) -> dict[str, Any]:
         """The optional parameters of a request."""
@@ -66,7 +67,7 @@ class Dialect:
         return {name: value for name, value in found.items() if name not in self.refused}
 
     def simpler(self, failure: Failure) -> Dialect | None:
-        """What to try after a request that was refused as malformed; None if the parameters are not to blame."""
+        """What to try after a request was refused as malformed; None if no parameter is to blame."""
         parameter = _error_of(failure.body).get("param")
         if self.length == "max_tokens" and "max_completion_tokens" in failure.body:
             return replace(self, length="max_completion_tokens")
@@ -78,10 +79,10 @@ class Dialect:
 
 
 class Chat:
-    """The conversations of one call of a judge with its server; lives in one event loop."""
+    """The requests of one call of a judge; lives in one event loop."""
 
     def __init__(self, client: Any, settings: LLMSettings, dialect: Dialect) -> None:
-        """Start with what is known of the server's dialect."""
+        """Start from what is known of the server's dialect."""
         self.dialect = dialect
         self.usage = LLMUsage()
         self._client = client
@@ -90,7 +91,7 @@ class Chat:
         self._not_before = 0.0
 
     async def ask(self, prompt: str) -> Reply | Failure:
-        """Ask one prompt, again and again if need be."""
+        """Send one prompt, with retries."""
         attempt = 0
         while True:
             await self._until_allowed()
@@ -109,16 +110,16 @@ class Chat:
         wanted = failure.wait or 0.0
         if attempt >= self._settings.max_retries or wanted > backoff.patience:
             return None
-        # What the server wants holds for every request, not for this one alone.
+        # Retry-After applies to every request, not only to this one.
         self._not_before = max(self._not_before, time.monotonic() + wanted)
-        return max(wanted, backoff.wait(attempt, self._jitter))
+        return max(wanted, backoff_wait(backoff, attempt, self._jitter))
 
     async def _until_allowed(self) -> None:
         while (wait := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(wait)
 
     async def _understood(self, prompt: str) -> Reply | Failure:
-        """One attempt, repeated with fewer parameters where the server refuses some; what it took in the end is remembered."""
+        """One attempt, repeated without the parameters that the server refuses; the accepted set is remembered."""
         dialect = self.dialect
         while True:
             found = await self._send(prompt, dialect.parameters(self._settings))
@@ -131,16 +132,16 @@ class Chat:
             dialect = simpler
 
     def _as_wanted(self, reply: Reply) -> Reply | Failure:
-        """With logprobs where they are insisted on, without where they are not wanted; some servers give them unasked."""
+        """A failure if logprobs are required and missing; without them if they are not wanted, as some servers return them unasked."""
         if self._settings.logprobs is True and reply.numbers is None and reply.text:
-            return Failure("the server gives no logprobs; use logprobs='auto'", "final")
+            return Failure("the server returns no logprobs; use logprobs='auto'", "final")
         return reply if self._settings.logprobs else replace(reply, numbers=None, whole=False)
 
     async def _send(self, prompt: str, parameters: Mapping[str, Any]) -> Reply | Failure:
         import openai
 
         self.usage += LLMUsage(requests=1)
-        # The client's overloads do not know of parameters by mapping.
+        # The client's overloads do not allow parameters from a mapping.
         create = cast(Any, self._client.chat.completions.with_raw_response.create)
         messages = [{"role": "user", "content": prompt}]
         try:
@@ -158,14 +159,14 @@ class Chat:
             body = json.loads(content)
             reply = Reply.from_completion(body)
         except (ValueError, RecursionError) as error:
-            why = error if isinstance(error, MalformedReplyError) else "the answer is no JSON"
+            why = error if isinstance(error, MalformedReplyError) else "the answer is not JSON"
             return Failure(f"{why}: {shortened(content)!r}", "passing")
         self.usage += _tokens(body)
         return replace(reply, text=self._clean(reply.text))
 
     def _clean(self, text: str) -> str:
-        """What others said, without the key should they have repeated it."""
-        return self._settings.hide(sendable(text))
+        """A server's text with the key masked, should it have repeated it."""
+        return without_key(self._settings, sendable(text))
 
     def _refused(self, status: int, headers: Mapping[str, str], text: str) -> Reply | Failure:
         body = self._clean(text)
@@ -178,29 +179,34 @@ class Chat:
         if status in (401, 403, 404) or error.get("code") == "insufficient_quota":
             return Failure(reason, "final", status, body)
         if status in _AGAIN or status >= 500:
-            return Failure(reason + (f" (wants {wait:.0f} s)" if wait else ""), "passing", status, body, wait)
+            return Failure(reason + (f" (asks to wait {wait:.0f} s)" if wait else ""), "passing", status, body, wait)
         return Failure(reason, "own", status, body)
 
     def _hint(self, status: int) -> str:
         if status in (401, 403) and self._settings.api_key_env is None:
-            return " It wants a key: name the environment variable that holds it by api_key_env."
+            return " It needs a key: name the environment variable that holds it in api_key_env."
         return _HINTS.get(status, "").format(env=self._settings.api_key_env, model=self._settings.model)
 
 
+def backoff_wait(backoff: Backoff, attempt: int, jitter: random.Random) -> float:
+    """Seconds to wait after attempt number `attempt`, counted from 0: between half and all of the doubled wait."""
+    return float(min(backoff.longest, backoff.first * 2.0 ** min(attempt, 60)) * jitter.uniform(0.5, 1.0))
+
+
 def client_of(settings: LLMSettings) -> Any:
-    """A client for the settings' server; it holds the key, so it lives no longer than one call of a judge.
+    """A client for the settings' server; it holds the key, so it is closed at the end of each call of a judge.
 
     Raises:
         MissingPackageError: `openai` is not installed.
         JudgeError: the key is missing or cannot be sent.
     """
     openai = package("openai", "llm")
-    # The client would try again by itself, out of our count.
-    return openai.AsyncOpenAI(api_key=settings.key(), base_url=settings.address, timeout=settings.timeout, max_retries=0)
+    # The client's own retries would not be counted.
+    return openai.AsyncOpenAI(api_key=api_key(settings), base_url=settings.address, timeout=settings.timeout, max_retries=0)
 
 
 def _error_of(body: str) -> Mapping[str, Any]:
-    """The error in the body of a refusal; empty if it has another form."""
+    """The error object in the body of a refusal; empty if the body has another form."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

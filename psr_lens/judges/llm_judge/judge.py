@@ -1,24 +1,26 @@
-"""A judge that is a language model behind an OpenAI-compatible address."""
+"""The judge that asks a language model behind an OpenAI-compatible address."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
 from psr_lens._utils.optional import package
+from psr_lens._utils.yaml_config import check_keys
 from psr_lens.errors import InputError, JudgeError
-from psr_lens.judges.llm_judge.asking import ask_all, run_blocking
+from psr_lens.judges.clean_text import sendable
+from psr_lens.judges.llm_judge.api_key import api_key
 from psr_lens.judges.llm_judge.cache import ReplyCache, key_of
 from psr_lens.judges.llm_judge.chat import Chat, Dialect, Failure, client_of
+from psr_lens.judges.llm_judge.concurrency import ask_all, run_blocking
 from psr_lens.judges.llm_judge.reply import Reply
-from psr_lens.judges.llm_judge.settings import Backoff, LLMSettings, LLMUsage
+from psr_lens.judges.llm_judge.settings import LLMSettings, LLMUsage
 from psr_lens.judges.llm_judge.template import COHERENCE_PROMPT, PromptTemplate
-from psr_lens.judges.texts import sendable
 from psr_lens.results.judgement import Judgement, check_texts
 
 _SIDES: Final = ("trait", "coherence")
@@ -26,7 +28,7 @@ _SIDES: Final = ("trait", "coherence")
 
 @dataclass
 class _State:
-    """What a judge learns while it is used."""
+    """What a judge learns in use: the server's dialect, its usage, whether the server has answered."""
 
     dialect: Dialect
     usage: LLMUsage = field(default_factory=LLMUsage)
@@ -36,35 +38,43 @@ class _State:
 
 @dataclass(frozen=True)
 class LLMJudge:
-    """Scores texts by asking a language model; made by `psr_lens.judges.llm_judge`."""
+    """Scores texts by asking a language model; `psr.judges.llm` makes one.
+
+    Example:
+        >>> polite = psr.judges.llm("Is this polite? {answer}", coherence_prompt=None, base_url="http://localhost:8000/v1")
+        >>> polite
+        LLMJudge('gpt-4.1-mini', trait, base_url='http://localhost:8000/v1')
+        >>> polite.settings.max_tokens
+        16
+    """
 
     settings: LLMSettings
-    """How the model is asked."""
+    """Which model is asked, and how."""
     trait_prompt: PromptTemplate | None
-    """What it is asked about the trait; None where only coherence is judged."""
+    """Prompt for the trait; None if only coherence is judged."""
     coherence_prompt: PromptTemplate | None
-    """What it is asked about coherence; None where only the trait is judged."""
+    """Prompt for coherence; None if only the trait is judged."""
     cache: Path | None = None
-    """Folder of the replies on disk, if they are kept."""
+    """Folder in which replies are kept, if any."""
     _state: _State = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Open the cache. Without one, miss the package or the key now rather than after hours of sampling."""
+        """Open the cache. Without one, report a missing package or key now rather than after hours of sampling."""
         cache = ReplyCache(self.cache) if self.cache is not None else None
         if cache is None:
             package("openai", "llm")
-            self.settings.key()
+            api_key(self.settings)
         object.__setattr__(self, "_state", _State(Dialect(logprobs=self.settings.logprobs is not False), cache=cache))
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
-        """Score each text as an answer to the question at the same place.
+        """Score each text as an answer to the question at the same index.
 
         Returns:
-            The scores; NaN where the reply is a refusal or cannot be read, or where there is none, with the reason.
+            The scores; NaN, with the reason, if the reply is a refusal, has no readable score, or did not arrive.
 
         Raises:
-            InputError: not as many questions as texts.
-            JudgeError: nothing can be scored, since the server, the key or the model is not there.
+            InputError: `texts` and `questions` differ in length.
+            JudgeError: nothing can be scored: the server does not answer, the key is wrong or missing, or the model does not exist.
         """
         check_texts(texts, questions)
         prompts = {
@@ -75,7 +85,9 @@ class LLMJudge:
         outcomes = self._outcomes(list(dict.fromkeys(prompt for side in prompts.values() for prompt in side)))
         scores = {side: [_score(outcomes[prompt]) for prompt in prompts[side]] for side in prompts}
         trait, coherence = ([score for score, _ in scores[side]] if side in scores else [np.nan] * len(texts) for side in _SIDES)
-        return Judgement(np.array(trait, dtype=float), np.array(coherence, dtype=float), _reasons(scores, len(texts)))
+        return Judgement(
+            trait=np.array(trait, dtype=float), coherence=np.array(coherence, dtype=float), reasons=_reasons(scores, len(texts))
+        )
 
     @property
     def usage(self) -> LLMUsage:
@@ -83,15 +95,15 @@ class LLMJudge:
         return self._state.usage
 
     def __repr__(self) -> str:
-        """The settings, without the prompts' texts."""
+        """One line: the model, what it judges and where it is asked; never the key."""
         sides = [side for side, prompt in zip(_SIDES, (self.trait_prompt, self.coherence_prompt), strict=True) if prompt]
         cache = f", cache={str(self.cache)!r}" if self.cache else ""
         return f"LLMJudge({self.settings.model!r}, {' and '.join(sides)}, base_url={self.settings.base_url!r}{cache})"
 
     def _outcomes(self, prompts: Sequence[str]) -> dict[str, Reply | Failure]:
-        """A reply or a failure for each prompt, from the cache where it has one."""
+        """A reply or a failure for each prompt; from the cache if it has one."""
         state = self._state
-        keys = {prompt: key_of(self._matters(prompt)) for prompt in prompts}
+        keys = {prompt: key_of(self._request(prompt)) for prompt in prompts}
         found: dict[str, Reply | Failure] = {}
         if state.cache is not None:
             state.cache.refresh()
@@ -110,11 +122,11 @@ class LLMJudge:
         state, settings = self._state, self.settings
         unwritten: list[str] = []
 
-        def keep(place: int, reply: Reply) -> None:
+        def keep(index: int, reply: Reply) -> None:
             try:
                 if state.cache is not None:
-                    state.cache.put(keys[place], reply)
-            except OSError as error:  # a full disk must not cost replies that were paid for
+                    state.cache.put(keys[index], reply)
+            except OSError as error:  # a full disk must not lose replies that were paid for
                 unwritten.append(str(error.strerror))
 
         async with client_of(settings) as client:
@@ -127,82 +139,65 @@ class LLMJudge:
         state.usage += LLMUsage(failed=sum(isinstance(each, Failure) for each in asked))
         if unwritten:
             warnings.warn(
-                f"{self.cache}: {len(unwritten)} replies could not be kept ({unwritten[0]}).", RuntimeWarning, stacklevel=2
+                f"{self.cache}: {len(unwritten)} replies could not be written ({unwritten[0]}).", RuntimeWarning, stacklevel=2
             )
         return asked
 
-    def _matters(self, prompt: str) -> Mapping[str, Any]:
-        return {"prompt": prompt, **self.settings.matters()}
+    def _request(self, prompt: str) -> Mapping[str, Any]:
+        """Everything that a reply depends on, for the cache's key."""
+        settings = self.settings
+        return {
+            "prompt": prompt,
+            "model": settings.model,
+            "max_tokens": settings.max_tokens,
+            "seed": settings.seed,
+            "logprobs": settings.logprobs,
+            "temperature": float(settings.temperature),
+            "address": settings.address,
+        }
 
 
 def llm(
     trait_prompt: str | None,
     coherence_prompt: str | None = COHERENCE_PROMPT,
     *,
-    model: str = "gpt-4.1-mini",
-    base_url: str | None = None,
-    api_key_env: str | None = "OPENAI_API_KEY",
-    temperature: float = 0.0,
-    max_tokens: int = 16,
-    seed: int | None = 0,
-    logprobs: bool | Literal["auto"] = "auto",
-    concurrency: int = 16,
-    max_retries: int = 5,
-    timeout: float = 60.0,
-    backoff: Backoff | None = None,
     cache: str | Path | None = None,
+    **settings: Any,
 ) -> LLMJudge:
-    """A judge that asks a language model behind an OpenAI-compatible address, with one prompt for the trait and one for coherence.
+    """Judge that asks a language model behind an OpenAI-compatible address: one prompt for the trait, one for coherence.
 
-    A prompt has the places {question} and {answer} and asks for a number from 0 to 100 or REFUSAL, as the `eval_prompt` of
-    persona_vectors does; other braces stand for themselves. With logprobs the score is weighted by the probabilities of the 20
-    likeliest tokens, as there; otherwise the number is read from the reply (`psr_lens.judges.llm_judge.number` says how). What cannot be
-    read, is refused or gets no reply is missing, with the reason, and never 0. Needs `pip install psr-lens[llm]`.
+    A prompt has the placeholders {question} and {answer} and asks for a number from 0 to 100 or REFUSAL, like the `eval_prompt` of
+    persona_vectors; other braces are literal. With logprobs the score is the mean over the 20 most likely tokens, weighted by their
+    probabilities, as there; otherwise the number is read from the reply (by the rules in `psr_lens.judges.llm_judge.number`). A refusal,
+    an unreadable reply or none gives a missing score (NaN) with the reason, never 0. Needs `pip install psr-lens[llm]`.
+
+    Example:
+        >>> psr.judges.llm("How polite is this, from 0 to 100? {answer}", model="my-model", base_url="http://localhost:8000/v1")
+        LLMJudge('my-model', trait and coherence, base_url='http://localhost:8000/v1')
 
     Args:
-        trait_prompt: Asks for the trait; None judges coherence alone.
-        coherence_prompt: Asks for coherence; None judges the trait alone.
-        model: The model's name at its server.
-        base_url: Address of the server, such as `http://localhost:8000/v1`; None for `OPENAI_BASE_URL`, else OpenAI's own.
-        api_key_env: Environment variable with the key, which is never kept or written anywhere; None sends none.
-        temperature: Softmax temperature.
-        max_tokens: Most tokens of a reply; a model that thinks before it answers needs many more.
-        seed: Seed of the server's sampling; None sends none.
-        logprobs: Whether scores are weighted by probabilities: `"auto"`, where the server gives them; True, an error if it does not.
-        concurrency: Most requests at one time.
-        max_retries: Most further attempts at a request after 408, 409, 425, 429, 5xx, a time-out, a lost connection or a broken answer.
-        timeout: Seconds that one attempt may take.
-        backoff: Waits between attempts, doubled each time and with jitter; a server's Retry-After is respected.
-        cache: Folder in which replies are kept; what was asked before is not asked again, and needs no key.
+        trait_prompt: Prompt for the trait; None judges coherence alone.
+        coherence_prompt: Prompt for coherence; None judges the trait alone.
+        cache: Folder in which replies are kept. A prompt that is in it is not sent again and needs no key.
+        **settings: Fields of `psr.judges.LLMSettings`, by name: `model` (`"gpt-4.1-mini"` by default), `base_url`, `api_key_env`,
+            `temperature`, `max_tokens`, `seed`, `logprobs`, `concurrency`, `max_retries`, `timeout`, `backoff`.
 
     Returns:
-        The judge; `.usage` counts its requests and tokens.
+        The judge; its `usage` counts requests and tokens.
 
     Raises:
-        InputError: a prompt has no {answer}, or a setting cannot be meant.
+        InputError: a prompt without {answer}, or an unknown or invalid setting.
         MissingPackageError: `openai` is not installed.
         JudgeError: the key is not in the environment, and neither `base_url` nor `cache` is given.
     """
     if trait_prompt is None and coherence_prompt is None:
-        raise InputError("trait_prompt", "None, as coherence_prompt", "at least one of the two")
-    settings = LLMSettings(
-        model=model,
-        base_url=base_url,
-        api_key_env=api_key_env,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        logprobs=logprobs,
-        concurrency=concurrency,
-        max_retries=max_retries,
-        timeout=timeout,
-        backoff=backoff or Backoff(),
-    )
+        raise InputError("trait_prompt", "None, as coherence_prompt", "at least one of the two prompts")
+    check_keys("llm", settings, ["trait_prompt", "coherence_prompt", "cache", *(each.name for each in fields(LLMSettings))])
     return LLMJudge(
-        settings,
-        None if trait_prompt is None else PromptTemplate.of("trait_prompt", trait_prompt),
-        None if coherence_prompt is None else PromptTemplate.of("coherence_prompt", coherence_prompt),
-        None if cache is None else Path(cache),
+        settings=LLMSettings(**settings),
+        trait_prompt=None if trait_prompt is None else PromptTemplate.of("trait_prompt", trait_prompt),
+        coherence_prompt=None if coherence_prompt is None else PromptTemplate.of("coherence_prompt", coherence_prompt),
+        cache=None if cache is None else Path(cache),
     )
 
 
@@ -214,22 +209,22 @@ def _score(outcome: Reply | Failure) -> tuple[float, str]:
 
 
 def _reasons(scores: Mapping[str, Sequence[tuple[float, str]]], count: int) -> tuple[str, ...]:
-    """A reason a text; with the side before it where there are two."""
+    """One reason per text; prefixed by the side if both sides were judged."""
     if len(scores) == 1:
         return tuple(reason for side in scores.values() for _, reason in side)
-    return tuple("; ".join(f"{side}: {scores[side][place][1]}" for side in scores) for place in range(count))
+    return tuple("; ".join(f"{side}: {scores[side][index][1]}" for side in scores) for index in range(count))
 
 
 def _complain(asked: Sequence[Reply | Failure], cached: int, answered: bool) -> None:
-    """Raise if the server answers nothing at all, warn if it did not answer something.
+    """Raise an error if no prompt got a reply, warn if some did not.
 
     Args:
-        asked: What came of each request.
-        cached: How many other replies were known.
+        asked: Outcome of each request.
+        cached: Number of further replies, from the cache.
         answered: Whether the server has answered such prompts before.
 
     Raises:
-        JudgeError: no prompt got a reply, and neither is it these prompts' own fault nor are there others that had theirs before.
+        JudgeError: no prompt got a reply, and the prompts themselves are not at fault.
     """
     failures = [each for each in asked if isinstance(each, Failure)]
     if not failures:

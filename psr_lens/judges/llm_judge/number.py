@@ -1,19 +1,19 @@
-"""Reading a score out of a reply.
+"""Reads a score from a reply.
 
 | reply | read as |
 |---|---|
 | `85`, `85.`, `85%`, `**85**`, `８５`, `+85`, `85.5` | the number |
 | `Score: 85`, `85/100`, `I'd say 85 out of 100`, `{"score": 85}`, `On a scale of 0-100: 85` | 85 |
-| `3 metaphors. Score: 85`, `4 of 5 are good: 85/100` | 85: a number with a label or over 100 goes before others |
-| `<think>… 30? …</think>85` | 85: thinking is left out |
+| `3 metaphors. Score: 85`, `4 of 5 are good: 85/100` | 85: a number with a label or over 100 takes precedence |
+| `<think>… 30? …</think>85` | 85: reasoning is skipped |
 | `REFUSAL`, ` refusal.`, `REFUSAL, but 85` | missing, a refusal |
 | `-5`, `101` | missing, outside 0–100 |
 | `8/10`, `4 out of 5` | missing, another scale |
 | `80-90`, `80 or 90` | missing, two numbers |
-| `1,000`, `85,5`, `1.2.3`, `1e1`, `1e9` | missing, no plain number |
+| `1,000`, `85,5`, `1.2.3`, `1e1`, `1e9` | missing, not a plain number |
 | the empty text, `eighty`, `٨٥`, `85th`, `.5` | missing, no number |
 
-Nothing is guessed: `0.85` is 0.85, since it lies on the scale that was asked for.
+Nothing is guessed: `0.85` is 0.85, because it lies on the requested scale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from psr_lens.judges.texts import shortened
+from psr_lens.judges.clean_text import shortened
 
 _NARROW: Final = str.maketrans("０１２３４５６７８９．，／－：％−", "0123456789.,/-:%-")
 _NUMBER: Final = re.compile(r"(?<![^\W_])(?<!\.)[-+]?([0-9]++(?:[.,][0-9]++)*+(?:[eE][-+]?[0-9]++)?+)(?![^\W_])")
@@ -43,40 +43,40 @@ _LABEL_ROOM: Final = 40
 
 @dataclass(frozen=True)
 class Number:
-    """What was read out of a reply."""
+    """A score read from a reply."""
 
     score: float
     """0–100; NaN if there is no score."""
     reason: str
-    """Where the score comes from, or why there is none."""
+    """What the score was read from, or why it is missing."""
     digits: str = ""
-    """The number as it was written; empty if none was found that could be the score."""
+    """The number as written; empty if no number can be the score."""
     start: int = 0
-    """Where the digits begin in the reply."""
+    """Index in the reply of the first digit."""
 
     @property
     def end(self) -> int:
-        """Where the digits end in the reply."""
+        """Index in the reply after the last digit."""
         return self.start + len(self.digits)
 
 
 def read_number(reply: str) -> Number:
-    """Read the score out of a reply, by the table at the head of this file; never raises, whatever the reply."""
+    """Read the score from a reply by the table at the top of this file; never raises."""
     text = reply.translate(_NARROW)
     if thinking := _THINKING.match(text):
         if not thinking[0].endswith("</think>"):
-            return _missing("broke off while it was thinking", reply)
-        text = " " * thinking.end() + text[thinking.end() :]  # so that places stay where they are
+            return _missing("ended in the middle of its reasoning", reply)
+        text = " " * thinking.end() + text[thinking.end() :]  # so that indices stay valid
     if _REFUSAL.search(text) or text.strip(_EDGES).casefold() == "refusal":
         return _missing("is a refusal", reply)
     numbers = list(_NUMBER.finditer(text))
     scale, hundred, other = _scales(text, numbers)
-    candidates = [place for place in range(len(numbers)) if place not in scale]
-    chosen = [place for place in candidates if place in hundred or _is_labelled(text, numbers[place])] or candidates
+    candidates = [index for index in range(len(numbers)) if index not in scale]
+    chosen = [index for index in candidates if index in hundred or _is_labelled(text, numbers[index])] or candidates
     if not chosen:
         return _missing("has no number" if text.strip() else "is empty", reply)
     number = numbers[chosen[0]]
-    if len({numbers[place][0].lstrip("+") for place in chosen}) > 1:
+    if len({numbers[index][0].lstrip("+") for index in chosen}) > 1:
         return _missing("has more than one number", reply, number)
     if chosen[0] in other:
         return _missing("is on another scale than 0–100", reply, number)
@@ -90,17 +90,17 @@ def read_number(reply: str) -> Number:
 
 
 def _scales(text: str, numbers: Sequence[re.Match[str]]) -> tuple[set[int], set[int], set[int]]:
-    """Places of the numbers that only name a scale, of those that are over 100, and of those that are over something else."""
+    """Indices of the numbers that only name a scale, of those out of 100, and of those out of something else."""
     scale: set[int] = set()
     hundred: set[int] = set()
     other: set[int] = set()
-    for place, (left, right) in enumerate(pairwise(numbers)):
+    for index, (left, right) in enumerate(pairwise(numbers)):
         between = text[left.end() : right.start(1)]
-        if place not in scale and _OVER.fullmatch(between):
-            scale.add(place + 1)
-            (hundred if right[1] == "100" else other).add(place)
+        if index not in scale and _OVER.fullmatch(between):
+            scale.add(index + 1)
+            (hundred if right[1] == "100" else other).add(index)
         elif _RANGE.fullmatch(between) and left[1] in ("0", "1") and right[1] == "100":
-            scale.update((place, place + 1))
+            scale.update((index, index + 1))
     return scale, hundred, other
 
 

@@ -1,4 +1,4 @@
-"""What a judge model replied, and the score that it amounts to."""
+"""A judge model's reply, and its score."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from psr_lens.judges.clean_text import sendable
 from psr_lens.judges.llm_judge.number import Number, read_number
-from psr_lens.judges.texts import sendable
 
 MIN_MASS: Final = 0.25
-"""Least probability that must lie on numbers for a score weighted by it (persona_vectors, `OpenAiJudge`)."""
+"""Least total probability of numbers for a weighted score (persona_vectors, `OpenAiJudge`)."""
 
 _INTEGER: Final = re.compile(r"0|[1-9][0-9]?|100")
 _FILTERED: Final = "content_filter"
 
 
 class MalformedReplyError(ValueError):
-    """A server's answer is not what the protocol says."""
+    """A server's answer does not follow the protocol."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply; no more of it than the score needs."""
+    """One reply, reduced to what its score depends on."""
 
     text: str
-    """The reply."""
+    """Text of the reply."""
     finish: str = "stop"
-    """Why it ended: `length` if it was cut off, `content_filter` if it was refused, else `stop`."""
+    """Why it ended: `length` (cut off), `content_filter` (refused), else `stop`."""
     numbers: tuple[tuple[int, float], ...] | None = None
-    """Whole numbers 0–100 among the likeliest tokens where the score stands, with their probabilities; None without logprobs."""
+    """Whole numbers 0–100 among the most likely tokens at the score's position, with their probabilities; None without logprobs."""
     whole: bool = False
-    """Whether the token that was taken there is the whole number; where digits are tokens of their own, it need not be."""
+    """Whether the sampled token there is the complete number; it is not where each digit is a token of its own."""
 
     @classmethod
     def from_completion(cls, body: Any) -> Reply:
         """Read a chat completion.
 
         Raises:
-            MalformedReplyError: it is none.
+            MalformedReplyError: it is not a chat completion.
         """
         choices = body.get("choices") if isinstance(body, Mapping) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
@@ -57,42 +57,43 @@ class Reply:
         tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
         if not isinstance(tokens, list) or not all(isinstance(token, Mapping) for token in tokens) or not tokens:
             return cls(text, finish)
-        return cls(text, finish, *_at_the_score(text, tokens))
+        numbers, whole = _at_the_score(text, tokens)
+        return cls(text, finish, numbers=numbers, whole=whole)
 
     @classmethod
     def filtered(cls) -> Reply:
-        """What a server amounts to that refuses a prompt for its content."""
+        """The reply of a server that refuses a prompt for its content."""
         return cls("", _FILTERED)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Reply:
-        """What `to_json` gave.
+        """Read what `to_json` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: the content is not such a reply.
         """
         text, finish, numbers, whole = (found[name] for name in ("text", "finish", "numbers", "whole"))
         if not isinstance(text, str) or not isinstance(finish, str) or not isinstance(whole, bool):
-            raise TypeError("a field is of another type")
+            raise TypeError("a field has the wrong type")
         if numbers is not None:
             numbers = tuple((int(value), float(probability)) for value, probability in numbers)
             if not all(0 <= value <= 100 and 0 <= probability <= 1 for value, probability in numbers):
                 raise ValueError("a number is out of range")
-        return cls(text, finish, numbers, whole)
+        return cls(text, finish, numbers=numbers, whole=whole)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """As values that JSON can hold."""
         return asdict(self)
 
     def score(self) -> tuple[float, str]:
-        """The score, 0–100, and where it comes from; NaN and the reason where there is none.
+        """The score, 0–100, and how it was obtained; NaN and the reason if it is missing.
 
-        With logprobs, the mean of the whole numbers 0–100 among the likeliest tokens at the place of the score, weighted by their
-        probabilities and missing if less than `MIN_MASS` lies on them (persona_vectors). Where the model writes a number digit by
-        digit the first token is no score, so the number is read from the text there, as it is without logprobs.
+        With logprobs, the mean of the whole numbers 0–100 among the most likely tokens at the score's position, weighted by their
+        probabilities; missing if their total probability is less than `MIN_MASS` (persona_vectors). If the model writes numbers digit
+        by digit, the first token is not a score, and the number is read from the text, as it is without logprobs.
         """
         if self.finish == _FILTERED:
-            return math.nan, "missing: the judge's server refused the prompt for its content"
+            return math.nan, "missing: the server refused the prompt for its content"
         number = read_number(self.text)
         has_score = not math.isnan(number.score)
         weighable = self.whole if has_score else not number.digits
@@ -105,31 +106,31 @@ class Reply:
     def _weighted(self, number: Number) -> tuple[float, str]:
         mass = sum(probability for _, probability in self.numbers or ())
         if mass < MIN_MASS:
-            why = f"missing: only {mass:.2f} of the probability lies on numbers"
+            why = f"missing: numbers have a total probability of only {mass:.2f}"
             return math.nan, why if number.digits else f"{number.reason}; {why.removeprefix('missing: ')}"
         score = sum(value * probability for value, probability in self.numbers or ()) / mass
-        return min(max(score, 0.0), 100.0), f"weighted over the numbers, on which {mass:.2f} of the probability lies"
+        return min(max(score, 0.0), 100.0), f"weighted by the probabilities of numbers, {mass:.2f} in total"
 
 
 def _text_of(content: Any) -> str:
-    if isinstance(content, list):  # some servers answer in parts
+    if isinstance(content, list):  # some servers return the text in parts
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
     return content if isinstance(content, str) else ""
 
 
 def _at_the_score(text: str, tokens: Sequence[Mapping[str, Any]]) -> tuple[tuple[tuple[int, float], ...], bool]:
-    """The numbers among the likeliest tokens where the score begins, or at the first token if the reply has no score."""
+    """The numbers among the most likely tokens where the score begins (at the first token without a score), and whether it is one token."""
     written = [str(token.get("token", "")) for token in tokens]
     wanted, found = read_number(text), read_number("".join(written))
-    place, whole = 0, False
+    index, whole = 0, False
     if wanted.digits and wanted.digits == found.digits:
         end = 0
-        for place, token in enumerate(written):  # noqa: B007
+        for index, token in enumerate(written):  # noqa: B007
             end += len(token)
             if end > found.start:
                 break
-        whole = sendable(written[place]).strip("*_`\"' \t\r\n") == found.digits
-    likeliest = tokens[place].get("top_logprobs")
+        whole = sendable(written[index]).strip("*_`\"' \t\r\n") == found.digits
+    likeliest = tokens[index].get("top_logprobs")
     sums: dict[int, float] = {}
     for each in likeliest if isinstance(likeliest, list) else ():
         if isinstance(each, Mapping) and (found_number := _number_and_probability(each)):
@@ -143,4 +144,4 @@ def _number_and_probability(token: Mapping[str, Any]) -> tuple[int, float] | Non
         return None
     if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not logprob <= 0.01:  # NaN is refused too
         return None
-    return int(text), math.exp(max(min(logprob, 0.0), -1e6))  # a whole number may be larger than a float can be
+    return int(text), math.exp(max(min(logprob, 0.0), -1e6))  # an int may be too large for a float

@@ -1,71 +1,74 @@
-"""How a judge model is asked: settings, waits and what asking has cost."""
+"""Settings of a judge that is a language model: the model, its server, sampling, retries; and the requests and tokens it has used."""
 
 from __future__ import annotations
 
 import os
-import random
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, fields
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from psr_lens.errors import InputError, JudgeError
+from psr_lens.errors import InputError
 
 _NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
-NO_KEY: Final = "none"
-"""What is sent where there is no key: the client wants something to send, and local servers do not look at it."""
 
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait before asking again, in seconds."""
+    """How long to wait before a request is retried, in seconds; waits double and are jittered.
+
+    Example:
+        >>> psr.judges.llm("Is this polite? {answer}", base_url="http://localhost:8000/v1", backoff=psr.judges.Backoff(longest=5))
+        LLMJudge('gpt-4.1-mini', trait and coherence, base_url='http://localhost:8000/v1')
+    """
 
     first: float = 0.5
-    """Before the second attempt; doubled at each further one."""
+    """Wait before the first retry; doubled for each further one."""
     longest: float = 30.0
-    """Most that the doubling comes to."""
+    """Upper limit of the doubled wait."""
     patience: float = 120.0
-    """Longest wait that a server may ask for by Retry-After; if it asks for more, the request has failed."""
+    """Longest wait that a server may ask for by Retry-After; the request fails if it asks for more."""
 
     def __post_init__(self) -> None:
-        """Refuse waits that cannot be meant."""
-        for name in ("first", "longest", "patience"):
-            _check_number(f"backoff.{name}", getattr(self, name), 0)
-
-    def wait(self, attempt: int, jitter: random.Random) -> float:
-        """Seconds to wait after attempt number `attempt`, from 0: between a half and the whole of the doubled wait."""
-        return float(min(self.longest, self.first * 2.0 ** min(attempt, 60)) * jitter.uniform(0.5, 1.0))
+        """Check the waits."""
+        for each in fields(self):
+            _check_number(f"backoff.{each.name}", getattr(self, each.name), 0)
 
 
 @dataclass(frozen=True)
 class LLMSettings:
-    """How a judge model is asked."""
+    """Which language model judges, and how it is asked; the keyword arguments of `psr.judges.llm`.
 
-    model: str
+    Example:
+        >>> psr.judges.LLMSettings(model="gpt-4.1-mini", max_tokens=8).concurrency
+        16
+    """
+
+    model: str = "gpt-4.1-mini"
     """The model's name at its server."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server, such as `http://localhost:8000/v1`; None for `OPENAI_BASE_URL`, else OpenAI's own."""
     api_key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable with the key, which is read when it is needed and kept nowhere; None sends none."""
+    """Environment variable that holds the key. The key is read when it is needed and stored nowhere; None sends no key."""
     temperature: float = 0.0
-    """Softmax temperature."""
+    """Sampling temperature."""
     max_tokens: int = 16
-    """Most tokens of a reply; a model that thinks before it answers needs many more."""
+    """Largest number of tokens in a reply; a reasoning model needs many more."""
     seed: int | None = 0
     """Seed of the server's sampling; None sends none."""
     logprobs: bool | Literal["auto"] = "auto"
-    """Weight scores by the tokens' probabilities: never, always (an error if the server gives none), or `"auto"`, where it does."""
+    """Weight scores by token probabilities: False never; True always, an error if the server returns none; `"auto"` if it does."""
     concurrency: int = 16
-    """Most requests at one time."""
+    """Largest number of requests at a time."""
     max_retries: int = 5
-    """Most further attempts at a request that failed for a reason that may pass."""
+    """Largest number of retries after 408, 409, 425, 429, 5xx, a time-out, a lost connection or a malformed answer."""
     timeout: float = 60.0
-    """Seconds that one attempt may take."""
+    """Time limit of one attempt, in seconds."""
     backoff: Backoff = field(default_factory=Backoff)
-    """Waits between attempts."""
+    """Waits between attempts; a server's Retry-After is respected."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be meant."""
+        """Check the settings."""
         if not isinstance(self.model, str) or not self.model.strip() or not self.model.isprintable():
             raise InputError("model", repr(self.model), "the name of a model at the server")
         if self.logprobs not in (True, False, "auto"):
@@ -78,12 +81,14 @@ class LLMSettings:
             raise InputError("seed", repr(self.seed), "a whole number, or None")
         _check_number("temperature", self.temperature, 0)
         _check_number("timeout", self.timeout, 0.001)
+        if not isinstance(self.backoff, Backoff):
+            raise InputError("backoff", repr(self.backoff), "a `psr_lens.judges.Backoff`, such as `Backoff(first=1.0)`")
         if self.base_url is not None:
             _check_address(self.base_url)
         if self.api_key_env is not None and not (isinstance(self.api_key_env, str) and _NAME.fullmatch(self.api_key_env)):
             raise InputError(
                 "api_key_env",
-                "something that is no such name (not shown, in case it is the key)",
+                "something that is not such a name (not shown, in case it is the key)",
                 "the name of an environment variable, in capitals",
                 "Put the key into that variable, never into the program.",
             )
@@ -93,55 +98,30 @@ class LLMSettings:
         """Where requests go; None for OpenAI's own server."""
         return self.base_url or os.environ.get("OPENAI_BASE_URL") or None
 
-    def key(self) -> str:
-        """The key, fresh from the environment.
-
-        Raises:
-            JudgeError: it is not there although the server wants one, or it cannot be sent.
-        """
-        value = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
-        if value and not (value.isascii() and value.isprintable() and " " not in value):
-            raise JudgeError(f"api_key_env: the value of {self.api_key_env} has characters that no key has. Set it anew.")
-        if not value and self.api_key_env and self.address is None:
-            raise JudgeError(
-                f"api_key_env: the environment variable {self.api_key_env} is not set. Set it to your key, "
-                "or give base_url, the address of a server that needs none."
-            )
-        return value or NO_KEY
-
-    def hide(self, text: str) -> str:
-        """The text without the key, should a server have repeated it."""
-        value = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
-        return text.replace(value, "[key]") if len(value) >= 8 else text  # shorter ones are no secrets: "none", "EMPTY"
-
-    def matters(self) -> dict[str, Any]:
-        """The settings that a reply depends on."""
-        names = ("model", "max_tokens", "seed", "logprobs")
-        return {name: getattr(self, name) for name in names} | {"temperature": float(self.temperature), "address": self.address}
-
-    def to_json(self) -> dict[str, Any]:
-        """All settings; the key is not one of them."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class LLMUsage:
-    """What asking a judge has cost so far."""
+    """What a judge has used so far.
+
+    Example:
+        >>> psr.judges.llm("Is this polite? {answer}", base_url="http://localhost:8000/v1").usage
+        LLMUsage(requests=0, prompt_tokens=0, completion_tokens=0, cached=0, failed=0)
+    """
 
     requests: int = 0
-    """Requests sent, further attempts included."""
+    """Requests sent, retries included."""
     prompt_tokens: int = 0
-    """Tokens of prompts, as the server counts them."""
+    """Prompt tokens, as the server counts them."""
     completion_tokens: int = 0
-    """Tokens of replies, as the server counts them."""
+    """Reply tokens, as the server counts them."""
     cached: int = 0
-    """Replies that came from the cache, without a request."""
+    """Replies taken from the cache, without a request."""
     failed: int = 0
-    """Questions that got no reply after all attempts."""
+    """Prompts without a reply after all retries."""
 
     def __add__(self, other: LLMUsage) -> LLMUsage:
-        """Both together."""
-        return LLMUsage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+        """The sum of both."""
+        return LLMUsage(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
 
 def _check_number(name: str, value: object, least: float) -> None:
@@ -158,7 +138,7 @@ def _check_address(address: object) -> None:
             "base_url",
             "an address with a user, a query or a fragment (not shown)",
             expected,
-            "Secrets belong into the environment variable of api_key_env.",
+            "Put secrets into the environment variable that api_key_env names.",
         )
     try:
         parts = urlsplit(address)

@@ -1,4 +1,4 @@
-"""Prompt templates with the places {question} and {answer}."""
+"""Prompt templates with the placeholders {question} and {answer}."""
 
 from __future__ import annotations
 
@@ -29,50 +29,50 @@ the question, 50 is text that can be followed with effort, 100 is text without a
 Reply with one whole number from 0 to 100 and nothing else."""
 """The default prompt for coherence."""
 
-_PLACE: Final = re.compile(r"\{(question|answer)\}")
+_PLACEHOLDER: Final = re.compile(r"\{(question|answer)\}")
 _NAMES: Final = frozenset({"question", "answer"})
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A prompt with places for the question and the answer.
+    """A prompt with placeholders for the question and the answer.
 
-    Braces other than those of {question} and {answer} stand for themselves, so a template may show an example in JSON. A template
-    that could have been written for `str.format`, with doubled braces and these two places alone, is read as `str.format` would.
+    Braces other than those of {question} and {answer} are literal, so a template may show an example in JSON. A template that is valid
+    for `str.format`, with doubled braces and no other placeholders, is read as `str.format` would read it.
     """
 
     pieces: tuple[str, ...]
-    """Texts and, between them, the names of the places: text, name, text, …, text."""
+    """Literal texts with the placeholders' names between them: text, name, text, …, text."""
 
     @classmethod
     def of(cls, argument: str, template: object) -> PromptTemplate:
         """Read a template.
 
         Args:
-            argument: What the caller calls it, for the error.
+            argument: The argument that the error names.
             template: The template.
 
         Raises:
-            InputError: it is no text, or has no place for the answer.
+            InputError: the template is not a string, or lacks {answer}.
         """
         if not isinstance(template, str):
-            raise InputError(argument, type(template).__name__, "a text with the places {question} and {answer}")
-        pieces = _PLACE.split(template)
+            raise InputError(argument, type(template).__name__, "a text with {answer} and perhaps {question}")
+        pieces = _PLACEHOLDER.split(template)
         if "answer" not in pieces[1::2]:
             raise InputError(
                 argument,
                 "a template without {answer}",
-                "a text with the places {question} and {answer}",
-                "Write {answer} where the text to be judged belongs.",
+                "a text with {answer} and perhaps {question}",
+                "Write {answer} where the text to be judged goes.",
             )
         if _is_format_string(template):
             pieces[::2] = [piece.replace("{{", "{").replace("}}", "}") for piece in pieces[::2]]
         return cls(tuple(pieces))
 
     def fill(self, question: str, answer: str) -> str:
-        """The prompt for one answer; places that the question or the answer names are left alone."""
+        """The prompt for one answer; placeholders within the question or the answer are not filled."""
         values = {"question": question, "answer": answer}
-        return "".join(values[piece] if place % 2 else piece for place, piece in enumerate(self.pieces))
+        return "".join(values[piece] if index % 2 else piece for index, piece in enumerate(self.pieces))
 
 
 def _is_format_string(template: str) -> bool:

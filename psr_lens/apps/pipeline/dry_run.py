@@ -1,4 +1,4 @@
-"""What a run will do and about what it costs, from the model's config and tokenizer alone; nothing is written."""
+"""`psr-lens run --dry-run`: what a run will do and what it will cost, from the model's config and tokenizer alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from psr_lens._utils.sequences import ranges
-from psr_lens.apps.pipeline import files
-from psr_lens.apps.pipeline.config import RunConfig
+from psr_lens.apps.pipeline import run_folder
+from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
 from psr_lens.fitting.config import FitConfig, Joint, Layerwise, ReFT
 from psr_lens.models.config_outline import ModelOutline, outline
@@ -28,27 +28,27 @@ class Plan:
     config: RunConfig
     """The settings, resolved."""
     lines: tuple[tuple[str, str], ...]
-    """What, and how much of it."""
+    """Headings and texts of the plan, one line each."""
     view: PromptView
-    """The first pair's prompts as coloured text."""
+    """Prompts of the first pair, as coloured text."""
 
     def __str__(self) -> str:
-        """A line each."""
+        """The plan as a table of two columns."""
         width = max(len(name) for name, _ in self.lines)
         return "\n".join(f"{name.ljust(width)}  {text}" for name, text in self.lines)
 
 
 def plan_run(config: RunConfig) -> Plan:
-    """Say what `run` would do with these settings. It loads no weights and writes nothing.
+    """Plan what `run` would do with these settings, without loading weights or writing anything.
 
     Raises:
-        InputError: a setting or a question cannot be used, or the folder holds something else.
+        InputError: an invalid setting or question, or a folder that holds another run or other files.
         ModelError: the model's config cannot be read, or it has no tokenizer.
     """
     split = read_split(config)
     found = outline(config.model)
     config = config.resolved(found.cfg.n_layers)
-    begun = files.claim(Path(config.out), config, {"questions": split.digest(), "model_found": None}, write=False)
+    begun = run_folder.claim(Path(config.out), config, {"questions": split.digest(), "model_found": None}, write=False)
     pairs = make_prompts(cast(Any, found), config, (*split.fit, *split.held_out))
     lines = [*_model_lines(found, config), *_question_lines(split, pairs, config), *_method_lines(found, config, split, pairs)]
     lines += [*_answer_lines(config, split, pairs), *_file_lines(config, begun)]
@@ -68,22 +68,22 @@ def _model_lines(found: ModelOutline, config: RunConfig) -> list[tuple[str, str]
 
 def _question_lines(split: Split, pairs: PromptPairs, config: RunConfig) -> list[tuple[str, str]]:
     base, prompted = (_range([len(pair.ids(context)) for pair in pairs]) for context in ("base", "prompted"))
-    repeated = f"; {split.repeated} repeated ones left out" if split.repeated else ""
+    repeated = f"; {split.repeated} duplicates left out" if split.repeated else ""
     return [
         (
             "questions",
-            f"{len(pairs)} from {config.questions}: {len(split.fit)} to learn from, {len(split.held_out)} held out, "
+            f"{len(pairs)} from {config.questions}: {len(split.fit)} to fit on, {len(split.held_out)} held out, "
             f"split by seed {config.seed}{repeated}",
         ),
         ("prompts", f"{base} tokens, {prompted} with the instruction"),
-        ("judge", "none: every response is learned from, and nothing is scored" if config.judge is None else str(config.judge)),
+        ("judge", NO_JUDGE if config.judge is None else str(config.judge)),
     ]
 
 
 def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: PromptPairs) -> list[tuple[str, str]]:
     longest = int(config.sampling["max_new_tokens"])
     sampled = f"{len(split.fit)} under the prompt, at most {len(split.fit) * longest:,} tokens"
-    lines = [("responses", "those of the file" if split.given else sampled)]
+    lines = [("responses", "from the file" if split.given else sampled)]
     to_fit = pairs[: len(split.fit)]
     tokens = sum(pair.span_length(config.span) for pair in to_fit) + len(to_fit) * longest
     for name, settings in config.fits().items():
@@ -97,8 +97,8 @@ def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: P
         lines.append(
             (
                 "",
-                f"{_passes(settings)}; {_size(4 * width)} a token and hook point, at most {_size(2 * tokens * 4 * width)} of activations "
-                f"a hook point; an artifact of {_size(parameters)}",
+                f"{_passes(settings)}; activations: {_size(4 * width)} per token and hook point, at most "
+                f"{_size(2 * tokens * 4 * width)} per hook point; artifact: {_size(parameters)}",
             )
         )
     return lines
@@ -113,17 +113,17 @@ def _answer_lines(config: RunConfig, split: Split, pairs: PromptPairs) -> list[t
         calibration = config.calibrated_by()
         targets = len(calibration.targets) + calibration.at_prompt
         most = (1 + math.ceil(math.log2(calibration.maximum)) + targets * calibration.steps) if targets else 0
-        lines.append(("scores", f"a search of at most {most} further strengths a method, {held} answers each"))
+        lines.append(("scores", f"a search over at most {most} further strengths per method, {held} answers each"))
     lines.append(("compare", f"{2 + methods + (config.paraphrase is not None)} forward passes over the held-out responses"))
     return lines
 
 
 def _file_lines(config: RunConfig, begun: bool) -> list[tuple[str, str]]:
     scored = ("evaluation.json", "evaluation.md") if config.judge is not None else ()
-    names = [files.REPORT_FILE, files.RESULTS_FILE, *scored, files.ANSWERS_FILE, files.SETTINGS_FILE]
-    names += [f"{files.ARTIFACTS}/{files.folder_name(name)}/" for name in config.methods]
-    there = " (begun: what is there is taken from there)" if begun else ""
-    return [("files", f"{config.out}{there}: {', '.join([*names, f'{files.KEPT}/'])}")]
+    names = [run_folder.REPORT_FILE, run_folder.RESULTS_FILE, *scored, run_folder.ANSWERS_FILE, run_folder.SETTINGS_FILE]
+    names += [f"{run_folder.ARTIFACTS}/{run_folder.folder_name(name)}/" for name in config.methods]
+    resumed = " (begun before: existing results are reused)" if begun else ""
+    return [("files", f"{config.out}{resumed}: {', '.join([*names, f'{run_folder.KEPT}/'])}")]
 
 
 def _passes(settings: FitConfig) -> str:
@@ -141,7 +141,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _size(count: float) -> str:
-    """A number of bytes in words."""
+    """A number of bytes in a readable unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Texts made fit to leave the process: a sampled text may hold what neither JSON nor a tokenizer takes."""
+"""Sampled text made safe for JSON, tokenizers and one-line messages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")
 
 
 def sendable(text: str) -> str:
-    """The text with � for every lone surrogate and every control character other than tab, line feed and carriage return.
+    """The text with � for every lone surrogate and every control character except tab, line feed and carriage return.
 
-    Two surrogates that belong together become the character that they stand for.
+    A surrogate pair becomes the character that it encodes.
     """
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return _CONTROL.sub("\ufffd", whole)
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """The text on one line, cut after `most` characters."""
+    """The text on one line, cut to at most `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""Asking a server many prompts at a time from synchronous code, within a notebook's event loop too."""
+"""Sending many prompts to a server at a time, from synchronous code and from within a notebook's event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psr_lens.judges.llm_judge.chat import Chat, Failure
 from psr_lens.judges.llm_judge.reply import Reply
 
 GIVE_UP: Final = 10
-"""Requests that fail one after the other before the rest is not asked any more."""
+"""Number of consecutive failures after which the remaining prompts are not sent."""
 
 _Result = TypeVar("_Result")
 
@@ -25,16 +25,16 @@ async def ask_all(
     *,
     answered: bool = False,
 ) -> list[Reply | Failure]:
-    """Ask every prompt; one that fails does not touch the others.
+    """Send every prompt; one failure does not affect the others.
 
-    The first is asked alone, so that a wrong key, a wrong address or a parameter that the server does not know costs one request.
-    After a failure that every other prompt would share, or `GIVE_UP` failures in a row, the rest is not asked.
+    The first prompt is sent alone, so that a wrong key, a wrong address or an unsupported parameter costs one request. After a failure
+    that every other prompt would share, or `GIVE_UP` failures in a row, the remaining prompts are not sent.
 
     Args:
-        chat: Whom to ask.
-        prompts: What to ask.
-        concurrency: Most requests at one time.
-        received: Called with the place of a prompt and its reply as soon as it is there.
+        chat: The connection to the server.
+        prompts: The prompts.
+        concurrency: Largest number of requests at a time.
+        received: Called with a prompt's index and its reply as soon as the reply arrives.
         answered: Whether the server is known to answer such prompts.
 
     Returns:
@@ -44,20 +44,20 @@ async def ask_all(
     stopped = ""
     in_a_row = 0
 
-    async def work(places: Iterator[int]) -> None:
+    async def work(indices: Iterator[int]) -> None:
         nonlocal stopped, in_a_row, answered
-        for place in places:
+        for index in indices:
             if stopped:
-                found[place] = Failure(f"not asked, since others had failed: {stopped}", "final")
+                found[index] = Failure(f"not asked, because other prompts failed: {stopped}", "final")
                 continue
-            outcome = await chat.ask(prompts[place])
-            found[place] = outcome
+            outcome = await chat.ask(prompts[index])
+            found[index] = outcome
             bar.update()
             if isinstance(outcome, Reply):
                 in_a_row, answered = 0, True
-                received(place, outcome)
+                received(index, outcome)
                 continue
-            # A server that answers others means this prompt alone; some refuse one for its content by 403.
+            # If the server answers other prompts, the fault is this prompt's own; some servers refuse a prompt's content with 403.
             if answered and (outcome.kind == "own" or outcome.status == 403):
                 continue
             in_a_row += 1
@@ -72,7 +72,7 @@ async def ask_all(
 
 
 def run_blocking(main: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
-    """Run a coroutine to its end, in a thread of its own if this one has a running event loop, as in a notebook."""
+    """Run a coroutine to completion; in a thread of its own if this one has a running event loop, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -88,7 +88,7 @@ def run_blocking(main: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
         try:
             return future.result()
         except BaseException:
-            if not future.done() and running:  # interrupted from the keyboard: the thread would go on to the end
+            if not future.done() and running:  # a KeyboardInterrupt: the thread would otherwise run to completion
                 loop, task = running[0]
                 loop.call_soon_threadsafe(task.cancel)
             raise

@@ -1,0 +1,42 @@
+"""The numbers of a comparison as JSON, for `results.json` of `psr-lens demo` and `psr-lens run`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.scores import Scores
+
+RESULTS_FORMAT: Final = 2
+"""Version of `results.json`; 1 had `strength` for `magnitude`."""
+
+
+def comparison_json(result: Comparison) -> dict[str, Any]:
+    """The scores of each method, the magnitude of what the instruction adds by layer, and the relative RMSE of each method by layer."""
+
+    def numbers(values: Any) -> list[float]:
+        return [round(float(value), 4) for value in values]
+
+    rmse = {name: numbers(trace.relative_rmse) for name, trace in result.methods.items()}
+    if result.paraphrase_rmse is not None:
+        rmse["paraphrase"] = numbers(result.paraphrase_rmse)
+    return {
+        "methods": {each.method: _score_json(each) for each in result.scores},
+        "magnitude": {
+            "median": numbers(result.quantile(0.5)),
+            "p99": numbers(result.quantile(0.99)),
+            "rank1_share": numbers(result.rank1_share),
+        },
+        "relative_rmse": rmse,
+    }
+
+
+def _score_json(scores: Scores) -> dict[str, Any]:
+    return {
+        "trait": round(scores.trait, 2),
+        "coherence": round(scores.coherence, 2),
+        "alpha": scores.alpha,
+        "n": scores.n,
+        "trait_interval": [round(bound, 2) for bound in scores.trait_interval],
+        "coherence_interval": [round(bound, 2) for bound in scores.coherence_interval],
+    }
