@@ -144,8 +144,9 @@ def perplexity(
 
     Example:
         >>> fluency = psr.judges.perplexity(model, pairs)
-        >>> fluency([triplets[0].response, "bear bear the a a"], [triplets[0].pair.asked] * 2).coherence[1]
-        0.0
+        >>> scores = fluency([triplets[0].response, "bear bear the a a"], [triplets[0].pair.asked] * 2)
+        >>> bool(scores.coherence[0] > scores.coherence[1])
+        True
 
     Args:
         model: The model, unsteered.

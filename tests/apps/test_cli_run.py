@@ -83,7 +83,7 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
     assert code == 0, output
     assert sorted(each.name for each in out.iterdir()) == FILES
     for told in (
-        "no judge: every response is learned from",
+        "no judge: methods are fitted on all responses",
         "instruction⟦talk│",
         "prefix⟦",
         "fitted A-PSR on",
@@ -119,7 +119,7 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
         monkeypatch.setattr(module, name, refuse)
     code, output = run(*arguments, "--out", out)
     assert code == 0, output
-    assert "going on with the run" in output
+    assert "resuming the run" in output
     assert contents(out, ()) == before
 
 
@@ -162,15 +162,15 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(folders, tmp_path, settin
     assert code == 0, output
     for told in (
         "3 layers, width 32, context of 96 tokens, float32",
-        "9 to learn from, 3 held out, split by seed 3",
+        "9 to fit on, 3 held out, split by seed 3",
         "9 under the prompt, at most 54 tokens",
         "sequential, rank 4, span R, at blocks.{0–2}.hook_resid_post",
-        "2 forward passes over the training responses; 128 bytes a token and hook point",
+        "2 forward passes over the training responses; activations: 128 bytes per token and hook point",
         "3 epochs forward and backward",
         "dim, rank 1, span R, at blocks.1.hook_resid_post",
         "3 × 5 (none, prompt, A-PSR, joint, S-Const DiM) at α = 1: at most 90 tokens",
         "6 forward passes over the held-out responses",
-        "a search of at most",
+        "a search over at most",
         "artifacts/S-Const-DiM/",
         "instruction⟦talk│",
         "R⟪",
@@ -190,15 +190,15 @@ def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_lost(tmp_p
         for dry in ([], ["--dry-run"]):
             code, output = run("--config", tmp_path / "given.yaml", *options, *dry)
             assert code == 2, output
-            assert "which holds another run (other: " in output
+            assert "which holds another run (different: " in output
             assert name in output
-            assert "begin anew" in output
+            assert "start over" in output
     assert contents(out, ()) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     code, output = run("--config", tmp_path / "given.yaml", "--out", tmp_path / "mine")
     assert code == 2
-    assert "which holds something else" in output
+    assert "which holds other files" in output
     assert [each.name for each in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
@@ -211,7 +211,7 @@ def die_at(given, step):
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for owner, name in ((answers.Answers, "_write"), (psr.Replacement, "save"), (pipeline.files, "write_text")):
+    for owner, name in ((answers.Answers, "_write"), (psr.Replacement, "save"), (pipeline.run_folder, "write_text")):
         inner = getattr(owner, name)
 
         def wrapped(*args, _inner=inner, **kwargs):
@@ -312,7 +312,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, folders, questions, mon
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": None}, "model: got None, expected a text: `--model …`"),
+        ({"model": None}, "model: got None, expected a text. Give `--model …`"),
         ({"sampling": {"max_tokens": 3}}, "sampling: unknown setting 'max_tokens'. Did you mean"),
         ({"chat": {"sytem": "x"}}, "chat: unknown setting 'sytem'. Did you mean 'system'?"),
         ({"methods": {"A": 3}}, "methods.A: got 3, expected a mapping"),
@@ -331,6 +331,13 @@ def test_bad_settings_are_named(tmp_path, settings, changes, message):
     assert code == 2, output
     assert message in output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_option_does_not_hide_that_the_files_setting_is_no_mapping(tmp_path, settings):
+    code, output = run("--config", written(tmp_path, settings | {"sampling": 3}), "--max-new-tokens", 4, "--dry-run")
+    assert code == 2, output
+    assert "sampling: got 3, expected a mapping" in output
 
 
 @pytest.mark.parametrize(

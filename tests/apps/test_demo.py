@@ -1,21 +1,29 @@
+"""`psr-lens demo`: what it writes, that its numbers are those of the method, and what it refuses."""
+
 import json
+from functools import partial
 
 import browser
 import pytest
 from typer.testing import CliRunner
 
 import psr_lens as psr
+from psr_lens.apps import demo as demo_module
 from psr_lens.apps.cli import app
 
 METHODS = {"none", "prompt", "S-Const DiM", "S-PSR", "A-PSR"}
 TRAITS = ("pirate",)
+SMALL = {"fit_questions": 48, "validation_questions": 12, "looked_into": 8}
+"""A fifth of the demo's questions to fit on; enough for the same conclusions."""
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
-    arguments = ["demo", "--out", str(folder), *(part for trait in TRAITS for part in ("--trait", trait))]
-    outcome = CliRunner().invoke(app, arguments)
+    arguments = ["demo", "--out", str(folder), "--questions", "100", *(part for trait in TRAITS for part in ("--trait", trait))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_module, "DemoConfig", partial(demo_module.DemoConfig, **SMALL))
+        outcome = CliRunner().invoke(app, arguments)
     assert outcome.exit_code == 0, outcome.output
     return folder, outcome.output
 
@@ -23,7 +31,7 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def traits(demo):
     content = json.loads((demo[0] / "results.json").read_text())
-    assert content["format"] == 1
+    assert content["format"] == 2
     return content["traits"]
 
 
@@ -33,7 +41,7 @@ def test_results_hold_every_method_for_every_trait(traits):
         assert set(found["methods"]) == METHODS
         assert set(found["relative_rmse"]) == {"A-PSR", "S-PSR", "S-Const DiM", "paraphrase"}
         assert {len(values) for values in found["relative_rmse"].values()} == {6}
-        assert {key: len(values) for key, values in found["strength"].items()} == {"median": 6, "p99": 6, "rank1_share": 6}
+        assert {key: len(values) for key, values in found["magnitude"].items()} == {"median": 6, "p99": 6, "rank1_share": 6}
         for scores in found["methods"].values():
             assert scores["n"] >= 100
             assert 0 <= scores["trait"] <= 100
@@ -61,9 +69,9 @@ def test_faithfulness_at_the_last_layer(traits, trait):
 
 def test_the_instruction_pushes_a_few_tokens_hard(traits):
     for found in traits.values():
-        strength = found["strength"]
-        assert strength["p99"][3] > 2 * strength["median"][3]
-        assert max(strength["rank1_share"][1:]) > 0.5
+        magnitude = found["magnitude"]
+        assert magnitude["p99"][3] > 2 * magnitude["median"][3]
+        assert max(magnitude["rank1_share"][1:]) > 0.5
 
 
 def test_the_report_and_the_artifacts_are_there(demo):

@@ -1,4 +1,7 @@
-"""Ten thousand random and hostile texts through every offline judge: no crash, scores from 0 to 100 or missing, in bounded time."""
+"""Random and hostile texts through every offline judge: no crash, scores from 0 to 100 or missing, in bounded time.
+
+Two thousand texts, and ten thousand with `PSR_LENS_FUZZ=full` in the environment.
+"""
 
 import os
 import random
@@ -12,11 +15,11 @@ import psr_lens as psr
 from psr_lens.judges.ifeval_checks import CHECKS
 from psr_lens.organism import TRAITS
 
-TEXTS = 10_000
 FULL = os.environ.get("PSR_LENS_FUZZ") == "full"
-"""Every text through every judge, the slow ones too, which else get a part of them."""
-LANGUAGES = 800
-"""Texts whose language is looked for: langdetect needs some milliseconds for each."""
+"""More texts, and each of them through every judge; otherwise the slow judges get only some of them."""
+TEXTS = 10_000 if FULL else 2_000
+LANGUAGES = 100
+"""Random texts whose language is detected: langdetect takes several milliseconds for each."""
 
 LONG, LONGEST = 20_000, 100_000
 REPEATED = [
@@ -60,10 +63,10 @@ REPEATED = [
         '"a" ',
     ),
 ]
-"""What is hostile when there is much of it: most patterns read it more than once."""
+"""Pieces that are hostile when repeated: many patterns read them more than once."""
 
 WORST = ["[", "<<", " ", "\n", "* ", "a.", "a"]
-"""What is hostile at full length."""
+"""Pieces that are hostile at full length."""
 
 PIECES = [
     *("the bear is a strong animal .", "arr , ", "mom", "MOM", "can", "BC", "Section 1", "SECTION 2", "P.S.", "p. p. s"),
@@ -74,7 +77,7 @@ PIECES = [
 
 
 def texts() -> list[str]:
-    """Random texts of pieces and of any characters at all, and long ones of one thing repeated; always the same."""
+    """Long texts of one repeated piece, and random texts of pieces or of arbitrary characters; the same in every run."""
     rng = random.Random(0)
     long = ["", *(f"a{piece * (LONG // len(piece))}b" for piece in REPEATED), *(piece * (LONGEST // len(piece)) for piece in WORST)]
     short = []
@@ -96,10 +99,10 @@ def hostile() -> list[str]:
 
 
 DETECT = ("language:response_language", "change_case:english_capital", "change_case:english_lowercase")
-"""The instructions that look for the language."""
+"""The instructions that detect the language."""
 
 HOSTILE = 1 + len(REPEATED) + len(WORST)
-"""How many of the first texts are not random."""
+"""Number of texts at the start that are not random."""
 
 
 def assert_scores(scores: np.ndarray, count: int, *, missing: bool = False) -> None:
@@ -120,7 +123,7 @@ def test_every_ifeval_check_takes_any_text(instruction, hostile):
     assert_scores(judged.trait, len(chosen))
     assert np.isnan(judged.coherence).all()
     assert max(map(len, judged.reasons)) < 400
-    assert time.process_time() - started < (600 if FULL else 60)  # a second or so; a pattern that backtracks would take hours
+    assert time.process_time() - started < (600 if FULL else 60)  # a second or so; a backtracking pattern would take hours
 
 
 @pytest.mark.parametrize(
@@ -141,8 +144,9 @@ def test_the_organisms_judge_takes_any_text(hostile):
 
 
 def test_any_text_may_be_the_question_too(hostile):
-    judged = psr.judges.organism("pirate")(["arr , yes ."] * 2000, hostile[-2000:])
-    assert_scores(judged.coherence, 2000)
+    random_ones = hostile[HOSTILE:]
+    judged = psr.judges.organism("pirate")(["arr , yes ."] * len(random_ones), random_ones)
+    assert_scores(judged.coherence, len(random_ones))
 
 
 def test_perplexity_takes_any_text(hostile, organism):
