@@ -75,16 +75,16 @@ def load_model(
         raise InputError("backend", repr(backend), "'auto', 'hooked_transformer' or 'bridge'")
     if not isinstance(dtype, torch.dtype):
         raise InputError("dtype", repr(dtype), "a torch.dtype, e.g. torch.bfloat16")
-    place = _placement(device, device_map, n_devices)
-    in_hooked = _use_hooked_transformer(backend, place)
+    placement = _placement(device, device_map, n_devices)
+    in_hooked = _use_hooked_transformer(backend, placement)
     name = str(name_or_path)
     folder = Path(__file__).parents[1] / "organism" / "weights" / EMBEDDED[name] if name in EMBEDDED else Path(name)
     if not folder.is_dir():
         _check_name(name, hooked_transformer_only=backend == "hooked_transformer")
-        return _ready(_loaded(name, _hooked_from_name if in_hooked else None, _bridge_from_name, place, dtype, backend))
+        return _ready(_loaded(name, _hooked_from_name if in_hooked else None, _bridge_from_name, placement, dtype, backend))
     if not (folder / "config.json").is_file():
         raise ModelError(f"model: {folder} holds no config.json. Give a folder saved with `save_pretrained`.")
-    model = _loaded(folder, _hooked_from_folder if in_hooked else None, _bridge_from_folder, place, dtype, backend)
+    model = _loaded(folder, _hooked_from_folder if in_hooked else None, _bridge_from_folder, placement, dtype, backend)
     model.cfg.model_name = name if name in EMBEDDED else folder.resolve().name
     return _ready(model)
 
@@ -122,16 +122,16 @@ class _Placement:
 def _placement(device: str | torch.device, device_map: str | Mapping[str, str | int] | None, n_devices: int) -> _Placement:
     gpus = torch.cuda.device_count()
     if not isinstance(n_devices, int) or n_devices < 1 or (n_devices > 1 and gpus < n_devices):
-        raise InputError("n_devices", repr(n_devices), f"a whole number from 1 to the number of GPUs ({gpus})")
+        raise InputError("n_devices", repr(n_devices), f"1, or at most the number of GPUs ({gpus})")
     if device_map is not None:
         if str(device) != "cpu" or n_devices > 1:
             raise InputError(
                 "device_map", repr(device_map), "only one of `device_map`, `device` and `n_devices`", "Leave the others out."
             )
-        places = [device_map] if isinstance(device_map, str) else list(device_map.values())
-        for place in places:
-            if place not in ("auto", "balanced", "balanced_low_0", "sequential"):
-                _check_device("device_map", torch.device("cuda", place) if isinstance(place, int) else place)
+        targets = [device_map] if isinstance(device_map, str) else list(device_map.values())
+        for target in targets:
+            if target not in ("auto", "balanced", "balanced_low_0", "sequential"):
+                _check_device("device_map", torch.device("cuda", target) if isinstance(target, int) else target)
         return _Placement(None, device_map if isinstance(device_map, str) else dict(device_map), 1)
     if n_devices > 1:
         return _Placement(torch.device("cuda"), None, n_devices)
@@ -155,7 +155,7 @@ def _check_device(argument: str, device: str | torch.device) -> torch.device:
 # --- class ------------------------------------------------------------------------------------------------------------------
 
 
-def _use_hooked_transformer(backend: Backend, place: _Placement) -> bool:
+def _use_hooked_transformer(backend: Backend, placement: _Placement) -> bool:
     present = has_hooked_transformer()
     if backend == "hooked_transformer":
         if not present:
@@ -163,22 +163,22 @@ def _use_hooked_transformer(backend: Backend, place: _Placement) -> bool:
                 "backend: this TransformerLens has no HookedTransformer (removed in 4.0). "
                 "Install `transformer-lens>=3.9,<4`, or use backend='bridge'."
             )
-        if place.device_map is not None:
+        if placement.device_map is not None:
             raise InputError(
-                "device_map", repr(place.device_map), "None for a HookedTransformer", "Use `n_devices`, or backend='bridge'."
+                "device_map", repr(placement.device_map), "None for a HookedTransformer", "Use `n_devices`, or backend='bridge'."
             )
-    return present and backend != "bridge" and place.device_map is None
+    return present and backend != "bridge" and placement.device_map is None
 
 
-def _loaded(source: Any, hooked: Any, bridge: Any, place: _Placement, dtype: torch.dtype, backend: Backend) -> Any:
+def _loaded(source: Any, hooked: Any, bridge: Any, placement: _Placement, dtype: torch.dtype, backend: Backend) -> Any:
     """A `HookedTransformer` if `hooked` can load one; else a bridge, unless `backend` rules it out."""
     if hooked is not None:
         try:
-            return hooked(source, place, dtype)
+            return hooked(source, placement, dtype)
         except _CannotTakeError:
             if backend == "hooked_transformer":
                 raise
-    return bridge(source, place, dtype)
+    return bridge(source, placement, dtype)
 
 
 def _check_name(name: str, *, hooked_transformer_only: bool) -> None:
@@ -239,20 +239,20 @@ def _readable(source: str | Path) -> Iterator[None]:
 # --- TransformerBridge ------------------------------------------------------------------------------------------------------
 
 
-def _bridge_from_name(name: str, place: _Placement, dtype: torch.dtype) -> Any:
+def _bridge_from_name(name: str, placement: _Placement, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     with _readable(name):
-        return TransformerBridge.boot_transformers(name, dtype=dtype, **place.for_bridge())
+        return TransformerBridge.boot_transformers(name, dtype=dtype, **placement.for_bridge())
 
 
-def _bridge_from_folder(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
+def _bridge_from_folder(folder: Path, placement: _Placement, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     tokenizer = _tokenizer(folder)
     stand_in = tokenizer or _empty_tokenizer()
     with _readable(folder):
-        bridge = TransformerBridge.boot_transformers(str(folder), dtype=dtype, tokenizer=stand_in, **place.for_bridge())
+        bridge = TransformerBridge.boot_transformers(str(folder), dtype=dtype, tokenizer=stand_in, **placement.for_bridge())
     if tokenizer is None:
         bridge.tokenizer = None
     return bridge
@@ -270,7 +270,7 @@ class _CannotTakeError(ModelError):
     """`HookedTransformer` does not support this model."""
 
 
-def _hooked_from_name(name: str, place: _Placement, dtype: torch.dtype) -> Any:
+def _hooked_from_name(name: str, placement: _Placement, dtype: torch.dtype) -> Any:
     from transformer_lens import HookedTransformer
 
     if name not in _known_names():
@@ -278,31 +278,31 @@ def _hooked_from_name(name: str, place: _Placement, dtype: torch.dtype) -> Any:
     with _readable(name), _quiet():
         try:
             return HookedTransformer.from_pretrained_no_processing(
-                name, device=str(place.device), n_devices=place.n_devices, dtype=dtype
+                name, device=str(placement.device), n_devices=placement.n_devices, dtype=dtype
             )
         except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
             raise _CannotTakeError(f"model: HookedTransformer cannot take {name!r} ({error}). Use backend='bridge'.") from error
 
 
-def _hooked_from_folder(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
+def _hooked_from_folder(folder: Path, placement: _Placement, dtype: torch.dtype) -> Any:
     from transformer_lens import HookedTransformer
     from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
-    cfg, tokenizer = _hooked_config(folder, place, dtype), _tokenizer(folder)
+    cfg, tokenizer = _hooked_config(folder, placement, dtype), _tokenizer(folder)
     if tokenizer is None:
         cfg.tokenizer_name = None  # HookedTransformer would search for one
     with _readable(folder):
         hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     with _quiet():
         state = get_pretrained_state_dict(".", cfg, hf_model, dtype=dtype)
-        model = HookedTransformer(cfg, tokenizer, move_to_device=place.n_devices > 1)
+        model = HookedTransformer(cfg, tokenizer, move_to_device=placement.n_devices > 1)
         model.load_and_process_state_dict(
             state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
         )
-    return model if place.n_devices > 1 else model.to(place.device, print_details=False)
+    return model if placement.n_devices > 1 else model.to(placement.device, print_details=False)
 
 
-def _hooked_config(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
+def _hooked_config(folder: Path, placement: _Placement, dtype: torch.dtype) -> Any:
     """The config that TransformerLens makes of a config.json.
 
     It guesses the architecture from the path, so it gets a copy in a folder with a neutral name.
@@ -316,7 +316,7 @@ def _hooked_config(folder: Path, place: _Placement, dtype: torch.dtype) -> Any:
     with tempfile.TemporaryDirectory(prefix="psr_") as neutral:
         (Path(neutral) / "config.json").write_text(json.dumps(config))
         try:
-            cfg = get_pretrained_model_config(neutral, device=str(place.device), n_devices=place.n_devices, dtype=dtype)
+            cfg = get_pretrained_model_config(neutral, device=str(placement.device), n_devices=placement.n_devices, dtype=dtype)
         except (NotImplementedError, ValueError, KeyError, AttributeError, UnboundLocalError) as error:
             raise _CannotTakeError(
                 f"model: HookedTransformer cannot take the architecture {architecture} from a local folder ({error}). "
