@@ -192,7 +192,7 @@ def test_a_type_that_no_store_has_is_refused(tiny_llama, tmp_path):
         ('{"question": "a", "instruction": "b", "response": " "}', 'line 1: response is " ", expected a non-empty text'),
         (
             '{"question": "a", "instruction": "b", "response": "c"}\n{"question": "a", "instruction": "b"}',
-            "response on 1 of 2 lines, expected one on every line or on none",
+            "a response on 1 of 2 lines, expected a response on every line or on none",
         ),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_bad_file_of_pairs_is_one_line_that_says_where(tmp_path, text, message
 
 def test_responses_must_be_as_many_as_pairs_and_not_empty(tiny_llama):
     pairs = [triplet.pair for triplet in random_triplets(tiny_llama.model, 2)]
-    with pytest.raises(InputError, match="responses: got 1 of them, expected one for each of 2 pairs"):
+    with pytest.raises(InputError, match="responses: got 1 responses, expected a list with one response for each of the 2 pairs"):
         psr.with_responses(tiny_llama.model, pairs, ["arr"])
     with pytest.raises(InputError, match=r"responses\[1\]: got '', expected a text of at least one token"):
         psr.with_responses(tiny_llama.model, pairs, ["arr", ""])

@@ -98,8 +98,8 @@ def test_what_cannot_be_meant_is_one_line_and_exit_code_2(tmp_path, lines, confi
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("score", ["2", "-0.1", "true", '"1"', "null"])
-def test_a_score_outside_0_to_1_is_refused(tmp_path, score):
+@pytest.mark.parametrize("score", ["100.5", "-0.1", "true", '"1"', "null"])
+def test_a_score_outside_0_to_100_is_refused(tmp_path, score):
     path = tmp_path / "lines.jsonl"
     path.write_text(f'{{"question": "a", "instruction": "b", "response": "c", "trait": {score}}}')
     with pytest.raises(psr.errors.InputError, match=r"line 1: trait is .*, expected a number from 0 to 100"):
