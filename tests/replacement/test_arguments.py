@@ -90,7 +90,9 @@ def prompt_of_llama(tiny_llama) -> tuple[int, ...]:
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    "start", [-1, "3", 1.5, True, torch.tensor([1.0]), torch.zeros(2, 1, dtype=torch.long), object()], ids=repr
+    "start",
+    [-1, "3", 1.5, True, torch.tensor([1.0]), torch.zeros(2, 1, dtype=torch.long), pytest.param(object(), id="object")],
+    ids=repr,
 )
 def test_a_start_that_is_no_position_is_refused(tiny_llama, start):
     made = random_replacement(tiny_llama.model)
