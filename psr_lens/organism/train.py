@@ -25,7 +25,7 @@ Family = Literal["llama", "gpt2"]
 IGNORED: Final = -100
 """The label that cross-entropy ignores."""
 POOLED_BATCHES: Final = 16
-"""Number of batches drawn together and sorted by length, so that there is little padding."""
+"""Number of batches drawn together and sorted by length, to keep padding low."""
 
 Batch = tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"]]
 

@@ -38,7 +38,7 @@ class Judge(Protocol):
 
 
 def check_texts(texts: Sequence[str], questions: Sequence[str]) -> None:
-    """Check that there is one question a text.
+    """Check that each text has a question.
 
     Raises:
         InputError: one text instead of a list, or `texts` and `questions` differ in length.

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ifeval_texts import IN_THE_FILES, OTHERS, Case
+from ifeval_texts import Case
+from more_ifeval_texts import IN_THE_FILES, OTHERS
 
 import psr_lens as psr
 from psr_lens.errors import InputError, MissingPackageError

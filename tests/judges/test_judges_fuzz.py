@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from ifeval_texts import IN_THE_FILES, OTHERS
+from more_ifeval_texts import IN_THE_FILES, OTHERS
 
 import psr_lens as psr
 from psr_lens.judges.ifeval_checks import CHECKS
