@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any, Final
 
 from psr_lens.errors import BrokenPackageError, MissingPackageError
@@ -24,7 +25,7 @@ def package(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name == name:
+        if error.name == name or find_spec(name) is None:
             raise MissingPackageError(name, extra) from error
         raise _broken(name, error) from error
     except Exception as error:  # a broken binary may raise anything

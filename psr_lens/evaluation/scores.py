@@ -194,7 +194,7 @@ def best_layer(
     Example:
         >>> few = psr.SamplingConfig(max_new_tokens=8)
         >>> best = psr.best_layer(
-        ...     model, triplets, psr.FitConfig(solver="dim"), judge, pairs=pairs[:2], layers=[2, 3], sampling=few
+        ...     model, triplets, psr.DiM(), judge, pairs=pairs[:2], layers=[2, 3], sampling=few
         ... )
         >>> best.settings["layers"] in (2, 3)
         True

@@ -14,14 +14,19 @@ from psr_lens.errors import InputError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Judgement:
-    """Scores of some texts; NaN is a missing score, which is never the same as 0."""
+    """Scores of some texts; NaN is a missing score, which is never the same as 0.
+
+    Example:
+        >>> judge([triplets[0].response], [questions[0]])
+        Judgement(1 texts; scores: 1 trait, 1 coherence)
+    """
 
     trait: Float[np.ndarray, " text"]
     """How much of the trait each text shows, 0–100."""
     coherence: Float[np.ndarray, " text"]
     """How coherent each text is as an answer, 0–100."""
     reasons: tuple[str, ...]
-    """Why, in one short sentence a text."""
+    """Why, in one short sentence per text."""
 
     def __repr__(self) -> str:
         """How many texts there are, and how many of them are scored."""
@@ -31,7 +36,12 @@ class Judgement:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Scores texts for one trait and for coherence."""
+    """Scores texts for one trait and for coherence: any function or object that is called like this one.
+
+    Example:
+        >>> isinstance(judge, psr.judges.Judge)
+        True
+    """
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text as an answer to the question with the same index."""

@@ -134,7 +134,7 @@ def test_two_processes_write_the_store_that_one_writes(pairs_file, undisturbed, 
 def test_the_command_says_what_a_store_holds(undisturbed, tmp_path):
     result = CliRunner().invoke(app, ["store", "info", str(undisturbed), "--verify"])
     assert result.exit_code == 0, result.output
-    for part in ("complete", "float32", "pirate", "shout", "40 triplets", "every checksum is right"):
+    for part in ("complete", "float32", "pirate", "shout", "40 triplets", "all checksums match"):
         assert part in result.output
     result = CliRunner().invoke(app, ["store", "info", str(tmp_path)])
     assert result.exit_code == 2

@@ -83,7 +83,7 @@ def test_without_responses_the_model_gives_them(tmp_path):
 @pytest.mark.parametrize(
     ("config", "arguments", "message"),
     [
-        ("solver: dim", ["--group", "sad"], "error: group: got 'sad', expected one of those in"),
+        ("solver: dim", ["--group", "sad"], "error: group: got 'sad', expected a group in"),
         ("solvr: dim", [], "error: config: unknown setting 'solvr'. Did you mean 'solver'?"),
         ("- dim", [], "expected a mapping with one setting per line, such as `solver: sequential`"),
         ("solver: [", [], "expected a readable YAML file"),

@@ -274,7 +274,9 @@ def test_questions_come_as_text_lines_or_pairs_and_repeated_ones_once(tmp_path):
     csv = read_split(config("a.csv", "question\none\ntwo\n"))
     assert {line.instruction for line in (*csv.fit, *csv.held_out)} == {"i"}
     assert len(read_split(config("a.txt", "1\n2\n3\n4\n5\n", limit=3)).fit) == 2
-    with pytest.raises(InputError, match=r"held_out: got 0\.25 of 1 questions, expected fewer than there are"):
+    with pytest.raises(
+        InputError, match=r"held_out: got 0\.25 of 1 questions, expected fewer than all, so that some are left to fit on"
+    ):
         read_split(config("b.txt", "one\n"))
 
 

@@ -90,7 +90,7 @@ def test_the_report_holds_what_was_looked_into(demo):
     page = (demo[0] / "report.html").read_text()
     for title in (
         "Trait against coherence",
-        "Next tokens, and what each site does",
+        "Faithfulness: next tokens and sites",
         "Where in a block",
         "Which heads read the instruction",
         "What goes through which cell",

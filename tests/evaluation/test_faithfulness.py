@@ -165,7 +165,9 @@ def memorised(model, triplet):
     )
     for name, wanted in target.items():
         earlier = psr.Replacement(dict(sites), "R", "so far", fingerprint(model)) if sites else None
-        arriving = collect(model, [triplet], [name], "base", "R", steered=Steered(earlier))[name].double()
+        arriving = collect(model, [triplet], [name], "base", "R", steered=None if earlier is None else Steered(earlier))[
+            name
+        ].double()
         with_one = torch.cat([arriving, torch.ones(len(arriving), 1, dtype=torch.double)], dim=1)
         probes = torch.linalg.pinv(with_one)  # λ_j of token i is 1 where i = j, else 0
         sites[name] = Site((wanted.double() - arriving).float(), probes[:-1].T.float().contiguous(), probes[-1].float(), "relu")

@@ -127,7 +127,7 @@ def test_the_scores_in_a_checkpoints_identity_are_strengths_as_ever(tiny_llama):
                 [pair.base_ids, pair.prompted_ids, pair.question_length, each.response_ids, 0.85]
             ).encode()  # as format 1 had it
         )
-    assert identity(tiny_llama.model, triplets, ["x"], psr.Sequential())["triplets"] == data.hexdigest()
+    assert identity(tiny_llama.model, triplets, ["x"], psr.Joint(), psr.Joint())["triplets"] == data.hexdigest()
 
 
 def test_damaged_and_unwritable_checkpoints_are_told_of(tiny_llama, tmp_path):

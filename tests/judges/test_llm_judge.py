@@ -276,7 +276,7 @@ def test_sampling_and_evaluating_with_it_drop_and_count_what_is_missing(serve, o
         triplets = psr.sample_responses(organism.model, pairs, judge)
     assert len(triplets) == 2
     assert {each.reason for each in triplets.dropped} == {"without a score"}
-    assert all(each.trait == each.coherence == 1.0 for each in triplets)
+    assert all(each.trait == each.coherence == 100.0 for each in triplets)
     with pytest.warns(RuntimeWarning, match="1 of 8 prompts got no reply"):
         scores = psr.scores_at(organism.model, pairs, None, judge)
     assert (scores.n, scores.missing, scores.trait, scores.coherence) == (2, 2, 100.0, 100.0)
