@@ -139,8 +139,8 @@ def hook_points(model: HookedModel) -> HookPointTable:
 
     Example:
         >>> points = psr.hook_points(model)
-        >>> points[0].name, points[0].shape
-        ('hook_embed', (128,))
+        >>> next(point.shape for point in points if point.name == "blocks.3.hook_resid_post")
+        (128,)
         >>> print(points)
         hook point  layers  shape of a token  bytes a token  captured
         ...

@@ -91,11 +91,11 @@ def test_the_report_holds_what_was_looked_into(demo):
     for title in (
         "Trait against coherence",
         "Faithfulness: next tokens and sites",
-        "Where in a block",
+        "Where in a block the prompt acts",
         "Which heads read the instruction",
-        "What goes through which cell",
+        "Patching: which cells carry the effect",
         "What the directions mean",
-        "How the fits went",
+        "Learning curves",
     ):
         assert page.count(f">{title}</h3>") == len(TRAITS)
 
