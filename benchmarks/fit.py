@@ -33,7 +33,7 @@ from tqdm import tqdm
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.evaluation.scores import Scores, score
-from psr_lens.generation.responses import Triplets, judged_triplets
+from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.models import HookedModel, load_to_fit_and_answer
 from psr_lens.prompts import PromptPair
 

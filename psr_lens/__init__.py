@@ -39,18 +39,18 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.side_effects import SideEffects as SideEffects
     from psr_lens.evaluation.side_effects import collateral as collateral
     from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
-    from psr_lens.fitting.config import ActAdd as ActAdd
-    from psr_lens.fitting.config import DiM as DiM
-    from psr_lens.fitting.config import FitConfig as FitConfig
-    from psr_lens.fitting.config import Joint as Joint
-    from psr_lens.fitting.config import LastToken as LastToken
-    from psr_lens.fitting.config import Local as Local
-    from psr_lens.fitting.config import ReFT as ReFT
-    from psr_lens.fitting.config import Sequential as Sequential
-    from psr_lens.fitting.config import Stolfo as Stolfo
     from psr_lens.fitting.fit import fit as fit
-    from psr_lens.fitting.training_settings import Polish as Polish
-    from psr_lens.generation.responses import sample_responses as sample_responses
+    from psr_lens.fitting.settings.gradient_descent import Polish as Polish
+    from psr_lens.fitting.settings.solvers import ActAdd as ActAdd
+    from psr_lens.fitting.settings.solvers import DiM as DiM
+    from psr_lens.fitting.settings.solvers import FitConfig as FitConfig
+    from psr_lens.fitting.settings.solvers import Joint as Joint
+    from psr_lens.fitting.settings.solvers import LastToken as LastToken
+    from psr_lens.fitting.settings.solvers import Local as Local
+    from psr_lens.fitting.settings.solvers import ReFT as ReFT
+    from psr_lens.fitting.settings.solvers import Sequential as Sequential
+    from psr_lens.fitting.settings.solvers import Stolfo as Stolfo
+    from psr_lens.generation.sampled_triplets import sample_responses as sample_responses
     from psr_lens.generation.sampling import SamplingConfig as SamplingConfig
     from psr_lens.generation.sampling import generate as generate
     from psr_lens.interpretation import patching as patching

@@ -24,7 +24,7 @@ from chat_server import KEY, ChatServer
 from helpers import BACKENDS, ORGANISMS, TINY, Case, save_tiny
 
 import psr_lens as psr
-from psr_lens.generation.responses import Triplets
+from psr_lens.generation.sampled_triplets import Triplets
 
 torch.set_num_threads(1)  # the models are tiny: threads only get in each other's way
 transformers.utils.logging.disable_progress_bar()

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from psr_lens.fitting import lockstep
+from psr_lens.fitting.layerwise import lockstep
 from psr_lens.models import forward
 
 FAR = torch.device("meta")

@@ -26,10 +26,10 @@ from psr_lens.errors import ArtifactError, InputError, PsrLensError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.evaluation_result import PROMPT_TARGET, Point
-from psr_lens.fitting.config import DiM, FitConfig, Joint, ReFT, Sequential, Stolfo
 from psr_lens.fitting.fit import fit
-from psr_lens.fitting.training_settings import Polish
-from psr_lens.generation.responses import Triplets, sample_responses
+from psr_lens.fitting.settings.gradient_descent import Polish
+from psr_lens.fitting.settings.solvers import DiM, FitConfig, Joint, ReFT, Sequential, Stolfo
+from psr_lens.generation.sampled_triplets import Triplets, sample_responses
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.judges import organism as organism_judge
 from psr_lens.models import HookedModel, load_to_fit_and_answer

@@ -20,10 +20,10 @@ from psr_lens.evaluation.comparison import Comparison, compare
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.faithfulness import faithfulness
 from psr_lens.evaluation.scores import best_alpha, best_layer, score, scores_at
-from psr_lens.fitting.config import DiM, Sequential
 from psr_lens.fitting.fit import fit
-from psr_lens.fitting.training_settings import Polish
-from psr_lens.generation.responses import judged_triplets, sample_responses
+from psr_lens.fitting.settings.gradient_descent import Polish
+from psr_lens.fitting.settings.solvers import DiM, Sequential
+from psr_lens.generation.sampled_triplets import judged_triplets, sample_responses
 from psr_lens.generation.sampling import SamplingConfig, generate
 from psr_lens.interpretation.attribution import attribute
 from psr_lens.interpretation.directions import cosines, logit_lens, top_tokens

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, check_method
-from psr_lens.fitting.config import FitConfig
 from psr_lens.fitting.fit import fit
+from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair, Triplet

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from psr_lens.activations.capture import capture
 from psr_lens.activations.paired_passes import Reading, collect, row_counts
-from psr_lens.fitting.config import ActAdd, DiM, FitConfig, LastToken, Stolfo
+from psr_lens.fitting.settings.solvers import ActAdd, DiM, FitConfig, LastToken, Stolfo
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site

@@ -11,12 +11,12 @@ import torch
 from psr_lens.activations.store import triplets_digest
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.baselines import activation_addition, difference_in_means, last_token_difference, projection_target
-from psr_lens.fitting.config import ActAdd, DiM, FitConfig, Joint, LastToken, Layerwise, Local, ReFT, Sequential, Stolfo
+from psr_lens.fitting.gradient_descent.training import Trained
 from psr_lens.fitting.joint import fit_joint, polish
 from psr_lens.fitting.local import fit_local
 from psr_lens.fitting.reft_r1 import fit_reft_r1
 from psr_lens.fitting.sequential import fit_sequential
-from psr_lens.fitting.training import Trained
+from psr_lens.fitting.settings.solvers import ActAdd, DiM, FitConfig, Joint, LastToken, Layerwise, Local, ReFT, Sequential, Stolfo
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import check_layers, select_hooks
 from psr_lens.prompts import Triplet, check_triplets

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from psr_lens.errors import InputError
-from psr_lens.fitting.config import Joint, Layerwise, as_joint
-from psr_lens.fitting.objective import Imitation, Likelihood, Objective
-from psr_lens.fitting.parameters import Parameters
-from psr_lens.fitting.training import Trained, train
+from psr_lens.fitting.gradient_descent.objective import Imitation, Likelihood, Objective
+from psr_lens.fitting.gradient_descent.parameters import Parameters
+from psr_lens.fitting.gradient_descent.training import Trained, train
+from psr_lens.fitting.settings.solvers import Joint, Layerwise, as_joint
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from psr_lens.fitting.config import Local
-from psr_lens.fitting.layerwise import fit_layerwise
+from psr_lens.fitting.layerwise.all_layers import fit_layerwise
+from psr_lens.fitting.settings.solvers import Local
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site

@@ -16,7 +16,7 @@ from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, rea
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Steering
-from psr_lens.replacement.checks import check_steering
+from psr_lens.replacement.steering import check_steering
 
 _COPIES: Final = 3
 """Copies of the logits held at once: from the model, gathered on the span, and in single precision."""

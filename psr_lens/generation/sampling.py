@@ -33,7 +33,7 @@ from psr_lens.prompts import Context, PromptPair, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
 from psr_lens.replacement import SPANS, Steering, SteeringHooks
-from psr_lens.replacement.checks import check_steering
+from psr_lens.replacement.steering import check_steering
 
 COMPUTED_ANYWAY: Final = 0.75
 """Finished sequences leave a batch once at most this share of it is unfinished, provided that no other hooks are on the model."""

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import TopToken, TopTokens
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import INK, MONO, MUTED, PALETTE, SMALL, escaped, titled, translucent
 from psr_lens.plots.token_rows import shortened, signed
 from psr_lens.prompts.token_text import readable

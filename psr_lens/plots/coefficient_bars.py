@@ -11,7 +11,7 @@ from torch import Tensor
 
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
 from psr_lens.plots.text_layout import LINE, PlacedToken, in_lines
 from psr_lens.plots.token_rows import row_labels, rows_of, shortened, site_of, trace_of

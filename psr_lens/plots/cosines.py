@@ -9,7 +9,7 @@ from typing import Final
 import plotly.graph_objects as go
 
 from psr_lens.interpretation.directions import Cosines
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import DIVERGING, INK, SMALL, escaped, titled
 from psr_lens.plots.token_rows import shortened
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import (
     MUTED,
     PAPER,

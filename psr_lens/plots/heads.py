@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import PARTS, Attribution
 from psr_lens.interpretation.attribution.result import Measure, Part
-from psr_lens.plots.arguments import check_most, check_result, is_int
+from psr_lens.plots.argument_checks import check_most, check_result, is_int
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis
 from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import INK, PALETTE, escaped, titled

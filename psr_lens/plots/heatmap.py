@@ -15,7 +15,7 @@ from torch import Tensor
 
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.arguments import check_most, check_result
+from psr_lens.plots.argument_checks import check_most, check_result
 from psr_lens.plots.style import SEQUENTIAL, SMALL, escaped, log_ticks, real_units, titled
 from psr_lens.plots.token_rows import Tokened, row_labels, rows_of, shortened, signed, traces_of
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from psr_lens.activations.capture import Captured
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
-from psr_lens.plots.arguments import check_most, check_result
+from psr_lens.plots.argument_checks import check_most, check_result
 from psr_lens.plots.heatmap import (
     BOTTOM,
     LEAST,

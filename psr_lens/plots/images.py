@@ -13,7 +13,7 @@ import plotly.io
 
 from psr_lens._utils.optional import package
 from psr_lens.errors import InputError
-from psr_lens.plots.arguments import described
+from psr_lens.plots.argument_checks import described
 
 FORMATS: Final = ("png", "svg", "pdf", "webp", "jpeg")
 """Supported formats."""

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.hook_kinds import NAMES
 from psr_lens.plots.style import PALETTE, escaped, log_ticks, real_units, titled, translucent
 

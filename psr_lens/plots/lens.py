@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens
-from psr_lens.plots.arguments import check_result, is_int
+from psr_lens.plots.argument_checks import check_result, is_int
 from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
 from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts.token_text import readable

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching import PatchGrid
-from psr_lens.plots.arguments import check_most, check_result
+from psr_lens.plots.argument_checks import check_most, check_result
 from psr_lens.plots.heads import MAX_HEADS
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis, token_labels
 from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note

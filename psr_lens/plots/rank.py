@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import layer_of
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import escaped, layer_colors, titled
 
 MAX_LINES: Final = 12

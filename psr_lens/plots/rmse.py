@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, shown_name, titled
 from psr_lens.plots.token_rows import shortened
 

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.plots.arguments import check_most, check_result
+from psr_lens.plots.argument_checks import check_most, check_result
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
 from psr_lens.plots.token_rows import shortened, trace_of
 from psr_lens.prompts.token_text import readable

@@ -12,7 +12,7 @@ from torch import Tensor
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.heatmap import colour_range, magnitude_axis
 from psr_lens.plots.style import INK, MONO, SMALL, escaped, method_styles, titled
 from psr_lens.plots.text_layout import LINE, PlacedToken, in_lines

@@ -11,7 +11,7 @@ from torch import Tensor
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.arguments import is_int
+from psr_lens.plots.argument_checks import is_int
 from psr_lens.plots.style import MUTED, escaped
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import readable

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluation_result import Evaluation
-from psr_lens.plots.arguments import check_result
+from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import MUTED, PAPER, SMALL, MethodStyle, escaped, named_styles, titled
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable

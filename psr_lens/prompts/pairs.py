@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from psr_lens.errors import InputError
 from psr_lens.prompts.prompt_pair import PromptPair, Span
-from psr_lens.prompts.view import PromptView, prompt_view
+from psr_lens.prompts.prompt_view import PromptView, prompt_view
 
 
 @dataclass(frozen=True, eq=False, repr=False)

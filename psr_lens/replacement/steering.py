@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, hooked
 from psr_lens.replacement.attach_to_transformers import Attached, attach
 from psr_lens.replacement.compatibility import check_model
@@ -221,3 +222,19 @@ class Steering(ABC):
             ['| method | A-PSR |']
         """
         return model_card(type(self).__name__, self._weighted(), load)
+
+
+def check_steering(replacement: object) -> None:
+    """Refuse what cannot steer a model.
+
+    Raises:
+        InputError: `replacement` is neither None nor a replacement nor a plan.
+    """
+    is_model = isinstance(replacement, HookedModel)  # which has `hooks` too
+    if replacement is not None and (is_model or not isinstance(replacement, Steering)):
+        raise InputError(
+            "replacement",
+            type(replacement).__name__,
+            "a Replacement, a SteeringPlan or None",
+            "`psr.fit` returns a Replacement; None leaves the model as it is.",
+        )

@@ -13,11 +13,11 @@ import plotly.graph_objects as go
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
-from psr_lens.plots.arguments import check_result, described
+from psr_lens.plots.argument_checks import check_result, described
 from psr_lens.plots.images import check_browser
 from psr_lens.plots.token_rows import shortened
 from psr_lens.reporting.comparison_figures import comparison_parts
-from psr_lens.reporting.further_figures import RESULTS, further_parts
+from psr_lens.reporting.figures_by_result import RESULTS, further_parts
 from psr_lens.reporting.page import page_of
 from psr_lens.reporting.parts import CELLS, Part
 

@@ -11,8 +11,8 @@ from helpers import BACKENDS, random_triplets
 
 import psr_lens as psr
 from psr_lens.errors import InputError
-from psr_lens.fitting.config import CONFIGS
 from psr_lens.fitting.fit import SOLVERS
+from psr_lens.fitting.settings.solvers import CONFIGS
 
 CLOSED_FORM = (psr.DiM, psr.ActAdd, psr.LastToken, psr.Stolfo)
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}

@@ -18,9 +18,9 @@ from safetensors import safe_open
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, FitError, InputError
 from psr_lens.fitting import training
-from psr_lens.fitting.checkpoint import identity
-from psr_lens.fitting.objective import Imitation, Objective
-from psr_lens.fitting.training import _Run
+from psr_lens.fitting.gradient_descent.checkpoint import identity
+from psr_lens.fitting.gradient_descent.objective import Imitation, Objective
+from psr_lens.fitting.gradient_descent.training import _Run
 
 SETTINGS = {"epochs": 6, "batch_size": 2, "learning_rate": 1e-2}
 

@@ -6,9 +6,9 @@ from helpers import assert_unchanged, random_triplets, state_of
 
 import psr_lens as psr
 from psr_lens.errors import FitError, InputError
-from psr_lens.fitting.config import Layerwise
 from psr_lens.fitting.local import fit_local
 from psr_lens.fitting.sequential import fit_sequential
+from psr_lens.fitting.settings.solvers import Layerwise
 
 PARTS = ("directions", "weights", "bias")
 LAYERWISE = (psr.Sequential, psr.Local)

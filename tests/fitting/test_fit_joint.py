@@ -14,9 +14,9 @@ from helpers import LAYERS, WIDTH, assert_unchanged, random_replacement, random_
 import psr_lens as psr
 from psr_lens.errors import FitError
 from psr_lens.fitting import objective
+from psr_lens.fitting.gradient_descent.objective import Imitation
+from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.joint import polish
-from psr_lens.fitting.objective import Imitation
-from psr_lens.fitting.parameters import Parameters
 from psr_lens.replacement import Replacement, Site
 
 PARTS = ("directions", "weights", "bias")

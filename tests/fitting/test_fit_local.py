@@ -8,9 +8,9 @@ from helpers import assert_unchanged, random_triplets, relative_error, state_of
 import psr_lens as psr
 from psr_lens.activations.batches import context_batch
 from psr_lens.activations.paired_passes import collect
-from psr_lens.fitting.layerwise import fit_layerwise
+from psr_lens.fitting.layerwise.all_layers import fit_layerwise
+from psr_lens.fitting.layerwise.regression import fit_site
 from psr_lens.fitting.local import fit_local
-from psr_lens.fitting.regression import fit_site
 from psr_lens.fitting.sequential import fit_sequential
 from psr_lens.models import forward
 

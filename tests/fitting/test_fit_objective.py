@@ -8,8 +8,8 @@ import torch
 from helpers import LAYERS, random_triplets
 
 import psr_lens as psr
-from psr_lens.fitting.objective import Imitation, Likelihood
-from psr_lens.fitting.parameters import START_OFFSET, Parameters
+from psr_lens.fitting.gradient_descent.objective import Imitation, Likelihood
+from psr_lens.fitting.gradient_descent.parameters import START_OFFSET, Parameters
 from psr_lens.replacement import Site
 
 KINDS = ("resid_post", "attn_out", "mlp_out", "z")

@@ -7,9 +7,9 @@ from helpers import random_triplets
 
 import psr_lens as psr
 from psr_lens.fitting import reft_r1 as reft
-from psr_lens.fitting.config import as_joint
-from psr_lens.fitting.parameters import Parameters
+from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.reft_r1 import SPARSITY, ReftR1
+from psr_lens.fitting.settings.solvers import as_joint
 
 
 def settings(**more) -> psr.ReFT:

@@ -9,7 +9,7 @@ from helpers import assert_unchanged, random_triplets, relative_error, state_of
 
 import psr_lens as psr
 from psr_lens.errors import FitError
-from psr_lens.fitting.regression import fit_site
+from psr_lens.fitting.layerwise.regression import fit_site
 from psr_lens.fitting.sequential import fit_sequential
 
 PARTS = ("directions", "weights", "bias")

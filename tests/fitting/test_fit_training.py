@@ -9,8 +9,8 @@ from psr_lens.activations.batches import context_batch
 from psr_lens.activations.paired_passes import collect
 from psr_lens.activations.teacher_forced_pass import Steered
 from psr_lens.errors import InputError
-from psr_lens.fitting.objective import Imitation, Likelihood
-from psr_lens.fitting.training import split
+from psr_lens.fitting.gradient_descent.objective import Imitation, Likelihood
+from psr_lens.fitting.gradient_descent.training import split
 from psr_lens.replacement import LearningCurve
 
 PARTS = ("directions", "weights", "bias")

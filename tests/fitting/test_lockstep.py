@@ -8,7 +8,7 @@ from helpers import LAYERS, assert_unchanged, random_triplets, state_of
 
 from psr_lens.activations.batches import context_batch
 from psr_lens.errors import FitError
-from psr_lens.fitting.lockstep import lockstep
+from psr_lens.fitting.layerwise.lockstep import lockstep
 from psr_lens.models import forward
 
 NAMES = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]

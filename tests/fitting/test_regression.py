@@ -10,7 +10,7 @@ from torch import Tensor
 
 import psr_lens as psr
 from psr_lens.errors import FitError
-from psr_lens.fitting.regression import fit_site
+from psr_lens.fitting.layerwise.regression import fit_site
 from psr_lens.replacement import Site
 
 WIDTH = 12

@@ -9,7 +9,7 @@ import torch
 from helpers import CONTEXT, assert_unchanged, pairs_of, random_replacement, replacement_at, state_of
 
 import psr_lens as psr
-from psr_lens.generation.responses import judged_triplets
+from psr_lens.generation.sampled_triplets import judged_triplets
 from psr_lens.generation.sampling import Response, SamplingConfig
 from psr_lens.models import Decoder, hook_tables
 from psr_lens.prompts import PromptPair

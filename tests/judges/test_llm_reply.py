@@ -8,7 +8,7 @@ import time
 import pytest
 from chat_server import completion, tops
 
-from psr_lens.judges.llm_judge.number import read_number
+from psr_lens.judges.llm_judge.number_in_reply import read_number
 from psr_lens.judges.llm_judge.reply import MalformedReplyError, Reply
 
 

@@ -6,7 +6,7 @@ from helpers import BACKENDS
 import psr_lens as psr
 from psr_lens.errors import InputError, ModelError
 from psr_lens.models import config_outline as outlines
-from psr_lens.models.config_outline import outline
+from psr_lens.models.config_without_weights import outline
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "organism"])

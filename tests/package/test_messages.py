@@ -10,7 +10,7 @@ from helpers import BACKENDS, CONTEXT, LAYERS, logits_of, pairs_of, random_repla
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, FitError, InputError, ModelError, PsrLensError
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.prompts import PromptPair
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import psr_lens as psr
 from psr_lens.errors import InputError
-from psr_lens.generation.responses import judged_triplets
+from psr_lens.generation.sampled_triplets import judged_triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.prompts import PromptPairs
 

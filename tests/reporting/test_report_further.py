@@ -12,7 +12,7 @@ import psr_lens as psr
 from psr_lens.errors import InputError, MissingPackageError
 from psr_lens.plots import images
 from psr_lens.replacement import LearningCurve
-from psr_lens.reporting.further_figures import RESULTS
+from psr_lens.reporting.figures_by_result import RESULTS
 from psr_lens.reporting.parts import Choice, Panel
 from psr_lens.reporting.write import _checked_further, _files
 

@@ -51,7 +51,7 @@ def fit(
     with one_line_errors():
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device, rank_and_world_size
-        from psr_lens.fitting.config import read_config
+        from psr_lens.fitting.settings.solvers import read_config
 
         settings = None if config is None else read_config(config)
         first = rank_and_world_size()[0] == 0

@@ -15,7 +15,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.config import check_judge
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
-from psr_lens.fitting.config import FitConfig
+from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import Backend
 from psr_lens.prompts import Span

@@ -12,11 +12,11 @@ from psr_lens._utils.sequences import ranges
 from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
-from psr_lens.fitting.config import FitConfig, Joint, Layerwise, ReFT
-from psr_lens.models.config_outline import ModelOutline, outline
+from psr_lens.fitting.settings.solvers import FitConfig, Joint, Layerwise, ReFT
+from psr_lens.models.config_without_weights import ModelOutline, outline
 from psr_lens.models.hook_points import check_layers
 from psr_lens.prompts import PromptPairs
-from psr_lens.prompts.view import PromptView
+from psr_lens.prompts.prompt_view import PromptView
 
 _CLOSED_PASSES: Final = {"actadd": "1 forward pass of one pair", "last_token": "2 forward passes over the prompts"}
 

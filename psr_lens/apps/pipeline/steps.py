@@ -24,9 +24,9 @@ from psr_lens.evaluation.evaluate import evaluate
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
 from psr_lens.evaluation.methods import NONE, PROMPT
 from psr_lens.evaluation.scores import Scores, summed
-from psr_lens.fitting.config import FitConfig
 from psr_lens.fitting.fit import fit
-from psr_lens.generation.responses import Triplets, judged_triplets
+from psr_lens.fitting.settings.solvers import FitConfig
+from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel, fingerprint, load_model
 from psr_lens.models.fingerprints import weights_digest

@@ -24,9 +24,9 @@ from psr_lens.activations.paired_passes import Difference, side_by_side
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution.head_output import head_outputs
 from psr_lens.interpretation.attribution.head_reading import Keys
-from psr_lens.interpretation.attribution.layer_pass import SplitLayer, above_rounding, delta_after, split_layers
 from psr_lens.interpretation.attribution.result import Attribution
 from psr_lens.interpretation.attribution.running_sums import SourceSums, TokenSums
+from psr_lens.interpretation.attribution.split_by_layer import SplitLayer, above_rounding, delta_after, split_layers
 from psr_lens.models import HookedModel, device_of, fingerprint, frozen
 from psr_lens.models.hook_points import check_layers, layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets, token_table

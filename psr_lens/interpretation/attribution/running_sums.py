@@ -13,8 +13,8 @@ from psr_lens.activations.paired_passes import Rows, Take
 from psr_lens.errors import ModelError
 from psr_lens.interpretation.attribution.head_output import TOLERANCE
 from psr_lens.interpretation.attribution.head_reading import Keys
-from psr_lens.interpretation.attribution.layer_pass import SplitLayer
 from psr_lens.interpretation.attribution.result import Sources, Split
+from psr_lens.interpretation.attribution.split_by_layer import SplitLayer
 from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.prompts import Span, Triplet
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from psr_lens.activations.attention_patterns import align_keys
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import HeadReading
-from psr_lens.interpretation.patching.prompt_rows import PromptRows
+from psr_lens.interpretation.patching.prompt_of_each_row import PromptRows
 from psr_lens.models import HookedModel, hooked
 from psr_lens.prompts import PromptPair, Span, Triplet
 

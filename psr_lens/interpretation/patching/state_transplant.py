@@ -14,7 +14,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.scores import Scores, scores_at
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.interpretation.patching.patchable_hooks import other_context, patchable_points
-from psr_lens.interpretation.patching.prompt_rows import PromptRows
+from psr_lens.interpretation.patching.prompt_of_each_row import PromptRows
 from psr_lens.models import HookedModel, hooked
 from psr_lens.prompts import Context, PromptPair, Span, Triplet
 from psr_lens.results.judgement import Judge

@@ -168,8 +168,9 @@ def llm(
 
     A prompt has the placeholders {question} and {answer} and asks for a number from 0 to 100 or REFUSAL, like the `eval_prompt` of
     persona_vectors; other braces are literal. With logprobs the score is the mean over the 20 most likely tokens, weighted by their
-    probabilities, as there; otherwise the number is read from the reply (by the rules in `psr_lens.judges.llm_judge.number`). A refusal,
-    an unreadable reply or none gives a missing score (NaN) with the reason, never 0. Needs `pip install psr-lens[llm]`.
+    probabilities, as there; otherwise the number is read from the reply, by the rules in
+    `psr_lens.judges.llm_judge.number_in_reply`. A refusal, an unreadable reply or none gives a missing score (NaN) with the reason,
+    never 0. Needs `pip install psr-lens[llm]`.
 
     Example:
         >>> psr.judges.llm("How polite is this, from 0 to 100? {answer}", model="my-model", base_url="http://localhost:8000/v1")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from psr_lens.judges.clean_text import sendable
-from psr_lens.judges.llm_judge.number import Number, read_number
+from psr_lens.judges.llm_judge.number_in_reply import Number, read_number
 
 MIN_MASS: Final = 0.25
 """Least total probability of numbers for a weighted score (persona_vectors, `OpenAiJudge`)."""

@@ -15,7 +15,7 @@ from psr_lens.interpretation.attribution import Attribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.models.hook_points import layer_of
-from psr_lens.plots.arguments import described
+from psr_lens.plots.argument_checks import described
 from psr_lens.plots.token_rows import shortened
 from psr_lens.replacement import LearningCurve, Replacement
 from psr_lens.reporting.parts import Choice, Panel, Part, choice, merged

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.activations.paired_passes import collect, row_counts
-from psr_lens.fitting.config import Joint
-from psr_lens.fitting.parameters import Parameters
+from psr_lens.fitting.gradient_descent.parameters import Parameters
+from psr_lens.fitting.settings.solvers import Joint
 from psr_lens.models import HookedModel, device_of, forward, hooked
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Triplet

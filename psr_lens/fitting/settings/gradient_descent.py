@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from psr_lens.errors import InputError
-from psr_lens.fitting.settings import Autocast, Objective, Settings, check_whole
+from psr_lens.fitting.settings.base import Autocast, Objective, Settings, check_whole
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -14,7 +14,7 @@ from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet, check_pairs
 from psr_lens.prompts.pairs import shown
-from psr_lens.prompts.view import PromptView
+from psr_lens.prompts.prompt_view import PromptView
 from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
 
 MIN_SCORE: Final = 50.0

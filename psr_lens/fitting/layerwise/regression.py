@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.errors import FitError
-from psr_lens.fitting.config import Layerwise
+from psr_lens.fitting.settings.solvers import Layerwise
 from psr_lens.replacement import Site
 
 LEAST_RIDGE = 1e-3

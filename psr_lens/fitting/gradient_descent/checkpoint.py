@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from psr_lens.errors import ArtifactError
-from psr_lens.fitting.config import FitConfig, Joint
+from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import Triplet

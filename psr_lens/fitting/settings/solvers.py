@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Final, Literal, cast, get_args
 
 from psr_lens._utils.yaml_config import check_keys, yaml_mapping
 from psr_lens.errors import InputError
-from psr_lens.fitting.settings import FittedRule, HookKind, Settings, settable, values_of
-from psr_lens.fitting.training_settings import GradientDescent, JointTraining, Polish
+from psr_lens.fitting.settings.base import FittedRule, HookKind, Settings, settable, values_of
+from psr_lens.fitting.settings.gradient_descent import GradientDescent, JointTraining, Polish
 from psr_lens.prompts import Span
 
 PresetName = Literal["persona", "ifeval", "axbench"]

@@ -20,8 +20,7 @@ from tqdm.auto import tqdm
 
 from psr_lens.activations.batches import ContextBatch
 from psr_lens.errors import InputError
-from psr_lens.fitting.config import Layerwise
-from psr_lens.fitting.layerwise_data import (
+from psr_lens.fitting.layerwise.data import (
     Downstream,
     LayerwiseData,
     RemainingError,
@@ -31,6 +30,7 @@ from psr_lens.fitting.layerwise_data import (
     steered_rows,
     with_rows,
 )
+from psr_lens.fitting.settings.solvers import Layerwise
 from psr_lens.models import HookedModel, forward, hooked
 from psr_lens.replacement import Site
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.errors import FitError
-from psr_lens.fitting.config import Layerwise
-from psr_lens.fitting.regression import fit_site
+from psr_lens.fitting.layerwise.regression import fit_site
+from psr_lens.fitting.settings.solvers import Layerwise
 from psr_lens.models import HookedModel, device_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Triplet

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.fitting.config import Joint
+from psr_lens.fitting.settings.solvers import Joint
 from psr_lens.models import HookedModel, device_of
 from psr_lens.models.hook_points import hook_shapes
 from psr_lens.replacement import Rule, Site

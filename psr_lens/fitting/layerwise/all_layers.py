@@ -17,9 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from psr_lens._utils.progress import progress_bar
-from psr_lens.fitting.config import Layerwise
-from psr_lens.fitting.from_files import fit_from_files
-from psr_lens.fitting.layerwise_data import (
+from psr_lens.fitting.layerwise.data import (
     Downstream,
     LayerwiseData,
     RemainingError,
@@ -29,7 +27,9 @@ from psr_lens.fitting.layerwise_data import (
     steered_rows,
     with_rows,
 )
-from psr_lens.fitting.lockstep import lockstep
+from psr_lens.fitting.layerwise.larger_than_memory import fit_from_files
+from psr_lens.fitting.layerwise.lockstep import lockstep
+from psr_lens.fitting.settings.solvers import Layerwise
 from psr_lens.models import HookedModel, frozen
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site

@@ -19,9 +19,9 @@ from psr_lens._utils.distributed import rank_and_world_size, same_as_first, sum_
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.errors import FitError, InputError
-from psr_lens.fitting.checkpoint import Checkpoint, identity
-from psr_lens.fitting.config import FitConfig, Joint
-from psr_lens.fitting.objective import Objective
+from psr_lens.fitting.gradient_descent.checkpoint import Checkpoint, identity
+from psr_lens.fitting.gradient_descent.objective import Objective
+from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, frozen
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import LearningCurve, Site

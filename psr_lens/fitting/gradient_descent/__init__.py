@@ -1,0 +1,1 @@
+"""Fitting all sites at once by gradient descent: the objectives, what is trained, the loop, and runs that resume."""
