@@ -29,7 +29,7 @@ class Layout:
     layers: str
     """The list of decoder layers, relative to the model; a layer's output is `hook_resid_post`."""
     attention: str
-    """The module in a layer whose output is `hook_attn_out`, which is added to the residual stream."""
+    """The module in a layer whose output is `hook_attn_out`, which is added to the residual stream (Granite: after it is scaled)."""
     mlp: str
     """The module in a layer whose output is `hook_mlp_out`, which is added to the residual stream."""
     projection: str
@@ -40,10 +40,32 @@ _PLAIN: Final = Layout("model.layers", "self_attn", "mlp", "self_attn.o_proj")
 _POST_NORMS: Final = Layout("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
 
 LAYOUTS: Final[Mapping[str, Layout]] = {
-    **dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"), _PLAIN),
+    **dict.fromkeys(
+        (
+            "CohereForCausalLM",
+            "GemmaForCausalLM",
+            "GptOssForCausalLM",
+            "GraniteForCausalLM",  # what it scales before adding is changed before it is scaled, as by a bridge
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "MixtralForCausalLM",
+            "OlmoForCausalLM",
+            "Phi3ForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+            "Qwen3MoeForCausalLM",
+            "SmolLM3ForCausalLM",
+            "StableLmForCausalLM",
+            "Starcoder2ForCausalLM",
+        ),
+        _PLAIN,
+    ),
     **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _POST_NORMS),
+    "FalconForCausalLM": Layout("transformer.h", "self_attention", "mlp", "self_attention.dense"),
     "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
+    "GPTJForCausalLM": Layout("transformer.h", "attn", "mlp", "attn.out_proj"),
     "GPTNeoXForCausalLM": Layout("gpt_neox.layers", "attention", "mlp", "attention.dense"),
+    "PhiForCausalLM": Layout("model.layers", "self_attn", "mlp", "self_attn.dense"),
 }
 """Layouts by the name of the transformers class."""
 
