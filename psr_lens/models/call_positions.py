@@ -113,10 +113,10 @@ class Sequences:
         seen = _real_columns(self._mask)
         if seen is not None:
             return _compact(seen.int().argmax(1))
+        if self._mask is not None and (self.unknown or self.rows > 1):
+            raise start_needed(f"a call with an attention mask of type {type(self._mask).__name__}, which cannot be read")
         pads = None if self._padding is None else self._padding.of(self.ids)
-        if self.unknown:
-            raise start_needed(self.unknown)
-        if pads is None:
+        if pads is None:  # without a mask, the model itself takes every column for a token
             return 0
         leading = pads.int().cumprod(1).sum(1)
         if self._padding is not None and self._padding.is_ambiguous:

@@ -256,7 +256,7 @@ class ModelCalls:
             sequences = known.sequences
         else:
             sequences = Sequences(rows, 0, unknown=cached_elsewhere(past), mask=mask)
-        if cache is not None:
+        if cache is not None and not sequences.unknown:
             if known is None or known.sequences is not sequences:
                 known = self._remember(cache, sequences)
             if known is not None:

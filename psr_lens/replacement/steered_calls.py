@@ -188,8 +188,9 @@ class SteeredCalls:
         """Refuse a start or strengths that were meant for another batch than psr_lens makes of the prompts."""
         for each in self._actions:
             several = isinstance(each.strength, Tensor) and each.strength.numel() > 1
-            begins = call.sequences.spans.get(each.span)
-            unlike = each.start is not None and begins is not None and least(begins) != most(begins)
+            unlike = each.start is not None and any(
+                least(columns) != most(columns) for columns in (call.sequences.firsts, call.sequences.ends)
+            )
             if several or unlike:
                 raise InputError(
                     "alpha" if several else "start",
