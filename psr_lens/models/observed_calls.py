@@ -27,6 +27,10 @@ _CACHES = ("past_key_values", "cache", "cache_params", "past_kv_cache_entry")
 """Names that models give their cache; transformers 5.24 renamed the first to the second."""
 
 
+_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+"""What PyTorch gives as named arguments where another thread adds or removes the hook at this moment: that call is none to steer."""
+
+
 class _Scope:
     """A `generate` or a pass of psr_lens that is running in this thread."""
 
@@ -77,7 +81,7 @@ def observer_of(model: Any) -> ModelCalls:
 
 
 @contextmanager
-def spans_known(model: Any, spans: Mapping[str, Int[Tensor, " row"]]) -> Iterator[None]:
+def spans_known(model: Any, spans: Mapping[Any, Int[Tensor, " row"]]) -> Iterator[None]:
     """Say where the spans of the sequences begin that are read inside a `with` block: what steers the model goes by it.
 
     Args:
@@ -175,8 +179,9 @@ class ModelCalls:
             return
         if not self._handles:
             if hasattr(module, "cfg") and not is_bridge(cast(Any, module)) and hasattr(module, "blocks"):  # a HookedTransformer
-                self._add(module.embed.register_forward_pre_hook(self._note_ids))
-                self._add(module.blocks[0].register_forward_pre_hook(self._note_block, with_kwargs=True))
+                hooked: Any = module
+                self._add(hooked.embed.register_forward_pre_hook(self._note_ids))
+                self._add(hooked.blocks[0].register_forward_pre_hook(self._note_block, with_kwargs=True))
             else:
                 base = cast(nn.Module, getattr(module, "base_model", module))
                 self._names = list(inspect.signature(base.forward).parameters)
@@ -193,7 +198,7 @@ class ModelCalls:
 
     # --- calls --------------------------------------------------------------------------------------------------------------
 
-    def _note_texts(self, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def _note_texts(self, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         """Remember how long the texts of a list are, which TransformerLens pads without a mask."""
         given = arguments[0] if arguments else named.get("input")
         _thread.lengths.pop(self._key, None)
@@ -216,7 +221,9 @@ class ModelCalls:
     def _note_ids(self, module: Any, arguments: tuple[Any, ...]) -> None:
         _thread.ids[self._key] = arguments[0]
 
-    def _note_block(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def _note_block(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
+        if named is _NOTHING:
+            return
         residual = arguments[0] if arguments else named["resid_pre"]
         ids = _thread.ids.pop(self._key, None)
         if ids is not None and ids.ndim == 1:
@@ -224,9 +231,11 @@ class ModelCalls:
         same = ids is not None and ids.shape[:2] == residual.shape[:2]
         self._note(ids if same else residual, named.get("attention_mask"), named.get("past_kv_cache_entry"))
 
-    def _note_base(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def _note_base(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
+        if named is _NOTHING:
+            return
         given = {**dict(zip(self._names, arguments, strict=False)), **named} if arguments else named
-        inputs = given.get("input_ids")
+        inputs: Any = given.get("input_ids")
         if inputs is None:
             inputs = given.get("inputs_embeds")
         if inputs is None:

@@ -14,13 +14,10 @@ _lock = threading.RLock()
 
 
 class TemporaryHooks(list[tuple[str, Any]]):
-    """Names and hooks that need to know when `hooked` has added them and is about to remove them."""
+    """Names and hooks that need to know when `hooked` adds them."""
 
     def begin(self) -> None:
         """They are about to be added, in this thread."""
-
-    def end(self) -> None:
-        """They have been removed."""
 
 
 @contextmanager
@@ -55,8 +52,6 @@ def hooked(model: HookedModel, hooks: Sequence[tuple[str, Any]]) -> Iterator[Non
                 handle.hook.remove()
                 point.fwd_hooks = [each for each in point.fwd_hooks if each is not handle]
             cast(Any, model).context_level -= 1
-        if isinstance(hooks, TemporaryHooks):
-            hooks.end()
 
 
 def _added(model: Any, name: str, hook: Any) -> tuple[Any, Any]:

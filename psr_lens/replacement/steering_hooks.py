@@ -45,14 +45,9 @@ class SteeringHooks(TemporaryHooks):
             hook.select(rows)
 
     def begin(self) -> None:
-        """From now on steer calls of this thread alone."""
+        """From now on steer calls of this thread alone; others may be about to run a hook that has just been removed."""
         if self.calls is not None:
             self.calls.owner = get_ident()
-
-    def end(self) -> None:
-        """Belong to no thread any more."""
-        if self.calls is not None:
-            self.calls.owner = None
 
     @contextmanager
     def in_block(self) -> Iterator[None]:
