@@ -20,6 +20,7 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
+from psr_lens.models.identity import has_hooks, model_identity
 from psr_lens.models.kv_cache import Decoder
 from psr_lens.models.loading import EMBEDDED, Backend, load_model, load_to_fit_and_answer
 from psr_lens.models.temporary_hooks import hooked
@@ -41,12 +42,14 @@ __all__ = [
     "forward",
     "frozen",
     "has_hooked_transformer",
+    "has_hooks",
     "hook_tables",
     "hooked",
     "is_bridge",
     "is_switched_off",
     "load_model",
     "load_to_fit_and_answer",
+    "model_identity",
     "processing",
     "processing_differs",
     "tokenizer_of",
