@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
+from psr_lens._utils.digests import json_text
 from psr_lens._utils.progress import progress_bar
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
@@ -50,6 +51,28 @@ class ClassifierJudge:
     """Largest number of tokens in a batch, padding included."""
     _model: Any = field(repr=False, compare=False)
     _tokenizer: Any = field(repr=False, compare=False)
+
+    @property
+    def identity(self) -> str | None:
+        """What its scores depend on: all weights, config and tokenizer of the classifier, the label, and what it reads.
+
+        None while hooks are on the classifier, or if its tokenizer, written in Python, cannot be told from others.
+
+        Example:
+            >>> from transformers import GPT2Config, GPT2ForSequenceClassification
+            >>> GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=1, num_labels=3)).save_pretrained("mine")
+            >>> saved = model.tokenizer.save_pretrained("mine")
+            >>> first, other = (psr.judges.classifier("mine", label, device="cpu") for label in (0, 1))
+            >>> first.identity == other.identity
+            False
+        """
+        from psr_lens.models.identity import classifier_identity
+
+        found = classifier_identity(self._model, self._tokenizer)
+        if found is None:
+            return None
+        settings = {"index": self.index, "side": self.side, "pair": self.pair, "max_length": self.max_length}
+        return json_text({"judge": "classifier", "classifier": found, **settings})
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text, alone or (with `pair`) together with the question at the same index.

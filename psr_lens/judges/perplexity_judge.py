@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens._utils.digests import digest_of, json_text
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
 from psr_lens.results.judgement import Judgement, check_texts
@@ -48,6 +49,30 @@ class PerplexityJudge:
     """Mean surprisal, in nats per token, up to which an answer scores 100."""
     garbage: float
     """Mean surprisal, in nats per token, from which on an answer scores 0."""
+
+    @property
+    def identity(self) -> str | None:
+        """What its scores depend on: the model with all its weights, the prompts and the scale; None while hooks are on the model.
+
+        Example:
+            >>> psr.judges.perplexity(model, pairs[:4]).identity == psr.judges.perplexity(model, pairs[:3]).identity
+            False
+        """
+        from psr_lens.models import has_hooks, model_identity
+
+        if has_hooks(self.model):
+            return None
+        prompts = [[asked, pair.base_ids, pair.prompted_ids] for asked, pair in self.pairs.items()]
+        return json_text(
+            {
+                "judge": "perplexity",
+                "model": model_identity(self.model),
+                "pairs": digest_of(prompts),
+                "given": self.given,
+                "fluent": self.fluent,
+                "garbage": self.garbage,
+            }
+        )
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text; NaN for an empty text, or where the prompt leaves no room for an answer in the model's context.

@@ -41,6 +41,26 @@ def model_identity(model: HookedModel) -> dict[str, Any]:
     }
 
 
+def classifier_identity(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any] | None:
+    """What must be the same for a plain transformers model to give a text the same logits, as JSON content.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, which adds its own special tokens.
+
+    Returns:
+        The content; None if there are hooks on the model, or if the tokenizer has no file that says all that it does.
+    """
+    if not getattr(tokenizer, "is_fast", False) or any(module_has_hooks(module) for module in model.modules()):
+        return None
+    return {
+        "class": type(model).__name__,
+        "weights": weights_digest(model),
+        "config": digest_of(_plain(model.config)),
+        "tokenizer": digest_of([tokenizer_identity(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]]),
+    }
+
+
 def weights_digest(*modules: torch.nn.Module) -> str:
     """xxh3_128 of every parameter and buffer of some modules (name, type, shape and all bytes), in hexadecimal.
 

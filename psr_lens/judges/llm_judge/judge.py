@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from psr_lens._utils.digests import json_text
 from psr_lens._utils.optional import package
 from psr_lens._utils.yaml_config import check_keys
 from psr_lens.errors import InputError, JudgeError
@@ -90,6 +91,20 @@ class LLMJudge:
         )
 
     @property
+    def identity(self) -> str:
+        """What its scores depend on: both prompts, the model, its server's address, and how replies are sampled; never the key.
+
+        Example:
+            >>> polite = psr.judges.llm("Is this polite? {answer}", base_url="http://localhost:8000/v1")
+            >>> warmer = psr.judges.llm("Is this polite? {answer}", base_url="http://localhost:8000/v1", temperature=0.5)
+            >>> polite.identity == warmer.identity
+            False
+        """
+        prompts = (self.trait_prompt, self.coherence_prompt)
+        pieces = {side: None if prompt is None else prompt.pieces for side, prompt in zip(_SIDES, prompts, strict=True)}
+        return json_text({"judge": "llm", "prompts": pieces, "requests": self._settings_of_a_reply()})
+
+    @property
     def usage(self) -> LLMUsage:
         """Requests, tokens and cached replies of all calls so far."""
         return self._state.usage
@@ -145,9 +160,11 @@ class LLMJudge:
 
     def _request(self, prompt: str) -> Mapping[str, Any]:
         """Everything that a reply depends on, for the cache's key."""
+        return {"prompt": prompt, **self._settings_of_a_reply()}
+
+    def _settings_of_a_reply(self) -> Mapping[str, Any]:
         settings = self.settings
         return {
-            "prompt": prompt,
             "model": settings.model,
             "max_tokens": settings.max_tokens,
             "seed": settings.seed,
