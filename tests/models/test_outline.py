@@ -5,7 +5,7 @@ from helpers import BACKENDS
 
 import psr_lens as psr
 from psr_lens.errors import InputError, ModelError
-from psr_lens.models import config_outline as outlines
+from psr_lens.models import config_without_weights as outlines
 from psr_lens.models.config_without_weights import outline
 
 
