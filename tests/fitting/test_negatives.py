@@ -30,7 +30,9 @@ WITHOUT_OFFSET = (
 def test_a_solver_without_an_offset_refuses_negative_examples_by_name(tiny_llama, config, trait):
     triplets = random_triplets(tiny_llama.model, 5)
     mixed = [*triplets[:2], replace(triplets[2], trait=trait), triplets[3], replace(triplets[4], trait=20.0)]
-    with pytest.raises(InputError, match=rf"triplets\[2\].trait: got {trait}, the first of 2 below 50, expected at least 50 .*learned_offset=True") as caught:
+    with pytest.raises(
+        InputError, match=rf"triplets\[2\].trait: got {trait}, the first of 2 below 50, expected at least 50 .*learned_offset=True"
+    ) as caught:
         psr.fit(tiny_llama.model, mixed, config)
     assert type(config).__name__ in str(caught.value)
     just = [replace(each, trait=50.0) for each in triplets]
@@ -53,7 +55,9 @@ def test_an_offset_cannot_be_asked_of_a_solver_that_has_none(kind):
 
 
 def test_settings_of_another_solver_are_answered_with_its_name():
-    with pytest.raises(InputError, match="got the setting 'rank' with psr.DiM, expected one of layers, .*is a setting of 'sequential'"):
+    with pytest.raises(
+        InputError, match="got the setting 'rank' with psr.DiM, expected one of layers, .*is a setting of 'sequential'"
+    ):
         psr.DiM(rank=2)
     with pytest.raises(InputError, match="got the setting 'ridge' with psr.Joint"):
         replace(psr.Joint(), ridge=0.1)
