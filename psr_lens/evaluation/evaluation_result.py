@@ -50,6 +50,10 @@ class Point:
         """Which answers count: those with every kind of score that the judge gives."""
         return self.judgement.present
 
+    def count(self, score: str) -> int:
+        """Number of answers that count and have a trait or coherence score; 0 for a score that the judge does not give."""
+        return int((self.present & np.isfinite(getattr(self, score))).sum())
+
     def mean(self, score: str) -> float:
         """Mean trait or coherence of the answers that count; NaN if there are none."""
         return mean(getattr(self, score), self.present)
@@ -264,7 +268,7 @@ class Evaluation:
         trait, coherence = (np.stack([point.resampled(score) for point in points], axis=-1) for score in SIDES)
         draws = at_target(alphas, trait, coherence, target)
         near = [points[index] for index in {*np.flatnonzero(alphas <= at)[-1:], *np.flatnonzero(alphas >= at)[:1]}]
-        n = min((int(point.present.sum()) for point in near), default=0)
+        n = min((point.count("trait") for point in near), default=0)
         return _Number(float(value), draws.trait, n, float(at), int(outcome))
 
 
@@ -279,5 +283,4 @@ class _Number(NamedTuple):
 
 
 def _at_point(point: Point, score: str) -> _Number:
-    n = int((point.present & np.isfinite(getattr(point, score))).sum())
-    return _Number(point.mean(score), point.resampled(score), n, point.alpha)
+    return _Number(point.mean(score), point.resampled(score), point.count(score), point.alpha)
