@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from psr_lens.models.cache_argument import cache_argument, carry_cache
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_spread
 
 
@@ -22,6 +23,8 @@ class Decoder:
         self._model = model
         self._cache: Any
         if is_bridge(model):
+            carry_cache(model)
+            self._name = cache_argument(cast(Any, model).original_model)
             self._cache = DynamicCache()
         else:
             from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
@@ -46,7 +49,7 @@ class Decoder:
             stop_at_layer = None
         if is_bridge(self._model):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-            given = {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
+            given = {"attention_mask": mask, "position_ids": positions, self._name: self._cache, "use_cache": True}
         else:
             given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
         return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))[:, -1].to(new.device)

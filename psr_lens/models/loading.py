@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from psr_lens._utils.distributed import own_device
 from psr_lens.errors import InputError, ModelError
+from psr_lens.models.cache_argument import carry_cache
 from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
 
 Backend = Literal["auto", "hooked_transformer", "bridge"]
@@ -343,4 +344,5 @@ def _ready(model: Any) -> HookedModel:
     # A bridge inherits the training mode (dropout!) and the gradients of the wrapped model.
     model.eval()
     model.requires_grad_(False)
+    carry_cache(model)
     return cast(HookedModel, model)
