@@ -29,11 +29,11 @@ from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.methods import Method
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
-from psr_lens.models import HookedModel, has_hooks, model_identity
+from psr_lens.models import HookedModel, has_hooks, model_content
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import SteeringPlan
 from psr_lens.replacement.content_digest import content_digest
-from psr_lens.results.judgement import Judge, Judgement, identity_of, judged, scored
+from psr_lens.results.judgement import Judge, Judgement, identity_of, judged
 
 FORMAT: Final = 2
 """Format 1 had a sample of the weights in the names of its files, and a judge's `repr`; they are not read."""
@@ -96,7 +96,7 @@ class Answers:
         self._common: dict[str, Any] = {"format": FORMAT, "versions": dict(versions()), "sampling": sampling}
         self._judge_name = None
         if self._folder is not None:
-            self._common["model"] = model_identity(model)
+            self._common["model"] = model_content(model)
             self._judge_name = None if judge is None else identity_of(judge)
         self._warned = False
         self._written: dict[str, tuple[Response, ...]] = {}
@@ -220,7 +220,7 @@ class Answers:
                 texts, Judgement(_side(found, "trait"), _side(found, "coherence"), tuple(each["reason"] for each in found))
             )
         judgement = judged(self._judge, texts, questions)
-        if name and scored(judgement.trait, judgement.coherence).all():  # a missing score may be there next time
+        if name and judgement.present.all():  # a missing score may be there next time
             rows = zip(judgement.trait.tolist(), judgement.coherence.tolist(), judgement.reasons, strict=True)
             self._write(name, [{"trait": _or_null(a), "coherence": _or_null(b), "reason": why} for a, b, why in rows])
         return Judged(texts, judgement)

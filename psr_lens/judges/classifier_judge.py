@@ -66,9 +66,9 @@ class ClassifierJudge:
             >>> first.identity == other.identity
             False
         """
-        from psr_lens.models.identity import classifier_identity
+        from psr_lens.models.content import classifier_content
 
-        found = classifier_identity(self._model, self._tokenizer)
+        found = classifier_content(self._model, self._tokenizer)
         if found is None:
             return None
         settings = {"index": self.index, "side": self.side, "pair": self.pair, "max_length": self.max_length}
@@ -93,7 +93,7 @@ class ClassifierJudge:
         reasons = tuple(self._reason(score, length) for score, (_, length) in zip(scores.tolist(), encoded, strict=True))
         other = np.full(len(texts), np.nan)
         trait, coherence = (scores, other) if self.side == "trait" else (other, scores)
-        return Judgement(trait=trait, coherence=coherence, reasons=reasons)
+        return Judgement(trait=trait, coherence=coherence, reasons=reasons, gives=(self.side,))
 
     def __repr__(self) -> str:
         """One line: the classifier, its label and the side that it scores."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psr_lens._utils.digests import json_text
 from psr_lens.errors import InputError
-from psr_lens.results.judgement import Judge, Judgement, identity_of
+from psr_lens.results.judgement import SIDES, Judge, Judgement, identity_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class CombinedJudge:
             trait=trait.trait,
             coherence=coherence.coherence,
             reasons=tuple(f"trait: {one}; coherence: {other}" for one, other in reasons),
+            gives=SIDES,
         )
 
 

@@ -58,7 +58,7 @@ class PerplexityJudge:
             >>> psr.judges.perplexity(model, pairs[:4]).identity == psr.judges.perplexity(model, pairs[:3]).identity
             False
         """
-        from psr_lens.models import has_hooks, model_identity
+        from psr_lens.models import has_hooks, model_content
 
         if has_hooks(self.model):
             return None
@@ -66,7 +66,7 @@ class PerplexityJudge:
         return json_text(
             {
                 "judge": "perplexity",
-                "model": model_identity(self.model),
+                "model": model_content(self.model),
                 "pairs": digest_of(prompts),
                 "given": self.given,
                 "fluent": self.fluent,
@@ -85,6 +85,7 @@ class PerplexityJudge:
             trait=np.full(len(texts), np.nan),
             coherence=100 * np.clip((self.garbage - surprisal) / (self.garbage - self.fluent), 0, 1),
             reasons=tuple(map(self._reason, surprisal)),
+            gives=("coherence",),
         )
 
     def surprisal(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:

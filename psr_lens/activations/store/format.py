@@ -26,8 +26,8 @@ from psr_lens.activations.store.files import RESUME, Layout, verify_file
 from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards
 from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, fingerprint, has_hooks, model_identity, tokenizer_of
-from psr_lens.models.identity import tokenizer_fingerprint
+from psr_lens.models import HookedModel, has_hooks, model_content, model_identity, tokenizer_of
+from psr_lens.models.content import tokenizer_fingerprint
 from psr_lens.prompts import Span, TokenTable, Triplet, token_table
 
 StoreDtype = Literal["float32", "bfloat16", "float16"]
@@ -95,7 +95,7 @@ class StoreSpec:
             ModelError: the model has no tokenizer.
         """
         return cls(
-            fingerprint(reading.model),
+            model_identity(reading.model),
             tokenizer_fingerprint(tokenizer_of(reading.model)),
             {name: tuple(shape) for name, shape in reading.shapes.items()},
             dtype,
@@ -213,7 +213,7 @@ def _span_rows(spec: StoreSpec) -> tuple[list[int], list[int], list[int]]:
 
 def source_identity(model: HookedModel) -> dict[str, Any]:
     """What tells a model from others of the same sizes, as JSON content."""
-    whole = model_identity(model)
+    whole = model_content(model)
     kept = {name: whole[name] for name in ("class", "weights", "config")}
     return kept | {"dtype": str(model.cfg.dtype).removeprefix("torch."), "hooks": has_hooks(model)}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from psr_lens.activations.store.format import StoreSpec, differences, source_identity
 from psr_lens.errors import ArtifactError
-from psr_lens.models import HookedModel, fingerprint, tokenizer_of
-from psr_lens.models.identity import tokenizer_fingerprint
+from psr_lens.models import HookedModel, model_identity, tokenizer_of
+from psr_lens.models.content import tokenizer_fingerprint
 
 
 def check_source(folder: Path, spec: StoreSpec, model: HookedModel) -> None:
@@ -17,7 +17,7 @@ def check_source(folder: Path, spec: StoreSpec, model: HookedModel) -> None:
     Raises:
         ArtifactError: sizes, processing, weights or tokenizer differ.
     """
-    theirs: dict[str, Any] = fingerprint(model)
+    theirs: dict[str, Any] = model_identity(model)
     if theirs != dict(spec.model):
         raise ArtifactError(
             f"{folder}: was captured from another model than this one, {differences(spec.model, theirs, 'in the store', 'of this model')}. "

@@ -17,8 +17,8 @@ from psr_lens._utils.safe_files import write_text
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline.config import RunConfig
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, model_identity
-from psr_lens.models.identity import former_identity
+from psr_lens.models import HookedModel, model_content
+from psr_lens.models.content import former_identity
 
 _FORMAT: Final = 2
 """Format 1 had a sample of the model's weights in place of all, and no versions; its runs can be resumed."""
@@ -59,7 +59,7 @@ def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | Non
     settings = {name: value for name, value in asdict(config).items() if name not in _PATHS}
     about: dict[str, Any] = {**settings, "questions": questions, "versions": dict(versions())}
     if model is not None:
-        about["model_found"] = model_identity(model)
+        about["model_found"] = model_content(model)
     wanted = json.loads(json.dumps({"format": _FORMAT, **about}))
     path = check_folder(out) / KEPT / _IDENTITY
     start_over = "Give another folder with --out, or delete this one to start over."

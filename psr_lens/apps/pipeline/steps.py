@@ -14,7 +14,7 @@ from psr_lens._utils.safe_files import write_text
 from psr_lens.activations.store import triplet_id, triplets_digest
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline import run_folder
-from psr_lens.apps.pipeline.config import DTYPES, NO_JUDGE, RunConfig
+from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, kept_prompts, read_split
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
@@ -67,7 +67,7 @@ def run(
 
     Args:
         config: Settings.
-        device: Device of the model; the CPU if None.
+        device: Device of the model; None takes a GPU if there is one.
         say: Called with each progress message.
         show: Called with the first pair's prompts as coloured text, before anything costly runs.
 
@@ -83,7 +83,7 @@ def run(
     out = check_folder(config.out)
     split = read_split(config)
     say(f"loading {config.model}")
-    model = load_model(config.model, device=device or "cpu", dtype=DTYPES[config.dtype], backend=cast(Any, config.backend))
+    model = load_model(config.model, device=device or "auto", dtype=config.dtype, backend=cast(Any, config.backend))
     config = config.resolved(int(model.cfg.n_layers))
     if run_folder.claim(out, config, split.digest(), model):
         say(f"resuming the run in {out}")
@@ -206,7 +206,7 @@ class _Run:
             triplets: Sequence[Triplet] = given_triplets(self.model, self.held_out, self.split.held_out)
         else:
             point = None if evaluation is None else evaluation.curves[PROMPT][0]
-            verdict = None if point is None else Judgement(point.trait, point.coherence, ("",) * len(self.held_out))
+            verdict = None if point is None else point.judgement
             triplets = judged_triplets(self.held_out, responses[PROMPT], _known(verdict))
             if not triplets:  # the model does not follow the instruction; compare anyway
                 triplets = judged_triplets(self.held_out, responses[PROMPT], None)
@@ -236,7 +236,7 @@ class _Run:
             return next(point for point in points if point.alpha in (None, float(self.config.alpha)))
 
         chosen = {name: at(points) for name, points in evaluation.curves.items()}
-        return [summed(name, Judgement(each.trait, each.coherence, ()), each.alpha) for name, each in chosen.items()]
+        return [summed(name, each.judgement, each.alpha) for name, each in chosen.items()]
 
     def _write(self, result: RunResult) -> None:
         asked = {"question": [pair.asked for pair in self.held_out], "instruction": [pair.instruction for pair in self.held_out]}

@@ -17,8 +17,8 @@ from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
-from psr_lens.models import HookedModel, model_identity
-from psr_lens.models.identity import former_identity
+from psr_lens.models import HookedModel, model_content
+from psr_lens.models.content import former_identity
 from psr_lens.prompts import Triplet
 
 FORMAT: Final = 2
@@ -49,7 +49,7 @@ def identity(
     settings |= {"layers": None}  # the hook points say it
     settings |= {"start": "random"}  # older runs of the solver `joint` could start from another solver's result
     return {
-        "model": model_identity(model),
+        "model": model_content(model),
         "triplets": data.hexdigest(),
         "hook points": list(names),
         "settings": settings,

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from psr_lens._utils.digests import digest_of, raw_bytes
 from psr_lens.errors import ModelError
-from psr_lens.models.fingerprints import fingerprint
+from psr_lens.models.fingerprints import model_identity
 from psr_lens.models.hooked_model import HookedModel, all_modules, called_module, end_tokens, tokenizer_of
 
 _ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_name", "name_or_path", "_name_or_path"})
 """Entries of a config that say only where a model is or was."""
 
 
-def model_identity(model: HookedModel) -> dict[str, Any]:
+def model_content(model: HookedModel) -> dict[str, Any]:
     """What must be the same for a model to compute the same: its class, weights, config, tokenizer and end tokens, as JSON content.
 
     Hooks are not part of it, see `has_hooks`; nor is code that replaces a module's `forward`.
@@ -36,12 +36,12 @@ def model_identity(model: HookedModel) -> dict[str, Any]:
         "class": type(model).__name__,
         "weights": weights_digest(cast(torch.nn.Module, model), module),
         "config": digest_of([_plain(config) for config in configs]),
-        "tokenizer": "" if model.tokenizer is None else tokenizer_identity(tokenizer_of(model)),
+        "tokenizer": "" if model.tokenizer is None else tokenizer_content(tokenizer_of(model)),
         "end_tokens": sorted(end_tokens(model)),
     }
 
 
-def classifier_identity(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any] | None:
+def classifier_content(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any] | None:
     """What must be the same for a plain transformers model to give a text the same logits, as JSON content.
 
     Args:
@@ -57,7 +57,7 @@ def classifier_identity(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any
         "class": type(model).__name__,
         "weights": weights_digest(model),
         "config": digest_of(_plain(model.config)),
-        "tokenizer": digest_of([tokenizer_identity(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]]),
+        "tokenizer": digest_of([tokenizer_content(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]]),
     }
 
 
@@ -114,7 +114,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return digest_of([sorted(tokenizer.get_vocab().items()), sorted(_special(tokenizer).items())])
 
 
-def tokenizer_identity(tokenizer: Any) -> str:
+def tokenizer_content(tokenizer: Any) -> str:
     """xxh3_128 of the fingerprint and of what decides how prompts are built and how tokens become text."""
     template = getattr(tokenizer, "chat_template", None)
     cleaned = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
@@ -132,7 +132,7 @@ def former_identity(model: HookedModel) -> dict[str, Any]:
     for parameter in model.parameters():
         flat = parameter.detach().flatten()
         weights.update(flat[:: max(1, flat.numel() // _SAMPLE)].cpu().float().numpy().tobytes())
-    return fingerprint(model) | {"weights": weights.hexdigest()}
+    return model_identity(model) | {"weights": weights.hexdigest()}
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------------
