@@ -21,7 +21,7 @@ from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.comparison import Comparison, compare
-from psr_lens.evaluation.config import load_judge
+from psr_lens.evaluation.config import JudgeServer, load_judge
 from psr_lens.evaluation.evaluate import evaluate
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
 from psr_lens.evaluation.methods import NONE, PROMPT
@@ -58,7 +58,12 @@ class RunResult:
 
 
 def run(
-    config: RunConfig, *, device: str | None = None, say: Say = print, show: Callable[[object], None] | None = None
+    config: RunConfig,
+    *,
+    device: str | None = None,
+    say: Say = print,
+    show: Callable[[object], None] | None = None,
+    server: JudgeServer | None = None,
 ) -> RunResult:
     """Sample responses to the prompt, fit the methods, answer held-out questions with each, compare them, and write it all to a folder.
 
@@ -70,6 +75,7 @@ def run(
         device: Device of the model; None takes a GPU if there is one.
         say: Called with each progress message.
         show: Called with the first pair's prompts as coloured text, before anything costly runs.
+        server: The key of a judge that is a language model, and its address.
 
     Returns:
         The results.
@@ -91,7 +97,7 @@ def run(
     to_fit, held_out = kept_prompts(model, config, split, out / run_folder.KEPT / "prompts.jsonl")
     if show is not None:
         show(to_fit.show(span=config.span))
-    return _Run(model=model, config=config, split=split, to_fit=to_fit, held_out=held_out, out=out, say=say).finish()
+    return _Run(model=model, config=config, split=split, to_fit=to_fit, held_out=held_out, out=out, say=say, server=server).finish()
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class _Run:
     held_out: PromptPairs
     out: Path
     say: Say
+    server: JudgeServer | None
 
     def finish(self) -> RunResult:
         judge = self._judge()
@@ -140,7 +147,7 @@ class _Run:
             return {"references": [each.text for pairs, stream in sides for each in self._answers(pairs, stream).responses()]}
 
         defaults = {"perplexity": references, "llm": lambda: {"cache": self._kept / "judge"}}
-        return load_judge(given, self.model, self.to_fit + self.held_out, defaults=defaults)
+        return load_judge(given, self.model, self.to_fit + self.held_out, defaults=defaults, server=self.server)
 
     def _triplets(self, judge: Judge | None) -> Triplets:
         if self.split.given:

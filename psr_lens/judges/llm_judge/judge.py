@@ -207,7 +207,7 @@ def llm(
     Raises:
         InputError: a prompt without {answer}, or an unknown or invalid setting.
         MissingPackageError: `openai` is not installed.
-        JudgeError: the key is not in the environment, and neither `base_url` nor `cache` is given.
+        JudgeError: a key is needed that is not in the environment, and no `cache` is given.
     """
     if trait_prompt is None and coherence_prompt is None:
         raise InputError("trait_prompt", "None, as coherence_prompt", "at least one of the two prompts")

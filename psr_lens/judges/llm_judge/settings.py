@@ -48,8 +48,9 @@ class LLMSettings:
     """The model's name at its server."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server, such as `http://localhost:8000/v1`; None for `OPENAI_BASE_URL`, else OpenAI's own."""
-    api_key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the key. The key is read when it is needed and stored nowhere; None sends no key."""
+    api_key_env: str | None = None
+    """Environment variable whose key is sent to `base_url`, whatever it is. None sends only a key that belongs to the address: that of
+    `PSR_LENS_API_KEYS` for it, or `OPENAI_API_KEY` for OpenAI's own. A key is read when it is needed, and stored nowhere."""
     temperature: float = 0.0
     """Sampling temperature."""
     max_tokens: int = 16
