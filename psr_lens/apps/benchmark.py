@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
 
+from xxhash import xxh3_128_hexdigest as _hash
+
 from psr_lens import organism
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import versions
@@ -222,9 +224,7 @@ def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Calla
 def _made_with(model: str) -> dict[str, Any]:
     """What results depend on besides the settings: versions, and the model's files, so that it need not be loaded to find old results."""
     folder = Path(organism.__file__).parent / "weights" / EMBEDDED[model]
-    return {"format": FORMAT, "versions": dict(versions())} | {
-        path.name: digest_of(path.read_bytes().hex()) for path in folder.iterdir()
-    }
+    return {"format": FORMAT, "versions": versions(), "files": {each.name: _hash(each.read_bytes()) for each in folder.iterdir()}}
 
 
 class _Clock:
