@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def padded(
-    sequences: Sequence[Sequence[int]], side: Literal["left", "right"], device: torch.device | str = "cpu"
+    sequences: Sequence[Sequence[int]], side: Literal["left", "right"], device: torch.device | str = "cpu", *, filler: int = 0
 ) -> tuple[Int[Tensor, "sequence position"], Int[Tensor, "sequence position"]]:
-    """Token ids, padded with 0 on one side to the longest sequence, and their mask: 1 where a token is real."""
+    """Token ids, padded with `filler` on one side to the longest sequence, and their mask: 1 where a token is real."""
     width = max(map(len, sequences))
-    tokens = torch.zeros(len(sequences), width, dtype=torch.long)
+    tokens = torch.full((len(sequences), width), filler, dtype=torch.long)
     mask = torch.zeros_like(tokens)
     for row, ids in enumerate(sequences):
         real = slice(width - len(ids), width) if side == "left" else slice(len(ids))
