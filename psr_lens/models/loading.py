@@ -182,7 +182,7 @@ class _Loading:
             record_verification(ready, verify_model(ready, self._probe, kind))
             if self._probe.unreached is not None:
                 warnings.warn(
-                    f"model: {self.source} was held against transformers on only {len(self._probe.ids):,} tokens, fewer than its "
+                    f"model: {self.source} was held against transformers on only {self._probe.length:,} tokens, fewer than its "
                     f"window or original context of {self._probe.unreached:,}, since more would take too long or too much memory here.",
                     RuntimeWarning,
                     stacklevel=4,

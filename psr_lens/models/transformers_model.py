@@ -23,31 +23,34 @@ from psr_lens.models.sources import Source, find_source
 _SHOWN: Final = 6
 """How many names of tensors a message has."""
 
+_LONGEST: Final = 250
+"""How many characters of another package's message are quoted."""
+
 _TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
 """Files of which at least one belongs to every tokenizer."""
 
 
 @contextmanager
-def readable(source: Source) -> Iterator[None]:
+def readable(source: Source, reader: str = "transformers") -> Iterator[None]:
     """Turn whatever transformers, TransformerLens or peft raise while they read a model into a `ModelError` of one sentence."""
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
-        reason = _first_lines(error)
+        reason = in_short(error)
         if isinstance(error, OSError) and not source.is_local:
             raise ModelError(
                 f"model: the weights of {source} could not be fetched or read ({reason}). "
                 "Check the network and your access to the repository, or give a local folder."
             ) from error
-        raise ModelError(f"model: {source} cannot be loaded by transformers ({reason}).") from error
+        raise ModelError(f"model: {source} cannot be loaded by {reader} ({reason}).") from error
 
 
-def _first_lines(error: BaseException) -> str:
-    """The beginning of an error's message: transformers adds long advice on how to install packages."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return " ".join(lines)[:400] if lines else type(error).__name__
+def in_short(error: BaseException) -> str:
+    """The beginning of an error's message, in one line; transformers adds long advice, and torch every tensor that does not fit."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST].rstrip()} …"
 
 
 # --- config -----------------------------------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def _read(source: Source, placement: Placement, dtype: torch.dtype | str) -> Any
             raise
         raise ModelError(
             f"model: the weights of {source} are quantised ({method}), and transformers cannot read them here "
-            f"({_first_lines(error.__cause__ or error)}). Install what it names, or give weights that are not quantised."
+            f"({in_short(error.__cause__ or error)}). Install what it names, or give weights that are not quantised."
         ) from error
     _check_report(source, model, report)
     if source.gguf is not None:  # transformers has turned the weights into plain ones, but says otherwise
@@ -178,7 +181,7 @@ def _check_report(source: Source, model: Any, report: Mapping[str, Any]) -> None
             "numbers. Give the complete weights of a language model, with its head."
         )
     if errors := report.get("error_msgs"):
-        raise ModelError(f"model: {source} cannot be loaded by transformers ({' '.join(map(str, errors))[:400]}).")
+        raise ModelError(f"model: {source} cannot be loaded by transformers ({in_short(ValueError(errors[0]))}).")
     if unused := sorted(report.get("unexpected_keys", ())):
         warnings.warn(
             f"model: {kind} has no place for {_some(unused)} in the weights of {source}; transformers leaves them out.",
@@ -261,7 +264,7 @@ def read_tokenizer(source: Source) -> Any:
         if not source.is_local and isinstance(error, OSError):
             return None
         raise ModelError(
-            f"model: the tokenizer of {source} cannot be loaded by transformers ({_first_lines(error)}). "
+            f"model: the tokenizer of {source} cannot be loaded by transformers ({in_short(error)}). "
             "Save a complete tokenizer there, or remove its files to load the model without one."
         ) from error
 
