@@ -20,7 +20,7 @@ from psr_lens.errors import ModelError
 from psr_lens.models.forward_pass import forward
 from psr_lens.models.hooked_model import HookedModel, device_of
 from psr_lens.models.kv_cache import Decoder
-from psr_lens.models.transformers_model import context_of
+from psr_lens.models.transformers_model import context_of, in_short
 
 SHORT: Final = 24
 """Tokens of the probe of a model without windows and scales."""
@@ -33,6 +33,8 @@ TOLERANCES: Final = {torch.bfloat16: 0.1, torch.float16: 0.03}
 
 TOLERANCE: Final = 1e-3
 """The same in float32, where another order of summation gives less than 1e-4, and wrong mathematics rarely less than 1e-2."""
+
+OTHERS_MAY_AGREE: Final = "Other versions of transformer-lens and transformers may agree; `verify=False` loads it as it is."
 
 _WINDOWS: Final = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
 _SCALES: Final = ("original_max_position_embeddings",)
@@ -173,22 +175,30 @@ def verify_model(model: HookedModel, probe: Probe, kind: str) -> Verification:
     Raises:
         DisagreementError: it computes something else; the message has the numbers.
     """
-    device = device_of(model)
-    with torch.no_grad(), _enough_memory():
-        differences = []
-        for passage in probe.passages:
-            tokens = passage.ids[None].to(device)
-            found = forward(model, tokens, torch.ones_like(tokens))[0]
-            differences.append(probe.difference(found, passage, torch.arange(len(passage.ids))))
-            _check(differences[-1], probe, f"the logits of {kind}")
-        prompt = min(len(probe.short.ids) - _STEPS, SHORT // 2)
-        decoded = [(probe.short, (prompt, prompt - prompt // 3))]  # padded on the left
-        if probe.long is not None:  # behind a cache that drops what is outside a window
-            decoded.append((probe.long, (probe.length - _STEPS,)))
-        for passage, lengths in decoded:
-            differences.append(_decoded(model, probe, passage, lengths))
-            _check(differences[-1], probe, f"the logits of {kind} behind a KV cache")
-    return Verification(max(differences), _name(probe.dtype), probe.length, probe.unreached)
+    try:
+        with torch.no_grad(), _enough_memory():
+            return Verification(_difference(model, probe, kind), _name(probe.dtype), probe.length, probe.unreached)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise DisagreementError(f"model: {kind} cannot run it in {_name(probe.dtype)} ({in_short(error)}).") from error
+
+
+def _difference(model: HookedModel, probe: Probe, kind: str) -> float:
+    device, differences = device_of(model), []
+    for passage in probe.passages:
+        tokens = passage.ids[None].to(device)
+        found = forward(model, tokens, torch.ones_like(tokens))[0]
+        differences.append(probe.difference(found, passage, torch.arange(len(passage.ids))))
+        _check(differences[-1], probe, f"the logits of {kind}")
+    prompt = min(len(probe.short.ids) - _STEPS, SHORT // 2)
+    decoded: list[tuple[Passage, tuple[int, ...]]] = [(probe.short, (prompt, prompt - prompt // 3))]  # padded on the left
+    if probe.long is not None:  # behind a cache that drops what is outside a window
+        decoded.append((probe.long, (probe.length - _STEPS,)))
+    for passage, lengths in decoded:
+        differences.append(_decoded(model, probe, passage, lengths))
+        _check(differences[-1], probe, f"the logits of {kind} behind a KV cache")
+    return max(differences)
 
 
 def _decoded(model: HookedModel, probe: Probe, passage: Passage, lengths: tuple[int, ...]) -> float:
@@ -213,7 +223,8 @@ def _check(difference: float, probe: Probe, what: str) -> None:
     if not difference <= probe.tolerance:  # NaN is no agreement
         raise DisagreementError(
             f"model: {what} differ from those of plain transformers by {difference:.1e} of their standard deviation "
-            f"({probe.tolerance:.0e} is allowed in {_name(probe.dtype)}, {probe.length} tokens compared)."
+            f"({probe.tolerance:.0e} is allowed in {_name(probe.dtype)}, {probe.length} tokens compared). "
+            f"{OTHERS_MAY_AGREE}"
         )
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -19,6 +19,8 @@ from psr_lens.errors import ModelError
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, is_known
 from psr_lens.models.transformers_model import context_of, in_short, quantisation_of, readable
+
+USE_BRIDGE: Final = "Use backend='bridge'."
 
 
 class CannotTakeError(ModelError):
@@ -83,7 +85,7 @@ def as_hooked_transformer(plain: Any, tokenizer: Any, source: Source, placement:
         raise
     except Exception as error:
         raise CannotTakeError(
-            f"model: HookedTransformer cannot take {source} ({architecture}: {in_short(error)}). Use backend='bridge'."
+            f"model: HookedTransformer cannot take {source} ({architecture}: {in_short(error)}). {USE_BRIDGE}"
         ) from error
     model.generation_config = plain.generation_config
     return model if placement.n_devices > 1 else model.to(placement.device, print_details=False)
