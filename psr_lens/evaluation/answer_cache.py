@@ -31,7 +31,7 @@ from psr_lens.models import HookedModel, model_identity
 from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import SteeringPlan
-from psr_lens.results.judgement import Judge, Judgement, judged, scored
+from psr_lens.results.judgement import Judge, Judgement, judged
 
 FORMAT: Final = 1
 CHUNK: Final = 256
@@ -182,7 +182,7 @@ class Answers:
                 texts, Judgement(_side(found, "trait"), _side(found, "coherence"), tuple(each["reason"] for each in found))
             )
         judgement = judged(self._judge, texts, questions)
-        if name and scored(judgement.trait, judgement.coherence).all():  # a missing score may be there next time
+        if name and judgement.present.all():  # a missing score may be there next time
             rows = zip(judgement.trait.tolist(), judgement.coherence.tolist(), judgement.reasons, strict=True)
             self._write(name, [{"trait": _or_null(a), "coherence": _or_null(b), "reason": why} for a, b, why in rows])
         return Judged(texts, judgement)

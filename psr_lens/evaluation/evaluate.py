@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from psr_lens.evaluation.trait_at_coherence import search
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair
-from psr_lens.results.judgement import Judge, checked_judge
+from psr_lens.results.judgement import Judge, checked_judge, given_sides
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,9 @@ def evaluate(
             bar.set_postfix_str(name)
             measure = partial(answers.at, method, context=context)
             curves[name] = _curve(measure, targets.values(), calibration, bar)
+    # A strength at which no answer has a score of one kind says nothing about the judge; all strengths together do.
+    sides = given_sides(point.judgement for curve in curves.values() for point in curve)
+    curves = {name: tuple(replace(point, gives=sides) for point in curve) for name, curve in curves.items()}
     searched = asdict(calibration)
     settings = {
         "alphas": sorted({float(alpha) for alpha in searched.pop("alphas")}),
@@ -172,7 +175,8 @@ def _tried(model: HookedModel, methods: Methods, with_prompt: bool | Collection[
 
 
 def _point(alpha: float | None, judged: Judged) -> Point:
-    return Point(None if alpha is None else float(alpha), judged.judgement.trait, judged.judgement.coherence, judged.texts)
+    found = judged.judgement
+    return Point(None if alpha is None else float(alpha), found.trait, found.coherence, judged.texts, found.gives)
 
 
 def _curve(

@@ -70,7 +70,7 @@ class ClassifierJudge:
         reasons = tuple(self._reason(score, length) for score, (_, length) in zip(scores.tolist(), encoded, strict=True))
         other = np.full(len(texts), np.nan)
         trait, coherence = (scores, other) if self.side == "trait" else (other, scores)
-        return Judgement(trait=trait, coherence=coherence, reasons=reasons)
+        return Judgement(trait=trait, coherence=coherence, reasons=reasons, gives=(self.side,))
 
     def __repr__(self) -> str:
         """One line: the classifier, its label and the side that it scores."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psr_lens.errors import InputError
-from psr_lens.results.judgement import Judge, Judgement
+from psr_lens.results.judgement import SIDES, Judge, Judgement
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class CombinedJudge:
             trait=trait.trait,
             coherence=coherence.coherence,
             reasons=tuple(f"trait: {one}; coherence: {other}" for one, other in reasons),
+            gives=SIDES,
         )
 
 

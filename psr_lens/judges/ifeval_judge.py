@@ -136,6 +136,7 @@ class IfevalJudge:
             trait=np.array([100.0 * of_text([not fault for fault in each]) for each in faults], dtype=float),
             coherence=np.full(len(texts), np.nan),
             reasons=tuple(_reason(task, each) for task, each in zip(tasks, faults, strict=True)),
+            gives=("trait",),
         )
 
     def verdicts(self, texts: Sequence[str], questions: Sequence[str]) -> list[tuple[Verdict, ...]]:

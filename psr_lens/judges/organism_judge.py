@@ -10,7 +10,7 @@ import numpy as np
 from psr_lens.errors import InputError
 from psr_lens.organism import TRAITS
 from psr_lens.organism import judge as exact
-from psr_lens.results.judgement import Judgement, check_texts
+from psr_lens.results.judgement import SIDES, Judgement, check_texts
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class OrganismJudge:
             trait=np.array([exact.trait_score(each, self.trait) for each in parsed], dtype=float),
             coherence=np.array([exact.coherence_score(each) for each in parsed], dtype=float),
             reasons=tuple(exact.explain(each) for each in parsed),
+            gives=SIDES,
         )
 
 

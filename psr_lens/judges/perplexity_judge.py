@@ -60,6 +60,7 @@ class PerplexityJudge:
             trait=np.full(len(texts), np.nan),
             coherence=100 * np.clip((self.garbage - surprisal) / (self.garbage - self.fluent), 0, 1),
             reasons=tuple(map(self._reason, surprisal)),
+            gives=("coherence",),
         )
 
     def surprisal(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:

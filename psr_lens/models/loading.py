@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, cast
 import torch
 
 from psr_lens.errors import InputError, ModelError
+from psr_lens.models.cache_argument import carry_cache
 from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, find_source
@@ -198,4 +199,5 @@ def _ready(model: Any) -> HookedModel:
     # A bridge inherits the training mode (dropout!) and the gradients of the wrapped model.
     model.eval()
     model.requires_grad_(False)
+    carry_cache(model)
     return cast(HookedModel, model)

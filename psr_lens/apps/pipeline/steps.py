@@ -201,7 +201,7 @@ class _Run:
             triplets: Sequence[Triplet] = given_triplets(self.model, self.held_out, self.split.held_out)
         else:
             point = None if evaluation is None else evaluation.curves[PROMPT][0]
-            verdict = None if point is None else Judgement(point.trait, point.coherence, ("",) * len(self.held_out))
+            verdict = None if point is None else point.judgement
             triplets = judged_triplets(self.held_out, responses[PROMPT], _known(verdict))
             if not triplets:  # the model does not follow the instruction; compare anyway
                 triplets = judged_triplets(self.held_out, responses[PROMPT], None)
@@ -231,7 +231,7 @@ class _Run:
             return next(point for point in points if point.alpha in (None, float(self.config.alpha)))
 
         chosen = {name: at(points) for name, points in evaluation.curves.items()}
-        return [summed(name, Judgement(each.trait, each.coherence, ()), each.alpha) for name, each in chosen.items()]
+        return [summed(name, each.judgement, each.alpha) for name, each in chosen.items()]
 
     def _write(self, result: RunResult) -> None:
         asked = {"question": [pair.asked for pair in self.held_out], "instruction": [pair.instruction for pair in self.held_out]}

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,7 @@ from psr_lens.judges.llm_judge.concurrency import ask_all, run_blocking
 from psr_lens.judges.llm_judge.reply import Reply
 from psr_lens.judges.llm_judge.settings import LLMSettings, LLMUsage
 from psr_lens.judges.llm_judge.template import COHERENCE_PROMPT, PromptTemplate
-from psr_lens.results.judgement import Judgement, check_texts
-
-_SIDES: Final = ("trait", "coherence")
+from psr_lens.results.judgement import SIDES, Judgement, check_texts
 
 
 @dataclass
@@ -79,14 +77,17 @@ class LLMJudge:
         check_texts(texts, questions)
         prompts = {
             side: [template.fill(sendable(question), sendable(text)) for question, text in zip(questions, texts, strict=True)]
-            for side, template in zip(_SIDES, (self.trait_prompt, self.coherence_prompt), strict=True)
+            for side, template in zip(SIDES, (self.trait_prompt, self.coherence_prompt), strict=True)
             if template is not None
         }
         outcomes = self._outcomes(list(dict.fromkeys(prompt for side in prompts.values() for prompt in side)))
         scores = {side: [_score(outcomes[prompt]) for prompt in prompts[side]] for side in prompts}
-        trait, coherence = ([score for score, _ in scores[side]] if side in scores else [np.nan] * len(texts) for side in _SIDES)
+        trait, coherence = ([score for score, _ in scores[side]] if side in scores else [np.nan] * len(texts) for side in SIDES)
         return Judgement(
-            trait=np.array(trait, dtype=float), coherence=np.array(coherence, dtype=float), reasons=_reasons(scores, len(texts))
+            trait=np.array(trait, dtype=float),
+            coherence=np.array(coherence, dtype=float),
+            reasons=_reasons(scores, len(texts)),
+            gives=tuple(side for side in SIDES if side in scores),
         )
 
     @property
@@ -96,7 +97,7 @@ class LLMJudge:
 
     def __repr__(self) -> str:
         """One line: the model, what it judges and where it is asked; never the key."""
-        sides = [side for side, prompt in zip(_SIDES, (self.trait_prompt, self.coherence_prompt), strict=True) if prompt]
+        sides = [side for side, prompt in zip(SIDES, (self.trait_prompt, self.coherence_prompt), strict=True) if prompt]
         cache = f", cache={str(self.cache)!r}" if self.cache else ""
         return f"LLMJudge({self.settings.model!r}, {' and '.join(sides)}, base_url={self.settings.base_url!r}{cache})"
 
