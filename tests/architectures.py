@@ -29,6 +29,10 @@ class Architecture(NamedTuple):
     """Whether `HookedTransformer` can take it from a folder."""
     variants: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (read only)
     """What models of the family also have, by what it is called: position embeddings and biases, as settings."""
+    refused: tuple[str, ...] = ()
+    """Variants that no class of TransformerLens computes right, or only that of 4.x."""
+    since: int = 3
+    """The first generation of TransformerLens whose bridge computes it right."""
 
 
 def rope(kind: str, **settings: Any) -> dict[str, Any]:
@@ -74,6 +78,7 @@ FAMILIES: Final = {
         "GPTNeoX",
         {"use_parallel_residual": True},
         variants={"sequential": {"use_parallel_residual": False}, "no attention bias": {"attention_bias": False}},
+        refused=("no attention bias",),
     ),
     "qwen2": Architecture(
         "Qwen2",
@@ -150,6 +155,7 @@ FAMILIES: Final = {
             "grouped queries": {"new_decoder_architecture": True, "num_kv_heads": 2},
             "ALiBi": {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
         },
+        refused=("grouped queries", *(("ALiBi",) if has_hooked_transformer() else ())),
     ),
     "gpt-oss": Architecture(
         "GPT-OSS",
@@ -159,15 +165,26 @@ FAMILIES: Final = {
         | {"num_local_experts": 4, "sliding_window": WINDOW, "layer_types": _LAYER_TYPES}
         | rope("yarn", beta_fast=32.0, beta_slow=1.0, truncate=False),
     ),
-    "cohere": Architecture("Cohere (Command R)", "Cohere", {"num_key_value_heads": 2}, in_hooked_transformer=False),
+    "cohere": Architecture(
+        "Cohere (Command R)",
+        "Cohere",
+        _GROUPED,
+        in_hooked_transformer=False,
+        variants={"normalised queries": {"use_qk_norm": True}},
+        since=4,
+    ),
     "cohere2": Architecture(
         "Cohere2 (Command R7B)",
         "Cohere2",
-        {"num_key_value_heads": 2, "sliding_window": WINDOW, "layer_types": _LAYER_TYPES},
+        _GROUPED | {"sliding_window": WINDOW, "layer_types": _LAYER_TYPES},
         in_hooked_transformer=False,
+        since=4,
     ),
 }
 """All that can be made; norms behind the blocks, attention beside the MLP and heads not d_model / n_heads wide are among them."""
+
+TAKEN: Final = tuple(family for family, found in FAMILIES.items() if found.since == 3 or not has_hooked_transformer())
+"""Those that the installed TransformerLens takes."""
 
 CLASSES: Final = {"gemma3": "Gemma3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
 CONFIGS: Final = {"gemma3": "Gemma3TextConfig"}

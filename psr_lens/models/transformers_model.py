@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from psr_lens._utils.optional import package
-from psr_lens.errors import MissingPackageError, ModelError
+from psr_lens.errors import MissingPackageError, ModelError, PsrLensError
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, find_source
 
@@ -218,7 +218,7 @@ def _adapted(source: Source, adapter: Mapping[str, Any], placement: Placement, d
         ) from error
     with _base_of(source, adapter) as base:
         model = _read(base, placement, dtype)
-    with readable(source), warnings.catch_warnings():
+    with readable(source, "peft"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*adapter keys")  # missing or unexpected ones: peft only warns
         return peft.PeftModel.from_pretrained(model, source.location).merge_and_unload()
 
@@ -227,7 +227,18 @@ def _trained_on(source: Source) -> Source | None:
     """The model that the adapter in a folder without weights was trained on; None for any other source."""
     if source.folder is None or source.gguf is not None or (source.folder / "config.json").is_file():
         return None
-    return find_source(str((_adapter(source) or {}).get("base_model_name_or_path")))
+    return _named_base(source, _adapter(source) or {})
+
+
+def _named_base(source: Source, adapter: Mapping[str, Any]) -> Source:
+    name = str(adapter.get("base_model_name_or_path"))
+    try:
+        return find_source(name)
+    except PsrLensError as error:
+        raise ModelError(
+            f"model: the adapter in {source} was trained on {name!r}, which cannot be found. "
+            "Correct `base_model_name_or_path` in its adapter_config.json, or put the adapter into the folder of those weights."
+        ) from error
 
 
 @contextmanager
@@ -235,7 +246,7 @@ def _base_of(source: Source, adapter: Mapping[str, Any]) -> Iterator[Source]:
     """The model that an adapter is applied to: the weights beside it if there are any, else those that it names."""
     folder = source.folder
     if folder is None or not (folder / "config.json").is_file():
-        yield find_source(str(adapter.get("base_model_name_or_path")))
+        yield _named_base(source, adapter)
         return
     with tempfile.TemporaryDirectory(prefix="psr_") as bare:  # transformers would put the adapter in by itself, unmerged
         for path in folder.iterdir():

@@ -169,9 +169,7 @@ def test_a_class_that_computes_something_else_is_noticed(folders, monkeypatch, b
     def spoiled(*args: Any) -> Any:
         model = build(*args)
         if what == "a norm":
-            next(
-                parameter for name, parameter in model.named_parameters() if "ln1" in name and name.endswith((".w", "weight"))
-            ).mul_(1.01)
+            next(each for name, each in model.named_parameters() if "ln1.w" in name or "layernorm" in name).mul_(1.01)
         else:
             point = "blocks.1.attn.hook_attn_scores" if what == "an attention score" else "blocks.1.attn.hook_pattern"
 
@@ -469,8 +467,40 @@ def test_an_adapter_is_never_dropped(folders, tmp_path, monkeypatch, with_weight
             psr.load_model(made, backend=backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adapter_is_merged(folders, tmp_path, backend):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(
+        oracles.transformer(folders["llama"]), peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    )
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora" in name:
+                parameter.normal_(std=0.3)
+        adapted.save_pretrained(tmp_path / "alone")
+        wanted = adapted.eval()(torch.tensor([list(SEQUENCE)])).logits[0]
+    shutil.copytree(folders["llama"], tmp_path / "both")
+    for path in (tmp_path / "alone").glob("adapter_*"):
+        shutil.copy(path, tmp_path / "both")
+    for name in ("alone", "both"):
+        model = psr.load_model(tmp_path / name, backend=backend)
+        torch.testing.assert_close(logits_of(model, SEQUENCE), wanted, atol=TOLERANCE, rtol=0)
+        assert model.tokenizer is not None
+    weights = load_file(tmp_path / "both" / "adapter_model.safetensors")
+    weights.pop(min(weights))
+    save_file(weights, tmp_path / "both" / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"cannot be loaded by peft \(Found missing adapter keys"):
+        psr.load_model(tmp_path / "both", backend=backend)
+
+
 def test_an_adapter_alone_has_its_base_s_outline(folders, tmp_path):
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folders["llama"])})
     )
     assert outline(tmp_path).cfg.n_ctx == AutoConfig.from_pretrained(folders["llama"]).max_position_embeddings
+
+
+def test_an_adapter_whose_base_is_gone_is_told(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/gone/base"}))
+    with pytest.raises(ModelError, match=r"the adapter in .* was trained on '/gone/base', which cannot be found\."):
+        outline(tmp_path)
