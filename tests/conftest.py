@@ -9,16 +9,20 @@ from pathlib import Path
 
 os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 
-from jaxtyping import config as jaxtyping_config
-from jaxtyping import install_import_hook
-
-install_import_hook("psr_lens", "typecheck.checked")
-
 import hypothesis
-import oracles
+import plotly.subplots  # noqa: F401
 import pytest
 import torch
+import transformer_lens  # noqa: F401
 import transformers
+import typecheck
+import typer.rich_utils  # noqa: F401
+from jaxtyping import config as jaxtyping_config
+
+# Large packages come first: whatever a hooked module is the first to import is compiled anew in every run.
+typecheck.install("psr_lens")
+
+import oracles
 from architectures import FAMILIES
 from chat_server import KEY, ChatServer
 from helpers import BACKENDS, ORGANISMS, TINY, Case, save_tiny

@@ -27,7 +27,7 @@ from psr_lens._utils.digests import digest_of, raw_bytes
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.methods import Method
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
-from psr_lens.models import HookedModel, fingerprint
+from psr_lens.models import HookedModel, model_identity
 from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import SteeringPlan
@@ -90,7 +90,7 @@ class Answers:
             except OSError as error:
                 raise InputError("cache", f"{folder} ({error.strerror})", "a folder that can be written") from error
         sampling = {name: value for name, value in asdict(self.config).items() if name != "token_budget"}
-        self._common = {"model": fingerprint(model) | {"weights": weights_digest(model)}, "sampling": sampling}
+        self._common = {"model": model_identity(model) | {"weights": weights_digest(model)}, "sampling": sampling}
         self._judge_name = None if judge is None else identity_of(judge)
         self._written: dict[str, tuple[Response, ...]] = {}
         self._known: dict[tuple[str, ...], Judged] = {}

@@ -4,7 +4,7 @@
 differences (masks, caches, positions, aliases, placement, processed weights) are handled here and nowhere else.
 """
 
-from psr_lens.models.fingerprints import fingerprint, processing, processing_differs
+from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.forward_pass import forward, frozen
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.hooked_model import (
@@ -21,10 +21,12 @@ from psr_lens.models.hooked_model import (
     tokenizer_of,
 )
 from psr_lens.models.kv_cache import Decoder
-from psr_lens.models.loading import EMBEDDED, Backend, load_model, load_to_fit_and_answer
+from psr_lens.models.loading import DTYPES, Backend, load_model, load_to_fit_and_answer
+from psr_lens.models.sources import EMBEDDED
 from psr_lens.models.temporary_hooks import hooked
 
 __all__ = [
+    "DTYPES",
     "EMBEDDED",
     "Backend",
     "Decoder",
@@ -47,6 +49,7 @@ __all__ = [
     "is_switched_off",
     "load_model",
     "load_to_fit_and_answer",
+    "model_identity",
     "processing",
     "processing_differs",
     "tokenizer_of",

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 from torch import Tensor
 
 from psr_lens.models.hooked_model import HookedModel, is_bridge
+from psr_lens.models.verification import verification_of
 
 UNPROCESSED: Final = "none"
 """The value of `processing` for weights as they were trained."""
@@ -21,6 +22,16 @@ _CENTRED: Final = 2e-3
 
 
 def fingerprint(model: HookedModel) -> dict[str, Any]:
+    """What an artifact records of the model that it was made with: what `model_identity` gives, and `verified`.
+
+    `verified` says how the model was held against plain transformers when it was loaded: the largest difference of logits in units of
+    their standard deviation, the type of the weights, and the number of tokens. It is None for a model that was not.
+    """
+    verification = verification_of(model)
+    return model_identity(model) | {"verified": None if verification is None else verification.to_json()}
+
+
+def model_identity(model: HookedModel) -> dict[str, Any]:
     """What an artifact must match to be used on a model: sizes, vocabulary and the processing of the weights.
 
     `processing` is present only for processed weights, so an artifact saved before it was recorded counts as made for unprocessed ones.

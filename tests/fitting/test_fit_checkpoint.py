@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, FitError, InputError
-from psr_lens.fitting import training
+from psr_lens.fitting.gradient_descent import training
 from psr_lens.fitting.gradient_descent.checkpoint import identity
 from psr_lens.fitting.gradient_descent.objective import Imitation, Objective
 from psr_lens.fitting.gradient_descent.training import _Run

@@ -26,7 +26,7 @@ from psr_lens.activations.store.files import RESUME, Layout, verify_file
 from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards
 from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import fingerprint, tokenizer_of
+from psr_lens.models import model_identity, tokenizer_of
 from psr_lens.prompts import Span, TokenTable, Triplet, token_table
 
 StoreDtype = Literal["float32", "bfloat16", "float16"]
@@ -90,7 +90,7 @@ class StoreSpec:
             ModelError: the model has no tokenizer.
         """
         return cls(
-            fingerprint(reading.model),
+            model_identity(reading.model),
             tokenizer_fingerprint(tokenizer_of(reading.model)),
             {name: tuple(shape) for name, shape in reading.shapes.items()},
             dtype,

@@ -19,7 +19,7 @@ from psr_lens.activations.store.files import RESUME, read_checksums, verify_file
 from psr_lens.activations.store.format import StoreSpec, differences, read_spec, shard_layout, tokenizer_fingerprint
 from psr_lens.activations.store.rows import ShardFiles, StoredRows
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, fingerprint, tokenizer_of
+from psr_lens.models import HookedModel, model_identity, tokenizer_of
 from psr_lens.prompts import TokenTable, Triplet
 
 _BLOCK: Final = 256
@@ -385,7 +385,7 @@ def _shuffled(count: int, tokens: int, seed: int) -> Iterator[Int64[Tensor, " ro
 
 
 def _check_model(folder: Path, spec: StoreSpec, model: HookedModel) -> None:
-    theirs: dict[str, Any] = fingerprint(model)
+    theirs: dict[str, Any] = model_identity(model)
     if theirs != dict(spec.model):
         raise ArtifactError(
             f"{folder}: was captured from another model than this one, {differences(spec.model, theirs, 'in the store', 'of this model')}. "

@@ -12,7 +12,7 @@ from typing import Any, cast
 from psr_lens._utils.safe_files import write_text
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline import run_folder
-from psr_lens.apps.pipeline.config import DTYPES, NO_JUDGE, RunConfig
+from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, kept_prompts, read_split
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
@@ -28,7 +28,7 @@ from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
-from psr_lens.models import HookedModel, fingerprint, load_model
+from psr_lens.models import HookedModel, load_model, model_identity
 from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import PromptPairs, Triplet
 from psr_lens.replacement import Replacement
@@ -66,7 +66,7 @@ def run(
 
     Args:
         config: Settings.
-        device: Device of the model; the CPU if None.
+        device: Device of the model; None takes a GPU if there is one.
         say: Called with each progress message.
         show: Called with the first pair's prompts as coloured text, before anything costly runs.
 
@@ -82,9 +82,9 @@ def run(
     out = check_folder(config.out)
     split = read_split(config)
     say(f"loading {config.model}")
-    model = load_model(config.model, device=device or "cpu", dtype=DTYPES[config.dtype], backend=cast(Any, config.backend))
+    model = load_model(config.model, device=device or "auto", dtype=config.dtype, backend=cast(Any, config.backend))
     config = config.resolved(int(model.cfg.n_layers))
-    about = {"questions": split.digest(), "model_found": {**fingerprint(model), "weights": weights_digest(model)}}
+    about = {"questions": split.digest(), "model_found": {**model_identity(model), "weights": weights_digest(model)}}
     if run_folder.claim(out, config, about):
         say(f"resuming the run in {out}")
     write_text(out / run_folder.SETTINGS_FILE, config.to_yaml())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from psr_lens.errors import ArtifactError
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
-from psr_lens.models import HookedModel, fingerprint
+from psr_lens.models import HookedModel, model_identity
 from psr_lens.models.fingerprints import weights_digest
 from psr_lens.prompts import Triplet
 
@@ -46,7 +46,7 @@ def identity(
     settings |= {"layers": None}  # the hook points say it
     settings |= {"start": "random"}  # older runs of the solver `joint` could start from another solver's result
     return {
-        "model": fingerprint(model) | {"weights": weights_digest(model)},
+        "model": model_identity(model) | {"weights": weights_digest(model)},
         "triplets": data.hexdigest(),
         "hook points": list(names),
         "settings": settings,
