@@ -7,6 +7,7 @@ Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from psr_lens._utils.optional import package
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import BatchReading
+from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
@@ -134,8 +136,11 @@ class Comparison:
         """A copy with scores beside the comparison, for tables, plots and reports.
 
         Args:
-            scores: Results of `scores_at`.
+            scores: Results of `scores_at`, each method's at its strength in this comparison.
             settings: What a reader needs to run it again, added to the settings so far.
+
+        Raises:
+            InputError: a method was scored at another strength than it was compared at; the two would not be of one thing.
 
         Example:
             >>> few = psr.SamplingConfig(max_new_tokens=8)
@@ -143,6 +148,15 @@ class Comparison:
             >>> scored.scores[0].method, scored.settings
             ('A-PSR', {'seed': 0})
         """
+        for index, each in enumerate(scores):
+            compared = self.alphas.get(each.method, each.alpha)
+            if each.alpha is not None and compared is not None and not math.isclose(each.alpha, compared, rel_tol=1e-6):
+                raise InputError(
+                    f"scores[{index}]",
+                    f"{each.method!r} at strength {each.alpha:g}",
+                    f"its strength in this comparison, {compared:g}",
+                    f"Compare it at that strength too: `compare(…, alpha={{{each.method!r}: {each.alpha:g}, …}})`.",
+                )
         return replace(self, scores=tuple(scores), settings={**self.settings, **(settings or {})})
 
     def to_pandas(self) -> pd.DataFrame:
