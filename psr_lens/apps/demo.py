@@ -61,7 +61,8 @@ class DemoConfig:
     single_layers: tuple[int, ...] = (1, 3)
     """Candidate layers of S-PSR; the best one on the validation questions is chosen, and the constant baseline acts there too."""
     validation_questions: int = 40
-    """Number of questions for that choice and for that of the constant's strength: from the training split, neither fitted on nor scored."""
+    """Number of questions for that choice and for that of the constant's strength: from the training split, neither fitted on nor
+    scored."""
     looked_into: int = 40
     """Number of held-out responses for the report's next-token distances, parts of blocks, and heads."""
     seed: int = 0
