@@ -147,7 +147,9 @@ def test_a_strength_of_no_method_is_refused(model, triplets, replacements):
 def test_scores_of_another_strength_than_the_comparisons_are_refused(model, triplets, replacements):
     """Relative RMSE at 1 beside scores at 2 would be of two different methods."""
     few = triplets[:2]
-    scores = [psr.Scores(name, alpha, 3, 0, 50.0, 90.0, (40.0, 60.0), (80.0, 99.0)) for name, alpha in (("none", None), ("CAA", 2.0))]
+    scores = [
+        psr.Scores(name, alpha, 3, 0, 50.0, 90.0, (40.0, 60.0), (80.0, 99.0)) for name, alpha in (("none", None), ("CAA", 2.0))
+    ]
     with pytest.raises(InputError, match=r"scores\[1\]: got 'CAA' at strength 2, expected its strength in this comparison, 1\."):
         psr.compare(model, few, replacements).with_scores(scores)
     alphas = {"A-PSR": 1.0, "CAA": 2.0}
