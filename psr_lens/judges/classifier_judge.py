@@ -176,7 +176,7 @@ def classifier(
     model, tokenizer = _load(str(name_or_path), device)
     longest = min(_longest(model, tokenizer), max_length or 10**9)
     names = _labels(model.config)
-    index = label if is_whole(label) else names.index(label) if label in names else -1
+    index = int(label) if is_whole(label) else names.index(str(label)) if label in names else -1
     if not 0 <= index < len(names):
         choices = ", ".join(map(repr, names))
         raise InputError("label", repr(label), f"one of {choices}, or an index from 0 to {len(names) - 1}")

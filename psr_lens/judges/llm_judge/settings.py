@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, fields
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
@@ -126,7 +126,7 @@ class LLMUsage:
         return LLMUsage(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
 
-def _check_number(name: str, value: object, least: float) -> None:
+def _check_number(name: str, value: Any, least: float) -> None:
     if not is_real(value) or not least <= value < float("inf"):
         raise InputError(name, repr(value), f"a finite number, {least} or more")
 
