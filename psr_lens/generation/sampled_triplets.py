@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, overload
 import numpy as np
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import is_whole
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet, check_pairs
@@ -81,7 +82,7 @@ class Triplets(Sequence[Triplet]):
             PromptView(pair 0 of 16, span R; `print` shows it)
         """
         pairs = [triplet.pair for triplet in self.kept]
-        ids = self.kept[index].response_ids if isinstance(index, int) and -len(pairs) <= index < len(pairs) else ()
+        ids = self.kept[index].response_ids if is_whole(index) and -len(pairs) <= index < len(pairs) else ()
         return shown(self.tokenizer, pairs, index, span, ids)
 
     def summary(self) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
@@ -114,7 +115,7 @@ def top_tokens(
         raise InputError("replacement", f"a {type(replacement).__name__}", "a Replacement", "`psr.fit` makes one.")
     check_model(replacement, model)
     for name, value in (("k", k), ("per_response", 1 if per_response is None else per_response)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_whole(value) or value < 1:
             raise InputError(name, repr(value), "a whole number, 1 or more")
     names = [name for name in replacement.sites if layer is None or layer_of(name) == layer]
     if not names:
