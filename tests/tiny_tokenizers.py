@@ -1,6 +1,8 @@
 """Tiny tokenizers of each kind that language models have, trained here: what they know of text differs, and so does the first space."""
 
+import copy
 import functools
+import json
 
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -57,8 +59,6 @@ def _llama(**more) -> PreTrainedTokenizerFast:
 
 
 def _merges(tokenizer: Tokenizer) -> list:
-    import json
-
     return json.loads(tokenizer.to_str())["model"]["merges"]
 
 
@@ -100,8 +100,6 @@ def _lower_case() -> PreTrainedTokenizerFast:
 
 class Slow(PreTrainedTokenizer):
     """A tokenizer in Python, of characters."""
-
-    vocab_files_names = {}
 
     def __init__(self, **more):
         letters = sorted({letter for text in TEXTS for letter in text} | set("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
@@ -147,8 +145,13 @@ LOSSLESS = ("byte level", "llama", "slow")
 
 
 @functools.cache
+def _trained(kind: str):
+    return MAKERS[kind]()
+
+
+@functools.cache
 def tokenizer(kind: str, template: str | None = None):
     """One of each kind, with a chat template or without."""
-    made = MAKERS[kind]()
+    made = copy.deepcopy(_trained(kind))
     made.chat_template = template
     return made

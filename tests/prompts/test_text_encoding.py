@@ -55,10 +55,7 @@ def test_a_response_has_the_ids_that_it_has_in_the_whole_text(kind, chat, questi
     made = tokenizer(kind, TEMPLATE if chat else None)
     [pair] = psr.prompt_pairs(Stub(made), [question], "be brief .")
     [triplet] = _responses(made, pair, response)
-    if chat:
-        text = f"<s>[INST] user\n{question}<|im_end|>\n[INST] assistant\n"
-    else:
-        text = f"{question}\n"
+    text = f"<s>[INST] user\n{question}<|im_end|>\n[INST] assistant\n" if chat else f"{question}\n"
     if not free_of_special(text.replace("<s>[INST]", "").replace("<|im_end|>", "").replace("[INST]", "") + response):
         return
     alone, whole = direct(kind, text), direct(kind, text + response)
