@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -18,10 +19,10 @@ from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
 from psr_lens.activations.teacher_forced_pass import Steered, read_batch
 from psr_lens.errors import InputError
-from psr_lens.interpretation.directions.sources import token_strings
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets
+from psr_lens.prompts.token_text import token_strings
 from psr_lens.replacement import Replacement, check_model
 
 CONTEXT: Final = 8
@@ -183,11 +184,5 @@ def _in_context(model: HookedModel, triplets: Sequence[Triplet], found: tuple[fl
     position = row - triplet.pair.span_length(span)
     at = len(triplet.pair.base_ids) + position
     before, (token,), after = ids[max(0, at - CONTEXT) : at], ids[at : at + 1], ids[at + 1 : at + 1 + CONTEXT]
-    return TopToken(
-        coefficient,
-        token_strings(model, [token])[0],
-        token_strings(model, before),
-        token_strings(model, after),
-        index,
-        position,
-    )
+    spelled = partial(token_strings, tokenizer_of(model))
+    return TopToken(coefficient, spelled([token])[0], spelled(before), spelled(after), index, position)
