@@ -35,6 +35,7 @@ from psr_lens.models import (
 from psr_lens.prompts import Context, PromptPair, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
+from psr_lens.prompts.token_text import decoded
 from psr_lens.replacement import SPANS, Steering, SteeringHooks
 from psr_lens.replacement.steering import check_steering
 
@@ -117,7 +118,7 @@ def generate(
             with hooked(model, hooks):
                 found = _decode(model, tokens, mask, draws, stops, config, tokenizer, hooks, keep)
             for row, ids in zip(rows, found, strict=True):
-                responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))
+                responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
 

@@ -25,7 +25,11 @@ class TokenChoice:
     """Chooses one token per response and step; a response does not depend on the others in its batch, nor on padding."""
 
     def __init__(
-        self, config: SamplingConfig, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], stops: Sequence[int]
+        self,
+        config: SamplingConfig,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        stops: Sequence[int],
     ) -> None:
         """Prepare for a batch of prompts, padded on the left.
 

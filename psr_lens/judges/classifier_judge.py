@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 
 from psr_lens._utils.digests import json_text
+from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
@@ -193,12 +194,12 @@ def classifier(
     if side not in get_args(Side):
         raise InputError("side", repr(side), "'trait' or 'coherence'")
     for name, value, least in (("max_length", max_length, 4), ("token_budget", token_budget, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if value is not None and (not is_whole(value) or value < least):
             raise InputError(name, repr(value), f"a whole number, {least} or more")
     model, tokenizer = _load(str(name_or_path), device)
     longest = min(_longest(model, tokenizer), max_length or 10**9)
     names = _labels(model.config)
-    index = label if isinstance(label, int) and not isinstance(label, bool) else names.index(label) if label in names else -1
+    index = int(label) if is_whole(label) else names.index(str(label)) if label in names else -1
     if not 0 <= index < len(names):
         choices = ", ".join(map(repr, names))
         raise InputError("label", repr(label), f"one of {choices}, or an index from 0 to {len(names) - 1}")

@@ -38,7 +38,9 @@ def carry_cache(model: HookedModel) -> None:
             setattr(component, _MENDED, True)
 
 
-def _by_the_old_name(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _by_the_old_name(
+    module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if NEW_NAME not in named:
         return None
     return arguments, {OLD_NAME if name == NEW_NAME else name: value for name, value in named.items()}

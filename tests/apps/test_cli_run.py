@@ -358,7 +358,14 @@ def test_ctrl_c_ends_with_130_and_a_failure_with_1(monkeypatch, tmp_path, settin
 def test_a_judge_of_coherence_alone_is_enough(tmp_path, settings, no_report):
     """`--judge perplexity`: fluent responses are kept whatever their trait, and there is a curve of coherence."""
     one = {"S-Const DiM": QUICK["S-Const DiM"]}
-    given = {**settings, "model": "organism", "judge": "perplexity", "methods": one, "held_out": 3, "sampling": {"max_new_tokens": 20}}
+    given = {
+        **settings,
+        "model": "organism",
+        "judge": "perplexity",
+        "methods": one,
+        "held_out": 3,
+        "sampling": {"max_new_tokens": 20},
+    }
     code, output = run("--config", written(tmp_path, {**given, "calibration": {"targets": [80], "at_prompt": False, "steps": 1}}))
     assert code == 0, output
     found = json.loads((tmp_path / "out" / "results.json").read_text())

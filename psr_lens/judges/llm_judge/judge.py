@@ -22,7 +22,7 @@ from psr_lens.judges.llm_judge.concurrency import ask_all, run_blocking
 from psr_lens.judges.llm_judge.reply import Reply
 from psr_lens.judges.llm_judge.settings import LLMSettings, LLMUsage
 from psr_lens.judges.llm_judge.template import COHERENCE_PROMPT, PromptTemplate
-from psr_lens.results.judgement import SIDES, Judgement, check_texts
+from psr_lens.results.judgement import SIDES, Judgement, Side, check_texts
 
 
 @dataclass
@@ -227,7 +227,7 @@ def _score(outcome: Reply | Failure) -> tuple[float, str]:
     return score, reason if np.isnan(score) else f"{score:.4g}, {reason}"
 
 
-def _reasons(scores: Mapping[str, Sequence[tuple[float, str]]], count: int) -> tuple[str, ...]:
+def _reasons(scores: Mapping[Side, Sequence[tuple[float, str]]], count: int) -> tuple[str, ...]:
     """One reason per text; prefixed by the side if both sides were judged."""
     if len(scores) == 1:
         return tuple(reason for side in scores.values() for _, reason in side)
