@@ -43,6 +43,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     **dict.fromkeys(
         (
             "CohereForCausalLM",
+            "Cohere2ForCausalLM",
             "GemmaForCausalLM",
             "GptOssForCausalLM",
             "GraniteForCausalLM",  # what it scales before adding is changed before it is scaled, as by a bridge

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import oracles
 import pytest
 import torch
-from architectures import FAMILIES
+from architectures import FAMILIES, TAKEN
 from helpers import LAYERS, pairs_of, random_replacement, replacement_at
 from micro_models import ARCHITECTURES, micro_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, pipeline
@@ -26,6 +26,9 @@ class Both(NamedTuple):
 
     hooked: Any
     hf: Any
+
+
+ATTACHED = tuple(TAKEN)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def prompt(length: int = 9, rows: int = 1) -> torch.Tensor:
 # --- the same numbers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTACHED)
 def test_logits_are_those_of_the_path_through_transformer_lens(both, family):
     hooked, hf = both(family)
     ids = prompt()
@@ -77,7 +80,7 @@ def test_logits_are_those_of_the_path_through_transformer_lens(both, family):
     assert hooks_in(hf) == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTACHED)
 def test_generation_is_that_of_the_path_through_transformer_lens(both, family):
     hooked, hf = both(family)
     steering = random_replacement(hooked, rank=2, size=0.3)
