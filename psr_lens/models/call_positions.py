@@ -15,7 +15,7 @@ from torch import Tensor
 
 from psr_lens.errors import InputError
 
-Columns = int | Int[Tensor, " row"]
+Columns = int | Int[Tensor, " _"]
 """One column for all rows, or one per row, on the CPU."""
 
 _FIRST_STEERED: Final = "the first steered position, counted from the left with padding and cached tokens"

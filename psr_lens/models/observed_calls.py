@@ -229,7 +229,7 @@ class ModelCalls:
         if ids is not None and ids.ndim == 1:
             ids = ids[None]
         same = ids is not None and ids.shape[:2] == residual.shape[:2]
-        self._note(ids if same else residual, named.get("attention_mask"), named.get("past_kv_cache_entry"))
+        self._note(ids if ids is not None and same else residual, named.get("attention_mask"), named.get("past_kv_cache_entry"))
 
     def _note_base(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         if named is _NOTHING:
@@ -307,9 +307,8 @@ class ModelCalls:
     @property
     def _padding(self) -> Padding | None:
         module = self._module()
-        tokenizer = next(
-            (model.tokenizer for each in self._through if getattr(model := each(), "tokenizer", None) is not None), None
-        )
+        tokenizers = (getattr(each(), "tokenizer", None) for each in self._through)
+        tokenizer = next((each for each in tokenizers if each is not None), None)
         config = getattr(module, "config", None)
         ids = {
             name: getattr(tokenizer, name, None) if tokenizer is not None else getattr(config, name, None)
