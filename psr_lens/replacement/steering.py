@@ -107,7 +107,7 @@ class Steering(ABC):
         speculative or assisted decoding are steered as plain greedy decoding is. Calls of all threads are steered, each by itself.
 
         Args:
-            model: The transformers model (Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma-2, Gemma-3, OLMo-2, GPT-2 or GPT-NeoX), on any device.
+            model: The transformers model of an architecture listed in the docs (Artifacts), on any device.
             alpha: Strength, as for `steer`; at 0, with an `offset` of 0, no hook is added.
             start: First steered position in the prompt, as for `steer`.
 
