@@ -36,27 +36,38 @@ def hooked(model: HookedModel, hooks: Sequence[tuple[str, Any]]) -> Iterator[Non
         InputError: the bridge has no hook point of that name.
         ValueError, AssertionError, KeyError: from TransformerLens itself, if a point does not exist or its config switch is off.
     """
-    added: list[tuple[Any, Any]] = []
     if isinstance(hooks, TemporaryHooks):
         hooks.begin()
+    as_it_does = is_bridge(model) and not has_hooked_transformer()  # TransformerLens 4 removes the very hooks that it added
+    block = model.hooks(fwd_hooks=list(hooks)) if as_it_does else _one_by_one(cast(Any, model), hooks)
     with _lock:
-        cast(Any, model).context_level += 1  # so that removing hooks by level inside the block leaves ours alone
+        block.__enter__()
     try:
-        for name, hook in hooks:
-            with _lock:
-                added.append(_added(cast(Any, model), name, hook))
         yield
     finally:
         with _lock:
-            for point, handle in added:  # one by one: blocks need not end in the order in which they began
-                handle.hook.remove()
-                point.fwd_hooks = [each for each in point.fwd_hooks if each is not handle]
-            cast(Any, model).context_level -= 1
+            block.__exit__(None, None, None)
+
+
+@contextmanager
+def _one_by_one(model: Any, hooks: Sequence[tuple[str, Any]]) -> Iterator[None]:
+    """Add hooks and remove these alone: in TransformerLens 3, blocks that end in another order remove each other's."""
+    added: list[tuple[Any, Any]] = []
+    model.context_level += 1  # so that removing hooks by level inside the block leaves ours alone
+    try:
+        for name, hook in hooks:
+            added.append(_added(model, name, hook))
+        yield
+    finally:
+        for point, handle in added:
+            handle.hook.remove()
+            point.fwd_hooks = [each for each in point.fwd_hooks if each is not handle]
+        model.context_level -= 1
 
 
 def _added(model: Any, name: str, hook: Any) -> tuple[Any, Any]:
     """Add a hook; return its point and handle."""
-    if not (is_bridge(model) and has_hooked_transformer()):
+    if not is_bridge(model):
         model.add_hook(name, hook, level=model.context_level)
         point = model.hook_dict[name]
         return point, point.fwd_hooks[-1]
