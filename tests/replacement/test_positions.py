@@ -18,7 +18,7 @@ from transformers import DynamicCache
 import psr_lens as psr
 from psr_lens.errors import InputError
 from psr_lens.generation.likelihood import log_likelihoods
-from psr_lens.models import Decoder, has_hooked_transformer, is_bridge
+from psr_lens.models import has_hooked_transformer, is_bridge
 from psr_lens.models.call_positions import Sequences
 from psr_lens.replacement import Replacement, Site
 
@@ -46,7 +46,11 @@ def behind(model: Any, cache: Any, tokens: list[int], past: int) -> torch.Tensor
 
 
 def new_cache(model: Any) -> Any:
-    return Decoder(model, 1)._cache
+    if is_bridge(model):
+        return DynamicCache(config=model.original_model.config)
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    return TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", 1)
 
 
 # --- padding ----------------------------------------------------------------------------------------------------------------
