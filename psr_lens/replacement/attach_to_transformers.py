@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final
 
@@ -29,11 +29,13 @@ class Layout:
     layers: str
     """The list of decoder layers, relative to the model; a layer's output is `hook_resid_post`."""
     attention: str
-    """The module in a layer whose output is `hook_attn_out`, which is added to the residual stream (Granite: after it is scaled)."""
+    """The module in a layer whose output is `hook_attn_out`, which is added to the residual stream."""
     mlp: str
     """The module in a layer whose output is `hook_mlp_out`, which is added to the residual stream."""
     projection: str
     """The module in a layer whose input is `attn.hook_z`, with the heads concatenated."""
+    multiplier: str = ""
+    """Setting by which the layer multiplies what its attention and MLP give, before it is those hook points; empty for 1."""
 
 
 _PLAIN: Final = Layout("model.layers", "self_attn", "mlp", "self_attn.o_proj")
@@ -46,7 +48,6 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             "Cohere2ForCausalLM",
             "GemmaForCausalLM",
             "GptOssForCausalLM",
-            "GraniteForCausalLM",  # what it scales before adding is changed before it is scaled, as by a bridge
             "LlamaForCausalLM",
             "MistralForCausalLM",
             "MixtralForCausalLM",
@@ -63,6 +64,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     ),
     **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _POST_NORMS),
     "FalconForCausalLM": Layout("transformer.h", "self_attention", "mlp", "self_attention.dense"),
+    "GraniteForCausalLM": replace(_PLAIN, multiplier="residual_multiplier"),
     "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
     "GPTJForCausalLM": Layout("transformer.h", "attn", "mlp", "attn.out_proj"),
     "GPTNeoXForCausalLM": Layout("gpt_neox.layers", "attention", "mlp", "attention.dense"),
@@ -113,11 +115,11 @@ class Attached:
         """Continue with these sequences of the batch, as the KV cache does; each keeps its own strength and start."""
         self._hooks.select(rows)
 
-    def add(self, layers: Any, layout: Layout, hooks: SteeringHooks, heads: int) -> None:
+    def add(self, layout: Layout, hooks: SteeringHooks) -> None:
         """Put hooks on the modules that correspond to their hook points."""
         self._hooks = hooks
         for name, hook in hooks:
-            self._handles.append(_put(layers, layout, name, hook, heads))
+            self._handles.append(_put(self._model, layout, name, hook))
 
 
 def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping[str, Sequence[Action]]) -> Attached:
@@ -134,12 +136,11 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
             corresponds to.
     """
     layout = _layout(model)
-    layers = model.get_submodule(layout.layers)
     for replacement in replacements:
         _check(replacement, model)
     attached = Attached(model)
     try:
-        attached.add(layers, layout, steering_hooks(model, actions), model.config.num_attention_heads)
+        attached.add(layout, steering_hooks(model, actions))
     except BaseException:
         attached.remove()
         raise
@@ -185,22 +186,34 @@ def _check(replacement: ReplacementSpec, model: Any) -> None:
             )
 
 
-def _put(layers: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], Tensor | None], heads: int) -> Any:
+def _put(model: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
     """Register one of `steering_hooks` on the module that corresponds to its hook point."""
     found = _POINT.fullmatch(name)
     if found is None:
         raise InputError("hook", repr(name), f"a name that matches {_POINT.pattern}")
-    layer, point = layers[int(found.group(1))], found.group(2)
+    layer, point = model.get_submodule(layout.layers)[int(found.group(1))], found.group(2)
     if point == "attn.hook_z":
+        heads = model.config.num_attention_heads
         return layer.get_submodule(layout.projection).register_forward_pre_hook(_on_heads(hook, heads))
-    inside = {"hook_resid_post": "", "hook_attn_out": layout.attention, "hook_mlp_out": layout.mlp}[point]
-    return layer.get_submodule(inside).register_forward_hook(_on_output(hook))
+    if point == "hook_resid_post":
+        return layer.register_forward_hook(_on_output(hook, 1.0))
+    factor = float(getattr(model.config, layout.multiplier)) if layout.multiplier else 1.0
+    inside = layout.attention if point == "hook_attn_out" else layout.mlp
+    return layer.get_submodule(inside).register_forward_hook(_on_output(hook, factor))
 
 
-def _on_output(hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
+def _on_output(hook: Callable[[Tensor, Any], Tensor | None], factor: float) -> Any:
+    """A hook on a module whose output, times a factor, is the hook point."""
+
     def after(module: Any, arguments: tuple[Any, ...], output: Any) -> Any:
         several = isinstance(output, tuple)
-        changed = hook(output[0] if several else output, None)
+        given = output[0] if several else output
+        if factor == 1:
+            changed = hook(given, None)
+        else:
+            arriving = given * factor
+            changed = hook(arriving, None)
+            changed = None if changed is None else given + (changed - arriving) / factor  # what is not steered keeps its bits
         return None if changed is None else (changed, *output[1:]) if several else changed
 
     return after

@@ -67,8 +67,14 @@ def token_by_hand(case: Steered, token: torch.Tensor) -> torch.Tensor:
 def hand_hook(case: Steered, edited: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """A hook on the module where it steers, `[row, token, width]` in and out."""
 
+    # Granite multiplies what its attention and MLP give before it adds it, and TransformerLens's hook points are what is added.
+    scaled = case.architecture == "Granite" and case.kind in ("attn_out", "mlp_out")
+    factor = case.model.config.residual_multiplier if scaled else 1.0
+
     def after(module: Any, arguments: Any, output: Any) -> Any:
-        return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
+        if isinstance(output, tuple):
+            return (edited(output[0] * factor) / factor, *output[1:])
+        return edited(output * factor) / factor
 
     module = case.model.get_submodule(getattr(ARCHITECTURES[case.architecture][1], case.kind).format(case.layer))
     if case.kind == "z":
