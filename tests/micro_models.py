@@ -54,6 +54,7 @@ ARCHITECTURES: Final[dict[str, tuple[dict[str, Any], Points]]] = {
     "StableLm": ({"use_parallel_residual": True}, _LLAMA),
     "Starcoder2": ({}, _LLAMA),
     "Cohere": ({}, _LLAMA),
+    "Cohere2": (_WINDOW | {"layer_types": ["sliding_attention", "full_attention"]}, _LLAMA),
     "Mixtral": (_MOE, _LLAMA),
     "Qwen3Moe": ({"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "head_dim": 8}, _LLAMA),
     "GptOss": (_MOE | _WINDOW | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}, _LLAMA),

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import GenerationMixin
 
 from psr_lens.models.call_positions import Call, Padding, Sequences, cached_elsewhere
+from psr_lens.models.generation_scopes import ObservedGenerate, Scope, continues, this_thread
 from psr_lens.models.hooked_model import called_module, is_bridge
 
 _CACHES = ("past_key_values", "cache", "cache_params", "past_kv_cache_entry")
@@ -31,20 +30,6 @@ _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 """What PyTorch gives as named arguments where another thread adds or removes the hook at this moment: that call is none to steer."""
 
 
-class _Scope:
-    """A `generate` or a pass of psr_lens that is running in this thread."""
-
-    def __init__(self, calls: ModelCalls | None, ids: Tensor | None = None, sequences: Sequences | None = None) -> None:
-        self.calls, self.ids, self.sequences = calls, ids, sequences
-        self.began = self.cached = False
-
-    def holds(self, cache: Any, filled_by: Sequences | None) -> bool:
-        """Whether a call with this cache is one of its own, and not, say, that of a logits processor."""
-        if not self.began:
-            return True
-        return not self.cached if cache is None else filled_by is not None and filled_by is self.sequences
-
-
 class _Cached:
     """What is known of a cache."""
 
@@ -52,17 +37,6 @@ class _Cached:
         self.cache, self.sequences, self.fed = weakref.ref(cache, forget), sequences, 0
 
 
-class _Thread(threading.local):
-    """What one thread is doing."""
-
-    def __init__(self) -> None:
-        self.scopes: list[_Scope] = []
-        self.calls: dict[int, Call | None] = {}
-        self.ids: dict[int, Tensor] = {}
-        self.lengths: dict[int, list[int]] = {}
-
-
-_thread = _Thread()
 _observers: weakref.WeakKeyDictionary[nn.Module, ModelCalls] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 _numbers = itertools.count()
@@ -96,11 +70,11 @@ def spans_known(model: Any, spans: Mapping[Any, Int[Tensor, " row"]]) -> Iterato
     ends = spans["R"]
     sequences = Sequences(len(ends), int(ends.max()) + 1, ends=ends.cpu())
     sequences.spans = dict(spans)
-    _thread.scopes.append(_Scope(found, sequences=sequences))
+    this_thread.scopes.append(Scope(found, sequences=sequences))
     try:
         yield
     finally:
-        _thread.scopes.pop()
+        this_thread.scopes.pop()
 
 
 class ModelCalls:
@@ -111,7 +85,7 @@ class ModelCalls:
         self._key = next(_numbers)
         self._users = 0
         self._handles: list[tuple[Any, bool]] = []
-        self._generates: list[_Generate] = []
+        self._generates: list[ObservedGenerate] = []
         self._through: list[weakref.ref[Any]] = []
         self._caches: dict[int, _Cached] = {}
         self._names: list[str] = []
@@ -132,7 +106,7 @@ class ModelCalls:
     @property
     def current(self) -> Call | None:
         """The call that this thread is in the middle of, or was in last; None if none was seen."""
-        return _thread.calls.get(self._key)
+        return this_thread.calls.get(self._key)
 
     @property
     def forward_hooks(self) -> int:
@@ -170,7 +144,7 @@ class ModelCalls:
             self._handles.clear()
             self._generates.clear()
             self._caches.clear()
-            for known in (_thread.calls, _thread.ids, _thread.lengths):
+            for known in (this_thread.calls, this_thread.ids, this_thread.lengths):
                 known.pop(self._key, None)
 
     def _observe(self, model: Any) -> None:
@@ -191,7 +165,7 @@ class ModelCalls:
             self._add(model.register_forward_pre_hook(self._note_texts, with_kwargs=True))
         for name in ("generate", "generate_stream"):
             if callable(getattr(type(model), name, None)):
-                self._generates.append(_Generate(self, model, name))
+                self._generates.append(ObservedGenerate(self.scope_of, model, name))
 
     def _add(self, handle: Any, *, is_forward: bool = False) -> None:
         self._handles.append((handle, is_forward))
@@ -201,13 +175,13 @@ class ModelCalls:
     def _note_texts(self, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         """Remember how long the texts of a list are, which TransformerLens pads without a mask."""
         given = arguments[0] if arguments else named.get("input")
-        _thread.lengths.pop(self._key, None)
-        _thread.ids.pop(self._key, None)
+        this_thread.lengths.pop(self._key, None)
+        this_thread.ids.pop(self._key, None)
         if isinstance(given, list | tuple) and len(given) > 1 and all(isinstance(each, str) for each in given):
             settings = {"prepend_bos": named["prepend_bos"]} if "prepend_bos" in named else {}
             side = named.get("padding_side") or getattr(model.tokenizer, "padding_side", "right")
             if side == "right":
-                _thread.lengths[self._key] = [model.to_tokens(each, **settings).shape[1] for each in given]
+                this_thread.lengths[self._key] = [model.to_tokens(each, **settings).shape[1] for each in given]
         elif isinstance(given, Tensor) and not is_bridge(model):
             self._note_residual(given, named)
 
@@ -219,13 +193,13 @@ class ModelCalls:
         self._note(given if given.ndim > 1 else given[None], mask, entry)
 
     def _note_ids(self, module: Any, arguments: tuple[Any, ...]) -> None:
-        _thread.ids[self._key] = arguments[0]
+        this_thread.ids[self._key] = arguments[0]
 
     def _note_block(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         if named is _NOTHING:
             return
         residual = arguments[0] if arguments else named["resid_pre"]
-        ids = _thread.ids.pop(self._key, None)
+        ids = this_thread.ids.pop(self._key, None)
         if ids is not None and ids.ndim == 1:
             ids = ids[None]
         same = ids is not None and ids.shape[:2] == residual.shape[:2]
@@ -241,7 +215,7 @@ class ModelCalls:
         if inputs is None:
             inputs = next((each for each in given.values() if isinstance(each, Tensor)), None)
         if inputs is None:
-            _thread.calls[self._key] = None
+            this_thread.calls[self._key] = None
             return
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
         self._note(inputs, given.get("attention_mask"), cache, given.get("cache_position"))
@@ -250,7 +224,7 @@ class ModelCalls:
         rows, length = inputs.shape[:2]
         ids = None if inputs.is_floating_point() else inputs
         known = self._caches.get(id(cache)) if cache is not None else None
-        scope = next((each for each in reversed(_thread.scopes) if each.calls is self), None)
+        scope = next((each for each in reversed(this_thread.scopes) if each.calls is self), None)
         if scope is not None and not scope.holds(cache, None if known is None else known.sequences):
             scope = None
         past = _length(cache, known, cache_position, scope is not None)
@@ -258,7 +232,7 @@ class ModelCalls:
             sequences = self._announced(scope, rows, length, ids, mask)
             scope.began, scope.cached = True, scope.cached or cache is not None
         elif past == 0:
-            lengths = _thread.lengths.pop(self._key, None)
+            lengths = this_thread.lengths.pop(self._key, None)
             lengths = lengths if lengths is not None and len(lengths) == rows and max(lengths) == length else None
             sequences = Sequences(rows, length, ids=ids, mask=mask, padding=self._padding, lengths=lengths)
         elif known is not None and past is not None and past >= known.sequences.width:
@@ -270,9 +244,9 @@ class ModelCalls:
                 known = self._remember(cache, sequences)
             if known is not None:
                 known.fed = (past or 0) + length
-        _thread.calls[self._key] = Call(sequences, past, rows, length, cache is None, scope is not None)
+        this_thread.calls[self._key] = Call(sequences, past, rows, length, cache is None, scope is not None)
 
-    def _announced(self, scope: _Scope, rows: int, length: int, ids: Tensor | None, mask: Any) -> Sequences:
+    def _announced(self, scope: Scope, rows: int, length: int, ids: Tensor | None, mask: Any) -> Sequences:
         known = scope.sequences
         if known is None:  # `generate` of TransformerLens: its first call reads the prompts
             known = scope.sequences = Sequences(rows, length, ids=ids, mask=mask, padding=self._padding, generated=True)
@@ -320,17 +294,17 @@ class ModelCalls:
 
     # --- generate -----------------------------------------------------------------------------------------------------------
 
-    def scope_of(self, named: Mapping[str, Any], arguments: tuple[Any, ...]) -> _Scope:
+    def scope_of(self, named: Mapping[str, Any], arguments: tuple[Any, ...]) -> Scope:
         """What a transformers model's `generate` says about its prompts with what it was given."""
         ids = next(
             (each for each in (*arguments[:1], named.get("inputs"), named.get("input_ids")) if isinstance(each, Tensor)), None
         )
         given = named["inputs_embeds"] if named.get("inputs_embeds") is not None else ids
         if given is None:
-            return _Scope(self)
-        outer = next((each for each in reversed(_thread.scopes) if each.ids is not None), None)
-        if outer is not None and ids is not None and _continues(ids, outer.ids):
-            return _Scope(self, outer.ids, outer.sequences)  # drafts of assisted decoding
+            return Scope(self)
+        outer = next((each for each in reversed(this_thread.scopes) if each.ids is not None), None)
+        if outer is not None and ids is not None and continues(ids, outer.ids):
+            return Scope(self, outer.ids, outer.sequences)  # drafts of assisted decoding
         mask = named.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         width = given.shape[1] if mask is None else mask.shape[1]
@@ -342,73 +316,11 @@ class ModelCalls:
         whole = ids if given is ids and ids is not None and ids.shape[1] == width else None
         sequences = Sequences(len(given), width, ids=whole, mask=mask, padding=padding, generated=True)
         around = next(
-            (each.sequences for each in reversed(_thread.scopes) if each.calls is self and each.sequences is not None), None
+            (each.sequences for each in reversed(this_thread.scopes) if each.calls is self and each.sequences is not None), None
         )
         if around is not None and around.rows == sequences.rows and around.width == width:
             sequences.spans = around.spans
-        return _Scope(self, ids, sequences)
-
-
-class _Generate:
-    """A model's `generate` while its calls are observed: the calls that it makes know what it was given."""
-
-    def __init__(self, calls: ModelCalls, model: Any, name: str) -> None:
-        self._calls, self._model, self._name = calls, weakref.ref(model), name
-        self._replaced = model.__dict__.get(name)
-        self.__signature__ = inspect.signature(getattr(model, name))
-        self.__doc__ = getattr(type(model), name).__doc__
-        model.__dict__[name] = self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the model has its own `generate`."""
-        model = self._model()
-        return types.MethodType(getattr(type(model), self._name), memo.get(id(model), model))
-
-    def __reduce__(self) -> Any:
-        """A saved model has its own `generate`."""
-        return getattr, (self._model(), self._name)
-
-    def remove(self) -> None:
-        """Give the model its own `generate` back."""
-        model = self._model()
-        if model is not None and model.__dict__.get(self._name) is self:
-            del model.__dict__[self._name]
-            if self._replaced is not None:
-                model.__dict__[self._name] = self._replaced
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Generate."""
-        model = self._model()
-        function = self._replaced or types.MethodType(getattr(type(model), self._name), model)
-        is_plain = isinstance(model, GenerationMixin)
-        scope = self._calls.scope_of(named, arguments) if is_plain else _Scope(self._calls)
-        if is_plain:  # compiled code would freeze what hooks find out at the first step
-            named.setdefault("disable_compile", True)
-        if self._name == "generate_stream":
-            return self._stream(scope, function(*arguments, **named))
-        _thread.scopes.append(scope)
-        try:
-            return function(*arguments, **named)
-        finally:
-            _thread.scopes.remove(scope)
-
-    @staticmethod
-    def _stream(scope: _Scope, items: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            _thread.scopes.append(scope)
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-            finally:
-                _thread.scopes.remove(scope)
-            yield item
-
-
-def _continues(ids: Tensor, prompt: Tensor | None) -> bool:
-    if prompt is None or ids.ndim != 2 or prompt.ndim != 2 or len(ids) != len(prompt) or ids.shape[1] < prompt.shape[1]:
-        return False
-    return torch.equal(ids[:, : prompt.shape[1]].to(prompt.device), prompt)
+        return Scope(self, ids, sequences)
 
 
 def _length(cache: Any, known: _Cached | None, cache_position: Tensor | None, in_scope: bool) -> int | None:
