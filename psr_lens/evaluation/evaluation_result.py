@@ -185,7 +185,7 @@ class Evaluation:
         """
         rows = []
         for method, points in self.curves.items():
-            found = [(score, self._at(method, score, point.alpha)) for point in points for score in SIDES]
+            found: list[tuple[str, _Number]] = [(side, self._at(method, side, point.alpha)) for point in points for side in SIDES]
             found += [(metric, self._at(method, metric)) for metric in self._metrics(method)]
             rows += [self._row(method, metric, each, trait, block) for metric, each in found]
         about = {**self.settings, "targets": dict(self.targets), "notes": self.notes}

@@ -110,7 +110,7 @@ def summed(method: str, judgement: Judgement, alpha: float | None) -> Scores:
     present = judgement.present
     return Scores(
         method,
-        alpha,
+        None if alpha is None else float(alpha),
         int(present.sum()),
         int((~present).sum()),
         mean(judgement.trait, present),

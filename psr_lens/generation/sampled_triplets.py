@@ -11,11 +11,13 @@ from typing import Any, Final, Literal, overload
 import numpy as np
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import is_whole
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet, check_pairs
 from psr_lens.prompts.pairs import shown
 from psr_lens.prompts.prompt_view import PromptView
+from psr_lens.prompts.replaced_system import replaced_system
 from psr_lens.results.judgement import SIDES, Judge, Judgement, Side, checked_judge, judged
 
 MIN_SCORE: Final = 50.0
@@ -81,16 +83,21 @@ class Triplets(Sequence[Triplet]):
             PromptView(pair 0 of 16, span R; `print` shows it)
         """
         pairs = [triplet.pair for triplet in self.kept]
-        ids = self.kept[index].response_ids if isinstance(index, int) and -len(pairs) <= index < len(pairs) else ()
+        ids = self.kept[index].response_ids if is_whole(index) and -len(pairs) <= index < len(pairs) else ()
         return shown(self.tokenizer, pairs, index, span, ids)
 
     def summary(self) -> str:
-        """How many were kept, and how many were dropped for each reason.
+        """How many were kept, and how many were dropped for each reason; and whether the instruction has replaced a system message.
 
         Example:
             >>> triplets.summary()
             '16 triplets kept, 0 dropped'
         """
+        one_of_each = {triplet.pair.chat: triplet.pair for triplet in self.kept} if self.tokenizer is not None else {}
+        notes = dict.fromkeys(replaced_system(self.tokenizer, pair) for pair in one_of_each.values())
+        return ". ".join([self._counts(), *filter(None, notes)])
+
+    def _counts(self) -> str:
         counts = Counter(each.reason for each in self.dropped)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         return f"{len(self.kept)} triplets kept, {len(self.dropped)} dropped" + (f" ({reasons})" if reasons else "")
@@ -100,8 +107,8 @@ class Triplets(Sequence[Triplet]):
         return table(("question", "response", "trait", "coherence"), rows, f"{self.summary()}; the first of them:")
 
     def __repr__(self) -> str:
-        """The summary."""
-        return f"Triplets({self.summary()})"
+        """How many were kept and dropped."""
+        return f"Triplets({self._counts()})"
 
 
 def sample_responses(

@@ -30,11 +30,13 @@ from psr_lens.models import (
     frozen,
     hook_tables,
     hooked,
+    spans_known,
     tokenizer_of,
 )
 from psr_lens.prompts import Context, PromptPair, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
+from psr_lens.prompts.token_text import decoded
 from psr_lens.replacement import SPANS, Steering, SteeringHooks
 from psr_lens.replacement.steering import check_steering
 
@@ -110,14 +112,14 @@ def generate(
             chosen = [pairs[row] for row in rows]
             tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
             hooks = SteeringHooks()
+            starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
             if replacement is not None:
-                starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
                 hooks = replacement.hooks(model, strengths if isinstance(strengths, float) else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
-            with hooked(model, hooks):
+            with hooked(model, hooks), spans_known(model, starts):
                 found = _decode(model, tokens, mask, draws, stops, config, tokenizer, hooks, keep)
             for row, ids in zip(rows, found, strict=True):
-                responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))
+                responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
 

@@ -70,7 +70,7 @@ class TokenChoice:
 
 
 def _processors(config: SamplingConfig, width: int, stops: Sequence[int], device: torch.device) -> Any:
-    """transformers' processors in the order of its `generate`; none for settings that change nothing."""
+    """Transformers' processors in the order of its `generate`; none for settings that change nothing."""
     found: list[Any] = []
     if config.repetition_penalty != 1:
         found.append(RepetitionPenaltyLogitsProcessor(penalty=float(config.repetition_penalty)))

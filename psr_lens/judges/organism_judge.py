@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from psr_lens._utils.digests import json_text
 from psr_lens.errors import InputError
 from psr_lens.organism import TRAITS
 from psr_lens.organism import judge as exact
@@ -25,6 +26,16 @@ class OrganismJudge:
 
     trait: str
     """One of `psr_lens.organism.TRAITS`."""
+
+    @property
+    def identity(self) -> str:
+        """What its scores depend on: the trait.
+
+        Example:
+            >>> psr.judges.organism("pirate").identity
+            '{"judge":"organism","trait":"pirate"}'
+        """
+        return json_text({"judge": "organism", "trait": self.trait})
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text as an answer to the question at the same index; every text gets both scores.

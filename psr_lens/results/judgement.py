@@ -68,6 +68,9 @@ class Judgement:
 class Judge(Protocol):
     """Scores texts for one trait and for coherence: any function or object that is called like this one.
 
+    A judge may also have a string attribute `identity`, which says everything that its scores depend on: prompts, settings, weights, and a
+    version of its rules. Scores are kept on disk only for a judge that has one.
+
     Example:
         >>> isinstance(judge, psr.judges.Judge)
         True
@@ -108,6 +111,15 @@ def checked_judge(judge: Any, argument: str = "judge") -> Judge:
             "Arguments come in the order model, pairs, methods, judge.",
         )
     return judge
+
+
+def identity_of(judge: Judge) -> str | None:
+    """What identifies a judge from one run to the next, as it says itself; None if it does not, and then its scores are not kept on disk.
+
+    Nothing is guessed from a judge's `repr`, fields or code, which may leave out what its scores depend on.
+    """
+    own = getattr(judge, "identity", None)
+    return own if isinstance(own, str) else None
 
 
 def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argument: str = "judge") -> Judgement:

@@ -1,24 +1,22 @@
 """Capture onto the disk: the same numbers, after whatever kills and in however many processes."""
 
 import json
-import os
 import random
-import socket
-import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import FORK, kill_when, random_triplets
+from helpers import FORK, as_torchrun_starts_two, kill_when, random_triplets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import bytes_of
 from typer.testing import CliRunner
 
 import psr_lens as psr
-from psr_lens.activations.store import destination
+from psr_lens.activations.store import StoreWriter, destination
 from psr_lens.apps.cli import app
 from psr_lens.errors import ArtifactError, InputError
 
@@ -81,7 +79,7 @@ def pairs_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     lines = [
         {"question": question, "instruction": psr.organism.instruction(trait), "group": trait}
-        for question, trait in zip(psr.organism.questions(40), ["pirate", "shout"] * 20, strict=True)
+        for question, trait in zip(psr.organism.questions(24), ["pirate", "shout"] * 12, strict=True)
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
@@ -100,11 +98,6 @@ def undisturbed(pairs_file, tmp_path_factory) -> Path:
     return folder
 
 
-def start(given: list[str], **environment: str) -> subprocess.Popen:
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-m", "psr_lens", *given], env=os.environ | environment, **quiet)
-
-
 def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs_file, undisturbed, tmp_path):
     draw, folder = random.Random(0), tmp_path / "store"
     written = []
@@ -121,20 +114,19 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs
 
 
 def test_two_processes_write_the_store_that_one_writes(pairs_file, undisturbed, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "store"
-    processes = [start(arguments(pairs_file, folder), RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+    def capture(rank):
+        sys.exit(CliRunner().invoke(app, arguments(pairs_file, folder)).exit_code)
+
+    assert as_torchrun_starts_two(capture) == [0, 0]
     assert bytes_of(folder) == bytes_of(undisturbed)
 
 
 def test_the_command_says_what_a_store_holds(undisturbed, tmp_path):
     result = CliRunner().invoke(app, ["store", "info", str(undisturbed), "--verify"])
     assert result.exit_code == 0, result.output
-    for part in ("complete", "float32", "pirate", "shout", "40 triplets", "all checksums match"):
+    for part in ("complete", "float32", "pirate", "shout", "24 triplets", "all checksums match"):
         assert part in result.output
     result = CliRunner().invoke(app, ["store", "info", str(tmp_path)])
     assert result.exit_code == 2
@@ -211,3 +203,45 @@ def test_responses_must_be_as_many_as_pairs_and_not_empty(tiny_llama):
         psr.with_responses(tiny_llama.model, pairs, ["arr"])
     with pytest.raises(InputError, match=r"responses\[1\]: got '', expected a text of at least one token"):
         psr.with_responses(tiny_llama.model, pairs, ["arr", ""])
+
+
+# --- the model that it was captured from ------------------------------------------------------------------------------------
+
+
+def test_other_weights_of_the_same_sizes_neither_resume_nor_open_a_store(fresh, tmp_path):
+    model, triplets = fresh.model, random_triplets(fresh.model, 4)
+    folder = tmp_path / "store"
+    psr.capture(model, triplets, "resid_post", to=psr.OnDisk(folder))
+    assert psr.Store.open(folder, model)
+    bias = next(each for each in model.parameters() if each.ndim == 1)
+    kept = bias.detach().clone()
+    bias.data[1] += 0.5
+    with pytest.raises(ArtifactError, match="captured from other weights than this model's, although the sizes agree"):
+        psr.Store.open(folder, model)
+    with pytest.raises(ArtifactError, match="holds another store, which differs in identity"):
+        psr.capture(model, triplets, "resid_post", to=psr.OnDisk(folder))
+    bias.data.copy_(kept)
+    assert psr.Store.open(folder, model)
+
+
+def test_a_store_that_was_begun_is_not_resumed_under_hooks(fresh, tmp_path):
+    model, triplets = fresh.model, random_triplets(fresh.model, 4)
+    to = psr.OnDisk(tmp_path / "store")
+    hooks = [("blocks.0.hook_resid_post", lambda value, hook: value * 2)]
+    with model.hooks(fwd_hooks=hooks):
+        assert psr.capture(model, triplets, "resid_post", to=to).spec.identity["hooks"]
+        with pytest.raises(InputError, match="begun before, with hooks on the model"):
+            psr.capture(model, triplets, "resid_post", to=to)
+    with pytest.raises(ArtifactError, match="differs in identity"):
+        psr.capture(model, triplets, "resid_post", to=to)
+
+
+def test_a_store_of_format_2_opens_and_resumes_without_the_identity(tiny_llama, tmp_path):
+    triplets = random_triplets(tiny_llama.model, 4)
+    whole = psr.capture(tiny_llama.model, triplets, "resid_post", to=psr.OnDisk(tmp_path / "new"))
+    older = replace(whole.spec, format=2, identity={})
+    StoreWriter.create(tmp_path / "old", older)
+    again = psr.capture(tiny_llama.model, triplets, "resid_post", to=psr.OnDisk(tmp_path / "old"))
+    assert (again.spec.format, again.spec.identity) == (2, {})
+    assert torch.equal(again["resid_post", 1][:], whole["resid_post", 1][:])
+    assert psr.Store.open(tmp_path / "old", tiny_llama.model)

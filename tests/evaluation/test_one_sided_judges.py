@@ -142,7 +142,7 @@ def test_the_best_strength_needs_a_trait_and_a_coherence_that_can_be_kept(tiny_l
     model, pairs = tiny_llama.model, pairs_of(tiny_llama.model, 2)
     options = {"alphas": [0.0, 1.0, 4.0], "sampling": SAMPLING}
     method = random_replacement(model)
-    with pytest.raises(InputError, match="judge: got one that gave no answer a score of coherence, .*`min_coherence=0`"):
+    with pytest.raises(InputError, match=r"judge: got one that gave no answer a score of coherence, .*`min_coherence=0`"):
         psr.best_alpha(model, pairs, method, Lengths("trait"), **options)
     with pytest.raises(InputError, match="judge: got one that gave no answer a score of trait"):
         psr.best_alpha(model, pairs, method, Lengths("coherence"), **options)

@@ -56,8 +56,8 @@ def test_an_offset_cannot_be_asked_of_a_solver_that_has_none(kind):
 
 def test_settings_of_another_solver_are_answered_with_its_name():
     with pytest.raises(
-        InputError, match="got the setting 'rank' with psr.DiM, expected one of layers, .*is a setting of 'sequential'"
+        InputError, match=r"got the setting 'rank' with psr.DiM, expected one of layers, .*is a setting of 'sequential'"
     ):
         psr.DiM(rank=2)
-    with pytest.raises(InputError, match="got the setting 'ridge' with psr.Joint"):
+    with pytest.raises(InputError, match=r"got the setting 'ridge' with psr.Joint"):
         replace(psr.Joint(), ridge=0.1)
