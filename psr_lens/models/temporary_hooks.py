@@ -62,8 +62,8 @@ def hooked(model: HookedModel, hooks: Sequence[tuple[str, Any]]) -> Iterator[Non
 def _added(model: Any, name: str, hook: Any) -> tuple[Any, Any]:
     """Add a hook; return its point and handle."""
     if not (is_bridge(model) and has_hooked_transformer()):
-        model.add_hook(name, hook)
         point = model.hook_dict[name]
+        model.add_hook(name, hook)
         point.fwd_hooks[-1].context_level = model.context_level  # `add_hook` of a TransformerLens 4 bridge takes no level
         return point, point.fwd_hooks[-1]
     point = model.get_hook_point(name) or model.hook_dict.get(name)

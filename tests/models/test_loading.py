@@ -124,7 +124,6 @@ def test_artifacts_carry_it_and_older_ones_are_read(folders, tmp_path):
     model = psr.load_model(folders["llama"])
     saved = random_replacement(model).save(tmp_path / "made")
     assert psr.Replacement.load(saved).model["verified"] == models.fingerprint(model)["verified"]
-    settings = json.loads((saved / "psr.json").read_text()) if (saved / "psr.json").exists() else None
     name = next(path for path in saved.glob("*.json") if "model" in json.loads(path.read_text()))
     settings = json.loads(name.read_text())
     del settings["model"]["verified"]
@@ -408,8 +407,9 @@ def test_code_of_a_repository_is_not_run_and_not_asked_about(folders, tmp_path):
         psr.load_model(tmp_path / "made")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_name_is_read_and_checked_like_a_folder(folders, tmp_path, monkeypatch, backend):
+@pytest.fixture
+def fetched(tmp_path, folders, monkeypatch):
+    """`gpt2` lies in the Hub's cache."""
     from huggingface_hub import constants
 
     commit, cache = "0" * 40, tmp_path / "models--gpt2"
@@ -417,12 +417,27 @@ def test_a_name_is_read_and_checked_like_a_folder(folders, tmp_path, monkeypatch
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return folders["gpt2"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_name_is_read_and_checked_like_a_folder(fetched, backend):
     model = psr.load_model("gpt2", backend=backend)
     assert models.is_bridge(model) == (backend == "bridge")
-    assert_is_transformers(model, folders["gpt2"])
+    assert_is_transformers(model, fetched)
     assert verification_of(model) is not None
     assert models.fingerprint(model)["model_name"] == "gpt2"
+
+
+@needs_hooked_transformer
+def test_a_name_that_hooked_transformer_cannot_take_is_refused_only_where_that_class_is_asked_for(fetched, monkeypatch):
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("no such architecture")
+
+    monkeypatch.setattr("transformer_lens.loading_from_pretrained.get_pretrained_state_dict", refuse)
+    with pytest.raises(ModelError, match=r"HookedTransformer cannot take 'gpt2' \(GPT2LMHeadModel: no such architecture\)"):
+        psr.load_model("gpt2", backend="hooked_transformer")
+    assert models.is_bridge(psr.load_model("gpt2"))
 
 
 # --- .gguf ----------------------------------------------------------------------------------------------------------------------
