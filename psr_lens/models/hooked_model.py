@@ -133,6 +133,8 @@ def end_tokens(model: HookedModel) -> frozenset[int]:
     """Ids of the tokens that end a response, from the model's generation settings: none, one, or several for a chat model."""
     if is_bridge(model):
         found = getattr(cast(Any, model).original_model, "generation_config", None)
+    elif hasattr(model, "generation_config"):  # `load_model` puts them there
+        found = model.generation_config
     else:  # HookedTransformer does not keep them; they are where its tokenizer was loaded from
         try:
             found = GenerationConfig.from_pretrained(str(getattr(model.tokenizer, "name_or_path", "")), local_files_only=True)

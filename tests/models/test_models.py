@@ -159,20 +159,6 @@ def test_a_name_that_only_the_hub_may_know_goes_to_the_bridge(tmp_path, monkeypa
         psr.load_model("somebody/their-model")
 
 
-@needs_hooked_transformer
-def test_a_name_that_hooked_transformer_cannot_take_is_refused_only_where_that_class_is_asked_for(folders, load, monkeypatch):
-    import transformer_lens
-
-    def refuse(*args, **kwargs):
-        raise NotImplementedError("no such architecture")
-
-    monkeypatch.setattr(transformer_lens.HookedTransformer, "from_pretrained_no_processing", refuse)
-    monkeypatch.setattr(models.loading, "_bridge_from_name", lambda *args: load("gpt2", "bridge").model)
-    with pytest.raises(ModelError, match=r"HookedTransformer cannot take 'gpt2' \(no such architecture\)"):
-        psr.load_model("gpt2", backend="hooked_transformer")
-    assert models.is_bridge(psr.load_model("gpt2"))
-
-
 def test_the_tokenizer_is_a_copy_of_our_own(fresh):
     ours = models.tokenizer_of(fresh.model)
     assert ours is not fresh.model.tokenizer
