@@ -30,6 +30,7 @@ from psr_lens.models import (
     frozen,
     hook_tables,
     hooked,
+    spans_known,
     tokenizer_of,
 )
 from psr_lens.prompts import Context, PromptPair, check_pairs
@@ -111,11 +112,11 @@ def generate(
             chosen = [pairs[row] for row in rows]
             tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
             hooks = SteeringHooks()
+            starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
             if replacement is not None:
-                starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
                 hooks = replacement.hooks(model, strengths if isinstance(strengths, float) else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
-            with hooked(model, hooks):
+            with hooked(model, hooks), spans_known(model, starts):
                 found = _decode(model, tokens, mask, draws, stops, config, tokenizer, hooks, keep)
             for row, ids in zip(rows, found, strict=True):
                 responses[row] = Response(ids, decoded(tokenizer, ids))

@@ -110,7 +110,7 @@ class RunConfig:
 
     def sampled_by(self, stream: int = 0) -> SamplingConfig:
         """Sampling of the responses (stream 0) or of the answers (stream 1), each with a seed of its own."""
-        check_keys("sampling", self.sampling, ("temperature", "max_new_tokens", "token_budget"))
+        check_keys("sampling", self.sampling, [each.name for each in fields(SamplingConfig) if each.name != "seed"])
         return SamplingConfig(**{"seed": self.seed + stream, **self.sampling})
 
     def fits(self) -> dict[str, FitConfig]:
