@@ -32,6 +32,15 @@ _GIVEN: Final = ("messages", "add_generation_prompt", "loop", "raise_exception",
 """Names in templates that are no variables of a user's."""
 _RAISED: Final = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What the code of a template may raise."""
+_TIMES: Final = "psr_lens_times"
+_CLOCK: Final = (
+    f"{{%- macro {NOW}(format) -%}}{{%- for part in format.split('%%') -%}}{{{{- '' if loop.first else '%' -}}}}"
+    "{%- for piece in part.split('%') -%}{%- if loop.first -%}{{- piece -}}"
+    f"{{%- elif piece[:2] in {_TIMES} -%}}{{{{- {_TIMES}[piece[:2]] + piece[2:] -}}}}"
+    f"{{%- elif piece[:1] in {_TIMES} -%}}{{{{- {_TIMES}[piece[:1]] + piece[1:] -}}}}"
+    "{%- else -%}{{- '%' + piece -}}{%- endif -%}{%- endfor -%}{%- endfor -%}{%- endmacro -%}"
+)
+"""`strftime` of one moment, as a macro."""
 _BEGAN: Final = datetime.now().replace(microsecond=0).isoformat()
 
 
@@ -169,7 +178,9 @@ class ChatTemplate:
         told = [{"role": role, "content": content} for role, content in messages]
         variables = dict(self._variables)
         if NOW in variables:
-            variables[NOW] = _moment(variables[NOW]).strftime
+            # transformers gives templates no functions but its own, so this one is written in the template's language.
+            variables[_TIMES] = _times(_moment(variables.pop(NOW)))
+            options["chat_template"] = _CLOCK + (self.text or "")
         try:
             return str(self._tokenizer.apply_chat_template(told, tokenize=False, **options, **variables))
         except _RAISED as error:
@@ -236,3 +247,14 @@ def _moment(text: object) -> datetime:
         return datetime.fromisoformat(str(text))
     except ValueError as error:
         raise InputError(f"template_kwargs[{NOW!r}]", repr(text), "a time such as '2026-01-31T12:00:00'") from error
+
+
+def _times(moment: datetime) -> dict[str, str]:
+    """What each directive of `strftime` gives for a moment."""
+    found = {}
+    for directive in (*"aAbBcCdDeFGghHIjklmMnpRrsSTtuUVwWxXyYzZ", "f", *(f"-{letter}" for letter in "dejHIklmMSy")):
+        try:
+            found[directive] = moment.strftime(f"%{directive}")
+        except ValueError:  # not on this system
+            continue
+    return found
