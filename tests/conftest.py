@@ -38,13 +38,26 @@ hypothesis.settings.register_profile("psr_lens", derandomize=True, deadline=None
 hypothesis.settings.load_profile("psr_lens")
 
 
+class Folders(dict[str, Path]):
+    """Folders by family; a tiny random model is made when it is first asked for."""
+
+    def __init__(self, root: Path, made: dict[str, Path]) -> None:
+        super().__init__(made)
+        self._root = root
+
+    def __missing__(self, family: str) -> Path:
+        if family not in FAMILIES:
+            raise KeyError(family)
+        self[family] = save_tiny(family, self._root / family)
+        return self[family]
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Hugging Face folders by family: the tiny random models and the shipped organisms."""
     root = tmp_path_factory.mktemp("models")
     shipped = Path(psr.organism.__file__).parent / "weights"
-    tiny = {family: save_tiny(family, root / family) for family in FAMILIES}
-    return tiny | {"organism": shipped / "llama", "organism-gpt2": shipped / "gpt2"}
+    return Folders(root, {"organism": shipped / "llama", "organism-gpt2": shipped / "gpt2"})
 
 
 @pytest.fixture(scope="session")

@@ -24,13 +24,13 @@ def padded(
     return tokens.to(device), mask.to(device)
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items two sequences share at their start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
-def common_suffix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_suffix(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items two sequences share at their end."""
     return common_prefix(one[::-1], other[::-1])
 

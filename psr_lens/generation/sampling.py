@@ -18,6 +18,9 @@ from torch import Tensor
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import padded
 from psr_lens.errors import InputError
+from psr_lens.generation.sampling_config import SamplingConfig as SamplingConfig
+from psr_lens.generation.sampling_config import checked_sampling as checked_sampling
+from psr_lens.generation.token_choice import Ending, TokenChoice
 from psr_lens.models import (
     Decoder,
     HookedModel,
@@ -27,57 +30,18 @@ from psr_lens.models import (
     frozen,
     hook_tables,
     hooked,
+    spans_known,
     tokenizer_of,
 )
 from psr_lens.prompts import Context, PromptPair, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
+from psr_lens.prompts.token_text import decoded
 from psr_lens.replacement import SPANS, Steering, SteeringHooks
 from psr_lens.replacement.steering import check_steering
 
 COMPUTED_ANYWAY: Final = 0.75
 """Finished sequences leave a batch once at most this share of it is unfinished, provided that no other hooks are on the model."""
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How responses are sampled.
-
-    Example:
-        >>> psr.SamplingConfig(temperature=0, max_new_tokens=40)
-        SamplingConfig(temperature=0, max_new_tokens=40, seed=0, token_budget=16384)
-    """
-
-    temperature: float = 1.0
-    """Softmax temperature; 0 always takes the likeliest token."""
-    max_new_tokens: int = 128
-    """Maximum number of tokens in a response, including the end token; the model's context may allow fewer."""
-    seed: int = 0
-    """Seed of the random streams, of which every prompt has one."""
-    token_budget: int = 16_384
-    """Maximum number of tokens in a batch, prompts and responses together."""
-
-    def __post_init__(self) -> None:
-        """Refuse invalid settings."""
-        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
-        if not number or not 0 <= self.temperature < float("inf"):
-            raise InputError("temperature", repr(self.temperature), "a finite number, 0 or more")
-        for name, least in (("max_new_tokens", 1), ("token_budget", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(name, repr(value), f"a whole number, {least} or more")
-
-
-def checked_sampling(sampling: SamplingConfig | None) -> SamplingConfig:
-    """The settings of sampling, or the defaults if None.
-
-    Raises:
-        InputError: `sampling` is neither a `SamplingConfig` nor None.
-    """
-    config: object = SamplingConfig() if sampling is None else sampling
-    if not isinstance(config, SamplingConfig):
-        raise InputError("sampling", type(config).__name__, "a SamplingConfig", "For example `psr.SamplingConfig(temperature=0)`.")
-    return config
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,14 +112,14 @@ def generate(
             chosen = [pairs[row] for row in rows]
             tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
             hooks = SteeringHooks()
+            starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
             if replacement is not None:
-                starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
                 hooks = replacement.hooks(model, strengths if isinstance(strengths, float) else strengths[rows], start=starts)
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
-            with hooked(model, hooks):
-                found = _decode(model, tokens, mask, draws, stops, config.temperature, hooks, keep)
+            with hooked(model, hooks), spans_known(model, starts):
+                found = _decode(model, tokens, mask, draws, stops, config, tokenizer, hooks, keep)
             for row, ids in zip(rows, found, strict=True):
-                responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))
+                responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
 
@@ -221,23 +185,24 @@ def _decode(
     mask: Int[Tensor, "batch position"],
     draws: Float[Tensor, "batch step"],
     stops: frozenset[int],
-    temperature: float,
+    config: SamplingConfig,
+    tokenizer: Any,
     hooks: SteeringHooks,
     keep: float,
 ) -> list[tuple[int, ...]]:
     device = device_of(model)
     tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
     decoder = Decoder(model, len(tokens))
-    stop = torch.tensor(sorted(stops), device=device)
+    choose, ended = TokenChoice(config, tokens, mask, sorted(stops)), Ending(tokenizer, sorted(stops), config.stop, device)
     steps = min(draws.shape[1], context_length(model) - tokens.shape[1])
     drawn = tokens.new_full((len(tokens), steps), -1)
     rows = torch.arange(len(tokens), device=device)
     unfinished = torch.ones_like(rows, dtype=torch.bool)
     new = tokens
     for step in range(steps):
-        chosen = _choose(decoder.step(new, mask), draws[:, step], temperature)
+        chosen = choose(decoder.step(new, mask), drawn[rows, :step], draws[:, step])
         drawn[rows, step] = torch.where(unfinished, chosen, -1)
-        unfinished &= ~torch.isin(chosen, stop)
+        unfinished &= ~ended(drawn[rows, : step + 1], unfinished)
         left = int(unfinished.sum())
         if not left:
             break
@@ -247,16 +212,9 @@ def _decode(
             kept = unfinished.nonzero().flatten()
             decoder.select(kept)
             hooks.select(kept)
+            choose.select(kept)
             rows, unfinished, new, mask, draws = (each[kept] for each in (rows, unfinished, new, mask, draws))
     return [tuple(token for token in row if token >= 0) for row in drawn.tolist()]
-
-
-def _choose(logits: Float[Tensor, "batch d_vocab"], draw: Float[Tensor, " batch"], temperature: float) -> Int[Tensor, " batch"]:
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    # Rounding can leave the last cumulative probability just below the draw.
-    return torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None]).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 def _stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:

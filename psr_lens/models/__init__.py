@@ -4,7 +4,9 @@
 differences (masks, caches, positions, aliases, placement, processed weights) are handled here and nowhere else.
 """
 
-from psr_lens.models.fingerprints import fingerprint, processing, processing_differs
+from psr_lens.models.call_positions import Call, Columns, start_needed
+from psr_lens.models.content import has_hooks, model_content
+from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.forward_pass import forward, frozen
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.hooked_model import (
@@ -21,14 +23,21 @@ from psr_lens.models.hooked_model import (
     tokenizer_of,
 )
 from psr_lens.models.kv_cache import Decoder
-from psr_lens.models.loading import EMBEDDED, Backend, load_model, load_to_fit_and_answer
-from psr_lens.models.temporary_hooks import hooked
+from psr_lens.models.loading import DTYPES, Backend, load_model, load_to_fit_and_answer
+from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
+from psr_lens.models.sources import EMBEDDED
+from psr_lens.models.temporary_hooks import TemporaryHooks, hooked
 
 __all__ = [
+    "DTYPES",
     "EMBEDDED",
     "Backend",
+    "Call",
+    "Columns",
     "Decoder",
     "HookedModel",
+    "ModelCalls",
+    "TemporaryHooks",
     "all_modules",
     "called_module",
     "check_model",
@@ -41,13 +50,19 @@ __all__ = [
     "forward",
     "frozen",
     "has_hooked_transformer",
+    "has_hooks",
     "hook_tables",
     "hooked",
     "is_bridge",
     "is_switched_off",
     "load_model",
     "load_to_fit_and_answer",
+    "model_content",
+    "model_identity",
+    "observer_of",
     "processing",
     "processing_differs",
+    "spans_known",
+    "start_needed",
     "tokenizer_of",
 ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from transformers import AutoConfig, AutoTokenizer
+from psr_lens.models.sources import find_source
+from psr_lens.models.transformers_model import architecture_of, context_of, read_config, read_tokenizer
 
-from psr_lens.errors import InputError, ModelError
-from psr_lens.models.loading import EMBEDDED
+UNKNOWN_CONTEXT: Final = 2048
+"""What TransformerLens takes for the context length of a model whose config has none."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sizes:
     d_model: int
     """Width of the residual stream."""
     n_ctx: int
-    """The model's context length in tokens; TransformerLens may allow fewer."""
+    """The model's context length in tokens."""
     architecture: str
     """Name of the architecture."""
     default_prepend_bos: bool = True
@@ -48,49 +48,13 @@ def outline(name_or_path: str | Path) -> ModelOutline:
         name_or_path: As for `load_model`.
 
     Raises:
-        InputError: `name_or_path` is neither a known name nor a folder.
-        ModelError: the config cannot be read.
+        InputError: `name_or_path` is neither a known name, nor a folder, nor a `.gguf` file.
+        ModelError: the config or the tokenizer cannot be read.
     """
-    name = str(name_or_path)
-    source = str(_folder(name) or _official(name))
-    local = Path(source).is_dir()
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=local).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model: the config of {name!r} could not be fetched or read ({error}). "
-            "Check the network and your access to the repository, or give a local folder."
-        ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None
-    architecture = (getattr(config, "architectures", None) or [config.model_type])[0]
+    source = find_source(name_or_path)
+    config = read_config(source)
+    text = config.get_text_config()
     sizes = Sizes(
-        int(config.num_hidden_layers), int(config.hidden_size), int(getattr(config, "max_position_embeddings", 2048)), architecture
+        int(text.num_hidden_layers), int(text.hidden_size), context_of(config) or UNKNOWN_CONTEXT, architecture_of(config)
     )
-    return ModelOutline(name, sizes, tokenizer)
-
-
-def _folder(name: str) -> Path | None:
-    if name in EMBEDDED:
-        return Path(__file__).parents[1] / "organism" / "weights" / EMBEDDED[name]
-    return Path(name) if Path(name).is_dir() else None
-
-
-def _official(name: str) -> str:
-    """The repository of a name that TransformerLens knows; any other name with a slash is taken for a repository."""
-    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
-
-    official = {alias: str(repository) for repository, aliases in MODEL_ALIASES.items() for alias in aliases}
-    if name in official or name in OFFICIAL_MODEL_NAMES:
-        return official.get(name, name)
-    if "/" in name and not name.startswith((".", "/", "~")):
-        return name
-    close = difflib.get_close_matches(name, [*EMBEDDED, *official, *OFFICIAL_MODEL_NAMES], n=3)
-    raise InputError(
-        "model",
-        repr(name),
-        "'organism', 'organism-gpt2', a name that TransformerLens knows, or a local Hugging Face folder",
-        f"Did you mean {' or '.join(map(repr, close))}?" if close else "Check the spelling, or that the folder exists.",
-    )
+    return ModelOutline(str(name_or_path), sizes, read_tokenizer(source))

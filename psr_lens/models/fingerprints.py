@@ -1,14 +1,14 @@
-"""Telling models apart: sizes, vocabulary, how the weights were processed, and a digest of the weights."""
+"""What an artifact must match to be used on a model: sizes, vocabulary, and how the weights were processed."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from torch import Tensor
 
 from psr_lens.models.hooked_model import HookedModel, is_bridge
+from psr_lens.models.verification import verification_of
 
 UNPROCESSED: Final = "none"
 """The value of `processing` for weights as they were trained."""
@@ -21,6 +21,16 @@ _CENTRED: Final = 2e-3
 
 
 def fingerprint(model: HookedModel) -> dict[str, Any]:
+    """What an artifact records of the model that it was made with: what `model_identity` gives, and `verified`.
+
+    `verified` says how the model was held against plain transformers when it was loaded: the largest difference of logits in units of
+    their standard deviation, the type of the weights, and the number of tokens. It is None for a model that was not.
+    """
+    verification = verification_of(model)
+    return model_identity(model) | {"verified": None if verification is None else verification.to_json()}
+
+
+def model_identity(model: HookedModel) -> dict[str, Any]:
     """What an artifact must match to be used on a model: sizes, vocabulary and the processing of the weights.
 
     `processing` is present only for processed weights, so an artifact saved before it was recorded counts as made for unprocessed ones.
@@ -73,16 +83,3 @@ def _is_centred(model: HookedModel) -> bool:
     rows = cast(Tensor, cast(Any, model).W_E)[:_ROWS].detach().float()
     length = rows.square().mean().sqrt()
     return bool(length > 0) and bool(rows.mean(-1).square().mean().sqrt() < _CENTRED * length)
-
-
-_SAMPLE: Final = 1_024
-"""How many numbers of each weight enter the digest."""
-
-
-def weights_digest(model: HookedModel) -> str:
-    """SHA-256 of a sample of each weight; tells a model from another of the same sizes, such as a fine-tuned one."""
-    weights = hashlib.sha256()
-    for parameter in model.parameters():
-        flat = parameter.detach().flatten()
-        weights.update(flat[:: max(1, flat.numel() // _SAMPLE)].cpu().float().numpy().tobytes())
-    return weights.hexdigest()

@@ -1,28 +1,37 @@
-"""Prefill and decode steps with a KV cache, in both TransformerLens classes."""
+"""Prefill and decode steps that carry a model's state: the KV cache, and the recurrent states of models that have such."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_spread
+from psr_lens.errors import ModelError
+from psr_lens.models.cache_argument import cache_argument, carry_cache
+from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
 
 
 class Decoder:
-    """Prefill and decode steps with a KV cache, correct under left padding in both classes.
+    """Prefill and decode steps of a TransformerLens model, correct under left padding in both classes.
 
     TransformerLens's own `generate` drops the attention mask (`HookedTransformer`) or infers it from token ids.
     """
 
     def __init__(self, model: HookedModel, batch: int) -> None:
-        """Start an empty cache for `batch` sequences."""
+        """Start an empty cache for `batch` sequences.
+
+        Raises:
+            ModelError: a bridge whose transformers model takes no cache.
+        """
         self._model = model
-        self._cache: Any
+        self._state: _State | None = None
         if is_bridge(model):
-            self._cache = DynamicCache()
+            carry_cache(model)
+            self._state = _State(cast(Any, model).original_model)
         else:
             from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
@@ -44,20 +53,67 @@ class Decoder:
         width = new.shape[1]
         if stop_at_layer is not None and stop_at_layer >= self._model.cfg.n_layers:
             stop_at_layer = None
-        if is_bridge(self._model):
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-            given = {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
+        if self._state is not None:
+            given = self._state.arguments(mask, width)
         else:
             given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
         return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))[:, -1].to(new.device)
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Continue with these sequences of the batch; a sequence may be repeated."""
-        if is_bridge(self._model):
-            # Each layer's cache is on that layer's device; indices must be there or on the CPU.
-            self._cache.batch_select_indices(rows.cpu() if is_spread(self._model) else rows)
+        if self._state is not None:
+            self._state.select(rows)
             return
         for entry in self._cache.entries:
             here = rows.to(entry.past_keys.device)
             entry.past_keys, entry.past_values = entry.past_keys[here], entry.past_values[here]
         self._cache.previous_attention_mask = self._cache.previous_attention_mask[rows]
+
+
+class TransformersDecoder:
+    """The same steps of a plain transformers model."""
+
+    def __init__(self, hf_model: torch.nn.Module) -> None:
+        """Start an empty cache.
+
+        Raises:
+            ModelError: the model takes no cache.
+        """
+        self._model = hf_model
+        self._state = _State(hf_model)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(hf_model.forward).parameters else {}
+
+    def step(self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"]) -> Float[Tensor, "batch d_vocab"]:
+        """Run the new tokens; see `Decoder.step`."""
+        given = self._state.arguments(mask, new.shape[1])
+        return cast(Tensor, self._model(input_ids=new, **given, **self._last_only).logits)[:, -1].to(new.device)
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Continue with these sequences of the batch."""
+        self._state.select(rows)
+
+
+class _State:
+    """What a transformers model carries from call to call, of the kinds that its own config asks for."""
+
+    def __init__(self, hf_model: torch.nn.Module) -> None:
+        self._known = inspect.signature(hf_model.forward).parameters
+        self._name = next((name for name in (cache_argument(hf_model), "cache_params") if name in self._known), None)
+        if self._name is None:
+            raise ModelError(
+                f"model: {type(hf_model).__name__} takes no cache, so its responses cannot be sampled token by token. "
+                "Read it with `psr_lens.capture`, or take another model."
+            )
+        # With the config, each layer gets the cache of its kind: full or sliding attention, a recurrent state.
+        self._cache = DynamicCache(config=cast(Any, hf_model).config)
+
+    def arguments(self, mask: Int[Tensor, "batch position"], width: int) -> dict[str, Any]:
+        """Arguments of a call that adds `width` tokens."""
+        given = {"attention_mask": mask, self._name: self._cache, "use_cache": True}
+        if "position_ids" in self._known:
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+        return cast(dict[str, Any], given)
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Keep the state of some sequences; each layer has its own on its own device."""
+        self._cache.reorder_cache(rows)

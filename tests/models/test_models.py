@@ -198,7 +198,7 @@ def test_a_tokenizer_that_the_user_puts_in_is_used(fresh, tmp_path):
 
 def test_both_classes_have_the_same_fingerprint(load):
     for family in ("organism", *TINY):
-        first, *others = (models.fingerprint(load(family, backend).model) for backend in BACKENDS)
+        first, *others = (models.model_identity(load(family, backend).model) for backend in BACKENDS)
         assert all(other == first for other in others)
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import oracles
 import pytest
 import torch
-from architectures import FAMILIES
+from architectures import FAMILIES, TAKEN
 from helpers import LAYERS, pairs_of, random_replacement, replacement_at
+from micro_models import ARCHITECTURES, micro_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, pipeline
 
 import psr_lens as psr
@@ -25,6 +26,9 @@ class Both(NamedTuple):
 
     hooked: Any
     hf: Any
+
+
+ATTACHED = tuple(TAKEN)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def prompt(length: int = 9, rows: int = 1) -> torch.Tensor:
 # --- the same numbers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTACHED)
 def test_logits_are_those_of_the_path_through_transformer_lens(both, family):
     hooked, hf = both(family)
     ids = prompt()
@@ -76,7 +80,7 @@ def test_logits_are_those_of_the_path_through_transformer_lens(both, family):
     assert hooks_in(hf) == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTACHED)
 def test_generation_is_that_of_the_path_through_transformer_lens(both, family):
     hooked, hf = both(family)
     steering = random_replacement(hooked, rank=2, size=0.3)
@@ -225,7 +229,7 @@ def test_what_is_no_transformers_model_of_a_known_architecture_is_refused_by_nam
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     )
     for model, said in (
-        (other, "got BertLMHeadModel, expected one of LlamaForCausalLM.*steered through TransformerLens"),
+        (other, "got BertLMHeadModel, expected one of CohereForCausalLM.*steered through TransformerLens"),
         (llama.hf.model, "got LlamaModel"),
         (llama.hooked, "got TransformerBridge.*`steer`"),
         ("llama", "got str"),
@@ -270,5 +274,6 @@ def test_as_many_strengths_as_sequences_and_a_finite_one(llama):
     assert hooks_in(llama.hf) == 0
 
 
-def test_every_layout_is_tried_here(both):
-    assert {type(both(family).hf).__name__ for family in FAMILIES} == set(LAYOUTS)
+def test_every_layout_is_tried_here_or_against_hooks_written_by_hand(both):
+    tried = {type(both(family).hf).__name__ for family in FAMILIES} | {type(micro_model(each)).__name__ for each in ARCHITECTURES}
+    assert tried == set(LAYOUTS)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
-import torch
 import yaml
 
 from psr_lens._utils.yaml_config import check_keys, yaml_mapping
@@ -17,11 +16,10 @@ from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import SamplingConfig
-from psr_lens.models import Backend
+from psr_lens.models import DTYPES, Backend
 from psr_lens.prompts import Span
 from psr_lens.prompts.chat_templates import ChatSettings
 
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NO_JUDGE: Final = "none: methods are fitted on all responses, and nothing is scored"
 _CHAT: Final = tuple(each.name for each in fields(ChatSettings))
 
@@ -66,7 +64,7 @@ class RunConfig:
     chat: Mapping[str, Any] = field(default_factory=dict)
     """How prompts are built: `system_role`, `system`, `place`, `prefix`, `template_kwargs`, as for `prompt_pairs`."""
     dtype: str = "float32"
-    """Type of the weights: float32, bfloat16 or float16."""
+    """Type of the weights: float32, bfloat16, float16, or auto for the one in the model's config."""
     backend: str = "auto"
     """TransformerLens's class: hooked_transformer, bridge or auto."""
     seed: int = 0
@@ -84,7 +82,7 @@ class RunConfig:
         for name in ("methods", "calibration", "sampling", "chat"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(name, repr(getattr(self, name)), "a mapping, one setting per line")
-        for name, known in (("dtype", tuple(DTYPES)), ("backend", get_args(Backend)), ("span", get_args(Span))):
+        for name, known in (("dtype", ("auto", *DTYPES)), ("backend", get_args(Backend)), ("span", get_args(Span))):
             if getattr(self, name) not in known:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(known)}")
         if not _is_number(self.held_out) or self.held_out <= 0 or (isinstance(self.held_out, float) and self.held_out >= 1):
@@ -112,7 +110,7 @@ class RunConfig:
 
     def sampled_by(self, stream: int = 0) -> SamplingConfig:
         """Sampling of the responses (stream 0) or of the answers (stream 1), each with a seed of its own."""
-        check_keys("sampling", self.sampling, ("temperature", "max_new_tokens", "token_budget"))
+        check_keys("sampling", self.sampling, [each.name for each in fields(SamplingConfig) if each.name != "seed"])
         return SamplingConfig(**{"seed": self.seed + stream, **self.sampling})
 
     def fits(self) -> dict[str, FitConfig]:
