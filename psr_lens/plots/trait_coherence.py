@@ -19,6 +19,7 @@ _PLOT: Final = 420
 _DASHES: Final = ("solid", "dash", "dot", "dashdot")
 _LEGEND_LINE: Final = 22
 _LEGEND_COLUMNS: Final = 2
+_MOST_TICKS: Final = 8
 
 
 def pareto(result: Evaluation | ResultTable) -> go.Figure:
@@ -71,7 +72,9 @@ def pareto(result: Evaluation | ResultTable) -> go.Figure:
                 },
                 annotation_position="top",
             )
-    figure.update_xaxes(title_text="coherence", range=[left, 102.5], showline=True)
+    step = next(each for each in (1, 2, 5, 10, 20) if 100 - left <= each * _MOST_TICKS)
+    ticks = [tick for tick in range(0, 101, step) if tick >= left]  # no score is above 100, though the axis ends later
+    figure.update_xaxes(title_text="coherence", range=[left, 102.5], tickvals=ticks, showline=True)
     figure.update_yaxes(title_text="trait", range=[low - 3, 103])
     lines = math.ceil(len(names) / _LEGEND_COLUMNS)
     titled(figure, "Trait against coherence", plot=_PLOT, top=70, bottom=60 + lines * _LEGEND_LINE, left=60)

@@ -42,6 +42,14 @@ def test_results_of_several_traits_or_without_scores_are_refused_with_a_remedy()
             plots.pareto(table)
 
 
+@pytest.mark.parametrize(("lowest", "ticks"), [(99.0, range(95, 101)), (70.0, range(70, 101, 5)), (0.0, range(0, 101, 20))])
+def test_the_axis_of_coherence_names_no_score_above_100(lowest, ticks):
+    table = ResultTable(tuple(result_rows("A-PSR", [(1.0, 50.0, 100.0), (2.0, 50.0, lowest)])))
+    axis = plots.pareto(table).layout.xaxis
+    assert list(axis.tickvals) == list(ticks)
+    assert axis.range[0] <= ticks[0]
+
+
 def test_many_methods_can_be_told_apart():
     names = ["none", "prompt", *(f"S-Const {n}" for n in range(4)), "S-PSR", "S-PSR LL", "A-PSR", "A-PSR LL", "A-PSR + prompt"]
     table = ResultTable(tuple(row for name in names for row in result_rows(name, [(1.0, 50.0, 50.0)])))
