@@ -16,7 +16,7 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
     """The scores of each method, the magnitude of what the instruction adds by layer, and the relative RMSE of each method by layer."""
 
     def numbers(values: Any) -> list[float | None]:
-        return [_rounded(value, 4) for value in values]
+        return [_rounded(float(value), 4) for value in values]
 
     rmse = {name: numbers(trace.relative_rmse) for name, trace in result.methods.items()}
     if result.paraphrase_rmse is not None:
@@ -46,4 +46,4 @@ def _score_json(scores: Scores) -> dict[str, Any]:
 
 def _rounded(value: float, digits: int) -> float | None:
     """The number for JSON, which has no NaN: null for what could not be measured."""
-    return round(float(value), digits) if math.isfinite(value) else None
+    return round(value, digits) if math.isfinite(value) else None
