@@ -43,7 +43,8 @@ class SecondMoments:
         self._sum = torch.zeros(width, width if self._test is None else SKETCH_WIDTH, dtype=torch.float64)
 
     def add(self, rows: Float[Tensor, "token width"]) -> None:
-        """Add some tokens."""
+        """Add some tokens; in half precision they are summed in single, since their squares may overflow."""
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         self.energy += float(rows.square().sum(dtype=torch.float64))
         right = rows if self._test is None else rows @ _test_copy(rows.shape[1], rows.device, rows.dtype)
         self._sum += (rows.T @ right).cpu()

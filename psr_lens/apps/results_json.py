@@ -46,4 +46,4 @@ def _score_json(scores: Scores) -> dict[str, Any]:
 
 def _rounded(value: float, digits: int) -> float | None:
     """The number for JSON, which has no NaN: null for what could not be measured."""
-    return round(float(value), digits) if math.isfinite(value) else None
+    return round(value, digits) if math.isfinite(value) else None

@@ -130,7 +130,8 @@ class Comparison:
             >>> bool((comparison.quantile(0.5) <= comparison.quantile(0.99)).all())
             True
         """
-        return self.magnitude.quantile(q, dim=0)
+        # Layer by layer, since torch takes quantiles of at most 2^24 numbers at once.
+        return torch.stack([of_layer.quantile(q) for of_layer in self.magnitude.T])
 
     def with_scores(self, scores: Sequence[Scores], settings: Mapping[str, object] | None = None) -> Comparison:
         """A copy with scores beside the comparison, for tables, plots and reports.

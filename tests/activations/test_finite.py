@@ -10,6 +10,7 @@ from helpers import assert_unchanged, pairs_of, random_replacement, random_tripl
 import psr_lens as psr
 from psr_lens.activations.capture import Captured
 from psr_lens.activations.finite import check_finite, finite_logits
+from psr_lens.activations.statistics import SecondMoments
 from psr_lens.errors import FitError, ModelError
 from psr_lens.fitting.fit import SOLVERS as SOLVERS_OF_FIT
 from psr_lens.generation.likelihood import log_likelihoods
@@ -137,6 +138,21 @@ def test_the_norm_of_a_difference_in_half_precision_does_not_overflow(tiny_llama
         magnitude = Captured({"x": kept}, tokens, "R").magnitude("x")
         assert magnitude.dtype == (torch.float64 if kept.dtype == torch.float64 else torch.float32)
         assert magnitude.tolist() == pytest.approx([192_000.0] * len(tokens), rel=4e-3)
+
+
+@pytest.mark.parametrize("width", [64, 600])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_second_moments_of_half_precision_are_those_of_the_same_numbers_in_double(width, dtype):
+    """600 is wider than what is kept in full: a sketch."""
+    generator = torch.Generator().manual_seed(0)
+    rows = (3e3 * torch.randn(40, 1, generator=generator) * torch.randn(1, width, generator=generator)).to(dtype)
+    moments = SecondMoments(width)
+    for part in rows.split(7):
+        moments.add(part)
+    values, _ = moments.leading(1)
+    wanted = torch.linalg.svdvals(rows.double()).square()
+    assert moments.energy == pytest.approx(float(wanted.sum()), rel=1e-5)
+    assert float(values[0]) == pytest.approx(float(wanted[0]), rel=1e-3)
 
 
 def large(model):

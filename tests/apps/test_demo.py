@@ -86,6 +86,16 @@ def test_the_report_and_the_artifacts_are_there(demo):
     assert "report.html" in output
 
 
+def test_the_report_says_on_which_questions_the_constants_strength_was_chosen(demo, traits):
+    page = (demo[0] / "report.html").read_text()
+    for found in traits.values():
+        alpha = found["methods"]["S-Const DiM"]["alpha"]
+        assert f"{alpha:g}, the one of 0.5, 1, 1.5, 2, 3, 4 with the highest trait" in page
+        assert "on 12 validation questions, none of which is scored" in page
+        figures = "1" if alpha == 1 else f"1 (A-PSR), 1 (S-PSR), {alpha:g} (S-Const DiM)"
+        assert f"<td>{figures}</td>" in page or figures in page
+
+
 def test_the_report_holds_what_was_looked_into(demo):
     page = (demo[0] / "report.html").read_text()
     for title in (

@@ -203,6 +203,12 @@ def test_memory_holds_a_batch_and_magnitudes_and_no_differences_of_all_tokens(mo
     assert 4 * tokens * layers * width > 2 * (max(peaks) - before)  # what Δ of all tokens at all layers would take
 
 
+def test_quantiles_are_taken_of_as_many_tokens_as_there_are(result):
+    assert torch.equal(result.quantile(0.5), result.magnitude.quantile(0.5, dim=0))
+    many = torch.arange(3.0).repeat(940_000).expand(6, -1).T  # more numbers than torch's own `quantile` takes
+    assert replace(result, magnitude=many).quantile(0.5).tolist() == [1.0] * 6
+
+
 def test_scores_are_added_to_a_copy(result):
     scores = [psr.Scores("CAA", 1.0, 3, 0, 50.0, 90.0, (40.0, 60.0), (80.0, 99.0))]
     scored = result.with_scores(scores, {"seed": 3}).with_scores(scores, {"command": "x"})

@@ -80,6 +80,7 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', '{"format": 1, "rows": [3], "settings": {}}']
 )
