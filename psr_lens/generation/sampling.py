@@ -193,14 +193,17 @@ def _decode(
     decoder = Decoder(model, len(tokens))
     choose, ended = TokenChoice(config, tokens, mask, sorted(stops)), Ending(tokenizer, sorted(stops), config.stop, device)
     steps = min(draws.shape[1], context_length(model) - tokens.shape[1])
-    drawn = tokens.new_full((len(tokens), steps), -1)
+    drawn = tokens.new_zeros(len(tokens), steps)
+    lengths = tokens.new_full((len(tokens),), steps)
     rows = torch.arange(len(tokens), device=device)
     unfinished = torch.ones_like(rows, dtype=torch.bool)
     new = tokens
     for step in range(steps):
         chosen = choose(decoder.step(new, mask), drawn[rows, :step], draws[:, step])
-        drawn[rows, step] = torch.where(unfinished, chosen, -1)
-        unfinished &= ~ended(drawn[rows, : step + 1], unfinished)
+        drawn[rows, step] = chosen
+        ending = unfinished & ended(drawn[rows, : step + 1], unfinished)
+        lengths[rows[ending]] = step + 1
+        unfinished &= ~ending
         left = int(unfinished.sum())
         if not left:
             break
@@ -212,7 +215,7 @@ def _decode(
             hooks.select(kept)
             choose.select(kept)
             rows, unfinished, new, mask, draws = (each[kept] for each in (rows, unfinished, new, mask, draws))
-    return [tuple(token for token in row if token >= 0) for row in drawn.tolist()]
+    return [tuple(row[:length]) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
 
 
 def _stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:

@@ -20,7 +20,7 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
-from psr_lens.models.kv_cache import Decoder
+from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several
 from psr_lens.models.loading import DTYPES, Backend, load_model, load_to_fit_and_answer
 from psr_lens.models.sources import EMBEDDED
 from psr_lens.models.temporary_hooks import hooked
@@ -31,8 +31,10 @@ __all__ = [
     "Backend",
     "Decoder",
     "HookedModel",
+    "TransformersDecoder",
     "all_modules",
     "called_module",
+    "can_extend_by_several",
     "check_model",
     "context_length",
     "device_of",

@@ -188,7 +188,7 @@ def _check(difference: float, probe: Probe, what: str) -> None:
 # --- the probe's length and tokens ---------------------------------------------------------------------------------------------
 
 
-def _bounds(settings: Mapping[str, Any]) -> Iterator[int]:
+def _bounds(settings: Mapping[Any, Any]) -> Iterator[int]:
     """Every window and original context of a config, in tokens; they may lie in configs inside it, one for each kind of layer."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
