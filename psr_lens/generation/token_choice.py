@@ -25,7 +25,11 @@ class TokenChoice:
     """Chooses one token per response and step; a response does not depend on the others in its batch, nor on padding."""
 
     def __init__(
-        self, config: SamplingConfig, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], stops: Sequence[int]
+        self,
+        config: SamplingConfig,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        stops: Sequence[int],
     ) -> None:
         """Prepare for a batch of prompts, padded on the left.
 
@@ -66,7 +70,7 @@ class TokenChoice:
 
 
 def _processors(config: SamplingConfig, width: int, stops: Sequence[int], device: torch.device) -> Any:
-    """transformers' processors in the order of its `generate`; none for settings that change nothing."""
+    """Transformers' processors in the order of its `generate`; none for settings that change nothing."""
     found: list[Any] = []
     if config.repetition_penalty != 1:
         found.append(RepetitionPenaltyLogitsProcessor(penalty=float(config.repetition_penalty)))

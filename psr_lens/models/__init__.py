@@ -22,6 +22,7 @@ from psr_lens.models.hooked_model import (
 )
 from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several
 from psr_lens.models.loading import DTYPES, Backend, load_model, load_to_fit_and_answer
+from psr_lens.models.plain_transformers import has_other_hooks, plain_transformers
 from psr_lens.models.sources import EMBEDDED
 from psr_lens.models.temporary_hooks import hooked
 
@@ -45,6 +46,7 @@ __all__ = [
     "forward",
     "frozen",
     "has_hooked_transformer",
+    "has_other_hooks",
     "hook_tables",
     "hooked",
     "is_bridge",
@@ -52,6 +54,7 @@ __all__ = [
     "load_model",
     "load_to_fit_and_answer",
     "model_identity",
+    "plain_transformers",
     "processing",
     "processing_differs",
     "tokenizer_of",

@@ -20,7 +20,9 @@ def can_extend_by_several(model: HookedModel) -> bool:
     """Whether several tokens may follow a prefix in one step: transformers' recurrent layers may start from zero then."""
     if not is_bridge(model):
         return True
-    return not any(hasattr(layer, "recurrent_states") for layer in DynamicCache(config=cast(Any, model).original_model.config).layers)
+    return not any(
+        hasattr(layer, "recurrent_states") for layer in DynamicCache(config=cast(Any, model).original_model.config).layers
+    )
 
 
 class Decoder:

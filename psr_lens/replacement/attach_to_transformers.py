@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel
 from psr_lens.replacement.compatibility import check_sizes
 from psr_lens.replacement.spec import ReplacementSpec
-from psr_lens.replacement.steering_hooks import FIRST_POINT, Action, steering_hooks
+from psr_lens.replacement.steering_hooks import FIRST_POINT, Action, SteeringHooks, steering_hooks
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Attached:
         self._model = model
         self._handles: list[Any] = []
         self._removed = False
+        self.hooks = SteeringHooks()
+        """The hooks, with the names of the points that they act at."""
 
     def __repr__(self) -> str:
         """The model's class and the number of hooks in a line."""
@@ -86,6 +89,10 @@ class Attached:
         """Keep the handle of a hook, which is removed with the others."""
         self._handles.append(handle)
 
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Continue with these sequences of the batch; each keeps its own strength and start."""
+        self.hooks.select(rows)
+
 
 def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping[str, Sequence[Action]]) -> Attached:
     """Put hooks on a transformers model; see `Steering.attach`.
@@ -106,7 +113,8 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
         _check(replacement, model)
     attached = Attached(model)
     try:
-        for name, hook in steering_hooks(None, actions):
+        attached.hooks = steering_hooks(None, actions)
+        for name, hook in attached.hooks:
             attached.add(_put(layers, layout, name, hook, model.config.num_attention_heads))
     except BaseException:
         attached.remove()
