@@ -9,16 +9,20 @@ from pathlib import Path
 
 os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 
-from jaxtyping import config as jaxtyping_config
-from jaxtyping import install_import_hook
-
-install_import_hook("psr_lens", "typecheck.checked")
-
 import hypothesis
-import oracles
+import plotly.subplots  # noqa: F401
 import pytest
 import torch
+import transformer_lens  # noqa: F401
 import transformers
+import typecheck
+import typer.rich_utils  # noqa: F401
+from jaxtyping import config as jaxtyping_config
+
+# Large packages come first: whatever a hooked module is the first to import is compiled anew in every run.
+typecheck.install("psr_lens")
+
+import oracles
 from architectures import FAMILIES
 from chat_server import KEY, ChatServer
 from helpers import BACKENDS, ORGANISMS, TINY, Case, save_tiny
@@ -34,13 +38,26 @@ hypothesis.settings.register_profile("psr_lens", derandomize=True, deadline=None
 hypothesis.settings.load_profile("psr_lens")
 
 
+class Folders(dict[str, Path]):
+    """Folders by family; a tiny random model is made when it is first asked for."""
+
+    def __init__(self, root: Path, made: dict[str, Path]) -> None:
+        super().__init__(made)
+        self._root = root
+
+    def __missing__(self, family: str) -> Path:
+        if family not in FAMILIES:
+            raise KeyError(family)
+        self[family] = save_tiny(family, self._root / family)
+        return self[family]
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Hugging Face folders by family: the tiny random models and the shipped organisms."""
     root = tmp_path_factory.mktemp("models")
     shipped = Path(psr.organism.__file__).parent / "weights"
-    tiny = {family: save_tiny(family, root / family) for family in FAMILIES}
-    return tiny | {"organism": shipped / "llama", "organism-gpt2": shipped / "gpt2"}
+    return Folders(root, {"organism": shipped / "llama", "organism-gpt2": shipped / "gpt2"})
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ SHORT = psr.Calibration(targets=(50.0,), steps=2, maximum=2.0)
 class WordJudge:
     """Trait: how many words begin with a letter up to m; coherence: how many words are unlike the one before."""
 
+    identity = "words, 1"
+
     def __call__(self, texts, questions):
         words = [text.split() or ["x"] for text in texts]
         trait = [100 * np.mean([word[0] <= "m" for word in each]) for each in words]

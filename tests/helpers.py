@@ -1,7 +1,9 @@
 """Small things that many tests make: tiny models, random triplets and replacements, and a look at a model's state."""
 
 import multiprocessing
+import os
 import random
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -168,3 +170,22 @@ def kill_when(ready: Callable[[], bool], process: BaseProcess, delay: float) -> 
     time.sleep(delay)
     process.kill()
     process.join(60)
+
+
+def as_torchrun_starts_two(target: Callable[[int], Any]) -> list[int | None]:
+    """Exit codes of two processes that call `target(rank)`, with the environment that `torchrun` gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def run(rank: int) -> None:
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        target(rank)
+
+    processes = [FORK.Process(target=run, args=(rank,), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]

@@ -6,6 +6,7 @@ A check is a function of a `Case`; it raises where the model fails, and may retu
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import oracles
+import pytest
 import torch
-from architectures import FAMILIES
+from architectures import FAMILIES, save_tiny
 from helpers import Case, generated, logits_of, pairs_of, random_replacement, random_triplets, relative_error
 
 import psr_lens as psr
+from psr_lens.errors import InputError
 from psr_lens.models import forward
 
 TOLERANCE: Final = 1e-4
@@ -26,8 +29,10 @@ FITTED: Final = 0.95
 SEQUENCE: Final = range(10, 60)
 """Longer than the sliding windows."""
 
-MATRIX: Final = tuple(family for family in FAMILIES if family != "olmo2")
+MATRIX: Final = tuple(FAMILIES)
 CLASSES: Final = {"hooked_transformer": "HookedTransformer", "bridge": "TransformerBridge"}
+NOT_ATTACHED: Final = ("granite",)
+"""Families whose blocks scale what they add to the residual stream, so that no module's output is `hook_attn_out`."""
 CHECKS: dict[str, Callable[[Case], float | None]] = {}
 """Column of the table to check, in the table's order."""
 
@@ -138,6 +143,10 @@ def artifacts_come_back_and_steer_alike(case: Case) -> None:
 @check("attach")
 def transformers_itself_is_steered_alike(case: Case) -> None:
     replacement = random_replacement(case.model, size=0.2)
+    if case.family in NOT_ATTACHED:
+        with pytest.raises(InputError, match="Other architectures can be steered through TransformerLens"):
+            replacement.attach(case.hf)
+        return
     with replacement.steer(case.model, 0.7, start=40):
         wanted = logits_of(case.model, SEQUENCE)
     with torch.no_grad(), replacement.attach(case.hf, 0.7, start=40) as attached:
@@ -145,9 +154,25 @@ def transformers_itself_is_steered_alike(case: Case) -> None:
     torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@check("variants")
+def variants_have_the_logits_of_transformers(case: Case) -> None:
+    found = FAMILIES[case.family]
+    for name in set(found.variants) - set(found.refused):
+        with TemporaryDirectory() as place:
+            folder = save_tiny(case.family, Path(place), settings=found.variants[name])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # "auto" says where it takes a bridge
+                model = psr.load_model(folder, backend="bridge" if case.backend == "bridge" else "auto")
+            with torch.no_grad():
+                wanted = oracles.transformer(folder)(torch.tensor([list(SEQUENCE)])).logits[0]
+        assert float((logits_of(model, SEQUENCE) - wanted).abs().max()) <= TOLERANCE, name
+
+
 # --- the table --------------------------------------------------------------------------------------------------------------
 
 MARKS: Final = ("<!-- made by `make matrix` -->", "<!-- end of the matrix -->")
+NOWHERE: Final = {"gpt-neox": ("no attention bias",), "falcon": ("grouped queries",)}
+"""Variants that no class takes."""
 GENERATIONS: Final = (("3.9.0", "hooked_transformer"), ("3.9.0", "bridge"), ("4.3.0", "bridge"))
 """TransformerLens's versions and classes, in the table's order."""
 
@@ -163,7 +188,7 @@ def key(backend: str, family: str) -> str:
 def table(results: Results) -> str:
     """The table: a mark where a check passed in each class that takes the model, else those in which it did."""
     names = {each: f"{CLASSES[each[1]]} {each[0]}" for each in GENERATIONS}
-    head = ["architecture", *(f"logits, {name}" for name in names.values()), *list(CHECKS)[1:]]
+    head = ["architecture", *(f"logits, {name}" for name in names.values()), *list(CHECKS)[1:], "which variants"]
     rows = [head, ["---"] * len(head)]
     for family in MATRIX:
         found = {each: results.get(f"{each[0]}/{each[1]}/{family}") for each in GENERATIONS}
@@ -171,8 +196,12 @@ def table(results: Results) -> str:
         cells = [_number(passed) for passed in found.values()]
         for column in list(CHECKS)[1:]:
             good = [names[each] for each, passed in taken.items() if column in passed]
+            if column == "attach" and family in NOT_ATTACHED:
+                cells.append("–")
+                continue
             cells.append("✓" if taken and len(good) == len(taken) else ", ".join(good) or "✗")
-        rows.append([FAMILIES[family].title, *cells])
+        variants = [name for name in FAMILIES[family].variants if name not in NOWHERE.get(family, ())]
+        rows.append([FAMILIES[family].title, *cells, ", ".join(variants) or "–"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

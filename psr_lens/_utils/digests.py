@@ -10,10 +10,14 @@ import xxhash
 from torch import Tensor
 
 
+def json_text(content: Any) -> str:
+    """JSON content as text that is the same for the same content: keys are sorted, and nothing else is written."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
 def digest_of(content: Any) -> str:
     """xxh3_128 of JSON content, in hexadecimal; the order of keys does not matter."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return xxhash.xxh3_128_hexdigest(text.encode())
+    return xxhash.xxh3_128_hexdigest(json_text(content).encode())
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

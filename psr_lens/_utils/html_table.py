@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from typing import Final
 
+from psr_lens._utils.numbers import is_real, is_whole
+
 MAX_ROWS: Final = 64
 """Most rows shown; of a longer table, the first and the last."""
 
@@ -30,7 +32,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], caption: str = 
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_real(value):
         return f'<td style="text-align:left">{html.escape(str(value))}</td>'
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    text = f"{value:,}" if is_whole(value) else f"{value:.4g}"
     return f'<td style="text-align:right">{text}</td>'

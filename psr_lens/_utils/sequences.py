@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def padded(
-    sequences: Sequence[Sequence[int]], side: Literal["left", "right"], device: torch.device | str = "cpu"
+    sequences: Sequence[Sequence[int]], side: Literal["left", "right"], device: torch.device | str = "cpu", *, filler: int = 0
 ) -> tuple[Int[Tensor, "sequence position"], Int[Tensor, "sequence position"]]:
-    """Token ids, padded with 0 on one side to the longest sequence, and their mask: 1 where a token is real."""
+    """Token ids, padded with `filler` on one side to the longest sequence, and their mask: 1 where a token is real."""
     width = max(map(len, sequences))
-    tokens = torch.zeros(len(sequences), width, dtype=torch.long)
+    tokens = torch.full((len(sequences), width), filler, dtype=torch.long)
     mask = torch.zeros_like(tokens)
     for row, ids in enumerate(sequences):
         real = slice(width - len(ids), width) if side == "left" else slice(len(ids))
@@ -24,13 +24,13 @@ def padded(
     return tokens.to(device), mask.to(device)
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items two sequences share at their start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
-def common_suffix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_suffix(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items two sequences share at their end."""
     return common_prefix(one[::-1], other[::-1])
 

@@ -97,7 +97,7 @@ class Captured:
         return f"{len(self):,} tokens of {len(self.tokens.triplet.unique()):,} responses"
 
     def magnitude(self, hook: HookKey) -> Float[Tensor, " token"]:
-        """‖Δ‖ of each token at one hook point.
+        """‖Δ‖ of each token at one hook point, in float32 (float64 for a Δ in float64).
 
         Args:
             hook: A kind and a layer, or a hook name; as for `captured[…]`.
@@ -109,7 +109,9 @@ class Captured:
             >>> len(captured.magnitude(("resid_post", 3))) == len(captured)
             True
         """
-        norms: Tensor = torch.linalg.vector_norm(self[hook].flatten(start_dim=1), dim=1)
+        delta = self[hook].flatten(start_dim=1)
+        # In half precision a sum of squares overflows where the numbers themselves do not.
+        norms: Tensor = torch.linalg.vector_norm(delta, dim=1, dtype=torch.promote_types(delta.dtype, torch.float32))
         return norms
 
 
@@ -205,6 +207,7 @@ def capture(
     Raises:
         InputError: `model` is not a model, there are no triplets, a response is empty or too long, a hook point or difference is unknown,
             or a layer is out of range.
+        ModelError: a difference is not finite, or too large for the type in which it is to be kept; names the hook point.
 
     Example:
         >>> captured = psr.capture(model, triplets[:4], ["resid_post", "z"], layers=[0, -1])

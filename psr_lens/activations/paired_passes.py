@@ -16,6 +16,7 @@ from torch import Tensor
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, suffix_batch
+from psr_lens.activations.finite import check_finite
 from psr_lens.activations.teacher_forced_pass import Steered, gather, keep, layers_needed, read_batch
 from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, forward, hooked
 from psr_lens.models.hook_points import is_pattern
@@ -92,13 +93,19 @@ class Rows:
         self._dtype = dtype
 
     def of(self, indices: Sequence[int]) -> Take:
-        """A function that stores the rows of a batch of the triplets `indices` in their place, on the CPU."""
+        """A function that stores the rows of a batch of the triplets `indices` in their place, on the CPU.
+
+        It raises a ModelError if a number is too large for the type in which it is kept.
+        """
         into = torch.cat([torch.arange(self.offsets[index], self.offsets[index + 1]) for index in indices])
 
         def take(name: str, rows: Float[Tensor, "token ..."]) -> None:
             if name not in self.tensors:
                 self.tensors[name] = torch.empty(self.offsets[-1], *rows.shape[1:], dtype=self._dtype or rows.dtype)
-            self.tensors[name].index_copy_(0, into, rows.to("cpu", self.tensors[name].dtype))
+            kept = rows.to("cpu", self.tensors[name].dtype)
+            if torch.finfo(kept.dtype).max < torch.finfo(rows.dtype).max:
+                check_finite({name: kept}, f"They are too large for {kept.dtype}: keep them as bfloat16 or float32.")
+            self.tensors[name].index_copy_(0, into, kept)
 
         return take
 
@@ -147,6 +154,9 @@ class Reading:
         """Read one batch, and hand over the rows on its spans, one hook point at a time, on the model's device.
 
         Only the activations that are still to be subtracted are kept, and blocks after the last hook point are not run.
+
+        Raises:
+            ModelError: activations are not finite; names the hook point.
         """
         triplets = [self.triplets[index] for index in indices]
         device = device_of(self.model)
@@ -156,6 +166,7 @@ class Reading:
 
         def subtract(name: str, before: Tensor, after: Tensor) -> None:
             for part, rows in _difference(name, before, after, columns).items():
+                check_finite({part: rows})
                 take(part, rows)
 
         if self.difference == "local":

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, context_batch
+from psr_lens.activations.finite import check_finite, check_logits, finite_logits
 from psr_lens.models import HookedModel, device_of, forward, frozen, hooked
 from psr_lens.models.hook_points import is_pattern, layer_of
 from psr_lens.prompts import Context, Span, Triplet
@@ -72,6 +73,9 @@ def read_batch(
         span: Which tokens to keep of the activations.
         steered: Steering in force during the pass; None for the model as it is.
         logits: Whether to keep the logits too.
+
+    Raises:
+        ModelError: activations or logits are not finite; names the first hook point that has such activations.
     """
     batch = context_batch(triplets, context, span, device_of(model))
     held: dict[str, Tensor] = {}
@@ -85,7 +89,14 @@ def read_batch(
     with torch.no_grad(), frozen(model), before, acting, after:
         depth = None if logits else layers_needed([*names, *arriving])
         out = forward(model, batch.tokens, batch.mask, depth)
-        return BatchReading(held, arrived, _predicting(out, triplets, context) if logits else None)
+        found = _predicting(out, triplets, context) if logits else None
+    check_finite(arrived)
+    check_finite(held)
+    if found is not None and not finite_logits(found):
+        everywhere = [f"blocks.{layer}.hook_resid_post" for layer in range(int(model.cfg.n_layers))]
+        read_batch(model, triplets, everywhere, context, span, steered=steered)  # names the layer at which it began
+        check_logits(found)
+    return BatchReading(held, arrived, found)
 
 
 def _predicting(logits: Float[Tensor, "batch position d_vocab"], triplets: Sequence[Triplet], context: Context) -> Tensor:

@@ -15,11 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
 
+from xxhash import xxh3_128_hexdigest as _hash
+
 from psr_lens import organism
 from psr_lens._utils.digests import digest_of
+from psr_lens._utils.optional import versions
 from psr_lens._utils.safe_files import write_text
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.errors import ArtifactError, InputError, PsrLensError
@@ -32,7 +36,7 @@ from psr_lens.fitting.settings.solvers import DiM, FitConfig, Joint, ReFT, Seque
 from psr_lens.generation.sampled_triplets import Triplets, sample_responses
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.judges import organism as organism_judge
-from psr_lens.models import HookedModel, load_to_fit_and_answer
+from psr_lens.models import EMBEDDED, HookedModel, load_to_fit_and_answer
 from psr_lens.prompts import Context, PromptPair, prompt_pairs
 from psr_lens.replacement import Replacement
 from psr_lens.results.bootstrap import NO_INTERVAL, mean_interval
@@ -201,7 +205,7 @@ def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Calla
             "traits": [trait],
             "fits": {name: METHODS[name].to_json() for name in config.methods},
         }
-        path = folder / f"{trait}-{digest_of({**about, 'format': FORMAT})[:12]}.json"
+        path = folder / f"{trait}-{digest_of({**about, **_made_with(FAMILIES[family])})[:12]}.json"
         try:
             tables.append(ResultTable.from_json(path))
             continue
@@ -214,6 +218,13 @@ def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Calla
         tables.append(ResultTable(table.rows, {**about, **table.settings}))
         tables[-1].to_json(path)
     return cast(ResultTable, sum(tables))
+
+
+@cache
+def _made_with(model: str) -> dict[str, Any]:
+    """What results depend on besides the settings: versions, and the model's files, so that it need not be loaded to find old results."""
+    folder = Path(organism.__file__).parent / "weights" / EMBEDDED[model]
+    return {"format": FORMAT, "versions": versions(), "files": {each.name: _hash(each.read_bytes()) for each in folder.iterdir()}}
 
 
 class _Clock:
@@ -301,7 +312,8 @@ class _Trait:
     def _fitted(self, name: str) -> Replacement:
         """The method's replacement; read from the folder if it was fitted before."""
         settings = METHODS[name]
-        about = [settings.to_json(), self.config.fit_questions, self.config.seed, self.trait]
+        config, made_with = self.config, _made_with(str(self.model.cfg.model_name))
+        about = [settings.to_json(), config.fit_questions, config.seed, self.trait, made_with]
         path = self.folder / "fits" / digest_of(about)[:16]
         try:
             return Replacement.load(path)

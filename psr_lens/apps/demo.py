@@ -34,10 +34,9 @@ from psr_lens.plots.images import check_browser
 from psr_lens.prompts import Triplet, prompt_pairs
 from psr_lens.replacement import Replacement
 from psr_lens.reporting import report
-from psr_lens.results.judgement import Judge
 
 CONSTANT_ALPHAS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Strengths from which the constant baseline takes its best."""
+"""Strengths from which the constant baseline takes its best, by its scores on the validation questions."""
 MIN_COHERENCE: Final = 95.0
 """Least coherence of the constant baseline at its best strength."""
 CURVE_ALPHAS: Final = (0.5, 1.0, 2.0)
@@ -62,7 +61,8 @@ class DemoConfig:
     single_layers: tuple[int, ...] = (1, 3)
     """Candidate layers of S-PSR; the best one on the validation questions is chosen, and the constant baseline acts there too."""
     validation_questions: int = 40
-    """Number of questions for that choice, from the training split, not fitted on."""
+    """Number of questions for that choice and for that of the constant's strength: from the training split, neither fitted on nor
+    scored."""
     looked_into: int = 40
     """Number of held-out responses for the report's next-token distances, parts of blocks, and heads."""
     seed: int = 0
@@ -126,6 +126,9 @@ def run_trait(
     single = best_layer(model, triplets, config.single_layer_fit(), judge, pairs=validation, layers=config.single_layers)
     constant = fit(model, triplets, DiM(layers=single.settings["layers"]))
     replacements = {"A-PSR": all_layers, "S-PSR": single, "S-Const DiM": constant}
+    say("choosing the constant's strength")
+    strongest = best_alpha(answering, validation, constant, judge, alphas=CONSTANT_ALPHAS, min_coherence=MIN_COHERENCE)
+    alphas = dict.fromkeys(replacements, 1.0) | {"S-Const DiM": float(strongest.alpha or 0.0)}
 
     held_out = prompt_pairs(model, organism.questions(config.held_out_questions, split="held_out", seed=config.seed), instruction)
     sampling = SamplingConfig(seed=config.seed + 1)
@@ -134,20 +137,7 @@ def run_trait(
     scores = [scores_at(answering, held_out, None, judge, sampling=sampling), score("prompt", held_out, prompted, judge)]
     for name, replacement in replacements.items():
         say(f"answering with {name}")
-        if "Const" in name:
-            found = best_alpha(
-                answering,
-                held_out,
-                replacement,
-                judge,
-                alphas=CONSTANT_ALPHAS,
-                min_coherence=MIN_COHERENCE,
-                method=name,
-                sampling=sampling,
-            )
-        else:
-            found = scores_at(answering, held_out, replacement, judge, method=name, sampling=sampling)
-        scores.append(found)
+        scores.append(scores_at(answering, held_out, replacement, judge, alpha=alphas[name], method=name, sampling=sampling))
     say("comparing token by token")
     responses = judged_triplets(held_out, prompted, judge)
     comparison = compare(
@@ -155,6 +145,7 @@ def run_trait(
         responses,
         replacements,
         paraphrase=organism.instruction(trait, 1),
+        alpha=alphas,
     ).with_scores(
         scores,
         {
@@ -163,13 +154,14 @@ def run_trait(
             "fitted_on": triplets.summary(),
             "single_layer": single.settings["layers"],
             "paraphrase": organism.instruction(trait, 1),
-            "constant_alphas": list(CONSTANT_ALPHAS),
+            "constant_alpha": f"{alphas['S-Const DiM']:g}, the one of {', '.join(f'{alpha:g}' for alpha in CONSTANT_ALPHAS)} with the "
+            f"highest trait at a coherence of {MIN_COHERENCE:g} or more on {len(validation)} validation questions, none of which is scored",
             "sampling": asdict(sampling),
         },
     )
     say("looking into heads, blocks and directions")
-    looked_at, paraphrase = responses[: config.looked_into], organism.instruction(trait, 1)
-    further = look_into(model, answering, looked_at, replacements, judge, sampling, paraphrase)
+    looked_at = responses[: config.looked_into]
+    further = look_into(model, answering, looked_at, replacements, trait, sampling, alphas)
     return DemoResult(comparison=comparison, replacements=replacements, further=further, seconds=time.perf_counter() - began)
 
 
@@ -178,17 +170,17 @@ def look_into(
     answering: HookedModel,
     responses: Sequence[Triplet],
     replacements: Mapping[str, Replacement],
-    judge: Judge,
+    trait: str,
     sampling: SamplingConfig,
-    paraphrase: str,
+    alphas: Mapping[str, float],
 ) -> list[object]:
     """Results that the report shows next to the comparison: curves, next tokens, parts of blocks, heads, patching, directions, fits."""
     pairs = [each.pair for each in responses]
     curves = Calibration(alphas=CURVE_ALPHAS, targets=(), at_prompt=False)
     lead = replacements["A-PSR"]
     return [
-        evaluate(answering, pairs[:CURVE_QUESTIONS], replacements, judge, calibration=curves, sampling=sampling),
-        faithfulness(model, responses, replacements, paraphrases=paraphrase),
+        evaluate(answering, pairs[:CURVE_QUESTIONS], replacements, organism_judge(trait), calibration=curves, sampling=sampling),
+        faithfulness(model, responses, replacements, paraphrases=organism.instruction(trait, 1), alpha=alphas),
         capture(model, responses, _KINDS, to=Statistics(rank=8)),
         capture(model, responses[:_EXAMPLES], _KINDS, difference="local"),
         attribute(model, responses, by_source=True),

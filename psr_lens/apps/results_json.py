@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from psr_lens.evaluation.comparison import Comparison
@@ -14,8 +15,8 @@ RESULTS_FORMAT: Final = 2
 def comparison_json(result: Comparison) -> dict[str, Any]:
     """The scores of each method, the magnitude of what the instruction adds by layer, and the relative RMSE of each method by layer."""
 
-    def numbers(values: Any) -> list[float]:
-        return [round(float(value), 4) for value in values]
+    def numbers(values: Any) -> list[float | None]:
+        return [_rounded(value, 4) for value in values]
 
     rmse = {name: numbers(trace.relative_rmse) for name, trace in result.methods.items()}
     if result.paraphrase_rmse is not None:
@@ -33,10 +34,16 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
 
 def _score_json(scores: Scores) -> dict[str, Any]:
     return {
-        "trait": round(scores.trait, 2),
-        "coherence": round(scores.coherence, 2),
+        "trait": _rounded(scores.trait, 2),
+        "coherence": _rounded(scores.coherence, 2),
         "alpha": scores.alpha,
         "n": scores.n,
-        "trait_interval": [round(bound, 2) for bound in scores.trait_interval],
-        "coherence_interval": [round(bound, 2) for bound in scores.coherence_interval],
+        "missing": scores.missing,
+        "trait_interval": [_rounded(bound, 2) for bound in scores.trait_interval],
+        "coherence_interval": [_rounded(bound, 2) for bound in scores.coherence_interval],
     }
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    """The number for JSON, which has no NaN: null for what could not be measured."""
+    return round(float(value), digits) if math.isfinite(value) else None

@@ -1,8 +1,9 @@
 """Answers and their scores, each made only once: kept in memory, and in a folder if there is one, so that an interrupted run continues.
 
 A file holds the answers of one method at one strength to some questions. Its name is a digest of everything that they depend on: the model
-and its weights, the content of the replacement, strength, context, the prompts' tokens, the sampling and the random streams. So any runs
-may share a folder, and nothing in it is ever out of date. Files are written completely or not at all.
+(all bytes of its weights, its config, its tokenizer), what the replacement does, strength, context, the prompts' tokens, the sampling, the
+random streams, and the versions of the packages. So any runs may share a folder, and nothing in it is ever out of date. Files are written
+completely or not at all. What hooks do is in no digest: while any are on the model, nothing is read, kept or written.
 
 Strengths that are requested together share batches, since steering takes one strength for each sequence. Methods do not: above about 150
 answers, a larger batch is no faster. What else is in a batch changes an answer only where two tokens are equally likely up to rounding.
@@ -10,12 +11,12 @@ answers, a larger batch is no faster. What else is in a batch changes an answer 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -23,17 +24,19 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from psr_lens._utils.digests import digest_of, raw_bytes
+from psr_lens._utils.digests import digest_of
+from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.methods import Method
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
-from psr_lens.models import HookedModel, model_identity
-from psr_lens.models.fingerprints import weights_digest
+from psr_lens.models import HookedModel, has_hooks, model_content
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import SteeringPlan
-from psr_lens.results.judgement import Judge, Judgement, judged, scored
+from psr_lens.replacement.content_digest import content_digest
+from psr_lens.results.judgement import Judge, Judgement, identity_of, judged
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Format 1 had a sample of the weights in the names of its files, and a judge's `repr`; they are not read."""
 CHUNK: Final = 256
 """Most questions in a file and most answers generated at once: the most that an interrupted run loses."""
 
@@ -90,8 +93,12 @@ class Answers:
             except OSError as error:
                 raise InputError("cache", f"{folder} ({error.strerror})", "a folder that can be written") from error
         sampling = {name: value for name, value in asdict(self.config).items() if name != "token_budget"}
-        self._common = {"model": model_identity(model) | {"weights": weights_digest(model)}, "sampling": sampling}
-        self._judge_name = None if judge is None else identity_of(judge)
+        self._common: dict[str, Any] = {"format": FORMAT, "versions": dict(versions()), "sampling": sampling}
+        self._judge_name = None
+        if self._folder is not None:
+            self._common["model"] = model_content(model)
+            self._judge_name = None if judge is None else identity_of(judge)
+        self._warned = False
         self._written: dict[str, tuple[Response, ...]] = {}
         self._known: dict[tuple[str, ...], Judged] = {}
 
@@ -109,28 +116,49 @@ class Answers:
         Raises:
             InputError: no judge was given.
         """
-        judged = []
-        for responses in self._responses(steering, alphas, context):
+        keep = self._may_keep()
+        found = []
+        for responses in self._responses(steering, alphas, context, keep):
             texts = tuple(answer.text for answer in responses)
-            if texts not in self._known:
-                self._known[texts] = self._scored(texts)
-            judged.append(self._known[texts])
-        return judged
+            judged = self._known.get(texts) if keep else None
+            if judged is None:
+                judged = self._scored(texts, keep)
+            if keep:
+                self._known[texts] = judged
+            found.append(judged)
+        return found
 
     def responses(self, steering: Method | None = None, alpha: float = 1.0, context: Context = "base") -> tuple[Response, ...]:
         """The answers of one method at one strength; generated only if they do not exist yet."""
-        return self._responses(steering, [alpha], context)[0]
+        return self._responses(steering, [alpha], context, self._may_keep())[0]
 
-    def _responses(self, steering: Method | None, alphas: Sequence[float], context: Context) -> list[tuple[Response, ...]]:
+    def _may_keep(self) -> bool:
+        """Whether answers and scores may be read from memory and disk and kept there: not while there are hooks on the model."""
+        if not has_hooks(self._model):
+            return True
+        if self._folder is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"cache: there are hooks on the model, which no cache can tell from others. Nothing is read from {self._folder} or kept "
+                "there; remove the hooks to use it.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return False
+
+    def _responses(
+        self, steering: Method | None, alphas: Sequence[float], context: Context, keep: bool
+    ) -> list[tuple[Response, ...]]:
         requested = self._requested(steering, alphas, context)
-        new = list({each.key: each for each in requested if each.key not in self._written}.values())
+        known = self._written if keep else {}
+        new = list({each.key: each for each in requested if each.key not in known}.values())
         starts = range(0, len(self.pairs) if new else 0, CHUNK)
-        chunks = [self._chunk(range(first, min(first + CHUNK, len(self.pairs))), new, context) for first in starts]
-        self._written |= {each.key: tuple(answer for chunk in chunks for answer in chunk[each.key]) for each in new}
-        return [self._written[each.key] for each in requested]
+        chunks = [self._chunk(range(first, min(first + CHUNK, len(self.pairs))), new, context, keep) for first in starts]
+        known |= {each.key: tuple(answer for chunk in chunks for answer in chunk[each.key]) for each in new}
+        return [known[each.key] for each in requested]
 
     def _requested(self, steering: Method | None, alphas: Sequence[float], context: Context) -> list[_Requested]:
-        digest = None if steering is None else content_digest(steering)
+        digest = None if steering is None else steering_digest(steering)
         requested = []
         for alpha in map(float, alphas):
             # At strength 0 and without an offset, steering is bit-identical to none.
@@ -139,7 +167,7 @@ class Answers:
             requested.append(_Requested(steering if acts else None, alpha, about, digest_of({**about, "context": context})))
         return requested
 
-    def _chunk(self, indices: range, requested: Sequence[_Requested], context: Context) -> dict[str, list[Response]]:
+    def _chunk(self, indices: range, requested: Sequence[_Requested], context: Context, keep: bool) -> dict[str, list[Response]]:
         """Answers of one method, or of the unsteered model, to some questions at each strength: read, or generated together and written."""
         chosen = [self.pairs[index] for index in indices]
         questions = {
@@ -148,7 +176,7 @@ class Answers:
             "streams": list(indices),
         }
         names = {each.key: f"answers-{digest_of({**each.about, **questions})}.jsonl" for each in requested}
-        read = {key: self._read(name, len(chosen)) for key, name in names.items()}
+        read = {key: self._read(name, len(chosen)) if keep else None for key, name in names.items()}
         found = {
             key: [Response(tuple(line["ids"]), line["text"]) for line in lines] for key, lines in read.items() if lines is not None
         }
@@ -168,21 +196,31 @@ class Answers:
             self.generated += len(answers)
             for start, each in enumerate(group):
                 found[each.key] = answers[start * len(chosen) : (start + 1) * len(chosen)]
-                self._write(names[each.key], [asdict(answer) for answer in found[each.key]])
+                if keep:
+                    self._write(names[each.key], [asdict(answer) for answer in found[each.key]])
         return found
 
-    def _scored(self, texts: tuple[str, ...]) -> Judged:
+    def _scored(self, texts: tuple[str, ...], keep: bool) -> Judged:
         if self._judge is None:
             raise InputError("judge", None, "a judge to score the answers")
         questions = [pair.asked for pair in self.pairs]
-        name = self._judge_name and f"scores-{digest_of([self._judge_name, texts, questions])}.jsonl"
+        name = None
+        if keep and self._judge_name is not None:
+            about = {
+                "format": FORMAT,
+                "versions": dict(versions()),
+                "judge": self._judge_name,
+                "texts": texts,
+                "questions": questions,
+            }
+            name = f"scores-{digest_of(about)}.jsonl"
         found = self._read(name, len(texts)) if name else None
         if found is not None:
             return Judged(
                 texts, Judgement(_side(found, "trait"), _side(found, "coherence"), tuple(each["reason"] for each in found))
             )
         judgement = judged(self._judge, texts, questions)
-        if name and scored(judgement.trait, judgement.coherence).all():  # a missing score may be there next time
+        if name and judgement.present.all():  # a missing score may be there next time
             rows = zip(judgement.trait.tolist(), judgement.coherence.tolist(), judgement.reasons, strict=True)
             self._write(name, [{"trait": _or_null(a), "coherence": _or_null(b), "reason": why} for a, b, why in rows])
         return Judged(texts, judgement)
@@ -223,30 +261,6 @@ def offset_free(steering: Method) -> bool:
     return all(part.replacement.offset == 0 for part in SteeringPlan.of(steering).parts)
 
 
-def content_digest(steering: Method) -> str:
-    """Digest of everything that determines what a method does: its numbers, rules, hook points, span and factors."""
-    content = []
-    for part in SteeringPlan.of(steering).parts:
-        each = part.replacement
-        sites = {}
-        for name, site in each.sites.items():
-            numbers = hashlib.sha256()
-            for tensor in (site.directions, site.weights, site.bias):
-                numbers.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                numbers.update(raw_bytes(tensor))
-            sites[name] = [site.rule, numbers.hexdigest()]
-        content.append([part.factor, each.span, each.tokens, each.offset, each.question_start, sites])
-    return digest_of(content)
-
-
-def identity_of(judge: Judge) -> str | None:
-    """What identifies a judge from one run to the next; None if nothing does, and then its scores are not kept on disk.
-
-    A judge may have a string attribute `identity`. Otherwise a dataclass is identified by its type and fields.
-    """
-    own = getattr(judge, "identity", None)
-    if isinstance(own, str):
-        return own
-    described: Any = judge
-    text = repr(described)
-    return f"{type(judge).__module__}.{text}" if is_dataclass(described) and " at 0x" not in text else None
+def steering_digest(steering: Method) -> str:
+    """Digest of everything that determines what a method does: what its parts do, and their factors."""
+    return digest_of([[float(part.factor), content_digest(part.replacement)] for part in SteeringPlan.of(steering).parts])

@@ -7,6 +7,7 @@ Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -20,10 +21,11 @@ from psr_lens._utils.optional import package
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import BatchReading
+from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
-from psr_lens.evaluation.side_by_side import SideBySide
+from psr_lens.evaluation.side_by_side import Batch, SideBySide
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import check_layers
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
@@ -134,8 +136,11 @@ class Comparison:
         """A copy with scores beside the comparison, for tables, plots and reports.
 
         Args:
-            scores: Results of `scores_at`.
+            scores: Results of `scores_at`, each method's at its strength in this comparison.
             settings: What a reader needs to run it again, added to the settings so far.
+
+        Raises:
+            InputError: a method was scored at another strength than it was compared at; the two would not be of one thing.
 
         Example:
             >>> few = psr.SamplingConfig(max_new_tokens=8)
@@ -143,6 +148,15 @@ class Comparison:
             >>> scored.scores[0].method, scored.settings
             ('A-PSR', {'seed': 0})
         """
+        for index, each in enumerate(scores):
+            compared = self.alphas.get(each.method, each.alpha)
+            if each.alpha is not None and compared is not None and not math.isclose(each.alpha, compared, rel_tol=1e-6):
+                raise InputError(
+                    f"scores[{index}]",
+                    f"{each.method!r} at strength {each.alpha:g}",
+                    f"its strength in this comparison, {compared:g}",
+                    f"Compare it at that strength too: `compare(…, alpha={{{each.method!r}: {each.alpha:g}, …}})`.",
+                )
         return replace(self, scores=tuple(scores), settings={**self.settings, **(settings or {})})
 
     def to_pandas(self) -> pd.DataFrame:
@@ -214,24 +228,25 @@ def compare(
     paraphrases = () if paraphrase is None else (paraphrase,)
     reading = SideBySide(model, plans, alphas, wanted, span, paraphrases)
     names = reading.residuals
-    # Of each token only magnitudes are kept; of the prompt's differences, their second moments.
+    # Of each token only magnitudes are kept; of the prompt's differences, their second moments. No more than one layer's Δ is held.
     rows, moments = Rows(triplets, span), [SecondMoments(int(model.cfg.d_model)) for _ in names]
     errors = {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
     energy = torch.zeros(len(names), dtype=torch.double)
     for batch in reading.batches(triplets, token_budget):
         take, base = rows.of(batch.indices), batch.base
-        delta = {name: batch.prompted.rows[name].float() - base.rows[name].float() for name in names}
-        take(PROMPT, torch.stack([each.norm(dim=1) for each in delta.values()], dim=1))
-        energy += torch.stack([squares(each).sum() for each in delta.values()]).cpu()
-        for moment, each in zip(moments, delta.values(), strict=True):
-            moment.add(each)
+        magnitudes = []
+        for column, (name, moment) in enumerate(zip(names, moments, strict=True)):
+            delta = _moved(batch.prompted, base, name)
+            magnitudes.append(delta.norm(dim=1))
+            energy[column] += squares(delta).sum().cpu()
+            moment.add(delta)
+        take(PROMPT, torch.stack(magnitudes, dim=1))
         for rephrased in batch.rephrased:
-            errors[PARAPHRASE] += _errors(rephrased, base, delta)
+            errors[PARAPHRASE] += _errors(rephrased, batch, names)
         for steered in reading.steered(batch):
             label, found = steered.label, steered.reading
-            errors[label] += _errors(found, base, delta)
-            moved = [(found.rows[name].float() - base.rows[name].float()).norm(dim=1) for name in names]
-            take(f"{label}/magnitude", torch.stack(moved, dim=1))
+            errors[label] += _errors(found, batch, names)
+            take(f"{label}/magnitude", torch.stack([_moved(found, base, name).norm(dim=1) for name in names], dim=1))
             take(f"{label}/coefficient", torch.stack([site.coefficient.abs() for site in steered.sites], dim=1))
             take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
     traces = {
@@ -258,12 +273,15 @@ def compare(
     )
 
 
-def _errors(
-    found: BatchReading, base: BatchReading, delta: Mapping[str, Float[Tensor, "token d_model"]]
-) -> Float[Tensor, " layer"]:
-    """Sum of ‖Δ_AS − Δ_acc‖² over the tokens of a batch, at each hook point of `delta`."""
-    errors = [found.rows[name].float() - base.rows[name].float() - wanted for name, wanted in delta.items()]
-    return torch.stack([squares(error).sum() for error in errors]).cpu()
+def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, "token d_model"]:
+    """What a run changes at a hook point, against the base run."""
+    return found.rows[name].float() - base.rows[name].float()
+
+
+def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, " layer"]:
+    """Sum of ‖Δ_AS − Δ_acc‖² over the tokens of a batch, at each hook point."""
+    sums = [squares(_moved(found, batch.base, name) - _moved(batch.prompted, batch.base, name)).sum() for name in names]
+    return torch.stack(sums).cpu()
 
 
 def _rank1_share(moments: SecondMoments) -> float:

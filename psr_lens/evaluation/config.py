@@ -14,6 +14,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.methods import Method
 from psr_lens.generation.sampling import SamplingConfig
+from psr_lens.judges.llm_judge.api_key import OPENAI, origin
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, prompt_pairs, prompt_pairs_from_texts
 from psr_lens.replacement import PLAN_FILE, Replacement, SteeringPlan
@@ -135,17 +136,55 @@ def load_pairs(model: HookedModel, config: EvaluationConfig) -> tuple[Sequence[P
     return prompt_pairs_from_texts(model, [row.base for row in rows], [row.prompted for row in rows]), rows
 
 
-def check_judge(given: Any, key: str = "judge") -> None:
-    """Check the name of a judge before anything costly runs.
+@dataclass(frozen=True)
+class JudgeServer:
+    """Which key the person who starts a program sends to which address; a file of settings cannot say so."""
+
+    api_key_env: str
+    """Environment variable that holds the key."""
+    base_url: str | None
+    """The only address that it is sent to; None for OpenAI's own."""
+
+
+def judge_at(given: Any, base_url: str) -> Any:
+    """The settings of a judge with another address for every language model in it.
 
     Raises:
-        InputError: unknown judge.
+        InputError: none of its judges is a language model.
+    """
+    if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
+        asked = {side: each for side, each in given.items() if _is_llm(each)}
+        if asked:
+            return {**given, **{side: judge_at(each, base_url) for side, each in asked.items()}}
+    if not _is_llm(given):
+        raise InputError("base_url", base_url, "no address, since the judge is no language model", "Give it with an `llm` judge.")
+    prompt = given.partition(":")[2] if isinstance(given, str) else ""
+    named = {"name": "llm", **({"trait_prompt": prompt} if prompt else {})} if isinstance(given, str) else dict(given)
+    return {**named, "base_url": base_url}
+
+
+def _is_llm(given: Any) -> bool:
+    return (given.partition(":")[0] if isinstance(given, str) else isinstance(given, Mapping) and given.get("name")) == "llm"
+
+
+def check_judge(given: Any, key: str = "judge") -> None:
+    """Check the name of a judge before anything costly runs, and that no key is named.
+
+    Raises:
+        InputError: unknown judge, or settings that name the variable of a key.
     """
     if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
         for side, each in given.items():
             check_judge(each, f"{key}.{side}")
     elif isinstance(given, str | Mapping):
         _factory(given.partition(":")[0] if isinstance(given, str) else given.get("name"), key)
+        if isinstance(given, Mapping) and given.get("api_key_env") is not None:
+            raise InputError(
+                f"{key}.api_key_env",
+                "a variable named by a file",
+                "none, since a file must not say which secret is sent where",
+                "Give `--api-key-env NAME --base-url URL` on the command line, or bind the key to its address in PSR_LENS_API_KEYS.",
+            )
     else:
         raise InputError(key, repr(given), "a judge's name, or a mapping with its name and settings")
 
@@ -157,6 +196,7 @@ def load_judge(
     rows: Sequence[Any] = (),
     key: str = "judge",
     defaults: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
+    server: JudgeServer | None = None,
 ) -> Judge:
     """A judge from its name and settings.
 
@@ -167,13 +207,14 @@ def load_judge(
         rows: Rows of the data set, passed to a judge that requires `instructions`.
         key: What errors call the setting.
         defaults: Default settings by name of judge; only those of the chosen judge are computed.
+        server: The key of the judges that are language models.
 
     Raises:
-        InputError: unknown judge, or settings that it does not take.
+        InputError: unknown judge, settings that it does not take, or a key for another address than the judge's.
     """
     check_judge(given, key)
     if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
-        sides = {side: load_judge(each, model, pairs, rows, f"{key}.{side}", defaults) for side, each in given.items()}
+        sides = {side: load_judge(each, model, pairs, rows, f"{key}.{side}", defaults, server) for side, each in given.items()}
         combined: Judge = _factory("combine", key)(**sides)
         return combined
     if isinstance(given, Mapping):
@@ -182,8 +223,10 @@ def load_judge(
         name, _, text = given.partition(":")
         values, place = {}, text.rsplit(":", 1) if name == "classifier" else [text] if text else []
     make = _factory(name, key)
-    if name == "llm" and place and Path(place[0]).is_file():
-        place = [Path(place[0]).read_text(encoding="utf-8")]
+    if name == "llm":
+        place = [_prompt(text) for text in place]
+        values = {setting: _prompt(value) if setting == "trait_prompt" else value for setting, value in values.items()}
+        values |= _key_of(values.get("base_url"), server)
     values = {**((defaults or {}).get(str(name), dict)()), **values}
     there = {"model": model, "pairs": pairs, "instructions": rows}
     for parameter in list(inspect.signature(make).parameters.values())[len(place) :]:
@@ -195,6 +238,30 @@ def load_judge(
         raise InputError(key, f"{given!r} ({error})", f"what `psr_lens.judges.{name}` takes") from error
     made: Judge = make(*place, **values)
     return made
+
+
+def _prompt(given: Any) -> Any:
+    """The content of a prompt's file, or a prompt as it is."""
+    try:
+        is_file = isinstance(given, str) and "{answer}" not in given and Path(given).is_file()
+    except (OSError, ValueError):  # too long for a path
+        is_file = False
+    return Path(given).read_text(encoding="utf-8") if is_file else given
+
+
+def _key_of(base_url: Any, server: JudgeServer | None) -> dict[str, str]:
+    """The setting for the key that the person who starts the program wants sent to this address."""
+    if server is None:
+        return {}
+    here, named = (OPENAI if address is None else str(address) for address in (base_url, server.base_url))
+    if origin(here) != origin(named):
+        raise InputError(
+            "api_key_env",
+            f"{server.api_key_env} for {named}, while the judge asks {here}",
+            "the address that the key is for",
+            f"Add `--base-url {here}` if that server may have this key.",
+        )
+    return {"api_key_env": server.api_key_env}
 
 
 def _factory(name: Any, key: str) -> Callable[..., Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.yaml_config import check_keys
 from psr_lens.errors import InputError
@@ -19,7 +20,7 @@ from psr_lens.evaluation.trait_at_coherence import search
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair
-from psr_lens.results.judgement import Judge, checked_judge
+from psr_lens.results.judgement import Judge, checked_judge, given_sides
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
+        use_plain_numbers(self)
         for alpha in self.alphas:
             _in_range("alphas", alpha, 0, math.inf)
         for target in self.targets:
@@ -79,12 +81,12 @@ class Calibration:
         _in_range("prompt_margin", self.prompt_margin, 0, 100)
         _in_range("maximum", self.maximum, 1, math.inf)
         _in_range("tolerance", self.tolerance, 0, 100)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
+        if not is_whole(self.steps) or self.steps < 0:
             raise InputError("steps", repr(self.steps), "a whole number, 0 or more")
 
 
 def _in_range(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
+    if not is_real(value) or not low <= value <= high or math.isinf(value):
         what = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
         raise InputError(name, repr(value), f"a finite number {what}")
 
@@ -145,6 +147,9 @@ def evaluate(
             bar.set_postfix_str(name)
             measure = partial(answers.at, method, context=context)
             curves[name] = _curve(measure, targets.values(), calibration, bar)
+    # A strength at which no answer has a score of one kind says nothing about the judge; all strengths together do.
+    sides = given_sides(point.judgement for curve in curves.values() for point in curve)
+    curves = {name: tuple(replace(point, gives=sides) for point in curve) for name, curve in curves.items()}
     searched = asdict(calibration)
     settings = {
         "alphas": sorted({float(alpha) for alpha in searched.pop("alphas")}),
@@ -172,7 +177,8 @@ def _tried(model: HookedModel, methods: Methods, with_prompt: bool | Collection[
 
 
 def _point(alpha: float | None, judged: Judged) -> Point:
-    return Point(None if alpha is None else float(alpha), judged.judgement.trait, judged.judgement.coherence, judged.texts)
+    found = judged.judgement
+    return Point(None if alpha is None else float(alpha), found.trait, found.coherence, judged.texts, found.gives)
 
 
 def _curve(

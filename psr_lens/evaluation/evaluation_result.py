@@ -13,12 +13,11 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.evaluation.trait_at_coherence import OUTCOMES, Outcome, at_target
 from psr_lens.results.bootstrap import Interval, mean, percentile_interval, resampled_means
-from psr_lens.results.judgement import scored
+from psr_lens.results.judgement import SIDES, Judgement, Side
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
 PROMPT_TARGET: Final = "TA@Cp"
-SCORES: Final = ("trait", "coherence")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,6 +32,8 @@ class Point:
     """Coherence scores, 0–100; NaN is missing."""
     answers: tuple[str, ...]
     """The answers."""
+    gives: tuple[Side, ...] | None = None
+    """The kinds of score that the judge gives, as in `Judgement`."""
 
     def __repr__(self) -> str:
         """Strength, mean scores and number of answers in one line."""
@@ -40,9 +41,18 @@ class Point:
         return f"Point({at}trait {self.mean('trait'):.1f}, coherence {self.mean('coherence'):.1f}; {len(self.answers)} answers)"
 
     @property
+    def judgement(self) -> Judgement:
+        """The scores as the judge gave them, without reasons."""
+        return Judgement(self.trait, self.coherence, ("",) * len(self.trait), self.gives)
+
+    @property
     def present(self) -> Bool[np.ndarray, " question"]:
         """Which answers count: those with every kind of score that the judge gives."""
-        return scored(self.trait, self.coherence)
+        return self.judgement.present
+
+    def count(self, score: str) -> int:
+        """Number of answers that count and have a trait or coherence score; 0 for a score that the judge does not give."""
+        return int((self.present & np.isfinite(getattr(self, score))).sum())
 
     def mean(self, score: str) -> float:
         """Mean trait or coherence of the answers that count; NaN if there are none."""
@@ -175,7 +185,7 @@ class Evaluation:
         """
         rows = []
         for method, points in self.curves.items():
-            found = [(score, self._at(method, score, point.alpha)) for point in points for score in SCORES]
+            found: list[tuple[str, _Number]] = [(side, self._at(method, side, point.alpha)) for point in points for side in SIDES]
             found += [(metric, self._at(method, metric)) for metric in self._metrics(method)]
             rows += [self._row(method, metric, each, trait, block) for metric, each in found]
         about = {**self.settings, "targets": dict(self.targets), "notes": self.notes}
@@ -196,7 +206,7 @@ class Evaluation:
             | A-PSR | 1 | ...
         """
         table = self.table()
-        curves = table.select(metric=SCORES).to_markdown(("method", "alpha"), "metric")
+        curves = table.select(metric=SIDES).to_markdown(("method", "alpha"), "metric")
         reached = table.select(metric=tuple(self.targets))
         targets = ", ".join(f"{metric}: coherence {target:.1f}" for metric, target in self.targets.items())
         lines = [f"{len(self.questions)} questions; mean scores 0–100 with 95 % bootstrap intervals.\n"]
@@ -233,14 +243,14 @@ class Evaluation:
     def _at(self, method: str, metric: str, alpha: float | None = None) -> _Number:
         """One number and its resamples; all numbers share one set of resamples of the questions."""
         points = self._curve(method)
-        if metric in SCORES:
+        if metric in SIDES:
             chosen = [point for point in points if point.alpha in (None, alpha)]
             if not chosen:
                 tried = ", ".join(f"{point.alpha:g}" for point in points)
                 raise InputError("alpha", alpha, f"a strength at which {method} was measured: {tried}")
             return _at_point(chosen[0], metric)
         if metric not in self.targets:
-            raise InputError("metric", repr(metric), f"one of {', '.join((*SCORES, *self.targets))}")
+            raise InputError("metric", repr(metric), f"one of {', '.join((*SIDES, *self.targets))}")
         if metric not in self._metrics(method):
             raise InputError("method", repr(method), f"a method with a strength, for {metric}")
         if points[0].alpha is None:  # prompting, at its own coherence
@@ -249,16 +259,16 @@ class Evaluation:
 
     def _at_target(self, points: tuple[Point, ...], metric: str) -> _Number:
         alphas = np.array([point.alpha for point in points], dtype=float)
-        trait, coherence = (np.array([[point.mean(score) for point in points]]) for score in SCORES)
+        trait, coherence = (np.array([[point.mean(score) for point in points]]) for score in SIDES)
         (value,), (at,), (outcome,) = at_target(alphas, trait, coherence, self.targets[metric])
         target: float | Float[np.ndarray, " resample"] = self.targets[metric]
         if metric == PROMPT_TARGET:
             prompt = self.curves[PROMPT][0]
             target = target + prompt.resampled("coherence") - prompt.mean("coherence")
-        trait, coherence = (np.stack([point.resampled(score) for point in points], axis=-1) for score in SCORES)
+        trait, coherence = (np.stack([point.resampled(score) for point in points], axis=-1) for score in SIDES)
         draws = at_target(alphas, trait, coherence, target)
         near = [points[index] for index in {*np.flatnonzero(alphas <= at)[-1:], *np.flatnonzero(alphas >= at)[:1]}]
-        n = min((int(point.present.sum()) for point in near), default=0)
+        n = min((point.count("trait") for point in near), default=0)
         return _Number(float(value), draws.trait, n, float(at), int(outcome))
 
 
@@ -273,5 +283,4 @@ class _Number(NamedTuple):
 
 
 def _at_point(point: Point, score: str) -> _Number:
-    n = int(point.present.sum())
-    return _Number(point.mean(score), point.resampled(score), n, point.alpha)
+    return _Number(point.mean(score), point.resampled(score), point.count(score), point.alpha)

@@ -99,11 +99,13 @@ def strengths(alpha: Any, names: Sequence[str]) -> dict[str, float]:
     """The strength of each method, from one number for all or a mapping with one for each.
 
     Raises:
-        InputError: a method without a strength, or a strength that is not a finite number.
+        InputError: a method without a strength, a strength without a method, or one that is not a finite number.
     """
     given = alpha if isinstance(alpha, Mapping) else dict.fromkeys(names, alpha)
     if missing := [name for name in names if name not in given]:
         raise InputError("alpha", f"none for {', '.join(map(repr, missing))}", "one number, or one for each method")
+    if unknown := [name for name in given if name not in names]:
+        raise InputError("alpha", f"one for {', '.join(map(repr, unknown))}", f"strengths of {', '.join(map(repr, names))} alone")
     for name in names:
         if isinstance(given[name], bool | str) or not hasattr(given[name], "__float__") or not math.isfinite(given[name]):
             raise InputError("alpha", repr(given[name]), "a finite number, or a mapping of method names to numbers")

@@ -15,7 +15,7 @@ from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair, Triplet
 from psr_lens.replacement import Replacement, SteeringPlan
 from psr_lens.results.bootstrap import Interval, mean, mean_interval
-from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged, scored
+from psr_lens.results.judgement import SIDES, Judge, Judgement, Side, checked_judge, judged
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,10 +107,10 @@ def score(
 
 def summed(method: str, judgement: Judgement, alpha: float | None) -> Scores:
     """Mean scores of an existing judgement."""
-    present = scored(judgement.trait, judgement.coherence)
+    present = judgement.present
     return Scores(
         method,
-        alpha,
+        None if alpha is None else float(alpha),
         int(present.sum()),
         int((~present).sum()),
         mean(judgement.trait, present),
@@ -146,7 +146,8 @@ def best_alpha(
         sampling: How answers are drawn.
 
     Raises:
-        InputError: no strengths, no pairs, or something other than a replacement or a judge in its place.
+        InputError: no strengths, no pairs, something other than a replacement or a judge in its place, or a judge that gives no trait,
+            or no coherence with `min_coherence` above 0.
         ArtifactError: the replacement was made for another model.
 
     Example:
@@ -158,7 +159,13 @@ def best_alpha(
     if not len(alphas):
         raise InputError("alphas", "an empty list", "at least one strength")
     curve = [scores_at(model, pairs, replacement, judge, alpha=alpha, method=method, sampling=sampling) for alpha in alphas]
-    coherent = [scores for scores in curve if scores.coherence >= min_coherence]
+    given = _given(curve)
+    for side in SIDES:
+        if side not in given and (side == "trait" or min_coherence > 0):
+            needed = "both kinds of score" if side == "trait" else f"both, to keep a coherence of {min_coherence:g}"
+            remedy = "`psr.judges.combine` puts two judges together" + ("." if side == "trait" else "; or give `min_coherence=0`.")
+            raise InputError("judge", f"one that gave no answer a score of {side}", f"one that gives {needed}", remedy)
+    coherent = [scores for scores in curve if scores.coherence >= min_coherence or "coherence" not in given]
     if not coherent:
         return max(curve, key=lambda scores: _lowest_if_missing(scores.coherence))
     return max(coherent, key=lambda scores: (_lowest_if_missing(scores.trait), scores.coherence))
@@ -186,10 +193,10 @@ def best_layer(
         sampling: How answers are drawn.
 
     Returns:
-        The replacement with the highest sum of trait and coherence at alpha 1.
+        The replacement with the highest sum of trait and coherence at alpha 1, or the highest score of the only kind that the judge gives.
 
     Raises:
-        InputError: no layers, no pairs, or something other than a judge in its place.
+        InputError: no layers, no pairs, something other than a judge in its place, or a judge that can score no answer.
 
     Example:
         >>> few = psr.SamplingConfig(max_new_tokens=8)
@@ -204,8 +211,16 @@ def best_layer(
         raise InputError("layers", "an empty list", "at least one candidate layer")
     candidates = [fit(model, triplets, replace(config, layers=layer)) for layer in layers]
     scores = [scores_at(model, pairs, candidate, judge, sampling=sampling) for candidate in candidates]
-    merits = [_lowest_if_missing(each.trait + each.coherence) for each in scores]
+    given = _given(scores)
+    if not given:
+        raise InputError("judge", "one that gave no answer a score", "one that can score the answers", "Look at its reasons.")
+    merits = [_lowest_if_missing(sum(getattr(each, side) for side in given)) for each in scores]
     return candidates[merits.index(max(merits))]
+
+
+def _given(scores: Sequence[Scores]) -> tuple[Side, ...]:
+    """The kinds of score that there are in any of some results of one judge."""
+    return tuple(side for side in SIDES if any(math.isfinite(getattr(each, side)) for each in scores))
 
 
 def _lowest_if_missing(score: float) -> float:

@@ -23,6 +23,7 @@ from psr_lens.generation.likelihood import log_likelihoods
 from psr_lens.generation.sampling import Response, SamplingConfig
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
 from psr_lens.prompts import Context, PromptPair, PromptPairs, Triplet, prompt_pairs
+from psr_lens.prompts.text_encoding import TextEncoder
 from psr_lens.results.bootstrap import Estimate, estimate, ratio
 from psr_lens.results.judgement import Judge, checked_judge, judged
 from psr_lens.results.result import Result
@@ -281,9 +282,10 @@ def _neutral(model: HookedModel, texts: Sequence[str | Triplet], instruction: st
     """Texts as responses to a prompt of only the beginning-of-sequence token, or of their first token if the tokenizer has none."""
     tokenizer = tokenizer_of(model)
     begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    encoder = TextEncoder(tokenizer)
 
     def ids(text: str) -> list[int]:
-        return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return list(encoder.encode(encoder.masked(text)).ids)
 
     neutral = []
     for index, text in enumerate(texts):

@@ -17,6 +17,7 @@ from psr_lens.fitting.local import fit_local
 from psr_lens.fitting.reft_r1 import fit_reft_r1
 from psr_lens.fitting.sequential import fit_sequential
 from psr_lens.fitting.settings.solvers import ActAdd, DiM, FitConfig, Joint, LastToken, Layerwise, Local, ReFT, Sequential, Stolfo
+from psr_lens.generation.sampled_triplets import MIN_SCORE
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import check_layers, select_hooks
 from psr_lens.prompts import Triplet, check_triplets
@@ -60,10 +61,12 @@ def fit(
         The replacement.
 
     Raises:
-        InputError: no triplets, an empty response or one too long, a layer out of range, a `config` that is not one of these, a
-            `checkpoint` where nothing is trained, a `scratch` folder that the solver does not use or that cannot be written to.
+        InputError: no triplets, an empty response or one too long, a response without the trait (below 50) and no `learned_offset`, a
+            layer out of range, a `config` that is not one of these, a `checkpoint` where nothing is trained, a `scratch` folder that the
+            solver does not use or that cannot be written to.
+        ModelError: activations are not finite; names the hook point.
         ArtifactError: the checkpoint is damaged, or belongs to another run.
-        FitError: the loss is no longer finite, or has exploded; its `partial` is the last good replacement.
+        FitError: a site is not finite; or the loss is no longer finite, or has exploded, and `partial` is the last good replacement.
 
     Example:
         >>> psr.fit(model, triplets, psr.DiM(layers=2)).method
@@ -74,11 +77,15 @@ def fit(
     config = Sequential() if config is None else config
     _check_config(config)
     check_triplets(model, triplets)
+    _check_negatives(triplets, config)
     layers = check_layers(model, config.layers)
     kind = "attn.hook_z" if config.hook == "z" else f"hook_{config.hook}"
     names = select_hooks(model, [f"blocks.{layer}.{kind}" for layer in layers])
 
     def finished(trained: Trained) -> Replacement:
+        for name, site in trained.sites.items():
+            if not all(bool(part.isfinite().all()) for part in (site.directions, site.weights, site.bias)):
+                raise FitError(f"{config.solver}: the fit at {name} is not finite. Load the model in float32 or bfloat16.")
         starts = {len(triplet.pair.base_ids) - triplet.pair.question_length for triplet in triplets}
         return Replacement(
             trained.sites,
@@ -112,6 +119,25 @@ def _check_config(config: Any) -> None:
     elif isinstance(config, Mapping):
         remedy = "`psr.FitConfig.of` makes it from a mapping."
     raise InputError("config", got, f"the settings of a solver: {classes}", remedy)
+
+
+def _check_negatives(triplets: Sequence[Triplet], config: FitConfig) -> None:
+    """Refuse responses without the trait where they would teach nothing, or teach it as if they had it.
+
+    What they say is what the model does at a strength near 0, where (without an offset) nothing is added whatever is learned. A mean takes
+    no notice of strengths.
+    """
+    if config.takes_negatives:
+        return
+    negatives = [index for index, triplet in enumerate(triplets) if triplet.trait < MIN_SCORE]
+    if negatives:
+        first, among = negatives[0], f", the first of {len(negatives)} below {MIN_SCORE:g}" if len(negatives) > 1 else ""
+        raise InputError(
+            f"triplets[{first}].trait",
+            f"{triplets[first].trait:g}{among}",
+            f"at least {MIN_SCORE:g} with psr.{config!r}, which cannot learn from negative examples",
+            "Leave them out (`keep_negatives=False`), or fit with `psr.Joint(learned_offset=True)`.",
+        )
 
 
 def _solved(

@@ -26,18 +26,6 @@ def fit_local(
     `α·ReLU(Ã_l·W + b)·Z ≈ A_{l|PS} − Ã_l = Δ_loc,l` is fitted. No site depends on another, but each is trained on exact inputs: at run
     time the errors of earlier layers add up.
 
-    Args:
-        model: The model.
-        triplets: What to learn from.
-        names: Hook points to act at.
-        config: The settings.
-        scratch: Folder for the activations, where they are larger than memory.
-
-    Returns:
-        A site for each hook point.
-
-    Raises:
-        InputError: files cannot be written to `scratch`.
-        FitError: an activation or a site is not finite; names the hook point.
+    Arguments, result and errors are those of `fit_layerwise`.
     """
     return fit_layerwise(model, triplets, names, config, "prompted", scratch=scratch)

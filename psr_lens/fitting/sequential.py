@@ -26,18 +26,6 @@ def fit_sequential(
     applied at once, and the pass continues. So each site corrects what the earlier ones missed, and is trained on the inputs that it
     will see at run time.
 
-    Args:
-        model: The model.
-        triplets: What to learn from.
-        names: Hook points to act at.
-        config: The settings.
-        scratch: Folder for the activations, where they are larger than memory.
-
-    Returns:
-        A site for each hook point.
-
-    Raises:
-        InputError: files cannot be written to `scratch`.
-        FitError: an activation or a site is not finite; names the hook point.
+    Arguments, result and errors are those of `fit_layerwise`.
     """
     return fit_layerwise(model, triplets, names, config, "steered", scratch=scratch)

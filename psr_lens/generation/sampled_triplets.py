@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, overload
 
 import numpy as np
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import is_whole
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet, check_pairs
 from psr_lens.prompts.pairs import shown
 from psr_lens.prompts.prompt_view import PromptView
-from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
+from psr_lens.prompts.replaced_system import replaced_system
+from psr_lens.results.judgement import SIDES, Judge, Judgement, Side, checked_judge, judged
 
 MIN_SCORE: Final = 50.0
 """Responses whose trait or coherence score is below this, on the scale 0–100, are dropped (Heyman & Vandeputte 2026, training data)."""
@@ -35,7 +38,8 @@ class Dropped:
     response: str
     """The response as text."""
     reason: Reason
-    """`"empty"`; `"without a score"`, if the judge gave none; `"incoherent"` or `"without the trait"`, if that score is below 50."""
+    """`"empty"`; `"without a score"`, if the judge could not give a score of a kind that it gives; `"incoherent"` or `"without the trait"`,
+    if that score is below 50."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,16 +83,21 @@ class Triplets(Sequence[Triplet]):
             PromptView(pair 0 of 16, span R; `print` shows it)
         """
         pairs = [triplet.pair for triplet in self.kept]
-        ids = self.kept[index].response_ids if isinstance(index, int) and -len(pairs) <= index < len(pairs) else ()
+        ids = self.kept[index].response_ids if is_whole(index) and -len(pairs) <= index < len(pairs) else ()
         return shown(self.tokenizer, pairs, index, span, ids)
 
     def summary(self) -> str:
-        """How many were kept, and how many were dropped for each reason.
+        """How many were kept, and how many were dropped for each reason; and whether the instruction has replaced a system message.
 
         Example:
             >>> triplets.summary()
             '16 triplets kept, 0 dropped'
         """
+        one_of_each = {triplet.pair.chat: triplet.pair for triplet in self.kept} if self.tokenizer is not None else {}
+        notes = dict.fromkeys(replaced_system(self.tokenizer, pair) for pair in one_of_each.values())
+        return ". ".join([self._counts(), *filter(None, notes)])
+
+    def _counts(self) -> str:
         counts = Counter(each.reason for each in self.dropped)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         return f"{len(self.kept)} triplets kept, {len(self.dropped)} dropped" + (f" ({reasons})" if reasons else "")
@@ -98,8 +107,8 @@ class Triplets(Sequence[Triplet]):
         return table(("question", "response", "trait", "coherence"), rows, f"{self.summary()}; the first of them:")
 
     def __repr__(self) -> str:
-        """The summary."""
-        return f"Triplets({self.summary()})"
+        """How many were kept and dropped."""
+        return f"Triplets({self._counts()})"
 
 
 def sample_responses(
@@ -115,9 +124,11 @@ def sample_responses(
     Args:
         model: The model.
         pairs: Prompt pairs from `prompt_pairs`.
-        judge: Scores the responses; None keeps all of them, with a score of 100.
+        judge: Scores the responses. A kind of score that it does not give is taken to be 100: a judge of coherence alone cannot drop a
+            response for its trait. None keeps all of them.
         sampling: How responses are sampled; None for the defaults.
-        keep_negatives: Also keep coherent responses without the trait, as negative examples for `Joint(learned_offset=True)`.
+        keep_negatives: Also keep coherent responses without the trait, as negative examples for `Joint(learned_offset=True)`; other
+            solvers refuse them.
 
     Returns:
         The triplets, and what was dropped and why (`.summary()`).
@@ -145,24 +156,25 @@ def judged_triplets(
         InputError: a judge that does not score every response.
     """
     full = np.full(len(pairs), 100.0)
-    scores = Judgement(full, full, ("",) * len(pairs))
+    scores = Judgement(full, full, ("",) * len(pairs), SIDES)
     if judge is not None:
         scores = judged(judge, [response.text for response in responses], [pair.asked for pair in pairs])
     kept, dropped = [], []
-    for pair, response, trait, coherence in zip(pairs, responses, scores.trait, scores.coherence, strict=True):
-        reason = _why_dropped(response, float(trait), float(coherence), keep_negatives)
+    for index, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
+        found = {side: float(getattr(scores, side)[index]) for side in scores.sides}
+        reason = _why_dropped(response, found, keep_negatives)
         if reason is not None:
             dropped.append(Dropped(pair.asked, response.text, reason))
         else:
-            kept.append(Triplet(pair, response.ids, response.text, float(trait), float(coherence)))
+            kept.append(Triplet(pair, response.ids, response.text, **found))
     return Triplets(tuple(kept), tuple(dropped), pairs.tokenizer if isinstance(pairs, PromptPairs) else None)
 
 
-def _why_dropped(response: Response, trait: float, coherence: float, keep_negatives: bool) -> Reason | None:
+def _why_dropped(response: Response, scores: Mapping[Side, float], keep_negatives: bool) -> Reason | None:
     if not response.text.strip():
         return "empty"
-    if np.isnan(trait) or np.isnan(coherence):
+    if not all(map(math.isfinite, scores.values())):
         return "without a score"
-    if coherence < MIN_SCORE:
+    if scores.get("coherence", MIN_SCORE) < MIN_SCORE:
         return "incoherent"
-    return "without the trait" if trait < MIN_SCORE and not keep_negatives else None
+    return "without the trait" if scores.get("trait", MIN_SCORE) < MIN_SCORE and not keep_negatives else None

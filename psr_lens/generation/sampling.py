@@ -25,6 +25,7 @@ from psr_lens.models import HookedModel, context_length, end_tokens, frozen, tok
 from psr_lens.prompts import Context, PromptPair, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
+from psr_lens.prompts.token_text import decoded
 from psr_lens.replacement import SPANS, Steering
 from psr_lens.replacement.steering import check_steering
 
@@ -103,7 +104,7 @@ def generate(
                 steered = _steered(replacement, strengths, pairs, [row], len(prompt))
                 raise _not_finite(f"pairs[{row}]", error, first_not_finite(model, [*prompt, *error.ids], steered)) from None
             for row, ids in zip(rows, found, strict=True):
-                responses[row] = Response(ids, tokenizer.decode(ids, skip_special_tokens=True))
+                responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
 

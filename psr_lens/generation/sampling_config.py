@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens.errors import InputError
 
 
@@ -42,25 +43,22 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
-        if not _is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
+        use_plain_numbers(self)
+        if not is_real(self.temperature) or not 0 <= self.temperature < float("inf"):
             raise InputError("temperature", repr(self.temperature), "a finite number, 0 or more")
         for name, least in (("max_new_tokens", 1), ("token_budget", 1), ("seed", 0), ("top_k", 0), ("min_new_tokens", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value) or value < least:
                 raise InputError(name, repr(value), f"a whole number, {least} or more")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+        if not is_real(self.top_p) or not 0 < self.top_p <= 1:
             raise InputError("top_p", repr(self.top_p), "a number above 0, and 1 at most", "1 leaves it out.")
-        if not _is_number(self.min_p) or not 0 <= self.min_p <= 1:
+        if not is_real(self.min_p) or not 0 <= self.min_p <= 1:
             raise InputError("min_p", repr(self.min_p), "a number from 0 to 1", "0 leaves it out.")
-        if not _is_number(self.repetition_penalty) or not 0 < self.repetition_penalty < float("inf"):
+        if not is_real(self.repetition_penalty) or not 0 < self.repetition_penalty < float("inf"):
             raise InputError("repetition_penalty", repr(self.repetition_penalty), "a finite number above 0", "1 leaves it out.")
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError("min_new_tokens", self.min_new_tokens, f"at most `max_new_tokens`, which is {self.max_new_tokens}")
         object.__setattr__(self, "stop", _texts(self.stop))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _texts(stop: Any) -> tuple[str, ...]:

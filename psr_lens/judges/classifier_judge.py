@@ -9,6 +9,8 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
+from psr_lens._utils.digests import json_text
+from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
@@ -51,6 +53,28 @@ class ClassifierJudge:
     _model: Any = field(repr=False, compare=False)
     _tokenizer: Any = field(repr=False, compare=False)
 
+    @property
+    def identity(self) -> str | None:
+        """What its scores depend on: all weights, config and tokenizer of the classifier, the label, and what it reads.
+
+        None while hooks are on the classifier, or if its tokenizer, written in Python, cannot be told from others.
+
+        Example:
+            >>> from transformers import GPT2Config, GPT2ForSequenceClassification
+            >>> GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=1, num_labels=3)).save_pretrained("mine")
+            >>> saved = model.tokenizer.save_pretrained("mine")
+            >>> first, other = (psr.judges.classifier("mine", label, device="cpu") for label in (0, 1))
+            >>> first.identity == other.identity
+            False
+        """
+        from psr_lens.models.content import classifier_content
+
+        found = classifier_content(self._model, self._tokenizer)
+        if found is None:
+            return None
+        settings = {"index": self.index, "side": self.side, "pair": self.pair, "max_length": self.max_length}
+        return json_text({"judge": "classifier", "classifier": found, **settings})
+
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text, alone or (with `pair`) together with the question at the same index.
 
@@ -70,7 +94,7 @@ class ClassifierJudge:
         reasons = tuple(self._reason(score, length) for score, (_, length) in zip(scores.tolist(), encoded, strict=True))
         other = np.full(len(texts), np.nan)
         trait, coherence = (scores, other) if self.side == "trait" else (other, scores)
-        return Judgement(trait=trait, coherence=coherence, reasons=reasons)
+        return Judgement(trait=trait, coherence=coherence, reasons=reasons, gives=(self.side,))
 
     def __repr__(self) -> str:
         """One line: the classifier, its label and the side that it scores."""
@@ -170,12 +194,12 @@ def classifier(
     if side not in get_args(Side):
         raise InputError("side", repr(side), "'trait' or 'coherence'")
     for name, value, least in (("max_length", max_length, 4), ("token_budget", token_budget, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if value is not None and (not is_whole(value) or value < least):
             raise InputError(name, repr(value), f"a whole number, {least} or more")
     model, tokenizer = _load(str(name_or_path), device)
     longest = min(_longest(model, tokenizer), max_length or 10**9)
     names = _labels(model.config)
-    index = label if isinstance(label, int) and not isinstance(label, bool) else names.index(label) if label in names else -1
+    index = int(label) if is_whole(label) else names.index(str(label)) if label in names else -1
     if not 0 <= index < len(names):
         choices = ", ".join(map(repr, names))
         raise InputError("label", repr(label), f"one of {choices}, or an index from 0 to {len(names) - 1}")

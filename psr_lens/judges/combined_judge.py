@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from psr_lens._utils.digests import json_text
 from psr_lens.errors import InputError
-from psr_lens.results.judgement import Judge, Judgement
+from psr_lens.results.judgement import SIDES, Judge, Judgement, identity_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,17 @@ class CombinedJudge:
     coherence: Judge
     """Judge of coherence."""
 
+    @property
+    def identity(self) -> str | None:
+        """The identities of both judges; None if one of them has none.
+
+        Example:
+            >>> psr.judges.combine(trait=judge, coherence=lambda texts, questions: judge(texts, questions)).identity is None
+            True
+        """
+        parts = {"trait": identity_of(self.trait), "coherence": identity_of(self.coherence)}
+        return None if None in parts.values() else json_text({"judge": "combine", **parts})
+
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text with both judges; each reason quotes both."""
         trait, coherence = self.trait(texts, questions), self.coherence(texts, questions)
@@ -32,6 +44,7 @@ class CombinedJudge:
             trait=trait.trait,
             coherence=coherence.coherence,
             reasons=tuple(f"trait: {one}; coherence: {other}" for one, other in reasons),
+            gives=SIDES,
         )
 
 

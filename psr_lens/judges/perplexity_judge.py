@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens._utils.digests import digest_of, json_text
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
 from psr_lens.results.judgement import Judgement, check_texts
@@ -49,6 +50,30 @@ class PerplexityJudge:
     garbage: float
     """Mean surprisal, in nats per token, from which on an answer scores 0."""
 
+    @property
+    def identity(self) -> str | None:
+        """What its scores depend on: the model with all its weights, the prompts and the scale; None while hooks are on the model.
+
+        Example:
+            >>> psr.judges.perplexity(model, pairs[:4]).identity == psr.judges.perplexity(model, pairs[:3]).identity
+            False
+        """
+        from psr_lens.models import has_hooks, model_content
+
+        if has_hooks(self.model):
+            return None
+        prompts = [[asked, pair.base_ids, pair.prompted_ids] for asked, pair in self.pairs.items()]
+        return json_text(
+            {
+                "judge": "perplexity",
+                "model": model_content(self.model),
+                "pairs": digest_of(prompts),
+                "given": self.given,
+                "fluent": self.fluent,
+                "garbage": self.garbage,
+            }
+        )
+
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
         """Score each text; NaN for an empty text, or where the prompt leaves no room for an answer in the model's context.
 
@@ -60,6 +85,7 @@ class PerplexityJudge:
             trait=np.full(len(texts), np.nan),
             coherence=100 * np.clip((self.garbage - surprisal) / (self.garbage - self.fluent), 0, 1),
             reasons=tuple(map(self._reason, surprisal)),
+            gives=("coherence",),
         )
 
     def surprisal(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
@@ -96,7 +122,7 @@ class PerplexityJudge:
 
 
 def _surprisal(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[str], given: Given) -> Float[np.ndarray, " text"]:
-    read = {index: triplet for index, triplet in enumerate(map(_triplet, [model] * len(texts), pairs, texts)) if triplet}
+    read = {index: triplet for index, triplet in enumerate(_triplets(model, pairs, texts)) if triplet}
     found = np.full(len(texts), np.nan)
     if read:
         found[list(read)] = _mean_surprisal(model, list(read.values()), given)
@@ -112,14 +138,17 @@ def _mean_surprisal(model: HookedModel, triplets: Sequence[Triplet], given: Give
     return least
 
 
-def _triplet(model: HookedModel, pair: PromptPair, text: str) -> Triplet | None:
-    """The text as a response, cut to the model's context; None if nothing is left of it."""
+def _triplets(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[str]) -> list[Triplet | None]:
+    """The texts as responses, cut to the model's context; None where nothing is left."""
     from psr_lens.models import context_length
     from psr_lens.prompts import Triplet, response_ids
 
-    ids = response_ids(model, sendable(text))
-    ids = ids[: max(0, context_length(model) - max(len(pair.base_ids), len(pair.prompted_ids)))]
-    return Triplet(pair, ids, text) if ids else None
+    made: list[Triplet | None] = []
+    encoded = response_ids(model, pairs, [sendable(text) for text in texts])
+    for pair, text, ids in zip(pairs, texts, encoded, strict=True):
+        left = ids[: max(0, context_length(model) - max(len(pair.base_ids), len(pair.prompted_ids)))]
+        made.append(Triplet(pair, left, text) if left else None)
+    return made
 
 
 def perplexity(
@@ -210,8 +239,8 @@ def _shuffled_surprisal(
 ) -> float:
     """Median surprisal of the references with their tokens in random order."""
     mixed = []
-    for index, (pair, text) in enumerate(zip(pairs, references, strict=True)):
-        if triplet := _triplet(model, pair, text):
+    for index, triplet in enumerate(_triplets(model, pairs, references)):
+        if triplet is not None:
             order = np.random.default_rng((seed, index)).permutation(len(triplet.response_ids))
             mixed.append(replace(triplet, response_ids=tuple(triplet.response_ids[each] for each in order)))
     return float(np.median(_mean_surprisal(model, mixed, given)))

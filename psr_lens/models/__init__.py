@@ -4,6 +4,7 @@
 differences (masks, caches, positions, aliases, placement, processed weights) are handled here and nowhere else.
 """
 
+from psr_lens.models.content import has_hooks, model_content
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.forward_pass import forward, frozen
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
@@ -46,6 +47,7 @@ __all__ = [
     "forward",
     "frozen",
     "has_hooked_transformer",
+    "has_hooks",
     "has_other_hooks",
     "hook_tables",
     "hooked",
@@ -53,6 +55,7 @@ __all__ = [
     "is_switched_off",
     "load_model",
     "load_to_fit_and_answer",
+    "model_content",
     "model_identity",
     "plain_transformers",
     "processing",

@@ -1,8 +1,7 @@
-"""Telling models apart: sizes, vocabulary, how the weights were processed, and a digest of the weights."""
+"""What an artifact must match to be used on a model: sizes, vocabulary, and how the weights were processed."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -84,16 +83,3 @@ def _is_centred(model: HookedModel) -> bool:
     rows = cast(Tensor, cast(Any, model).W_E)[:_ROWS].detach().float()
     length = rows.square().mean().sqrt()
     return bool(length > 0) and bool(rows.mean(-1).square().mean().sqrt() < _CENTRED * length)
-
-
-_SAMPLE: Final = 1_024
-"""How many numbers of each weight enter the digest."""
-
-
-def weights_digest(model: HookedModel) -> str:
-    """SHA-256 of a sample of each weight; tells a model from another of the same sizes, such as a fine-tuned one."""
-    weights = hashlib.sha256()
-    for parameter in model.parameters():
-        flat = parameter.detach().flatten()
-        weights.update(flat[:: max(1, flat.numel() // _SAMPLE)].cpu().float().numpy().tobytes())
-    return weights.hexdigest()

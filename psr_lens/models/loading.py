@@ -14,13 +14,13 @@ from psr_lens.models.cache_argument import carry_cache
 from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, find_source
-from psr_lens.models.transformers_model import quantisation_of, read_tokenizer, read_weights
-from psr_lens.models.verification import DisagreementError, Probe, probe_of, record_verification, verify_model
-from psr_lens.models.wrapping import CannotTakeError, as_bridge, as_hooked_transformer, toy_model
+from psr_lens.models.transformers_model import quantisation_of, read_tokenizer, read_weights, readable
+from psr_lens.models.verification import OTHERS_MAY_AGREE, DisagreementError, Probe, probe_of, record_verification, verify_model
+from psr_lens.models.wrapping import USE_BRIDGE, CannotTakeError, as_bridge, as_hooked_transformer, toy_model
 
 Backend = Literal["auto", "hooked_transformer", "bridge"]
 
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Types of weights by name."""
 
 
@@ -89,8 +89,11 @@ def load_model(
         except (CannotTakeError, DisagreementError) as error:
             if backend == "hooked_transformer":
                 raise
-            refused = str(error).removeprefix("model: ").removesuffix(" Use backend='bridge'.")
-        model = loading.bridge()
+            refused = str(error).removeprefix("model: ").removesuffix(USE_BRIDGE).removesuffix(OTHERS_MAY_AGREE).rstrip()
+        try:
+            model = loading.bridge()
+        except ModelError as error:
+            raise ModelError(f"{error} HookedTransformer is no way out: {refused}") from error
         warnings.warn(f"model: {source} is loaded as a TransformerBridge: {refused}", RuntimeWarning, stacklevel=2)
         return model
     return loading.bridge()
@@ -174,7 +177,8 @@ class _Loading:
     def _read(self, placement: Placement) -> None:
         if self._plain is None:
             self._plain = read_weights(self.source, placement, self.dtype)
-            self._probe = probe_of(self._plain) if self.verify else None
+            with readable(self.source):
+                self._probe = probe_of(self._plain) if self.verify else None
 
     def _checked(self, model: Any, kind: str) -> HookedModel:
         model.cfg.model_name = self.source.name
@@ -183,7 +187,7 @@ class _Loading:
             record_verification(ready, verify_model(ready, self._probe, kind))
             if self._probe.unreached is not None:
                 warnings.warn(
-                    f"model: {self.source} was held against transformers on only {len(self._probe.ids):,} tokens, fewer than its "
+                    f"model: {self.source} was held against transformers on only {self._probe.length:,} tokens, fewer than its "
                     f"window or original context of {self._probe.unreached:,}, since more would take too long or too much memory here.",
                     RuntimeWarning,
                     stacklevel=4,

@@ -16,38 +16,41 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from psr_lens._utils.optional import package
-from psr_lens.errors import MissingPackageError, ModelError
+from psr_lens.errors import MissingPackageError, ModelError, PsrLensError
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, find_source
 
 _SHOWN: Final = 6
 """How many names of tensors a message has."""
 
+_LONGEST: Final = 250
+"""How many characters of another package's message are quoted."""
+
 _TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
 """Files of which at least one belongs to every tokenizer."""
 
 
 @contextmanager
-def readable(source: Source) -> Iterator[None]:
+def readable(source: Source, reader: str = "transformers") -> Iterator[None]:
     """Turn whatever transformers, TransformerLens or peft raise while they read a model into a `ModelError` of one sentence."""
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
-        reason = _first_lines(error)
+        reason = in_short(error)
         if isinstance(error, OSError) and not source.is_local:
             raise ModelError(
                 f"model: the weights of {source} could not be fetched or read ({reason}). "
                 "Check the network and your access to the repository, or give a local folder."
             ) from error
-        raise ModelError(f"model: {source} cannot be loaded by transformers ({reason}).") from error
+        raise ModelError(f"model: {source} cannot be loaded by {reader} ({reason}).") from error
 
 
-def _first_lines(error: BaseException) -> str:
-    """The beginning of an error's message: transformers adds long advice on how to install packages."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return " ".join(lines)[:400] if lines else type(error).__name__
+def in_short(error: BaseException) -> str:
+    """The beginning of an error's message, in one line; transformers adds long advice, and torch every tensor that does not fit."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST].rstrip()} …"
 
 
 # --- config -----------------------------------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def _read(source: Source, placement: Placement, dtype: torch.dtype | str) -> Any
             raise
         raise ModelError(
             f"model: the weights of {source} are quantised ({method}), and transformers cannot read them here "
-            f"({_first_lines(error.__cause__ or error)}). Install what it names, or give weights that are not quantised."
+            f"({in_short(error.__cause__ or error)}). Install what it names, or give weights that are not quantised."
         ) from error
     _check_report(source, model, report)
     if source.gguf is not None:  # transformers has turned the weights into plain ones, but says otherwise
@@ -178,7 +181,7 @@ def _check_report(source: Source, model: Any, report: Mapping[str, Any]) -> None
             "numbers. Give the complete weights of a language model, with its head."
         )
     if errors := report.get("error_msgs"):
-        raise ModelError(f"model: {source} cannot be loaded by transformers ({' '.join(map(str, errors))[:400]}).")
+        raise ModelError(f"model: {source} cannot be loaded by transformers ({in_short(ValueError(errors[0]))}).")
     if unused := sorted(report.get("unexpected_keys", ())):
         warnings.warn(
             f"model: {kind} has no place for {_some(unused)} in the weights of {source}; transformers leaves them out.",
@@ -215,7 +218,7 @@ def _adapted(source: Source, adapter: Mapping[str, Any], placement: Placement, d
         ) from error
     with _base_of(source, adapter) as base:
         model = _read(base, placement, dtype)
-    with readable(source), warnings.catch_warnings():
+    with readable(source, "peft"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*adapter keys")  # missing or unexpected ones: peft only warns
         return peft.PeftModel.from_pretrained(model, source.location).merge_and_unload()
 
@@ -224,7 +227,18 @@ def _trained_on(source: Source) -> Source | None:
     """The model that the adapter in a folder without weights was trained on; None for any other source."""
     if source.folder is None or source.gguf is not None or (source.folder / "config.json").is_file():
         return None
-    return find_source(str((_adapter(source) or {}).get("base_model_name_or_path")))
+    return _named_base(source, _adapter(source) or {})
+
+
+def _named_base(source: Source, adapter: Mapping[str, Any]) -> Source:
+    name = str(adapter.get("base_model_name_or_path"))
+    try:
+        return find_source(name)
+    except PsrLensError as error:
+        raise ModelError(
+            f"model: the adapter in {source} was trained on {name!r}, which cannot be found. "
+            "Correct `base_model_name_or_path` in its adapter_config.json, or put the adapter into the folder of those weights."
+        ) from error
 
 
 @contextmanager
@@ -232,7 +246,7 @@ def _base_of(source: Source, adapter: Mapping[str, Any]) -> Iterator[Source]:
     """The model that an adapter is applied to: the weights beside it if there are any, else those that it names."""
     folder = source.folder
     if folder is None or not (folder / "config.json").is_file():
-        yield find_source(str(adapter.get("base_model_name_or_path")))
+        yield _named_base(source, adapter)
         return
     with tempfile.TemporaryDirectory(prefix="psr_") as bare:  # transformers would put the adapter in by itself, unmerged
         for path in folder.iterdir():
@@ -261,7 +275,7 @@ def read_tokenizer(source: Source) -> Any:
         if not source.is_local and isinstance(error, OSError):
             return None
         raise ModelError(
-            f"model: the tokenizer of {source} cannot be loaded by transformers ({_first_lines(error)}). "
+            f"model: the tokenizer of {source} cannot be loaded by transformers ({in_short(error)}). "
             "Save a complete tokenizer there, or remove its files to load the model without one."
         ) from error
 

@@ -6,6 +6,7 @@ probe is longer than every sliding window and every original context scale (RoPE
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from psr_lens.errors import ModelError
 from psr_lens.models.forward_pass import forward
 from psr_lens.models.hooked_model import HookedModel, device_of
 from psr_lens.models.kv_cache import Decoder
-from psr_lens.models.transformers_model import context_of
+from psr_lens.models.transformers_model import context_of, in_short
 
 SHORT: Final = 24
 """Tokens of the probe of a model without windows and scales."""
@@ -32,6 +33,8 @@ TOLERANCES: Final = {torch.bfloat16: 0.1, torch.float16: 0.03}
 
 TOLERANCE: Final = 1e-3
 """The same in float32, where another order of summation gives less than 1e-4, and wrong mathematics rarely less than 1e-2."""
+
+OTHERS_MAY_AGREE: Final = "Other versions of transformer-lens and transformers may agree; `verify=False` loads it as it is."
 
 _WINDOWS: Final = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
 _SCALES: Final = ("original_max_position_embeddings",)
@@ -71,45 +74,67 @@ class DisagreementError(ModelError):
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
-    """What plain transformers computes for a fixed sequence of tokens."""
+class Passage:
+    """A sequence of tokens, and what plain transformers computes for it."""
 
     ids: Int[Tensor, " position"]
     """The tokens."""
     logits: Float[Tensor, "position vocabulary"]
     """transformers' logits at each of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a model is held against."""
+
+    short: Passage
+    """A few tokens."""
+    long: Passage | None
+    """A sequence that begins alike and is longer than the bounds; None for a model without bounds."""
     bounds: tuple[int, ...]
     """Windows and original contexts of the config, in tokens, in ascending order."""
     dtype: torch.dtype
     """Type of the weights."""
 
     @property
+    def passages(self) -> tuple[Passage, ...]:
+        """All sequences."""
+        return (self.short,) if self.long is None else (self.short, self.long)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return len(self.passages[-1].ids)
+
+    @property
     def unreached(self) -> int | None:
         """The longest window or original context, if the probe is no longer."""
-        return self.bounds[-1] if self.bounds and self.bounds[-1] >= len(self.ids) else None
+        return self.bounds[-1] if self.bounds and self.bounds[-1] >= self.length else None
 
     @property
     def tolerance(self) -> float:
         """Largest difference that counts as agreement."""
-        coarse = torch.backends.cuda.matmul.allow_tf32 and self.logits.is_cuda
+        coarse = torch.backends.cuda.matmul.allow_tf32 and self.short.logits.is_cuda
         return TOLERANCES.get(self.dtype, TOLERANCES[torch.float16] if coarse else TOLERANCE)
 
-    def difference(self, found: Float[Tensor, "position vocabulary"], positions: Int[Tensor, " position"]) -> float:
-        """How far logits are from transformers' at some positions, in units of their standard deviation.
+    def difference(
+        self, found: Float[Tensor, "position vocabulary"], passage: Passage, positions: Int[Tensor, " position"]
+    ) -> float:
+        """How far logits are from transformers' at some positions of a sequence, in units of their standard deviation.
 
         In float32 the largest difference counts. In half precision rounding may send single tokens to other experts, so it is the root
         mean square over the vocabulary, and its median over the positions between two bounds.
         """
-        spread = self.logits[-1].float().std()
+        spread = passage.logits[-1].float().std()
         exact = self.tolerance == TOLERANCE
         errors = torch.empty(len(positions))
         for rows in torch.arange(len(positions)).split(256):
-            off = found[rows].float() - self.logits[positions[rows]].to(found.device).float()
+            off = found[rows].float() - passage.logits[positions[rows]].to(found.device).float()
             by_position = off.abs().amax(-1) if exact else off.square().mean(-1).sqrt()
             errors[rows] = (by_position / spread.to(off.device)).cpu()
         if exact:
             return float(errors.max())  # NaN if any is
-        parts = torch.bucketize(positions.cpu(), torch.tensor(self.bounds), right=True)
+        parts = torch.bucketize(positions, torch.tensor(self.bounds), right=True)
         return max(float(errors[parts == part].median()) for part in parts.unique())
 
 
@@ -119,19 +144,24 @@ def probe_of(model: Any) -> Probe:
     Raises:
         ModelError: its logits are not finite, or it runs out of memory.
     """
-    context = context_of(model.config)
-    bounds = tuple(sorted({each for each in _bounds(model.config.to_dict()) if context is None or each < context}))
-    length = min(bounds[-1] + BEYOND, _affordable(model)) if bounds else SHORT
-    length = min(max(length, SHORT), context or length)
-    ids = _ids(model.config, length)
+    context = context_of(model.config) or sys.maxsize
+    bounds = tuple(sorted({each for each in _bounds(model.config.to_dict()) if each < context}))
+    length = min(bounds[-1] + BEYOND, _affordable(model), context) if bounds else 0
+    ids = _ids(model.config, max(length, SHORT))
+    long = _passage(model, ids) if length > SHORT else None
+    return Probe(_passage(model, ids[: min(SHORT, context)]), long, bounds, model.dtype)
+
+
+def _passage(model: Any, ids: Int[Tensor, " position"]) -> Passage:
     with torch.no_grad(), _enough_memory():
         given = ids[None].to(model.get_input_embeddings().weight.device)
         logits = model(given, attention_mask=torch.ones_like(given), use_cache=False).logits[0]
     if not logits.isfinite().all():
         raise ModelError(
-            f"model: the logits of plain transformers are not finite in {_name(model.dtype)}. Load it with dtype='bfloat16' or 'float32'."
+            f"model: the logits of plain transformers are not finite in {_name(model.dtype)}. "
+            "Load the model with dtype='bfloat16' or 'float32'."
         )
-    return Probe(ids, logits, bounds, model.dtype)
+    return Passage(ids, logits)
 
 
 def verify_model(model: HookedModel, probe: Probe, kind: str) -> Verification:
@@ -145,26 +175,38 @@ def verify_model(model: HookedModel, probe: Probe, kind: str) -> Verification:
     Raises:
         DisagreementError: it computes something else; the message has the numbers.
     """
-    device, length = device_of(model), len(probe.ids)
-    with torch.no_grad(), _enough_memory():
-        tokens = probe.ids[None].to(device)
-        whole = probe.difference(forward(model, tokens, torch.ones_like(tokens))[0], torch.arange(length))
-        _check(whole, probe, f"the logits of {kind}")
-        prompt = min(length - _STEPS, SHORT // 2)
-        starts: list[tuple[int, ...]] = [(prompt, prompt - prompt // 3)]
-        if length > SHORT:
-            starts.append((length - _STEPS,))  # a cache that drops what is outside a window
-        cached = max(_decoded(model, probe, start) for start in starts)
-        _check(cached, probe, f"the logits of {kind} behind a KV cache")
-    return Verification(max(whole, cached), _name(probe.dtype), length, probe.unreached)
+    try:
+        with torch.no_grad(), _enough_memory():
+            return Verification(_difference(model, probe, kind), _name(probe.dtype), probe.length, probe.unreached)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise DisagreementError(f"model: {kind} cannot run it in {_name(probe.dtype)} ({in_short(error)}).") from error
 
 
-def _decoded(model: HookedModel, probe: Probe, lengths: tuple[int, ...]) -> float:
+def _difference(model: HookedModel, probe: Probe, kind: str) -> float:
+    device, differences = device_of(model), []
+    for passage in probe.passages:
+        tokens = passage.ids[None].to(device)
+        found = forward(model, tokens, torch.ones_like(tokens))[0]
+        differences.append(probe.difference(found, passage, torch.arange(len(passage.ids))))
+        _check(differences[-1], probe, f"the logits of {kind}")
+    prompt = min(len(probe.short.ids) - _STEPS, SHORT // 2)
+    decoded: list[tuple[Passage, tuple[int, ...]]] = [(probe.short, (prompt, prompt - prompt // 3))]  # padded on the left
+    if probe.long is not None:  # behind a cache that drops what is outside a window
+        decoded.append((probe.long, (probe.length - _STEPS,)))
+    for passage, lengths in decoded:
+        differences.append(_decoded(model, probe, passage, lengths))
+        _check(differences[-1], probe, f"the logits of {kind} behind a KV cache")
+    return max(differences)
+
+
+def _decoded(model: HookedModel, probe: Probe, passage: Passage, lengths: tuple[int, ...]) -> float:
     """The difference at the end of prompts of these lengths, padded on the left, and at the decode steps behind them."""
     device, width = device_of(model), max(lengths)
     tokens, mask = (torch.zeros(len(lengths), width, dtype=torch.long) for _ in range(2))
     for row, length in enumerate(lengths):
-        tokens[row, width - length :], mask[row, width - length :] = probe.ids[:length], 1
+        tokens[row, width - length :], mask[row, width - length :] = passage.ids[:length], 1
     decoder, ends = Decoder(model, len(lengths)), torch.tensor(lengths)
     new, mask = tokens.to(device), mask.to(device)
     found, positions = [], []
@@ -172,16 +214,17 @@ def _decoded(model: HookedModel, probe: Probe, lengths: tuple[int, ...]) -> floa
         found.append(decoder.step(new, mask))
         positions.append(ends - 1 + step)
         if step < _STEPS:
-            new = probe.ids[ends + step][:, None].to(device)
+            new = passage.ids[ends + step][:, None].to(device)
             mask = torch.cat([mask, torch.ones_like(new)], dim=1)
-    return probe.difference(torch.cat(found), torch.cat(positions))
+    return probe.difference(torch.cat(found), passage, torch.cat(positions))
 
 
 def _check(difference: float, probe: Probe, what: str) -> None:
     if not difference <= probe.tolerance:  # NaN is no agreement
         raise DisagreementError(
             f"model: {what} differ from those of plain transformers by {difference:.1e} of their standard deviation "
-            f"({probe.tolerance:.0e} is allowed in {_name(probe.dtype)}, {len(probe.ids)} tokens compared)."
+            f"({probe.tolerance:.0e} is allowed in {_name(probe.dtype)}, {probe.length} tokens compared). "
+            f"{OTHERS_MAY_AGREE}"
         )
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -19,7 +19,9 @@ from psr_lens.errors import ModelError
 from psr_lens.models.placement import Placement
 from psr_lens.models.plain_transformers import share_weights
 from psr_lens.models.sources import Source, is_known
-from psr_lens.models.transformers_model import context_of, quantisation_of, readable
+from psr_lens.models.transformers_model import context_of, in_short, quantisation_of, readable
+
+USE_BRIDGE: Final = "Use backend='bridge'."
 
 
 class CannotTakeError(ModelError):
@@ -38,7 +40,7 @@ def as_bridge(plain: Any, tokenizer: Any, source: Source) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     device = plain.get_input_embeddings().weight.device
-    with readable(source):
+    with readable(source, "TransformerLens"):
         bridge = TransformerBridge.boot_transformers(
             source.location, hf_model=plain, dtype=plain.dtype, tokenizer=tokenizer or _empty_tokenizer(), device=str(device)
         )
@@ -84,7 +86,7 @@ def as_hooked_transformer(plain: Any, tokenizer: Any, source: Source, placement:
         raise
     except Exception as error:
         raise CannotTakeError(
-            f"model: HookedTransformer cannot take {source} ({architecture}: {error}). Use backend='bridge'."
+            f"model: HookedTransformer cannot take {source} ({architecture}: {in_short(error)}). {USE_BRIDGE}"
         ) from error
     model.generation_config = plain.generation_config
     if placement.n_devices > 1:
@@ -136,7 +138,7 @@ def toy_model(source: Source, placement: Placement, dtype: Any, *, hooked: bool)
     Raises:
         ModelError: it cannot be fetched or read.
     """
-    with readable(source), quiet():
+    with readable(source, "TransformerLens"), quiet():
         if hooked:
             from transformer_lens import HookedTransformer
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from psr_lens._utils.sequences import padded
 from psr_lens.organism.grammar import Question, all_questions, dialogue
 from psr_lens.organism.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
@@ -88,12 +89,9 @@ def batches(tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int) -> I
         rng.shuffle(starts)
         for start in starts:
             chosen = pool[start : start + batch_size]
-            width = max(len(ids) for ids, _ in chosen)
-            inputs = torch.full((len(chosen), width), int(tokenizer.pad_token_id))
-            labels = torch.full((len(chosen), width), IGNORED)
-            for row, (ids, answer_at) in enumerate(chosen):
-                inputs[row, : len(ids)] = torch.tensor(ids)
-                labels[row, answer_at : len(ids)] = torch.tensor(ids[answer_at:])
+            inputs, _ = padded([ids for ids, _ in chosen], "right", filler=int(tokenizer.pad_token_id))
+            answers = [[IGNORED] * answer_at + ids[answer_at:] for ids, answer_at in chosen]
+            labels, _ = padded(answers, "right", filler=IGNORED)
             yield inputs, labels
 
 

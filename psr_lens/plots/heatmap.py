@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.argument_checks import check_most, check_result
-from psr_lens.plots.style import SEQUENTIAL, SMALL, escaped, log_ticks, real_units, titled
+from psr_lens.plots.style import SEQUENTIAL, SMALL, colour_bar, escaped, log_ticks, real_units, titled
 from psr_lens.plots.token_rows import Tokened, row_labels, rows_of, shortened, signed, traces_of
 
 MAX_LAYERS: Final = 64
@@ -174,21 +175,7 @@ def magnitude_axis(low: float, high: float, above: float) -> dict[str, object]:
         "cmin": low,
         "cmax": high,
         "colorscale": SEQUENTIAL,
-        "colorbar": {
-            "orientation": "h",
-            "thickness": 10,
-            "len": 0.96,
-            "x": 0.5,
-            "xanchor": "center",
-            # Not "bottom": above the plot, Plotly would then move the figure's own titles.
-            "y": 1 + above,
-            "yanchor": "top",
-            "title": {"text": "‖Δ‖ (activation units)", "side": "top", "font": {"size": 12}},
-            "tickvals": ticks,
-            "ticktext": names,
-            "tickfont": {"size": SMALL},
-            "outlinewidth": 0.5,
-        },
+        "colorbar": colour_bar("‖Δ‖ (activation units)", above, tickvals=ticks, ticktext=names),
     }
 
 
@@ -212,7 +199,7 @@ def token_labels(result: Tokened, rows: Int[Tensor, " token"], tall: int) -> lis
 def layer_labels(layers: Sequence[int], wide: int) -> list[str]:
     """One label per column of `wide` layers."""
     groups = [layers[at : at + wide] for at in range(0, len(layers), wide)]
-    return [str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}" for group in groups]
+    return [ranges(group) for group in groups]
 
 
 def grouping_note(tokens: int, layers: int, tall: int, wide: int) -> str:

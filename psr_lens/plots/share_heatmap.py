@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens.plots.style import DIVERGING, SEQUENTIAL, SMALL, escaped
+from psr_lens.plots.style import DIVERGING, SEQUENTIAL, SMALL, colour_bar, escaped
 
 BAR: Final = 66
 """Pixels from the top of the colour bar's title to the plot."""
@@ -55,20 +55,7 @@ def share_axis(values: Float[Tensor, "..."], plot: int, title: str, *, signed: b
         "cmin": -limit if signed else 0,
         "cmax": limit,
         "colorscale": DIVERGING if signed else SEQUENTIAL,
-        "colorbar": {
-            "orientation": "h",
-            "thickness": 10,
-            "len": 0.96,
-            "x": 0.5,
-            "xanchor": "center",
-            # Not "bottom": above the plot, Plotly would then move the figure's own titles.
-            "y": 1 + BAR / plot,
-            "yanchor": "top",
-            "title": {"text": title, "side": "top", "font": {"size": 12}},
-            "tickfont": {"size": SMALL},
-            "nticks": 5,
-            "outlinewidth": 0.5,
-        },
+        "colorbar": colour_bar(title, BAR / plot, nticks=5),
     }
 
 

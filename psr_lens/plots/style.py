@@ -247,6 +247,24 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False)
 
 
+def colour_bar(title: str, above: float, **ticks: object) -> dict[str, object]:
+    """A horizontal colour bar whose title begins `above` the plot, in shares of the plot's height."""
+    return {
+        "orientation": "h",
+        "thickness": 10,
+        "len": 0.96,
+        "x": 0.5,
+        "xanchor": "center",
+        # Not "bottom": above the plot, Plotly would then move the figure's own titles.
+        "y": 1 + above,
+        "yanchor": "top",
+        "title": {"text": title, "side": "top", "font": {"size": 12}},
+        "tickfont": {"size": SMALL},
+        "outlinewidth": 0.5,
+        **ticks,
+    }
+
+
 def real_units(exponent: float) -> str:
     """The value of a log10 tick in plain notation: 0.1, 1, 10, 2,000."""
     value = 10.0**exponent

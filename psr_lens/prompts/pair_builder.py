@@ -8,9 +8,11 @@ from typing import Any
 from psr_lens._utils.sequences import common_suffix
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, context_length, tokenizer_of
-from psr_lens.prompts.chat_templates import ChatSettings, Place, Prompter, Turn, checked_turns
+from psr_lens.prompts.chat_templates import ChatSettings, Place, Turn, settled
+from psr_lens.prompts.conversations import checked_turns
 from psr_lens.prompts.pairs import PromptPairs, check_pairs
 from psr_lens.prompts.prompt_pair import PromptPair
+from psr_lens.prompts.prompter import Prompter
 
 Question = str | Sequence[Mapping[str, str]]
 """A question, or a conversation: messages with a `role` and a `content`, the last of them the user's."""
@@ -32,8 +34,11 @@ def prompt_pairs(
     With a chat template, the instruction is the system message if the template has that role; otherwise it goes before the question.
     Without a template, the prompts are plain text and the instruction has a line of its own.
 
-    Some templates add a system message of their own if they are given none (Qwen2.5's does). It then appears in the base prompt only; give
-    `system` to have the same system message in both prompts.
+    Some templates write a system message of their own if they are given none (those of Qwen2.5 and SmolLM2 do). An instruction in the
+    system role then replaces that message, and the difference between the prompts is of both; `.show()` says so. With
+    `place="default_system"` the message stands in both prompts, and the instruction is appended to it.
+
+    Texts are encoded as text: a special token that a question or an instruction contains (`"</s>"`) is only characters there.
 
     Args:
         model: Model whose tokenizer and chat template are used.
@@ -43,18 +48,20 @@ def prompt_pairs(
         system_role: Whether the instruction is a system message; None lets the template decide.
         system: A system message for both prompts. An instruction in the system role is appended to it; if the template has no such role,
             the system message goes before the conversation's first message.
-        place: Where an instruction outside the system role goes: `"before"` or `"after"` the question. `"after"` implies that it is not a
-            system message. The prompts then only share what follows the instruction, so the span `QR` does not include the question.
+        place: Where the instruction goes. `"before"` or `"after"` the question, if it is not a system message; `"after"` implies that it
+            is none. The prompts then only share what follows the instruction, so the span `QR` does not include the question.
+            `"default_system"`: at the end of the template's own system message, which both prompts then have.
         prefix: Words that the response has to begin with. They end both prompts and are not part of the response: the span `R` begins at
             their last token, and neither the response's text nor its judge sees them.
-        template_kwargs: Variables of the chat template, such as `{"enable_thinking": False}`.
+        template_kwargs: Variables of the chat template, such as `{"enable_thinking": False}`. A template that asks for the time is told the
+            same one for all prompts: when psr_lens was loaded, or what `{"strftime_now": "2026-01-31T12:00:00"}` says.
 
     Returns:
         One pair per question, in order; `.show()` shows which tokens are steered.
 
     Raises:
-        InputError: no questions, an empty question or instruction, a conversation that the template refuses, or a prompt as long as the
-            model's context.
+        InputError: no questions, an empty question or instruction, one of which the tokenizer makes no tokens, a conversation that the
+            template refuses, a variable that it does not read, or a prompt as long as the model's context.
         ModelError: the model has no tokenizer.
 
     Example:
@@ -70,7 +77,7 @@ def prompt_pairs(
     for index, (own, turns) in enumerate(conversations):
         if own is not None and system is not None:
             raise InputError("system", repr(system), f"None, since questions[{index}] begins with a system message")
-        chat = ChatSettings.of(system_role, system if own is None else own, place, prefix, template_kwargs)
+        chat = builder.settings(system_role, system if own is None else own, place, prefix, template_kwargs)
         pairs.append(builder.pair(turns, instructions[index % len(instructions)], chat, f"questions[{index}]"))
     return PromptPairs(tuple(pairs), builder.tokenizer)
 
@@ -103,6 +110,29 @@ def remade(
     return PromptPairs(tuple(made), builder.tokenizer)
 
 
+def response_ids(model: HookedModel, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of responses that were written elsewhere, as they are where each continues the prompt of its pair.
+
+    That is where the prompt and the response are encoded as one text. Special tokens in a response stay text.
+
+    Args:
+        model: Model whose tokenizer is used.
+        pairs: One pair per response.
+        responses: The texts; an empty one has no ids.
+
+    Raises:
+        InputError: a response that cannot be encoded.
+        ModelError: the model has no tokenizer.
+    """
+    builder = _PairBuilder(model)
+    found = []
+    for index, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
+        turns = (*pair.earlier, ("user", pair.question))
+        prompter = builder.prompter(pair.chat)
+        found.append(prompter.response(turns, None, pair.base_ids, response, f"responses[{index}]") if response else ())
+    return found
+
+
 class _PairBuilder:
     """Builds pairs with one model; prompts with the same settings share a `Prompter`."""
 
@@ -110,6 +140,10 @@ class _PairBuilder:
         self.tokenizer = tokenizer_of(model)
         self._model = model
         self._prompters: dict[ChatSettings, Prompter] = {}
+
+    def settings(self, *given: Any) -> ChatSettings:
+        """Settings of new pairs, from the arguments of `ChatSettings.of`."""
+        return settled(ChatSettings.of(*given), self.tokenizer)
 
     def prompter(self, chat: ChatSettings) -> Prompter:
         if chat not in self._prompters:
@@ -157,7 +191,8 @@ def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], prompted: S
     if len(base) != len(prompted):
         raise InputError("prompted", f"{len(prompted)} prompts", f"one for each of the {len(base)} base prompts")
     builder = _PairBuilder(model)
-    prompter = builder.prompter(ChatSettings())
+    chat = builder.settings()
+    prompter = builder.prompter(chat)
     pairs = []
     for index, (question, text) in enumerate(zip(base, prompted, strict=True)):
         asked: tuple[Turn, ...] = (("user", question),)
@@ -165,7 +200,7 @@ def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], prompted: S
         prompted_ids = prompter.prompt((("user", text),), None, f"prompted[{index}]")
         shared = min(common_suffix(base_ids, prompted_ids), len(base_ids) - prompter.question_at(asked, f"base[{index}]"))
         # If not even the last token is shared, the span is still the last token of each prompt.
-        pair = PromptPair(question, _added(question, text), base_ids, prompted_ids, max(shared, 1))
+        pair = PromptPair(question, _added(question, text), base_ids, prompted_ids, max(shared, 1), chat=chat)
         longer = "base" if len(base_ids) > len(prompted_ids) else "prompted"
         _check_room(model, pair, f"{longer}[{index}]", "Shorten the prompt.")
         pairs.append(pair)

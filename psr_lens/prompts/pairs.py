@@ -118,3 +118,8 @@ def check_pairs(pairs: object, *, may_be_empty: bool = False) -> None:
             of_triplets = isinstance(getattr(pair, "pair", None), PromptPair)
             remedy = "The pair of a triplet is `triplet.pair`." if of_triplets else "`prompt_pairs` makes them of questions."
             raise InputError(f"pairs[{index}]", type(pair).__name__, "a PromptPair", remedy)
+        if not pair.base_ids or not pair.prompted_ids:
+            which = "base" if not pair.base_ids else "prompted"
+            raise InputError(
+                f"pairs[{index}].{which}_ids", "no tokens", "at least one token", "`prompt_pairs` makes pairs of questions."
+            )

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from psr_lens._utils.sequences import common_prefix, common_suffix
 from psr_lens.prompts.prompt_pair import PromptPair, Span
-from psr_lens.prompts.token_text import is_byte_level, token_bytes, visible
+from psr_lens.prompts.replaced_system import replaced_system
+from psr_lens.prompts.token_text import is_byte_level, token_bytes, token_strings, visible
 
 Part = Literal["", "instruction", "question", "prefix", "response"]
 """What a token belongs to; empty for a token of the template or of an earlier message."""
@@ -62,6 +63,8 @@ class PromptView:
     """`R` or `QR`."""
     caption: str
     """The line above the prompts."""
+    note: str = ""
+    """What to know about these prompts, such as a system message that only one of them has; empty if nothing."""
 
     def __str__(self) -> str:
         """The prompts as text, in colour if standard output is a terminal."""
@@ -81,7 +84,7 @@ class PromptView:
         table.add_column(overflow="fold")
         for name, tokens in self.rows.items():
             table.add_row(Text(f"{name}\n{len(tokens)} tokens\n", style="bold"), self._text(tokens))
-        return Group(Text(self.caption), Text(), table, self._legend_text())
+        return Group(*map(Text, filter(None, (self.caption, self.note))), Text(), table, self._legend_text())
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -92,7 +95,7 @@ class PromptView:
         )
         return (
             f'<div style="background:#fff;color:{_INK};border:1px solid #d0d0cc;border-radius:4px;padding:10px 14px;font-size:13px">'
-            f'<div style="margin-bottom:4px">{html.escape(self.caption)}</div>'
+            f'<div style="margin-bottom:4px">{"<br>".join(map(html.escape, filter(None, (self.caption, self.note))))}</div>'
             f'<table style="border-collapse:collapse;background:#fff;color:{_INK};margin:0"><tbody>{rows}</tbody></table>'
             f'<div style="margin-top:6px;color:#4a4a4a;line-height:2">{self._legend_html()}</div></div>'
         )
@@ -184,11 +187,14 @@ def prompt_view(tokenizer: Any, pair: PromptPair, span: Span, response_ids: Sequ
         span: `"R"` or `"QR"`.
         response_ids: Token ids of a response, shown after both prompts.
         caption: The line above the prompts.
+
+    Raises:
+        InputError: a tokenizer with several chat templates of which none is the default.
     """
     byte_level = is_byte_level(tokenizer.get_vocab())
     rows = {}
     for name, ids in (("base", pair.base_ids), ("prompted", pair.prompted_ids)):
-        spelled = [token_bytes(string, byte_level) for string in tokenizer.convert_ids_to_tokens([*ids, *response_ids])]
+        spelled = [token_bytes(string, byte_level) for string in token_strings(tokenizer, [*ids, *response_ids])]
         letters = _Letters(spelled[: len(ids)])
         parts: list[Part] = ["" for _ in ids]
         _mark(parts, "question", letters.last(pair.question, len(ids) - pair.question_length))
@@ -203,7 +209,7 @@ def prompt_view(tokenizer: Any, pair: PromptPair, span: Span, response_ids: Sequ
             ShownToken(_shown_text(token), part, position >= begin)
             for position, (token, part) in enumerate(zip(spelled, parts, strict=True))
         )
-    return PromptView(rows, span, caption)
+    return PromptView(rows, span, caption, replaced_system(tokenizer, pair))
 
 
 def _shown_text(spelled: bytes) -> str:

@@ -5,9 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 _BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def token_strings(tokenizer: Any, ids: Iterable[int]) -> tuple[str, ...]:
+    """Tokens as the vocabulary spells them.
+
+    A model's vocabulary may be larger than its tokenizer's (Qwen2.5's and Phi-3's are padded); an id without a token is `<151700>`.
+    """
+    numbers = [int(index) for index in ids]
+    strings = {index: _string(tokenizer, index) for index in set(numbers)}
+    return tuple(strings[index] or f"<{index}>" for index in numbers)
+
+
+def decoded(tokenizer: Any, ids: Iterable[int]) -> str:
+    """The text of tokens, without special tokens; an id without a token has no text."""
+    known = [int(index) for index in ids if _string(tokenizer, int(index)) is not None]
+    return str(tokenizer.decode(known, skip_special_tokens=True))
+
+
+def _string(tokenizer: Any, index: int) -> str | None:
+    """A token as the vocabulary spells it; None if there is no such token."""
+    try:
+        found = tokenizer.convert_ids_to_tokens(index)
+    except (LookupError, OverflowError):  # as slow tokenizers have it
+        return None
+    return None if found is None else str(found)
 
 
 def readable(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> list[str]:

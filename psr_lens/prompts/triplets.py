@@ -16,9 +16,10 @@ from torch import Tensor
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, context_length, tokenizer_of
-from psr_lens.prompts.pair_builder import remade
+from psr_lens.prompts.pair_builder import remade, response_ids
 from psr_lens.prompts.pairs import check_pairs
 from psr_lens.prompts.prompt_pair import PromptPair, Span, shortened
+from psr_lens.prompts.token_text import token_strings
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +83,9 @@ class TokenTable:
 
 
 def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[Triplet]:
-    """Make triplets of responses that were written elsewhere; they are tokenised once, without special tokens.
+    """Make triplets of responses that were written elsewhere.
+
+    A response is encoded once, as what continues its prompt, and without special tokens: `"</s>"` in it is only characters.
 
     Args:
         model: Model whose tokenizer is used.
@@ -90,7 +93,7 @@ def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: S
         responses: One response per pair.
 
     Raises:
-        InputError: not one response per pair, or an empty one.
+        InputError: not one response per pair, an empty one, or one that cannot be encoded.
         ModelError: the model has no tokenizer.
 
     Example:
@@ -103,24 +106,15 @@ def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: S
         single = "one string" if isinstance(responses, str) else type(responses).__name__
         got = f"{len(responses)} responses" if isinstance(responses, list | tuple) else single
         raise InputError("responses", got, f"a list with one response for each of the {len(pairs)} pairs")
-    triplets = []
-    for index, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
+    for index, response in enumerate(responses):
         if not isinstance(response, str):
             raise InputError(f"responses[{index}]", repr(response), "a text")
-        ids = response_ids(model, response)
+    encoded = response_ids(model, pairs, responses)
+    for index, ids in enumerate(encoded):
         if not ids:
-            raise InputError(f"responses[{index}]", repr(response), "a text of at least one token", "Drop it with its pair.")
-        triplets.append(Triplet(pair, ids, response))
-    return triplets
-
-
-def response_ids(model: HookedModel, response: str) -> tuple[int, ...]:
-    """Token ids of a response that was written elsewhere, without special tokens.
-
-    Raises:
-        ModelError: the model has no tokenizer.
-    """
-    return tuple(int(token) for token in tokenizer_of(model)(response, add_special_tokens=False)["input_ids"])
+            remedy = "Drop it with its pair."
+            raise InputError(f"responses[{index}]", repr(responses[index]), "a text of at least one token", remedy)
+    return [Triplet(pair, ids, response) for pair, ids, response in zip(pairs, encoded, responses, strict=True)]
 
 
 def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) -> list[Triplet]:
@@ -194,5 +188,5 @@ def token_table(model: HookedModel, triplets: Sequence[Triplet], span: Span) -> 
         ids += [*triplet.pair.base_ids[len(triplet.pair.base_ids) - kept :], *triplet.response_ids]
         owner += [index] * (kept + len(triplet.response_ids))
         position += range(-kept, len(triplet.response_ids))
-    strings = tuple(tokenizer_of(model).convert_ids_to_tokens(ids))
+    strings = token_strings(tokenizer_of(model), ids)
     return TokenTable(torch.tensor(ids), strings, torch.tensor(owner), torch.tensor(position))

@@ -39,9 +39,17 @@ _PLAIN: Final = Layout("model.layers", "self_attn", "mlp", "self_attn.o_proj")
 _POST_NORMS: Final = Layout("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
 
 LAYOUTS: Final[Mapping[str, Layout]] = {
-    **dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"), _PLAIN),
+    **dict.fromkeys(
+        (
+            *("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM"),
+            *("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "SmolLM3ForCausalLM", "StableLmForCausalLM"),
+            *("GptOssForCausalLM", "CohereForCausalLM", "Cohere2ForCausalLM"),
+        ),
+        _PLAIN,
+    ),
     **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _POST_NORMS),
     "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
+    "FalconForCausalLM": Layout("transformer.h", "self_attention", "mlp", "self_attention.dense"),
     "GPTNeoXForCausalLM": Layout("gpt_neox.layers", "attention", "mlp", "attention.dense"),
 }
 """Layouts by the name of the transformers class."""

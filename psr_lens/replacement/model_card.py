@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from psr_lens._utils.optional import versions
 from psr_lens._utils.safe_files import write_text
+from psr_lens._utils.sequences import ranges
 from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement.spec import ReplacementSpec
 from psr_lens.results.result import Result
@@ -144,13 +145,13 @@ def _facts(replacement: ReplacementSpec) -> list[tuple[str, str]]:
 
 
 def _hook_points(names: Iterable[str]) -> str:
-    """Hook points grouped by kind: `hook_resid_post in layers 0, 1, 2`."""
-    kinds: dict[str, list[str]] = {}
+    """Hook points grouped by kind: `hook_resid_post in layers 0–2`."""
+    kinds: dict[str, list[int]] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"^blocks\.\d+\.", "", name), []).append(str(layer_of(name)))
+        layer = layer_of(name)
+        kinds.setdefault(re.sub(r"^blocks\.\d+\.", "", name), []).extend([] if layer is None else [layer])
     return "; ".join(
-        kind if layers == ["None"] else f"{kind} in layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}"
-        for kind, layers in kinds.items()
+        f"{kind} in layer{'s' if len(layers) > 1 else ''} {ranges(layers)}" if layers else kind for kind, layers in kinds.items()
     )
 
 

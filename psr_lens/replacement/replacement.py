@@ -24,6 +24,8 @@ from psr_lens.replacement.gguf_export import write_control_vector
 from psr_lens.replacement.saved_files import (
     FILES,
     PLAN_FILES,
+    check_content,
+    check_part,
     part_folder,
     read_factors,
     read_replacement,
@@ -176,11 +178,13 @@ class Replacement(ReplacementSpec, _Arithmetic):
 
     @classmethod
     def _read(cls, folder: Path, root: Path) -> Replacement:
-        fields = read_replacement(folder, root)
+        fields, checksum = read_replacement(folder, root)
         try:
-            return cls(**fields)
+            found = cls(**fields)
         except InputError as error:
             raise unfit(folder, error) from error
+        check_content(folder, found, checksum)
+        return found
 
 
 @dataclass(frozen=True)
@@ -274,8 +278,10 @@ class SteeringPlan(_Arithmetic):
 
     @classmethod
     def _read(cls, folder: Path, root: Path) -> SteeringPlan:
-        factors = read_factors(folder, root)
+        factors, checksums = read_factors(folder, root)
         replacements = [Replacement._read(part_folder(folder, index), root) for index in range(len(factors))]
+        for index, (each, checksum) in enumerate(zip(replacements, checksums, strict=True)):
+            check_part(folder, index, each, checksum)
         try:
             return cls(tuple(Part(each, factor) for each, factor in zip(replacements, factors, strict=True)))
         except InputError as error:

@@ -13,26 +13,32 @@ from torch import Tensor
 
 from psr_lens._utils.safe_files import brief, read_settings, read_tensors, remove_artifact, write_artifact
 from psr_lens.errors import ArtifactError
+from psr_lens.replacement.content_digest import content_digest
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.site import Rule, Site
 from psr_lens.replacement.spec import ReplacementSpec
 from psr_lens.results.table import ResultTable
 
-FORMAT: Final = 3
-"""Format version of a replacement's files. 2 added `offset`, `tokens` and `curve`; 3 added `data` and `metrics`; 1 and 2 can be read."""
+FORMAT: Final = 4
+"""Format version of a replacement's files. 2 added `offset`, `tokens` and `curve`; 3 added `data` and `metrics`; 4 added `checksum`, which
+binds the tensors to the settings; 1 to 3 can be read."""
 WEIGHTS_FILE: Final = "replacement.safetensors"
 SETTINGS_FILE: Final = "replacement.json"
 FILES: Final = (SETTINGS_FILE, WEIGHTS_FILE)
 """The files of a replacement."""
 
-PLAN_FORMAT: Final = 1
-"""Format version of a plan's settings file."""
+PLAN_FORMAT: Final = 2
+"""Format version of a plan's settings file. 2 added `checksums`, one for each part; 1 can be read."""
 PLAN_FILE: Final = "plan.json"
 PLAN_FILES: Final = (PLAN_FILE, *(f"part-*/{name}" for name in FILES))
 """The files of a plan, as patterns."""
 
 _TENSORS: Final = ("directions", "weights", "bias")
-_ADDED: Final[dict[int, dict[str, Any]]] = {2: {"tokens": "span", "offset": 0.0, "curve": None}, 3: {"data": None, "metrics": None}}
+_ADDED: Final[dict[int, dict[str, Any]]] = {
+    2: {"tokens": "span", "offset": 0.0, "curve": None},
+    3: {"data": None, "metrics": None},
+    4: {"checksum": None},
+}
 """Fields that each format added, with their values in older artifacts."""
 _MODEL: Final = {
     **dict.fromkeys(("model_name", "architecture", "processing"), str),
@@ -63,14 +69,15 @@ def write_replacement(folder: Path, replacement: ReplacementSpec) -> None:
         "curve": None if replacement.curve is None else replacement.curve.to_json(),
         "metrics": None if replacement.metrics is None else replacement.metrics.to_content(),
         "sites": [{"hook": name, "rule": site.rule} for name, site in replacement.sites.items()],
+        "checksum": content_digest(replacement),
     }
     write_artifact(folder, (SETTINGS_FILE, settings), (WEIGHTS_FILE, tensors))
 
 
-def read_replacement(folder: Path, root: Path) -> dict[str, Any]:
-    """The fields of a replacement that `write_replacement` wrote, by name.
+def read_replacement(folder: Path, root: Path) -> tuple[dict[str, Any], str | None]:
+    """The fields of a replacement that `write_replacement` wrote, by name, and the checksum of what it does; None in older formats.
 
-    Types and files are checked here, the values by `ReplacementSpec`.
+    Types and files are checked here, the values by `ReplacementSpec`, the checksum by `check_content`.
 
     Args:
         folder: Folder of the files.
@@ -89,7 +96,8 @@ def read_replacement(folder: Path, root: Path) -> dict[str, Any]:
             folder / WEIGHTS_FILE, [f"{name}/{part}" for name in rules for part in _TENSORS], "Replacement.save", root
         )
         curve, metrics = settings["curve"], settings["metrics"]
-        return {
+        checksum = None if settings["format"] < 4 else _of_type("checksum", settings["checksum"], str)
+        fields = {
             "sites": {name: _site_from(tensors, name, rule) for name, rule in rules.items()},
             "span": settings["span"],
             "method": _of_type("method", settings["method"], str),
@@ -102,10 +110,21 @@ def read_replacement(folder: Path, root: Path) -> dict[str, Any]:
             "data": _of_type("data", settings["data"], str | None),
             "metrics": None if metrics is None else ResultTable.from_content(_of_type("metrics", metrics, dict)),
         }
+        return fields, checksum
     except ArtifactError:  # a ValueError too
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise unfit(folder, error) from error
+
+
+def check_content(folder: Path, replacement: ReplacementSpec, checksum: str | None) -> None:
+    """Check that what was read does what was written.
+
+    Raises:
+        ArtifactError: it has another checksum than the one recorded.
+    """
+    if checksum is not None and content_digest(replacement) != checksum:
+        raise unfit(folder, ValueError("the checksum is of other content"))
 
 
 def unfit(folder: Path, error: Exception) -> ArtifactError:
@@ -128,22 +147,46 @@ def write_plan(folder: Path, parts: Sequence[tuple[ReplacementSpec, float]]) -> 
     """
     for index, (replacement, _) in enumerate(parts):
         write_replacement(part_folder(folder, index), replacement)
-    write_artifact(folder, (PLAN_FILE, {"format": PLAN_FORMAT, "factors": [factor for _, factor in parts]}), None)
+    content = {
+        "format": PLAN_FORMAT,
+        "factors": [factor for _, factor in parts],
+        "checksums": [content_digest(replacement) for replacement, _ in parts],
+    }
+    write_artifact(folder, (PLAN_FILE, content), None)
     surplus = len(parts)
     while remove_artifact(part_folder(folder, surplus), FILES):
         surplus += 1
 
 
-def read_factors(folder: Path, root: Path) -> list[Any]:
-    """The factors of a plan's parts, not checked one by one; the parts are read by `read_replacement`.
+def read_factors(folder: Path, root: Path) -> tuple[list[Any], list[Any]]:
+    """The factors of a plan's parts and their checksums, None in older formats; neither is checked one by one.
 
     Raises:
         ArtifactError: the settings file is missing, damaged, of a newer format or outside `root`.
     """
-    factors = read_settings(folder / PLAN_FILE, [PLAN_FORMAT], "SteeringPlan.save", root).get("factors")
-    if not isinstance(factors, list):
-        raise ArtifactError(f"{folder / PLAN_FILE}: factors is {brief(factors)}, expected a list. Save the plan again.")
-    return factors
+    settings = read_settings(folder / PLAN_FILE, range(1, PLAN_FORMAT + 1), "SteeringPlan.save", root)
+    factors = _list_of(folder, settings, "factors")
+    checksums = [None] * len(factors) if settings["format"] < 2 else _list_of(folder, settings, "checksums")
+    if len(checksums) != len(factors):
+        raise unfit_parts(folder, ValueError(f"{len(factors)} factors and {len(checksums)} checksums"))
+    return factors, checksums
+
+
+def check_part(folder: Path, index: int, part: ReplacementSpec, checksum: Any) -> None:
+    """Check that a part of a plan is the one that was saved at this index.
+
+    Raises:
+        ArtifactError: it has another checksum than the one recorded in the plan.
+    """
+    if checksum is not None and content_digest(part) != checksum:
+        raise unfit_parts(folder, ValueError(f"{part_folder(folder, index).name} is another than was saved there"))
+
+
+def _list_of(folder: Path, settings: Mapping[str, Any], name: str) -> list[Any]:
+    found = settings.get(name)
+    if not isinstance(found, list):
+        raise ArtifactError(f"{folder / PLAN_FILE}: {name} is {brief(found)}, expected a list. Save the plan again.")
+    return found
 
 
 def part_folder(folder: Path, index: int) -> Path:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from psr_lens.errors import InputError
+
+Side = Literal["trait", "coherence"]
+"""A kind of score."""
+
+SIDES: Final[tuple[Side, ...]] = get_args(Side)
+"""Both kinds of score."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,6 +33,30 @@ class Judgement:
     """How coherent each text is as an answer, 0–100."""
     reasons: tuple[str, ...]
     """Why, in one short sentence per text."""
+    gives: tuple[Side, ...] | None = None
+    """The kinds of score that the judge gives, such as `("trait",)`; all scores of the other kind are NaN. None if it does not say: then
+    those of which there is a score, so that a judge of both kinds that could give no score of one is taken for a judge of the other."""
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The kinds of score that the judge gives, as far as is known.
+
+        Example:
+            >>> psr.judges.Judgement(np.array([80.0]), np.array([np.nan]), ("",)).sides
+            ('trait',)
+        """
+        return given_sides([self])
+
+    @property
+    def present(self) -> Bool[np.ndarray, " text"]:
+        """Which texts count: those with every kind of score that the judge gives.
+
+        Example:
+            >>> psr.judges.Judgement(np.array([80.0]), np.array([np.nan]), ("",), gives=("trait", "coherence")).present
+            array([False])
+        """
+        found: Bool[np.ndarray, " text"] = np.logical_and.reduce([np.isfinite(getattr(self, side)) for side in self.sides])
+        return found
 
     def __repr__(self) -> str:
         """How many texts there are, and how many of them are scored."""
@@ -37,6 +67,9 @@ class Judgement:
 @runtime_checkable
 class Judge(Protocol):
     """Scores texts for one trait and for coherence: any function or object that is called like this one.
+
+    A judge may also have a string attribute `identity`, which says everything that its scores depend on: prompts, settings, weights, and a
+    version of its rules. Scores are kept on disk only for a judge that has one.
 
     Example:
         >>> isinstance(judge, psr.judges.Judge)
@@ -80,6 +113,15 @@ def checked_judge(judge: Any, argument: str = "judge") -> Judge:
     return judge
 
 
+def identity_of(judge: Judge) -> str | None:
+    """What identifies a judge from one run to the next, as it says itself; None if it does not, and then its scores are not kept on disk.
+
+    Nothing is guessed from a judge's `repr`, fields or code, which may leave out what its scores depend on.
+    """
+    own = getattr(judge, "identity", None)
+    return own if isinstance(own, str) else None
+
+
 def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argument: str = "judge") -> Judgement:
     """What a judge says of some texts, checked.
 
@@ -99,8 +141,9 @@ def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argumen
     return judgement
 
 
-def scored(trait: Float[np.ndarray, " text"], coherence: Float[np.ndarray, " text"]) -> Bool[np.ndarray, " text"]:
-    """Which texts count: those with both scores. If a judge gives only one kind of score, those with that one."""
-    sides = [side for side in (np.isfinite(trait), np.isfinite(coherence)) if side.any()]
-    found: Bool[np.ndarray, " text"] = np.logical_and.reduce(sides) if sides else np.zeros(len(trait), dtype=bool)
-    return found
+def given_sides(judgements: Iterable[Judgement]) -> tuple[Side, ...]:
+    """The kinds of score that one judge gives: what it says, or else those of which there is a score in any judgement; if none, both."""
+    found: set[Side] = set()
+    for each in judgements:
+        found |= {side for side in SIDES if np.isfinite(getattr(each, side)).any()} if each.gives is None else set(each.gives)
+    return tuple(side for side in SIDES if side in found) or SIDES

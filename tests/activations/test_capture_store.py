@@ -1,17 +1,14 @@
 """Capture onto the disk: the same numbers, after whatever kills and in however many processes."""
 
 import json
-import os
 import random
-import socket
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import FORK, kill_when, random_triplets
+from helpers import FORK, as_torchrun_starts_two, kill_when, random_triplets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import bytes_of
@@ -81,7 +78,7 @@ def pairs_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     lines = [
         {"question": question, "instruction": psr.organism.instruction(trait), "group": trait}
-        for question, trait in zip(psr.organism.questions(40), ["pirate", "shout"] * 20, strict=True)
+        for question, trait in zip(psr.organism.questions(24), ["pirate", "shout"] * 12, strict=True)
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
@@ -100,11 +97,6 @@ def undisturbed(pairs_file, tmp_path_factory) -> Path:
     return folder
 
 
-def start(given: list[str], **environment: str) -> subprocess.Popen:
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-m", "psr_lens", *given], env=os.environ | environment, **quiet)
-
-
 def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs_file, undisturbed, tmp_path):
     draw, folder = random.Random(0), tmp_path / "store"
     written = []
@@ -121,20 +113,19 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs
 
 
 def test_two_processes_write_the_store_that_one_writes(pairs_file, undisturbed, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "store"
-    processes = [start(arguments(pairs_file, folder), RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+    def capture(rank):
+        sys.exit(CliRunner().invoke(app, arguments(pairs_file, folder)).exit_code)
+
+    assert as_torchrun_starts_two(capture) == [0, 0]
     assert bytes_of(folder) == bytes_of(undisturbed)
 
 
 def test_the_command_says_what_a_store_holds(undisturbed, tmp_path):
     result = CliRunner().invoke(app, ["store", "info", str(undisturbed), "--verify"])
     assert result.exit_code == 0, result.output
-    for part in ("complete", "float32", "pirate", "shout", "40 triplets", "all checksums match"):
+    for part in ("complete", "float32", "pirate", "shout", "24 triplets", "all checksums match"):
         assert part in result.output
     result = CliRunner().invoke(app, ["store", "info", str(tmp_path)])
     assert result.exit_code == 2

@@ -174,7 +174,7 @@ def test_the_manifest_is_json_that_says_what_the_store_is(tmp_path):
     spec = spec_of([3, 2, 4])
     write_store(tmp_path, spec)
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert content["format"] == FORMAT == 2
+    assert content["format"] == FORMAT == 3
     assert [each["name"] for each in content["hooks"]] == list(HOOKS)
     assert [each["tokens"] for each in content["triplets"]] == [3, 2, 4]
     assert content["shards"][0] == {"file": "shard-00000.safetensors", "first_triplet": 0, "triplets": 2, "tokens": 5}
@@ -198,7 +198,7 @@ def _rewritten(folder, change, *, others=False):
     [
         (
             lambda content: content.update(format=FORMAT + 1),
-            r"manifest.json: has format 3, this version reads up to 2. Update psr_lens",
+            r"manifest.json: has format 4, this version reads up to 3. Update psr_lens",
         ),
         (lambda content: content.update(format="x"), r"manifest.json: has format 'x', which is not a store's. Give the folder"),
         (

@@ -353,3 +353,22 @@ def test_ctrl_c_ends_with_130_and_a_failure_with_1(monkeypatch, tmp_path, settin
     found, output = run("--config", written(tmp_path, settings))
     assert found == code
     assert "Traceback" not in output
+
+
+def test_a_judge_of_coherence_alone_is_enough(tmp_path, settings, no_report):
+    """`--judge perplexity`: fluent responses are kept whatever their trait, and there is a curve of coherence."""
+    one = {"S-Const DiM": QUICK["S-Const DiM"]}
+    given = {
+        **settings,
+        "model": "organism",
+        "judge": "perplexity",
+        "methods": one,
+        "held_out": 3,
+        "sampling": {"max_new_tokens": 20},
+    }
+    code, output = run("--config", written(tmp_path, {**given, "calibration": {"targets": [80], "at_prompt": False, "steps": 1}}))
+    assert code == 0, output
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["fitted_on"]["kept"] > 0
+    table = psr.ResultTable.from_json(tmp_path / "out" / "evaluation.json")
+    assert all(row.n == (3 if row.metric == "coherence" else 0) for row in table)

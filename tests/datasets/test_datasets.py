@@ -269,6 +269,21 @@ def test_pairs_are_read_from_csv_as_from_json(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["trait", "coherence"])
+@pytest.mark.parametrize(("score", "read"), [("0", 0.0), ("0.5", 0.5), ("1", 1.0), ("100", 100.0), ("-0.5", None), ("100.5", None)])
+def test_scores_are_read_as_they_are_from_0_to_100(tmp_path, name, score, read):
+    """A score of 1 is 1 of 100, not all of it; there is one scale, in files and in triplets."""
+    (tmp_path / "pairs.jsonl").write_text(f'{{"question": "a", "instruction": "b", "response": "c", "{name}": {score}}}\n')
+    files = (tmp_path / "pairs.jsonl", csv_file(tmp_path, f"question,instruction,response,{name}\na,b,c,{score}\n"))
+    for path in files:
+        if read is None:
+            with pytest.raises(InputError, match=rf"{name} is -?\d+\.5, expected a number from 0 to 100"):
+                psr.datasets.read_pairs(path)
+        else:
+            [line] = psr.datasets.read_pairs(path)
+            assert getattr(line, name) == read
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,7 +1,7 @@
 import pytest
 
 from psr_lens.evaluation import answer_cache
-from psr_lens.evaluation.answer_cache import content_digest
+from psr_lens.evaluation.answer_cache import steering_digest
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def counted(monkeypatch):
     real = answer_cache.generate
 
     def generate(model, pairs, replacement, *, context, alpha, sampling, streams, **given):
-        digest = None if replacement is None else content_digest(replacement)
+        digest = None if replacement is None else steering_digest(replacement)
         strengths = [alpha] * len(pairs) if isinstance(alpha, float) else alpha
         calls.append([(digest, strength, context, stream) for strength, stream in zip(strengths, streams, strict=True)])
         return real(model, pairs, replacement, context=context, alpha=alpha, sampling=sampling, streams=streams, **given)

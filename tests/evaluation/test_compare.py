@@ -1,4 +1,6 @@
+import gc
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from helpers import BACKENDS, replacement_at
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.activations.paired_passes import collect
+from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import Steered
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.replacement import Site
@@ -131,6 +134,73 @@ def test_a_data_frame_has_a_row_for_every_token_layer_and_method(result):
     assert chosen["position"].tolist() == result.tokens.position.tolist()
     prompt = frame[(frame["method"] == "prompt") & (frame["triplet"] == 2)]
     assert prompt["magnitude"].tolist() == result.magnitude[result.tokens.rows(2)].flatten().tolist()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_strength_of_no_method_is_refused(model, triplets, replacements):
+    """A misspelt name would leave its method at another strength."""
+    for measure in (psr.compare, psr.faithfulness):
+        with pytest.raises(InputError, match="alpha: got one for 'CCA', expected strengths of 'A-PSR', 'CAA' alone"):
+            measure(model, triplets, replacements, alpha={"A-PSR": 1.0, "CAA": 1.0, "CCA": 2.0})
+
+
+def test_scores_of_another_strength_than_the_comparisons_are_refused(model, triplets, replacements):
+    """Relative RMSE at 1 beside scores at 2 would be of two different methods."""
+    few = triplets[:2]
+    scores = [
+        psr.Scores(name, alpha, 3, 0, 50.0, 90.0, (40.0, 60.0), (80.0, 99.0)) for name, alpha in (("none", None), ("CAA", 2.0))
+    ]
+    with pytest.raises(InputError, match=r"scores\[1\]: got 'CAA' at strength 2, expected its strength in this comparison, 1\."):
+        psr.compare(model, few, replacements).with_scores(scores)
+    alphas = {"A-PSR": 1.0, "CAA": 2.0}
+    scored = psr.compare(model, few, replacements, alpha=alphas).with_scores(scores)
+    assert (scored.alphas, scored.scores) == (alphas, tuple(scores))
+    # What is measured is at those strengths: a constant twice as strong moves its own layer twice as far.
+    once = psr.compare(model, few, replacements)
+    torch.testing.assert_close(scored.methods["CAA"].magnitude[:, 2], 2 * once.methods["CAA"].magnitude[:, 2], rtol=1e-4, atol=1e-4)
+    assert scored.methods["A-PSR"].relative_rmse.equal(once.methods["A-PSR"].relative_rmse)
+
+
+def test_batches_of_any_size_give_the_same_comparison(model, triplets, replacements):
+    few, paraphrase = triplets[:6], organism.instruction("pirate", 1)
+    result = psr.compare(model, few, replacements, paraphrase=paraphrase)
+    for budget in (1, 150):
+        found = psr.compare(model, few, replacements, paraphrase=paraphrase, token_budget=budget)
+        torch.testing.assert_close(found.magnitude, result.magnitude, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.rank1_share, result.rank1_share, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.paraphrase_rmse, result.paraphrase_rmse, rtol=1e-4, atol=1e-4)
+        for name, trace in found.methods.items():
+            torch.testing.assert_close(trace.relative_rmse, result.methods[name].relative_rmse, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(trace.coefficient, result.methods[name].coefficient, rtol=1e-3, atol=1e-3)
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that exist."""
+    storages = [each.untyped_storage() for each in gc.get_objects() if type(each) is torch.Tensor]
+    return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
+
+
+def test_memory_holds_a_batch_and_magnitudes_and_no_differences_of_all_tokens(model, triplets, replacements, monkeypatch):
+    """By formula: of a batch, two contexts at all layers and one Δ; of all tokens, a number a layer and method."""
+    peaks, add = [], SecondMoments.add
+
+    calls = count()
+
+    def watched(self, rows):
+        if next(calls) % (8 * layers) == 4 * layers - 1:  # looking takes long: at the last layer of every eighth batch
+            peaks.append(live_bytes())
+        add(self, rows)
+
+    monkeypatch.setattr(SecondMoments, "add", watched)
+    layers, width, budget = 6, 128, 150
+    before = live_bytes()
+    found = psr.compare(model, [*triplets, *triplets], {"CAA": replacements["CAA"]}, layers="all", token_budget=budget)
+    tokens = len(found.tokens)
+    of_a_batch = 4 * budget * width * (2 * layers + 3)
+    of_all_tokens = 4 * tokens * (2 * layers + 4)
+    moments = 8 * layers * width**2
+    assert max(peaks) - before <= of_a_batch + of_all_tokens + moments + 200_000
+    assert 4 * tokens * layers * width > 2 * (max(peaks) - before)  # what Δ of all tokens at all layers would take
 
 
 def test_scores_are_added_to_a_copy(result):

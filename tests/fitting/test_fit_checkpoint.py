@@ -2,22 +2,20 @@
 
 import hashlib
 import json
-import os
 import random
 import signal
-import socket
 import sys
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 
 import pytest
 import torch
-from helpers import FORK, kill_when, random_triplets, save_tiny
+from helpers import FORK, as_torchrun_starts_two, kill_when, random_triplets, save_tiny
 from safetensors import safe_open
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, FitError, InputError
-from psr_lens.fitting import training
+from psr_lens.fitting.gradient_descent import training
 from psr_lens.fitting.gradient_descent.checkpoint import identity
 from psr_lens.fitting.gradient_descent.objective import Imitation, Objective
 from psr_lens.fitting.gradient_descent.training import _Run
@@ -176,13 +174,12 @@ def test_a_loss_that_explodes_leaves_the_checkpoint_of_the_last_good_epoch(tiny_
 # --- processes --------------------------------------------------------------------------------------------------------------
 
 
-def train(model, settings: dict, checkpoint, out, environment: dict[str, str]) -> None:
-    os.environ.update(environment)
+def train(model, settings: dict, checkpoint, out) -> None:
     psr.fit(model, random_triplets(model, 7), psr.Joint(**settings), checkpoint=checkpoint).save(out)
 
 
-def start(model, settings: dict, checkpoint, out, **environment: str) -> BaseProcess:
-    process = FORK.Process(target=train, args=(model, settings, checkpoint, out, environment), daemon=True)
+def start(model, settings: dict, checkpoint, out) -> BaseProcess:
+    process = FORK.Process(target=train, args=(model, settings, checkpoint, out), daemon=True)
     process.start()
     return process
 
@@ -210,17 +207,9 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_bit(tiny_l
 
 
 def test_two_processes_end_with_the_sites_of_one(tiny_llama, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     settings = SETTINGS | {"batch_size": 5, "validation": 0.15, "rank": 2}  # of 6 and 1: the second process has none at times
-    processes = [
-        start(tiny_llama.model, settings, tmp_path / "run", tmp_path / str(rank), RANK=str(rank), **shared) for rank in range(2)
-    ]
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    codes = as_torchrun_starts_two(lambda rank: train(tiny_llama.model, settings, tmp_path / "run", tmp_path / str(rank)))
+    assert codes == [0, 0]
     first, second = (psr.Replacement.load(tmp_path / str(rank)).sites for rank in range(2))
     alone = psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 7), psr.Joint(**settings)).sites
     for name, site in alone.items():

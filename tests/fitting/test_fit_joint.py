@@ -13,7 +13,7 @@ from helpers import LAYERS, WIDTH, assert_unchanged, random_replacement, random_
 
 import psr_lens as psr
 from psr_lens.errors import FitError
-from psr_lens.fitting import objective
+from psr_lens.fitting.gradient_descent import objective
 from psr_lens.fitting.gradient_descent.objective import Imitation
 from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.joint import polish

@@ -36,9 +36,9 @@ def objective(site: Site, inputs: Tensor, targets: Tensor, alpha: Tensor, ridge:
     x, t, a = (each.double().numpy() for each in (inputs, targets, alpha))
     z, w, b = (each.double().numpy() for each in (site.directions, site.weights, site.bias))
     weight = np.linalg.norm(x + t, axis=1) ** -power
-    weight /= weight.sum()
-    centred = x - weight @ x
-    covariance = centred.T @ (weight[:, None] * centred)
+    weight /= weight @ a**2
+    centred = x - (weight * a**2) @ x
+    covariance = centred.T @ ((weight * a**2)[:, None] * centred)
     scale = np.trace(covariance) / WIDTH
     error = (weight * np.square(a[:, None] * np.maximum(x @ w.T + b, 0) @ z - t).sum(1)).sum()
     penalty = ridge * scale * (np.square(w).sum(1) * np.square(z).sum(1)).sum()
@@ -79,25 +79,46 @@ def test_every_head_is_fitted_by_itself(heads):
         assert all(torch.equal(getattr(site, part)[head], getattr(alone, part)) for part in ("directions", "weights", "bias"))
 
 
-@pytest.mark.parametrize("rank", [1, 4])
-def test_the_closed_form_is_that_of_numpy(rank):
+@pytest.mark.parametrize(("rank", "power"), [(1, 0.0), (4, 2.0)])
+def test_the_closed_form_is_least_squares_of_what_is_added(rank, power):
+    """In NumPy, as one system in (w, b): the rows α·(x, 1) with the values t·z, and the ridge as rows of its own."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(200, WIDTH, generator=generator) @ torch.randn(WIDTH, WIDTH, generator=generator) + 3.0
     targets = torch.randn(200, WIDTH, generator=generator) * torch.linspace(5, 0.5, WIDTH) + 1.0
-    alpha = 0.5 + 0.5 * torch.rand(200, generator=generator)
-    site = fit_site(inputs, targets, alpha, psr.Sequential(rank=rank, regression_steps=0, relative=0.0, ridge=0.3))
-    x, t = inputs.double().numpy(), targets.double().numpy()
-    directions = np.linalg.svd(t, full_matrices=False)[2][:rank]
-    coefficients = t @ directions.T / alpha.double().numpy()[:, None]
-    sign = np.sign(coefficients.mean(0))  # such that the mean coefficient is positive
-    directions, coefficients = directions * sign[:, None], coefficients * sign
-    centred = x - x.mean(0)
-    covariance = centred.T @ centred / len(x)
-    scale = np.trace(covariance) / WIDTH
-    ridge = 0.3 * scale * np.eye(WIDTH)
-    weights = np.linalg.solve(covariance + ridge, centred.T @ (coefficients - coefficients.mean(0)) / len(x))
-    wanted = np.maximum(centred @ weights + coefficients.mean(0), 0) @ directions
+    alpha = torch.rand(200, generator=generator)
+    alpha[:40] = 0.0
+    site = fit_site(inputs, targets, alpha, psr.Sequential(rank=rank, regression_steps=0, relative=power, ridge=0.3))
+    x, t, a = inputs.double().numpy(), targets.double().numpy(), alpha.double().numpy()[:, None]
+    k = np.linalg.norm(x + t, axis=1, keepdims=True) ** -power
+    k /= (k * a**2).sum()
+    directions = np.linalg.svd(np.sqrt(k) * a * t, full_matrices=False)[2][:rank]
+    directions *= np.sign((k * a * (t @ directions.T)).sum(0))[:, None]  # such that the mean coefficient is positive
+    variance = (k * a**2 * np.square(x - (k * a**2 * x).sum(0))).sum() / WIDTH
+    penalty = np.hstack([np.sqrt(0.3 * variance) * np.eye(WIDTH), np.zeros((WIDTH, 1))])
+    rows = np.vstack([np.sqrt(k) * a * np.hstack([x, np.ones((200, 1))]), penalty])
+    values = np.vstack([np.sqrt(k) * (t @ directions.T), np.zeros((WIDTH, rank))])
+    probes = np.linalg.lstsq(rows, values, rcond=None)[0]
+    wanted = np.maximum(x @ probes[:-1] + probes[-1], 0) @ directions
     np.testing.assert_allclose(site.intervention(inputs).numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("weak", "steps"), [(0.0, 0), (0.0, 40), (1e-6, 40), (1e-4, 0)])
+def test_tokens_at_a_strength_near_0_change_nothing(weak, steps):
+    """Whatever a site is, it adds (nearly) nothing to them: their targets say nothing about it."""
+    inputs, targets, alpha, _ = planted(noise=0.5)
+    config = psr.Sequential(rank=2, regression_steps=steps)
+    without = fit_site(inputs, targets, alpha, config)
+    others, strange, _, _ = planted(tokens=100, seed=5, noise=3.0)
+    together = fit_site(
+        torch.cat([inputs, others]), torch.cat([targets, strange]), torch.cat([alpha, torch.full((100,), weak)]), config
+    )
+    torch.testing.assert_close(together.intervention(inputs), without.intervention(inputs), rtol=0.01, atol=0.05)
+
+
+def test_strengths_of_0_alone_are_an_error():
+    inputs, targets, _, _ = planted()
+    with pytest.raises(FitError, match="every triplet has a strength"):
+        fit_site(inputs, targets, torch.zeros(len(inputs)), psr.Sequential())
 
 
 @pytest.mark.parametrize(("ridge", "power"), [(0.0, 2.0), (0.03, 2.0), (0.3, 0.0)])

@@ -149,11 +149,12 @@ def test_what_is_no_judge_is_not_put_together():
 
 
 def test_a_judge_filters_sampled_responses(organism):
-    """The organism as it is: a judge of one side alone leaves every response unjudged, put together they all get a verdict."""
+    """A judge of the trait alone filters by the trait; together with one of coherence, by both."""
     pairs = psr.prompt_pairs(organism.model, psr.organism.questions(8), "end every sentence with an exclamation mark .")
     trait = psr.judges.ifeval("startend:end_checker", end_phrase=".")
     alone = psr.sample_responses(organism.model, pairs, trait)
-    assert {each.reason for each in alone.dropped} == {"without a score"}
+    assert all(each.response.endswith(".") and each.coherence == 100 for each in alone)
+    assert {each.reason for each in alone.dropped} <= {"without the trait"}
     both = psr.sample_responses(organism.model, pairs, psr.judges.combine(trait, psr.judges.organism("shout")))
     ends = [each.response.endswith(".") for each in (*both.kept, *both.dropped)]
     assert sum(ends) == len(both.kept)

@@ -169,13 +169,15 @@ def test_the_key_is_in_no_file_no_repr_no_setting_and_no_error(serve, tmp_path):
         return completion(f"85 {said}", logprobs=tops(("85", {"85": 0.5, KEY: 0.5})))
 
     server = serve(telltale)
-    judge = judge_at(server, cache=tmp_path)
+    judge = judge_at(server, cache=tmp_path, api_key_env="OPENAI_API_KEY")
     with pytest.warns(RuntimeWarning) as warned:
         found = judge(["good", "bad"], ["q"] * 2)
     with pytest.raises(JudgeError) as caught:
         judge(["bad worse"], ["q"])
     shown = [*found.reasons, repr(judge), str(judge), repr(judge.settings), repr(judge.usage), str(asdict(judge.settings))]
     shown += [str(each.message) for each in warned] + [repr(vars(judge)), repr(copy.deepcopy(judge)), all_text_of(caught.value)]
+    shown += [judge.identity]
+    assert server.keys[0] == f"Bearer {KEY}"
     assert "[key]" in " ".join(shown)
     assert "85" in found.reasons[0]
     assert not [text for text in shown if KEY in text]

@@ -148,8 +148,8 @@ def test_a_prompt_that_the_server_filters_is_missing_even_if_it_is_the_only_one(
 @pytest.mark.parametrize(
     ("answer", "parts"),
     [
-        (error(401, "Incorrect API key provided"), ("401", "OPENAI_API_KEY")),
-        (error(403, "no access"), ("403", "OPENAI_API_KEY")),
+        (error(401, "Incorrect API key provided"), ("401", "OPENAI_API_KEY right")),
+        (error(403, "no access"), ("403", "OPENAI_API_KEY use")),
         (error(404, "The model does not exist"), ("404", "/v1", "gpt-4.1-mini")),
         (error(429, "You exceeded your current quota", code="insufficient_quota"), ("429", "quota")),
     ],
@@ -158,7 +158,7 @@ def test_a_prompt_that_the_server_filters_is_missing_even_if_it_is_the_only_one(
 def test_a_wrong_key_address_or_model_stops_at_the_first_request(serve, answer, parts):
     server = serve(always(answer))
     with pytest.raises(JudgeError) as caught:
-        trait_of(judge_at(server), *map(str, range(50)))
+        trait_of(judge_at(server, api_key_env="OPENAI_API_KEY"), *map(str, range(50)))
     assert all(part in str(caught.value) for part in (*parts, "any of 50 prompts"))
     assert len(server.requests) == 1
 

@@ -41,6 +41,14 @@ def test_the_organisms_questions_and_judges_need_no_torch():
     assert in_a_new_python(code).strip() == "False"
 
 
+def test_the_package_runs_as_a_module():
+    finished = subprocess.run(
+        [sys.executable, "-m", "psr_lens", "--help"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert all(command in finished.stdout for command in ("demo", "capture", "fit", "evaluate", "run"))
+
+
 @pytest.mark.parametrize("name", sorted(set(psr.__all__) - NOT_YET_OURS))
 def test_every_public_name_is_there(name):
     assert getattr(psr, name) is not None

@@ -15,14 +15,14 @@ from psr_lens.errors import BrokenPackageError, MissingPackageError
 ids = st.lists(st.integers(0, 2), max_size=6).map(tuple)
 
 
-@given(sequences=st.lists(ids, min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
-def test_padding_keeps_every_sequence_at_its_side(sequences, side):
-    tokens, mask = padded(sequences, side)
+@given(sequences=st.lists(ids, min_size=1, max_size=5), side=st.sampled_from(["left", "right"]), filler=st.integers(-100, 3))
+def test_padding_keeps_every_sequence_at_its_side(sequences, side, filler):
+    tokens, mask = padded(sequences, side, filler=filler)
     assert tokens.shape == mask.shape == (len(sequences), max(map(len, sequences)))
     for row, real, sequence in zip(tokens, mask, sequences, strict=True):
         assert tuple(row[real.bool()].tolist()) == sequence
         assert torch.equal(real, real.sort(descending=side == "right").values)
-        assert (row[~real.bool()] == 0).all()
+        assert (row[~real.bool()] == filler).all()
 
 
 @given(one=ids, other=ids)

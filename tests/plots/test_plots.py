@@ -102,6 +102,8 @@ def test_large_heatmaps_show_the_largest_of_neighbours_and_say_so():
     assert shown[-1, -1] == result.magnitude[48:, 129:].max()
     assert figure.layout.xaxis.type == "category"
     assert list(named(figure, "prompt").x)[:2] == ["0–2", "3–5"]
+    every_other = replace(result, layers=tuple(range(0, 260, 2)))
+    assert list(named(plots.magnitude_heatmap(every_other, max_tokens=20), "prompt").x)[:2] == ["0, 2, 4", "6, 8, 10"]
     assert any("50 tokens and 130 layers" in note.text.replace("<br>", " ") for note in figure.layout.annotations)
 
 

@@ -28,6 +28,12 @@ def measured(organism) -> psr.Replacement:
     return made.with_metrics(psr.ResultTable(rows, {"seed": 0}))
 
 
+@pytest.mark.parametrize(("layers", "words"), [([3], "layer 3"), ([0, 1, 2, 5], "layers 0–2, 5"), ([0, 2, 4], "layers 0, 2, 4")])
+def test_layers_of_a_card_are_ranges(organism, layers, words):
+    made = random_replacement(organism.model, layers=layers)
+    assert f"| hook points | hook\\_resid\\_post in {words} |" in made.model_card()
+
+
 def header_of(card: str) -> dict:
     return yaml.safe_load(card.split("---\n")[1])
 
@@ -38,7 +44,7 @@ def test_a_card_says_what_the_artifact_records(measured):
         r"# talk \| like a \<b\>pirate\</b\>",
         "| base model | organism (LlamaForCausalLM), n\\_layers 6, d\\_model 128",
         "| method | A-PSR |",
-        "| hook points | hook\\_resid\\_post in layers 1, 2 |",
+        "| hook points | hook\\_resid\\_post in layers 1–2 |",
         "| rank | 1 |",
         "| span | R: the last prompt token and every response token |",
         f"240 triplets, xxh3\\_128 of their tokens {'ab' * 16}",

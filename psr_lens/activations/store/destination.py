@@ -9,10 +9,11 @@ from typing import Any, cast
 
 from psr_lens._utils.distributed import rank_and_world_size, wait_for_all
 from psr_lens.activations.paired_passes import Reading, Rows
-from psr_lens.activations.store.format import StoreDtype, StoreSpec
+from psr_lens.activations.store.format import MANIFEST_FILE, StoreDtype, StoreSpec
 from psr_lens.activations.store.reader import Store
 from psr_lens.activations.store.shards import SHARD_BYTES
 from psr_lens.activations.store.writer import StoreWriter
+from psr_lens.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class OnDisk:
         """Write the missing shards of the store; called by `capture`.
 
         Raises:
-            InputError: `groups` and the triplets differ in number, or `dtype` is unknown.
+            InputError: `groups` and the triplets differ in number, `dtype` is unknown, or a store is to be resumed with hooks on the model.
             ArtifactError: the folder holds another store, or the disk is full; finished shards are kept.
 
         Example:
@@ -60,6 +61,13 @@ class OnDisk:
             settings={**self.settings, "token_budget": reading.token_budget},
         )
         rank, world_size = rank_and_world_size()
+        if spec.identity["hooks"] and world_size == 1 and (Path(self.folder) / MANIFEST_FILE).exists():
+            raise InputError(
+                "to",
+                f"{self.folder}, a store that was begun before, with hooks on the model",
+                "a new folder, since a store cannot tell whether its shards were captured with the same hooks",
+                "Remove the hooks, or give another folder.",
+            )
         writer = StoreWriter.create(self.folder, spec, rank, world_size)
         missing = writer.missing()
         tokens = sum(len(spec.shards[number].rows) for number in writer.shards)

@@ -26,14 +26,17 @@ from psr_lens.activations.store.files import RESUME, Layout, verify_file
 from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards
 from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import model_identity, tokenizer_of
+from psr_lens.models import HookedModel, has_hooks, model_content, model_identity, tokenizer_of
+from psr_lens.models.content import tokenizer_fingerprint
 from psr_lens.prompts import Span, TokenTable, Triplet, token_table
 
 StoreDtype = Literal["float32", "bfloat16", "float16"]
 """Data type of the stored numbers."""
 
-FORMAT: Final = 2
-"""Format 1 had the scores of the triplets from 0 to 1."""
+FORMAT: Final = 3
+"""Format 1 had the scores of the triplets from 0 to 1; 3 added the identity of the model, its weights included."""
+_IDENTITY: Final = 3
+"""From this format on, a manifest has the model's identity."""
 MANIFEST_FILE: Final = "manifest.json"
 TOKENS_FILE: Final = "tokens.safetensors"
 
@@ -68,6 +71,8 @@ class StoreSpec:
     """Version of the store's format; an older store keeps its own."""
     triplets_file: str = ""
     """xxh3_128 of `triplets.jsonl` as an older version wrote it; empty where it follows from the triplets."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """The model's class, data type, digests of weights and config, and whether hooks were on it; empty in stores of formats 1 and 2."""
 
     def __post_init__(self) -> None:
         """Refuse invalid and inconsistent fields."""
@@ -101,6 +106,7 @@ class StoreSpec:
             token_table(reading.model, reading.triplets, reading.span),
             shard_bytes,
             dict(settings or {}),
+            identity=source_identity(reading.model),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -182,7 +188,7 @@ def _check_spec(spec: StoreSpec) -> None:
         )
     if spec.shard_bytes < 1:
         raise InputError("shard_bytes", spec.shard_bytes, "at least 1")
-    for argument in ("model", "settings"):
+    for argument in ("model", "settings", "identity"):
         value = dict(getattr(spec, argument))
         try:
             same = json.loads(json.dumps(value)) == value
@@ -205,20 +211,11 @@ def _span_rows(spec: StoreSpec) -> tuple[list[int], list[int], list[int]]:
     return ids, owners, positions
 
 
-# --- identities -------------------------------------------------------------------------------------------------------------
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """xxh3_128 of everything that decides a text's token ids; 32 hexadecimal digits.
-
-    Padding, truncation and the special tokens added around a text are left out: they are settings of a call, which TransformerLens
-    changes as it runs, and psr_lens adds special tokens itself.
-    """
-    if getattr(tokenizer, "is_fast", False):
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
-        return digest_of({key: value for key, value in content.items() if key not in ("padding", "truncation", "post_processor")})
-    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    return digest_of([sorted(tokenizer.get_vocab().items()), sorted(special.items())])
+def source_identity(model: HookedModel) -> dict[str, Any]:
+    """What tells a model from others of the same sizes, as JSON content."""
+    whole = model_content(model)
+    kept = {name: whole[name] for name in ("class", "weights", "config")}
+    return kept | {"dtype": str(model.cfg.dtype).removeprefix("torch."), "hooks": has_hooks(model)}
 
 
 # --- the manifest -----------------------------------------------------------------------------------------------------------
@@ -229,6 +226,7 @@ def _content(spec: StoreSpec) -> dict[str, Any]:
     return {
         "format": spec.format,
         "model": dict(spec.model),
+        **({"identity": dict(spec.identity)} if spec.format >= _IDENTITY else {}),
         "tokenizer": spec.tokenizer,
         "hooks": [{"name": name, "shape": list(shape)} for name, shape in spec.hooks.items()],
         "dtype": spec.dtype,
@@ -355,6 +353,7 @@ def _spec(folder: Path, content: Mapping[str, Any]) -> StoreSpec:
         content["settings"],
         content["format"],
         content["triplets_file"] if content["format"] < FORMAT else "",
+        content["identity"] if content["format"] >= _IDENTITY else {},
     )
 
 

@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 from psr_lens._utils.html_table import table
 from psr_lens.activations.hook_keys import HookKey, captured_name, is_hook_key
 from psr_lens.activations.store.files import RESUME, read_checksums, verify_file
-from psr_lens.activations.store.format import StoreSpec, differences, read_spec, shard_layout, tokenizer_fingerprint
+from psr_lens.activations.store.format import StoreSpec, read_spec, shard_layout
 from psr_lens.activations.store.rows import ShardFiles, StoredRows
+from psr_lens.activations.store.source_check import check_source
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, model_identity, tokenizer_of
+from psr_lens.models import HookedModel
 from psr_lens.prompts import TokenTable, Triplet
 
 _BLOCK: Final = 256
@@ -68,7 +69,7 @@ class Store:
         folder = Path(folder)
         spec = read_spec(folder)
         if model is not None:
-            _check_model(folder, spec, model)
+            check_source(folder, spec, model)
         absent = [shard for shard in spec.shards if not (folder / shard.file).exists()]
         if absent and not partial:
             raise ArtifactError(
@@ -382,17 +383,3 @@ def _shuffled(count: int, tokens: int, seed: int) -> Iterator[Int64[Tensor, " ro
         rest = rest[full:]
     if len(rest):
         yield rest
-
-
-def _check_model(folder: Path, spec: StoreSpec, model: HookedModel) -> None:
-    theirs: dict[str, Any] = model_identity(model)
-    if theirs != dict(spec.model):
-        raise ArtifactError(
-            f"{folder}: was captured from another model than this one, {differences(spec.model, theirs, 'in the store', 'of this model')}. "
-            "Load the model that it was captured from, capture again, or open the store without `model`."
-        )
-    if spec.tokenizer and tokenizer_fingerprint(tokenizer_of(model)) != spec.tokenizer:
-        raise ArtifactError(
-            f"{folder}: was captured with another tokenizer than this model's, so token ids stand for other tokens. "
-            "Load the model with the original tokenizer, or capture again."
-        )

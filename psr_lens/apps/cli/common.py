@@ -31,6 +31,16 @@ DeviceOption = Annotated[
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", help="Maximum length of a response in tokens, if the file has no responses.")
 ]
+BaseUrlOption = Annotated[
+    str | None, typer.Option("--base-url", help="Address of the server of an llm judge, in place of that in the settings.")
+]
+ApiKeyEnvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key-env",
+        help="Environment variable with the key for --base-url (OpenAI's own server without it). A file of settings cannot name one.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampled responses, if the file has none.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from psr_lens.apps.cli.common import DeviceOption, app, one_line_errors, say, say_where
+from psr_lens.apps.cli.common import ApiKeyEnvOption, BaseUrlOption, DeviceOption, app, one_line_errors, say, say_where
 
 
 @app.command()
@@ -17,6 +17,8 @@ def evaluate(
         Path, typer.Option(help="YAML file of settings: model, pairs or dataset, methods (folders of artifacts by name), judge, …")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the results, in place of `out` in the file.")] = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyEnvOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Score artifacts over a range of strengths, and at target coherences (TA@C80, TA@Cp), next to the unsteered model and the prompt.
@@ -29,18 +31,20 @@ def evaluate(
         from psr_lens._utils.distributed import own_device
         from psr_lens._utils.safe_files import write_text
         from psr_lens.apps.output_folder import check_folder
-        from psr_lens.evaluation.config import load_judge, load_methods, load_pairs, read_config
+        from psr_lens.evaluation.config import JudgeServer, judge_at, load_judge, load_methods, load_pairs, read_config
 
         settings = read_config(config)
         folder = check_folder(settings.out if out is None else out)
         methods = load_methods(settings.methods)
         model = psr.load_model(settings.model, device=device or own_device())
         pairs, rows = load_pairs(model, settings)
+        chosen = settings.judge if base_url is None else judge_at(settings.judge, base_url)
+        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
         found = psr.evaluate(
             model,
             pairs,
             methods,
-            load_judge(settings.judge, model, pairs, rows),
+            load_judge(chosen, model, pairs, rows, server=server),
             calibration=settings.calibrated_by(),
             with_prompt=settings.with_prompt,
             sampling=settings.sampled_by(),

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
-from psr_lens.apps.cli.common import DTYPES, MODELS, DeviceOption, app, console, one_line_errors, say, say_where
+from psr_lens.apps.cli.common import (
+    DTYPES,
+    MODELS,
+    ApiKeyEnvOption,
+    BaseUrlOption,
+    DeviceOption,
+    app,
+    console,
+    one_line_errors,
+    say,
+    say_where,
+)
 
 if TYPE_CHECKING:
     from psr_lens.apps.pipeline import RunResult
@@ -52,6 +64,8 @@ def run(
     prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
     dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
     backend: Annotated[str | None, typer.Option(help="TransformerLens's class: hooked_transformer, bridge or auto.")] = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyEnvOption = None,
     device: DeviceOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split, the responses, the answers and the fits.")] = None,
     dry_run: Annotated[
@@ -67,6 +81,7 @@ def run(
         from psr_lens._utils.distributed import own_device
         from psr_lens.apps.pipeline import plan_run, read_config
         from psr_lens.apps.pipeline import run as run_all
+        from psr_lens.evaluation.config import JudgeServer, judge_at
 
         given = _config_changes(
             config,
@@ -90,12 +105,15 @@ def run(
             },
         )
         settings = read_config(config, given)
+        if base_url is not None:
+            settings = replace(settings, judge=judge_at(settings.judge, base_url))
         if dry_run:
             plan = plan_run(settings)
             say(f"{plan}\n")
             console.print(plan.view)
             return
-        result = run_all(settings, device=device or str(own_device()), say=say, show=console.print)
+        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
+        result = run_all(settings, device=device or str(own_device()), say=say, show=console.print, server=server)
         say(_summary(result))
     say_where(result.out, began)
 

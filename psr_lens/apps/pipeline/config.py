@@ -64,7 +64,7 @@ class RunConfig:
     chat: Mapping[str, Any] = field(default_factory=dict)
     """How prompts are built: `system_role`, `system`, `place`, `prefix`, `template_kwargs`, as for `prompt_pairs`."""
     dtype: str = "float32"
-    """Type of the weights: float32, bfloat16, float16, float64, or auto for the one in the model's config."""
+    """Type of the weights: float32, bfloat16, float16, or auto for the one in the model's config."""
     backend: str = "auto"
     """TransformerLens's class: hooked_transformer, bridge or auto."""
     seed: int = 0

@@ -48,7 +48,7 @@ def plan_run(config: RunConfig) -> Plan:
     split = read_split(config)
     found = outline(config.model)
     config = config.resolved(found.cfg.n_layers)
-    begun = run_folder.claim(Path(config.out), config, {"questions": split.digest(), "model_found": None}, write=False)
+    begun = run_folder.claim(Path(config.out), config, split.digest(), None)
     pairs = make_prompts(cast(Any, found), config, (*split.fit, *split.held_out))
     lines = [*_model_lines(found, config), *_question_lines(split, pairs, config), *_method_lines(found, config, split, pairs)]
     lines += [*_answer_lines(config, split, pairs), *_file_lines(config, begun)]
@@ -121,7 +121,7 @@ def _answer_lines(config: RunConfig, split: Split, pairs: PromptPairs) -> list[t
 def _file_lines(config: RunConfig, begun: bool) -> list[tuple[str, str]]:
     scored = ("evaluation.json", "evaluation.md") if config.judge is not None else ()
     names = [run_folder.REPORT_FILE, run_folder.RESULTS_FILE, *scored, run_folder.ANSWERS_FILE, run_folder.SETTINGS_FILE]
-    names += [f"{run_folder.ARTIFACTS}/{run_folder.folder_name(name)}/" for name in config.methods]
+    names += [f"{run_folder.ARTIFACTS}/{folder}/" for folder in run_folder.folder_names(config.methods).values()]
     resumed = " (begun before: existing results are reused)" if begun else ""
     return [("files", f"{config.out}{resumed}: {', '.join([*names, f'{run_folder.KEPT}/'])}")]
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from psr_lens._utils.digests import digest_of
 from psr_lens._utils.safe_files import write_text
+from psr_lens.activations.store import triplet_id, triplets_digest
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
@@ -19,7 +21,7 @@ from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.comparison import Comparison, compare
-from psr_lens.evaluation.config import load_judge
+from psr_lens.evaluation.config import JudgeServer, load_judge
 from psr_lens.evaluation.evaluate import evaluate
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
 from psr_lens.evaluation.methods import NONE, PROMPT
@@ -28,8 +30,7 @@ from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
-from psr_lens.models import HookedModel, load_model, model_identity
-from psr_lens.models.fingerprints import weights_digest
+from psr_lens.models import HookedModel, load_model
 from psr_lens.prompts import PromptPairs, Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.reporting import report
@@ -57,7 +58,12 @@ class RunResult:
 
 
 def run(
-    config: RunConfig, *, device: str | None = None, say: Say = print, show: Callable[[object], None] | None = None
+    config: RunConfig,
+    *,
+    device: str | None = None,
+    say: Say = print,
+    show: Callable[[object], None] | None = None,
+    server: JudgeServer | None = None,
 ) -> RunResult:
     """Sample responses to the prompt, fit the methods, answer held-out questions with each, compare them, and write it all to a folder.
 
@@ -69,6 +75,7 @@ def run(
         device: Device of the model; None takes a GPU if there is one.
         say: Called with each progress message.
         show: Called with the first pair's prompts as coloured text, before anything costly runs.
+        server: The key of a judge that is a language model, and its address.
 
     Returns:
         The results.
@@ -84,14 +91,13 @@ def run(
     say(f"loading {config.model}")
     model = load_model(config.model, device=device or "auto", dtype=config.dtype, backend=cast(Any, config.backend))
     config = config.resolved(int(model.cfg.n_layers))
-    about = {"questions": split.digest(), "model_found": {**model_identity(model), "weights": weights_digest(model)}}
-    if run_folder.claim(out, config, about):
+    if run_folder.claim(out, config, split.digest(), model):
         say(f"resuming the run in {out}")
     write_text(out / run_folder.SETTINGS_FILE, config.to_yaml())
     to_fit, held_out = kept_prompts(model, config, split, out / run_folder.KEPT / "prompts.jsonl")
     if show is not None:
         show(to_fit.show(span=config.span))
-    return _Run(model=model, config=config, split=split, to_fit=to_fit, held_out=held_out, out=out, say=say).finish()
+    return _Run(model=model, config=config, split=split, to_fit=to_fit, held_out=held_out, out=out, say=say, server=server).finish()
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,13 @@ class _Run:
     held_out: PromptPairs
     out: Path
     say: Say
+    server: JudgeServer | None
 
     def finish(self) -> RunResult:
         judge = self._judge()
         triplets = self._triplets(judge)
-        methods = {name: self._fitted(name, settings, triplets) for name, settings in self.config.fits().items()}
+        folders = run_folder.folder_names(self.config.methods)
+        methods = {name: self._fitted(name, folders[name], settings, triplets) for name, settings in self.config.fits().items()}
         evaluation = None if judge is None else self._evaluated(methods, judge)
         responses = self._answered(methods)
         comparison = self._compared(methods, responses, judge, evaluation, triplets)
@@ -139,7 +147,7 @@ class _Run:
             return {"references": [each.text for pairs, stream in sides for each in self._answers(pairs, stream).responses()]}
 
         defaults = {"perplexity": references, "llm": lambda: {"cache": self._kept / "judge"}}
-        return load_judge(given, self.model, self.to_fit + self.held_out, defaults=defaults)
+        return load_judge(given, self.model, self.to_fit + self.held_out, defaults=defaults, server=self.server)
 
     def _triplets(self, judge: Judge | None) -> Triplets:
         if self.split.given:
@@ -152,23 +160,27 @@ class _Run:
         self.say(found.summary())
         return found
 
-    def _fitted(self, name: str, settings: FitConfig, triplets: Triplets) -> Replacement:
-        """The method's replacement; read from the folder if it was fitted before."""
-        folder = self.out / run_folder.ARTIFACTS / run_folder.folder_name(name)
-        try:
-            return Replacement.load(folder)
-        except ArtifactError:
-            pass  # missing or incomplete
-        began = time.perf_counter()
-        learned = fit(
-            self.model,
-            triplets,
-            settings,
-            checkpoint=self._kept / "checkpoints" / run_folder.folder_name(name) if settings.is_trained else None,
-        )
-        learned.save(folder)
-        self.say(f"fitted {name} on {len(triplets)} triplets ({time.perf_counter() - began:.1f} s)")
-        return learned
+    def _fitted(self, name: str, folder: str, settings: FitConfig, triplets: Triplets) -> Replacement:
+        """The method's replacement; read from the folder if it was fitted before, with the same settings on the same triplets."""
+        learned_from = [[triplet_id(each), each.trait, each.coherence] for each in triplets]
+        fit_digest = digest_of({"settings": settings.to_json(), "triplets": learned_from})
+        artifact, record = self.out / run_folder.ARTIFACTS / folder, self._kept / "fits" / f"{folder}.txt"
+        same = record.exists() and record.read_text(encoding="utf-8").strip() == fit_digest
+        found = _loaded(artifact) if same else None
+        same = found is not None
+        if not record.exists():  # an older version recorded no digest, and named a folder by the plain name alone
+            found = _loaded(self.out / run_folder.ARTIFACTS / run_folder.plain_name(name))
+            found = found if found is not None and _is_of(found, settings, triplets) else None
+        if found is None:
+            began = time.perf_counter()
+            checkpoint = self._kept / "checkpoints" / f"{folder}-{fit_digest[:8]}"
+            found = fit(self.model, triplets, settings, checkpoint=checkpoint if settings.is_trained else None)
+            self.say(f"fitted {name} on {len(triplets)} triplets ({time.perf_counter() - began:.1f} s)")
+        if not same:
+            record.unlink(missing_ok=True)  # so that no record is beside another fit's files, should this be interrupted
+            found.save(artifact)
+            write_text(record, fit_digest + "\n")
+        return found
 
     def _evaluated(self, methods: Mapping[str, Replacement], judge: Judge) -> Evaluation:
         self.say(f"scoring answers to {len(self.held_out)} held-out questions at several strengths")
@@ -201,7 +213,7 @@ class _Run:
             triplets: Sequence[Triplet] = given_triplets(self.model, self.held_out, self.split.held_out)
         else:
             point = None if evaluation is None else evaluation.curves[PROMPT][0]
-            verdict = None if point is None else Judgement(point.trait, point.coherence, ("",) * len(self.held_out))
+            verdict = None if point is None else point.judgement
             triplets = judged_triplets(self.held_out, responses[PROMPT], _known(verdict))
             if not triplets:  # the model does not follow the instruction; compare anyway
                 triplets = judged_triplets(self.held_out, responses[PROMPT], None)
@@ -231,7 +243,7 @@ class _Run:
             return next(point for point in points if point.alpha in (None, float(self.config.alpha)))
 
         chosen = {name: at(points) for name, points in evaluation.curves.items()}
-        return [summed(name, Judgement(each.trait, each.coherence, ()), each.alpha) for name, each in chosen.items()]
+        return [summed(name, each.judgement, each.alpha) for name, each in chosen.items()]
 
     def _write(self, result: RunResult) -> None:
         asked = {"question": [pair.asked for pair in self.held_out], "instruction": [pair.instruction for pair in self.held_out]}
@@ -249,6 +261,20 @@ class _Run:
             write_text(self.out / "evaluation.md", result.evaluation.to_markdown())
         write_text(self.out / run_folder.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         report(result.comparison, self.out / run_folder.REPORT_FILE)
+
+
+def _loaded(folder: Path) -> Replacement | None:
+    """The replacement in a folder; None if it is missing or incomplete."""
+    try:
+        return Replacement.load(folder)
+    except ArtifactError:
+        return None
+
+
+def _is_of(found: Replacement, settings: FitConfig, triplets: Triplets) -> bool:
+    """Whether a replacement says that it was fitted with these settings on these triplets."""
+    wanted = json.loads(json.dumps(settings.to_json()))
+    return found.data == triplets_digest(triplets) and all(found.settings.get(name) == value for name, value in wanted.items())
 
 
 def _known(verdict: Judgement | None) -> Judge | None:

@@ -13,13 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from psr_lens._utils.digests import digest_of
+from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
-from psr_lens.models import HookedModel, model_identity
-from psr_lens.models.fingerprints import weights_digest
+from psr_lens.models import HookedModel, model_content
+from psr_lens.models.content import former_identity
 from psr_lens.prompts import Triplet
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Format 1 had a sample of the weights in place of all, and no versions; its checkpoints can be resumed."""
 RUN_FILE: Final = "run.json"
 STATE_FILE: Final = "state.safetensors"
 
@@ -27,7 +30,7 @@ STATE_FILE: Final = "state.safetensors"
 def identity(
     model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: Joint, asked: FitConfig
 ) -> dict[str, Any]:
-    """What must be the same for a run to resume: the model and its weights, the triplets in their order, and all settings.
+    """What must be the same for a run to resume: the model and its weights, the triplets in their order, all settings, and versions.
 
     Args:
         model: The model.
@@ -46,10 +49,11 @@ def identity(
     settings |= {"layers": None}  # the hook points say it
     settings |= {"start": "random"}  # older runs of the solver `joint` could start from another solver's result
     return {
-        "model": model_identity(model) | {"weights": weights_digest(model)},
+        "model": model_content(model),
         "triplets": data.hexdigest(),
         "hook points": list(names),
         "settings": settings,
+        "versions": dict(versions()),
     }
 
 
@@ -59,14 +63,20 @@ class Checkpoint:
     The state is one file, written beside the old one and renamed over it, so that the folder always holds one complete state.
     """
 
-    def __init__(self, folder: str | Path, wanted: Mapping[str, Any]) -> None:
-        """Check that a folder that exists is of this run; see `identity`.
+    def __init__(self, folder: str | Path, wanted: Mapping[str, Any], model: HookedModel) -> None:
+        """Check that a folder that exists is of this run.
+
+        Args:
+            folder: The folder; created when a state is saved.
+            wanted: The run, see `identity`.
+            model: Its model, which a folder of format 1 identifies in another way.
 
         Raises:
             ArtifactError: the folder holds another run, or cannot be read.
         """
         self.folder = Path(folder)
         self._run = json.loads(json.dumps({"format": FORMAT, **wanted}))
+        """The content of `run.json`, or what it will be."""
         try:
             found = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -74,7 +84,8 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{self.folder / RUN_FILE}: cannot be read ({error}). {_AFRESH}") from error
         if found is not None:
-            self._compare(found)
+            self._compare(found, model)
+            self._run = found
 
     @property
     def begun(self) -> bool:
@@ -94,8 +105,11 @@ class Checkpoint:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
                 state = json.loads(file.metadata()["state"])
+            run = state.pop("run", None) if isinstance(state, dict) else None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: is damaged ({error}). {_AFRESH}") from error
+        if run is not None and run != digest_of(self._run):
+            raise ArtifactError(f"{path}: is the state of another run than {RUN_FILE} beside it describes. {_AFRESH}")
         return tensors, state
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -112,21 +126,27 @@ class Checkpoint:
                 temporary.replace(self.folder / RUN_FILE)
             temporary = self.folder / f".{STATE_FILE}.new"
             placed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(placed, temporary, {"state": json.dumps(dict(state))})
+            save_file(placed, temporary, {"state": json.dumps({**state, "run": digest_of(self._run)})})
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
             temporary.replace(self.folder / STATE_FILE)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"checkpoint: {self.folder} cannot be written ({error}). Give another folder.") from error
 
-    def _compare(self, found: Any) -> None:
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+    def _compare(self, found: Any, model: HookedModel) -> None:
+        if not isinstance(found, dict) or found.get("format") not in range(1, FORMAT + 1):
             raise ArtifactError(f"{self.folder / RUN_FILE}: has another format. {_AFRESH}")
+        run = self._run
+        if found["format"] == 1:
+            run = {name: value for name, value in run.items() if name != "versions"} | {
+                "format": 1,
+                "model": former_identity(model),
+            }
         differ = [
             f"settings.{name}" if part == "settings" else part
-            for part, wanted in self._run.items()
+            for part, wanted in run.items()
             for name in (wanted if part == "settings" else [part])
-            if _at(found, part, name) != _at(self._run, part, name)
+            if _at(found, part, name) != _at(run, part, name)
         ]
         if differ:
             raise ArtifactError(

@@ -22,7 +22,7 @@ from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.gradient_descent.checkpoint import Checkpoint, identity
 from psr_lens.fitting.gradient_descent.objective import Objective
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
-from psr_lens.models import HookedModel, frozen
+from psr_lens.models import HookedModel, frozen, has_hooks
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import LearningCurve, Site
 
@@ -64,15 +64,23 @@ def train(
         checkpoint: Folder to keep the state in, and to resume from.
 
     Raises:
-        InputError: too few triplets to leave some out for validation; or the processes were given different arguments.
+        InputError: too few triplets to leave some out for validation; the processes were given different arguments; or a checkpoint while
+            hooks are on the model.
         ArtifactError: the checkpoint is damaged, or belongs to another run.
         FitError: the loss is no longer finite, or has exploded; its `partial` is what had been learned before.
     """
+    if checkpoint is not None and has_hooks(model):
+        raise InputError(
+            "checkpoint",
+            f"{checkpoint}, with hooks on the model",
+            "a model without hooks, since a checkpoint cannot tell them from others",
+            "Remove the hooks, or fit without a checkpoint.",
+        )
     alone = rank_and_world_size()[1] == 1
     wanted = {} if alone and checkpoint is None else identity(model, triplets, names, config, asked)
     if not alone:
         _check_agreement(wanted)
-    kept = None if checkpoint is None else Checkpoint(checkpoint, wanted)
+    kept = None if checkpoint is None else Checkpoint(checkpoint, wanted, model)
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
         return _Run(triplets, config, objective_of(kept is not None and kept.begun), kept).go()
 

@@ -1,7 +1,9 @@
 """The small regression of one site: α·ReLU(X·W + b)·Z ≈ T, on given activations.
 
-It starts from a closed form and continues with L-BFGS. Three choices make it fast and let its result transfer to other texts:
+It starts from a closed form and continues with L-BFGS. Four choices make it fast and let its result transfer to other texts:
 
+- A token counts with α², as it does in the error: at a strength of 0 nothing is added to it, and its target says nothing about the site. So
+  no target is ever divided by a strength.
 - Given the probes, the best directions solve a small linear system. They are solved for at every step, and the descent is over the probes
   alone (variable projection). 30 steps reach at most the loss that 60 steps over both reach.
 - The descent works in coordinates in which the inputs are white.
@@ -35,8 +37,6 @@ LEAST_RIDGE = 1e-3
 """Least ridge of the white coordinates; it conditions the descent and is not part of the objective."""
 HISTORY = 20
 """Steps that L-BFGS remembers."""
-LEAST_STRENGTH = 1e-3
-"""Strengths are clamped to at least this before a target is divided by them."""
 LEAST_DIAGONAL = 1e-10
 """Added to the diagonal, scaled to 1, of the system for the directions, so that two equal probes do not get huge ones."""
 SPARE, ITERATIONS = 16, 30
@@ -52,8 +52,8 @@ def fit_site(
 ) -> Site:
     """Fit a site's probes and directions to the differences that it should add.
 
-    It minimises `Σ_t k_t·|α_t·λ(X_t)·Z − T_t|² / Σ_t k_t·|T_t|²` plus the ridge; `k_t` is `|X_t + T_t|` to the power of minus
-    `relative` at `resid_post`, and 1 elsewhere.
+    It minimises `Σ_t k_t·|α_t·λ(X_t)·Z − T_t|² / Σ_t k_t·α_t²` plus the ridge, which is in units of the inputs' variance with the weights
+    `k_t·α_t²`; `k_t` is `|X_t + T_t|` to the power of minus `relative` at `resid_post`, and 1 elsewhere.
 
     Args:
         inputs: Incoming activations of the site, on any device. With a head axis (`attn.hook_z`) each head is fitted by itself.
@@ -66,7 +66,7 @@ def fit_site(
         The site, on the CPU in float32.
 
     Raises:
-        FitError: inputs or targets are not finite.
+        FitError: inputs or targets are not finite, or every strength is 0.
     """
     if inputs.ndim == 3:
         heads = [fit_site(inputs[:, head], targets[:, head], alpha, config, device) for head in range(inputs.shape[1])]
@@ -130,7 +130,7 @@ class _Data:
 
 @dataclass(frozen=True)
 class Moments:
-    """What the closed form needs of the data, in float64; the matrices are in standard units, per unit of weight."""
+    """What the closed form needs of the data, in float64: means with the weights k·α²; the matrices are in standard units."""
 
     centre: Float[Tensor, " width"]
     """Mean input."""
@@ -139,26 +139,33 @@ class Moments:
     size: float
     """Root mean square of the targets."""
     weight: float
-    """Sum of the tokens' weights."""
+    """Σ k·α², by which the tokens' weights are divided."""
     inputs: Float[Tensor, "width width"]
     """XᵀX."""
     targets: Float[Tensor, "width width"]
     """TᵀT."""
-    per_strength: Float[Tensor, " width"]
-    """Mean of T/α."""
+    mean: Float[Tensor, " width"]
+    """The constant that is best added at strength 1, Σ k·α·T / Σ k·α²."""
 
     @classmethod
     def of(cls, data: _Data) -> Moments:
-        """Compute them in two passes over the data: the mean comes first, for precision."""
+        """Compute them in two passes over the data: the mean comes first, for precision.
+
+        Raises:
+            FitError: every strength is 0.
+        """
         weight = total = torch.zeros(())
         for chunk in data.raw():
-            weight, total = weight + chunk.weight.sum(), total + chunk.weight @ chunk.inputs
+            counted = chunk.weight * chunk.alpha.square()
+            weight, total = weight + counted.sum(), total + counted @ chunk.inputs
+        if not weight > 0:
+            raise FitError("every triplet has a strength (trait / 100) of 0. Give triplets with the trait.")
         centre = total / weight
         sums: list[Tensor] = []
         for chunk in data.raw():
-            inputs, targets, scaled = chunk.inputs - centre, chunk.targets, chunk.weight[:, None] / weight
-            per_strength = (chunk.weight / chunk.alpha.clamp(min=LEAST_STRENGTH) / weight) @ targets
-            terms = [inputs.T @ (scaled * inputs), targets.T @ (scaled * targets), per_strength]
+            inputs, targets, share = chunk.inputs - centre, chunk.targets, chunk.weight * chunk.alpha / weight
+            counted = (share * chunk.alpha)[:, None]
+            terms = [inputs.T @ (counted * inputs), targets.T @ (counted * targets), share @ targets]
             sums = [old + new for old, new in zip(sums, terms, strict=True)] if sums else terms
         width = len(centre)
         spread = max(float(sums[0].trace() / width) ** 0.5, 1e-12)
@@ -192,20 +199,20 @@ Parts = tuple[Float[Tensor, "rank width"], Float[Tensor, "rank width"], Float[Te
 
 
 def closed_form(data: _Data, moments: Moments, basis: Basis, config: Layerwise) -> Parts:
-    """Leading right singular vectors of the targets, and the ridge regression of their coefficients on the inputs.
+    """Leading right singular vectors of the targets, and the ridge regression of the targets along them on α·(X, 1).
 
-    Signs are such that the mean coefficient is positive.
+    Given the directions, these are the probes that minimise the objective without its ReLU. Signs are such that the mean coefficient is
+    positive.
     """
     directions = _leading(moments.targets, config.rank).T
-    mean = directions @ moments.per_strength
+    mean = directions @ moments.mean
     sign = torch.where(mean < 0, -1.0, 1.0).to(mean)
     directions, mean = directions * sign[:, None], mean * sign
     cross = torch.zeros_like(directions)
     for chunk in data.standard(moments):
-        per_strength = (chunk.weight / chunk.alpha.clamp(min=LEAST_STRENGTH))[:, None] * (chunk.targets @ directions.T)
-        cross = cross + per_strength.T @ chunk.inputs
-    along = cross @ basis.components
-    return directions, along / basis.ridged(config.ridge) @ basis.components.T, mean
+        along = (chunk.weight * chunk.alpha)[:, None] * (chunk.targets @ directions.T)
+        cross = cross + along.T @ chunk.inputs
+    return directions, cross @ basis.components / basis.ridged(config.ridge) @ basis.components.T, mean
 
 
 def _leading(gram: Float[Tensor, "width width"], count: int) -> Float[Tensor, "width count"]:
@@ -222,7 +229,7 @@ def _leading(gram: Float[Tensor, "width width"], count: int) -> Float[Tensor, "w
 
 def _descend(data: _Data, moments: Moments, basis: Basis, start: Parts, config: Layerwise) -> Parts:
     """L-BFGS over the probes from the closed form, on all data at every step; returns the best state."""
-    scale = float(moments.targets.trace())  # Σ k·|T|², the error of doing nothing
+    scale = float(moments.targets.trace())  # about the error of doing nothing; exactly that if every strength is 1
     if config.regression_steps == 0 or scale == 0:
         return start
     # XW = (XUS⁻¹)(SUᵀW): the probes in coordinates in which the inputs are white.

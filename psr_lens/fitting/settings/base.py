@@ -7,6 +7,7 @@ from dataclasses import fields
 from numbers import Integral
 from typing import Any, Final, Literal, get_args
 
+from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
 
@@ -34,6 +35,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
+        use_plain_numbers(self)
         check_values(self)
 
     def __repr__(self) -> str:
@@ -66,12 +68,12 @@ def check_whole(name: str, value: Any, least: int) -> None:
     Raises:
         InputError: the value is none, or below `least`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value) or value < least:
         raise InputError(name, repr(value), f"a whole number of at least {least}")
 
 
 def _is_not_negative(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    return is_real(value) and 0 <= value < float("inf")
 
 
 def settable(kind: type) -> dict[str, Any]:

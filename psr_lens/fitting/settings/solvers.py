@@ -43,11 +43,12 @@ class FitConfig(Settings, ABC):
     """Most tokens of a batch in a forward pass, padding included."""
 
     def __new__(cls, *args: Any, **settings: Any) -> FitConfig:
-        """Refuse to make the base itself."""
+        """Refuse to make the base itself, and settings that the solver does not have."""
         if cls is FitConfig:
             wanted = _BY_NAME.get(str(settings.get("solver", "sequential")), Sequential).__name__
             classes = ", ".join(f"psr.{each.__name__}" for each in CONFIGS)
             raise InputError("config", "psr.FitConfig(…)", f"the class of a solver: {classes}", f"Write `psr.{wanted}(…)`.")
+        _check_names(cls, settings, f"psr.{cls.__name__}")
         return super().__new__(cls)
 
     @property
@@ -59,6 +60,11 @@ class FitConfig(Settings, ABC):
     def is_trained(self) -> bool:
         """Whether gradient descent is part of the fit, so that it has epochs and can keep a checkpoint."""
         return isinstance(self, GradientDescent)
+
+    @property
+    def takes_negatives(self) -> bool:
+        """Whether responses without the trait can teach it something: only through a learned offset."""
+        return False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None) -> FitConfig:
@@ -184,7 +190,8 @@ class Joint(JointTraining, FitConfig):
     """How a token's coefficient is computed: `"relu"`, max(0, A·w + b), the paper's (eq. 8); `"sigmoid"`, a gate between 0 and 1;
     `"constant"`, the same for every token."""
     learned_offset: bool = False
-    """Coefficients are (α + b_m)·λ with a learned b_m, from −0.5; triplets without the trait then serve as negative examples."""
+    """Coefficients are (α + b_m)·λ with a learned b_m, from −0.5. Responses without the trait (below 50) then serve as negative examples;
+    without it they are refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,6 +204,11 @@ class Joint(JointTraining, FitConfig):
         if self.rule == "constant":
             return f"Const {self.objective.upper()}"
         return ("PSR" if self.rule == "relu" else "gated PSR") + (" LL" if self.objective == "ll" else "")
+
+    @property
+    def takes_negatives(self) -> bool:
+        """Whether the offset is learned."""
+        return self.learned_offset
 
     @classmethod
     def preset(cls, name: PresetName, **changes: Any) -> Joint:
@@ -340,7 +352,16 @@ def _with_preset(name: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _made(kind: type[FitConfig | Polish], given: Mapping[str, Any], defaults: Mapping[str, Any] | None, what: str) -> Any:
-    """Settings of one class; an unknown one is answered with a similar name, one of another solver with that solver's name."""
+    """Settings of one class, from those that are given and the defaults that it has."""
+    _check_names(kind, given, what)
+    own = settable(kind)
+    check_keys("config", given, list(own) if kind is Polish else [*own, "solver", "preset"])
+    unset = {name: value for name, value in (defaults or {}).items() if name in own}
+    return kind(**{**unset, **given})
+
+
+def _check_names(kind: type[FitConfig | Polish], given: Mapping[str, Any], what: str) -> None:
+    """Answer a setting of another solver with that solver's name."""
     own = list(settable(kind))
     for name in given:
         owners = [repr(each.solver) for each in CONFIGS if name in settable(each)]
@@ -349,6 +370,3 @@ def _made(kind: type[FitConfig | Polish], given: Mapping[str, Any], defaults: Ma
                 owners.append("`polish`")
             remedy = f"{name!r} is a setting of {', '.join(owners)}."
             raise InputError("config", f"the setting {name!r} with {what}", f"one of {', '.join(own)}", remedy)
-    check_keys("config", given, own if kind is Polish else [*own, "solver", "preset"])
-    unset = {name: value for name, value in (defaults or {}).items() if name in own}
-    return kind(**{**unset, **given})

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.activations.batches import context_batch
+from psr_lens.activations.finite import check_finite
 from psr_lens.errors import ModelError
 from psr_lens.models import HookedModel, device_of, forward, hooked
 from psr_lens.prompts import Triplet
@@ -70,6 +71,7 @@ def head_outputs(model: HookedModel, triplets: Sequence[Triplet], layers: Sequen
 
     with hooked(model, [(name, keep(name)) for name in names]):
         forward(model, batch.tokens, batch.mask, max(layers) + 1)
+    check_finite(found)
     return {
         layer: _output(model, layer, found[f"blocks.{layer}.attn.hook_z"], found[f"blocks.{layer}.hook_attn_out"])
         for layer in layers

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import context_batch, length_batches
 from psr_lens.activations.paired_passes import Difference, side_by_side
@@ -132,9 +133,9 @@ def _checked_target(model: HookedModel, layers: object, target: int, difference:
     if layers != "all":
         raise InputError("layers", repr(layers), "'all' with a target", "All layers up to the target have parts in its Δ.")
     depth = int(model.cfg.n_layers)
-    if isinstance(target, bool) or not isinstance(target, int) or not -depth <= target < depth:
+    if not is_whole(target) or not -depth <= target < depth:
         raise InputError("target", repr(target), f"a layer from 0 to {depth - 1} (this model has {depth}), or None")
-    return target % depth
+    return int(target) % depth
 
 
 def _directions(

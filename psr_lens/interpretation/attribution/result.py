@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import is_whole
 from psr_lens.activations.paired_passes import Difference
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span, TokenTable
@@ -175,7 +176,7 @@ class Attribution:
             'L0H3'
         """
         values = self.reading(part, measure)
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= values.numel():
+        if not is_whole(count) or not 1 <= count <= values.numel():
             raise InputError("count", repr(count), f"1 to {values.numel()}, the number of heads")
         order = values.flatten().argsort(descending=True, stable=True)[:count].tolist()
         width = values.shape[1]

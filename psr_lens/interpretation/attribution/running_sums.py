@@ -17,6 +17,7 @@ from psr_lens.interpretation.attribution.result import Sources, Split
 from psr_lens.interpretation.attribution.split_by_layer import SplitLayer
 from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.prompts import Span, Triplet
+from psr_lens.prompts.token_text import token_strings
 
 
 class TokenSums:
@@ -117,10 +118,10 @@ class SourceSums:
 
     def result(self, model: HookedModel) -> Sources:
         """Shares and attention, with the tokens as strings."""
-        convert = tokenizer_of(model).convert_ids_to_tokens
+        tokenizer = tokenizer_of(model)
         pairs = [triplet.pair for triplet in self._triplets]
         strings = (
-            tuple(convert([(*pair.prompted_ids, *triplet.response_ids)[at] for at in positions]))
+            token_strings(tokenizer, [(*pair.prompted_ids, *triplet.response_ids)[at] for at in positions])
             for pair, triplet, positions in zip(pairs, self._triplets, self._alignments, strict=True)
         )
         return Sources(self._share, self._attention, tuple(strings))

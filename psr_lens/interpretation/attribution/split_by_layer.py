@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch
+from psr_lens.activations.finite import check_finite
 from psr_lens.activations.paired_passes import Difference
 from psr_lens.interpretation.attribution.head_output import HeadOutput
 from psr_lens.interpretation.attribution.head_reading import Keys, LayerParts, Reading, read_heads, with_norm
@@ -48,7 +49,11 @@ def split_layers(
     difference: Difference,
     each: Callable[[SplitLayer], None],
 ) -> None:
-    """Call `each` for each layer of `outputs`, in the model's order; only one layer's activations are held at a time."""
+    """Call `each` for each layer of `outputs`, in the model's order; only one layer's activations are held at a time.
+
+    Raises:
+        ModelError: Δ is not finite; names the hook point.
+    """
     held: dict[str, Tensor] = {}
     base, prompted = both.rows.chunk(2)
 
@@ -67,9 +72,11 @@ def split_layers(
             values, pattern, *streams = (held.pop(kind) for kind in _READ)
             reading = read_heads(pattern, values, keys)
             pre, attention, mlp, post = (on_span(stream) for stream in (*streams, activation))
+            delta = post[1] - post[0]
+            check_finite({f"blocks.{layer}.hook_resid_post": delta})
             heads, scale = with_norm(reading, output, *attention)
             parts = LayerParts(heads, mlp[1] - mlp[0], pre[1] - pre[0], output)
-            each(SplitLayer(layer, parts, post[1] - post[0], post[1].norm(dim=-1), reading, scale))
+            each(SplitLayer(layer, parts, delta, post[1].norm(dim=-1), reading, scale))
 
         return hook
 
@@ -100,6 +107,7 @@ def delta_after(
     with hooked(model, [(f"blocks.{layer}.hook_resid_post", keep)]):
         forward(model, both.tokens, both.mask, layer + 1)
     before, after = found
+    check_finite({f"blocks.{layer}.hook_resid_post": after - before})
     return after - before, after.norm(dim=-1)
 
 

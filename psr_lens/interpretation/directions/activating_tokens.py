@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -12,15 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
 from psr_lens.activations.teacher_forced_pass import Steered, read_batch
 from psr_lens.errors import InputError
-from psr_lens.interpretation.directions.sources import token_strings
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets
+from psr_lens.prompts.token_text import token_strings
 from psr_lens.replacement import Replacement, check_model
 
 CONTEXT: Final = 8
@@ -114,7 +116,7 @@ def top_tokens(
         raise InputError("replacement", f"a {type(replacement).__name__}", "a Replacement", "`psr.fit` makes one.")
     check_model(replacement, model)
     for name, value in (("k", k), ("per_response", 1 if per_response is None else per_response)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_whole(value) or value < 1:
             raise InputError(name, repr(value), "a whole number, 1 or more")
     names = [name for name in replacement.sites if layer is None or layer_of(name) == layer]
     if not names:
@@ -182,11 +184,5 @@ def _in_context(model: HookedModel, triplets: Sequence[Triplet], found: tuple[fl
     position = row - triplet.pair.span_length(span)
     at = len(triplet.pair.base_ids) + position
     before, (token,), after = ids[max(0, at - CONTEXT) : at], ids[at : at + 1], ids[at + 1 : at + 1 + CONTEXT]
-    return TopToken(
-        coefficient,
-        token_strings(model, [token])[0],
-        token_strings(model, before),
-        token_strings(model, after),
-        index,
-        position,
-    )
+    spelled = partial(token_strings, tokenizer_of(model))
+    return TopToken(coefficient, spelled([token])[0], spelled(before), spelled(after), index, position)

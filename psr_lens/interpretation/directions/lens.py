@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import is_whole
 from psr_lens.errors import InputError
-from psr_lens.interpretation.directions.sources import Part, Source, directions_of, token_strings
-from psr_lens.models import HookedModel, frozen
+from psr_lens.interpretation.directions.sources import Part, Source, directions_of
+from psr_lens.models import HookedModel, frozen, tokenizer_of
 from psr_lens.models.hook_points import layer_of
+from psr_lens.prompts.token_text import token_strings
 from psr_lens.replacement import Replacement, check_model
 
 
@@ -87,7 +89,7 @@ def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = 
     if isinstance(source, Replacement):
         check_model(source, model)
     vocabulary = int(model.cfg.d_vocab)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= vocabulary // 2:
+    if not is_whole(k) or not 1 <= k <= vocabulary // 2:
         raise InputError("k", k, f"1 to {vocabulary // 2}, half of the vocabulary")
     for name, vectors in found.items():
         if vectors.shape[1] != model.cfg.d_model:
@@ -99,7 +101,7 @@ def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = 
         logits = residual_logits(model, vectors)
         most, least = logits.topk(k), (-logits).topk(k)
         for index in range(len(vectors)):
-            promoted, suppressed = (token_strings(model, top.indices[index].tolist()) for top in (most, least))
+            promoted, suppressed = (token_strings(tokenizer_of(model), top.indices[index].tolist()) for top in (most, least))
             rows.append(
                 LensRow(name, layer_of(name), index, promoted, most.values[index], suppressed, -least.values[index]),
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, Literal, get_args
 
 from jaxtyping import Float
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement import Replacement
 
@@ -56,9 +55,3 @@ def directions_of(source: Source, part: Part = "directions") -> dict[str, Float[
 def _by_layer(item: tuple[str, object]) -> int:
     layer = layer_of(item[0])
     return -1 if layer is None else layer
-
-
-def token_strings(model: HookedModel, ids: Sequence[int]) -> tuple[str, ...]:
-    """Tokens as the vocabulary spells them."""
-    tokens: list[str] = tokenizer_of(model).convert_ids_to_tokens(list(ids))
-    return tuple(str(token) for token in tokens)

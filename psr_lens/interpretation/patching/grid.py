@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import is_whole
 from psr_lens.errors import InputError
 from psr_lens.prompts import TokenTable
 
@@ -84,7 +85,7 @@ class PatchGrid:
             >>> psr.patching.patch(model, triplets[:1], layers=[0, 5], cells="all").of(0).shape
             torch.Size([1, 2, 1])
         """
-        if isinstance(triplet, bool) or not isinstance(triplet, int) or not 0 <= triplet < len(self.effect):
+        if not is_whole(triplet) or not 0 <= triplet < len(self.effect):
             raise InputError("triplet", repr(triplet), f"a number from 0 to {len(self.effect) - 1}")
         return self.values[self.tokens.rows(triplet)] if self.cells == "token" else self.values[triplet : triplet + 1]
 

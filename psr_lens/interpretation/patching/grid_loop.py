@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
+from psr_lens.activations.finite import check_logits
 from psr_lens.activations.teacher_forced_pass import logits_budget
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching.grid import Cells, Measured, PatchGrid, Reference
@@ -137,10 +138,16 @@ def measure(model: HookedModel, triplets: Sequence[Triplet], plan: GridPlan, run
 
 
 def log_probabilities(model: HookedModel, sequence: ForcedSequence, copies: int = 1) -> Float[Tensor, "copy row d_vocab"]:
-    """Next-token distributions at the tokens of the span, except the last, which predicts nothing of the response."""
+    """Next-token distributions at the tokens of the span, except the last, which predicts nothing of the response.
+
+    Raises:
+        ModelError: the logits are not finite.
+    """
     tokens = torch.tensor([sequence.ids] * copies, device=device_of(model))
     logits = forward(model, tokens, torch.ones_like(tokens))
-    return logits[:, sequence.start : -1].float().log_softmax(-1)
+    read = logits[:, sequence.start : -1]
+    check_logits(read)
+    return read.float().log_softmax(-1)
 
 
 def _divergence(full: Float[Tensor, "row d_vocab"], other: Float[Tensor, "copy row d_vocab"]) -> Float[Tensor, " copy"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Final, Literal, cast
 
 from psr_lens._utils.optional import package
 from psr_lens.judges.clean_text import sendable, shortened
-from psr_lens.judges.llm_judge.api_key import api_key, without_key
+from psr_lens.judges.llm_judge.api_key import KEYS, api_key, is_openai_home, key_variable, without_key
 from psr_lens.judges.llm_judge.reply import MalformedReplyError, Reply
 from psr_lens.judges.llm_judge.settings import Backoff, LLMSettings, LLMUsage
 
@@ -21,7 +22,15 @@ TOP: Final = 20
 """Number of most likely tokens requested (as in persona_vectors); also the maximum of OpenAI's server."""
 
 _AGAIN: Final = frozenset({408, 409, 425, 429})
+_MOVED: Final = " It sends requests on to another address, which is not followed. If you trust that address, give it as base_url."
+_OURS: Final = re.compile(r"accept.*|authorization|connection|content-.*|host|user-agent|x-stainless-.*", re.IGNORECASE)
+"""Names of the headers that a server needs, or that say which client asks."""
 _HINTS: Final = {
+    301: _MOVED,
+    302: _MOVED,
+    303: _MOVED,
+    307: _MOVED,
+    308: _MOVED,
     401: " Is the key in the environment variable {env} right?",
     403: " May the key in the environment variable {env} use this model?",
     404: " Is the address right (most end in /v1), and does the server have the model {model!r}?",
@@ -176,16 +185,19 @@ class Chat:
         said = shortened(self._clean(str(error.get("message") or body)), 200)
         wait = _retry_after(headers)
         reason = f"the server answered {status}: {said}{self._hint(status)}"
-        if status in (401, 403, 404) or error.get("code") == "insufficient_quota":
+        if status < 400 or status in (401, 403, 404) or error.get("code") == "insufficient_quota":
             return Failure(reason, "final", status, body)
         if status in _AGAIN or status >= 500:
             return Failure(reason + (f" (asks to wait {wait:.0f} s)" if wait else ""), "passing", status, body, wait)
         return Failure(reason, "own", status, body)
 
     def _hint(self, status: int) -> str:
-        if status in (401, 403) and self._settings.api_key_env is None:
-            return " It needs a key: name the environment variable that holds it in api_key_env."
-        return _HINTS.get(status, "").format(env=self._settings.api_key_env, model=self._settings.model)
+        variable = key_variable(self._settings)
+        if status in (401, 403) and not variable:
+            return (
+                f" It needs a key: name the environment variable that holds it in api_key_env, or bind it to the address in {KEYS}."
+            )
+        return _HINTS.get(status, "").format(env=variable, model=self._settings.model)
 
 
 def backoff_wait(backoff: Backoff, attempt: int, jitter: random.Random) -> float:
@@ -196,13 +208,27 @@ def backoff_wait(backoff: Backoff, attempt: int, jitter: random.Random) -> float
 def client_of(settings: LLMSettings) -> Any:
     """A client for the settings' server; it holds the key, so it is closed at the end of each call of a judge.
 
+    It follows no redirect, and what its environment variables add to requests (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS, …) goes only to
+    OpenAI's own server, or to that in OPENAI_BASE_URL.
+
     Raises:
         MissingPackageError: `openai` is not installed.
         JudgeError: the key is missing or cannot be sent.
     """
     openai = package("openai", "llm")
+
+    async def only_ours(request: Any) -> None:
+        for name in list(request.headers):
+            if not _OURS.fullmatch(name):
+                del request.headers[name]
+        request.headers["Authorization"] = f"Bearer {api_key(settings)}"
+
+    hooks = {} if is_openai_home(settings) else {"event_hooks": {"request": [only_ours]}}
+    http_client = openai.DefaultAsyncHttpxClient(follow_redirects=False, **hooks)
     # The client's own retries would not be counted.
-    return openai.AsyncOpenAI(api_key=api_key(settings), base_url=settings.address, timeout=settings.timeout, max_retries=0)
+    return openai.AsyncOpenAI(
+        api_key=api_key(settings), base_url=settings.address, timeout=settings.timeout, max_retries=0, http_client=http_client
+    )
 
 
 def _error_of(body: str) -> Mapping[str, Any]:

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
+from psr_lens._utils.digests import json_text
 from psr_lens._utils.optional import package
 from psr_lens._utils.yaml_config import check_keys
 from psr_lens.errors import InputError, JudgeError
@@ -21,9 +22,7 @@ from psr_lens.judges.llm_judge.concurrency import ask_all, run_blocking
 from psr_lens.judges.llm_judge.reply import Reply
 from psr_lens.judges.llm_judge.settings import LLMSettings, LLMUsage
 from psr_lens.judges.llm_judge.template import COHERENCE_PROMPT, PromptTemplate
-from psr_lens.results.judgement import Judgement, check_texts
-
-_SIDES: Final = ("trait", "coherence")
+from psr_lens.results.judgement import SIDES, Judgement, Side, check_texts
 
 
 @dataclass
@@ -79,15 +78,32 @@ class LLMJudge:
         check_texts(texts, questions)
         prompts = {
             side: [template.fill(sendable(question), sendable(text)) for question, text in zip(questions, texts, strict=True)]
-            for side, template in zip(_SIDES, (self.trait_prompt, self.coherence_prompt), strict=True)
+            for side, template in zip(SIDES, (self.trait_prompt, self.coherence_prompt), strict=True)
             if template is not None
         }
         outcomes = self._outcomes(list(dict.fromkeys(prompt for side in prompts.values() for prompt in side)))
         scores = {side: [_score(outcomes[prompt]) for prompt in prompts[side]] for side in prompts}
-        trait, coherence = ([score for score, _ in scores[side]] if side in scores else [np.nan] * len(texts) for side in _SIDES)
+        trait, coherence = ([score for score, _ in scores[side]] if side in scores else [np.nan] * len(texts) for side in SIDES)
         return Judgement(
-            trait=np.array(trait, dtype=float), coherence=np.array(coherence, dtype=float), reasons=_reasons(scores, len(texts))
+            trait=np.array(trait, dtype=float),
+            coherence=np.array(coherence, dtype=float),
+            reasons=_reasons(scores, len(texts)),
+            gives=tuple(side for side in SIDES if side in scores),
         )
+
+    @property
+    def identity(self) -> str:
+        """What its scores depend on: both prompts, the model, its server's address, and how replies are sampled; never the key.
+
+        Example:
+            >>> polite = psr.judges.llm("Is this polite? {answer}", base_url="http://localhost:8000/v1")
+            >>> warmer = psr.judges.llm("Is this polite? {answer}", base_url="http://localhost:8000/v1", temperature=0.5)
+            >>> polite.identity == warmer.identity
+            False
+        """
+        prompts = (self.trait_prompt, self.coherence_prompt)
+        pieces = {side: None if prompt is None else prompt.pieces for side, prompt in zip(SIDES, prompts, strict=True)}
+        return json_text({"judge": "llm", "prompts": pieces, "requests": self._settings_of_a_reply()})
 
     @property
     def usage(self) -> LLMUsage:
@@ -96,7 +112,7 @@ class LLMJudge:
 
     def __repr__(self) -> str:
         """One line: the model, what it judges and where it is asked; never the key."""
-        sides = [side for side, prompt in zip(_SIDES, (self.trait_prompt, self.coherence_prompt), strict=True) if prompt]
+        sides = [side for side, prompt in zip(SIDES, (self.trait_prompt, self.coherence_prompt), strict=True) if prompt]
         cache = f", cache={str(self.cache)!r}" if self.cache else ""
         return f"LLMJudge({self.settings.model!r}, {' and '.join(sides)}, base_url={self.settings.base_url!r}{cache})"
 
@@ -145,9 +161,11 @@ class LLMJudge:
 
     def _request(self, prompt: str) -> Mapping[str, Any]:
         """Everything that a reply depends on, for the cache's key."""
+        return {"prompt": prompt, **self._settings_of_a_reply()}
+
+    def _settings_of_a_reply(self) -> Mapping[str, Any]:
         settings = self.settings
         return {
-            "prompt": prompt,
             "model": settings.model,
             "max_tokens": settings.max_tokens,
             "seed": settings.seed,
@@ -189,7 +207,7 @@ def llm(
     Raises:
         InputError: a prompt without {answer}, or an unknown or invalid setting.
         MissingPackageError: `openai` is not installed.
-        JudgeError: the key is not in the environment, and neither `base_url` nor `cache` is given.
+        JudgeError: a key is needed that is not in the environment, and no `cache` is given.
     """
     if trait_prompt is None and coherence_prompt is None:
         raise InputError("trait_prompt", "None, as coherence_prompt", "at least one of the two prompts")
@@ -209,7 +227,7 @@ def _score(outcome: Reply | Failure) -> tuple[float, str]:
     return score, reason if np.isnan(score) else f"{score:.4g}, {reason}"
 
 
-def _reasons(scores: Mapping[str, Sequence[tuple[float, str]]], count: int) -> tuple[str, ...]:
+def _reasons(scores: Mapping[Side, Sequence[tuple[float, str]]], count: int) -> tuple[str, ...]:
     """One reason per text; prefixed by the side if both sides were judged."""
     if len(scores) == 1:
         return tuple(reason for side in scores.values() for _, reason in side)

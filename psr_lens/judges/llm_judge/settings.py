@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, fields
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
+from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens.errors import InputError
 
 _NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -48,8 +49,9 @@ class LLMSettings:
     """The model's name at its server."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server, such as `http://localhost:8000/v1`; None for `OPENAI_BASE_URL`, else OpenAI's own."""
-    api_key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the key. The key is read when it is needed and stored nowhere; None sends no key."""
+    api_key_env: str | None = None
+    """Environment variable whose key is sent to `base_url`, whatever it is. None sends only a key that belongs to the address: that of
+    `PSR_LENS_API_KEYS` for it, or `OPENAI_API_KEY` for OpenAI's own. A key is read when it is needed, and stored nowhere."""
     temperature: float = 0.0
     """Sampling temperature."""
     max_tokens: int = 16
@@ -69,15 +71,16 @@ class LLMSettings:
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        use_plain_numbers(self)
         if not isinstance(self.model, str) or not self.model.strip() or not self.model.isprintable():
             raise InputError("model", repr(self.model), "the name of a model at the server")
         if self.logprobs not in (True, False, "auto"):
             raise InputError("logprobs", repr(self.logprobs), "True, False or 'auto'")
         for name, least in (("max_tokens", 1), ("concurrency", 1), ("max_retries", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value) or value < least:
                 raise InputError(name, repr(value), f"a whole number, {least} or more")
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+        if self.seed is not None and not is_whole(self.seed):
             raise InputError("seed", repr(self.seed), "a whole number, or None")
         _check_number("temperature", self.temperature, 0)
         _check_number("timeout", self.timeout, 0.001)
@@ -124,8 +127,8 @@ class LLMUsage:
         return LLMUsage(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
 
-def _check_number(name: str, value: object, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+def _check_number(name: str, value: Any, least: float) -> None:
+    if not is_real(value) or not least <= value < float("inf"):
         raise InputError(name, repr(value), f"a finite number, {least} or more")
 
 

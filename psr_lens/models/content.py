@@ -1,0 +1,170 @@
+"""What identifies a model from one run to the next: every byte of its weights, its config, its class and its tokenizer.
+
+All bytes are read each time, at about 0.1 s for a gigabyte in memory. A digest that is kept while a weight's version counter and address
+stay the same would be wrong after `weight.data[0] = 0` or an edit through numpy, which change neither.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, cast
+
+import torch
+import xxhash
+from torch import Tensor
+
+from psr_lens._utils.digests import digest_of, raw_bytes
+from psr_lens.errors import ModelError
+from psr_lens.models.fingerprints import model_identity
+from psr_lens.models.hooked_model import HookedModel, all_modules, called_module, end_tokens, tokenizer_of
+
+_ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_name", "name_or_path", "_name_or_path"})
+"""Entries of a config that say only where a model is or was."""
+
+
+def model_content(model: HookedModel) -> dict[str, Any]:
+    """What must be the same for a model to compute the same: its class, weights, config, tokenizer and end tokens, as JSON content.
+
+    Hooks are not part of it, see `has_hooks`; nor is code that replaces a module's `forward`.
+    """
+    module = called_module(model)
+    configs = [getattr(each, name, None) for each, name in ((model, "cfg"), (module, "config"))]
+    return {
+        "class": type(model).__name__,
+        "weights": weights_digest(cast(torch.nn.Module, model), module),
+        "config": digest_of([_plain(config) for config in configs]),
+        "tokenizer": "" if model.tokenizer is None else tokenizer_content(tokenizer_of(model)),
+        "end_tokens": sorted(end_tokens(model)),
+    }
+
+
+def classifier_content(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any] | None:
+    """What must be the same for a plain transformers model to give a text the same logits, as JSON content.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, which adds its own special tokens.
+
+    Returns:
+        The content; None if there are hooks on the model, or if the tokenizer has no file that says all that it does.
+    """
+    if not getattr(tokenizer, "is_fast", False) or any(module_has_hooks(module) for module in model.modules()):
+        return None
+    return {
+        "class": type(model).__name__,
+        "weights": weights_digest(model),
+        "config": digest_of(_plain(model.config)),
+        "tokenizer": digest_of([tokenizer_content(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]]),
+    }
+
+
+def weights_digest(*modules: torch.nn.Module) -> str:
+    """xxh3_128 of every parameter and buffer of some modules (name, type, shape and all bytes), in hexadecimal.
+
+    Raises:
+        ModelError: a weight is not in memory, as with weights that accelerate keeps on disk.
+    """
+    found = xxhash.xxh3_128()
+    seen: set[int] = set()
+    for name, tensor in (each for module in modules for each in _tensors(module)):
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if tensor.is_meta:
+            raise ModelError(
+                f"model: the weight {name} is not in memory, so the model cannot be told from others. "
+                "Load it without offloading, or leave out `cache` and `checkpoint`."
+            )
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(raw_bytes(tensor))
+    return found.hexdigest()
+
+
+def has_hooks(model: HookedModel) -> bool:
+    """Whether hooks may change what the model computes, whoever added them, through TransformerLens or torch.
+
+    A bridge's own hooks on the modules that it wraps do not count: they are the same whenever it is loaded.
+    """
+    points = {id(point) for point in model.hook_dict.values()}
+    return any(each._forward_hooks or each._forward_pre_hooks for each in model.hook_dict.values()) or any(
+        module_has_hooks(module) for module in all_modules(model) if id(module) not in points
+    )
+
+
+def module_has_hooks(module: torch.nn.Module) -> bool:
+    """Whether a module, without its children, has forward hooks other than TransformerLens's own, or hooks are set on all modules."""
+    shared = torch.nn.modules.module
+    if shared._global_forward_hooks or shared._global_forward_pre_hooks:
+        return True
+    return any(not _is_of_transformer_lens(hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """xxh3_128 of everything that decides a text's token ids; 32 hexadecimal digits.
+
+    Padding, truncation and the special tokens added around a text are left out: they are settings of a call, which TransformerLens
+    changes as it runs, and psr_lens adds special tokens itself.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        return digest_of({key: value for key, value in content.items() if key not in ("padding", "truncation", "post_processor")})
+    return digest_of([sorted(tokenizer.get_vocab().items()), sorted(_special(tokenizer).items())])
+
+
+def tokenizer_content(tokenizer: Any) -> str:
+    """xxh3_128 of the fingerprint and of what decides how prompts are built and how tokens become text."""
+    template = getattr(tokenizer, "chat_template", None)
+    cleaned = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+    return digest_of([tokenizer_fingerprint(tokenizer), sorted(_special(tokenizer).items()), _plain(template), cleaned])
+
+
+# --- as earlier versions told models apart ----------------------------------------------------------------------------------
+
+_SAMPLE: Final = 1_024
+
+
+def former_identity(model: HookedModel) -> dict[str, Any]:
+    """What runs and checkpoints of format 1 hold: the fingerprint, and SHA-256 of about every n/1024-th of the n numbers of a weight."""
+    weights = hashlib.sha256()
+    for parameter in model.parameters():
+        flat = parameter.detach().flatten()
+        weights.update(flat[:: max(1, flat.numel() // _SAMPLE)].cpu().float().numpy().tobytes())
+    return model_identity(model) | {"weights": weights.hexdigest()}
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------------
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _is_of_transformer_lens(hook: Any) -> bool:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", None)).startswith("transformer_lens.")
+
+
+def _special(tokenizer: Any) -> dict[str, str]:
+    return {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A config as JSON content that is the same in every process: an object that is neither data nor a type is named by its class."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items() if str(key) not in _ELSEWHERE}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, torch.dtype | type):
+        return str(value)
+    if hasattr(value, "to_dict"):
+        return _plain(value.to_dict())
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,179 @@
+"""Activations that are NaN or infinite: every reading of a model refuses them by the name of the hook point."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import assert_unchanged, pairs_of, random_replacement, random_triplets, state_of
+
+import psr_lens as psr
+from psr_lens.activations.capture import Captured
+from psr_lens.activations.finite import check_finite, finite_logits
+from psr_lens.errors import FitError, ModelError
+from psr_lens.fitting.fit import SOLVERS as SOLVERS_OF_FIT
+from psr_lens.generation.likelihood import log_likelihoods
+from psr_lens.interpretation.patching import patch
+from psr_lens.prompts import token_table
+
+POINT = "blocks.1.hook_resid_post"
+BAD = (math.nan, math.inf, -math.inf)
+
+
+def spoiled(model, value, point="blocks.1.hook_mlp_out"):
+    """The model with one bad number at one token, the last of each sequence."""
+
+    def spoil(activation, hook):
+        activation = activation.clone()
+        activation[:, -1, 3] = value
+        return activation
+
+    return model.hooks(fwd_hooks=[(point, spoil)])
+
+
+READINGS = {
+    "capture": lambda model, triplets, at: psr.capture(model, triplets),
+    "local": lambda model, triplets, at: psr.capture(model, triplets, difference="local"),
+    "statistics": lambda model, triplets, at: psr.capture(model, triplets, to=psr.Statistics()),
+    "store": lambda model, triplets, at: psr.capture(model, triplets, to=psr.OnDisk(at / "store")),
+    "attribute": lambda model, triplets, at: psr.attribute(model, triplets, layers=[0, 1]),
+    "attribute to a target": lambda model, triplets, at: psr.attribute(model, triplets, target=1),
+    "compare": lambda model, triplets, at: psr.compare(model, triplets, random_replacement(model, layers=[0])),
+    "faithfulness": lambda model, triplets, at: psr.faithfulness(model, triplets, random_replacement(model, layers=[0])),
+    "log_likelihoods": lambda model, triplets, at: log_likelihoods(model, triplets),
+    "top_tokens": lambda model, triplets, at: psr.top_tokens(model, triplets, random_replacement(model, layers=[1])),
+}
+
+
+@pytest.mark.parametrize(("reading", "value"), [(name, BAD[index % 3]) for index, name in enumerate(READINGS)])
+def test_every_reading_names_the_hook_point(tiny_llama, tmp_path, reading, value):
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 3)
+    before = state_of(model)
+    with spoiled(model, value), pytest.raises(ModelError, match=r"blocks\.1\..*: the activations are not all finite\. Load"):
+        READINGS[reading](model, triplets, tmp_path)
+    assert_unchanged(model, before)
+
+
+def test_a_bridge_names_it_too(tiny):
+    with spoiled(tiny.model, math.nan), pytest.raises(ModelError, match=r"blocks\.1\.hook_mlp_out: the activations are not all"):
+        psr.capture(tiny.model, random_triplets(tiny.model, 3), ["mlp_out", "resid_post"])
+
+
+SOLVERS = (
+    psr.Sequential(),
+    psr.Local(),
+    psr.Sequential(layers=0, polish=psr.Polish(epochs=1)),
+    psr.Joint(epochs=1),
+    psr.Joint(epochs=1, objective="ll"),
+    psr.DiM(),
+    psr.DiM(layers=1),
+    psr.ActAdd(),
+    psr.LastToken(),
+    psr.Stolfo(),
+    psr.ReFT(epochs=1),
+)
+
+
+@pytest.mark.parametrize("config", SOLVERS, ids=repr)
+def test_every_solver_names_the_layer(tiny_llama, config):
+    with spoiled(tiny_llama.model, math.nan), pytest.raises((ModelError, FitError), match=r"blocks\.1\.hook_resid_post"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), config)
+
+
+def test_a_site_that_is_not_finite_is_an_error_whatever_it_came_from(tiny_llama, monkeypatch):
+    site = random_replacement(tiny_llama.model).sites[POINT]
+    monkeypatch.setitem(SOLVERS_OF_FIT, psr.DiM, lambda *_: {POINT: replace(site, bias=site.bias / 0)})
+    with pytest.raises(FitError, match=r"dim: the fit at blocks\.1\.hook_resid_post is not finite"):
+        psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.DiM(layers=1))
+
+
+def test_patching_refuses_logits_that_are_not_finite(tiny_llama):
+    with spoiled(tiny_llama.model, math.nan), pytest.raises(ModelError, match="The logits are not all finite"):
+        patch(tiny_llama.model, random_triplets(tiny_llama.model, 1))
+
+
+def test_tokens_outside_of_the_span_may_be_anything(tiny_llama):
+    """Padding, for one: its rows are not read."""
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 3)
+    lengths = sorted(len(each.pair.base_ids) + len(each.response_ids) for each in triplets)  # as in the batch
+
+    def spoil(activation, hook):
+        activation = activation.clone()
+        for row, length in enumerate(lengths):
+            activation[row, length:] = math.nan
+        return activation
+
+    wanted = log_likelihoods(model, triplets)
+    with model.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", spoil)]):
+        found = log_likelihoods(model, triplets, token_budget=10_000)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
+def test_an_impossible_token_is_no_fault():
+    logits = torch.tensor([[0.0, -math.inf, 1.0]])
+    assert finite_logits(logits)
+    for bad in (math.nan, math.inf):
+        assert not finite_logits(torch.tensor([[0.0, bad, 1.0]]))
+    assert not finite_logits(torch.full((1, 3), -math.inf))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_large_numbers_whose_sum_overflows_are_finite(dtype):
+    largest = torch.full((4, 1000), torch.finfo(dtype).max, dtype=dtype)
+    check_finite({"x": largest})
+    largest[2, 7] = math.inf
+    with pytest.raises(ModelError, match="y: the activations"):
+        check_finite({"x": torch.ones(3), "y": largest})
+
+
+# --- half precision ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_norm_of_a_difference_in_half_precision_does_not_overflow(tiny_llama):
+    triplets = random_triplets(tiny_llama.model, 1, longest=3)
+    tokens = token_table(tiny_llama.model, triplets, "R")
+    delta = torch.full((len(tokens), 4, 4), 48_000.0, dtype=torch.float16)
+    for kept in (delta, delta.bfloat16(), delta.double()):
+        magnitude = Captured({"x": kept}, tokens, "R").magnitude("x")
+        assert magnitude.dtype == (torch.float64 if kept.dtype == torch.float64 else torch.float32)
+        assert magnitude.tolist() == pytest.approx([192_000.0] * len(tokens), rel=4e-3)
+
+
+def large(model):
+    """The model with an MLP output of about 1e6."""
+    return model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda activation, hook: activation * 1e7)])
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_what_is_too_large_to_be_kept_is_an_error_that_names_type_and_hook_point(tiny_llama, tmp_path, kind):
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 3)
+
+    def kept_as(dtype):
+        return psr.InMemory(getattr(torch, dtype)) if kind == "memory" else psr.OnDisk(tmp_path / dtype, dtype)
+
+    with large(model):
+        exact = psr.capture(model, triplets, "mlp_out").magnitude(("mlp_out", 1))
+        assert exact.max() > 1e5
+        with pytest.raises(ModelError, match=r"blocks\.1\.hook_mlp_out: .*too large for torch\.float16: keep them as bfloat16"):
+            psr.capture(model, triplets, "mlp_out", to=kept_as("float16"))
+        kept = psr.capture(model, triplets, "mlp_out", to=kept_as("bfloat16")).magnitude(("mlp_out", 1))
+    torch.testing.assert_close(kept, exact, rtol=1e-2, atol=0)
+
+
+def test_statistics_and_comparison_of_large_differences_in_bfloat16_are_those_of_float32(folders, tiny_llama):
+    triplets = random_triplets(tiny_llama.model, 3)
+    half = psr.load_model(folders["llama"], dtype=torch.bfloat16)
+    for model in (half, tiny_llama.model):
+        with large(model):
+            statistics = psr.capture(model, triplets, to=psr.Statistics(rank=2))["resid_post", 1]
+            captured = psr.capture(model, triplets).magnitude(("resid_post", 1)).double()
+        assert statistics.mean_magnitude == pytest.approx(float(captured.mean()), rel=1e-3)
+        assert statistics.energy == pytest.approx(float(captured.square().sum()), rel=1e-3)
+        assert statistics.quantile(1.0) == pytest.approx(float(captured.max()), rel=0.02)
+
+
+def test_pairs_are_still_read_after_a_refusal(tiny_llama):
+    pairs = pairs_of(tiny_llama.model, 1)
+    with pytest.raises(ModelError), spoiled(tiny_llama.model, math.nan):
+        psr.capture(tiny_llama.model, random_triplets(tiny_llama.model, 2))
+    assert len(psr.generate(tiny_llama.model, pairs)) == 1

@@ -1,0 +1,506 @@
+"""A loaded model is the user's model: its logits are those of plain transformers, or it is refused and the message says why."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from architectures import CONTEXT, FAMILIES, WINDOW, save_tiny
+from helpers import BACKENDS, logits_of
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+import psr_lens as psr
+from psr_lens import models
+from psr_lens.errors import InputError, MissingPackageError, ModelError
+from psr_lens.models import verification
+from psr_lens.models.config_without_weights import outline
+from psr_lens.models.verification import DisagreementError, verification_of
+
+SEQUENCE = range(10, 70)
+"""Longer than windows and original contexts."""
+TOLERANCE = 1e-4
+needs_hooked_transformer = pytest.mark.skipif("hooked_transformer" not in BACKENDS, reason="removed in TransformerLens 4")
+pytestmark = pytest.mark.filterwarnings("ignore:model. .* is loaded as a TransformerBridge:RuntimeWarning")
+
+
+def assert_is_transformers(model: Any, folder: Path) -> None:
+    with torch.no_grad():
+        wanted = oracles.transformer(folder)(torch.tensor([list(SEQUENCE)])).logits[0]
+    torch.testing.assert_close(logits_of(model, SEQUENCE), wanted, atol=TOLERANCE, rtol=0)
+
+
+# --- the class that agrees --------------------------------------------------------------------------------------------------
+
+WRONG = [  # in HookedTransformer, but not in a bridge
+    ("llama", "linear RoPE"),
+    ("llama", "attention bias"),
+    ("llama", "MLP bias"),
+    ("llama-gqa", "YaRN"),
+    ("llama-gqa", "wide heads"),
+    ("qwen2", "YaRN"),
+    ("qwen2", "windows"),
+    ("qwen3", "attention bias"),
+    ("phi3", "LongRoPE"),
+    ("phi3", "partial RoPE"),
+    ("gpt2", "wider MLP"),
+]
+
+
+@pytest.mark.parametrize(("family", "variant"), WRONG, ids=lambda each: each.replace(" ", "-"))
+def test_auto_is_right_where_hooked_transformer_is_wrong_and_says_which_class_it_took(tmp_path, family, variant):
+    folder = save_tiny(family, tmp_path / "model", settings=FAMILIES[family].variants[variant])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = psr.load_model(folder)
+    assert models.is_bridge(model)
+    assert_is_transformers(model, folder)
+    assert verification_of(model).difference < verification.TOLERANCE
+    said = [str(each.message) for each in caught if "TransformerBridge" in str(each.message)]
+    if "hooked_transformer" not in BACKENDS:
+        assert not said
+        return
+    (line,) = said
+    assert line.startswith(f"model: {folder} is loaded as a TransformerBridge: ")
+    assert "\n" not in line
+    with pytest.raises(ModelError, match=r"differ from those of plain transformers by \d\.\de\+00 |HookedTransformer cannot take"):
+        psr.load_model(folder, backend="hooked_transformer")
+
+
+@needs_hooked_transformer
+@pytest.mark.parametrize(
+    ("family", "variant"), [("llama", "dynamic RoPE"), ("llama-gqa", "Llama-3 RoPE"), ("gpt-neox", "sequential")]
+)
+def test_hooked_transformer_stays_where_it_agrees(tmp_path, family, variant):
+    folder = save_tiny(family, tmp_path / "model", settings=FAMILIES[family].variants[variant])
+    model = psr.load_model(folder)
+    assert not models.is_bridge(model)
+    assert_is_transformers(model, folder)
+
+
+@pytest.mark.parametrize(("family", "variant"), [("falcon", "grouped queries"), ("gpt-neox", "no attention bias")])
+def test_what_no_class_takes_is_refused_in_one_sentence_each(tmp_path, family, variant):
+    folder = save_tiny(family, tmp_path / "model", settings=FAMILIES[family].variants[variant])
+    with pytest.raises(ModelError, match=r"^model: .* cannot be loaded by TransformerLens \(.*\)\.") as caught:
+        psr.load_model(folder)
+    assert ("HookedTransformer is no way out: HookedTransformer cannot take" in str(caught.value)) == (len(BACKENDS) == 2)
+
+
+@pytest.mark.parametrize("family", ["cohere", "cohere2"])
+def test_a_bridge_that_disagrees_is_refused_with_numbers(folders, family):
+    if len(BACKENDS) == 1:  # TransformerLens 4.3 is right
+        assert_is_transformers(psr.load_model(folders[family]), folders[family])
+        return
+    refused = (
+        r"the logits of TransformerBridge differ from those of plain transformers by \d\.\de\+00 .*1e-03 is allowed in float32"
+    )
+    for backend in ("bridge", "auto"):
+        with pytest.raises(ModelError, match=refused):
+            psr.load_model(folders[family], backend=backend)
+    model = psr.load_model(folders[family], backend="bridge", verify=False)
+    assert (models.fingerprint(model)["verified"], verification_of(model)) == (None, None)
+
+
+# --- what is checked ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_fingerprint_says_what_was_checked_and_identity_does_not(folders, backend):
+    model = psr.load_model(folders["mistral"], backend=backend)
+    found = models.fingerprint(model)
+    verified = found.pop("verified")
+    assert verified == {"difference": verified["difference"], "dtype": "float32", "tokens": WINDOW + verification.BEYOND}
+    assert 0 < verified["difference"] < 1e-4
+    assert found == models.model_identity(model)
+
+
+def test_artifacts_carry_it_and_older_ones_are_read(folders, tmp_path):
+    from helpers import random_replacement
+
+    model = psr.load_model(folders["llama"])
+    saved = random_replacement(model).save(tmp_path / "made")
+    assert psr.Replacement.load(saved).model["verified"] == models.fingerprint(model)["verified"]
+    settings = json.loads((saved / "psr.json").read_text()) if (saved / "psr.json").exists() else None
+    name = next(path for path in saved.glob("*.json") if "model" in json.loads(path.read_text()))
+    settings = json.loads(name.read_text())
+    del settings["model"]["verified"]
+    name.write_text(json.dumps(settings))
+    with psr.Replacement.load(saved).steer(model):
+        logits_of(model, SEQUENCE)
+
+
+class Wrong:
+    """A cache that forgets: what a class does that loses it under some version of transformers."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+
+    def __call__(self, model: Any, batch: int) -> Any:
+        made, decoder = self._decoder(model, batch), self._decoder
+        step = made.step
+
+        def forgetful(new: Any, mask: Any, *rest: Any) -> Any:
+            if new.shape[1] > 1:
+                return step(new, mask, *rest)
+            return decoder(model, batch).step(new, torch.ones_like(new))
+
+        made.step = forgetful
+        return made
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cache_that_is_lost_is_noticed(folders, monkeypatch, backend):
+    monkeypatch.setattr(verification, "Decoder", Wrong(verification.Decoder))
+    with pytest.raises(DisagreementError, match=r"behind a KV cache differ .* by \d"):
+        psr.load_model(folders["llama"], backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("what", ["a window", "an attention score", "a norm"])
+def test_a_class_that_computes_something_else_is_noticed(folders, monkeypatch, backend, what):
+    from psr_lens.models import loading
+
+    build = loading.as_bridge if backend == "bridge" else loading.as_hooked_transformer
+
+    def spoiled(*args: Any) -> Any:
+        model = build(*args)
+        if what == "a norm":
+            next(each for name, each in model.named_parameters() if "ln1.w" in name or "layernorm" in name).mul_(1.01)
+        else:
+            point = "blocks.1.attn.hook_attn_scores" if what == "an attention score" else "blocks.1.attn.hook_pattern"
+
+            def hook(module: Any, given: Any, found: torch.Tensor) -> torch.Tensor:
+                if what == "an attention score":
+                    return found * 1.05
+                beyond = torch.ones_like(found).tril(-WINDOW + 1).bool()  # one token less than the window
+                return found.masked_fill(beyond, 0)
+
+            model.hook_dict[point].register_forward_hook(hook)
+        return model
+
+    monkeypatch.setattr(loading, build.__name__, spoiled)
+    with torch.no_grad(), pytest.raises(DisagreementError, match="differ from those of plain transformers"):
+        psr.load_model(folders["mistral"], backend=backend)
+
+
+def test_the_probe_is_longer_than_every_window_and_original_context(folders):
+    lengths = {"llama": verification.SHORT, "mistral": WINDOW + 16, "gemma3": WINDOW + 16, "gpt-oss": WINDOW + 16}
+    for family, length in lengths.items():
+        probe = verification.probe_of(oracles.transformer(folders[family]))
+        assert (probe.length, probe.unreached) == (length, None)
+        assert probe.bounds == (() if family == "llama" else (WINDOW,))
+
+
+def test_a_probe_that_has_to_be_shorter_is_said(folders, monkeypatch):
+    monkeypatch.setattr(verification, "_OPERATIONS", 0)
+    with pytest.warns(RuntimeWarning, match=rf"held against transformers on only 24 tokens, fewer than its window .* of {WINDOW}"):
+        model = psr.load_model(folders["mistral"])
+    assert models.fingerprint(model)["verified"] | {"difference": 0} == {
+        "difference": 0,
+        "dtype": "float32",
+        "tokens": verification.SHORT,
+        "unreached": WINDOW,
+    }
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_checked_with_a_tolerance_of_its_own(folders, family, dtype):
+    model = psr.load_model(folders[family], dtype=dtype)
+    found = verification_of(model)
+    assert found.dtype == dtype
+    assert found.difference < verification.TOLERANCES[getattr(torch, dtype)]
+    if family == "mixtral":  # HookedTransformer's experts run in float32 only
+        assert models.is_bridge(model)
+        refused = rf"cannot run it in {dtype} \(" if "hooked_transformer" in BACKENDS else "removed in 4.0"
+        with pytest.raises(ModelError, match=refused):
+            psr.load_model(folders[family], backend="hooked_transformer", dtype=dtype)
+
+
+@needs_hooked_transformer
+def test_wrong_mathematics_shows_in_half_precision_too(tmp_path):
+    folder = save_tiny("llama", tmp_path / "model", settings=FAMILIES["llama"].variants["linear RoPE"])
+    with pytest.raises(DisagreementError, match="1e-01 is allowed in bfloat16"):
+        psr.load_model(folder, backend="hooked_transformer", dtype="bfloat16")
+
+
+def test_logits_that_are_not_finite_are_told(tmp_path):
+    save_tiny("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] *= 1e5
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"not finite in float16\. Load the model with dtype='bfloat16'"):
+        psr.load_model(tmp_path, dtype="float16")
+
+
+# --- what transformers says that it loaded ------------------------------------------------------------------------------------
+
+
+def without(folder: Path, made: Path, *names: str) -> Path:
+    """A copy of a folder whose weights lack some tensors."""
+    shutil.copytree(folder, made)
+    weights = load_file(made / "model.safetensors")
+    save_file({name: each for name, each in weights.items() if name not in names}, made / "model.safetensors", {"format": "pt"})
+    return made
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_a_missing_tensor_is_named(folders, tmp_path, backend):
+    folder = without(folders["llama"], tmp_path / "made", "model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(
+        ModelError, match=r"the weights of .*made lack model\.layers\.1\.mlp\.up_proj\.weight, which LlamaForCausalLM needs"
+    ):
+        psr.load_model(folder, backend=backend)
+
+
+def test_many_missing_tensors_are_counted(folders, tmp_path):
+    names = [f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in range(3) for part in "qkvo"]
+    with pytest.raises(ModelError, match=r"lack model\.layers\.0\.self_attn\.k_proj\.weight, .* and 6 more tensors, which"):
+        psr.load_model(without(folders["llama"], tmp_path / "made", *names))
+
+
+def test_a_base_model_without_its_head_is_refused_and_a_tied_head_is_not_missed(folders, tmp_path):
+    AutoModel.from_pretrained(folders["llama"]).save_pretrained(tmp_path / "base")
+    with pytest.raises(ModelError, match=r"lack lm_head\.weight, which LlamaForCausalLM needs"):
+        psr.load_model(tmp_path / "base")
+    tied = save_tiny("llama", tmp_path / "tied", settings={"tie_word_embeddings": True})
+    assert "lm_head.weight" not in load_file(tied / "model.safetensors")
+    assert_is_transformers(psr.load_model(tied), tied)
+
+
+def test_a_tensor_of_another_shape_is_an_error(folders, tmp_path):
+    shutil.copytree(folders["llama"], tmp_path / "made")
+    weights = load_file(tmp_path / "made" / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(7)
+    save_file(weights, tmp_path / "made" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"^model: .*made"):
+        psr.load_model(tmp_path / "made")
+
+
+def test_a_tensor_that_has_no_place_is_told(folders, tmp_path):
+    biased = save_tiny("llama", tmp_path / "made", settings={"attention_bias": True})
+    config = json.loads((biased / "config.json").read_text())
+    (biased / "config.json").write_text(json.dumps(config | {"attention_bias": False}))
+    with pytest.warns(RuntimeWarning, match=r"has no place for model\.layers\.0\.self_attn\.k_proj\.bias, .* leaves them out"):
+        psr.load_model(biased)
+
+
+# --- context length -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("family", "context"), [("qwen3", 40_960), ("mistral", 131_072), ("mixtral", 32_768)])
+def test_the_context_is_the_config_s(tmp_path, family, context, backend):
+    folder = save_tiny(family, tmp_path, settings={"max_position_embeddings": context})
+    model = psr.load_model(folder, backend=backend)
+    assert models.context_length(model) == context == outline(folder).cfg.n_ctx
+
+
+@needs_hooked_transformer
+def test_all_of_the_context_can_be_used(tmp_path):
+    folder = save_tiny("qwen3", tmp_path, layers=1, settings={"max_position_embeddings": 3_000})
+    ids = torch.arange(2_060)[None] % 300 + 10  # TransformerLens stops at 2,048
+    with torch.no_grad():
+        found = psr.load_model(folder, backend="hooked_transformer")(ids)[0, -1]
+        torch.testing.assert_close(found, oracles.transformer(folder)(ids).logits[0, -1], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_learned_positions_keep_their_number(folders, backend):
+    assert models.context_length(psr.load_model(folders["gpt2"], backend=backend)) == CONTEXT
+
+
+# --- types of the weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_types_go_by_name(folders, backend, name):
+    model = psr.load_model(folders["llama"], backend=backend, dtype=name)
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, name)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_auto_takes_the_type_of_the_config(folders, tmp_path, backend):
+    shutil.copytree(folders["llama"], tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    (tmp_path / "made" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    model = psr.load_model(tmp_path / "made", backend=backend, dtype="auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16} == {model.cfg.dtype}
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "", torch.int8, None, 16], ids=repr)
+@pytest.mark.usefixtures("unchecked")
+def test_other_types_are_refused(dtype):
+    with pytest.raises(InputError, match=r"^dtype: got .*, expected 'auto', 'float32', 'bfloat16', 'float16', or a floating"):
+        psr.load_model("organism", dtype=dtype)
+
+
+# --- where a model comes from -----------------------------------------------------------------------------------------------------
+
+
+def test_a_config_as_a_path_is_answered_with_its_folder(folders):
+    path = folders["llama"] / "config.json"
+    for call in (psr.load_model, outline):
+        with pytest.raises(InputError, match=rf"^model: got '{path}', .* Give the folder that holds the file: '{path.parent}'"):
+            call(path)
+
+
+def test_other_kinds_of_models_are_refused_in_one_sentence(folders, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+    small = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForMaskedLM(BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
+        tmp_path / "t5"
+    )
+    AutoModelForSequenceClassification.from_pretrained(folders["llama"]).save_pretrained(tmp_path / "classifier")
+    names = {"bert": "BertForMaskedLM", "t5": "T5ForConditionalGeneration", "classifier": "LlamaForSequenceClassification"}
+    for name, architecture in names.items():
+        for backend in (*BACKENDS, "auto"):
+            with pytest.raises(ModelError, match=rf"{name} holds a {architecture}, which is not a causal language model\. Give"):
+                psr.load_model(tmp_path / name, backend=backend)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "bitsandbytes", "hqq"])
+def test_quantised_weights_without_their_package_are_refused_in_one_sentence(folders, tmp_path, method):
+    settings: dict[str, Any] = {"quant_method": method, "bits": 4, "group_size": 32}
+    if method == "bitsandbytes":
+        settings = {"quant_method": method, "load_in_4bit": True}
+    if method == "hqq":
+        settings = {"quant_method": method, "quant_config": {"weight_quant_params": {"nbits": 4}}}
+    shutil.copytree(folders["llama"], tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    (tmp_path / "made" / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    with pytest.raises(
+        ModelError, match=rf"the weights of .*made are quantised \({method}\), and transformers cannot read them here \(.+\)\."
+    ):
+        psr.load_model(tmp_path / "made")
+
+
+def test_a_tokenizer_that_fails_is_told_and_none_is_none(folders, tmp_path):
+    shutil.copytree(folders["llama"], tmp_path / "made")
+    (tmp_path / "made" / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"^model: the tokenizer of .*made cannot be loaded by transformers \(.*\)\. Save a complete"
+    ):
+        psr.load_model(tmp_path / "made")
+    for path in (tmp_path / "made").glob("tokenizer*"):
+        path.unlink()
+    assert psr.load_model(tmp_path / "made").tokenizer is None
+
+
+def test_code_of_a_repository_is_not_run_and_not_asked_about(folders, tmp_path):
+    shutil.copytree(folders["llama"], tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    own = {
+        "model_type": "mine",
+        "architectures": ["Mine"],
+        "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Mine"},
+    }
+    (tmp_path / "made" / "config.json").write_text(json.dumps(config | own))
+    (tmp_path / "made" / "mine.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ModelError, match=r"^model: .*made cannot be loaded by transformers"):
+        psr.load_model(tmp_path / "made")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_name_is_read_and_checked_like_a_folder(folders, tmp_path, monkeypatch, backend):
+    from huggingface_hub import constants
+
+    commit, cache = "0" * 40, tmp_path / "models--gpt2"
+    shutil.copytree(folders["gpt2"], cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = psr.load_model("gpt2", backend=backend)
+    assert models.is_bridge(model) == (backend == "bridge")
+    assert_is_transformers(model, folders["gpt2"])
+    assert verification_of(model) is not None
+    assert models.fingerprint(model)["model_name"] == "gpt2"
+
+
+# --- .gguf ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_gguf_file_that_is_not_there_and_a_folder_of_one(tmp_path):
+    with pytest.raises(
+        InputError, match=r"^model: got '.*nowhere\.gguf', expected the path of a \.gguf file\. There is no such file\."
+    ):
+        psr.load_model(tmp_path / "nowhere.gguf")
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"holds no config\.json\. To load the \.gguf file in it, give its path: '.*tiny\.gguf'"):
+        psr.load_model(tmp_path)
+    with pytest.raises(ModelError, match=r"^model: .*tiny\.gguf cannot be loaded by transformers"):
+        psr.load_model(tmp_path / "tiny.gguf")
+
+
+def test_without_gguf_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(MissingPackageError, match=r"psr-lens\[gguf\]"):
+        psr.load_model(tmp_path / "tiny.gguf")
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_weights", [True, False], ids=["beside weights", "alone"])
+def test_an_adapter_is_never_dropped(folders, tmp_path, monkeypatch, with_weights):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    made = tmp_path / "made"
+    if with_weights:
+        shutil.copytree(folders["llama"], made)
+    made.mkdir(exist_ok=True)
+    (made / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "base_model_name_or_path": str(folders["llama"]), "target_modules": ["q_proj"]})
+    )
+    for backend in (*BACKENDS, "auto"):
+        with pytest.raises(
+            ModelError, match=r"^model: .*made holds an adapter \(LoRA\), .*peft is not installed.*psr-lens\[peft\]"
+        ):
+            psr.load_model(made, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adapter_is_merged(folders, tmp_path, backend):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(
+        oracles.transformer(folders["llama"]), peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    )
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora" in name:
+                parameter.normal_(std=0.3)
+        adapted.save_pretrained(tmp_path / "alone")
+        wanted = adapted.eval()(torch.tensor([list(SEQUENCE)])).logits[0]
+    shutil.copytree(folders["llama"], tmp_path / "both")
+    for path in (tmp_path / "alone").glob("adapter_*"):
+        shutil.copy(path, tmp_path / "both")
+    for name in ("alone", "both"):
+        model = psr.load_model(tmp_path / name, backend=backend)
+        torch.testing.assert_close(logits_of(model, SEQUENCE), wanted, atol=TOLERANCE, rtol=0)
+        assert model.tokenizer is not None
+    weights = load_file(tmp_path / "both" / "adapter_model.safetensors")
+    weights.pop(min(weights))
+    save_file(weights, tmp_path / "both" / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"cannot be loaded by peft \(Found missing adapter keys"):
+        psr.load_model(tmp_path / "both", backend=backend)
+
+
+def test_an_adapter_alone_has_its_base_s_outline(folders, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folders["llama"])})
+    )
+    assert outline(tmp_path).cfg.n_ctx == AutoConfig.from_pretrained(folders["llama"]).max_position_embeddings
+
+
+def test_an_adapter_whose_base_is_gone_is_told(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/gone/base"}))
+    with pytest.raises(ModelError, match=r"the adapter in .* was trained on '/gone/base', which cannot be found\."):
+        outline(tmp_path)
