@@ -14,13 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import oracles
-import pytest
 import torch
 from architectures import FAMILIES, save_tiny
 from helpers import Case, generated, logits_of, pairs_of, random_replacement, random_triplets, relative_error
 
 import psr_lens as psr
-from psr_lens.errors import InputError
 from psr_lens.models import forward
 
 TOLERANCE: Final = 1e-4
@@ -31,8 +29,6 @@ SEQUENCE: Final = range(10, 60)
 
 MATRIX: Final = tuple(FAMILIES)
 CLASSES: Final = {"hooked_transformer": "HookedTransformer", "bridge": "TransformerBridge"}
-NOT_ATTACHED: Final = ("granite",)
-"""Families whose blocks scale what they add to the residual stream, so that no module's output is `hook_attn_out`."""
 CHECKS: dict[str, Callable[[Case], float | None]] = {}
 """Column of the table to check, in the table's order."""
 
@@ -143,10 +139,6 @@ def artifacts_come_back_and_steer_alike(case: Case) -> None:
 @check("attach")
 def transformers_itself_is_steered_alike(case: Case) -> None:
     replacement = random_replacement(case.model, size=0.2)
-    if case.family in NOT_ATTACHED:
-        with pytest.raises(InputError, match="Other architectures can be steered through TransformerLens"):
-            replacement.attach(case.hf)
-        return
     with replacement.steer(case.model, 0.7, start=40):
         wanted = logits_of(case.model, SEQUENCE)
     with torch.no_grad(), replacement.attach(case.hf, 0.7, start=40) as attached:
@@ -196,9 +188,6 @@ def table(results: Results) -> str:
         cells = [_number(passed) for passed in found.values()]
         for column in list(CHECKS)[1:]:
             good = [names[each] for each, passed in taken.items() if column in passed]
-            if column == "attach" and family in NOT_ATTACHED:
-                cells.append("–")
-                continue
             cells.append("✓" if taken and len(good) == len(taken) else ", ".join(good) or "✗")
         variants = [name for name in FAMILIES[family].variants if name not in NOWHERE.get(family, ())]
         rows.append([FAMILIES[family].title, *cells, ", ".join(variants) or "–"])

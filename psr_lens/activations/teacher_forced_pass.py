@@ -15,7 +15,7 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, context_batch
 from psr_lens.activations.finite import check_finite, check_logits, finite_logits
-from psr_lens.models import HookedModel, device_of, forward, frozen, hooked
+from psr_lens.models import HookedModel, device_of, forward, frozen, hooked, spans_known
 from psr_lens.models.hook_points import is_pattern, layer_of
 from psr_lens.prompts import Context, Span, Triplet
 from psr_lens.replacement import SPANS, Steering
@@ -81,12 +81,13 @@ def read_batch(
     held: dict[str, Tensor] = {}
     arrived: dict[str, Tensor] = {}
     arriving = () if steered is None else steered.arriving
-    hooks = [] if steered is None else steered.steering.hooks(model, steered.alpha, start=span_starts(triplets, context))
+    starts = span_starts(triplets, context)
+    hooks = [] if steered is None else steered.steering.hooks(model, steered.alpha, start=starts)
     before = hooked(model, [(name, keep(arrived, name, batch)) for name in arriving])
     acting = hooked(model, hooks)
     after = hooked(model, [(name, keep(held, name, batch)) for name in names])
     # Hooks at one point run in the order in which they were added.
-    with torch.no_grad(), frozen(model), before, acting, after:
+    with torch.no_grad(), frozen(model), spans_known(model, starts), before, acting, after:
         depth = None if logits else layers_needed([*names, *arriving])
         out = forward(model, batch.tokens, batch.mask, depth)
         found = _predicting(out, triplets, context) if logits else None

@@ -15,11 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
-
-from xxhash import xxh3_128_hexdigest as _hash
 
 from psr_lens import organism
 from psr_lens._utils.digests import digest_of
@@ -220,11 +217,10 @@ def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Calla
     return cast(ResultTable, sum(tables))
 
 
-@cache
 def _made_with(model: str) -> dict[str, Any]:
-    """What results depend on besides the settings: versions, and the model's files, so that it need not be loaded to find old results."""
-    folder = Path(organism.__file__).parent / "weights" / EMBEDDED[model]
-    return {"format": FORMAT, "versions": versions(), "files": {each.name: _hash(each.read_bytes()) for each in folder.iterdir()}}
+    """What results depend on besides settings: versions and the model's files; it need not be loaded to find old results."""
+    files = (Path(organism.__file__).parent / "weights" / EMBEDDED[model]).iterdir()
+    return {"format": FORMAT, "versions": versions(), "files": {each.name: digest_of(each.read_bytes().hex()) for each in files}}
 
 
 class _Clock:

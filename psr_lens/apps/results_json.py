@@ -16,7 +16,7 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
     """The scores of each method, the magnitude of what the instruction adds by layer, and the relative RMSE of each method by layer."""
 
     def numbers(values: Any) -> list[float | None]:
-        return [_rounded(value, 4) for value in values]
+        return [_rounded(value, 4) for value in values.tolist()]
 
     rmse = {name: numbers(trace.relative_rmse) for name, trace in result.methods.items()}
     if result.paraphrase_rmse is not None:

@@ -117,8 +117,8 @@ def evaluate(
             coherence is below the target, then halves the interval; `psr_lens.evaluation.trait_at_coherence` has the rule.
         with_prompt: Whether methods are also tried under the prompt, as `"A-PSR + prompt"`: True for all, or the names of some.
         sampling: How answers are drawn.
-        cache: A folder for answers and scores, which any runs may share. Scores are kept only if the judge is a dataclass or has a string
-            attribute `identity`, and none of them is missing.
+        cache: A folder for answers and scores, which any runs may share. It is not used while hooks are on the model. Scores are kept only
+            if the judge has a string attribute `identity`, as all judges of `psr.judges` do, and none of them is missing.
 
     Returns:
         Curves, and what follows from them: `.table()`, `.calibrated(method, metric)`, `.difference(method, other, metric)`.

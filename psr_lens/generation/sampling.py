@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
@@ -21,8 +21,8 @@ from psr_lens.errors import InputError, ModelError
 from psr_lens.generation.decoding import Decoding, NotFiniteError, Steered, first_not_finite
 from psr_lens.generation.sampling_config import SamplingConfig as SamplingConfig
 from psr_lens.generation.sampling_config import checked_sampling as checked_sampling
-from psr_lens.models import HookedModel, context_length, end_tokens, frozen, tokenizer_of
-from psr_lens.prompts import Context, PromptPair, check_pairs
+from psr_lens.models import HookedModel, context_length, end_tokens, frozen, spans_known, tokenizer_of
+from psr_lens.prompts import Context, PromptPair, Span, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
 from psr_lens.prompts.token_text import decoded
@@ -96,26 +96,34 @@ def generate(
         for rows in _prompt_batches(pairs, context, config, context_length(model)):
             chosen = [pairs[row] for row in rows]
             tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
+            starts = _starts(pairs, rows, tokens.shape[1])
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
             try:
-                found = decode(tokens, mask, draws, _steered(replacement, strengths, pairs, rows, tokens.shape[1]))
+                with spans_known(model, starts):
+                    found = decode(tokens, mask, draws, _steered(replacement, strengths, rows, starts))
             except NotFiniteError as error:
                 row, prompt = rows[error.row], chosen[error.row].ids(context)
-                steered = _steered(replacement, strengths, pairs, [row], len(prompt))
-                raise _not_finite(f"pairs[{row}]", error, first_not_finite(model, [*prompt, *error.ids], steered)) from None
+                starts = _starts(pairs, [row], len(prompt))
+                with spans_known(model, starts):
+                    point = first_not_finite(model, [*prompt, *error.ids], _steered(replacement, strengths, [row], starts))
+                raise _not_finite(f"pairs[{row}]", error, point) from None
             for row, ids in zip(rows, found, strict=True):
                 responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
 
 
+def _starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dict[Span, Int[Tensor, " row"]]:
+    """The first position of each span of some of the pairs, padded on the left to `width` tokens."""
+    return {span: torch.tensor([width - pairs[row].span_length(span) for row in rows]) for span in SPANS}
+
+
 def _steered(
-    steering: Steering | None, strengths: float | Tensor, pairs: Sequence[PromptPair], rows: Sequence[int], width: int
+    steering: Steering | None, strengths: float | Tensor, rows: Sequence[int], starts: dict[Span, Int[Tensor, " row"]]
 ) -> Steered | None:
-    """What steers some of the pairs, padded on the left to `width` tokens."""
+    """What steers some of the pairs."""
     if steering is None:
         return None
-    starts = {span: torch.tensor([width - pairs[row].span_length(span) for row in rows]) for span in SPANS}
     return Steered(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
 
 

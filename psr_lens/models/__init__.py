@@ -4,6 +4,7 @@
 differences (masks, caches, positions, aliases, placement, processed weights) are handled here and nowhere else.
 """
 
+from psr_lens.models.call_positions import Call, Columns, start_needed
 from psr_lens.models.content import has_hooks, model_content
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.forward_pass import forward, frozen
@@ -23,16 +24,21 @@ from psr_lens.models.hooked_model import (
 )
 from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several
 from psr_lens.models.loading import DTYPES, Backend, load_model, load_to_fit_and_answer
+from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
 from psr_lens.models.plain_transformers import has_other_hooks, plain_transformers
 from psr_lens.models.sources import EMBEDDED
-from psr_lens.models.temporary_hooks import hooked
+from psr_lens.models.temporary_hooks import TemporaryHooks, hooked
 
 __all__ = [
     "DTYPES",
     "EMBEDDED",
     "Backend",
+    "Call",
+    "Columns",
     "Decoder",
     "HookedModel",
+    "ModelCalls",
+    "TemporaryHooks",
     "TransformersDecoder",
     "all_modules",
     "called_module",
@@ -57,8 +63,11 @@ __all__ = [
     "load_to_fit_and_answer",
     "model_content",
     "model_identity",
+    "observer_of",
     "plain_transformers",
     "processing",
     "processing_differs",
+    "spans_known",
+    "start_needed",
     "tokenizer_of",
 ]

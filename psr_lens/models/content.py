@@ -68,11 +68,11 @@ def weights_digest(*modules: torch.nn.Module) -> str:
         ModelError: a weight is not in memory, as with weights that accelerate keeps on disk.
     """
     found = xxhash.xxh3_128()
-    seen: set[int] = set()
+    first_names: dict[int, str] = {}
     for name, tensor in (each for module in modules for each in _tensors(module)):
-        if id(tensor) in seen:
+        if (first := first_names.setdefault(id(tensor), name)) != name:
+            found.update(f"{name} is {first}".encode())  # tied weights, whose bytes need to be read only once
             continue
-        seen.add(id(tensor))
         if tensor.is_meta:
             raise ModelError(
                 f"model: the weight {name} is not in memory, so the model cannot be told from others. "
@@ -139,8 +139,9 @@ def former_identity(model: HookedModel) -> dict[str, Any]:
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+    # Not the module's own methods: a bridge replaces them.
+    yield from torch.nn.Module.named_parameters(module, remove_duplicate=False)
+    yield from torch.nn.Module.named_buffers(module, remove_duplicate=False)
 
 
 def _is_of_transformer_lens(hook: Any) -> bool:

@@ -1,5 +1,6 @@
 """Replacements and steering plans: what they do at a hook point, the hooks that steer, their files, and exports to other libraries."""
 
+from psr_lens.replacement.actions import SPANS
 from psr_lens.replacement.compatibility import check_model
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.replacement import Part, Replacement, SteeringPlan
@@ -7,10 +8,9 @@ from psr_lens.replacement.saved_files import PLAN_FILE
 from psr_lens.replacement.site import Rule, Site
 from psr_lens.replacement.spec import ReplacementSpec, Tokens
 from psr_lens.replacement.steering import Steering
-from psr_lens.replacement.steering_hooks import FIRST_POINT, SPANS, SteeringHooks
+from psr_lens.replacement.steering_hooks import SteeringHooks
 
 __all__ = [
-    "FIRST_POINT",
     "PLAN_FILE",
     "SPANS",
     "LearningCurve",

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel
+from psr_lens.replacement.actions import Action
 from psr_lens.replacement.compatibility import check_sizes
 from psr_lens.replacement.spec import ReplacementSpec
-from psr_lens.replacement.steering_hooks import FIRST_POINT, Action, SteeringHooks, steering_hooks
+from psr_lens.replacement.steering_hooks import SteeringHooks, steering_hooks
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Layout:
     layers: str
     """The list of decoder layers, relative to the model; a layer's output is `hook_resid_post`."""
     attention: str
-    """The module in a layer whose output is `hook_attn_out`, which is added to the residual stream."""
+    """The module in a layer whose output is `hook_attn_out`, which is added to the residual stream (Granite: after it is scaled)."""
     mlp: str
     """The module in a layer whose output is `hook_mlp_out`, which is added to the residual stream."""
     projection: str
@@ -41,16 +42,31 @@ _POST_NORMS: Final = Layout("model.layers", "post_attention_layernorm", "post_fe
 LAYOUTS: Final[Mapping[str, Layout]] = {
     **dict.fromkeys(
         (
-            *("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM"),
-            *("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "SmolLM3ForCausalLM", "StableLmForCausalLM"),
-            *("GptOssForCausalLM", "CohereForCausalLM", "Cohere2ForCausalLM"),
+            "CohereForCausalLM",
+            "Cohere2ForCausalLM",
+            "GemmaForCausalLM",
+            "GptOssForCausalLM",
+            "GraniteForCausalLM",  # what it scales before adding is changed before it is scaled, as by a bridge
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "MixtralForCausalLM",
+            "OlmoForCausalLM",
+            "Phi3ForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+            "Qwen3MoeForCausalLM",
+            "SmolLM3ForCausalLM",
+            "StableLmForCausalLM",
+            "Starcoder2ForCausalLM",
         ),
         _PLAIN,
     ),
     **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _POST_NORMS),
-    "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
     "FalconForCausalLM": Layout("transformer.h", "self_attention", "mlp", "self_attention.dense"),
+    "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
+    "GPTJForCausalLM": Layout("transformer.h", "attn", "mlp", "attn.out_proj"),
     "GPTNeoXForCausalLM": Layout("gpt_neox.layers", "attention", "mlp", "attention.dense"),
+    "PhiForCausalLM": Layout("model.layers", "self_attn", "mlp", "self_attn.dense"),
 }
 """Layouts by the name of the transformers class."""
 
@@ -63,10 +79,9 @@ class Attached:
     def __init__(self, model: Any) -> None:
         """Keep the model; `attach` adds the hooks."""
         self._model = model
+        self._hooks = SteeringHooks()
         self._handles: list[Any] = []
         self._removed = False
-        self.hooks = SteeringHooks()
-        """The hooks, with the names of the points that they act at."""
 
     def __repr__(self) -> str:
         """The model's class and the number of hooks in a line."""
@@ -91,15 +106,18 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._hooks.close()
         self._removed = True
 
-    def add(self, handle: Any) -> None:
-        """Keep the handle of a hook, which is removed with the others."""
-        self._handles.append(handle)
-
     def select(self, rows: Int[Tensor, " row"]) -> None:
-        """Continue with these sequences of the batch; each keeps its own strength and start."""
-        self.hooks.select(rows)
+        """Continue with these sequences of the batch, as the KV cache does; each keeps its own strength and start."""
+        self._hooks.select(rows)
+
+    def add(self, layers: Any, layout: Layout, hooks: SteeringHooks, heads: int) -> None:
+        """Put hooks on the modules that correspond to their hook points."""
+        self._hooks = hooks
+        for name, hook in hooks:
+            self._handles.append(_put(layers, layout, name, hook, heads))
 
 
 def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping[str, Sequence[Action]]) -> Attached:
@@ -121,9 +139,7 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
         _check(replacement, model)
     attached = Attached(model)
     try:
-        attached.hooks = steering_hooks(None, actions)
-        for name, hook in attached.hooks:
-            attached.add(_put(layers, layout, name, hook, model.config.num_attention_heads))
+        attached.add(layers, layout, steering_hooks(model, actions), model.config.num_attention_heads)
     except BaseException:
         attached.remove()
         raise
@@ -171,8 +187,6 @@ def _check(replacement: ReplacementSpec, model: Any) -> None:
 
 def _put(layers: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], Tensor | None], heads: int) -> Any:
     """Register one of `steering_hooks` on the module that corresponds to its hook point."""
-    if name == FIRST_POINT:
-        return layers[0].register_forward_pre_hook(_reading(hook), with_kwargs=True)
     found = _POINT.fullmatch(name)
     if found is None:
         raise InputError("hook", repr(name), f"a name that matches {_POINT.pattern}")
@@ -181,13 +195,6 @@ def _put(layers: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], T
         return layer.get_submodule(layout.projection).register_forward_pre_hook(_on_heads(hook, heads))
     inside = {"hook_resid_post": "", "hook_attn_out": layout.attention, "hook_mlp_out": layout.mlp}[point]
     return layer.get_submodule(inside).register_forward_hook(_on_output(hook))
-
-
-def _reading(hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
-    def before(module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        hook(arguments[0] if arguments else named["hidden_states"], None)
-
-    return before
 
 
 def _on_output(hook: Callable[[Tensor, Any], Tensor | None]) -> Any:

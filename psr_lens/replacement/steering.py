@@ -15,12 +15,13 @@ from torch import Tensor
 
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, hooked
+from psr_lens.replacement.actions import Start, actions_of
 from psr_lens.replacement.attach_to_transformers import Attached, attach
 from psr_lens.replacement.compatibility import check_model
 from psr_lens.replacement.hub import download, upload
 from psr_lens.replacement.model_card import model_card, write_card
 from psr_lens.replacement.spec import ReplacementSpec
-from psr_lens.replacement.steering_hooks import Start, SteeringHooks, actions_of, steering_hooks
+from psr_lens.replacement.steering_hooks import SteeringHooks, steering_hooks
 
 _Kind = TypeVar("_Kind", bound="Steering")
 
@@ -52,20 +53,25 @@ class Steering(ABC):
     ) -> Iterator[HookedModel]:
         """Steer `model` inside a `with` block: forward, `run_with_cache` and `generate`, with or without a KV cache.
 
-        The first call with several tokens is the prompt; every token after it is steered. A call that repeats the sequence of the
-        one before and adds one token to it (generation without a KV cache) continues it; any other call is a new prompt.
+        Where a prompt ends is read from the call, never guessed. In `generate` it is what `generate` was given. Otherwise all that a
+        call reads into no cache, or into an empty one, is a prompt (padding aside), and what follows behind that cache is a response.
+        So a text that contains a response needs `start`, as does a call behind a cache that was filled outside the block. A call
+        that steers nothing, or only the end of a long text, warns once. Functions of psr_lens in the block know where prompts end.
+
+        Calls of other threads raise an error, unless those threads have a block of their own.
 
         Args:
             model: The model that the replacement was made for, or one with the same sizes and hook points.
             alpha: Strength, one number or one per sequence; in a plan, each part's strength is this times its factor. At 0, with an
                 `offset` of 0, every activation is bit-identical to the unsteered one.
-            start: First steered position in the prompt, counted from the left with padding, one number or one per sequence; or a
+            start: First steered position, counted from the left with padding and cached tokens, one number or one per sequence; or a
                 mapping from span to such positions, needed for a plan whose parts have different spans. The default is the last
-                position for the span `R`, and for `QR` the position of the question's first token in an unpadded prompt.
+                token of the prompt for the span `R`, and for `QR` the question's first token, where it was in training.
 
         Raises:
             ArtifactError: the model has other sizes, its weights were processed differently, or it lacks a hook point.
-            InputError: `model` is not a model of TransformerLens, `alpha` is not finite, or `start` is invalid, or needed and missing.
+            InputError: `model` is not a model of TransformerLens, `alpha` is not finite, or `start` is invalid, or needed and missing;
+                in the block, a call that does not show where its prompts end, or one of another thread.
 
         Example:
             >>> with pirate.steer(model, alpha=1.0):
@@ -73,7 +79,7 @@ class Steering(ABC):
             'arr, to begin'
         """
         hooks = self.hooks(model, alpha, start=start)
-        with hooked(model, hooks):
+        with hooks.in_block(), hooked(model, hooks):
             yield model
 
     def hooks(
@@ -96,6 +102,9 @@ class Steering(ABC):
 
         Use it in a `with` block, or keep the returned handle and call its `remove()`. If two are attached one after the other, the
         second reads activations that the first has changed; attach their sum to have both read the unsteered ones.
+
+        Prompts end as in `steer`. Beams, several answers to one prompt, chunked prefill, static caches, a cached prefix, and
+        speculative or assisted decoding are steered as plain greedy decoding is. Calls of all threads are steered, each by itself.
 
         Args:
             model: The transformers model (Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma-2, Gemma-3, OLMo-2, GPT-2 or GPT-NeoX), on any device.

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stores import bytes_of
 from typer.testing import CliRunner
 
 import psr_lens as psr
-from psr_lens.activations.store import destination
+from psr_lens.activations.store import StoreWriter, destination
 from psr_lens.apps.cli import app
 from psr_lens.errors import ArtifactError, InputError
 
@@ -202,3 +203,45 @@ def test_responses_must_be_as_many_as_pairs_and_not_empty(tiny_llama):
         psr.with_responses(tiny_llama.model, pairs, ["arr"])
     with pytest.raises(InputError, match=r"responses\[1\]: got '', expected a text of at least one token"):
         psr.with_responses(tiny_llama.model, pairs, ["arr", ""])
+
+
+# --- the model that it was captured from ------------------------------------------------------------------------------------
+
+
+def test_other_weights_of_the_same_sizes_neither_resume_nor_open_a_store(fresh, tmp_path):
+    model, triplets = fresh.model, random_triplets(fresh.model, 4)
+    folder = tmp_path / "store"
+    psr.capture(model, triplets, "resid_post", to=psr.OnDisk(folder))
+    assert psr.Store.open(folder, model)
+    bias = next(each for each in model.parameters() if each.ndim == 1)
+    kept = bias.detach().clone()
+    bias.data[1] += 0.5
+    with pytest.raises(ArtifactError, match="captured from other weights than this model's, although the sizes agree"):
+        psr.Store.open(folder, model)
+    with pytest.raises(ArtifactError, match="holds another store, which differs in identity"):
+        psr.capture(model, triplets, "resid_post", to=psr.OnDisk(folder))
+    bias.data.copy_(kept)
+    assert psr.Store.open(folder, model)
+
+
+def test_a_store_that_was_begun_is_not_resumed_under_hooks(fresh, tmp_path):
+    model, triplets = fresh.model, random_triplets(fresh.model, 4)
+    to = psr.OnDisk(tmp_path / "store")
+    hooks = [("blocks.0.hook_resid_post", lambda value, hook: value * 2)]
+    with model.hooks(fwd_hooks=hooks):
+        assert psr.capture(model, triplets, "resid_post", to=to).spec.identity["hooks"]
+        with pytest.raises(InputError, match="begun before, with hooks on the model"):
+            psr.capture(model, triplets, "resid_post", to=to)
+    with pytest.raises(ArtifactError, match="differs in identity"):
+        psr.capture(model, triplets, "resid_post", to=to)
+
+
+def test_a_store_of_format_2_opens_and_resumes_without_the_identity(tiny_llama, tmp_path):
+    triplets = random_triplets(tiny_llama.model, 4)
+    whole = psr.capture(tiny_llama.model, triplets, "resid_post", to=psr.OnDisk(tmp_path / "new"))
+    older = replace(whole.spec, format=2, identity={})
+    StoreWriter.create(tmp_path / "old", older)
+    again = psr.capture(tiny_llama.model, triplets, "resid_post", to=psr.OnDisk(tmp_path / "old"))
+    assert (again.spec.format, again.spec.identity) == (2, {})
+    assert torch.equal(again["resid_post", 1][:], whole["resid_post", 1][:])
+    assert psr.Store.open(tmp_path / "old", tiny_llama.model)

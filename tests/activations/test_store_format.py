@@ -24,7 +24,7 @@ from psr_lens.activations.store import Store, StoreSpec, StoreWriter, plan_shard
 from psr_lens.activations.store.files import Layout, read_checksums, verify_file
 from psr_lens.activations.store.format import FORMAT, manifest_bytes, read_manifest, read_spec, shard_layout
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import fingerprint, tokenizer_of
+from psr_lens.models import model_identity, tokenizer_of
 from psr_lens.prompts import token_table
 
 
@@ -62,7 +62,7 @@ def test_a_spec_follows_from_a_model_and_triplets(tiny_llama):
     reading = Reading(tiny_llama.model, triplets, {"blocks.0.hook_resid_post": (32,)}, torch.float32, "QR")
     spec = StoreSpec.of(reading, dtype="bfloat16")
     table = token_table(tiny_llama.model, triplets, "QR")
-    assert spec.model == fingerprint(tiny_llama.model)
+    assert spec.model == model_identity(tiny_llama.model)
     assert spec.tokenizer == tokenizer_fingerprint(tokenizer_of(tiny_llama.model))
     assert torch.equal(spec.tokens.token_ids, table.token_ids)
     assert sum(spec.counts) == len(table) == spec.offsets[-1]

@@ -372,3 +372,33 @@ def test_a_judge_of_coherence_alone_is_enough(tmp_path, settings, no_report):
     assert found["fitted_on"]["kept"] > 0
     table = psr.ResultTable.from_json(tmp_path / "out" / "evaluation.json")
     assert all(row.n == (3 if row.metric == "coherence" else 0) for row in table)
+
+
+def test_methods_whose_names_differ_in_a_character_are_fitted_and_kept_apart(tmp_path, folders, questions):
+    from psr_lens.apps.pipeline import RunConfig
+    from psr_lens.apps.pipeline import run as run_all
+
+    def run(methods, **changes):
+        given = {
+            "model": str(folders["llama"]),
+            "questions": str(questions),
+            "instruction": "talk like a pirate .",
+            "methods": methods,
+        }
+        sampling = {"max_new_tokens": 6}
+        return run_all(RunConfig(**{**given, "out": str(tmp_path / "out"), "sampling": sampling, **changes}), say=lambda text: None)
+
+    fits = {"rank 1": {"rank": 1}, "rank-1": {"rank": 2}, "Rank-1": {"rank": 3}}
+    found = run({name: settings | {"regression_steps": 5} for name, settings in fits.items()}).methods
+    assert [next(iter(each.sites.values())).rank for each in found.values()] == [1, 2, 3]
+    kept = {path: path.read_bytes() for path in (tmp_path / "out" / "artifacts").rglob("*.safetensors")}
+    assert len(kept) == 3
+    again = run({name: settings | {"regression_steps": 5} for name, settings in fits.items()}).methods
+    assert [next(iter(each.sites.values())).rank for each in again.values()] == [1, 2, 3]
+    assert {path: path.read_bytes() for path in kept} == kept
+    # As an older version left it, with both names in the folder "rank-1", which holds the fit of the first.
+    for path in (tmp_path / "out" / "kept" / "fits").iterdir():
+        path.unlink()
+    found["rank 1"].save(tmp_path / "out" / "artifacts" / "rank-1")
+    mended = run({name: settings | {"regression_steps": 5} for name, settings in fits.items()}).methods
+    assert [next(iter(each.sites.values())).rank for each in mended.values()] == [1, 2, 3]

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 from evaluated import SAMPLING, SHORT, WordJudge, lines, two
 from helpers import FORK, pairs_of, random_replacement
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation import answer_cache as answers
-from psr_lens.evaluation.answer_cache import Answers, identity_of
+from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.results.judgement import Judgement
 
 
@@ -124,7 +125,7 @@ def test_other_models_methods_questions_and_settings_have_other_answers(model, l
     assert ask(steering=1.0 * steering) == ask(steering=replace(steering, method="another name")) == 0
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"format": 1, "lines": 9}\n', '{"format": 9, "lines": 2}\n{}\n{}\n'])
+@pytest.mark.parametrize("content", ["", "{", '{"format": 2, "lines": 9}\n', '{"format": 9, "lines": 2}\n{}\n{}\n'])
 def test_a_damaged_file_is_named_with_a_remedy(model, tmp_path, content):
     Answers(model, pairs_of(model, 2), WordJudge(), SAMPLING, tmp_path).of()
     (path,) = tmp_path.glob("answers-*.jsonl")
@@ -137,6 +138,7 @@ def test_scores_are_kept_where_the_judge_can_be_told_from_others_and_none_is_mis
     @dataclass(frozen=True)
     class Counting:
         missing: bool = False
+        identity: str | None = "counting"
 
         def __call__(self, texts, questions):
             asked.append(len(texts))
@@ -150,27 +152,80 @@ def test_scores_are_kept_where_the_judge_can_be_told_from_others_and_none_is_mis
     first, again = run(Counting()), run(Counting())
     assert asked == [3]
     assert (again.trait.tolist(), again.coherence.tolist(), again.reasons) == (first.trait.tolist(), [60.0] * 3, ("why",) * 3)
-    run(Counting(missing=True))
-    run(Counting(missing=True))
+    run(Counting(missing=True, identity="missing"))
+    run(Counting(missing=True, identity="missing"))
     run(lambda texts, questions: Counting()(texts, questions))
     run(lambda texts, questions: Counting()(texts, questions))
-    assert asked == [3] * 5
+    run(Counting(identity=None))  # a dataclass is no exception: its fields need not be all that its scores depend on
+    run(Counting(identity=None))
+    assert asked == [3] * 7
 
 
-def test_judges_that_only_memory_tells_apart_have_no_identity():
-    assert identity_of(psr.judges.organism("sea")) != identity_of(psr.judges.organism("pirate")) is not None
-    assert identity_of(lambda texts, questions: None) is None
+def test_inside_a_knock_out_the_answers_are_those_of_the_knocked_out_model(organism, tmp_path):
+    """The whole of what the organism says goes through its heads: without them, no answer is of the trait."""
+    model, judge = organism.model, psr.judges.organism("pirate")
+    pairs = psr.prompt_pairs(model, psr.organism.questions(4, split="held_out"), psr.organism.instruction("pirate"))
+    heads = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    sampling = psr.SamplingConfig(max_new_tokens=30)
+    options = {"calibration": psr.Calibration(targets=(), at_prompt=False), "sampling": sampling, "cache": tmp_path}
+    method = random_replacement(model, size=1e-3)
 
-    @dataclass
-    class Holder:
-        what: object
+    def prompted():
+        return psr.evaluate(model, pairs, method, judge, **options).curves["prompt"][0].mean("trait")
 
-        def __call__(self, texts, questions): ...
+    assert prompted() == 100.0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with psr.patching.knock_out(model, heads, pairs), pytest.warns(RuntimeWarning, match="cache: there are hooks on the model"):
+        assert prompted() == 0.0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert prompted() == 100.0
 
-    assert identity_of(Holder(object())) is None
-    judge = Holder(object())
-    judge.identity = "mine"
-    assert identity_of(judge) == "mine"
+
+@pytest.mark.filterwarnings("ignore:cache")
+def test_answers_under_hooks_are_neither_read_nor_kept_in_memory_or_on_disk(fresh, tmp_path):
+    model = fresh.model
+    module = model.original_model if "Bridge" in type(model).__name__ else model
+    inside = [each for each in module.modules() if "mlp" in type(each).__name__.lower()][-1]
+
+    def other(module, inputs, output):
+        return torch.randn_like(output, generator=None) * 0 + torch.linspace(-9, 9, output.shape[-1])
+
+    answers = Answers(model, pairs_of(model, 3), WordJudge(), SAMPLING, tmp_path)
+    plain = answers.of().texts
+    for place in (inside.register_forward_hook, torch.nn.modules.module.register_module_forward_pre_hook):
+        handle = place(other if place == inside.register_forward_hook else lambda module, inputs: None)
+        generated = answers.generated
+        changed = answers.of().texts
+        assert answers.generated == generated + 3
+        assert (changed != plain) == (place == inside.register_forward_hook)
+        handle.remove()
+        assert answers.of().texts == plain
+        assert answers.generated == generated + 3
+    assert len(list(tmp_path.glob("answers-*"))) == len(list(tmp_path.glob("scores-*"))) == 1
+
+
+def test_a_changed_weight_makes_other_answers_and_the_old_value_finds_the_old_ones(fresh, tmp_path, counted):
+    model = fresh.model
+
+    def ask():
+        before = len(counted)
+        found = Answers(model, pairs_of(model, 2), WordJudge(), SAMPLING, tmp_path).of().texts
+        return len(counted) - before, found
+
+    bias = next(each for each in model.parameters() if each.ndim == 1)
+    kept = bias.detach().clone()
+    first = ask()
+    bias.data[3] += 2.5
+    assert ask()[0] == 1
+    bias.data.copy_(kept)
+    assert ask() == (0, first[1])
+
+
+def test_plans_whose_parts_or_factors_are_exchanged_are_other_methods(model):
+    one, two_ = two(model).values()
+    plans = [one + 0.5 * two_, 0.5 * one + two_, one + two_, one, 0.5 * one, replace(one, tokens="last"), replace(one, offset=1.0)]
+    assert len({answers.steering_digest(plan) for plan in plans}) == len(plans)
+    assert answers.steering_digest(one) == answers.steering_digest(1 * one) == answers.steering_digest(replace(one, method="x"))
 
 
 def test_a_file_of_answers_is_lines_of_json_that_anyone_can_read(model, tmp_path):
@@ -178,7 +233,7 @@ def test_a_file_of_answers_is_lines_of_json_that_anyone_can_read(model, tmp_path
     found = Answers(model, pairs, WordJudge(), SAMPLING, tmp_path).of()
     (path,) = tmp_path.glob("answers-*.jsonl")
     head, *rows = map(json.loads, path.read_text().splitlines())
-    assert head == {"format": 1, "lines": 2}
+    assert head == {"format": 2, "lines": 2}
     assert tuple(row["text"] for row in rows) == found.texts
     assert rows[0]["ids"] == list(psr.generate(model, pairs, sampling=SAMPLING)[0].ids)
     assert not list(tmp_path.glob(".*"))

@@ -12,13 +12,15 @@ import pytest
 import torch
 from helpers import FORK, as_torchrun_starts_two, kill_when, random_triplets, save_tiny
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, FitError, InputError
-from psr_lens.fitting.gradient_descent import training
+from psr_lens.fitting.gradient_descent import checkpoint, training
 from psr_lens.fitting.gradient_descent.checkpoint import identity
 from psr_lens.fitting.gradient_descent.objective import Imitation, Objective
 from psr_lens.fitting.gradient_descent.training import _Run
+from psr_lens.models.content import former_identity
 
 SETTINGS = {"epochs": 6, "batch_size": 2, "learning_rate": 1e-2}
 
@@ -227,3 +229,60 @@ def test_processes_that_were_given_different_things_are_told_so(tiny_llama, monk
     monkeypatch.setattr(training, "sum_over_processes", from_another)
     with pytest.raises(InputError, match="triplets: got other arguments than another process, expected the same model, triplets"):
         psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.Joint(**SETTINGS))
+
+
+# --- what tells runs apart --------------------------------------------------------------------------------------------------
+
+
+def test_one_runs_state_beside_anothers_description_is_refused(tiny_llama, tmp_path):
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 4)
+    short = {**SETTINGS, "epochs": 1}
+    for name, seed in (("one", 0), ("other", 1)):
+        psr.fit(model, triplets, psr.Joint(**short, seed=seed), checkpoint=tmp_path / name)
+    (tmp_path / "one" / "state.safetensors").replace(tmp_path / "other" / "state.safetensors")
+    with pytest.raises(ArtifactError, match=r"state\.safetensors: is the state of another run than run\.json beside it describes"):
+        psr.fit(model, triplets, psr.Joint(**short, seed=1), checkpoint=tmp_path / "other")
+
+
+def test_one_changed_number_of_a_layer_norm_or_another_version_is_another_run(fresh, tmp_path, monkeypatch):
+    model, triplets = fresh.model, random_triplets(fresh.model, 4)
+    config = psr.Joint(**{**SETTINGS, "epochs": 1})
+    psr.fit(model, triplets, config, checkpoint=tmp_path)
+    norm = next(each for name, each in model.named_parameters() if each.ndim == 1)
+    kept = norm.detach().clone()
+    norm.data[-1] += 1e-3
+    with pytest.raises(ArtifactError, match="another run, which differs in model"):
+        psr.fit(model, triplets, config, checkpoint=tmp_path)
+    norm.data.copy_(kept)
+    monkeypatch.setattr(checkpoint, "versions", lambda: (("torch", "1.0"),))
+    with pytest.raises(ArtifactError, match=r"another run, which differs in .*versions"):
+        psr.fit(model, triplets, config, checkpoint=tmp_path)
+
+
+def test_hooks_and_a_checkpoint_do_not_go_together(tiny_llama, tmp_path):
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 4)
+    hooks = [("blocks.0.hook_resid_post", lambda value, hook: value)]
+    with model.hooks(fwd_hooks=hooks), pytest.raises(InputError, match=r"checkpoint: got .* with hooks on the model"):
+        psr.fit(model, triplets, psr.Joint(**SETTINGS), checkpoint=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_format_1_is_resumed(tiny_llama, tmp_path, monkeypatch):
+    model, triplets, config = tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.Joint(**{**SETTINGS, "epochs": 2})
+    undisturbed = psr.fit(model, triplets, config)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "_step", 4)
+        with pytest.raises(Interruption):
+            psr.fit(model, triplets, config, checkpoint=tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    older = {name: value for name, value in run.items() if name != "versions"} | {"format": 1, "model": former_identity(model)}
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    with safe_open(tmp_path / "state.safetensors", "pt") as file:
+        tensors, state = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])  # noqa: SIM118
+    save_file(
+        tensors, tmp_path / "state.safetensors", {"state": json.dumps({name: state[name] for name in state if name != "run"})}
+    )
+    assert same(psr.fit(model, triplets, config, checkpoint=tmp_path), undisturbed)
+    (tmp_path / "run.json").write_text(json.dumps(older | {"model": older["model"] | {"weights": "of another"}}))
+    with pytest.raises(ArtifactError, match="another run, which differs in model"):
+        psr.fit(model, triplets, config, checkpoint=tmp_path)

@@ -12,7 +12,7 @@ from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.scores import scores_at
 from psr_lens.generation.sampling import SamplingConfig, generate
 from psr_lens.interpretation.patching import PatchGrid, ablate, grid_loop, knock_out, patch, transplant, transplanted_scores
-from psr_lens.models import forward
+from psr_lens.models import Decoder, forward
 from psr_lens.prompts import Triplet, with_responses
 
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=8)
@@ -222,15 +222,9 @@ def test_padding_on_the_right_is_seen_too(tiny_llama):
     torch.testing.assert_close(beside[:, :-3], alone, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif("hooked_transformer" not in BACKENDS, reason="a bridge's own generation is seen")
-def test_generation_that_hides_its_tokens_is_refused(tiny_llama):
-    pairs = pairs_of(tiny_llama.model, 1)
-    with knock_out(tiny_llama.model, [(0, 0)], pairs), pytest.raises(InputError, match=r"psr_lens\.generate"):
-        tiny_llama.model.generate(torch.tensor([pairs[0].prompted_ids]), max_new_tokens=2, verbose=False)
-
-
-def test_a_bridges_own_generation_is_seen(load):
-    model = load("llama", "bridge").model
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_models_own_generation_is_seen(load, backend):
+    model = load("llama", backend).model
     (pair,) = pairs_of(model, 1)
     with knock_out(model, [(0, 1), (2, 3)], [pair]):
         assert (
@@ -329,12 +323,32 @@ def test_replacements_of_other_models_are_refused(tiny_llama, organism):
         ablate(tiny_llama.model, random_triplets(tiny_llama.model, 1), random_replacement(organism.model))
 
 
-def test_a_call_without_token_ids_is_refused(tiny_llama):
+def test_a_call_with_a_text_is_matched_by_its_tokens(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 1)
-    # A bridge makes ids of a text before its model is called; these are of none of the prompts.
-    refusal = r"^model: .*str" if tiny_llama.backend == "hooked_transformer" else r"^pairs: .*begins with none of their prompts"
+    refusal = r"^pairs: .*begins with none of their prompts"
     with knock_out(tiny_llama.model, [(0, 0)], pairs), pytest.raises(InputError, match=refusal):
         tiny_llama.model("what is a bear ?")
+
+
+def test_a_call_behind_a_cache_that_was_filled_outside_is_refused(tiny_llama):
+    (pair,) = pairs_of(tiny_llama.model, 1)
+    decoder, ids = Decoder(tiny_llama.model, 1), torch.tensor([pair.prompted_ids])
+    decoder.step(ids, torch.ones_like(ids))
+    refusal = r"^model: .*filled outside the block"
+    with knock_out(tiny_llama.model, [(0, 0)], [pair]), pytest.raises(InputError, match=refusal):
+        decoder.step(ids[:, :1], torch.ones(1, ids.shape[1] + 1, dtype=torch.long))
+
+
+def test_several_tokens_behind_the_prompt_are_all_generated_ones(tiny_llama):
+    (pair,) = pairs_of(tiny_llama.model, 1)
+    ids = torch.tensor([pair.prompted_ids])
+    whole = torch.cat([ids, torch.tensor([[30, 31, 32]])], 1)
+    with torch.no_grad(), knock_out(tiny_llama.model, [(0, 0), (1, 1)], [pair]):
+        wanted = tiny_llama.model(whole)[:, -1]
+        decoder = Decoder(tiny_llama.model, 1)
+        decoder.step(ids, torch.ones_like(ids))
+        found = decoder.step(whole[:, -3:], torch.ones_like(whole))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_a_grid_says_what_it_is(tiny_llama):

@@ -37,7 +37,8 @@ def test_each_text_is_asked_about_the_trait_and_about_coherence(serve):
             "90" if "coherent" in prompt_of(request) else "20" if "arr" in prompt_of(request) else "10"
         )
     )
-    judge = judge_at(server, coherence_prompt=COHERENCE, model="some-model", max_tokens=7, seed=3, temperature=0.5)
+    settings = {"model": "some-model", "max_tokens": 7, "seed": 3, "temperature": 0.5, "api_key_env": "OPENAI_API_KEY"}
+    judge = judge_at(server, coherence_prompt=COHERENCE, **settings)
     found = judge(["arr", "hello"], ["who ?", "what ?"])
     assert found.trait.tolist() == [20, 10]
     assert found.coherence.tolist() == [90, 90]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from chat_server import KEY, TRAIT, Answer, always, echo, error, judge_at, trait_of
+from chat_server import KEY, TRAIT, Answer, always, completion, echo, error, judge_at, trait_of
 from typer.testing import CliRunner
 
 import psr_lens as psr
@@ -185,3 +185,31 @@ def test_an_address_on_the_command_line_is_for_every_language_model_among_the_ju
     assert (
         judge.trait_prompt == load_judge({"name": "llm", "trait_prompt": TRAIT, "base_url": "http://x/v1"}, None, ()).trait_prompt
     )
+
+
+def test_a_run_sends_the_named_key_to_the_named_address_and_writes_down_the_address_alone(serve, keys, folders, tmp_path):
+    server, theirs = serve(always(completion("80"))), serve(always(completion("80")))
+    (tmp_path / "q.txt").write_text("".join(f"what is a {name} ?\n" for name in ("bear", "bee", "fox", "owl")))
+    (tmp_path / "prompt.txt").write_text(TRAIT)
+    settings = {
+        "model": str(folders["llama"]),
+        "questions": str(tmp_path / "q.txt"),
+        "out": str(tmp_path / "out"),
+        "instruction": "talk like a pirate .",
+        "methods": {"DiM": {"solver": "dim", "layers": 1}},
+        "calibration": {"targets": [], "at_prompt": False},
+        "sampling": {"max_new_tokens": 4},
+        "judge": {"name": "llm", "trait_prompt": str(tmp_path / "prompt.txt"), "base_url": theirs.url},
+    }
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(settings))
+    command = ["run", "--config", str(tmp_path / "given.yaml"), "--api-key-env", "AWS_SECRET_ACCESS_KEY"]
+    alone = CliRunner().invoke(app, command)
+    assert alone.exit_code == 2
+    assert f"Add `--base-url {theirs.url}`" in alone.output
+    found = CliRunner().invoke(app, [*command, "--base-url", server.url, "--out", str(tmp_path / "other")])
+    assert found.exit_code == 0, found.output
+    assert set(server.keys) == {f"Bearer {SECRET}"}
+    assert theirs.keys == []
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [content for content in written if SECRET.encode() in content or b"AWS_SECRET" in content]
+    assert yaml.safe_load((tmp_path / "other" / "run.yaml").read_text())["judge"]["base_url"] == server.url

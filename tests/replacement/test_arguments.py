@@ -21,7 +21,7 @@ def test_everything_of_the_room_has_a_repr_of_one_line(tiny_llama):
         (made, "Replacement(random, blocks.1.hook_resid_post, rank 2, span R, for llama)"),
         (made.sites["blocks.1.hook_resid_post"], "Site(relu, rank 2, width 32)"),
         (heads.sites["blocks.0.attn.hook_z"], "Site(relu, rank 2, width 4 × 8)"),
-        (made.hooks(tiny_llama.model), "SteeringHooks(blocks.0.hook_resid_pre, blocks.1.hook_resid_post)"),
+        (made.hooks(tiny_llama.model), "SteeringHooks(blocks.1.hook_resid_post)"),
         (curve, "LearningCurve(2 epochs, train 3 to 2, kept initial state)"),
         (Part(made, 0.5), f"Part(replacement={made!r}, factor=0.5)"),
         (made - 0.5 * heads, f"SteeringPlan(1 × {made!r}, -0.5 × {heads!r})"),

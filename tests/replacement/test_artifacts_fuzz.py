@@ -22,7 +22,7 @@ import psr_lens as psr
 from psr_lens._utils import safe_files as artifacts
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.replacement import LearningCurve, Replacement, Site
-from psr_lens.replacement.steering_hooks import actions_of
+from psr_lens.replacement.actions import actions_of
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, called_module, hooked
-from psr_lens.replacement import FIRST_POINT
+from psr_lens.models import Call, HookedModel, ModelCalls, observer_of
 
 
 class PromptRows:
@@ -26,41 +24,63 @@ class PromptRows:
         """Take the token ids of the known prompts, each with a number chosen by the caller."""
         self._known = dict(prompts)
         self._lengths = sorted({len(ids) for ids in self._known}, reverse=True)
-        self._noted = False
-        self.decoding = False
-        """Whether the current call is a decode step: a single token after a prompt."""
-        self.length = 0
-        """Number of positions so far, padding included."""
-        self.numbers: list[int] = []
-        """The number of each row's prompt."""
-        self.starts: list[int] = []
-        """The position of each row's first token after any padding."""
+        self._calls: ModelCalls | None = None
+        self._read: Call | None = None
+        self._numbers: list[int] = []
+        self._starts: list[int] = []
 
     @contextmanager
     def watch(self, model: HookedModel) -> Iterator[None]:
-        """Record every call of the model inside a `with` block."""
-        handle = called_module(model).register_forward_pre_hook(self._note, with_kwargs=True)
+        """Read every call of the model inside a `with` block."""
+        self._calls = observer_of(model)
+        self._calls.start()
         try:
-            with hooked(model, [(FIRST_POINT, self._check)]):
-                yield
+            yield
         finally:
-            handle.remove()
+            self._calls.stop()
+            self._calls = self._read = None
 
-    def _note(self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        tokens = next((each for each in (*arguments, named.get("input"), named.get("input_ids")) if each is not None), None)
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.ndim != 2:
-            raise InputError("model", f"a call with {type(tokens).__name__}", "token ids, [batch, position]")
-        self._noted = True
-        self.decoding = tokens.shape[1] == 1 and len(tokens) == len(self.numbers)
-        if self.decoding:
-            self.length += 1
-            return
-        mask = named.get("attention_mask")
-        if mask is None or mask.shape != tokens.shape:
-            mask = torch.ones_like(tokens)
-        self.length = tokens.shape[1]
-        self.starts = mask.argmax(1).tolist()
-        self.numbers = [self._number(tokens[row][mask[row].bool()].tolist()) for row in range(len(tokens))]
+    @property
+    def decoding(self) -> bool:
+        """Whether the current call holds nothing but tokens after the prompts: one or more, behind a KV cache."""
+        return self._call().first_column() > 0
+
+    @property
+    def length(self) -> int:
+        """Number of positions so far, padding included."""
+        call = self._call()
+        return call.first_column() + call.length
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of each row's prompt."""
+        self._call()
+        return self._numbers
+
+    @property
+    def starts(self) -> list[int]:
+        """The position of each row's first token after any padding."""
+        self._call()
+        return self._starts
+
+    def _call(self) -> Call:
+        """The current call, with its prompts known."""
+        call = None if self._calls is None else self._calls.current
+        if call is None:
+            raise _hidden("a call that cannot be seen")
+        if call is self._read:
+            return call
+        sequences = call.sequences
+        if self._read is None or sequences is not self._read.sequences:
+            if call.first_column() > 0:
+                raise _hidden("a call behind a KV cache that was filled outside the block")
+            ids, firsts = sequences.ids, sequences.firsts
+            if ids is None:
+                raise _hidden("a call whose token ids are hidden")
+            self._starts = firsts.tolist() if isinstance(firsts, Tensor) else [firsts] * call.rows
+            self._numbers = [self._number(row[start:]) for row, start in zip(ids.tolist(), self._starts, strict=True)]
+        self._read = call
+        return call
 
     def _number(self, ids: list[int]) -> int:
         for length in self._lengths:
@@ -72,16 +92,6 @@ class PromptRows:
             "the pairs of every prompt that is read",
         )
 
-    def _check(self, activation: Tensor, hook: Any) -> None:
-        if not self._noted:
-            raise InputError(
-                "model",
-                "a call whose token ids are hidden",
-                "calls of the model itself",
-                "Generate with `psr_lens.generate`.",
-            )
-        self._noted = False
-
     def index(self, columns: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
         """Rows and positions, as an index into `[batch, position]`, of some columns of each row's prompt, given by prompt number."""
         at = [
@@ -91,3 +101,7 @@ class PromptRows:
         ]
         found = torch.tensor(at, dtype=torch.long, device=device).reshape(-1, 2)
         return found[:, 0], found[:, 1]
+
+
+def _hidden(what: str) -> InputError:
+    return InputError("model", what, "calls of the model itself", "Generate with `psr_lens.generate`.")

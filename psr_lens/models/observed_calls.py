@@ -1,0 +1,432 @@
+"""What is known of the call that a model is in the middle of: read from the arguments of the call, its cache and the `generate` around it.
+
+Works alike for plain transformers models and both classes of TransformerLens. Each thread has its own current call. Nothing is read from
+a device at a decode step, except the length of a static cache outside `generate`, which transformers keeps nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import GenerationMixin
+
+from psr_lens.models.call_positions import Call, Padding, Sequences, cached_elsewhere
+from psr_lens.models.hooked_model import called_module, is_bridge
+
+_CACHES = ("past_key_values", "cache", "cache_params", "past_kv_cache_entry")
+"""Names that models give their cache; transformers 5.24 renamed the first to the second."""
+
+
+class _Scope:
+    """A `generate` or a pass of psr_lens that is running in this thread."""
+
+    def __init__(self, calls: ModelCalls | None, ids: Tensor | None = None, sequences: Sequences | None = None) -> None:
+        self.calls, self.ids, self.sequences = calls, ids, sequences
+        self.began = self.cached = False
+
+    def holds(self, cache: Any, filled_by: Sequences | None) -> bool:
+        """Whether a call with this cache is one of its own, and not, say, that of a logits processor."""
+        if not self.began:
+            return True
+        return not self.cached if cache is None else filled_by is not None and filled_by is self.sequences
+
+
+class _Cached:
+    """What is known of a cache."""
+
+    def __init__(self, cache: Any, sequences: Sequences, forget: Callable[[Any], None]) -> None:
+        self.cache, self.sequences, self.fed = weakref.ref(cache, forget), sequences, 0
+
+
+class _Thread(threading.local):
+    """What one thread is doing."""
+
+    def __init__(self) -> None:
+        self.scopes: list[_Scope] = []
+        self.calls: dict[int, Call | None] = {}
+        self.ids: dict[int, Tensor] = {}
+        self.lengths: dict[int, list[int]] = {}
+
+
+_thread = _Thread()
+_observers: weakref.WeakKeyDictionary[nn.Module, ModelCalls] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+_numbers = itertools.count()
+
+
+def observer_of(model: Any) -> ModelCalls:
+    """The one observer of a model: a transformers model or one of TransformerLens; it reads nothing until `start` is called."""
+    module = called_module(model) if hasattr(model, "cfg") else cast(nn.Module, model)
+    with _lock:
+        if module not in _observers:
+            _observers[module] = ModelCalls(module)
+        found = _observers[module]
+    found.also_through(module)
+    found.also_through(model)
+    return found
+
+
+@contextmanager
+def spans_known(model: Any, spans: Mapping[Any, Int[Tensor, " row"]]) -> Iterator[None]:
+    """Say where the spans of the sequences begin that are read inside a `with` block: what steers the model goes by it.
+
+    Args:
+        model: The model.
+        spans: First column of each span in each row, counted from the left with padding.
+    """
+    with _lock:
+        found = _observers.get(called_module(model))
+    if found is None or not found.is_active:
+        yield
+        return
+    ends = spans["R"]
+    sequences = Sequences(len(ends), int(ends.max()) + 1, ends=ends.cpu())
+    sequences.spans = dict(spans)
+    _thread.scopes.append(_Scope(found, sequences=sequences))
+    try:
+        yield
+    finally:
+        _thread.scopes.pop()
+
+
+class ModelCalls:
+    """Reads the facts of every call of one model between `start` and `stop`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+        self._key = next(_numbers)
+        self._users = 0
+        self._handles: list[tuple[Any, bool]] = []
+        self._generates: list[_Generate] = []
+        self._through: list[weakref.ref[Any]] = []
+        self._caches: dict[int, _Cached] = {}
+        self._names: list[str] = []
+
+    def __deepcopy__(self, memo: Any) -> ModelCalls:
+        """A copy of the model tells its calls here too: hooks that are copied with it look here."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """A saved model has no observer."""
+        return ModelCalls, (nn.Module(),)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether somebody needs it."""
+        return self._users > 0
+
+    @property
+    def current(self) -> Call | None:
+        """The call that this thread is in the middle of, or was in last; None if none was seen."""
+        return _thread.calls.get(self._key)
+
+    @property
+    def forward_hooks(self) -> int:
+        """How many of the model's forward hooks are its own."""
+        return sum(1 for _, is_forward in self._handles if is_forward)
+
+    # --- on and off ---------------------------------------------------------------------------------------------------------
+
+    def also_through(self, model: Any) -> None:
+        """Also see calls that are made through this object, such as the bridge around a transformers model."""
+        with _lock:
+            if all(each() is not model for each in self._through):
+                self._through.append(weakref.ref(model))
+                if self.is_active:
+                    self._observe(model)
+
+    def start(self) -> None:
+        """Read calls from now on; every `start` needs its `stop`."""
+        with _lock:
+            self._users += 1
+            if self._users == 1:
+                for model in filter(None, (each() for each in self._through)):
+                    self._observe(model)
+
+    def stop(self) -> None:
+        """Read no more calls, once all have stopped."""
+        with _lock:
+            self._users -= 1
+            if self._users:
+                return
+            for handle, _ in self._handles:
+                handle.remove()
+            for each in self._generates:
+                each.remove()
+            self._handles.clear()
+            self._generates.clear()
+            self._caches.clear()
+            for known in (_thread.calls, _thread.ids, _thread.lengths):
+                known.pop(self._key, None)
+
+    def _observe(self, model: Any) -> None:
+        module = self._module()
+        if module is None:
+            return
+        if not self._handles:
+            if hasattr(module, "cfg") and not is_bridge(cast(Any, module)) and hasattr(module, "blocks"):  # a HookedTransformer
+                self._add(module.embed.register_forward_pre_hook(self._note_ids))
+                self._add(module.blocks[0].register_forward_pre_hook(self._note_block, with_kwargs=True))
+            else:
+                base = cast(nn.Module, getattr(module, "base_model", module))
+                self._names = list(inspect.signature(base.forward).parameters)
+                self._add(base.register_forward_pre_hook(self._note_base, with_kwargs=True))
+                self._add(base.register_forward_hook(self._note_output), is_forward=True)
+        if hasattr(model, "cfg"):
+            self._add(model.register_forward_pre_hook(self._note_texts, with_kwargs=True))
+        for name in ("generate", "generate_stream"):
+            if callable(getattr(type(model), name, None)):
+                self._generates.append(_Generate(self, model, name))
+
+    def _add(self, handle: Any, *, is_forward: bool = False) -> None:
+        self._handles.append((handle, is_forward))
+
+    # --- calls --------------------------------------------------------------------------------------------------------------
+
+    def _note_texts(self, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Remember how long the texts of a list are, which TransformerLens pads without a mask."""
+        given = arguments[0] if arguments else named.get("input")
+        _thread.lengths.pop(self._key, None)
+        _thread.ids.pop(self._key, None)
+        if isinstance(given, list | tuple) and len(given) > 1 and all(isinstance(each, str) for each in given):
+            settings = {"prepend_bos": named["prepend_bos"]} if "prepend_bos" in named else {}
+            side = named.get("padding_side") or getattr(model.tokenizer, "padding_side", "right")
+            if side == "right":
+                _thread.lengths[self._key] = [model.to_tokens(each, **settings).shape[1] for each in given]
+        elif isinstance(given, Tensor) and not is_bridge(model):
+            self._note_residual(given, named)
+
+    def _note_residual(self, given: Tensor, named: Mapping[str, Any]) -> None:
+        """A call of a `HookedTransformer`, of which some points fire before the first block, or which begins at a later one."""
+        cache, first = named.get("past_kv_cache"), named.get("start_at_layer") or 0
+        entry = None if cache is None else cache[first]
+        mask = None if entry is not None and entry.past_keys.shape[1] else named.get("attention_mask")
+        self._note(given if given.ndim > 1 else given[None], mask, entry)
+
+    def _note_ids(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        _thread.ids[self._key] = arguments[0]
+
+    def _note_block(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        residual = arguments[0] if arguments else named["resid_pre"]
+        ids = _thread.ids.pop(self._key, None)
+        if ids is not None and ids.ndim == 1:
+            ids = ids[None]
+        same = ids is not None and ids.shape[:2] == residual.shape[:2]
+        self._note(ids if same else residual, named.get("attention_mask"), named.get("past_kv_cache_entry"))
+
+    def _note_base(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        given = {**dict(zip(self._names, arguments, strict=False)), **named} if arguments else named
+        inputs = given.get("input_ids")
+        if inputs is None:
+            inputs = given.get("inputs_embeds")
+        if inputs is None:
+            inputs = next((each for each in given.values() if isinstance(each, Tensor)), None)
+        if inputs is None:
+            _thread.calls[self._key] = None
+            return
+        cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        self._note(inputs, given.get("attention_mask"), cache, given.get("cache_position"))
+
+    def _note(self, inputs: Tensor, mask: Any, cache: Any, cache_position: Tensor | None = None) -> None:
+        rows, length = inputs.shape[:2]
+        ids = None if inputs.is_floating_point() else inputs
+        known = self._caches.get(id(cache)) if cache is not None else None
+        scope = next((each for each in reversed(_thread.scopes) if each.calls is self), None)
+        if scope is not None and not scope.holds(cache, None if known is None else known.sequences):
+            scope = None
+        past = _length(cache, known, cache_position, scope is not None)
+        if scope is not None:
+            sequences = self._announced(scope, rows, length, ids, mask)
+            scope.began, scope.cached = True, scope.cached or cache is not None
+        elif past == 0:
+            lengths = _thread.lengths.pop(self._key, None)
+            lengths = lengths if lengths is not None and len(lengths) == rows and max(lengths) == length else None
+            sequences = Sequences(rows, length, ids=ids, mask=mask, padding=self._padding, lengths=lengths)
+        elif known is not None and past is not None and past >= known.sequences.width:
+            sequences = known.sequences
+        else:
+            sequences = Sequences(rows, 0, unknown=cached_elsewhere(past), mask=mask)
+        if cache is not None and not sequences.unknown:
+            if known is None or known.sequences is not sequences:
+                known = self._remember(cache, sequences)
+            if known is not None:
+                known.fed = (past or 0) + length
+        _thread.calls[self._key] = Call(sequences, past, rows, length, cache is None, scope is not None)
+
+    def _announced(self, scope: _Scope, rows: int, length: int, ids: Tensor | None, mask: Any) -> Sequences:
+        known = scope.sequences
+        if known is None:  # `generate` of TransformerLens: its first call reads the prompts
+            known = scope.sequences = Sequences(rows, length, ids=ids, mask=mask, padding=self._padding, generated=True)
+        elif not scope.began and length == known.width and rows % known.rows == 0:
+            each = rows // known.rows  # the rows of one prompt follow each other
+            whole = isinstance(mask, Tensor) and mask.shape == (rows, length)
+            known.also(None if ids is None else ids[::each], mask[::each] if whole else None)
+        return known
+
+    def _note_output(self, module: Any, arguments: tuple[Any, ...], output: Any) -> None:
+        """Remember whose tokens a cache holds that the model made itself."""
+        call = self.current
+        if call is None or not call.is_whole:
+            return
+        cache = next((found for name in _CACHES if (found := getattr(output, name, None)) is not None), None)
+        if cache is not None and (known := self._remember(cache, call.sequences)) is not None:
+            known.fed = call.length
+
+    def _remember(self, cache: Any, sequences: Sequences) -> _Cached | None:
+        key = id(cache)
+
+        def forget(reference: Any) -> None:
+            if (found := self._caches.get(key)) is not None and found.cache is reference:
+                del self._caches[key]
+
+        try:
+            self._caches[key] = found = _Cached(cache, sequences, forget)
+        except TypeError:  # a tuple, say, of which no weak reference can be made
+            return None
+        return found
+
+    @property
+    def _padding(self) -> Padding | None:
+        module = self._module()
+        tokenizer = next(
+            (model.tokenizer for each in self._through if getattr(model := each(), "tokenizer", None) is not None), None
+        )
+        config = getattr(module, "config", None)
+        ids = {
+            name: getattr(tokenizer, name, None) if tokenizer is not None else getattr(config, name, None)
+            for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+        }
+        pad = ids.pop("pad_token_id")
+        others = {each for found in ids.values() for each in (found if isinstance(found, list | tuple) else [found])}
+        return None if not isinstance(pad, int) else Padding(pad, pad in others)
+
+    # --- generate -----------------------------------------------------------------------------------------------------------
+
+    def scope_of(self, named: Mapping[str, Any], arguments: tuple[Any, ...]) -> _Scope:
+        """What a transformers model's `generate` says about its prompts with what it was given."""
+        ids = next(
+            (each for each in (*arguments[:1], named.get("inputs"), named.get("input_ids")) if isinstance(each, Tensor)), None
+        )
+        given = named["inputs_embeds"] if named.get("inputs_embeds") is not None else ids
+        if given is None:
+            return _Scope(self)
+        outer = next((each for each in reversed(_thread.scopes) if each.ids is not None), None)
+        if outer is not None and ids is not None and _continues(ids, outer.ids):
+            return _Scope(self, outer.ids, outer.sequences)  # drafts of assisted decoding
+        mask = named.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        width = given.shape[1] if mask is None else mask.shape[1]
+        padding = self._padding
+        settings = named.get("generation_config")
+        pad = named.get("pad_token_id", getattr(settings, "pad_token_id", None))
+        if isinstance(pad, int):
+            padding = Padding(pad, padding is not None and padding.token == pad and padding.is_ambiguous)
+        whole = ids if given is ids and ids is not None and ids.shape[1] == width else None
+        sequences = Sequences(len(given), width, ids=whole, mask=mask, padding=padding, generated=True)
+        around = next(
+            (each.sequences for each in reversed(_thread.scopes) if each.calls is self and each.sequences is not None), None
+        )
+        if around is not None and around.rows == sequences.rows and around.width == width:
+            sequences.spans = around.spans
+        return _Scope(self, ids, sequences)
+
+
+class _Generate:
+    """A model's `generate` while its calls are observed: the calls that it makes know what it was given."""
+
+    def __init__(self, calls: ModelCalls, model: Any, name: str) -> None:
+        self._calls, self._model, self._name = calls, weakref.ref(model), name
+        self._replaced = model.__dict__.get(name)
+        self.__signature__ = inspect.signature(getattr(model, name))
+        self.__doc__ = getattr(type(model), name).__doc__
+        model.__dict__[name] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model has its own `generate`."""
+        model = self._model()
+        return types.MethodType(getattr(type(model), self._name), memo.get(id(model), model))
+
+    def __reduce__(self) -> Any:
+        """A saved model has its own `generate`."""
+        return getattr, (self._model(), self._name)
+
+    def remove(self) -> None:
+        """Give the model its own `generate` back."""
+        model = self._model()
+        if model is not None and model.__dict__.get(self._name) is self:
+            del model.__dict__[self._name]
+            if self._replaced is not None:
+                model.__dict__[self._name] = self._replaced
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Generate."""
+        model = self._model()
+        function = self._replaced or types.MethodType(getattr(type(model), self._name), model)
+        is_plain = isinstance(model, GenerationMixin)
+        scope = self._calls.scope_of(named, arguments) if is_plain else _Scope(self._calls)
+        if is_plain:  # compiled code would freeze what hooks find out at the first step
+            named.setdefault("disable_compile", True)
+        if self._name == "generate_stream":
+            return self._stream(scope, function(*arguments, **named))
+        _thread.scopes.append(scope)
+        try:
+            return function(*arguments, **named)
+        finally:
+            _thread.scopes.remove(scope)
+
+    @staticmethod
+    def _stream(scope: _Scope, items: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            _thread.scopes.append(scope)
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                _thread.scopes.remove(scope)
+            yield item
+
+
+def _continues(ids: Tensor, prompt: Tensor | None) -> bool:
+    if prompt is None or ids.ndim != 2 or prompt.ndim != 2 or len(ids) != len(prompt) or ids.shape[1] < prompt.shape[1]:
+        return False
+    return torch.equal(ids[:, : prompt.shape[1]].to(prompt.device), prompt)
+
+
+def _length(cache: Any, known: _Cached | None, cache_position: Tensor | None, in_scope: bool) -> int | None:
+    """Number of columns in a cache before a call; None if it does not tell."""
+    if cache is None:
+        return 0
+    if hasattr(cache, "past_keys"):  # HookedTransformer's
+        return int(cache.past_keys.shape[1])
+    if isinstance(cache, tuple | list):
+        return int(cache[0][0].shape[-2])
+    found: Any = None
+    if hasattr(cache, "get_seq_length"):
+        try:
+            found = cache.get_seq_length()
+        except ValueError:  # recurrent states alone have no length
+            found = None
+    if isinstance(found, Tensor):
+        found = known.fed if in_scope and known is not None and found.device.type != "cpu" else int(found)
+    if found is not None:
+        return int(found)
+    if known is not None:
+        return known.fed
+    return 0 if _is_empty(cache) else int(cache_position.flatten()[0]) if cache_position is not None else None
+
+
+def _is_empty(cache: Any) -> bool:
+    """Whether a cache of recurrent states has none yet."""
+    states = [getattr(layer, "has_previous_state", True) for layer in getattr(cache, "layers", [cache])]
+    return not any(any(state.values()) if isinstance(state, dict) else state for state in states)
