@@ -18,7 +18,7 @@ from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, suffix_batch
 from psr_lens.activations.finite import check_finite
 from psr_lens.activations.teacher_forced_pass import Steered, gather, keep, layers_needed, read_batch
-from psr_lens.models import Decoder, HookedModel, device_of, forward, hooked
+from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, forward, hooked
 from psr_lens.models.hook_points import is_pattern
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
 
@@ -184,6 +184,8 @@ class Reading:
     def _shares_prompts(self, triplets: Sequence[Triplet]) -> bool:
         if any(is_pattern(name) for name in self.hooks):
             return False  # a pattern has a column for every token of the context
+        if not can_extend_by_several(self.model):
+            return False
         whole = computed = 0
         seen: set[tuple[int, ...]] = set()
         for triplet in triplets:

@@ -48,7 +48,7 @@ class EvaluationConfig:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """Target coherences and the search for them: `targets`, `at_prompt`, `prompt_margin`, `maximum`, `steps`, `tolerance`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """How answers are drawn: `temperature`, `max_new_tokens`, `seed`, `token_budget`."""
+    """How answers are sampled: the settings of `psr_lens.SamplingConfig`."""
     trait: str = ""
     """Trait, as a label in the table."""
     block: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,31 +17,17 @@ from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import padded
-from psr_lens.errors import InputError
+from psr_lens.errors import InputError, ModelError
+from psr_lens.generation.decoding import Decoding, NotFiniteError, Steered, first_not_finite
 from psr_lens.generation.sampling_config import SamplingConfig as SamplingConfig
 from psr_lens.generation.sampling_config import checked_sampling as checked_sampling
-from psr_lens.generation.token_choice import Ending, TokenChoice
-from psr_lens.models import (
-    Decoder,
-    HookedModel,
-    context_length,
-    device_of,
-    end_tokens,
-    frozen,
-    hook_tables,
-    hooked,
-    spans_known,
-    tokenizer_of,
-)
-from psr_lens.prompts import Context, PromptPair, check_pairs
+from psr_lens.models import HookedModel, context_length, end_tokens, frozen, spans_known, tokenizer_of
+from psr_lens.prompts import Context, PromptPair, Span, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
 from psr_lens.prompts.token_text import decoded
-from psr_lens.replacement import SPANS, Steering, SteeringHooks
+from psr_lens.replacement import SPANS, Steering
 from psr_lens.replacement.steering import check_steering
-
-COMPUTED_ANYWAY: Final = 0.75
-"""Finished sequences leave a batch once at most this share of it is unfinished, provided that no other hooks are on the model."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +73,7 @@ def generate(
 
     Raises:
         InputError: arguments in another order, a prompt that fills the model's context, or not one stream or strength per pair.
-        ModelError: the model has no tokenizer.
+        ModelError: the model has no tokenizer, or its logits are NaN or infinite.
 
     Example:
         >>> psr.generate(model, pairs[:1], pirate, sampling=psr.SamplingConfig(temperature=0))
@@ -99,29 +85,56 @@ def generate(
     strengths = _strengths(alpha, len(pairs))
     streams = _checked_streams(streams, len(pairs))
     tokenizer = tokenizer_of(model)
-    stops = _stop_ids(model, tokenizer)
     responses: dict[int, Response] = {}
-    keep = 0.0 if any(hook_tables(model)) else COMPUTED_ANYWAY
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),
         frozen(model),
         progress_bar(total=len(pairs), desc="sample", unit="response") as bar,
     ):
+        decode = Decoding(model, config, tokenizer, _stop_ids(model, tokenizer))
         for rows in _prompt_batches(pairs, context, config, context_length(model)):
             chosen = [pairs[row] for row in rows]
             tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
-            hooks = SteeringHooks()
-            starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span) for pair in chosen]) for span in SPANS}
-            if replacement is not None:
-                hooks = replacement.hooks(model, strengths if isinstance(strengths, float) else strengths[rows], start=starts)
+            starts = _starts(pairs, rows, tokens.shape[1])
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
-            with hooked(model, hooks), spans_known(model, starts):
-                found = _decode(model, tokens, mask, draws, stops, config, tokenizer, hooks, keep)
+            try:
+                with spans_known(model, starts):
+                    found = decode(tokens, mask, draws, _steered(replacement, strengths, rows, starts))
+            except NotFiniteError as error:
+                row, prompt = rows[error.row], chosen[error.row].ids(context)
+                starts = _starts(pairs, [row], len(prompt))
+                with spans_known(model, starts):
+                    point = first_not_finite(model, [*prompt, *error.ids], _steered(replacement, strengths, [row], starts))
+                raise _not_finite(f"pairs[{row}]", error, point) from None
             for row, ids in zip(rows, found, strict=True):
                 responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
+
+
+def _starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dict[Span, Int[Tensor, " row"]]:
+    """The first position of each span of some of the pairs, padded on the left to `width` tokens."""
+    return {span: torch.tensor([width - pairs[row].span_length(span) for row in rows]) for span in SPANS}
+
+
+def _steered(
+    steering: Steering | None, strengths: float | Tensor, rows: Sequence[int], starts: dict[Span, Int[Tensor, " row"]]
+) -> Steered | None:
+    """What steers some of the pairs."""
+    if steering is None:
+        return None
+    return Steered(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
+
+
+def _not_finite(pair: str, error: NotFiniteError, point: str | None) -> ModelError:
+    where = (
+        "although the residual stream is finite at every layer" if point is None else f"and so is `{point}`, before any later layer"
+    )
+    return ModelError(
+        f"model: the logits for token {len(error.ids)} of the response to {pair} are NaN or infinite, {where}. "
+        "Check the weights, load the model with dtype='bfloat16' or 'float32' if it is in float16, or steer at a smaller alpha."
+    )
 
 
 def _strengths(alpha: Any, count: int) -> float | Float[Tensor, " pair"]:
@@ -177,44 +190,6 @@ def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: Sampl
 def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:
     """One uniform number per step, which is all that sampling a token needs."""
     return torch.from_numpy(np.random.default_rng((config.seed, stream)).random(config.max_new_tokens))
-
-
-def _decode(
-    model: HookedModel,
-    tokens: Int[Tensor, "batch position"],
-    mask: Int[Tensor, "batch position"],
-    draws: Float[Tensor, "batch step"],
-    stops: frozenset[int],
-    config: SamplingConfig,
-    tokenizer: Any,
-    hooks: SteeringHooks,
-    keep: float,
-) -> list[tuple[int, ...]]:
-    device = device_of(model)
-    tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
-    decoder = Decoder(model, len(tokens))
-    choose, ended = TokenChoice(config, tokens, mask, sorted(stops)), Ending(tokenizer, sorted(stops), config.stop, device)
-    steps = min(draws.shape[1], context_length(model) - tokens.shape[1])
-    drawn = tokens.new_full((len(tokens), steps), -1)
-    rows = torch.arange(len(tokens), device=device)
-    unfinished = torch.ones_like(rows, dtype=torch.bool)
-    new = tokens
-    for step in range(steps):
-        chosen = choose(decoder.step(new, mask), drawn[rows, :step], draws[:, step])
-        drawn[rows, step] = torch.where(unfinished, chosen, -1)
-        unfinished &= ~ended(drawn[rows, : step + 1], unfinished)
-        left = int(unfinished.sum())
-        if not left:
-            break
-        new = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if left <= keep * len(rows):
-            kept = unfinished.nonzero().flatten()
-            decoder.select(kept)
-            hooks.select(kept)
-            choose.select(kept)
-            rows, unfinished, new, mask, draws = (each[kept] for each in (rows, unfinished, new, mask, draws))
-    return [tuple(token for token in row if token >= 0) for row in drawn.tolist()]
 
 
 def _stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:

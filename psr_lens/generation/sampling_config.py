@@ -15,9 +15,9 @@ class SamplingConfig:
     """How responses are sampled; each setting means what it means in transformers' `generate`, whose own code carries it out.
 
     Example:
-        >>> settings = psr.SamplingConfig(top_p=0.9, stop=["\\n\\n"], max_new_tokens=40)
+        >>> settings = psr.SamplingConfig(top_p=0.9, stop=["Regards"], max_new_tokens=40)
         >>> settings.stop
-        ('\\n\\n',)
+        ('Regards',)
     """
 
     temperature: float = 1.0

@@ -22,9 +22,10 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
-from psr_lens.models.kv_cache import Decoder
+from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several
 from psr_lens.models.loading import DTYPES, Backend, load_model, load_to_fit_and_answer
 from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
+from psr_lens.models.plain_transformers import has_other_hooks, plain_transformers
 from psr_lens.models.sources import EMBEDDED
 from psr_lens.models.temporary_hooks import TemporaryHooks, hooked
 
@@ -38,8 +39,10 @@ __all__ = [
     "HookedModel",
     "ModelCalls",
     "TemporaryHooks",
+    "TransformersDecoder",
     "all_modules",
     "called_module",
+    "can_extend_by_several",
     "check_model",
     "context_length",
     "device_of",
@@ -51,6 +54,7 @@ __all__ = [
     "frozen",
     "has_hooked_transformer",
     "has_hooks",
+    "has_other_hooks",
     "hook_tables",
     "hooked",
     "is_bridge",
@@ -60,6 +64,7 @@ __all__ = [
     "model_content",
     "model_identity",
     "observer_of",
+    "plain_transformers",
     "processing",
     "processing_differs",
     "spans_known",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any, Final, cast
 
 import torch
@@ -10,8 +11,11 @@ import torch
 from psr_lens.models.hooked_model import HookedModel, is_bridge
 
 OLD_NAME: Final = "past_key_values"
+OLD_NAME_OF_STATES: Final = "cache_params"
 NEW_NAME: Final = "cache"
 
+_READ_STATES: Final = ("GatedDeltaNetBridge",)
+"""Components of a bridge that look for recurrent states by themselves."""
 _MENDED: Final = "_psr_lens_takes_the_cache_by_its_new_name"
 
 
@@ -21,26 +25,40 @@ def cache_argument(hf_model: torch.nn.Module) -> str:
 
 
 def carry_cache(model: HookedModel) -> None:
-    """Let a bridge's attention find its cache under the new name too, which TransformerLens up to 4.3 looks for under the old one.
+    """Let a bridge's components find their cache under the new name too, which TransformerLens up to 4.3 looks for under the old ones.
 
     Without it, transformers 5.24 and later decode as if every token were the first. Calling it again has no effect; a
     `HookedTransformer`, and a bridge whose transformers model uses the old name, are left alone.
     """
     if not is_bridge(model) or cache_argument(cast(Any, model).original_model) == OLD_NAME:
         return
-    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
-
     for component in cast(torch.nn.Module, model).modules():
-        # A plain `AttentionBridge` hands its arguments to transformers' own attention, which wants the new name.
-        computes_itself = isinstance(component, AttentionBridge) and type(component).forward is not AttentionBridge.forward
-        if computes_itself and not hasattr(component, _MENDED):
-            component.register_forward_pre_hook(_by_the_old_name, with_kwargs=True)
+        name = _name_inside(component)
+        if name is not None and not hasattr(component, _MENDED):
+            component.register_forward_pre_hook(partial(_renamed, name), with_kwargs=True)
             setattr(component, _MENDED, True)
 
 
-def _by_the_old_name(
-    module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+def is_mend(hook: Any) -> bool:
+    """Whether a hook is one of `carry_cache`."""
+    return isinstance(hook, partial) and hook.func is _renamed
+
+
+def _name_inside(component: torch.nn.Module) -> str | None:
+    """The name under which a component of a bridge looks for its cache, if it looks for it by itself."""
+    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+
+    if type(component).__name__ in _READ_STATES:
+        return OLD_NAME_OF_STATES
+    # A plain `AttentionBridge` hands its arguments to transformers' own attention, which wants the new name.
+    if isinstance(component, AttentionBridge) and type(component).forward is not AttentionBridge.forward:
+        return OLD_NAME
+    return None
+
+
+def _renamed(
+    old: str, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if NEW_NAME not in named:
         return None
-    return arguments, {OLD_NAME if name == NEW_NAME else name: value for name, value in named.items()}
+    return arguments, {old if name == NEW_NAME else name: value for name, value in named.items()}

@@ -9,10 +9,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from psr_lens.errors import ModelError
 from psr_lens.models.cache_argument import cache_argument, carry_cache
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
+
+
+def can_extend_by_several(model: HookedModel) -> bool:
+    """Whether several tokens may follow a prefix in one step: transformers' recurrent layers may start from zero then."""
+    if not is_bridge(model):
+        return True
+    return not any(
+        hasattr(layer, "recurrent_states") for layer in DynamicCache(config=cast(Any, model).original_model.config).layers
+    )
 
 
 class Decoder:
@@ -101,15 +111,18 @@ class _State:
         self._name = next((name for name in (cache_argument(hf_model), "cache_params") if name in self._known), None)
         if self._name is None:
             raise ModelError(
-                f"model: {type(hf_model).__name__} takes no cache, so its responses cannot be sampled token by token. "
-                "Read it with `psr_lens.capture`, or take another model."
+                f"model: {type(hf_model).__name__} takes no cache of transformers' kinds, so its state cannot be carried from token to "
+                "token, and no responses can be sampled. `load_model(…, verify=False)` loads it for reading alone."
             )
         # With the config, each layer gets the cache of its kind: full or sliding attention, a recurrent state.
         self._cache = DynamicCache(config=cast(Any, hf_model).config)
+        self._only_recurrent = bool(self._cache.layers) and not any(map(_has_keys, self._cache.layers))
 
     def arguments(self, mask: Int[Tensor, "batch position"], width: int) -> dict[str, Any]:
         """Arguments of a call that adds `width` tokens."""
-        given = {"attention_mask": mask, self._name: self._cache, "use_cache": True}
+        # A recurrent layer masks what enters it, and attention the keys of all tokens so far.
+        here = mask[:, -width:] if self._only_recurrent else mask
+        given = {"attention_mask": here, self._name: self._cache, "use_cache": True}
         if "position_ids" in self._known:
             given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
         return cast(dict[str, Any], given)
@@ -117,3 +130,7 @@ class _State:
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Keep the state of some sequences; each layer has its own on its own device."""
         self._cache.reorder_cache(rows)
+
+
+def _has_keys(layer: Any) -> bool:
+    return isinstance(layer, DynamicLayer)

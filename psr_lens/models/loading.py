@@ -142,7 +142,7 @@ class _Loading:
         self._probe: Probe | None = None
 
     def hooked_transformer(self) -> HookedModel:
-        """As a `HookedTransformer`, which copies the weights.
+        """As a `HookedTransformer`, which shares the weights, or copies them if it splits them over several GPUs.
 
         Raises:
             CannotTakeError: that class does not support the model.
@@ -151,7 +151,7 @@ class _Loading:
         # HookedTransformer splits a model over several GPUs by itself.
         self._read(Placement(torch.device("cpu")) if self.placement.n_devices > 1 else self.placement)
         if not quantisation_of(self._plain.config):
-            self._plain.to("cpu")  # a GPU need not hold the weights twice
+            self._plain.to("cpu" if self.placement.n_devices > 1 else self.placement.device)
         model = as_hooked_transformer(self._plain, read_tokenizer(self.source), self.source, self.placement)
         return self._checked(model, "HookedTransformer")
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from psr_lens.errors import ModelError
 from psr_lens.models.placement import Placement
+from psr_lens.models.plain_transformers import share_weights
 from psr_lens.models.sources import Source, is_known
 from psr_lens.models.transformers_model import context_of, in_short, quantisation_of, readable
 
@@ -59,7 +60,7 @@ def _empty_tokenizer() -> Any:
 
 
 def as_hooked_transformer(plain: Any, tokenizer: Any, source: Source, placement: Placement) -> Any:
-    """A `HookedTransformer` with a copy of the weights, unprocessed.
+    """A `HookedTransformer`, unprocessed, whose weights are views of the transformers model's where they can be.
 
     Raises:
         CannotTakeError: that class does not support the model.
@@ -88,7 +89,10 @@ def as_hooked_transformer(plain: Any, tokenizer: Any, source: Source, placement:
             f"model: HookedTransformer cannot take {source} ({architecture}: {in_short(error)}). {USE_BRIDGE}"
         ) from error
     model.generation_config = plain.generation_config
-    return model if placement.n_devices > 1 else model.to(placement.device, print_details=False)
+    if placement.n_devices > 1:
+        return model
+    share_weights(model, plain, state)
+    return model.to(placement.device, print_details=False)
 
 
 def _known_config(plain: Any, source: Source, placement: Placement) -> Any:

@@ -11,7 +11,7 @@ from helpers import CONTEXT, assert_unchanged, pairs_of, random_replacement, rep
 import psr_lens as psr
 from psr_lens.generation.sampled_triplets import judged_triplets
 from psr_lens.generation.sampling import Response, SamplingConfig
-from psr_lens.models import Decoder, hook_tables
+from psr_lens.models import TransformersDecoder, hook_tables
 from psr_lens.prompts import PromptPair
 from psr_lens.results.judgement import Judgement
 
@@ -109,8 +109,8 @@ def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength
     model, strengths, config = shipped.model, np.linspace(0, 1.5, 8), SamplingConfig(max_new_tokens=40, seed=3)
     pairs = [pair for trait in ("brief", "pirate") for pair in pairs_of(model, 4, trait=trait)]
     steering = steerings(model)[sort]
-    sizes, real = [], Decoder.select
-    monkeypatch.setattr(Decoder, "select", lambda decoder, rows: (sizes.append(len(rows)), real(decoder, rows)))
+    sizes, real = [], TransformersDecoder.select
+    monkeypatch.setattr(TransformersDecoder, "select", lambda decoder, rows: (sizes.append(len(rows)), real(decoder, rows)))
     together = ids_of(psr.generate(model, pairs, steering, context="prompted", sampling=config, alpha=strengths))
     # Through TransformerLens 4, transformers leaves hooks of its own on the model.
     if not any(hook_tables(model)):

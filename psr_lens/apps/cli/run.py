@@ -54,6 +54,12 @@ def run(
         str | None, typer.Option(help="Questions to evaluate on, not to fit on: a share such as 0.25, or a number.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Maximum length of a response in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Softmax temperature of sampling; 0 takes the likeliest token.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the likeliest tokens whose probabilities add up to this, above 0 and at most 1."),
+    ] = None,
+    place: Annotated[str | None, typer.Option(help="Where the instruction goes: before or after the question.")] = None,
     system: Annotated[str | None, typer.Option(help="System message of both prompts, with and without the instruction.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
     dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
@@ -93,7 +99,10 @@ def run(
                 "backend": backend,
                 "seed": seed,
             },
-            {"sampling": {"max_new_tokens": max_new_tokens}, "chat": {"system": system, "prefix": prefix}},
+            {
+                "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p},
+                "chat": {"system": system, "place": place, "prefix": prefix},
+            },
         )
         settings = read_config(config, given)
         if base_url is not None:

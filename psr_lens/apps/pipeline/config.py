@@ -60,7 +60,7 @@ class RunConfig:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """Target coherences and the search for them (with a judge), as for `psr-lens evaluate`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """How responses and answers are sampled: `temperature`, `max_new_tokens`, `token_budget`."""
+    """How responses and answers are sampled: the settings of `psr_lens.SamplingConfig` but for the seed."""
     chat: Mapping[str, Any] = field(default_factory=dict)
     """How prompts are built: `system_role`, `system`, `place`, `prefix`, `template_kwargs`, as for `prompt_pairs`."""
     dtype: str = "float32"
@@ -135,6 +135,7 @@ class RunConfig:
         if taken := [name for name in methods if name in (NONE, PROMPT, PARAPHRASE)]:
             raise InputError("methods", f"the name {taken[0]!r}", "another name", "It is a row of its own in the tables.")
         sampling = {name: value for name, value in asdict(self.sampled_by()).items() if name != "seed"}
+        sampling["stop"] = list(sampling["stop"])
         chat = {name: value for name, value in asdict(ChatSettings.of(**self.chat)).items() if name != "template_kwargs"}
         return replace(
             self,

@@ -1,0 +1,182 @@
+"""Token by token from a batch of prompts: on plain transformers with the same weights if that gives the same, else on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from psr_lens.errors import ArtifactError, InputError
+from psr_lens.generation.sampling_config import SamplingConfig
+from psr_lens.generation.token_choice import Ending, TokenChoice
+from psr_lens.models import (
+    Decoder,
+    HookedModel,
+    TransformersDecoder,
+    context_length,
+    device_of,
+    forward,
+    has_other_hooks,
+    hooked,
+    plain_transformers,
+)
+from psr_lens.prompts import Span
+from psr_lens.replacement import Steering, SteeringHooks
+
+COMPUTED_ANYWAY: Final = 0.75
+"""Finished sequences leave a batch once at most this share of it is unfinished, provided that no other hooks are on the model."""
+
+
+class NotFiniteError(Exception):
+    """The logits of a response are NaN or infinite."""
+
+    def __init__(self, row: int, ids: list[int]) -> None:
+        """Keep the row of the batch and the response so far."""
+        super().__init__(row)
+        self.row, self.ids = row, ids
+
+
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """What steers a batch."""
+
+    steering: Steering
+    """A replacement or a plan."""
+    alpha: float | Float[Tensor, " batch"]
+    """Strength, one or one per prompt."""
+    start: Mapping[Span, Int[Tensor, " batch"]]
+    """First steered position of each prompt, counted with padding."""
+
+    def hooks(self, model: HookedModel) -> SteeringHooks:
+        """Hooks for a model of TransformerLens."""
+        return self.steering.hooks(model, self.alpha, start=self.start)
+
+
+class Decoding:
+    """Decodes batches of prompts with one model."""
+
+    def __init__(self, model: HookedModel, config: SamplingConfig, tokenizer: Any, stops: frozenset[int]) -> None:
+        """Find the fastest way that gives the same responses.
+
+        Args:
+            model: The model, in evaluation mode.
+            config: How tokens are sampled.
+            tokenizer: Gives the responses' texts.
+            stops: Ids of the tokens that end a response.
+        """
+        self._model, self._config, self._tokenizer, self._stops = model, config, tokenizer, sorted(stops)
+        self._plain = plain_transformers(model)
+        self._keep = 0.0 if self._plain is None and has_other_hooks(model) else COMPUTED_ANYWAY
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        draws: Float[Tensor, "batch step"],
+        steered: Steered | None,
+    ) -> list[tuple[int, ...]]:
+        """The responses to a batch of prompts, padded on the left.
+
+        Args:
+            tokens: The prompts.
+            mask: 1 where a token is real, 0 on padding.
+            draws: A uniform number for each token that may be sampled.
+            steered: What steers the model, if anything.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
+        """
+        device = device_of(self._model)
+        tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
+        with self._decoder(len(tokens), steered) as (step, select):
+            return self._decode(tokens, mask, draws, step, select)
+
+    @contextmanager
+    def _decoder(self, batch: int, steered: Steered | None) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None]]]:
+        """What makes a step, and what continues with some of the sequences."""
+        attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
+        if self._plain is not None and (steered is None or attached is not None):
+            decoder = TransformersDecoder(self._plain)
+            with attached or nullcontext():
+                yield decoder.step, _both(decoder.select, attached.select) if attached else decoder.select
+            return
+        hooks = SteeringHooks() if steered is None else steered.hooks(self._model)
+        own = Decoder(self._model, batch)
+        with hooked(self._model, hooks):
+            yield own.step, _both(own.select, hooks.select)
+
+    def _decode(
+        self, tokens: Tensor, mask: Tensor, draws: Tensor, step: Callable[..., Tensor], select: Callable[[Tensor], None]
+    ) -> list[tuple[int, ...]]:
+        device = tokens.device
+        choose = TokenChoice(self._config, tokens, mask, self._stops)
+        ended = Ending(self._tokenizer, self._stops, self._config.stop, device)
+        steps = min(draws.shape[1], context_length(self._model) - tokens.shape[1])
+        drawn = tokens.new_zeros(len(tokens), steps)
+        lengths = tokens.new_full((len(tokens),), steps)
+        rows = torch.arange(len(tokens), device=device)
+        unfinished = torch.ones_like(rows, dtype=torch.bool)
+        new = tokens
+        for place in range(steps):
+            logits = step(new, mask)
+            # The largest logit is NaN or infinite if any is NaN or +∞, or if all are −∞; some are −∞ by right.
+            wrong = unfinished & ~logits.max(-1).values.isfinite()
+            chosen = choose(logits, drawn[rows, :place], draws[:, place])
+            drawn[rows, place] = chosen
+            ending = unfinished & ended(drawn[rows, : place + 1], unfinished)
+            lengths[rows[ending]] = place + 1
+            unfinished &= ~ending
+            left, broken = torch.stack([unfinished.sum(), wrong.sum()]).tolist()
+            if broken:
+                row = int(rows[wrong.nonzero()[0, 0]])
+                raise NotFiniteError(row, drawn[row, :place].tolist())
+            if not left:
+                break
+            new = chosen[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            if left <= self._keep * len(rows):
+                kept = unfinished.nonzero().flatten()
+                select(kept)
+                choose.select(kept)
+                rows, unfinished, new, mask, draws = (each[kept] for each in (rows, unfinished, new, mask, draws))
+        return [tuple(row[:length]) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
+
+
+def _attached(plain: nn.Module, steered: Steered) -> Any:
+    """The replacement attached to plain transformers; None if it cannot be: its own hooks act, or say what is wrong."""
+    try:
+        return steered.steering.attach(plain, steered.alpha, start=steered.start)
+    except (InputError, ArtifactError):
+        return None
+
+
+def _both(one: Callable[[Tensor], None], other: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    def select(rows: Tensor) -> None:
+        one(rows)
+        other(rows)
+
+    return select
+
+
+def first_not_finite(model: HookedModel, ids: list[int], steered: Steered | None) -> str | None:
+    """The first hook point at which the residual stream of a sequence is NaN or infinite; None if it is finite at each layer."""
+    found: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(activation: Tensor, hook: Any) -> None:
+            if not found and not bool(activation.isfinite().all()):
+                found.append(name)
+
+        return hook
+
+    names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(int(model.cfg.n_layers)))]
+    hooks = SteeringHooks() if steered is None else steered.hooks(model)
+    tokens = torch.tensor([ids], device=device_of(model))
+    with torch.no_grad(), hooked(model, hooks), hooked(model, [(name, note(name)) for name in names]):
+        forward(model, tokens, torch.ones_like(tokens))
+    return found[0] if found else None

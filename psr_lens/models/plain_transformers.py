@@ -1,0 +1,214 @@
+"""The plain transformers model behind a model of TransformerLens, on the same weights: it gives the same logits in less time.
+
+A bridge has wrapped the modules of one; they are taken out of their wrappers, at each call anew, so that whatever was changed is seen. A
+`HookedTransformer` keeps the one that it was loaded from, whose weights its own are views of, and is compared with it at each call.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from psr_lens.models.cache_argument import is_mend
+from psr_lens.models.forward_pass import forward
+from psr_lens.models.hooked_model import HookedModel, all_modules, device_of, is_bridge, is_spread
+
+_TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""Largest difference of logits that counts as rounding, relative to the largest logit, by data type."""
+_TOLERANCE_ELSEWHERE: Final = 3e-2
+_PROBE: Final = (2, 8)
+
+_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOK_FLAGS: Final = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+
+
+def plain_transformers(model: HookedModel) -> nn.Module | None:
+    """A plain transformers model in evaluation mode with the same weights and the same logits, to be used at once and not kept.
+
+    Returns:
+        The model, whose modules are the caller's own; None if there is none, or if something stands in the way: a hook of anyone's on the
+        model, weights that were processed or replaced, layers on several devices, or logits that differ on a probe.
+    """
+    if is_spread(model) or has_other_hooks(model):
+        return None
+    found = _unwrapped(model) if is_bridge(model) else _origin(model)
+    if found is None:
+        return None
+    if model not in _agrees:
+        _agrees[model] = _same_logits(model, found)
+    return found if _agrees[model] else None
+
+
+def has_other_hooks(model: HookedModel) -> bool:
+    """Whether there is any hook on the model beside those of TransformerLens and transformers themselves, which edit nothing."""
+    for module in all_modules(model):
+        if module._forward_hooks or module._forward_pre_hooks:
+            hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+            # On a hook point, TransformerLens wraps the hooks of others in its own.
+            if isinstance(module, HookPoint) or not all(map(_is_harmless, hooks)):
+                return True
+    return False
+
+
+def _is_harmless(hook: Any) -> bool:
+    return is_mend(hook) or str(getattr(hook, "__module__", "")).startswith(("transformer_lens.", "transformers."))
+
+
+_agrees: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def _same_logits(model: HookedModel, plain: nn.Module) -> bool:
+    size = int(cast(Any, plain).config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(min(size, int(model.cfg.d_vocab)), _PROBE, generator=generator).to(device_of(model))
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        wanted = forward(model, tokens, mask)[mask.bool()]
+        takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
+        given = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if takes_positions else {}
+        found = cast(Any, plain)(input_ids=tokens, attention_mask=mask, use_cache=False, **given).logits[mask.bool()]
+    size = min(wanted.shape[-1], found.shape[-1])
+    difference = (wanted[:, :size] - found[:, :size]).float().abs().max()
+    return bool(difference <= _TOLERANCE.get(wanted.dtype, _TOLERANCE_ELSEWHERE) * wanted.float().abs().max())
+
+
+# --- TransformerBridge ------------------------------------------------------------------------------------------------------
+
+
+def _unwrapped(bridge: HookedModel) -> nn.Module | None:
+    """The bridge's transformers model without the wrappers around its modules; weights and buffers are the same objects."""
+    if getattr(bridge, "compatibility_mode", False) or getattr(bridge, "_weights_processed", False):
+        return None  # norms are folded into other weights
+    original = cast(Any, bridge).original_model
+    if any(hasattr(module, "_hf_hook") for module in original.modules()):
+        return None  # accelerate moves weights between calls
+    found = _Unwrapping(original.config, _own_config(original)).of(original)
+    # A bridge computes with views of some weights, which may have been replaced.
+    storages = set(map(_storage, found.parameters()))
+    return found if all(_storage(each) in storages for each in bridge.parameters()) else None
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _own_config(hf_model: Any) -> Any:
+    """The config with the attention that transformers itself would choose; a bridge asks for the one that returns its patterns."""
+    config = copy.copy(hf_model.config)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    config._attn_implementation = "sdpa" if type(hf_model)._supports_sdpa and not capped else "eager"
+    config.output_attentions = False
+    return config
+
+
+class _Unwrapping:
+    """Copies modules without their hooks, but not what they hold; a module in several places is copied once."""
+
+    def __init__(self, original: Any, config: Any) -> None:
+        self._original, self._config = original, config
+        self._copies: dict[int, nn.Module] = {}
+
+    def of(self, module: nn.Module) -> nn.Module:
+        """The copy of a module, and of those inside it."""
+        while isinstance(wrapped := module._modules.get("_original_component"), nn.Module):
+            module = wrapped
+        if id(module) in self._copies:
+            return self._copies[id(module)]
+        made = self._copies[id(module)] = object.__new__(type(module))
+        # A wrapper may have replaced the method of the module that it wraps.
+        made.__dict__.update({name: value for name, value in module.__dict__.items() if name != "forward"})
+        made.__dict__.update({name: OrderedDict() for name in (*_HOOKS, *_HOOK_FLAGS) if name in module.__dict__})
+        made.__dict__["training"] = False
+        if module.__dict__.get("config") is self._original:
+            made.__dict__["config"] = self._config
+        made.__dict__["_modules"] = {name: None if child is None else self.of(child) for name, child in module._modules.items()}
+        return made
+
+
+# --- HookedTransformer ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """What a `HookedTransformer` was loaded from, and what it was like then."""
+
+    plain: Any
+    """The transformers model."""
+    weights: Mapping[str, Tensor]
+    """Its weights under TransformerLens's names: views of the transformers model's where that has them, else copies."""
+    shared: frozenset[str]
+    """Names of the weights that are those views."""
+    modules: tuple[tuple[str, type], ...]
+    """Names and classes of its modules."""
+    settings: Mapping[str, Any]
+    """Its config."""
+
+
+_origins: weakref.WeakKeyDictionary[Any, _Origin] = weakref.WeakKeyDictionary()
+
+
+def share_weights(model: HookedModel, plain: nn.Module, converted: Mapping[str, Tensor]) -> None:
+    """Let a `HookedTransformer`'s weights be views of those of the transformers model that it was loaded from, where they can.
+
+    That takes no more memory than before, keeps the transformers model usable, and saves TransformerLens copying weights at every call,
+    since the views are in memory as its matrix products want them.
+
+    Args:
+        model: The model, with the weights loaded.
+        plain: The transformers model, on the device that the model is to be on.
+        converted: The transformers model's weights under TransformerLens's names and in its shapes, as the model has loaded them.
+    """
+    module = cast(nn.Module, model)
+    storages = set(map(_storage, plain.parameters()))
+    shared: dict[str, int] = {}
+    weights = {}
+    for name, parameter in module.named_parameters():
+        view = converted.get(name)
+        if view is None or _storage(view) not in storages or (view.shape, view.dtype) != (parameter.shape, parameter.dtype):
+            weights[name] = parameter.detach().clone()
+            continue
+        weights[name] = view.detach()
+        if view.data_ptr() in shared.values():  # tied weights, of which the user may change one
+            parameter.data = view.detach().clone()
+        else:
+            parameter.data = view.detach()
+            shared[name] = view.data_ptr()
+    _origins[model] = _Origin(plain, weights, frozenset(shared), _modules_of(module), _settings_of(model))
+
+
+def _modules_of(model: nn.Module) -> tuple[tuple[str, type], ...]:
+    return tuple((name, type(module)) for name, module in model.named_modules())
+
+
+def _settings_of(model: HookedModel) -> dict[str, Any]:
+    """The config but for the model's name and for switches that add hook points."""
+    return {name: value for name, value in vars(model.cfg).items() if name != "model_name" and not name.startswith("use_attn_")}
+
+
+def _origin(model: HookedModel) -> nn.Module | None:
+    """The transformers model that a `HookedTransformer` was loaded from, if it still computes the same."""
+    origin = _origins.get(model)
+    if origin is None or _modules_of(cast(nn.Module, model)) != origin.modules or _settings_of(model) != origin.settings:
+        return None
+    weights = dict(cast(nn.Module, model).named_parameters())
+    if weights.keys() != origin.weights.keys():
+        return None
+    for name, parameter in weights.items():
+        known = origin.weights[name]
+        if name in origin.shared:
+            same = parameter.data_ptr() == known.data_ptr() and parameter.stride() == known.stride()
+        else:
+            same = parameter.dtype == known.dtype and torch.equal(parameter, known.to(parameter.device))
+        if not same or parameter.shape != known.shape:
+            return None
+    return _Unwrapping(origin.plain.config, origin.plain.config).of(origin.plain)
