@@ -12,7 +12,7 @@ from psr_lens.errors import InputError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How responses are sampled; each setting means what it means in transformers' `generate`, whose own code carries it out.
+    r"""How responses are sampled; each setting means what it means in transformers' `generate`, whose own code carries it out.
 
     Example:
         >>> settings = psr.SamplingConfig(top_p=0.9, stop=["Regards"], max_new_tokens=40)
