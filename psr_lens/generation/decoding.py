@@ -21,7 +21,7 @@ from psr_lens.models import (
     context_length,
     device_of,
     forward,
-    has_other_hooks,
+    has_hooks,
     hooked,
     plain_transformers,
 )
@@ -71,7 +71,7 @@ class Decoding:
         """
         self._model, self._config, self._tokenizer, self._stops = model, config, tokenizer, sorted(stops)
         self._plain = plain_transformers(model)
-        self._keep = 0.0 if self._plain is None and has_other_hooks(model) else COMPUTED_ANYWAY
+        self._keep = 0.0 if self._plain is None and has_hooks(model) else COMPUTED_ANYWAY
 
     def __call__(
         self,

@@ -5,7 +5,7 @@ differences (masks, caches, positions, aliases, placement, processed weights) ar
 """
 
 from psr_lens.models.call_positions import Call, Columns, start_needed
-from psr_lens.models.content import has_hooks, model_content
+from psr_lens.models.content import model_content
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.forward_pass import forward, frozen
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
@@ -25,7 +25,8 @@ from psr_lens.models.hooked_model import (
 from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several
 from psr_lens.models.loading import DTYPES, Backend, load_model, load_to_fit_and_answer
 from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
-from psr_lens.models.plain_transformers import has_other_hooks, plain_transformers
+from psr_lens.models.other_hooks import has_hooks
+from psr_lens.models.plain_model import plain_transformers
 from psr_lens.models.sources import EMBEDDED
 from psr_lens.models.temporary_hooks import TemporaryHooks, hooked
 
@@ -54,7 +55,6 @@ __all__ = [
     "frozen",
     "has_hooked_transformer",
     "has_hooks",
-    "has_other_hooks",
     "hook_tables",
     "hooked",
     "is_bridge",

@@ -39,11 +39,6 @@ def carry_cache(model: HookedModel) -> None:
             setattr(component, _MENDED, True)
 
 
-def is_mend(hook: Any) -> bool:
-    """Whether a hook is one of `carry_cache`."""
-    return isinstance(hook, partial) and hook.func is _renamed
-
-
 def _name_inside(component: torch.nn.Module) -> str | None:
     """The name under which a component of a bridge looks for its cache, if it looks for it by itself."""
     from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge

@@ -6,7 +6,6 @@ stay the same would be wrong after `weight.data[0] = 0` or an edit through numpy
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,12 @@ import torch
 import xxhash
 from torch import Tensor
 
-from psr_lens._utils.digests import digest_of, raw_bytes
+from psr_lens._utils.digests import digest_of
+from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.errors import ModelError
 from psr_lens.models.fingerprints import model_identity
-from psr_lens.models.hooked_model import HookedModel, all_modules, called_module, end_tokens, tokenizer_of
+from psr_lens.models.hooked_model import HookedModel, called_module, end_tokens, tokenizer_of
+from psr_lens.models.other_hooks import module_has_hooks
 
 _ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_name", "name_or_path", "_name_or_path"})
 """Entries of a config that say only where a model is or was."""
@@ -83,25 +84,6 @@ def weights_digest(*modules: torch.nn.Module) -> str:
     return found.hexdigest()
 
 
-def has_hooks(model: HookedModel) -> bool:
-    """Whether hooks may change what the model computes, whoever added them, through TransformerLens or torch.
-
-    A bridge's own hooks on the modules that it wraps do not count: they are the same whenever it is loaded.
-    """
-    points = {id(point) for point in model.hook_dict.values()}
-    return any(each._forward_hooks or each._forward_pre_hooks for each in model.hook_dict.values()) or any(
-        module_has_hooks(module) for module in all_modules(model) if id(module) not in points
-    )
-
-
-def module_has_hooks(module: torch.nn.Module) -> bool:
-    """Whether a module, without its children, has forward hooks other than TransformerLens's own, or hooks are set on all modules."""
-    shared = torch.nn.modules.module
-    if shared._global_forward_hooks or shared._global_forward_pre_hooks:
-        return True
-    return any(not _is_of_transformer_lens(hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
-
-
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """xxh3_128 of everything that decides a text's token ids; 32 hexadecimal digits.
 
@@ -142,12 +124,6 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     # Not the module's own methods: a bridge replaces them.
     yield from torch.nn.Module.named_parameters(module, remove_duplicate=False)
     yield from torch.nn.Module.named_buffers(module, remove_duplicate=False)
-
-
-def _is_of_transformer_lens(hook: Any) -> bool:
-    while isinstance(hook, functools.partial):
-        hook = hook.func
-    return str(getattr(hook, "__module__", None)).startswith("transformer_lens.")
 
 
 def _special(tokenizer: Any) -> dict[str, str]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from psr_lens.errors import ModelError
 from psr_lens.models.placement import Placement
-from psr_lens.models.plain_transformers import share_weights
+from psr_lens.models.plain_model import share_weights
 from psr_lens.models.sources import Source, is_known
 from psr_lens.models.transformers_model import context_of, in_short, quantisation_of, readable
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import xxhash
 
-from psr_lens._utils.digests import digest_of, raw_bytes
+from psr_lens._utils.digests import digest_of
+from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.replacement.site import Site
 from psr_lens.replacement.spec import ReplacementSpec
 

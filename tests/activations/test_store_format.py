@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from stores import HOOKS, SPEC_PARTS, bytes_of, spec_of, triplet_of, write_store
 
-from psr_lens._utils.digests import raw_bytes
+from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.activations.paired_passes import Reading
 from psr_lens.activations.store import Store, StoreSpec, StoreWriter, plan_shards, tokenizer_fingerprint, triplet_id
 from psr_lens.activations.store.files import Layout, read_checksums, verify_file

@@ -291,7 +291,7 @@ def test_questions_come_as_text_lines_or_pairs_and_repeated_ones_once(tmp_path):
         (["--held-out", "1.5"], "held_out: got 1.5, expected a share"),
         (["--held-out", "half"], "held_out: got 'half', expected a share"),
         (["--limit", "1"], "limit: got 1, expected a whole number of at least 2"),
-        (["--dtype", "int8"], "dtype: got 'int8', expected one of float32, bfloat16, float16"),
+        (["--dtype", "int8"], "dtype: got 'int8', expected one of auto, float32, bfloat16, float16"),
         (["--backend", "jax"], "backend: got 'jax', expected one of"),
         (["--judge", "jury"], "judge: got 'jury', expected one of"),
         (["--seed", "-1"], "seed: got -1, expected a whole number"),

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from helpers import assert_unchanged, pairs_of, random_replacement, random_triplets, state_of
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import psr_lens as psr
 from psr_lens import patching
@@ -98,16 +99,18 @@ class Interrupted:
 
     def __init__(self, model, monkeypatch):
         self.passes, self.at = 0, None
-        point = model.hook_dict["blocks.1.hook_resid_post"]
-        forward = point.forward
+        # Sampling runs on plain transformers.
+        for place in (model.hook_dict["blocks.1.hook_resid_post"], LlamaDecoderLayer):
+            monkeypatch.setattr(place, "forward", self._counted(place.forward))
 
+    def _counted(self, forward):
         def counted(*args, **kwargs):
             self.passes += 1
             if self.passes - 1 == self.at:
                 raise KeyboardInterrupt
             return forward(*args, **kwargs)
 
-        monkeypatch.setattr(point, "forward", counted)
+        return counted
 
     def during(self, at):
         """Interrupt the pass of this number, from 0; None for no interruption."""

@@ -20,7 +20,8 @@ import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
-from psr_lens._utils.digests import digest_of, raw_bytes
+from psr_lens._utils.digests import digest_of
+from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.activations.paired_passes import Difference, Reading
 from psr_lens.activations.store.files import RESUME, Layout, verify_file
 from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards

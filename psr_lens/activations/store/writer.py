@@ -14,7 +14,7 @@ import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens._utils.digests import raw_bytes
+from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.activations.store.files import Layout, verify_file, write_parts
 from psr_lens.activations.store.format import (
     MANIFEST_FILE,

@@ -16,11 +16,10 @@ from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
-from psr_lens.models.cache_argument import is_mend
 from psr_lens.models.forward_pass import forward
-from psr_lens.models.hooked_model import HookedModel, all_modules, device_of, is_bridge, is_spread
+from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_spread
+from psr_lens.models.other_hooks import has_hooks
 
 _TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference of logits that counts as rounding, relative to the largest logit, by data type."""
@@ -38,7 +37,7 @@ def plain_transformers(model: HookedModel) -> nn.Module | None:
         The model, whose modules are the caller's own; None if there is none, or if something stands in the way: a hook of anyone's on the
         model, weights that were processed or replaced, layers on several devices, or logits that differ on a probe.
     """
-    if is_spread(model) or has_other_hooks(model):
+    if is_spread(model) or has_hooks(model):
         return None
     found = _unwrapped(model) if is_bridge(model) else _origin(model)
     if found is None:
@@ -46,21 +45,6 @@ def plain_transformers(model: HookedModel) -> nn.Module | None:
     if model not in _agrees:
         _agrees[model] = _same_logits(model, found)
     return found if _agrees[model] else None
-
-
-def has_other_hooks(model: HookedModel) -> bool:
-    """Whether there is any hook on the model beside those of TransformerLens and transformers themselves, which edit nothing."""
-    for module in all_modules(model):
-        if module._forward_hooks or module._forward_pre_hooks:
-            hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-            # On a hook point, TransformerLens wraps the hooks of others in its own.
-            if isinstance(module, HookPoint) or not all(map(_is_harmless, hooks)):
-                return True
-    return False
-
-
-def _is_harmless(hook: Any) -> bool:
-    return is_mend(hook) or str(getattr(hook, "__module__", "")).startswith(("transformer_lens.", "transformers."))
 
 
 _agrees: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
