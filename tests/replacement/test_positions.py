@@ -177,6 +177,7 @@ def test_a_first_chunk_and_the_rest_are_steered_from_the_given_start(case):
     cache = new_cache(case.model)
     with torch.no_grad(), warnings.catch_warnings(), replacement.steer(case.model, start=7):
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`past_key_values` is deprecated")  # from transformers 5.24 on
         found = [behind(case.model, cache, TEXT[:4], 0), behind(case.model, cache, TEXT[4:10], 4)]
     torch.testing.assert_close(torch.cat(found), at(case, TEXT[:10], 7, replacement), **TOLERANCE)
 
