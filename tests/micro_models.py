@@ -8,6 +8,8 @@ from typing import Any, Final, NamedTuple
 import torch
 import transformers
 
+from psr_lens.replacement import Replacement, Site
+
 VOCABULARY: Final = 48
 LAYERS: Final = 2
 HEADS: Final = 2
@@ -106,3 +108,10 @@ def micro_model(kind: str, seed: int = 0) -> Any:
             parameter.normal_(mean=1.0 if is_norm and not kind.startswith("Gemma") else 0.0, std=0.12 if is_norm else 0.3)
     model.generation_config.eos_token_id = None  # every answer is as long as the others
     return model.eval().requires_grad_(False)
+
+
+def micro_replacement(**settings: Any) -> Replacement:
+    """A random replacement at the last layer of a micro model; `settings` are those of `Replacement`."""
+    generator = torch.Generator().manual_seed(0)
+    z, w, b = (torch.randn(*shape, generator=generator) for shape in ((1, 16), (1, 16), (1,)))
+    return Replacement({"blocks.1.hook_resid_post": Site(z, w, b, "relu")}, settings.pop("span", "R"), "drawn", {}, **settings)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from psr_lens.errors import ModelError
@@ -28,9 +28,14 @@ def check_finite(activations: Mapping[str, Float[Tensor, "..."]], remedy: str = 
             raise ModelError(f"{name}: the activations are not all finite. {remedy}")
 
 
+def finite_rows(logits: Float[Tensor, "*row d_vocab"]) -> Bool[Tensor, "*row"]:
+    """Whether no logit of a row is NaN or +∞, and not all are −∞, which is a token that is impossible."""
+    return logits.amax(-1).isfinite()  # NaN is the largest
+
+
 def finite_logits(logits: Float[Tensor, "*row d_vocab"]) -> bool:
-    """Whether no logit is NaN or +∞, and not all of a row −∞, which is a token that is impossible."""
-    return bool(logits.amax(-1).isfinite().all())
+    """Whether all rows are finite, see `finite_rows`."""
+    return bool(finite_rows(logits).all())
 
 
 def check_logits(logits: Float[Tensor, "*row d_vocab"]) -> None:

@@ -84,7 +84,7 @@ def fit(
 
     def finished(trained: Trained) -> Replacement:
         for name, site in trained.sites.items():
-            if not all(bool(part.isfinite().all()) for part in (site.directions, site.weights, site.bias)):
+            if not site.is_finite:
                 raise FitError(f"{config.solver}: the fit at {name} is not finite. Load the model in float32 or bfloat16.")
         starts = {len(triplet.pair.base_ids) - triplet.pair.question_length for triplet in triplets}
         return Replacement(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from psr_lens.activations.finite import finite_rows
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.generation.sampling_config import SamplingConfig
 from psr_lens.generation.token_choice import Ending, TokenChoice
@@ -124,8 +125,7 @@ class Decoding:
         new = tokens
         for place in range(steps):
             logits = step(new, mask)
-            # The largest logit is NaN or infinite if any is NaN or +∞, or if all are −∞; some are −∞ by right.
-            wrong = unfinished & ~logits.max(-1).values.isfinite()
+            wrong = unfinished & ~finite_rows(logits)
             chosen = choose(logits, drawn[rows, :place], draws[:, place])
             drawn[rows, place] = chosen
             ending = unfinished & ended(drawn[rows, : place + 1], unfinished)

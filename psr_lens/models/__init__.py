@@ -4,7 +4,7 @@
 differences (masks, caches, positions, aliases, placement, processed weights) are handled here and nowhere else.
 """
 
-from psr_lens.models.call_positions import Call, Columns, start_needed
+from psr_lens.models.call_positions import Call, Columns
 from psr_lens.models.content import model_content
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.forward_pass import forward, frozen
@@ -68,6 +68,5 @@ __all__ = [
     "processing",
     "processing_differs",
     "spans_known",
-    "start_needed",
     "tokenizer_of",
 ]

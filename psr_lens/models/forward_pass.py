@@ -34,6 +34,11 @@ def forward(
     return cast(Tensor, model(tokens, attention_mask=mask, stop_at_layer=stop_at_layer)).to(tokens.device)
 
 
+def position_ids(mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
+    """The position that a transformers model is to give each token: tokens are counted, padding is not."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
 @contextmanager
 def frozen(model: HookedModel) -> Iterator[None]:
     """Evaluation mode and no gradients to the weights inside a `with` block; both are restored afterwards."""

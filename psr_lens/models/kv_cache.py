@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from psr_lens.errors import ModelError
 from psr_lens.models.cache_argument import cache_argument, carry_cache
+from psr_lens.models.forward_pass import position_ids
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
 
 
@@ -124,7 +125,7 @@ class _State:
         here = mask[:, -width:] if self._only_recurrent else mask
         given = {"attention_mask": here, self._name: self._cache, "use_cache": True}
         if "position_ids" in self._known:
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+            given["position_ids"] = position_ids(mask)[:, -width:]
         return cast(dict[str, Any], given)
 
     def select(self, rows: Int[Tensor, " row"]) -> None:

@@ -14,7 +14,7 @@ from psr_lens.models.cache_argument import carry_cache
 from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, find_source
-from psr_lens.models.transformers_model import quantisation_of, read_tokenizer, read_weights, readable
+from psr_lens.models.transformers_model import read_tokenizer, read_weights, readable
 from psr_lens.models.verification import OTHERS_MAY_AGREE, DisagreementError, Probe, probe_of, record_verification, verify_model
 from psr_lens.models.wrapping import USE_BRIDGE, CannotTakeError, as_bridge, as_hooked_transformer, toy_model
 
@@ -150,8 +150,6 @@ class _Loading:
         """
         # HookedTransformer splits a model over several GPUs by itself.
         self._read(Placement(torch.device("cpu")) if self.placement.n_devices > 1 else self.placement)
-        if not quantisation_of(self._plain.config):
-            self._plain.to("cpu" if self.placement.n_devices > 1 else self.placement.device)
         model = as_hooked_transformer(self._plain, read_tokenizer(self.source), self.source, self.placement)
         return self._checked(model, "HookedTransformer")
 
@@ -165,8 +163,6 @@ class _Loading:
         if self.placement.n_devices > 1:
             self._plain = None
         self._read(self.placement)
-        if not self.placement.is_spread and not quantisation_of(self._plain.config):
-            self._plain.to(self.placement.device)
         return self._checked(as_bridge(self._plain, read_tokenizer(self.source), self.source), "TransformerBridge")
 
     def of_transformer_lens(self, hooked: bool) -> HookedModel:

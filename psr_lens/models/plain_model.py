@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from psr_lens.models.forward_pass import forward
+from psr_lens.models.forward_pass import forward, position_ids
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_spread
 from psr_lens.models.other_hooks import has_hooks
 
@@ -59,7 +59,7 @@ def _same_logits(model: HookedModel, plain: nn.Module) -> bool:
     with torch.no_grad():
         wanted = forward(model, tokens, mask)[mask.bool()]
         takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
-        given = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if takes_positions else {}
+        given = {"position_ids": position_ids(mask)} if takes_positions else {}
         found = cast(Any, plain)(input_ids=tokens, attention_mask=mask, use_cache=False, **given).logits[mask.bool()]
     size = min(wanted.shape[-1], found.shape[-1])
     difference = (wanted[:, :size] - found[:, :size]).float().abs().max()

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.sequences import padded
 from psr_lens.errors import ModelError
 from psr_lens.models.forward_pass import forward
 from psr_lens.models.hooked_model import HookedModel, device_of
@@ -203,12 +204,9 @@ def _difference(model: HookedModel, probe: Probe, kind: str) -> float:
 
 def _decoded(model: HookedModel, probe: Probe, passage: Passage, lengths: tuple[int, ...]) -> float:
     """The difference at the end of prompts of these lengths, padded on the left, and at the decode steps behind them."""
-    device, width = device_of(model), max(lengths)
-    tokens, mask = (torch.zeros(len(lengths), width, dtype=torch.long) for _ in range(2))
-    for row, length in enumerate(lengths):
-        tokens[row, width - length :], mask[row, width - length :] = passage.ids[:length], 1
+    device = device_of(model)
+    new, mask = padded([passage.ids[:length].tolist() for length in lengths], "left", device)
     decoder, ends = Decoder(model, len(lengths)), torch.tensor(lengths)
-    new, mask = tokens.to(device), mask.to(device)
     found, positions = [], []
     for step in range(_STEPS + 1):
         found.append(decoder.step(new, mask))

@@ -69,9 +69,9 @@ def as_hooked_transformer(plain: Any, tokenizer: Any, source: Source, placement:
     from transformer_lens.loading_from_pretrained import fill_missing_keys, get_pretrained_state_dict
 
     architecture = type(plain).__name__
+    if method := quantisation_of(plain.config):
+        raise _cannot_take(source, architecture, f"its weights are quantised ({method})")
     try:
-        if method := quantisation_of(plain.config):
-            raise NotImplementedError(f"its weights are quantised ({method})")
         known = not source.is_local and is_known(source.location)
         with quiet():
             cfg = _known_config(plain, source, placement) if known else _config(plain, architecture, placement)
@@ -85,14 +85,16 @@ def as_hooked_transformer(plain: Any, tokenizer: Any, source: Source, placement:
     except ModelError:
         raise
     except Exception as error:
-        raise CannotTakeError(
-            f"model: HookedTransformer cannot take {source} ({architecture}: {in_short(error)}). {USE_BRIDGE}"
-        ) from error
+        raise _cannot_take(source, architecture, in_short(error)) from error
     model.generation_config = plain.generation_config
     if placement.n_devices > 1:
         return model
     share_weights(model, plain, state)
     return model.to(placement.device, print_details=False)
+
+
+def _cannot_take(source: Source, architecture: str, reason: str) -> CannotTakeError:
+    return CannotTakeError(f"model: HookedTransformer cannot take {source} ({architecture}: {reason}). {USE_BRIDGE}")
 
 
 def _known_config(plain: Any, source: Source, placement: Placement) -> Any:

@@ -236,6 +236,7 @@ def _site_from(tensors: Mapping[str, Tensor], name: str, rule: Rule) -> Site:
         raise ValueError(
             f"the shapes at {name} do not match: {tuple(directions.shape)}, {tuple(weights.shape)}, {tuple(bias.shape)}"
         )
-    if not all(bool(tensor.isfinite().all()) for tensor in (directions, weights, bias)):
+    site = Site(directions, weights, bias, rule)
+    if not site.is_finite:
         raise ValueError(f"the numbers at {name} are not all finite")
-    return Site(directions, weights, bias, rule)
+    return site

@@ -42,6 +42,11 @@ class Site:
         """Number of directions, or of directions per head."""
         return self.directions.shape[-2]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no number of it is NaN or infinite."""
+        return all(bool(part.isfinite().all()) for part in (self.directions, self.weights, self.bias))
+
     def coefficients(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token rank"]:
         """λ of each token (eq. 8), in units of the directions; of each token and head at `attn.hook_z`."""
         if self.rule == "constant":

@@ -1,18 +1,15 @@
 """Which positions are steered, whatever a call looks like: padding, caches, threads, and what has to be asked for."""
 
 import copy
-import threading
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import oracles
 import pytest
 import torch
-from helpers import BACKENDS, generated, hook_count, logits_of, pairs_of, random_replacement, random_triplets, replacement_at
-from micro_models import micro_model
+from helpers import BACKENDS, generated, logits_of, pairs_of, random_replacement, random_triplets, replacement_at
+from micro_models import micro_model, micro_replacement
 from transformers import DynamicCache
 
 import psr_lens as psr
@@ -20,7 +17,6 @@ from psr_lens.errors import InputError
 from psr_lens.generation.likelihood import log_likelihoods
 from psr_lens.models import has_hooked_transformer, is_bridge
 from psr_lens.models.call_positions import Sequences
-from psr_lens.replacement import Replacement, Site
 
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
 TEXT = list(range(20, 40))
@@ -90,7 +86,7 @@ def test_under_qr_left_padding_moves_the_questions_beginning(case):
 
 
 def test_rows_that_may_or_may_not_be_padded_are_asked_about():
-    model, made = micro_model("Llama"), made_for("Llama")
+    model, made = micro_model("Llama"), micro_replacement()
     model.config.pad_token_id = model.config.eos_token_id = 2
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 2, 2]])
     with made.attach(model), pytest.raises(InputError, match=r"end in token 2, which pads and also.*Pass `start=`"):
@@ -103,7 +99,7 @@ def test_rows_that_may_or_may_not_be_padded_are_asked_about():
 
 
 def test_a_mask_with_four_dimensions_shows_where_rows_end():
-    model, made = micro_model("Llama"), made_for("Llama")
+    model, made = micro_model("Llama"), micro_replacement()
     ids, lengths = torch.tensor([[5, 6, 7, 8], [9, 8, 3, 3]]), torch.tensor([4, 2])
     seen = torch.ones(4, 4).tril().bool() & (torch.arange(4) < lengths[:, None, None])
     added = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
@@ -114,13 +110,6 @@ def test_a_mask_with_four_dimensions_shows_where_rows_end():
         for row, length in enumerate(lengths.tolist()):
             alone = model(ids[row : row + 1, :length]).logits[0]
             torch.testing.assert_close(found[row, :length], alone, **TOLERANCE)
-
-
-def made_for(architecture: str, **settings: Any) -> Replacement:
-    """A random replacement at the last layer of a micro model."""
-    generator = torch.Generator().manual_seed(0)
-    z, w, b = (torch.randn(*shape, generator=generator) for shape in ((1, 16), (1, 16), (1,)))
-    return Replacement({"blocks.1.hook_resid_post": Site(z, w, b, "relu")}, settings.pop("span", "R"), "drawn", {}, **settings)
 
 
 # --- caches -----------------------------------------------------------------------------------------------------------------
@@ -164,7 +153,7 @@ def test_where_a_prompt_ends_behind_a_cache_filled_elsewhere_is_asked_for(case):
 
 
 def test_a_cache_that_was_cut_back_into_the_prompt_is_asked_about():
-    model, made = micro_model("Llama"), made_for("Llama")
+    model, made = micro_model("Llama"), micro_replacement()
     with torch.no_grad(), made.attach(model):
         cache = model(torch.tensor([TEXT[:8]])).past_key_values
         cache.crop(-3)
@@ -289,13 +278,13 @@ def test_strengths_and_starts_for_another_batch_are_refused_by_functions_that_ma
 
 
 def test_layers_that_are_called_by_themselves_are_refused():
-    model, made = micro_model("Llama"), made_for("Llama")
+    model, made = micro_model("Llama"), micro_replacement()
     with made.attach(model), pytest.raises(InputError, match=r"outside of the calls that can be seen.*Call the model"):
         model.model.layers[1](torch.zeros(1, 3, 16), position_embeddings=(torch.ones(1, 3, 8), torch.zeros(1, 3, 8)))
 
 
 def test_the_inner_model_is_steered_as_the_whole_is():
-    model, made = micro_model("Llama"), made_for("Llama")
+    model, made = micro_model("Llama"), micro_replacement()
     ids = torch.tensor([TEXT[:6]])
     with torch.no_grad(), made.attach(model):
         assert torch.equal(model.lm_head(model.model(ids).last_hidden_state), model(ids).logits)
@@ -305,7 +294,7 @@ def test_the_inner_model_is_steered_as_the_whole_is():
 
 
 def test_one_strength_a_prompt_holds_for_all_its_answers_and_beams():
-    model, made = micro_model("Qwen2"), made_for("Qwen2")
+    model, made = micro_model("Qwen2"), micro_replacement()
     ids, alphas = torch.tensor([TEXT[:5], TEXT[5:10]]), torch.tensor([0.5, -2.0])
     options = {"max_new_tokens": 4, "pad_token_id": 0}
     for more in (
@@ -320,7 +309,7 @@ def test_one_strength_a_prompt_holds_for_all_its_answers_and_beams():
 
 
 def test_a_call_of_anothers_text_during_generation_is_a_prompt_of_its_own():
-    model, made = micro_model("Llama"), made_for("Llama")
+    model, made = micro_model("Llama"), micro_replacement()
     ids, other, seen = torch.tensor([TEXT[:5]]), torch.tensor([TEXT[5:13]]), []
 
     def watching(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -336,7 +325,7 @@ def test_a_call_of_anothers_text_during_generation_is_a_prompt_of_its_own():
 
 
 def test_a_copy_that_is_made_of_an_attached_model_generates_by_itself():
-    model, made = micro_model("Llama"), made_for("Llama")
+    model, made = micro_model("Llama"), micro_replacement()
     options = {"max_new_tokens": 4, "pad_token_id": 0, "do_sample": False}
     ids = torch.tensor([TEXT[:5]])
     with made.attach(model):
@@ -349,7 +338,7 @@ def test_a_copy_that_is_made_of_an_attached_model_generates_by_itself():
 
 
 def test_a_cache_under_its_new_name_is_read_too():
-    model, made = micro_model("Llama"), made_for("Llama")
+    model, made = micro_model("Llama"), micro_replacement()
     names = []
 
     class Renamed(type(model.model)):
@@ -366,57 +355,3 @@ def test_a_cache_under_its_new_name_is_read_too():
         wanted.append(torch.cat(steps, 1))
     assert all(names)
     assert torch.equal(*wanted)
-
-
-# --- threads ----------------------------------------------------------------------------------------------------------------
-
-
-def in_threads(work: Callable[[int], Any], count: int) -> list[Any]:
-    """Results of several threads that begin at once."""
-    barrier = threading.Barrier(count)
-
-    def begin(number: int) -> Any:
-        barrier.wait()
-        return [work(number) for _ in range(3)]
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(begin, range(count)))
-
-
-def test_six_threads_on_one_attached_model_get_what_one_gets():
-    model, made = micro_model("Llama"), made_for("Llama")
-    prompts = [torch.tensor([TEXT[: 3 + 2 * number]]) for number in range(6)]
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    with made.attach(model):
-        wanted = [model.generate(each, **options).tolist() for each in prompts]
-        found = in_threads(lambda number: model.generate(prompts[number], **options).tolist(), 6)
-    assert found == [[each] * 3 for each in wanted]
-
-
-def test_steered_and_unsteered_generation_in_threads_are_what_they_are_alone(case):
-    pairs, replacement = pairs_of(case.model, 2), random_replacement(case.model, size=0.3)
-
-    def answer(number: int) -> Any:
-        return psr.generate(case.model, pairs, replacement if number % 2 else None, sampling=GREEDY)
-
-    wanted = [answer(0), answer(1)]
-    assert wanted[0] != wanted[1]
-    before = hook_count(case.model)
-    found = in_threads(answer, 4)
-    assert found == [[wanted[number % 2]] * 3 for number in range(4)]
-    assert hook_count(case.model) == before
-
-
-def test_a_steer_block_refuses_calls_of_threads_without_one_and_leaves_those_with_one_alone(case):
-    outer, inner = random_replacement(case.model, size=0.3), random_replacement(case.model, size=0.3, seed=1)
-    with inner.steer(case.model):
-        wanted = logits_of(case.model, TEXT[:6])
-
-    def in_a_block() -> torch.Tensor:
-        with inner.steer(case.model):
-            return logits_of(case.model, TEXT[:6])
-
-    with outer.steer(case.model), ThreadPoolExecutor(1) as pool:
-        with pytest.raises(InputError, match=r"another thread.*Open a block in each thread, or use `attach`"):
-            pool.submit(logits_of, case.model, TEXT[:6]).result()
-        assert torch.equal(pool.submit(in_a_block).result(), wanted)

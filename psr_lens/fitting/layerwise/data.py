@@ -90,7 +90,7 @@ def fitted_site(
         site = fit_site(inputs, targets, alpha, config, device)
     except FitError as error:
         raise FitError(f"{config.solver}: at {name} {error}") from error
-    if not all(bool(part.isfinite().all()) for part in (site.directions, site.weights, site.bias)):
+    if not site.is_finite:
         raise FitError(f"{config.solver}: at {name} the regression has no finite solution. Raise `ridge`.")
     return site
 
