@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.activations.attention_patterns import INSTRUCTION, key_counts
 from psr_lens.activations.hook_keys import HookKey, captured_name
@@ -178,6 +179,7 @@ def capture(
 ) -> T_co: ...
 
 
+@checks_arguments
 def capture(
     model: HookedModel,
     triplets: Sequence[Triplet],

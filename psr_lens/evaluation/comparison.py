@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.optional import package
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
@@ -27,7 +28,7 @@ from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, 
 from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
 from psr_lens.models import HookedModel, fingerprint
-from psr_lens.models.hook_points import check_layers
+from psr_lens.models.hook_points import Layers, check_layers
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
 
 if TYPE_CHECKING:
@@ -188,13 +189,14 @@ class Comparison:
         return frame
 
 
+@checks_arguments
 def compare(
     model: HookedModel,
     triplets: Sequence[Triplet],
     methods: Methods,
     *,
     paraphrase: str | None = None,
-    layers: str | int | Sequence[int] = "all",
+    layers: Layers = "all",
     span: Span = "R",
     alpha: float | Mapping[str, float] = 1.0,
     token_budget: int = TOKEN_BUDGET,

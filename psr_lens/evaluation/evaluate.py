@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.yaml_config import check_keys
@@ -91,6 +92,7 @@ def _in_range(name: str, value: Any, low: float, high: float) -> None:
         raise InputError(name, repr(value), f"a finite number {what}")
 
 
+@checks_arguments
 def evaluate(
     model: HookedModel,
     pairs: Sequence[PromptPair],

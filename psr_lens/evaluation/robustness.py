@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
@@ -112,6 +113,7 @@ class Robustness:
         return ResultTable(tuple(rows), {**about, **(settings or {})})
 
 
+@checks_arguments
 def robustness(
     model: HookedModel,
     pairs: Sequence[PromptPair],

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
@@ -171,6 +172,7 @@ class Collateral:
         return ResultTable(tuple(rows), {"model": dict(self.model), "instruction": self.instruction, **(settings or {})})
 
 
+@checks_arguments
 def collateral(
     model: HookedModel,
     pairs: Sequence[PromptPair],
@@ -233,6 +235,7 @@ def collateral(
     return Collateral(pairs[0].instruction, fingerprint(model), alphas, written, scores, surprise, lengths)
 
 
+@checks_arguments
 def standing_pairs(model: HookedModel, questions: Sequence[str], standing: str | Sequence[str], instruction: str) -> PromptPairs:
     """Pairs whose two prompts both begin with a standing instruction, like a system prompt that is always there.
 

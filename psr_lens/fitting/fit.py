@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.store import triplets_digest
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.baselines import activation_addition, difference_in_means, last_token_difference, projection_target
@@ -37,6 +38,7 @@ SOLVERS: Final[Mapping[type[FitConfig], Callable[..., Any]]] = {
 layerwise ones a `scratch` folder."""
 
 
+@checks_arguments
 def fit(
     model: HookedModel,
     triplets: Sequence[Triplet],

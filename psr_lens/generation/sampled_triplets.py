@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, overload
 
 import numpy as np
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import is_whole
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
@@ -111,6 +112,7 @@ class Triplets(Sequence[Triplet]):
         return f"Triplets({self._counts()})"
 
 
+@checks_arguments
 def sample_responses(
     model: HookedModel,
     pairs: Sequence[PromptPair],

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import padded
 from psr_lens.errors import InputError, ModelError
@@ -44,6 +45,7 @@ class Response:
         return f"Response({shortened(self.text)}, {len(self.ids)} tokens)"
 
 
+@checks_arguments
 def generate(
     model: HookedModel,
     pairs: Sequence[PromptPair],

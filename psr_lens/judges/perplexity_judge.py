@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import digest_of, json_text
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
@@ -151,6 +152,7 @@ def _triplets(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[s
     return made
 
 
+@checks_arguments
 def perplexity(
     model: HookedModel,
     pairs: Sequence[PromptPair],

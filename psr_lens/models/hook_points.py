@@ -13,6 +13,7 @@ from typing import Any, Final, SupportsIndex
 import torch
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.sequences import ranges
 from psr_lens.errors import InputError
@@ -128,6 +129,7 @@ def layer_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+@checks_arguments
 def hook_points(model: HookedModel) -> HookPointTable:
     """Every distinct hook point that fires in a forward pass of `model`, in the order of firing, as a table.
 

@@ -12,6 +12,7 @@ import torch
 import transformer_lens
 from transformers import GenerationConfig
 
+from psr_lens._utils.arguments import CHECKS
 from psr_lens.errors import InputError, ModelError
 
 
@@ -54,6 +55,9 @@ def check_model(model: object, argument: str = "model") -> None:
             "a HookedTransformer or a TransformerBridge",
             f"`psr_lens.load_model({model!r})` loads it." if isinstance(model, str) else "`psr_lens.load_model` returns one.",
         )
+
+
+CHECKS[HookedModel] = check_model
 
 
 def has_hooked_transformer() -> bool:

@@ -6,6 +6,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import TopToken, TopTokens
 from psr_lens.plots.argument_checks import check_result
@@ -22,6 +23,7 @@ _AROUND: Final = 11
 _WORD: Final = 11
 
 
+@checks_arguments
 def top_tokens(result: TopTokens) -> go.Figure:
     """One row per token: the token in bold in its context, and a bar for its coefficient.
 

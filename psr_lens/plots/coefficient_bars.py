@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.argument_checks import check_result
@@ -59,6 +60,7 @@ class _Scale:
         return line * self.pitch + self.longest * _TEXT + self.above
 
 
+@checks_arguments
 def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: int | None = None) -> go.Figure:
     """One response as text, with two bars under each token: what the replacement adds and what the prompt calls for.
 

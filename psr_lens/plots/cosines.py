@@ -8,6 +8,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.interpretation.directions import Cosines
 from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import DIVERGING, INK, SMALL, escaped, titled
@@ -25,6 +26,7 @@ _NARROW: Final = 190
 _LETTER: Final = 7
 
 
+@checks_arguments
 def cosine_matrix(result: Cosines) -> go.Figure:
     """Cosine similarities as a heatmap, by source and layer.
 

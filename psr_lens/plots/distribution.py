@@ -11,6 +11,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.argument_checks import check_result
@@ -45,6 +46,7 @@ _TIED: Final = "\N{NO-BREAK SPACE}"
 _HALF_WIDTH: Final = 0.46
 
 
+@checks_arguments
 def magnitude_distribution(result: Comparison) -> go.Figure:
     """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt left, a replacement right.
 

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Closeness, Faithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
@@ -42,6 +43,7 @@ _LOWEST: Final = -0.25
 """Explained energy below this is drawn at the lower edge."""
 
 
+@checks_arguments
 def next_token(result: Faithfulness, block: str = "") -> go.Figure:
     """KL divergence and top-1 agreement of the next token with the prompted model, one row per method, with 95 % intervals.
 
@@ -105,6 +107,7 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
     return figure
 
 
+@checks_arguments
 def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
     """Correlation over tokens between the coefficient that a site applies and the one that the prompt calls for, by layer.
 
@@ -145,6 +148,7 @@ def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
     return _with_legend(figure, plot)
 
 
+@checks_arguments
 def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
     """Share of the prompt's effect that methods reproduce after each layer, and the most that each site could reproduce.
 

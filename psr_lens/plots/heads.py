@@ -7,6 +7,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import PARTS, Attribution
 from psr_lens.interpretation.attribution.result import Measure, Part
@@ -45,6 +46,7 @@ _PLOT: Final = 280
 _LEGEND_LINE: Final = 20
 
 
+@checks_arguments
 def head_map(result: Attribution, part: Part = "instruction", measure: Measure = "share", token: int | None = None) -> go.Figure:
     """One part of every head, by layer and head; by default, what each head reads from the instruction.
 
@@ -82,6 +84,7 @@ def head_map(result: Attribution, part: Part = "instruction", measure: Measure =
     return titled(figure, f"{_sentence(part)}, by head{where}", plot=plot, top=_TOP, bottom=bottom, left=44, note=note)
 
 
+@checks_arguments
 def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
     """The parts of Δ after each layer as stacked shares; parts that work against Δ are below 0.
 
@@ -127,6 +130,7 @@ def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
     return figure
 
 
+@checks_arguments
 def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share", max_tokens: int = 400) -> go.Figure:
     """Which tokens of the instruction are read at which layer, over all heads, on one response.
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
@@ -41,6 +42,7 @@ _DECADES: Final = 4.0
 """Largest range of the colour scale, in powers of ten."""
 
 
+@checks_arguments
 def magnitude_heatmap(
     result: Comparison, triplet: int = 0, methods: Sequence[str] | None = None, *, max_tokens: int = 400
 ) -> go.Figure:

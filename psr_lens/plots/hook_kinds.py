@@ -12,6 +12,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.capture import Captured
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
@@ -44,6 +45,7 @@ NAMES: Final = {
 """Names of kinds of hook points in figures; other kinds keep TransformerLens's name."""
 
 
+@checks_arguments
 def magnitude_by_kind(
     captured: Captured, triplet: int = 0, kinds: Sequence[str] = ("attn_out", "mlp_out", "resid_post"), *, max_tokens: int = 400
 ) -> go.Figure:

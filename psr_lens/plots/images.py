@@ -11,6 +11,7 @@ from typing import Final
 import plotly.graph_objects as go
 import plotly.io
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.optional import package
 from psr_lens.errors import InputError
 from psr_lens.plots.argument_checks import described
@@ -25,6 +26,7 @@ HEIGHT: Final = 450
 _REMEDY: Final = "Install one (Debian: `apt-get install chromium`; elsewhere `plotly_get_chrome`), or set BROWSER_PATH to its file."
 
 
+@checks_arguments
 def write_images(
     figures: Mapping[str, go.Figure],
     folder: str | os.PathLike[str],

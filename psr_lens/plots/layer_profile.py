@@ -7,6 +7,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
@@ -26,6 +27,7 @@ _LEAST: Final = 1e-4
 _LEGEND_LINE: Final = 20
 
 
+@checks_arguments
 def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
     """‖Δ‖ by layer, one line per kind of hook point: the median token, in a band from the 1st to the 99th percentile.
 

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens
 from psr_lens.plots.argument_checks import check_result, is_int
@@ -23,6 +24,7 @@ _ROW: Final = 24
 _LONGEST: Final = 10
 
 
+@checks_arguments
 def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     """Tokens that each direction promotes, left, and suppresses, right, coloured by their logits.
 

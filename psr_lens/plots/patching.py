@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.plots.argument_checks import check_most, check_result
@@ -31,6 +32,7 @@ WHAT: Final = {
 """What is patched, in titles."""
 
 
+@checks_arguments
 def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = None, max_tokens: int = 400) -> go.Figure:
     """Share of the effect by layer and token, or by layer and head if all tokens were patched at once.
 

@@ -8,6 +8,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import layer_of
@@ -20,6 +21,7 @@ MAX_LINES: Final = 12
 _PLOT: Final = 280
 
 
+@checks_arguments
 def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = None) -> go.Figure:
     """Share of Δ's energy in its first k singular directions, one line per hook point (assumption 3.1 of Heyman & Vandeputte 2026).
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.plots.argument_checks import described
 from psr_lens.plots.style import GRID, INK, MUTED, SMALL
@@ -22,6 +23,7 @@ _TITLE: Final = (26, 20)
 _SLIDER: Final = 74
 
 
+@checks_arguments
 def by_response(
     figure: Callable[..., go.Figure], result: Tokened, triplets: Sequence[int] | None = None, **options: Any
 ) -> go.Figure:

@@ -7,6 +7,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE
 from psr_lens.plots.argument_checks import check_result
@@ -20,6 +21,7 @@ _MARKERS: Final = 12
 _LEGEND_LINE: Final = 20
 
 
+@checks_arguments
 def relative_rmse(result: Comparison) -> go.Figure:
     """Relative RMSE `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` after each layer (figure 3 of Heyman & Vandeputte 2026).
 

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most, check_result
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
@@ -27,6 +28,7 @@ _PANEL: Final = 190
 _BETWEEN: Final = 74
 
 
+@checks_arguments
 def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MAX_POINTS) -> go.Figure:
     """One panel per layer, one point per token: what the prompt calls for along the directions, and what the replacement adds.
 

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
@@ -30,6 +31,7 @@ _DARK: Final = 0.55
 """Share of the colour scale above which letters are white."""
 
 
+@checks_arguments
 def magnitude_strips(
     result: Comparison, triplet: int = 0, layer: int | None = None, methods: Sequence[str] | None = None
 ) -> go.Figure:

@@ -8,6 +8,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluation_result import Evaluation
 from psr_lens.plots.argument_checks import check_result
@@ -22,6 +23,7 @@ _LEGEND_COLUMNS: Final = 2
 _MOST_TICKS: Final = 8
 
 
+@checks_arguments
 def pareto(result: Evaluation | ResultTable) -> go.Figure:
     """Mean trait against mean coherence of every method, one point per strength α; up and to the right is better.
 

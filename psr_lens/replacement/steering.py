@@ -13,11 +13,12 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import CHECKS
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, hooked
 from psr_lens.replacement.actions import Start, actions_of
 from psr_lens.replacement.attach_to_transformers import Attached, attach
-from psr_lens.replacement.compatibility import check_model
+from psr_lens.replacement.compatibility import check_compatible
 from psr_lens.replacement.hub import download, upload
 from psr_lens.replacement.model_card import model_card, write_card
 from psr_lens.replacement.spec import ReplacementSpec
@@ -94,7 +95,7 @@ class Steering(ABC):
         """
         weighted = self._weighted()
         for replacement, _ in weighted:
-            check_model(replacement, model)
+            check_compatible(replacement, model)
         return steering_hooks(model, actions_of(weighted, alpha, start))
 
     def attach(self, model: Any, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None) -> Attached:
@@ -233,8 +234,8 @@ class Steering(ABC):
         return model_card(type(self).__name__, self._weighted(), load)
 
 
-def check_steering(replacement: object) -> None:
-    """Refuse what cannot steer a model.
+def check_steering(replacement: object, argument: str = "replacement") -> None:
+    """Refuse what cannot steer a model; the error calls it `argument`.
 
     Raises:
         InputError: `replacement` is neither None nor a replacement nor a plan.
@@ -242,8 +243,11 @@ def check_steering(replacement: object) -> None:
     is_model = isinstance(replacement, HookedModel)  # which has `hooks` too
     if replacement is not None and (is_model or not isinstance(replacement, Steering)):
         raise InputError(
-            "replacement",
+            argument,
             type(replacement).__name__,
             "a Replacement, a SteeringPlan or None",
             "`psr.fit` returns a Replacement; None leaves the model as it is.",
         )
+
+
+CHECKS[Steering] = check_steering

@@ -10,6 +10,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
@@ -24,6 +25,7 @@ from psr_lens.reporting.parts import CELLS, Part
 _COMPARE: Final = "`psr.compare`"
 
 
+@checks_arguments
 def report(
     result: Comparison | Mapping[str, Comparison],
     path: str | os.PathLike[str],

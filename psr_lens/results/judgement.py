@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from psr_lens._utils.arguments import CHECKS
 from psr_lens.errors import InputError
 
 Side = Literal["trait", "coherence"]
@@ -111,6 +112,9 @@ def checked_judge(judge: Any, argument: str = "judge") -> Judge:
             "Arguments come in the order model, pairs, methods, judge.",
         )
     return judge
+
+
+CHECKS[Judge] = checked_judge
 
 
 def identity_of(judge: Judge) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions.sources import Part, Source, directions_of
@@ -47,6 +48,7 @@ class Cosines:
         return table(("site", *labels[:_COLUMNS]), rows, f"{self!r}{left_out}")
 
 
+@checks_arguments
 def cosines(sources: Mapping[str, Source], *, part: Part = "directions", layers: Sequence[int] | None = None) -> Cosines:
     """Cosine similarities between the directions of several sources, across layers, traits and methods.
 
