@@ -79,7 +79,8 @@ def check_fields(settings: Any) -> None:
     Raises:
         InputError: such a field.
     """
-    hints = _hints(type(settings))
+    kind: Any = type(settings)
+    hints = _hints(kind)
     for each in fields(settings):
         if each.init:
             check(getattr(settings, each.name), hints.get(each.name, Any), each.name)
@@ -197,15 +198,15 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 @cache
-def _hints(taker: Callable[..., Any]) -> dict[str, Any]:
-    """The hints of a function's arguments or a class's fields; those left out that name what is not imported at run time."""
+def _hints(taker: Any) -> dict[str, Any]:
+    """The hints of a function's arguments or of a class's fields, without those that name what is not imported at run time."""
     names = {}
     for owner in reversed(taker.__mro__) if inspect.isclass(taker) else [inspect.unwrap(taker)]:
         space = vars(sys.modules[owner.__module__])
         for name, hint in getattr(owner, "__annotations__", {}).items():
             try:
                 names[name] = get_type_hints(types.SimpleNamespace(__annotations__={name: hint}), space)[name]
-            except NameError:
+            except (NameError, TypeError):  # TypeError: a ClassVar
                 names.pop(name, None)
     names.pop("return", None)
     return names

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.activations.attention_patterns import INSTRUCTION, key_counts
 from psr_lens.activations.hook_keys import HookKey, captured_name
@@ -129,6 +129,10 @@ class InMemory:
 
     dtype: torch.dtype | None = None
     """Data type to keep numbers in; None for that of the model."""
+
+    def __post_init__(self) -> None:
+        """Refuse fields of another type."""
+        check_fields(self)
 
     def receive(self, reading: Reading) -> Captured:
         """Read all differences; called by `capture`.

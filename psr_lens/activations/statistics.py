@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.arguments import check_fields
 from psr_lens._utils.html_table import table
 from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.paired_passes import Reading, row_counts
@@ -249,6 +250,10 @@ class Statistics:
     """Group of each triplet, such as its trait; if given, statistics are kept for each group too."""
     rank: int = 16
     """Number of singular directions to keep at each hook point."""
+
+    def __post_init__(self) -> None:
+        """Refuse fields of another type."""
+        check_fields(self)
 
     def receive(self, reading: Reading) -> CapturedStatistics:
         """Read all differences, batch by batch; called by `capture`.

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
@@ -65,7 +65,8 @@ class SideEffects:
                 raise InputError(name, f"a value of type {type(given).__name__}", "a mapping of names to judges or checks")
             for key, each in given.items():
                 checked_judge(each, f"{name}[{key!r}]") if name == "unwanted" else _check_callable(each, f"{name}[{key!r}]")
-        if self.texts is not None and (isinstance(self.texts, str) or not self.texts):
+        check_fields(self)
+        if self.texts is not None and not self.texts:
             raise InputError(
                 "texts", repr(self.texts), "a list of texts or triplets, not empty", "Leave it out for the model's own answers."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -196,19 +196,18 @@ def perplexity(
         ModelError: shuffled references are as likely as the references under the model.
     """
     from psr_lens.generation.sampling import generate
+    from psr_lens.models import check_model
+    from psr_lens.prompts import check_pairs
 
-    if given not in get_args(Given):
-        raise InputError("given", repr(given), " or ".join(map(repr, get_args(Given))))
-    if not pairs:
-        raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
+    check_model(model)
+    check_pairs(pairs)
     by_question = _by_question(pairs, given)
     if references is None:
         references = [
             each.text for each in generate(model, pairs, context="prompted" if given == "prompted" else "base", sampling=sampling)
         ]
-    if isinstance(references, str) or len(references) != len(pairs):
-        got = "one string" if isinstance(references, str) else f"{len(references)} of them"
-        raise InputError("references", got, f"one for each of {len(pairs)} pairs")
+    if len(references) != len(pairs):
+        raise InputError("references", f"{len(references)} of them", f"one for each of {len(pairs)} pairs")
     surprisals = _surprisal(model, pairs, references, given)
     if np.isnan(surprisals).all():
         raise InputError("references", f"{len(references)} empty texts", "at least one non-empty text")

@@ -13,7 +13,7 @@ from typing import Any, Final, SupportsIndex
 import torch
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.arguments import CHECKS, checks_arguments, described, fits
 from psr_lens._utils.html_table import table
 from psr_lens._utils.sequences import ranges
 from psr_lens.errors import InputError
@@ -249,6 +249,19 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
                 f"Use `{name.rpartition('.')[0]}.hook_pattern` for attention." if "attn" in name else "",
             )
     return found
+
+
+def are_layers(layers: object, argument: str = "layers") -> None:
+    """Refuse what cannot be layers of any model.
+
+    Raises:
+        InputError: it is no text, no whole number and no list of whole numbers.
+    """
+    if not fits(layers, Layers):
+        raise InputError(argument, described(layers), "'all', a layer or a list of layers")
+
+
+CHECKS[Layers] = are_layers
 
 
 def check_layers(model: HookedModel, layers: Layers) -> list[int]:

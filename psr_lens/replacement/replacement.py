@@ -220,10 +220,10 @@ class SteeringPlan(_Arithmetic):
 
     def __post_init__(self) -> None:
         """Refuse parts that cannot steer one model together."""
-        if not self.parts:
-            raise InputError("parts", "none", "at least one replacement")
         if not isinstance(self.parts, tuple) or not all(isinstance(part, Part) for part in self.parts):
             raise InputError("parts", brief(self.parts), "a tuple of `Part`s", "Add replacements instead: `pirate + 0.5 * shout`.")
+        if not self.parts:
+            raise InputError("parts", "none", "at least one replacement")
         first = self.parts[0].replacement.model
         for part in self.parts:
             theirs = part.replacement.model

@@ -4,6 +4,7 @@ What is legal is what beartype reads from the functions' type hints. Work is any
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -153,14 +154,14 @@ def faults(name: str, function: Callable[..., Any], valid: dict[str, Any]) -> li
     found = []
     for argument, hint in hints.items():
         for label, value in BAD.items():
-            legal = is_bearable(value, hint) or (label == "an array" and is_bearable(value.tolist(), hint))
+            legal = is_bearable(value, hint) or is_as_good_as_legal(value, hint)
             if legal and name in DEAR:
                 continue
             case = f"{name}({argument}={label})"
             try:
                 began = has_begun(function, right | {argument: value})
             except InputError as error:
-                if not legal and not str(error).startswith(argument):
+                if not legal and not re.match(rf"(\w+\.)?{argument}\b", str(error)):
                     found.append(f"{case} names another argument: {error}")
             except PsrLensError as error:
                 if not legal:
@@ -171,6 +172,12 @@ def faults(name: str, function: Callable[..., Any], valid: dict[str, Any]) -> li
                 if not legal:
                     found.append(f"{case} is {began}, though it is no {hint}")
     return found
+
+
+def is_as_good_as_legal(value: object, hint: Any) -> bool:
+    """Whether a list stands for a tuple, or an array for a list of its numbers."""
+    as_list = value.tolist() if isinstance(value, np.ndarray) else value
+    return isinstance(as_list, list) and (is_bearable(as_list, hint) or is_bearable(tuple(as_list), hint))
 
 
 def has_begun(function: Callable[..., Any], arguments: dict[str, Any]) -> str:
