@@ -26,20 +26,20 @@ CHECKS: Final[dict[Any, Callable[[Any, str], object]]] = {}
 """Checks of hints that have one of their own, of a value and the argument's name; each is added where its type is defined."""
 
 _MADE_BY: Final = {
-    "Attribution": "psr.attribute",
-    "Captured": "psr.capture",
-    "CapturedStatistics": "psr.capture(…, to=psr.Statistics())",
-    "Comparison": "psr.compare",
-    "Cosines": "psr.cosines",
-    "Evaluation": "psr.evaluate",
-    "Faithfulness": "psr.faithfulness",
-    "LogitLens": "psr.logit_lens",
-    "PatchGrid": "psr.patching.patch",
-    "Replacement": "psr.fit",
-    "TopTokens": "psr.top_tokens",
-    "Triplet": "psr.sample_responses",
+    "Attribution": "`psr.attribute`",
+    "Captured": "`psr.capture` in memory",
+    "CapturedStatistics": "`psr.capture(…, to=psr.Statistics())`",
+    "Comparison": "`psr.compare`",
+    "Cosines": "`psr.cosines`",
+    "Evaluation": "`psr.evaluate`",
+    "Faithfulness": "`psr.faithfulness`",
+    "LearningCurve": "a fit by gradient descent",
+    "LogitLens": "`psr.logit_lens`",
+    "PatchGrid": "`psr.patching.patch` or `psr.patching.ablate`",
+    "Replacement": "`psr.fit`",
+    "TopTokens": "`psr.top_tokens`",
 }
-"""The functions that make what is passed on, by the name of its class."""
+"""Where results come from, by the names of their classes."""
 _WORDS: Final[dict[Any, str]] = {
     int: "a whole number",
     float: "a number",
@@ -138,7 +138,8 @@ def fits(value: Any, hint: Any) -> bool:
 
 def in_words(hint: Any) -> str:
     """What a type hint allows, in words."""
-    return " or ".join(dict.fromkeys(_words(each) for each in sorted(_options(hint), key=lambda each: each is type(None))))
+    *others, last = dict.fromkeys(map(_words, sorted(_options(hint), key=lambda each: each is type(None))))
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def described(value: object) -> str:
@@ -173,15 +174,18 @@ def _words(hint: Any) -> str:
         return _WORDS.get(kind, _WORDS[os.PathLike])
     if kind is Callable or kind is types.FunctionType:
         return "a function"
-    name = getattr(kind, "__name__", str(kind))
-    made_by = f" from `{_MADE_BY[name]}`" if name in _MADE_BY else ""
+    name = getattr(getattr(kind, "array_type", kind), "__name__", str(kind))  # a tensor's shape is left out
+    made_by = f" from {_MADE_BY[name]}" if name in _MADE_BY else ""
     return with_article(name) + made_by
 
 
 def _several(hint: Any) -> str:
     """What a type hint allows, as a plural."""
     named = {int: "whole numbers", float: "numbers", str: "texts", Any: "values", object: "values"}
-    found = [named.get(each) or _words(each) if not inspect.isclass(each) or each in named else f"{each.__name__}s" for each in _options(hint)]
+    found = [
+        named.get(each) or _words(each) if not inspect.isclass(each) or each in named else f"{each.__name__}s"
+        for each in _options(hint)
+    ]
     return " or ".join(dict.fromkeys(found))
 
 

@@ -53,7 +53,9 @@ def check_model(model: object, argument: str = "model") -> None:
             argument,
             repr(model) if isinstance(model, str) else type(model).__name__,
             "a HookedTransformer or a TransformerBridge",
-            f"`psr_lens.load_model({model!r})` loads it." if isinstance(model, str) else "`psr_lens.load_model` returns one.",
+            f"`psr_lens.load_model({model!r})` loads it."
+            if isinstance(model, str)
+            else "`psr_lens.load_model` returns one; it is the first argument.",
         )
 
 

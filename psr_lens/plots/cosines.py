@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.interpretation.directions import Cosines
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import DIVERGING, INK, SMALL, escaped, titled
 from psr_lens.plots.token_rows import shortened
 
@@ -44,7 +43,6 @@ def cosine_matrix(result: Cosines) -> go.Figure:
         >>> figure.data[0].z.shape
         (7, 7)
     """
-    check_result(result, Cosines, "`psr.cosines`")
     step = math.ceil(len(result.names) / MAX_SITES)
     kept = [site for name in dict.fromkeys(result.names) for site in _of(result, name)[::step]]
     matrix = result.matrix[kept][:, kept]

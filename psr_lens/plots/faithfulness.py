@@ -14,7 +14,6 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Closeness, Faithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import (
     MUTED,
     PAPER,
@@ -64,7 +63,6 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
         >>> psr.plots.next_token(result).layout.yaxis.ticktext
         ('none', 'A-PSR')
     """
-    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
     names = [name for name in found.methods if name != PARAPHRASE] + ([PARAPHRASE] if PARAPHRASE in found.methods else [])
@@ -126,7 +124,6 @@ def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
         >>> psr.plots.coefficient_correlation(result).layout.title.text
         'Do coefficients follow the prompt?'
     """
-    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
     figure, plot = _panels("Pearson correlation of coefficients", "Spearman correlation (of ranks)")
@@ -170,7 +167,6 @@ def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
         >>> psr.plots.explained_energy(result).layout.title.text
         'Share of the prompt’s effect reproduced'
     """
-    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
     figure, plot = _panels("of the whole effect, after each layer", "of what is missing, at each site (dotted: ceiling)")

@@ -17,7 +17,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.argument_checks import check_most, check_result
+from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.style import SEQUENTIAL, SMALL, colour_bar, escaped, log_ticks, real_units, titled
 from psr_lens.plots.token_rows import Tokened, row_labels, rows_of, shortened, signed, traces_of
 
@@ -69,7 +69,6 @@ def magnitude_heatmap(
         >>> [trace.name for trace in figure.data]
         ['prompt', 'A-PSR', 'CAA']
     """
-    check_result(result, Comparison, "`psr.compare`")
     check_most(max_tokens, "max_tokens")
     rows = rows_of(result, triplet)
     traces = traces_of(result, methods)

@@ -11,10 +11,9 @@ from typing import Final
 import plotly.graph_objects as go
 import plotly.io
 
-from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.arguments import checks_arguments, described
 from psr_lens._utils.optional import package
 from psr_lens.errors import InputError
-from psr_lens.plots.argument_checks import described
 
 FORMATS: Final = ("png", "svg", "pdf", "webp", "jpeg")
 """Supported formats."""

@@ -11,7 +11,6 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.hook_kinds import NAMES
 from psr_lens.plots.style import PALETTE, escaped, log_ticks, real_units, titled, translucent
 
@@ -45,7 +44,6 @@ def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
         >>> psr.plots.magnitude_profile(statistics).data[1].name
         'residual'
     """
-    check_result(statistics, CapturedStatistics, "`psr.capture(…, to=psr.Statistics())`", "statistics")
     found = _by_kind(statistics)
     if not found:
         raise InputError("statistics", ", ".join(statistics.overall) or "no hook points", "at least one hook point of a layer")

@@ -7,9 +7,8 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.arguments import checks_arguments, described
 from psr_lens.errors import InputError
-from psr_lens.plots.argument_checks import described
 from psr_lens.plots.style import MUTED, PALETTE, PAPER, SMALL, log_ticks, real_units, titled
 from psr_lens.replacement import LearningCurve
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.plots.argument_checks import check_most, check_result
+from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
 from psr_lens.plots.token_rows import shortened, trace_of
 from psr_lens.prompts.token_text import readable
@@ -51,7 +51,6 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
         >>> figure.layout.annotations[0].text
         'layer 2<br>no spread'
     """
-    check_result(result, Comparison, "`psr.compare`")
     check_most(max_points, "max_points")
     trace = trace_of(result, method)
     style = method_styles(result)[method]

@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluation_result import Evaluation
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import MUTED, PAPER, SMALL, MethodStyle, escaped, named_styles, titled
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
@@ -46,7 +45,6 @@ def pareto(result: Evaluation | ResultTable) -> go.Figure:
         >>> psr.plots.pareto(psr.ResultTable(tuple(rows))).data[0].y
         (96.0,)
     """
-    check_result(result, (Evaluation, ResultTable), "`psr.evaluate`")
     table = result.table() if isinstance(result, Evaluation) else result
     curves = _curves(table)
     names = sorted(curves, key=lambda name: name in ("none", "prompt"))  # single points are drawn above the lines
