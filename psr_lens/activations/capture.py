@@ -97,6 +97,7 @@ class Captured:
     def _tokens(self) -> str:
         return f"{len(self):,} tokens of {len(self.tokens.triplet.unique()):,} responses"
 
+    @checks_arguments
     def magnitude(self, hook: HookKey) -> Float[Tensor, " token"]:
         """‖Δ‖ of each token at one hook point, in float32 (float64 for a Δ in float64).
 

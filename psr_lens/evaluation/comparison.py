@@ -124,16 +124,23 @@ class Comparison:
         head = ("method", "trait", "coherence", "questions", f"relative RMSE, layer {self.layers[-1]}")
         return table(head, rows, f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.strengths}")
 
+    @checks_arguments
     def quantile(self, q: float) -> Float[Tensor, " layer"]:
         """A quantile of ‖Δ_acc‖ over tokens, after each layer.
+
+        Raises:
+            InputError: `q` is not from 0 to 1.
 
         Example:
             >>> bool((comparison.quantile(0.5) <= comparison.quantile(0.99)).all())
             True
         """
+        if not 0 <= q <= 1:
+            raise InputError("q", repr(q), "a number from 0 to 1")
         # Layer by layer, since torch takes quantiles of at most 2^24 numbers at once.
         return torch.stack([of_layer.quantile(q) for of_layer in self.magnitude.T])
 
+    @checks_arguments
     def with_scores(self, scores: Sequence[Scores], settings: Mapping[str, object] | None = None) -> Comparison:
         """A copy with scores beside the comparison, for tables, plots and reports.
 

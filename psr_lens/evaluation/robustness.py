@@ -62,6 +62,7 @@ class Robustness:
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
+    @checks_arguments
     def change(self, method: str) -> Float[np.ndarray, " question"]:
         """Trait score with the counter-instruction minus without it, on each question; NaN if either score is missing.
 
@@ -78,6 +79,7 @@ class Robustness:
         difference: Float[np.ndarray, " question"] = self.countered[method].trait - self.plain[method].trait
         return difference
 
+    @checks_arguments
     def table(self, *, trait: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
         """Trait and coherence by block, and differences that are paired by question.
 

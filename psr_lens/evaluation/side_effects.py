@@ -108,6 +108,7 @@ class Collateral:
         questions = len(self.answers[NONE])
         return f"Collateral({self.instruction!r}, {questions} questions; methods: {', '.join(self.alphas)}; metrics: {metrics})"
 
+    @checks_arguments
     def perplexity(self, method: str) -> Estimate:
         """exp(mean −log p) of the tokens of the neutral texts.
 
@@ -122,6 +123,7 @@ class Collateral:
         mean = ratio(self._surprise(method), self.text_tokens)
         return estimate(lambda weights: np.exp(mean(weights)), len(self.text_tokens))
 
+    @checks_arguments
     def perplexity_ratio(self, method: str) -> Estimate:
         """Perplexity divided by that of the unsteered model, on the same resamples; 1 is no harm.
 
@@ -144,6 +146,7 @@ class Collateral:
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
+    @checks_arguments
     def table(self, *, trait: str = "", block: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
         """All numbers, one a row: mean scores over questions, and each score minus the prompt's on the same question (`… − prompt`).
 

@@ -73,6 +73,7 @@ class Triplets(Sequence[Triplet]):
         """One triplet, or a slice of them."""
         return Triplets(self.kept[index], self.dropped, self.tokenizer) if isinstance(index, slice) else self.kept[index]
 
+    @checks_arguments
     def show(self, index: int = 0, span: Span = "R") -> PromptView:
         """Show one triplet's prompts, each followed by the response, as coloured text with the tokens in `span` marked.
 

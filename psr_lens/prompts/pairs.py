@@ -8,7 +8,7 @@ from functools import partial
 from numbers import Integral
 from typing import Any, overload
 
-from psr_lens._utils.arguments import CHECKS
+from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.prompt_view import PromptView, prompt_view
@@ -65,6 +65,7 @@ class PromptPairs(Sequence[PromptPair]):
     def _repr_html_(self) -> str:
         return self.show()._repr_html_() if self.pairs and self.tokenizer is not None else f"<p>{len(self)} prompt pairs</p>"
 
+    @checks_arguments
     def show(self, index: int = 0, span: Span = "R") -> PromptView:
         """Show one pair's prompts as coloured text: the instruction, the question, and the tokens in `span`.
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens._utils.arguments import CHECKS
+from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, hooked
 from psr_lens.replacement.actions import Start, actions_of
@@ -130,6 +130,7 @@ class Steering(ABC):
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
+    @checks_arguments
     def save(self, folder: str | Path) -> Path:
         """Write a folder with the artifact's files and a model card, `README.md`; an older artifact there is replaced.
 
@@ -156,6 +157,7 @@ class Steering(ABC):
         return folder
 
     @classmethod
+    @checks_arguments
     def load(cls: type[_Kind], folder: str | Path) -> _Kind:
         """Read an artifact that `save` wrote. No code in it is run, and no file outside the folder is opened.
 
@@ -171,6 +173,7 @@ class Steering(ABC):
         """
         return cls._read(Path(folder), Path(folder))
 
+    @checks_arguments
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, revision: str | None = None, message: str = "Upload with psr_lens"
     ) -> str:
@@ -203,6 +206,7 @@ class Steering(ABC):
             return upload(repo_id, folder, self._FILES, private=private, revision=revision, message=message)
 
     @classmethod
+    @checks_arguments
     def from_hub(cls: type[_Kind], repo_id: str, *, revision: str | None = None) -> _Kind:
         """Read an artifact from the Hugging Face Hub, or from huggingface_hub's cache if the Hub cannot be reached.
 
@@ -221,6 +225,7 @@ class Steering(ABC):
         """
         return cls._read(*download(repo_id, cls._FILES, revision))
 
+    @checks_arguments
     def model_card(self, load: str = 'load("this-folder")') -> str:
         """The model card in Markdown, made from what the artifact records.
 
