@@ -12,7 +12,7 @@ import torch
 import transformer_lens
 from transformers import GenerationConfig
 
-from psr_lens._utils.arguments import CHECKS
+from psr_lens._utils.arguments import CHECKS, described
 from psr_lens.errors import InputError, ModelError
 
 
@@ -51,7 +51,7 @@ def check_model(model: object, argument: str = "model") -> None:
     if not (hasattr(type(model), "hooks") and hasattr(model, "cfg")):
         raise InputError(
             argument,
-            repr(model) if isinstance(model, str) else type(model).__name__,
+            described(model),
             "a HookedTransformer or a TransformerBridge",
             f"`psr_lens.load_model({model!r})` loads it."
             if isinstance(model, str)

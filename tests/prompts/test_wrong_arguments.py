@@ -16,11 +16,11 @@ JUDGE = psr.judges.organism("pirate")
 CASES = {
     "questions before the model": (
         lambda m, p, t: psr.prompt_pairs(["a"], m, "b"),
-        r"questions: got \w+, expected a list of questions",
+        r"model: got a list, expected a HookedTransformer .* first argument",
     ),
     "texts before the model": (
         lambda m, p, t: psr.prompt_pairs_from_texts(["a"], m, ["b"]),
-        r"base: got \w+, .* The model goes first",
+        r"model: got a list, expected .* first argument",
     ),
     "judge before the pairs": (lambda m, p, t: psr.sample_responses(m, JUDGE, p), "pairs: got OrganismJudge, expected a list"),
     "trait's name as the judge": (
@@ -33,7 +33,7 @@ CASES = {
     ),
     "pairs before the model": (
         lambda m, p, t: psr.generate(p, m),
-        r"pairs: got \w+, expected a list of prompt pairs.* the model goes",
+        r"model: got a PromptPairs, expected .* first argument",
     ),
     "judge as the replacement": (
         lambda m, p, t: psr.generate(m, p, JUDGE),
@@ -43,8 +43,8 @@ CASES = {
     "triplets as pairs": (lambda m, p, t: psr.generate(m, t), r"pairs\[0\]: got Triplet, expected a PromptPair. .*triplet.pair"),
     "one pair": (lambda m, p, t: psr.generate(m, p[0]), "pairs: got PromptPair, .* Put it in brackets"),
     "texts as pairs": (lambda m, p, t: psr.generate(m, ["what is a bear ?"]), r"pairs\[0\]: got str, .* makes them of questions"),
-    "alpha as a text": (lambda m, p, t: psr.generate(m, p, alpha="2"), "alpha: got '2', expected a finite number"),
-    "no alpha": (lambda m, p, t: psr.generate(m, p, alpha=None), "alpha: got None, expected a finite number"),
+    "alpha as a text": (lambda m, p, t: psr.generate(m, p, alpha="2"), "alpha: got '2', expected a number, a list of numbers"),
+    "no alpha": (lambda m, p, t: psr.generate(m, p, alpha=None), "alpha: got None, expected a number, a list of numbers"),
     "infinite alpha": (lambda m, p, t: psr.generate(m, p, alpha=[1, float("inf")]), "alpha: got .*inf.*, expected a finite number"),
     "sampling as a dict": (
         lambda m, p, t: psr.generate(m, p, sampling={"seed": 1}),
@@ -61,13 +61,13 @@ CASES = {
     ),
     "triplets before the model": (
         lambda m, p, t: psr.rephrase(t, m, "x"),
-        r"triplets: got \w+, expected a list of triplets.* the model",
+        r"model: got a list, expected .* first argument",
     ),
     "pairs as triplets": (lambda m, p, t: psr.rephrase(m, p, "x"), r"triplets\[0\]: got PromptPair, expected a Triplet"),
     "one triplet": (lambda m, p, t: psr.rephrase(m, t[0], "x"), "triplets: got Triplet, .* Put it in brackets"),
     "responses before pairs": (lambda m, p, t: psr.with_responses(m, ["a", "b"], p), r"pairs\[0\]: got str, expected a PromptPair"),
     "numbers as responses": (lambda m, p, t: psr.with_responses(m, p, [1, 2]), r"responses\[0\]: got 1, expected a text"),
-    "no responses": (lambda m, p, t: psr.with_responses(m, p, None), "responses: got NoneType, expected a list with one response"),
+    "no responses": (lambda m, p, t: psr.with_responses(m, p, None), "responses: got None, expected a list of texts"),
     "judge as what steers": (lambda m, p, t: log_likelihoods(m, t, JUDGE), "replacement: got OrganismJudge"),
 }
 
