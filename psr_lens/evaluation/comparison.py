@@ -276,7 +276,7 @@ def compare(
         token_table(model, triplets, span),
         tuple(wanted),
         rows.tensors[PROMPT],
-        torch.tensor([_rank1_share(moment) for moment in moments]),
+        torch.tensor([_rank1_share(moment) for moment in moments], dtype=torch.float32),
         traces,
         relative_rmse(errors[PARAPHRASE], energy).float() if paraphrases else None,
         alphas,

@@ -234,6 +234,7 @@ def test_a_wrong_argument_of_any_method_is_named(valid):
         "faithfulness": valid["plots.next_token.result"],
         "attribution": made.attribution(),
         "captured": valid["captured"],
+        "statistics": next(iter(valid["statistics"].overall.values())),
         "table": made.TABLE,
         "pairs": valid["pairs"],
         "pair": valid["pairs"][0],

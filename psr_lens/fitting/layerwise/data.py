@@ -55,7 +55,7 @@ class LayerwiseData:
 
 
 def _per_token(batch: ContextBatch, triplets: Sequence[Triplet]) -> Float[Tensor, " token"]:
-    scores = torch.tensor([triplet.trait / 100 for triplet in triplets], device=batch.rows.device)
+    scores = torch.tensor([triplet.trait / 100 for triplet in triplets], device=batch.rows.device, dtype=torch.float32)
     return scores[batch.rows // batch.tokens.shape[1]]
 
 

@@ -154,7 +154,7 @@ class Moments:
         Raises:
             FitError: every strength is 0.
         """
-        weight = total = torch.zeros(())
+        weight = total = torch.zeros((), dtype=torch.float32)
         for chunk in data.raw():
             counted = chunk.weight * chunk.alpha.square()
             weight, total = weight + counted.sum(), total + counted @ chunk.inputs
@@ -288,7 +288,7 @@ def _reduced(data: _Data, moments: Moments, weights: Tensor, bias: Tensor, penal
         squared, overlap, found = squared + chunk.squared, overlap + weighted.T @ coefficients, found + weighted.T @ chunk.targets
     system = overlap + penalty.diag()
     unit = system.diagonal().sqrt().clamp(min=1e-150)  # 0 for a probe that never fires, as `found` is
-    scaled = system / unit / unit[:, None] + LEAST_DIAGONAL * torch.eye(rank).to(system)
+    scaled = system / unit / unit[:, None] + LEAST_DIAGONAL * torch.eye(rank, dtype=torch.float32).to(system)
     directions = torch.linalg.solve(scaled, found / unit[:, None]) / unit[:, None]
     to_weights, to_bias, gram = torch.zeros_like(weights), torch.zeros_like(bias), directions @ directions.T
     for chunk, read in zip(data.standard(moments), reads, strict=True):

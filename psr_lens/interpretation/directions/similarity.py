@@ -82,7 +82,7 @@ def cosines(sources: Mapping[str, Source], *, part: Part = "directions", layers:
     widths = sorted({vectors.shape[1] for _, _, vectors in entries})
     if len(widths) > 1:
         raise InputError("sources", f"directions {' and '.join(map(str, widths))} wide", "directions of the same d_model")
-    matrix = torch.full((len(entries), len(entries)), float("nan"))
+    matrix = torch.full((len(entries), len(entries)), float("nan"), dtype=torch.float32)
     for row, (_, _, left) in enumerate(entries):
         for column, (_, _, right) in enumerate(entries[: row + 1]):
             matrix[row, column] = matrix[column, row] = _cosine(left, right)
