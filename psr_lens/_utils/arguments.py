@@ -86,7 +86,7 @@ def check_fields(settings: Any) -> None:
             check(getattr(settings, each.name), hints.get(each.name, Any), each.name)
 
 
-def check(value: object, hint: Any, argument: str) -> None:
+def check(value: Any, hint: Any, argument: str) -> None:
     """Refuse a value that does not fit a type hint.
 
     Raises:
@@ -101,12 +101,25 @@ def check(value: object, hint: Any, argument: str) -> None:
         return
     if fits(value, hint):
         return
+    if len(holding := [each for each in options if _holds(each, value)]) == 1:
+        inner = get_args(holding[0])
+        if isinstance(value, Mapping):
+            for key, each in value.items():
+                check(key, inner[0], f"a name in {argument}")
+                check(each, inner[1], f"{argument}[{key!r}]")
+        else:
+            for index, each in enumerate(value):
+                check(each, inner[0], f"{argument}[{index}]")
     items = [get_args(each)[0] for each in options if _is_sequence(each)]
-    if len(items) == 1 and isinstance(value, list | tuple):
-        for index, each in enumerate(value):
-            check(each, items[0], f"{argument}[{index}]")
-    remedy = "Put it in brackets." if len(items) == 1 and fits(value, items[0]) else ""
+    remedy = "Put it in brackets." if len(items) == 1 and value is not None and fits(value, items[0]) else ""
     raise InputError(argument, described(value), in_words(hint), remedy)
+
+
+def _holds(hint: Any, value: Any) -> bool:
+    """Whether a value is a list or a mapping as a hint has it, whatever is in it."""
+    if isinstance(value, str):
+        return False
+    return isinstance(value, list | tuple) if _is_sequence(hint) else _is_mapping(hint) and isinstance(value, Mapping)
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -128,7 +141,7 @@ def fits(value: Any, hint: Any) -> bool:
         if not isinstance(value, origin) or isinstance(value, str | bytes):
             return False
         return not isinstance(value, Collection) or all(fits(each, inner[0]) for each in value)
-    if origin is not None and inspect.isclass(origin) and issubclass(origin, Mapping):
+    if _is_mapping(hint):
         return isinstance(value, origin) and all(fits(key, inner[0]) and fits(each, inner[1]) for key, each in value.items())
     try:
         return isinstance(value, getattr(hint, "array_type", origin or hint))  # of a tensor, neither shape nor dtype
@@ -167,8 +180,8 @@ def _words(hint: Any) -> str:
         return " or ".join(map(repr, inner))
     if _is_sequence(hint):
         return f"a list of {_several(inner[0])}"
-    if inspect.isclass(origin) and issubclass(origin, Mapping):
-        return f"a mapping of {_several(inner[0])} to {_several(inner[1])}"
+    if _is_mapping(hint):
+        return f"a mapping of {'names' if inner[0] is str else _several(inner[0])} to {_several(inner[1])}"
     kind = origin or hint
     if kind in _WORDS or (inspect.isclass(kind) and issubclass(kind, os.PathLike)):
         return _WORDS.get(kind, _WORDS[os.PathLike])
@@ -181,12 +194,19 @@ def _words(hint: Any) -> str:
 
 def _several(hint: Any) -> str:
     """What a type hint allows, as a plural."""
+    return " or ".join(dict.fromkeys(_plural(each) for each in _options(hint)))
+
+
+def _plural(hint: Any) -> str:
+    if _is_sequence(hint) or _is_mapping(hint):
+        return _words(hint).removeprefix("a ").replace("list", "lists", 1).replace("mapping", "mappings", 1)
     named = {int: "whole numbers", float: "numbers", str: "texts", Any: "values", object: "values"}
-    found = [
-        named.get(each) or _words(each) if not inspect.isclass(each) or each in named else f"{each.__name__}s"
-        for each in _options(hint)
-    ]
-    return " or ".join(dict.fromkeys(found))
+    return named.get(hint) or (f"{hint.__name__}s" if inspect.isclass(hint) else _words(hint))
+
+
+def _is_mapping(hint: Any) -> bool:
+    origin = get_origin(hint)
+    return inspect.isclass(origin) and issubclass(origin, Mapping)
 
 
 def _is_sequence(hint: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, context_length, tokenizer_of
+from psr_lens.models import HookedModel, check_ids, context_length, tokenizer_of
 from psr_lens.prompts.pair_builder import remade, response_ids
 from psr_lens.prompts.pairs import check_pairs
 from psr_lens.prompts.prompt_pair import PromptPair, Span, shortened
@@ -166,7 +166,7 @@ def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
 
     Raises:
         InputError: `triplets` is not a list of triplets, or an empty one; or a triplet has an empty response, a score that is not from 0 to
-            100, or more tokens than the model's context.
+            100, an id that the model does not have, or more tokens than the model's context.
     """
     are_triplets(triplets)
     if not triplets:
@@ -183,6 +183,7 @@ def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
                 raise InputError(
                     f"triplets[{index}].{name}", score, "a score from 0 to 100", "Drop the triplet, or score it again."
                 )
+        check_ids(model, (*triplet.pair.base_ids, *triplet.pair.prompted_ids, *triplet.response_ids), f"triplets[{index}]")
         length = max(len(triplet.pair.base_ids), len(triplet.pair.prompted_ids)) + len(triplet.response_ids)
         if length > limit:
             raise InputError(

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments, described
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
 from psr_lens.plots.images import check_browser
 from psr_lens.plots.token_rows import shortened
 from psr_lens.reporting.comparison_figures import comparison_parts
-from psr_lens.reporting.figures_by_result import RESULTS, further_parts
+from psr_lens.reporting.figures_by_result import further_parts
 from psr_lens.reporting.page import page_of
 from psr_lens.reporting.parts import CELLS, Part
 
@@ -98,16 +98,12 @@ def _checked_further(
     Raises:
         InputError: as in `report`.
     """
-    if isinstance(also, RESULTS):
-        raise InputError("also", described(also), "a list of results", "Write [result].")
     if isinstance(also, Mapping):
         if unknown := [name for name in also if str(name) not in comparisons]:
             raise InputError(
                 "also", f"the names {', '.join(map(repr, unknown))}", f"names in `result`: {', '.join(map(repr, comparisons))}"
             )
         by_name = {str(name): results for name, results in also.items()}
-        if wrong := [name for name, results in by_name.items() if isinstance(results, RESULTS)]:
-            raise InputError(f"also[{wrong[0]!r}]", described(by_name[wrong[0]]), "a list of results", "Write [result].")
         return {name: list(by_name.get(name, ())) for name in comparisons}
     if also and len(comparisons) > 1:
         remedy = f"Assign them to comparisons: also={{{next(iter(comparisons))!r}: […]}}."

@@ -23,7 +23,7 @@ START_OFFSET: Final = -0.5
 """Initial b_m, where it is learned: it puts the middle of the judge's scale at 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parameters:
     """Parameters of sites with one shape and rule, stacked so that a step of the optimiser is a few operations."""
 

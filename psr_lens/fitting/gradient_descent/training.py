@@ -27,7 +27,7 @@ from psr_lens.prompts import Triplet
 from psr_lens.replacement import LearningCurve, Site
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trained:
     """What a solver found."""
 

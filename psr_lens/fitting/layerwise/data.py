@@ -26,7 +26,7 @@ Downstream = Literal["steered", "prompted"]
 """What the base pass continues with after a layer: its own activations plus what the site adds, or the prompted activations."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerwiseData:
     """All triplets in batches. A batch holds the same triplets in both contexts, and so the same span tokens."""
 

@@ -81,7 +81,7 @@ def fit_site(
     return Site((directions * moments.size).float().cpu(), weights.float().cpu(), bias.float().cpu(), "relu")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """Some tokens, on the device, in float64: in float32, rounding ends the line search early, at a point that depends on the chunks."""
 
@@ -128,7 +128,7 @@ class _Data:
             yield chunk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """What the closed form needs of the data, in float64: means with the weights k·α²; the matrices are in standard units."""
 
@@ -173,7 +173,7 @@ class Moments:
         return cls(centre, spread, size, float(weight), sums[0] / spread**2, sums[1] / size**2, sums[2] / size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Basis:
     """The principal components of the inputs, in which the regression is diagonal."""
 
