@@ -171,7 +171,8 @@ _LONGEST: Final = 80
 
 def with_article(name: str) -> str:
     """A noun with "a" or "an" before it."""
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    said = {"ndarray": "array"}.get(name, name)
+    return f"{'an' if said[0] in 'AEIOUaeiou' else 'a'} {said}"
 
 
 def _words(hint: Any) -> str:

@@ -192,7 +192,8 @@ def perplexity(
         A judge of coherence; its trait is NaN.
 
     Raises:
-        InputError: no pairs, `references` and `pairs` of different lengths, only empty references, or one question with different prompts.
+        InputError: no pairs, `references` and `pairs` of different lengths, only empty references, one question with different
+            prompts, or a negative seed.
         ModelError: shuffled references are as likely as the references under the model.
     """
     from psr_lens.generation.sampling import generate
@@ -201,6 +202,8 @@ def perplexity(
 
     check_model(model)
     check_pairs(pairs)
+    if seed < 0:
+        raise InputError("seed", seed, "0 or more")
     by_question = _by_question(pairs, given)
     if references is None:
         references = [

@@ -61,7 +61,7 @@ def questions(
         if given not in known:
             raise InputError(argument, repr(given), f"one of {', '.join(map(repr, known))}")
     texts = [question.text for question in all_questions(kind, split)]
-    random.Random(seed).shuffle(texts)
+    random.Random(int(seed)).shuffle(texts)
     if count is not None and (not _is_whole(count) or not 1 <= count <= len(texts)):
         raise InputError("count", repr(count), f"a number from 1 to {len(texts)}, the number of {split} questions")
     if counter:
