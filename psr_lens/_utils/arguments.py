@@ -11,7 +11,8 @@ import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
-from functools import cache, wraps
+from functools import cache, reduce, wraps
+from operator import or_
 from typing import Any, Final, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -95,9 +96,8 @@ def check(value: Any, hint: Any, argument: str) -> None:
     options = [each for each in _options(hint) if each is not type(None)]
     if value is None and len(options) < len(_options(hint)):
         return
-    own = hint if hint in CHECKS else options[0] if len(options) == 1 else None
-    if own in CHECKS:
-        CHECKS[own](value, argument)
+    if (own := CHECKS.get(reduce(or_, options) if options else hint)) is not None:
+        own(value, argument)
         return
     if fits(value, hint):
         return
@@ -151,7 +151,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 def in_words(hint: Any) -> str:
     """What a type hint allows, in words."""
-    *others, last = dict.fromkeys(map(_words, sorted(_options(hint), key=lambda each: each is type(None))))
+    *others, last = dict.fromkeys(map(_words, sorted(_options(hint), key=lambda each: (each is bool, each is type(None)))))
     return f"{', '.join(others)} or {last}" if others else last
 
 
@@ -161,6 +161,8 @@ def described(value: object) -> str:
         return repr(value)
     if isinstance(value, str):
         return repr(value if len(value) <= _LONGEST else value[:_LONGEST] + "…")
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     empty = isinstance(value, list | tuple | dict | set) and not value
     return f"an empty {type(value).__name__}" if empty else with_article(type(value).__name__)
 

@@ -130,10 +130,6 @@ class Layerwise(FitConfig):
         super().__post_init__()
         if self.relative and self.hook != "resid_post":
             raise InputError("relative", self.relative, f"0 with hook={self.hook!r}", "It weighs tokens at 'resid_post' alone.")
-        if self.polish is not None and not isinstance(self.polish, Polish):
-            raise InputError(
-                "polish", repr(self.polish), "a `psr.Polish(…)` or None", "It keeps these layers, hook, span and rank."
-            )
 
     @property
     def method(self) -> str:
