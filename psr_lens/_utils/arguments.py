@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from functools import cache, reduce, wraps
+from itertools import chain
 from operator import or_
 from typing import Any, Final, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -151,7 +152,9 @@ def fits(value: Any, hint: Any) -> bool:
 
 def in_words(hint: Any) -> str:
     """What a type hint allows, in words."""
-    *others, last = dict.fromkeys(map(_words, sorted(_options(hint), key=lambda each: (each is bool, each is type(None)))))
+    options = sorted(_options(hint), key=lambda each: (each is bool, each is type(None)))
+    said = [map(repr, get_args(each)) if get_origin(each) is Literal else [_words(each)] for each in options]
+    *others, last = dict.fromkeys(chain.from_iterable(said))
     return f"{', '.join(others)} or {last}" if others else last
 
 
@@ -179,8 +182,6 @@ def with_article(name: str) -> str:
 
 def _words(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
     if _is_sequence(hint):
         return f"a list of {_several(inner[0])}"
     if _is_mapping(hint):
@@ -204,7 +205,9 @@ def _plural(hint: Any) -> str:
     if _is_sequence(hint) or _is_mapping(hint):
         return _words(hint).removeprefix("a ").replace("list", "lists", 1).replace("mapping", "mappings", 1)
     named = {int: "whole numbers", float: "numbers", str: "texts", Any: "values", object: "values"}
-    return named.get(hint) or (f"{hint.__name__}s" if inspect.isclass(hint) else _words(hint))
+    if hasattr(hint, "array_type"):
+        return "arrays" if hint.array_type is np.ndarray else "tensors"
+    return named.get(hint) or (f"{hint.__name__}s" if inspect.isclass(hint) else in_words(hint))
 
 
 def _is_mapping(hint: Any) -> bool:

@@ -197,7 +197,7 @@ def test_a_target_that_is_not_reached_is_said():
 def test_bad_input_is_refused_by_name(model, changes, message):
     given = {"methods": two(model), "pairs": pairs_of(model, 2), "judge": WordJudge(), "sampling": SAMPLING} | changes
     with pytest.raises(InputError, match="methods: got the name 'prompt', expected names other than"):
-        psr.evaluate(model, given["pairs"], {"prompt": random_replacement(model)}, given["judge"])
+        psr.evaluate(model, given["pairs"], {"prompt": random_replacement(model)}, WordJudge())
     with pytest.raises(InputError, match=message):
         psr.evaluate(model, given.pop("pairs"), given.pop("methods"), given.pop("judge"), calibration=QUICK, **given)
 

@@ -52,7 +52,7 @@ class Parameters:
             directions.append(drawn[0])
             weights.append(drawn[1])
         stacked = torch.stack(directions), torch.stack(weights)
-        return cls._trainable(model, names, config, stacked[0], stacked[1], torch.zeros_like(stacked[0][..., 0]))
+        return cls._trainable(model, names, config, stacked[0], stacked[1], torch.zeros(stacked[0].shape[:-1], dtype=torch.float32))
 
     @classmethod
     def of(cls, model: HookedModel, sites: Mapping[str, Site], config: Joint) -> Parameters:
