@@ -135,7 +135,7 @@ class Stub:
 
     def __init__(self, tokenizer, context: int = 10_000, prepend_bos: bool = True) -> None:
         self.tokenizer = tokenizer
-        self.cfg = SimpleNamespace(n_ctx=context, default_prepend_bos=prepend_bos)
+        self.cfg = SimpleNamespace(n_ctx=context, default_prepend_bos=prepend_bos, d_vocab=len(tokenizer))
 
 
 @functools.cache
