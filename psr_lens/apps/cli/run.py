@@ -61,7 +61,9 @@ def run(
     ] = None,
     place: Annotated[
         str | None,
-        typer.Option(help="Where the instruction goes: before or after the question, or default_system: after the template's own message."),
+        typer.Option(
+            help="Where the instruction goes: before or after the question, or default_system: after the template's own message."
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message of both prompts, with and without the instruction.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
