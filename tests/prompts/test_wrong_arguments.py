@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from helpers import pairs_of, random_replacement, random_triplets
 
@@ -99,6 +100,21 @@ def test_a_judge_that_does_not_score_every_text_is_refused():
         InputError, match="judge: got one that returns a value of type float, expected one that returns a Judgement"
     ):
         judged(lambda texts, questions: 3.0, ["a"], ["a"])
+
+
+@pytest.mark.parametrize("side", ["trait", "coherence"])
+@pytest.mark.parametrize("score", [120.0, -5.0, float("inf"), -float("inf")])
+def test_a_score_outside_0_to_100_is_refused_and_none_is_missing(side, score):
+    def judge(texts, questions):
+        scores = {"trait": np.array([50.0, np.nan]), "coherence": np.array([0.0, 100.0 + 1e-9])}
+        scores[side][1] = given
+        return Judgement(**scores, reasons=("", ""))
+
+    given = score
+    with pytest.raises(InputError, match=re.escape(f"judge: got one that gives a text the score {score:g} of {side}, expected")):
+        judged(judge, ["a", "b"], ["a", "b"])
+    given = np.nan
+    assert judged(judge, ["a", "b"], ["a", "b"]).present.tolist() == [True, False]
 
 
 def test_what_is_shown_fits_on_a_line(tiny_llama):

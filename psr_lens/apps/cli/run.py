@@ -59,7 +59,12 @@ def run(
         float | None,
         typer.Option(help="Sample from the likeliest tokens whose probabilities add up to this, above 0 and at most 1."),
     ] = None,
-    place: Annotated[str | None, typer.Option(help="Where the instruction goes: before or after the question.")] = None,
+    place: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the instruction goes: before or after the question, or default_system: after the template's own message."
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message of both prompts, with and without the instruction.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
     dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
