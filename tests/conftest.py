@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 
@@ -136,8 +137,16 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatServer]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--matrix FILE`: where the architecture matrix writes what it found."""
+    """`--matrix FILE`: where the architecture matrix writes what it found. `--sample N`: about one test in N."""
     parser.addoption("--matrix", help="write what the architecture matrix found to this JSON file")
+    parser.addoption("--sample", type=int, default=1, metavar="N", help="run about one test in N, always the same ones")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--sample` does not choose: by the name alone, so that a new test does not change the choice among the others."""
+    left_out = [item for item in items if crc32(item.nodeid.encode()) % config.getoption("--sample")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture
