@@ -1,6 +1,7 @@
 """No network, and what all tests share (`shared_fixtures.py`) in every process that runs tests."""
 
 import os
+from zlib import crc32
 
 import pytest
 
@@ -8,8 +9,18 @@ os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--matrix FILE`: where the architecture matrix writes what it found."""
+    """`--matrix FILE`: where the architecture matrix writes what it found. `--sample N`: about one test in N."""
     parser.addoption("--matrix", help="write what the architecture matrix found to this JSON file")
+    parser.addoption("--sample", type=int, default=1, metavar="N", help="run about one test in N, always the same ones")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--sample` does not choose: by the name alone, so that a new test does not change the choice among the others."""
+    apart = [[], []]
+    for item in items:
+        apart[crc32(item.nodeid.encode()) % config.getoption("--sample") > 0].append(item)
+    items[:], left_out = apart
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_configure(config: pytest.Config) -> None:
