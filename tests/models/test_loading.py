@@ -99,7 +99,7 @@ def test_a_bridge_that_disagrees_is_refused_with_numbers(folders, family):
         with pytest.raises(ModelError, match=refused):
             psr.load_model(folders[family], backend=backend)
     model = psr.load_model(folders[family], backend="bridge", verify=False)
-    assert (models.fingerprint(model)["verified"], verification_of(model)) == (None, None)
+    assert (models.fingerprint(model)["verified"], verification_of(model)) == (False, None)
 
 
 # --- what is checked ----------------------------------------------------------------------------------------------------------

@@ -203,19 +203,6 @@ def test_code_of_a_repository_is_not_run_and_not_asked_about(folders, tmp_path):
         psr.load_model(tmp_path / "made")
 
 
-@pytest.fixture
-def fetched(tmp_path, folders, monkeypatch):
-    """`gpt2` lies in the Hub's cache."""
-    from huggingface_hub import constants
-
-    commit, cache = "0" * 40, tmp_path / "models--gpt2"
-    shutil.copytree(folders["gpt2"], cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    return folders["gpt2"]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_name_is_read_and_checked_like_a_folder(fetched, backend):
     model = psr.load_model("gpt2", backend=backend)
