@@ -119,13 +119,13 @@ def _check_loaded(model: object, **options: Any) -> None:
             )
 
 
-def load_to_fit_and_answer(name_or_path: str | Path) -> tuple[HookedModel, HookedModel]:
+def load_to_fit_and_answer(name_or_path: str | Path, *, verify: bool = True) -> tuple[HookedModel, HookedModel]:
     """A model to read and fit, and the same model as a bridge to generate with, which is twice as fast for the embedded models.
 
     If the first is a bridge, it serves for both. Arguments and errors are those of `load_model`.
     """
-    model = load_model(name_or_path)
-    return model, model if is_bridge(model) else load_model(name_or_path, backend="bridge")
+    model = load_model(name_or_path, verify=verify)
+    return model, model if is_bridge(model) else load_model(name_or_path, backend="bridge", verify=verify)
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
