@@ -64,8 +64,8 @@ def test_a_cache_under_its_new_name_is_found_and_without_that_lost(folders, monk
     model = psr.load_model(folders[family], backend="bridge", verify=False)
     if cache_argument.cache_argument(model.original_model) == NEW_NAME:
         pytest.skip("this transformers has the new name itself, so that whatever decodes is such a test")
-    call_by_the_new_name(model)
     wanted = logits_of(model, [*PROMPT, 30, 31, 32])[len(PROMPT) - 1 :]
+    call_by_the_new_name(model)
     if helped:
         monkeypatch.setattr(cache_argument, "cache_argument", lambda hf_model: NEW_NAME)
         carry_cache(model)
