@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 
@@ -15,7 +15,7 @@ from psr_lens.models.other_hooks import has_hooks
 from psr_lens.models.placement import Placement
 from psr_lens.models.plain_model import held_plain_model
 from psr_lens.models.sources import Source, find_source
-from psr_lens.models.transformers_model import in_short, read_weights, readable
+from psr_lens.models.transformers_model import check_weights, in_short, read_weights, readable
 from psr_lens.models.verification import DisagreementError, Probe, probe_of, record_verification, verify_model
 from psr_lens.models.wrapping import quiet
 
@@ -40,9 +40,10 @@ def verify_loaded(model: HookedModel) -> None:
 
     Raises:
         DisagreementError: it computes something else than transformers.
-        ModelError: the logits of transformers are not finite, or there is not enough memory.
+        ModelError: weights or transformers' logits are not finite, or there is not enough memory.
     """
     kind = "TransformerBridge" if is_bridge(model) else "HookedTransformer"
+    check_weights(cast(torch.nn.Module, model), f"the weights of this {kind}")
     try:
         probe, source = _probe(model)
     except _NothingToCompareError as reason:

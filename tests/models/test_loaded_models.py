@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import psr_lens as psr
 from psr_lens import models
-from psr_lens.errors import InputError
+from psr_lens.errors import InputError, ModelError
 from psr_lens.models.verification import DisagreementError, verification_of
 
 needs_hooked_transformer = pytest.mark.skipif("hooked_transformer" not in BACKENDS, reason="removed in TransformerLens 4")
@@ -168,3 +168,11 @@ def test_how_weights_are_read_cannot_be_said_of_a_loaded_model(tiny_llama):
             psr.load_model(tiny_llama.model, **option)
     assert psr.load_model(tiny_llama.model, verify=False) is tiny_llama.model
     assert verification_of(tiny_llama.model) is record
+
+
+def test_weights_of_a_loaded_model_that_are_not_finite_are_named(fresh):
+    names, weights = zip(*torch.nn.Module.named_parameters(fresh.model), strict=True)
+    weights[3].data[(0,) * weights[3].ndim] = float("nan")
+    with pytest.raises(ModelError, match=rf"^model: the weights of this \w+ are NaN or infinite in {names[3]}\. Give"):
+        psr.load_model(fresh.model)
+    assert psr.load_model(fresh.model, verify=False) is fresh.model
