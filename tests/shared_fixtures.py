@@ -1,6 +1,7 @@
 """What all tests share: run-time shape checks, few threads, tiny random models and the shipped organisms."""
 
 # ruff: noqa: E402
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -57,6 +58,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     shipped = Path(psr.organism.__file__).parent / "weights"
     return Folders(root, {"organism": shipped / "llama", "organism-gpt2": shipped / "gpt2"})
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`gpt2` lies in the Hub's cache; it is the tiny one of this folder."""
+    from huggingface_hub import constants
+
+    commit, cache = "0" * 40, tmp_path / "models--gpt2"
+    shutil.copytree(folders["gpt2"], cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return folders["gpt2"]
 
 
 @pytest.fixture(scope="session")

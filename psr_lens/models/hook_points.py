@@ -163,7 +163,9 @@ def _probe(model: HookedModel, names: Iterable[str]) -> list[HookPointInfo]:
     seen: dict[str, HookPointInfo] = {}
 
     def note(name: str) -> Any:
-        def hook(activation: Tensor, hook: Any) -> None:
+        def hook(activation: Any, hook: Any) -> None:
+            if not isinstance(activation, Tensor):  # a router may give several tensors
+                return
             per_token = _is_per_token(activation)
             shape = tuple(activation.shape[2:]) if per_token else ()
             if is_pattern(name):
@@ -178,9 +180,9 @@ def _probe(model: HookedModel, names: Iterable[str]) -> list[HookPointInfo]:
     return list(seen.values())
 
 
-def _is_per_token(activation: object) -> bool:
+def _is_per_token(activation: Tensor) -> bool:
     """False for attention scores and patterns: they are `[batch, head, query, key]`, without one row per token."""
-    if not isinstance(activation, Tensor) or activation.ndim < 3:
+    if activation.ndim < 3:
         return False
     is_square = activation.ndim == 4 and activation.shape[2:] == (_PROBE_LENGTH, _PROBE_LENGTH)
     return activation.shape[:2] == (_PROBE_BATCH, _PROBE_LENGTH) and not is_square

@@ -13,6 +13,7 @@ import yaml
 from psr_lens.apps.cli.common import (
     DTYPES,
     MODELS,
+    VERIFY,
     ApiKeyEnvOption,
     BaseUrlOption,
     DeviceOption,
@@ -69,6 +70,7 @@ def run(
     prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
     dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
     backend: Annotated[str | None, typer.Option(help="TransformerLens's class: hooked_transformer, bridge or auto.")] = None,
+    verify: Annotated[bool | None, typer.Option("--verify/--no-verify", help=VERIFY)] = None,
     base_url: BaseUrlOption = None,
     api_key_env: ApiKeyEnvOption = None,
     device: DeviceOption = None,
@@ -102,6 +104,7 @@ def run(
                 "held_out": _value(held_out),
                 "dtype": dtype,
                 "backend": backend,
+                "verify": verify,
                 "seed": seed,
             },
             {
