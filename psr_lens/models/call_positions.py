@@ -6,7 +6,8 @@ Positions are columns: they are counted from the left, with padding and cached t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -21,83 +22,70 @@ Columns = int | Int[Tensor, " _"]
 _FIRST_STEERED: Final = "the first steered position, counted from the left with padding and cached tokens"
 
 
+@dataclass(eq=False)
 class Sequences:
     """Sequences that a call begins and later calls may continue. What needs a look at the device is found out when it is asked for."""
 
-    def __init__(
-        self,
-        rows: int,
-        width: int,
-        *,
-        ids: Tensor | None = None,
-        mask: Any = None,
-        padding: Padding | None = None,
-        lengths: Sequence[int] | None = None,
-        ends: Columns | None = None,
-        unknown: str = "",
-        generated: bool = False,
-        numbers: Tensor | None = None,
-    ) -> None:
-        """Keep the facts.
-
-        Args:
-            rows: Number of sequences, before beams and several answers to one prompt multiply them.
-            width: Number of columns of the prompts.
-            ids: Token ids of the prompts, `[row, column]`, if they are known.
-            mask: Attention mask: `[row, column]`, `[row, 1, query, column]`, or several by kind of layer; None if there is none.
-            padding: The token that pads.
-            lengths: Number of tokens of each row, if the rows are padded on the right and the lengths known.
-            ends: The column of each prompt's last token, if it is known.
-            unknown: Why it cannot be known where the prompts end; empty if it can.
-            generated: Whether a `generate` was given these prompts.
-            numbers: Position ids, `[row or 1, column]`, if they were given.
-        """
-        self.rows, self.width, self.generated, self.unknown = rows, width, generated, unknown
-        self.ids = ids
-        self.spans: Mapping[str, Int[Tensor, " row"]] = {}
-        """First column of each span in each row, where the caller has said so."""
-        self._mask, self._padding, self._lengths, self._numbers = mask, padding, lengths, numbers
-        self._ends: Columns | None = ends
-        self._firsts: Columns | None = None
+    rows: int
+    """Number of sequences, before beams and several answers to one prompt multiply them."""
+    width: int
+    """Number of columns of the prompts."""
+    _: KW_ONLY
+    ids: Tensor | None = None
+    """Token ids of the prompts, `[row, column]`, if they are known."""
+    mask: Any = None
+    """Attention mask: `[row, column]`, `[row, 1, query, column]`, or several by kind of layer; None if there is none."""
+    padding: Padding | None = None
+    """The token that pads."""
+    lengths: Sequence[int] | None = None
+    """Number of tokens of each row, if the rows are padded on the right and the lengths known."""
+    known_ends: Columns | None = None
+    """The column of each prompt's last token, if it is known before a look at ids and mask."""
+    unknown: str = ""
+    """Why it cannot be known where the prompts end; empty if it can."""
+    generated: bool = False
+    """Whether a `generate` was given these prompts."""
+    numbers: Tensor | None = None
+    """Position ids, `[row or 1, column]`, if they were given."""
+    spans: Mapping[str, Int[Tensor, " row"]] = field(default_factory=dict, init=False)
+    """First column of each span in each row, where the caller has said so."""
 
     def also(self, ids: Tensor | None, mask: Tensor | None) -> None:
         """Add what the first call shows, unless it was known before."""
         self.ids = ids if self.ids is None else self.ids
-        self._mask = mask if self._mask is None else self._mask
+        self.mask = mask if self.mask is None else self.mask
 
-    @property
+    @cached_property
     def ends(self) -> Columns:
         """The column of each prompt's last token.
 
         Raises:
             InputError: it cannot be known.
         """
-        if self._ends is None:
-            self._check_one_text_a_row()
-            self._ends = self._found_ends()
-        return self._ends
+        if self.known_ends is not None:
+            return self.known_ends
+        self._check_one_text_a_row()
+        return self._found_ends()
 
-    @property
+    @cached_property
     def firsts(self) -> Columns:
         """The column of each row's first token after any padding.
 
         Raises:
             InputError: it cannot be known.
         """
-        if self._firsts is None:
-            self._check_one_text_a_row()
-            self._firsts = self._found_firsts()
-        return self._firsts
+        self._check_one_text_a_row()
+        return self._found_firsts()
 
     def _check_one_text_a_row(self) -> None:
         """Refuse packed rows, of which each text would need a start of its own: position ids that do not rise from token to token."""
-        numbers = self._numbers
+        numbers = self.numbers
         if numbers is None or numbers.ndim != 2 or numbers.shape[1] != self.width:
             return
         is_token = torch.ones_like(numbers, dtype=torch.bool)
-        if isinstance(self._mask, Tensor) and self._mask.shape == (self.rows, self.width):
-            is_token = self._mask != 0
-        elif (pads := None if self._padding is None else self._padding.of(self.ids)) is not None:
+        if isinstance(self.mask, Tensor) and self.mask.shape == (self.rows, self.width):
+            is_token = self.mask != 0
+        elif (pads := None if self.padding is None else self.padding.of(self.ids)) is not None:
             is_token = ~pads
         if bool(((numbers.diff(dim=1) <= 0) & is_token[:, 1:] & is_token[:, :-1]).any()):
             raise InputError(
@@ -110,42 +98,42 @@ class Sequences:
     def _found_ends(self) -> Columns:
         if self.unknown:
             raise start_needed(self.unknown)
-        if self._lengths is not None:
-            return _compact(torch.tensor(self._lengths) - 1)
-        seen = _real_columns(self._mask)
+        if self.lengths is not None:
+            return _compact(torch.tensor(self.lengths) - 1)
+        seen = _real_columns(self.mask)
         if seen is not None:
             return _compact(seen.shape[1] - 1 - seen.flip(1).int().argmax(1))
-        if self._mask is not None and self.rows > 1:
-            raise start_needed(f"a call with an attention mask of type {type(self._mask).__name__}, which cannot be read")
-        pads = None if self._padding is None else self._padding.of(self.ids)
+        if self.mask is not None and self.rows > 1:
+            raise start_needed(f"a call with an attention mask of type {type(self.mask).__name__}, which cannot be read")
+        pads = None if self.padding is None else self.padding.of(self.ids)
         if pads is None:
             return self.width - 1
         trailing = pads.flip(1).int().cumprod(1).sum(1)
-        if self._padding is not None and self._padding.is_ambiguous:
+        if self.padding is not None and self.padding.is_ambiguous:
             if self.generated or self.rows == 1 or not bool(trailing.any()):
                 return self.width - 1
             raise start_needed(
-                f"rows that end in token {self._padding.token}, which pads and also begins or ends texts, without an attention mask"
+                f"rows that end in token {self.padding.token}, which pads and also begins or ends texts, without an attention mask"
             )
         return _compact(self.width - 1 - trailing.clamp(max=self.width - 1))
 
     def _found_firsts(self) -> Columns:
-        if self._lengths is not None:
+        if self.lengths is not None:
             return 0
-        seen = _real_columns(self._mask)
+        seen = _real_columns(self.mask)
         if seen is not None:
             return _compact(seen.int().argmax(1))
-        if self._mask is not None and (self.unknown or self.rows > 1):
-            raise start_needed(f"a call with an attention mask of type {type(self._mask).__name__}, which cannot be read")
-        pads = None if self._padding is None else self._padding.of(self.ids)
+        if self.mask is not None and (self.unknown or self.rows > 1):
+            raise start_needed(f"a call with an attention mask of type {type(self.mask).__name__}, which cannot be read")
+        pads = None if self.padding is None else self.padding.of(self.ids)
         if pads is None:  # without a mask, the model itself takes every column for a token
             return 0
         leading = pads.int().cumprod(1).sum(1)
-        if self._padding is not None and self._padding.is_ambiguous:
+        if self.padding is not None and self.padding.is_ambiguous:
             if bool((leading == leading[0]).all()) and int(leading[0]) <= 1:
                 return 0
             raise start_needed(
-                f"rows that begin with token {self._padding.token}, which pads and also begins or ends texts, without an attention mask"
+                f"rows that begin with token {self.padding.token}, which pads and also begins or ends texts, without an attention mask"
             )
         return _compact(leading.clamp(max=self.width - 1))
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, cast
 
 import torch
 
+from psr_lens._utils.arguments import CHECKS, checks_arguments, described
 from psr_lens.errors import InputError, ModelError
 from psr_lens.models.cache_argument import carry_cache
 from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
@@ -26,6 +27,7 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 """Types of weights by name."""
 
 
+@checks_arguments
 def load_model(
     name_or_path: str | Path | HookedModel,
     *,
@@ -74,12 +76,10 @@ def load_model(
         (6, 128)
     """
     if not isinstance(name_or_path, str | Path):
-        _check_loaded(name_or_path, device=device, dtype=dtype, backend=backend, device_map=device_map, n_devices=n_devices)
+        _refuse_options(device=device, dtype=dtype, backend=backend, device_map=device_map, n_devices=n_devices)
         if verify:
             verify_loaded(name_or_path)
         return name_or_path
-    if backend not in ("auto", "hooked_transformer", "bridge"):
-        raise InputError("backend", repr(backend), "'auto', 'hooked_transformer' or 'bridge'")
     placement = Placement.of(device, device_map, n_devices)
     try_hooked = _tries_hooked_transformer(backend, placement)
     source = find_source(name_or_path, known_only=backend == "hooked_transformer")
@@ -102,16 +102,25 @@ def load_model(
     return loading.bridge()
 
 
-def _check_loaded(model: object, **options: Any) -> None:
-    """Refuse what is no model, and options that say how to read weights: they have been read.
+def _check_nameable(model: object, argument: str) -> None:
+    """Refuse what is neither a model nor names one.
 
     Raises:
-        InputError: either of them.
+        InputError: it is not.
     """
-    if not isinstance(model, HookedModel):
-        raise InputError(
-            "model", type(model).__name__, "a name, a folder, a .gguf file, a HookedTransformer or a TransformerBridge"
-        )
+    if not isinstance(model, str | Path | HookedModel):
+        raise InputError(argument, described(model), "a name, a folder, a .gguf file, a HookedTransformer or a TransformerBridge")
+
+
+CHECKS[str | Path | HookedModel] = _check_nameable
+
+
+def _refuse_options(**options: Any) -> None:
+    """Refuse options that say how to read weights that have been read.
+
+    Raises:
+        InputError: there is one.
+    """
     for name, given in options.items():
         if given != inspect.signature(load_model).parameters[name].default:
             raise InputError(

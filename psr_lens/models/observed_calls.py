@@ -68,7 +68,7 @@ def spans_known(model: Any, spans: Mapping[Any, Int[Tensor, " row"]]) -> Iterato
         yield
         return
     ends = spans["R"]
-    sequences = Sequences(len(ends), int(ends.max()) + 1, ends=ends.cpu())
+    sequences = Sequences(len(ends), int(ends.max()) + 1, known_ends=ends.cpu())
     sequences.spans = dict(spans)
     this_thread.scopes.append(Scope(found, sequences=sequences))
     try:

@@ -130,7 +130,7 @@ class Probe:
         """
         spread = passage.logits[-1].float().std()
         exact = self.tolerance == TOLERANCE
-        errors = torch.empty(len(positions))
+        errors = torch.empty(len(positions), dtype=torch.float32)
         for rows in torch.arange(len(positions)).split(256):
             off = found[rows].float() - passage.logits[positions[rows]].to(found.device).float()
             if self.up_to_constant:

@@ -61,7 +61,6 @@ def working(*_: object, **__: object) -> None:
 def public() -> dict[str, Callable[..., Any]]:
     """All public functions and settings by name."""
     found = {f"{room}{name}": getattr(module, name) for room, module in ROOMS.items() for name in module.__all__}
-    del found["load_model"]  # tests/models/ has its wrong arguments
     return {name: each for name, each in found.items() if name in SETTINGS or (callable(each) and not inspect.isclass(each))}
 
 
