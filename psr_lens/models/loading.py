@@ -137,14 +137,17 @@ def load_to_fit_and_answer(name_or_path: str | Path, *, verify: bool = True) -> 
     return model, model if is_bridge(model) else load_model(name_or_path, backend="bridge", verify=verify)
 
 
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def _dtype(dtype: object, argument: str = "dtype") -> str | torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     if isinstance(dtype, str) and (dtype == "auto" or dtype in DTYPES):
         return DTYPES.get(dtype, dtype)
     raise InputError(
-        "dtype", repr(dtype), f"'auto', {', '.join(map(repr, DTYPES))}, or a floating-point torch.dtype, e.g. torch.bfloat16"
+        argument, repr(dtype), f"'auto', {', '.join(map(repr, DTYPES))}, or a floating-point torch.dtype, e.g. torch.bfloat16"
     )
+
+
+CHECKS[str | torch.dtype] = _dtype
 
 
 def _tries_hooked_transformer(backend: Backend, placement: Placement) -> bool:
