@@ -37,7 +37,8 @@ from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.models import HookedModel, device_of, forward, has_hooked_transformer
 from psr_lens.prompts import PromptPair, Triplet
 
-BATCHES: Final = (1, 8)
+CASES: Final = ((1, 0), (4, 1))
+"""Batch size and temperature. A step of a single response is the fastest, so whatever is not the model weighs most there."""
 RANK: Final = 4
 ALPHA: Final = 0.1
 """Small: what is steered stays ordinary text. A hook costs the same at any strength but 0."""
@@ -55,8 +56,8 @@ class Size(NamedTuple):
     triplets: int
 
 
-FULL: Final = Size(64, 11, 24)
-QUICK: Final = Size(8, 2, 4)
+FULL: Final = Size(64, 11, 4)
+QUICK: Final = Size(8, 2, 2)
 
 
 @dataclass(frozen=True)
@@ -108,26 +109,45 @@ def cost_of_generation(loaded: Loaded, batch: int, temperature: float, size: Siz
         steering = a_psr(model, RANK) if steered else None
         return lambda: [each.ids for each in psr.generate(model, pairs, steering, alpha=ALPHA, sampling=config)]
 
-    jobs = {"transformers": by_transformers}
+    jobs: dict[str, Callable[[], list[tuple[int, ...]]]] = {"transformers": by_transformers}
     for kind, model in loaded.by_class.items():
         jobs |= {f"{kind} unsteered": by_psr(model, False), f"{kind} steered": by_psr(model, True)}
-    wanted = by_transformers()
-    for name, job in jobs.items():
-        found = job()
-        if not all(len(ids) == size.new for ids in found):
-            raise RuntimeError(f"{name} made other numbers of tokens than {size.new}")
-        if not temperature and name.endswith("unsteered") and found != wanted:
-            raise RuntimeError(f"{name} made other tokens than transformers")
-    times = in_turns(jobs, size.turns, f"{loaded.name}, batch {batch}, temperature {temperature:g}")
+    checked = {name: checks(name, job, size.new) for name, job in jobs.items()}
+    if not temperature:
+        wanted = by_transformers()
+        checked |= {name: checks(name, jobs[name], size.new, wanted) for name in jobs if name.endswith("unsteered")}
+    times = in_turns(checked, size.turns, f"{loaded.name}, batch {batch}, temperature {temperature:g}")
     rows = []
     for name in list(jobs)[1:]:
         kind, what = name.split()
-        row = {"model": loaded.name, "class": kind, "what": what, "batch": batch, "temperature": temperature, "new tokens": size.new}
+        row = {
+            "model": loaded.name,
+            "class": kind,
+            "what": what,
+            "batch": batch,
+            "temperature": temperature,
+            "new tokens": size.new,
+        }
         found, other = times[name], times["transformers"]
         row |= {"tokens a second": batch * size.new / statistics.median(found.wall)}
         row |= {"transformers' tokens a second": batch * size.new / statistics.median(other.wall)}
         rows.append(row | compared(other.wall, found.wall, other.cpu, found.cpu) | {"wanted": WANTED[what]})
     return rows
+
+
+def checks(
+    name: str, job: Callable[[], list[tuple[int, ...]]], new: int, wanted: list[tuple[int, ...]] | None = None
+) -> Callable[[], None]:
+    """The job, whose responses have to have the right number of tokens, and, if it is greedy and unsteered, transformers' tokens."""
+
+    def run() -> None:
+        found = job()
+        if not all(len(ids) == new for ids in found):
+            raise RuntimeError(f"{name} made other numbers of tokens than {new}")
+        if wanted is not None and found != wanted:
+            raise RuntimeError(f"{name} made other tokens than transformers")
+
+    return run
 
 
 def cost_of_capture(loaded: Loaded, size: Size) -> list[dict[str, Any]]:
@@ -230,20 +250,28 @@ def main(
     model: Annotated[Path | None, typer.Option(help="A folder or a .gguf file to measure too.")] = None,
     only: Annotated[Path | None, typer.Option(help="The same, but this model alone.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tokens and turns; a look, not a measurement.")] = False,
+    turns: Annotated[int | None, typer.Option(min=1, help="Times that everything is measured.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; those that torch itself chooses if left out.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
-    tables_of: Annotated[Path | None, typer.Option(help="Print the tables of such files in this folder, and measure nothing.")] = None,
+    tables_of: Annotated[
+        Path | None, typer.Option(help="Print the tables of such files in this folder, and measure nothing.")
+    ] = None,
 ) -> None:
     """Run the benchmark and print its tables."""
     if tables_of:
         print_markdown(sorted(tables_of.glob("*.json")))
         return
-    size = QUICK if quick else FULL
+    size = (QUICK if quick else FULL)._replace(**{} if turns is None else {"turns": turns})
+    if threads:
+        torch.set_num_threads(threads)
     classes = ["hooked_transformer", "bridge"] if has_hooked_transformer() else ["bridge"]
     rows = []
     with nullcontext() if only else random_gpt2_folder(GPT2_SMALL) as folder:
         for source in filter(None, (folder, model, only)):
             loaded = load(source, classes)
-            rows += [row for batch in BATCHES for warm in (0, 1) for row in cost_of_generation(loaded, batch, warm, size)]
+            rows += [row for batch, temperature in CASES for row in cost_of_generation(loaded, batch, temperature, size)]
             rows += cost_of_capture(loaded, size)
     on = machine()
     for title, headings, capture in (("Generation", GENERATION, False), ("Capture of resid_post", CAPTURE, True)):
