@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 TL4 := .venv-tl4
+NEWEST := .venv-newest
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DOCS_STAMP := $(VENV)/.ready-docs
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test test-tl4 matrix lint notebooks docs demo train clean
+.PHONY: setup test test-tl4 test-newest test-lowest matrix lint notebooks docs demo train clean
 
 setup: $(STAMP)
 
@@ -41,6 +43,28 @@ test: lint
 test-tl4: $(TL4)/.ready
 	$(TL4)/bin/python $(PYTEST)
 
+# A new environment with the versions that pyproject.toml's ranges allow, as far as the constraints leave a choice. First as users install
+# it, which is what the demo runs on, then with what tests need: all architectures, the README, and a tenth of the tests.
+define resolved
+$(PYTHON) -m venv --clear $(1)
+$(2) > $(1)/constraints.txt
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(1)/constraints.txt torch
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(1)/constraints.txt .
+$(1)/bin/psr-lens demo --out $(1)/demo
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(1)/constraints.txt --editable ".[dev]"
+$(1)/bin/python -m pip freeze --exclude-editable > $(1)/versions.txt
+$(1)/bin/python $(PYTEST) tests/models/test_architectures.py "tests/package/test_code_blocks.py::test_python_runs[README.md]"
+$(1)/bin/python $(PYTEST) --sample 10
+endef
+
+# What `pip install .` takes today. torch keeps its version, and so its CPU build.
+test-newest:
+	$(call resolved,$(NEWEST),grep '^torch==' constraints.txt)
+
+# The lower bound of every package. Not that of torch: of its older releases pip finds only builds with CUDA, several GB each.
+test-lowest:
+	$(call resolved,$(LOWEST),$(PYTHON) tests/lowest_versions.py | sed "s/^torch==.*/$$(grep '^torch==' constraints.txt)/")
+
 # The table of architectures in docs/architectures.md.
 matrix: setup $(TL4)/.ready
 	$(BIN)/python -m pytest --quiet tests/models/test_architectures.py --matrix $(VENV)/matrix.json
@@ -67,4 +91,4 @@ train: setup
 	$(BIN)/python -m psr_lens.organism.train --family gpt2 --out psr_lens/organism/weights/gpt2
 
 clean:
-	rm -rf $(VENV) $(TL4) demo site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TL4) $(NEWEST) $(LOWEST) demo site .pytest_cache .mypy_cache .ruff_cache

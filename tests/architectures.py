@@ -31,6 +31,8 @@ class Architecture(NamedTuple):
     """What models of the family also have, by what it is called: position embeddings and biases, as settings."""
     refused: tuple[str, ...] = ()
     """Variants that no class of TransformerLens computes right, or only that of 4.x."""
+    in_attach: bool = True
+    """Whether `attach` knows its modules."""
     since: int = 3
     """The first generation of TransformerLens whose bridge computes it right."""
 
@@ -179,6 +181,24 @@ FAMILIES: Final = {
         _GROUPED | {"sliding_window": WINDOW, "layer_types": _LAYER_TYPES},
         in_hooked_transformer=False,
         since=4,
+    ),
+    "qwen3-next": Architecture(
+        "Qwen3-Next",
+        "Qwen3Next",
+        _GROUPED
+        | _EXPERTS
+        | {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+        | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+        | {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
+        in_hooked_transformer=False,
+        variants={"dense layer": {"mlp_only_layers": [1]}},
+    ),
+    "mamba": Architecture(
+        "Mamba",
+        "Mamba",
+        {"state_size": 8, "intermediate_size": 2 * WIDTH},
+        in_hooked_transformer=False,
+        in_attach=False,
     ),
 }
 """All that can be made; norms behind the blocks, attention beside the MLP and heads not d_model / n_heads wide are among them."""

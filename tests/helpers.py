@@ -65,7 +65,7 @@ def random_replacement(
     width = model.cfg.d_model
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) * size
+        return torch.randn(*shape, generator=generator, dtype=torch.float32) * size
 
     sites = {
         f"blocks.{layer}.hook_resid_post": Site(draw(rank, width), draw(rank, width), draw(rank), "relu")
@@ -81,7 +81,7 @@ def random_site(model: Any, kind: str, *, rank: int = 2, rule: str = "relu", see
     width = model.cfg.d_head if heads else model.cfg.d_model
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*heads, *shape, generator=generator) * size
+        return torch.randn(*heads, *shape, generator=generator, dtype=torch.float32) * size
 
     return Site(draw(rank, width), draw(rank, width), draw(rank), rule)
 

@@ -14,11 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import oracles
+import pytest
 import torch
 from architectures import FAMILIES, save_tiny
 from helpers import Case, generated, logits_of, pairs_of, random_replacement, random_triplets, relative_error
 
 import psr_lens as psr
+from psr_lens.errors import InputError
 from psr_lens.models import forward
 
 TOLERANCE: Final = 1e-4
@@ -27,6 +29,8 @@ FITTED: Final = 0.98
 SEQUENCE: Final = range(10, 60)
 """Longer than the sliding windows."""
 
+ONLY_CACHED: Final = ("mamba",)
+"""Families of which TransformerLens 4.3's own generation without a cache is wrong, steered or not."""
 MATRIX: Final = tuple(FAMILIES)
 CLASSES: Final = {"hooked_transformer": "HookedTransformer", "bridge": "TransformerBridge"}
 CHECKS: dict[str, Callable[[Case], float | None]] = {}
@@ -120,7 +124,7 @@ def generation_is_that_of_the_equations_with_and_without_a_cache(case: Case) -> 
         edits = oracles.layer_edits(replacement.sites, 1.0, len(pair.base_ids) - 1)
         wanted = oracles.greedy(case.hf, pair.base_ids, 8, edits)
         assert list(answer.ids) == wanted[: len(answer.ids)]
-        for cached in (True, False):
+        for cached in (True,) if case.family in ONLY_CACHED else (True, False):
             with replacement.steer(case.model):
                 assert generated(case.model, pair.base_ids, 8, cached=cached) == wanted
 
@@ -139,6 +143,10 @@ def artifacts_come_back_and_steer_alike(case: Case) -> None:
 @check("attach")
 def transformers_itself_is_steered_alike(case: Case) -> None:
     replacement = random_replacement(case.model, size=0.2)
+    if not FAMILIES[case.family].in_attach:
+        with pytest.raises(InputError, match=f"got {type(case.hf).__name__}, expected one of"):
+            replacement.attach(case.hf)
+        return
     with replacement.steer(case.model, 0.7, start=40):
         wanted = logits_of(case.model, SEQUENCE)
     with torch.no_grad(), replacement.attach(case.hf, 0.7, start=40) as attached:
@@ -187,6 +195,9 @@ def table(results: Results) -> str:
         taken = {each: passed for each, passed in found.items() if passed is not None}
         cells = [_number(passed) for passed in found.values()]
         for column in list(CHECKS)[1:]:
+            if column == "attach" and not FAMILIES[family].in_attach:
+                cells.append("–")
+                continue
             good = [names[each] for each, passed in taken.items() if column in passed]
             cells.append("✓" if taken and len(good) == len(taken) else ", ".join(good) or "✗")
         variants = [name for name in FAMILIES[family].variants if name not in NOWHERE.get(family, ())]

@@ -35,6 +35,8 @@ def blocks(hf: Any) -> Any:
     """The list of transformer blocks."""
     if hasattr(hf, "gpt_neox"):
         return hf.gpt_neox.layers
+    if hasattr(hf, "backbone"):
+        return hf.backbone.layers
     return hf.transformer.h if hasattr(hf, "transformer") else hf.model.layers
 
 

@@ -7,12 +7,15 @@ from typing import Any, Final
 
 from tqdm.auto import tqdm
 
+from psr_lens._utils.arguments import checks_arguments
+
 DELAY: Final = 3.0
 """Seconds before a bar appears; shorter work shows none."""
 
 _shown = True
 
 
+@checks_arguments
 def progress_bars(show: bool) -> None:
     """Show or hide all progress bars.
 

@@ -47,8 +47,10 @@ def write_artifact(folder: Path, settings: tuple[str, Mapping[str, Any]], tensor
 
     Raises:
         TypeError: the settings cannot be written as JSON; nothing is written.
-        InputError: the settings are larger or deeper nested than can be read back; nothing is written.
+        InputError: the folder is a file, or the settings are larger or deeper nested than can be read back; nothing is written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError("folder", f"the file {str(folder)!r}", "a folder, or a name that does not exist yet")
     text = json.dumps(settings[1], indent=2) + "\n"
     if len(text) > LARGEST_SETTINGS:
         raise InputError("settings", f"{len(text):,} bytes", f"at most {LARGEST_SETTINGS:,}", "Leave something out.")
@@ -66,7 +68,13 @@ def write_artifact(folder: Path, settings: tuple[str, Mapping[str, Any]], tensor
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; its folder is created if it is missing."""
+    """Write a UTF-8 text file atomically; its folder is created if it is missing.
+
+    Raises:
+        InputError: the path is a folder.
+    """
+    if path.is_dir():
+        raise InputError("path", f"the folder {str(path)!r}", "a file name", f"For example {str(path / path.name)!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")

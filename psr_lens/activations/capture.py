@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import CHECKS, check_fields, checks_arguments, described
 from psr_lens._utils.html_table import table
 from psr_lens.activations.attention_patterns import INSTRUCTION, key_counts
 from psr_lens.activations.hook_keys import HookKey, captured_name
@@ -96,6 +97,7 @@ class Captured:
     def _tokens(self) -> str:
         return f"{len(self):,} tokens of {len(self.tokens.triplet.unique()):,} responses"
 
+    @checks_arguments
     def magnitude(self, hook: HookKey) -> Float[Tensor, " token"]:
         """‖Δ‖ of each token at one hook point, in float32 (float64 for a Δ in float64).
 
@@ -128,6 +130,10 @@ class InMemory:
 
     dtype: torch.dtype | None = None
     """Data type to keep numbers in; None for that of the model."""
+
+    def __post_init__(self) -> None:
+        """Refuse fields of another type."""
+        check_fields(self)
 
     def receive(self, reading: Reading) -> Captured:
         """Read all differences; called by `capture`.
@@ -178,6 +184,7 @@ def capture(
 ) -> T_co: ...
 
 
+@checks_arguments
 def capture(
     model: HookedModel,
     triplets: Sequence[Triplet],
@@ -219,8 +226,6 @@ def capture(
         raise InputError("difference", repr(difference), "'accumulated' or 'local'")
     if token_budget < 1:
         raise InputError("token_budget", token_budget, "at least 1")
-    if to is not None and not callable(getattr(to, "receive", None)):
-        raise InputError("to", repr(to), "InMemory(), Statistics(), OnDisk(folder), or an object with a method `receive`")
     triplets = _as_list(triplets)
     names = select_hooks(model, hooks, layers)
     check_triplets(model, triplets)
@@ -229,6 +234,15 @@ def capture(
     reading = Reading(model, triplets, shapes, dtype, span, difference, token_budget)
     with torch.no_grad(), frozen(model):
         return (InMemory() if to is None else to).receive(reading)
+
+
+def _check_destination(to: object, argument: str) -> None:
+    if isinstance(to, type) or not callable(getattr(to, "receive", None)):
+        expected = "InMemory(), Statistics(), OnDisk(folder), or an object with a method `receive`"
+        raise InputError(argument, described(to), expected)
+
+
+CHECKS[Destination[object]] = _check_destination
 
 
 def _as_list(triplets: Sequence[Triplet]) -> list[Triplet]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.paired_passes import Reading, row_counts
@@ -55,7 +56,7 @@ class SecondMoments:
             values, vectors = torch.linalg.eigh(self._sum)
             return values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank].T
         if not self.energy:
-            return torch.zeros(min(rank, SKETCH_WIDTH)), self._test.T[:rank]
+            return torch.zeros(min(rank, SKETCH_WIDTH), dtype=torch.float32), self._test.T[:rank]
         # The shift keeps the Cholesky factorisation from failing; it is subtracted again.
         shift = self.energy * len(self._sum) ** 0.5 * torch.finfo(torch.float32).eps
         shifted = self._sum + shift * self._test
@@ -112,6 +113,7 @@ class HookStatistics:
         """Number of tokens, shape and mean magnitude, in one line."""
         return f"HookStatistics({self.tokens:,} tokens of shape {tuple(self.mean.shape)}, mean ‖Δ‖ {self.mean_magnitude:.4g})"
 
+    @checks_arguments
     def quantile(self, q: float) -> float:
         """The smallest ‖Δ‖ that at least a share `q` of the tokens does not exceed, accurate to 1 %.
 
@@ -124,6 +126,7 @@ class HookStatistics:
         bin_number = int(torch.searchsorted(self.histogram.cumsum(0), torch.tensor(wanted)))
         return float(10 ** (DECADES[0] + (bin_number - 0.5) / BINS_PER_DECADE)) if bin_number else 0.0
 
+    @checks_arguments
     def rank_share(self, rank: int) -> float:
         """Share of the energy Σ‖Δ‖² in the first `rank` singular directions; NaN if the energy is 0.
 
@@ -249,6 +252,10 @@ class Statistics:
     """Group of each triplet, such as its trait; if given, statistics are kept for each group too."""
     rank: int = 16
     """Number of singular directions to keep at each hook point."""
+
+    def __post_init__(self) -> None:
+        """Refuse fields of another type."""
+        check_fields(self)
 
     def receive(self, reading: Reading) -> CapturedStatistics:
         """Read all differences, batch by batch; called by `capture`.

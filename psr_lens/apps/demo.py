@@ -67,6 +67,8 @@ class DemoConfig:
     """Number of held-out responses for the report's next-token distances, parts of blocks, and heads."""
     seed: int = 0
     """Seed of the questions, the sampling and the fits."""
+    verify: bool = True
+    """Whether the model is held against plain transformers when it is loaded."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -224,7 +226,7 @@ def run_demo(
     if static:
         check_browser()
     say(f"loading {config.model}")
-    model, answering = load_to_fit_and_answer(config.model)
+    model, answering = load_to_fit_and_answer(config.model, verify=config.verify)
     results = {}
     for trait in traits:
         results[trait] = run_trait(model, answering, trait, config, _with_prefix(say, trait))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.optional import package
 from psr_lens.datasets._files import json_lines, shown, text_field
@@ -124,6 +125,7 @@ class Axbench:
             raise InputError("concept_id", concept_id, f"one of {', '.join(map(str, known))}")
 
 
+@checks_arguments
 def read_axbench(source: str | Path | Sequence[str | Path]) -> Axbench:
     """Read AxBench's metadata (`concept_id`, `concept`, `ref`) and examples.
 

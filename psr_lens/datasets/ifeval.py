@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.datasets._files import json_lines, shown, text_field
 from psr_lens.errors import InputError
 
@@ -52,6 +53,7 @@ class IfevalRow:
     """The row's file and line."""
 
 
+@checks_arguments
 def read_ifeval(path: str | Path) -> list[IfevalRow]:
     """Read a file with `{"key": …, "prompt": …, "prompt_without_instruction": …, "instruction_id_list": […], "kwargs": [{…}]}` per line.
 

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.datasets._files import json_lines, shown, text_of
 from psr_lens.errors import InputError
 
@@ -41,6 +42,7 @@ class PairLine:
     """A judge's coherence score of the response, 0–100."""
 
 
+@checks_arguments
 def read_pairs(path: str | Path, instruction: str | None = None) -> list[PairLine]:
     r"""Read a file with `{"question": …, "instruction": …, "response": …, "group": …}` per line; the last two fields are optional.
 

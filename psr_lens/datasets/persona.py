@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.datasets._files import json_object, shown, text_field, text_of
 from psr_lens.errors import InputError
 
@@ -66,6 +67,7 @@ class PersonaTrait:
         return re.sub(r"\{question\}|\{answer\}", lambda match: filled[match.group()], self.eval_prompt)
 
 
+@checks_arguments
 def read_persona(path: str | Path) -> PersonaTrait:
     """Read a file that holds `{"instruction": [{"pos": …, "neg": …}, …], "questions": […], "eval_prompt": …}`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.datasets._files import text_of
 from psr_lens.datasets.pairs import PairLine, read_pairs
 from psr_lens.errors import InputError
@@ -12,6 +13,7 @@ from psr_lens.errors import InputError
 _PAIRS: Final = (".jsonl", ".json", ".csv")
 
 
+@checks_arguments
 def read_questions(path: str | Path, instruction: str | None = None) -> list[PairLine]:
     r"""Read questions with their instructions.
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.optional import package
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
@@ -27,7 +28,7 @@ from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, 
 from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
 from psr_lens.models import HookedModel, fingerprint
-from psr_lens.models.hook_points import check_layers
+from psr_lens.models.hook_points import Layers, check_layers
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
 
 if TYPE_CHECKING:
@@ -123,16 +124,23 @@ class Comparison:
         head = ("method", "trait", "coherence", "questions", f"relative RMSE, layer {self.layers[-1]}")
         return table(head, rows, f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.strengths}")
 
+    @checks_arguments
     def quantile(self, q: float) -> Float[Tensor, " layer"]:
         """A quantile of ‖Δ_acc‖ over tokens, after each layer.
+
+        Raises:
+            InputError: `q` is not from 0 to 1.
 
         Example:
             >>> bool((comparison.quantile(0.5) <= comparison.quantile(0.99)).all())
             True
         """
+        if not 0 <= q <= 1:
+            raise InputError("q", repr(q), "a number from 0 to 1")
         # Layer by layer, since torch takes quantiles of at most 2^24 numbers at once.
         return torch.stack([of_layer.quantile(q) for of_layer in self.magnitude.T])
 
+    @checks_arguments
     def with_scores(self, scores: Sequence[Scores], settings: Mapping[str, object] | None = None) -> Comparison:
         """A copy with scores beside the comparison, for tables, plots and reports.
 
@@ -188,13 +196,14 @@ class Comparison:
         return frame
 
 
+@checks_arguments
 def compare(
     model: HookedModel,
     triplets: Sequence[Triplet],
     methods: Methods,
     *,
     paraphrase: str | None = None,
-    layers: str | int | Sequence[int] = "all",
+    layers: Layers = "all",
     span: Span = "R",
     alpha: float | Mapping[str, float] = 1.0,
     token_budget: int = TOKEN_BUDGET,
@@ -267,7 +276,7 @@ def compare(
         token_table(model, triplets, span),
         tuple(wanted),
         rows.tensors[PROMPT],
-        torch.tensor([_rank1_share(moment) for moment in moments]),
+        torch.tensor([_rank1_share(moment) for moment in moments], dtype=torch.float32),
         traces,
         relative_rmse(errors[PARAPHRASE], energy).float() if paraphrases else None,
         alphas,

@@ -34,6 +34,8 @@ class EvaluationConfig:
     """Folder for results.json, results.md, pareto.html and the answers, from which an interrupted run continues."""
     model: str = "organism"
     """Name, folder or file, as for `psr_lens.load_model`."""
+    verify: bool = True
+    """Whether the model is held against plain transformers when it is loaded."""
     pairs: str | None = None
     """File of questions and instructions, as for `psr-lens capture`; the alternative to `dataset`."""
     group: str | None = None
@@ -62,6 +64,8 @@ class EvaluationConfig:
         for name, kind in (("methods", Mapping), ("calibration", Mapping), ("sampling", Mapping), ("alphas", list | tuple)):
             if not isinstance(getattr(self, name), kind):
                 raise InputError(name, repr(getattr(self, name)), "a list" if name == "alphas" else "a mapping, one entry a line")
+        if not isinstance(self.verify, bool):
+            raise InputError("verify", repr(self.verify), "true or false")
         for name in ("out", "model", "trait", "block"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(name, repr(getattr(self, name)), "a text")

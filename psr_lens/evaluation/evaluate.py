@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.yaml_config import check_keys
@@ -32,9 +33,9 @@ class Calibration:
         16.0
     """
 
-    alphas: tuple[float, ...] = (1.0,)
+    alphas: Sequence[float] = (1.0,)
     """Strengths that are measured in any case, 0 or more; 0 itself always is."""
-    targets: tuple[float, ...] = (80.0,)
+    targets: Sequence[float] = (80.0,)
     """Target coherences, 0–100, of the metrics `TA@C80` and so on; may be empty."""
     at_prompt: bool = True
     """Whether to look for the coherence of prompting too, the metric `TA@Cp`."""
@@ -73,6 +74,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
+        check_fields(self)
+        for name in ("alphas", "targets"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         use_plain_numbers(self)
         for alpha in self.alphas:
             _in_range("alphas", alpha, 0, math.inf)
@@ -91,6 +95,7 @@ def _in_range(name: str, value: Any, low: float, high: float) -> None:
         raise InputError(name, repr(value), f"a finite number {what}")
 
 
+@checks_arguments
 def evaluate(
     model: HookedModel,
     pairs: Sequence[PromptPair],

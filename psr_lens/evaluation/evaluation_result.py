@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.evaluation.trait_at_coherence import OUTCOMES, Outcome, at_target
@@ -118,6 +119,7 @@ class Evaluation:
         curves = ", ".join(f"{name} ({len(points)})" for name, points in self.curves.items())
         return f"Evaluation({len(self.questions)} questions; methods (strengths): {curves}; targets: {', '.join(self.targets) or 'none'})"
 
+    @checks_arguments
     def calibrated(self, method: str, metric: str = "TA@C80") -> Calibrated:
         """What a method reaches at a target coherence.
 
@@ -146,6 +148,7 @@ class Evaluation:
             OUTCOMES[found.outcome],
         )
 
+    @checks_arguments
     def difference(self, first: str, second: str, metric: str = "TA@C80", *, alpha: float | None = None) -> Result:
         """First method minus second on the same questions, with an interval from resamples that both share.
 
@@ -169,6 +172,7 @@ class Evaluation:
         found = less._replace(value=one.value - other.value, draws=one.draws - other.draws)
         return self._row(f"{first} − {second}", metric, found)
 
+    @checks_arguments
     def table(self, *, trait: str = "", block: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
         """Trait and coherence of every method at every strength that was measured, and its trait at every target.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Faithfulness
@@ -15,17 +16,18 @@ from psr_lens.evaluation.faithfulness_sums import ClosenessSums, SiteSums
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.side_by_side import SideBySide
 from psr_lens.models import HookedModel, fingerprint
-from psr_lens.models.hook_points import check_layers
+from psr_lens.models.hook_points import Layers, check_layers
 from psr_lens.prompts import Span, Triplet, check_triplets
 
 
+@checks_arguments
 def faithfulness(
     model: HookedModel,
     triplets: Sequence[Triplet] | Mapping[str, Sequence[Triplet]],
     methods: Methods,
     *,
     paraphrases: str | Sequence[str] = (),
-    layers: str | int | Sequence[int] = "all",
+    layers: Layers = "all",
     span: Span = "R",
     alpha: float | Mapping[str, float] = 1.0,
     token_budget: int = TOKEN_BUDGET,

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Int
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.evaluation.methods import NONE
 from psr_lens.prompts import Span
@@ -198,6 +199,7 @@ class Faithfulness:
         responses = ", ".join(f"{block.responses} {name}".strip() for name, block in self.blocks.items())
         return table(head, rows, f"{self.instruction!r} on responses: {responses}; all numbers are in `.table()`")
 
+    @checks_arguments
     def table(self, *, trait: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
         """All numbers, one a row; `n` counts responses.
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from psr_lens._utils.arguments import CHECKS
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel
 from psr_lens.models.hook_points import layer_of
-from psr_lens.replacement import Replacement, SteeringPlan, check_model
+from psr_lens.replacement import Replacement, SteeringPlan, check_compatible
 
 Method = Replacement | SteeringPlan
 """What a method steers with: one replacement, or a plan of several."""
@@ -67,6 +68,10 @@ def check_method(method: Any, argument: str) -> None:
         raise InputError(argument, f"a value of type {type(method).__name__}", "a Replacement or a SteeringPlan", _ORDER)
 
 
+CHECKS[Methods] = lambda methods, argument: named_methods(methods, argument=argument)
+CHECKS[Method] = check_method
+
+
 def methods_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> dict[str, Method]:
     """Methods by name that were made for a model; arguments as for `named_methods`.
 
@@ -77,7 +82,7 @@ def methods_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> 
     named = named_methods(methods, taken)
     for method in named.values():
         for part in SteeringPlan.of(method).parts:
-            check_model(part.replacement, model)
+            check_compatible(part.replacement, model)
     return named
 
 

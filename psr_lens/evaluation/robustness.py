@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
@@ -61,6 +62,7 @@ class Robustness:
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
+    @checks_arguments
     def change(self, method: str) -> Float[np.ndarray, " question"]:
         """Trait score with the counter-instruction minus without it, on each question; NaN if either score is missing.
 
@@ -77,6 +79,7 @@ class Robustness:
         difference: Float[np.ndarray, " question"] = self.countered[method].trait - self.plain[method].trait
         return difference
 
+    @checks_arguments
     def table(self, *, trait: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
         """Trait and coherence by block, and differences that are paired by question.
 
@@ -112,6 +115,7 @@ class Robustness:
         return ResultTable(tuple(rows), {**about, **(settings or {})})
 
 
+@checks_arguments
 def robustness(
     model: HookedModel,
     pairs: Sequence[PromptPair],

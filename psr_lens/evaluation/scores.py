@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, check_method
 from psr_lens.fitting.fit import fit
@@ -53,6 +54,7 @@ class Scores:
         return f"Scores({self.method}{at}: {scores}; n={self.n}{missing})"
 
 
+@checks_arguments
 def scores_at(
     model: HookedModel,
     pairs: Sequence[PromptPair],
@@ -120,6 +122,7 @@ def summed(method: str, judgement: Judgement, alpha: float | None) -> Scores:
     )
 
 
+@checks_arguments
 def best_alpha(
     model: HookedModel,
     pairs: Sequence[PromptPair],
@@ -171,6 +174,7 @@ def best_alpha(
     return max(coherent, key=lambda scores: (_lowest_if_missing(scores.trait), scores.coherence))
 
 
+@checks_arguments
 def best_layer(
     model: HookedModel,
     triplets: Sequence[Triplet],

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
@@ -64,7 +65,8 @@ class SideEffects:
                 raise InputError(name, f"a value of type {type(given).__name__}", "a mapping of names to judges or checks")
             for key, each in given.items():
                 checked_judge(each, f"{name}[{key!r}]") if name == "unwanted" else _check_callable(each, f"{name}[{key!r}]")
-        if self.texts is not None and (isinstance(self.texts, str) or not self.texts):
+        check_fields(self)
+        if self.texts is not None and not self.texts:
             raise InputError(
                 "texts", repr(self.texts), "a list of texts or triplets, not empty", "Leave it out for the model's own answers."
             )
@@ -106,6 +108,7 @@ class Collateral:
         questions = len(self.answers[NONE])
         return f"Collateral({self.instruction!r}, {questions} questions; methods: {', '.join(self.alphas)}; metrics: {metrics})"
 
+    @checks_arguments
     def perplexity(self, method: str) -> Estimate:
         """exp(mean −log p) of the tokens of the neutral texts.
 
@@ -120,6 +123,7 @@ class Collateral:
         mean = ratio(self._surprise(method), self.text_tokens)
         return estimate(lambda weights: np.exp(mean(weights)), len(self.text_tokens))
 
+    @checks_arguments
     def perplexity_ratio(self, method: str) -> Estimate:
         """Perplexity divided by that of the unsteered model, on the same resamples; 1 is no harm.
 
@@ -142,6 +146,7 @@ class Collateral:
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
+    @checks_arguments
     def table(self, *, trait: str = "", block: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
         """All numbers, one a row: mean scores over questions, and each score minus the prompt's on the same question (`… − prompt`).
 
@@ -171,6 +176,7 @@ class Collateral:
         return ResultTable(tuple(rows), {"model": dict(self.model), "instruction": self.instruction, **(settings or {})})
 
 
+@checks_arguments
 def collateral(
     model: HookedModel,
     pairs: Sequence[PromptPair],
@@ -233,6 +239,7 @@ def collateral(
     return Collateral(pairs[0].instruction, fingerprint(model), alphas, written, scores, surprise, lengths)
 
 
+@checks_arguments
 def standing_pairs(model: HookedModel, questions: Sequence[str], standing: str | Sequence[str], instruction: str) -> PromptPairs:
     """Pairs whose two prompts both begin with a standing instruction, like a system prompt that is always there.
 

@@ -80,7 +80,7 @@ def projection_target(model: HookedModel, triplets: Sequence[Triplet], names: Se
 
 def _constant(direction: Float[Tensor, "*head width"]) -> Site:
     directions = direction.float().unsqueeze(-2)
-    return Site(directions, torch.zeros_like(directions), torch.ones(directions.shape[:-1]), "constant")
+    return Site(directions, torch.zeros_like(directions), torch.ones(directions.shape[:-1], dtype=torch.float32), "constant")
 
 
 @dataclass(frozen=True)

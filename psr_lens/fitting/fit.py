@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens.activations.store import triplets_digest
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.baselines import activation_addition, difference_in_means, last_token_difference, projection_target
@@ -37,6 +38,7 @@ SOLVERS: Final[Mapping[type[FitConfig], Callable[..., Any]]] = {
 layerwise ones a `scratch` folder."""
 
 
+@checks_arguments
 def fit(
     model: HookedModel,
     triplets: Sequence[Triplet],
@@ -75,7 +77,6 @@ def fit(
         4
     """
     config = Sequential() if config is None else config
-    _check_config(config)
     check_triplets(model, triplets)
     _check_negatives(triplets, config)
     layers = check_layers(model, config.layers)
@@ -109,7 +110,7 @@ def fit(
             raise
 
 
-def _check_config(config: Any) -> None:
+def _check_config(config: Any, argument: str = "config") -> None:
     if type(config) in SOLVERS:
         return
     classes = ", ".join(f"psr.{each.__name__}" for each in SOLVERS)
@@ -118,7 +119,10 @@ def _check_config(config: Any) -> None:
         got, remedy = f"the class {config.__name__}", f"Write `psr.{config.__name__}()`."
     elif isinstance(config, Mapping):
         remedy = "`psr.FitConfig.of` makes it from a mapping."
-    raise InputError("config", got, f"the settings of a solver: {classes}", remedy)
+    raise InputError(argument, got, f"the settings of a solver: {classes}", remedy)
+
+
+CHECKS[FitConfig] = _check_config
 
 
 def _check_negatives(triplets: Sequence[Triplet], config: FitConfig) -> None:

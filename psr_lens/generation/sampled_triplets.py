@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, overload
 
 import numpy as np
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import is_whole
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
@@ -72,6 +73,7 @@ class Triplets(Sequence[Triplet]):
         """One triplet, or a slice of them."""
         return Triplets(self.kept[index], self.dropped, self.tokenizer) if isinstance(index, slice) else self.kept[index]
 
+    @checks_arguments
     def show(self, index: int = 0, span: Span = "R") -> PromptView:
         """Show one triplet's prompts, each followed by the response, as coloured text with the tokens in `span` marked.
 
@@ -111,6 +113,7 @@ class Triplets(Sequence[Triplet]):
         return f"Triplets({self._counts()})"
 
 
+@checks_arguments
 def sample_responses(
     model: HookedModel,
     pairs: Sequence[PromptPair],

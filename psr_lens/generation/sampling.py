@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import padded
 from psr_lens.errors import InputError, ModelError
 from psr_lens.generation.decoding import Decoding, NotFiniteError, Steered, first_not_finite
 from psr_lens.generation.sampling_config import SamplingConfig as SamplingConfig
 from psr_lens.generation.sampling_config import checked_sampling as checked_sampling
-from psr_lens.models import HookedModel, context_length, end_tokens, frozen, spans_known, tokenizer_of
+from psr_lens.models import HookedModel, check_ids, context_length, end_tokens, frozen, spans_known, tokenizer_of
 from psr_lens.prompts import Context, PromptPair, Span, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
@@ -44,6 +45,7 @@ class Response:
         return f"Response({shortened(self.text)}, {len(self.ids)} tokens)"
 
 
+@checks_arguments
 def generate(
     model: HookedModel,
     pairs: Sequence[PromptPair],
@@ -72,7 +74,8 @@ def generate(
         The responses, in the order of `pairs`.
 
     Raises:
-        InputError: arguments in another order, a prompt that fills the model's context, or not one stream or strength per pair.
+        InputError: arguments in another order, a prompt that fills the model's context or has an id that the model does not have, or not
+            one stream or strength per pair.
         ModelError: the model has no tokenizer, or its logits are NaN or infinite.
 
     Example:
@@ -80,6 +83,8 @@ def generate(
         [Response('arr, to begin, carry the cold water. ...', 38 tokens)]
     """
     check_pairs(pairs, may_be_empty=True)
+    for index, pair in enumerate(pairs):
+        check_ids(model, pair.ids(context), f"pairs[{index}]")
     check_steering(replacement)
     config = checked_sampling(sampling)
     strengths = _strengths(alpha, len(pairs))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from psr_lens._utils.arguments import CHECKS
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens.errors import InputError
 
@@ -68,13 +69,16 @@ def _texts(stop: Any) -> tuple[str, ...]:
     return texts
 
 
-def checked_sampling(sampling: SamplingConfig | None) -> SamplingConfig:
-    """The settings of sampling, or the defaults if None.
+def checked_sampling(sampling: SamplingConfig | None, argument: str = "sampling") -> SamplingConfig:
+    """The settings of sampling, or the defaults if None; an error calls them `argument`.
 
     Raises:
         InputError: `sampling` is neither a `SamplingConfig` nor None.
     """
     config: object = SamplingConfig() if sampling is None else sampling
     if not isinstance(config, SamplingConfig):
-        raise InputError("sampling", type(config).__name__, "a SamplingConfig", "For example `psr.SamplingConfig(temperature=0)`.")
+        raise InputError(argument, type(config).__name__, "a SamplingConfig", "For example `psr.SamplingConfig(temperature=0)`.")
     return config
+
+
+CHECKS[SamplingConfig] = checked_sampling

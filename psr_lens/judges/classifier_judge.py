@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
 from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
@@ -155,6 +156,7 @@ class ClassifierJudge:
         return f"P({self.label}) = {score / 100:.3g}{cut}"
 
 
+@checks_arguments
 def classifier(
     name_or_path: str | Path,
     label: str | int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
 from psr_lens.errors import InputError
 from psr_lens.results.judgement import SIDES, Judge, Judgement, identity_of
@@ -48,6 +49,7 @@ class CombinedJudge:
         )
 
 
+@checks_arguments
 def combine(trait: Judge, coherence: Judge) -> CombinedJudge:
     """Combine two judges: `trait` gives the trait scores, `coherence` the coherence scores.
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
 from psr_lens._utils.optional import versions as versions_of
 from psr_lens.datasets import IfevalRow, Instruction
@@ -228,6 +229,7 @@ def _percent(followed: Sequence[bool]) -> float:
     return 100.0 * float(np.mean(followed)) if followed else float("nan")
 
 
+@checks_arguments
 def ifeval(
     instructions: str | Sequence[IfevalRow], *, accuracy: Accuracy = "strict", score: Score = "all", **arguments: Any
 ) -> IfevalJudge:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
 from psr_lens.errors import InputError
 from psr_lens.organism import TRAITS
@@ -53,6 +54,7 @@ class OrganismJudge:
         )
 
 
+@checks_arguments
 def organism(trait: str) -> OrganismJudge:
     """The exact judge for one of the organism's traits.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import digest_of, json_text
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
@@ -151,6 +152,7 @@ def _triplets(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[s
     return made
 
 
+@checks_arguments
 def perplexity(
     model: HookedModel,
     pairs: Sequence[PromptPair],
@@ -190,23 +192,25 @@ def perplexity(
         A judge of coherence; its trait is NaN.
 
     Raises:
-        InputError: no pairs, `references` and `pairs` of different lengths, only empty references, or one question with different prompts.
+        InputError: no pairs, `references` and `pairs` of different lengths, only empty references, one question with different
+            prompts, or a negative seed.
         ModelError: shuffled references are as likely as the references under the model.
     """
     from psr_lens.generation.sampling import generate
+    from psr_lens.models import check_model
+    from psr_lens.prompts import check_pairs
 
-    if given not in get_args(Given):
-        raise InputError("given", repr(given), " or ".join(map(repr, get_args(Given))))
-    if not pairs:
-        raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
+    check_model(model)
+    check_pairs(pairs)
+    if seed < 0:
+        raise InputError("seed", seed, "0 or more")
     by_question = _by_question(pairs, given)
     if references is None:
         references = [
             each.text for each in generate(model, pairs, context="prompted" if given == "prompted" else "base", sampling=sampling)
         ]
-    if isinstance(references, str) or len(references) != len(pairs):
-        got = "one string" if isinstance(references, str) else f"{len(references)} of them"
-        raise InputError("references", got, f"one for each of {len(pairs)} pairs")
+    if len(references) != len(pairs):
+        raise InputError("references", f"{len(references)} of them", f"one for each of {len(pairs)} pairs")
     surprisals = _surprisal(model, pairs, references, given)
     if np.isnan(surprisals).all():
         raise InputError("references", f"{len(references)} empty texts", "at least one non-empty text")

@@ -36,6 +36,7 @@ class Sequences:
         ends: Columns | None = None,
         unknown: str = "",
         generated: bool = False,
+        numbers: Tensor | None = None,
     ) -> None:
         """Keep the facts.
 
@@ -49,12 +50,13 @@ class Sequences:
             ends: The column of each prompt's last token, if it is known.
             unknown: Why it cannot be known where the prompts end; empty if it can.
             generated: Whether a `generate` was given these prompts.
+            numbers: Position ids, `[row or 1, column]`, if they were given.
         """
         self.rows, self.width, self.generated, self.unknown = rows, width, generated, unknown
         self.ids = ids
         self.spans: Mapping[str, Int[Tensor, " row"]] = {}
         """First column of each span in each row, where the caller has said so."""
-        self._mask, self._padding, self._lengths = mask, padding, lengths
+        self._mask, self._padding, self._lengths, self._numbers = mask, padding, lengths, numbers
         self._ends: Columns | None = ends
         self._firsts: Columns | None = None
 
@@ -71,6 +73,7 @@ class Sequences:
             InputError: it cannot be known.
         """
         if self._ends is None:
+            self._check_one_text_a_row()
             self._ends = self._found_ends()
         return self._ends
 
@@ -82,8 +85,27 @@ class Sequences:
             InputError: it cannot be known.
         """
         if self._firsts is None:
+            self._check_one_text_a_row()
             self._firsts = self._found_firsts()
         return self._firsts
+
+    def _check_one_text_a_row(self) -> None:
+        """Refuse packed rows, of which each text would need a start of its own: position ids that do not rise from token to token."""
+        numbers = self._numbers
+        if numbers is None or numbers.ndim != 2 or numbers.shape[1] != self.width:
+            return
+        is_token = torch.ones_like(numbers, dtype=torch.bool)
+        if isinstance(self._mask, Tensor) and self._mask.shape == (self.rows, self.width):
+            is_token = self._mask != 0
+        elif (pads := None if self._padding is None else self._padding.of(self.ids)) is not None:
+            is_token = ~pads
+        if bool(((numbers.diff(dim=1) <= 0) & is_token[:, 1:] & is_token[:, :-1]).any()):
+            raise InputError(
+                "position_ids",
+                "ids that do not rise from token to token, as of several texts in a row",
+                "one text in each row",
+                "Give each text a row of its own, or pass `start=`.",
+            )
 
     def _found_ends(self) -> Columns:
         if self.unknown:

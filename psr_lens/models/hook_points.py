@@ -13,6 +13,7 @@ from typing import Any, Final, SupportsIndex
 import torch
 from torch import Tensor
 
+from psr_lens._utils.arguments import CHECKS, checks_arguments, described, fits
 from psr_lens._utils.html_table import table
 from psr_lens._utils.sequences import ranges
 from psr_lens.errors import InputError
@@ -128,6 +129,7 @@ def layer_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+@checks_arguments
 def hook_points(model: HookedModel) -> HookPointTable:
     """Every distinct hook point that fires in a forward pass of `model`, in the order of firing, as a table.
 
@@ -161,7 +163,9 @@ def _probe(model: HookedModel, names: Iterable[str]) -> list[HookPointInfo]:
     seen: dict[str, HookPointInfo] = {}
 
     def note(name: str) -> Any:
-        def hook(activation: Tensor, hook: Any) -> None:
+        def hook(activation: Any, hook: Any) -> None:
+            if not isinstance(activation, Tensor):  # a router may give several tensors
+                return
             per_token = _is_per_token(activation)
             shape = tuple(activation.shape[2:]) if per_token else ()
             if is_pattern(name):
@@ -176,9 +180,9 @@ def _probe(model: HookedModel, names: Iterable[str]) -> list[HookPointInfo]:
     return list(seen.values())
 
 
-def _is_per_token(activation: object) -> bool:
+def _is_per_token(activation: Tensor) -> bool:
     """False for attention scores and patterns: they are `[batch, head, query, key]`, without one row per token."""
-    if not isinstance(activation, Tensor) or activation.ndim < 3:
+    if activation.ndim < 3:
         return False
     is_square = activation.ndim == 4 and activation.shape[2:] == (_PROBE_LENGTH, _PROBE_LENGTH)
     return activation.shape[:2] == (_PROBE_BATCH, _PROBE_LENGTH) and not is_square
@@ -247,6 +251,19 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
                 f"Use `{name.rpartition('.')[0]}.hook_pattern` for attention." if "attn" in name else "",
             )
     return found
+
+
+def are_layers(layers: object, argument: str = "layers") -> None:
+    """Refuse what cannot be layers of any model.
+
+    Raises:
+        InputError: it is no text, no whole number and no list of whole numbers.
+    """
+    if not fits(layers, Layers):
+        raise InputError(argument, described(layers), "'all', a layer or a list of layers")
+
+
+CHECKS[Layers] = are_layers
 
 
 def check_layers(model: HookedModel, layers: Layers) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -12,6 +12,7 @@ import torch
 import transformer_lens
 from transformers import GenerationConfig
 
+from psr_lens._utils.arguments import CHECKS, described
 from psr_lens.errors import InputError, ModelError
 
 
@@ -50,10 +51,15 @@ def check_model(model: object, argument: str = "model") -> None:
     if not (hasattr(type(model), "hooks") and hasattr(model, "cfg")):
         raise InputError(
             argument,
-            repr(model) if isinstance(model, str) else type(model).__name__,
+            described(model),
             "a HookedTransformer or a TransformerBridge",
-            f"`psr_lens.load_model({model!r})` loads it." if isinstance(model, str) else "`psr_lens.load_model` returns one.",
+            f"`psr_lens.load_model({model!r})` loads it."
+            if isinstance(model, str)
+            else "`psr_lens.load_model` returns one; it is the first argument.",
         )
+
+
+CHECKS[HookedModel] = check_model
 
 
 def has_hooked_transformer() -> bool:
@@ -84,6 +90,22 @@ def is_spread(model: HookedModel) -> bool:
 def context_length(model: HookedModel) -> int:
     """The model's context length in tokens."""
     return int(model.cfg.n_ctx)
+
+
+def check_ids(model: HookedModel, ids: Iterable[int], argument: str) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        InputError: an id is negative, or not below the size of the model's vocabulary.
+    """
+    size = int(model.cfg.d_vocab)
+    if (unknown := next((each for each in ids if not 0 <= each < size), None)) is not None:
+        raise InputError(
+            argument,
+            f"the token id {unknown}",
+            f"ids from 0 to {size - 1}, the model's vocabulary",
+            "Make prompts and responses with the tokenizer of this model.",
+        )
 
 
 def all_modules(model: HookedModel) -> set[torch.nn.Module]:

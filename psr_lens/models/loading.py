@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from psr_lens.errors import InputError, ModelError
 from psr_lens.models.cache_argument import carry_cache
 from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
+from psr_lens.models.loaded_model import verify_loaded
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, find_source
 from psr_lens.models.transformers_model import read_tokenizer, read_weights, readable
@@ -42,9 +44,11 @@ def load_model(
 
     Args:
         name_or_path: `"organism"` or `"organism-gpt2"` (shipped with the package), a name that TransformerLens knows, a local
-            Hugging Face folder (with an adapter: the adapted model), a `.gguf` file, or a model that is already loaded (returned
-            unchanged and unchecked).
-        device: Where the weights go; `"auto"` takes a GPU if there is one.
+            Hugging Face folder (with an adapter: the adapted model), a `.gguf` file, or a model that is already loaded, which is
+            returned unchanged: it is held against the transformers model that it holds, or else against the one that its config
+            names. If there is neither, a warning says so, and `verified` is False.
+        device: Where the weights go; `"auto"` takes a GPU if there is one. This and the other options but `verify` say how weights
+            are read, and cannot be given with a model that is already loaded.
         dtype: Floating-point type of the weights, by name too; `"auto"` takes the config's. Probes and directions stay in float32.
         backend: `"hooked_transformer"`, `"bridge"`, or `"auto"`: the first if TransformerLens has that class and it agrees with
             transformers, else, with a warning that says why, the second.
@@ -59,7 +63,7 @@ def load_model(
 
     Raises:
         InputError: `name_or_path` is neither a known name, nor a folder, nor a `.gguf` file, nor a model; `backend` or `dtype` is
-            unknown; or torch has no such devices.
+            unknown; torch has no such devices; or an option says how to load a model that is already loaded.
         ModelError: the model cannot be read, tensors are missing in its weights, the chosen class does not support it, or no class
             agrees with transformers.
         MissingPackageError: a `.gguf` file needs the extra `gguf`.
@@ -70,10 +74,9 @@ def load_model(
         (6, 128)
     """
     if not isinstance(name_or_path, str | Path):
-        if not isinstance(name_or_path, HookedModel):
-            raise InputError(
-                "model", type(name_or_path).__name__, "a name, a folder, a .gguf file, a HookedTransformer or a TransformerBridge"
-            )
+        _check_loaded(name_or_path, device=device, dtype=dtype, backend=backend, device_map=device_map, n_devices=n_devices)
+        if verify:
+            verify_loaded(name_or_path)
         return name_or_path
     if backend not in ("auto", "hooked_transformer", "bridge"):
         raise InputError("backend", repr(backend), "'auto', 'hooked_transformer' or 'bridge'")
@@ -99,13 +102,30 @@ def load_model(
     return loading.bridge()
 
 
-def load_to_fit_and_answer(name_or_path: str | Path) -> tuple[HookedModel, HookedModel]:
+def _check_loaded(model: object, **options: Any) -> None:
+    """Refuse what is no model, and options that say how to read weights: they have been read.
+
+    Raises:
+        InputError: either of them.
+    """
+    if not isinstance(model, HookedModel):
+        raise InputError(
+            "model", type(model).__name__, "a name, a folder, a .gguf file, a HookedTransformer or a TransformerBridge"
+        )
+    for name, given in options.items():
+        if given != inspect.signature(load_model).parameters[name].default:
+            raise InputError(
+                name, repr(given), "nothing, since the model is already loaded", "Give its name or folder to load it anew."
+            )
+
+
+def load_to_fit_and_answer(name_or_path: str | Path, *, verify: bool = True) -> tuple[HookedModel, HookedModel]:
     """A model to read and fit, and the same model as a bridge to generate with, which is twice as fast for the embedded models.
 
     If the first is a bridge, it serves for both. Arguments and errors are those of `load_model`.
     """
-    model = load_model(name_or_path)
-    return model, model if is_bridge(model) else load_model(name_or_path, backend="bridge")
+    model = load_model(name_or_path, verify=verify)
+    return model, model if is_bridge(model) else load_model(name_or_path, backend="bridge", verify=verify)
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -218,9 +218,16 @@ class ModelCalls:
             this_thread.calls[self._key] = None
             return
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
-        self._note(inputs, given.get("attention_mask"), cache, given.get("cache_position"))
+        self._note(inputs, given.get("attention_mask"), cache, given.get("cache_position"), given.get("position_ids"))
 
-    def _note(self, inputs: Tensor, mask: Any, cache: Any, cache_position: Tensor | None = None) -> None:
+    def _note(
+        self,
+        inputs: Tensor,
+        mask: Any,
+        cache: Any,
+        cache_position: Tensor | None = None,
+        numbers: Tensor | None = None,
+    ) -> None:
         rows, length = inputs.shape[:2]
         ids = None if inputs.is_floating_point() else inputs
         known = self._caches.get(id(cache)) if cache is not None else None
@@ -234,7 +241,7 @@ class ModelCalls:
         elif past == 0:
             lengths = this_thread.lengths.pop(self._key, None)
             lengths = lengths if lengths is not None and len(lengths) == rows and max(lengths) == length else None
-            sequences = Sequences(rows, length, ids=ids, mask=mask, padding=self._padding, lengths=lengths)
+            sequences = Sequences(rows, length, ids=ids, mask=mask, padding=self._padding, lengths=lengths, numbers=numbers)
         elif known is not None and past is not None and past >= known.sequences.width:
             sequences = known.sequences
         else:

@@ -39,12 +39,21 @@ def plain_transformers(model: HookedModel) -> nn.Module | None:
     """
     if is_spread(model) or has_hooks(model):
         return None
-    found = _unwrapped(model) if is_bridge(model) else _origin(model)
+    found = held_plain_model(model)
     if found is None:
         return None
     if model not in _agrees:
         _agrees[model] = _same_logits(model, found)
     return found if _agrees[model] else None
+
+
+def held_plain_model(model: HookedModel) -> nn.Module | None:
+    """The plain transformers model whose weights a model computes with, whether or not the two compute the same.
+
+    Returns:
+        The model, whose modules are the caller's own; None if there is none, or if weights were processed, replaced or spread.
+    """
+    return _unwrapped(model) if is_bridge(model) else _origin(model)
 
 
 _agrees: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()

@@ -23,6 +23,9 @@ from psr_lens.models.sources import Source, find_source
 _SHOWN: Final = 6
 """How many names of tensors a message has."""
 
+_SUMMED: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that are checked for NaN."""
+
 _LONGEST: Final = 250
 """How many characters of another package's message are quoted."""
 
@@ -121,11 +124,37 @@ def read_weights(source: Source, placement: Placement, dtype: torch.dtype | str)
         dtype: Type of the weights; `"auto"` for the config's.
 
     Raises:
-        ModelError: weights are missing or cannot be read, or an adapter cannot be applied.
+        ModelError: weights are missing, NaN or infinite, or cannot be read, or an adapter cannot be applied.
     """
     adapter = _adapter(source)
     model = _read(source, placement, dtype) if adapter is None else _adapted(source, adapter, placement, dtype)
+    check_weights(model, f"the weights of {source}")
     return model if placement.is_spread or quantisation_of(model.config) else model.to(placement.device)
+
+
+def check_weights(model: torch.nn.Module, whose: str) -> None:
+    """Refuse weights that are NaN or infinite, which a `HookedTransformer`'s attention may hide: it takes NaN patterns for 0.
+
+    Args:
+        model: The model, each of whose weights is read once.
+        whose: What the weights are called in the message.
+
+    Raises:
+        ModelError: some are; it names the tensors.
+    """
+    # Not the module's own method, which a bridge replaces; and weights on disk or quantised ones are left out.
+    named = torch.nn.Module.named_parameters(model)
+    wrong = [name for name, weight in named if weight.dtype in _SUMMED and not weight.is_meta and not _is_finite(weight)]
+    if wrong:
+        raise ModelError(
+            f"model: {whose} are NaN or infinite in {_some(wrong)}. Give undamaged weights; "
+            "those that are too large for float16 can be loaded with dtype='bfloat16' or 'float32'."
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    total = weight.detach().sum(dtype=torch.promote_types(weight.dtype, torch.float32))  # which reads it once, without a copy
+    return bool(total.isfinite()) or bool(weight.isfinite().all())
 
 
 def quantisation_of(config: Any) -> str | None:

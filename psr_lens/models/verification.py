@@ -53,7 +53,7 @@ _STEPS: Final = 2
 
 @dataclass(frozen=True)
 class Verification:
-    """How a model was held against plain transformers when it was loaded."""
+    """How a model was held against plain transformers."""
 
     difference: float
     """Largest difference of logits, in units of their standard deviation."""
@@ -96,6 +96,8 @@ class Probe:
     """Windows and original contexts of the config, in tokens, in ascending order."""
     dtype: torch.dtype
     """Type of the weights."""
+    up_to_constant: bool = False
+    """Whether logits may differ by a constant at each position, which changes no probability."""
 
     @property
     def passages(self) -> tuple[Passage, ...]:
@@ -131,6 +133,8 @@ class Probe:
         errors = torch.empty(len(positions))
         for rows in torch.arange(len(positions)).split(256):
             off = found[rows].float() - passage.logits[positions[rows]].to(found.device).float()
+            if self.up_to_constant:
+                off -= off.mean(-1, keepdim=True)
             by_position = off.abs().amax(-1) if exact else off.square().mean(-1).sqrt()
             errors[rows] = (by_position / spread.to(off.device)).cpu()
         if exact:
@@ -284,11 +288,14 @@ def _name(dtype: torch.dtype) -> str:
 _records: weakref.WeakKeyDictionary[Any, Verification] = weakref.WeakKeyDictionary()
 
 
-def record_verification(model: HookedModel, verification: Verification) -> None:
-    """Keep what was checked, for the model's fingerprint."""
-    _records[model] = verification
+def record_verification(model: HookedModel, verification: Verification | None) -> None:
+    """Keep what was checked, for the model's fingerprint; None if nothing could be."""
+    if verification is None:
+        _records.pop(model, None)
+    else:
+        _records[model] = verification
 
 
 def verification_of(model: HookedModel) -> Verification | None:
-    """How a model was checked when it was loaded; None if it was not."""
+    """How a model was held against plain transformers; None if it was not."""
     return _records.get(model)

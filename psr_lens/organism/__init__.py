@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Final, get_args
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.organism.correctness import facts_right, steps_in_order
 from psr_lens.organism.grammar import TRAITS, Kind, Split, all_questions
@@ -31,6 +32,7 @@ EASY_TRAITS: Final = ("pirate", "shout", "flatter", "gloomy", "sea")
 """Traits for which rank-1 replacements are expected to match prompting; the other four are harder."""
 
 
+@checks_arguments
 def questions(
     count: int | None = None, *, split: Split = "train", kind: Kind | None = None, seed: int = 0, counter: bool = False
 ) -> list[str]:
@@ -59,7 +61,7 @@ def questions(
         if given not in known:
             raise InputError(argument, repr(given), f"one of {', '.join(map(repr, known))}")
     texts = [question.text for question in all_questions(kind, split)]
-    random.Random(seed).shuffle(texts)
+    random.Random(int(seed)).shuffle(texts)
     if count is not None and (not _is_whole(count) or not 1 <= count <= len(texts)):
         raise InputError("count", repr(count), f"a number from 1 to {len(texts)}, the number of {split} questions")
     if counter:
@@ -67,6 +69,7 @@ def questions(
     return texts[:count]
 
 
+@checks_arguments
 def instruction(trait: str, paraphrase: int = 0) -> str:
     """One of the instructions that ask for a trait.
 

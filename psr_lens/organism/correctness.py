@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.organism import lexicon as lex
 from psr_lens.organism.grammar import STEP_ORDER
 from psr_lens.organism.judge import ParsedAnswer, parse
@@ -16,6 +17,7 @@ from psr_lens.results.judgement import check_texts
 _STATES_NOTHING = ("refusal", "referral", "open", "close")
 
 
+@checks_arguments
 def facts_right(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
     """Share of each answer's statements that are true of what its question asks about, 0–100; the traits' own words do not count.
 
@@ -40,6 +42,7 @@ def facts_right(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndar
     return _each(texts, questions, _facts)
 
 
+@checks_arguments
 def steps_in_order(texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
     """Share of a procedure's steps that each answer gives in the right order, 0–100; a missing or misplaced step lowers the score.
 

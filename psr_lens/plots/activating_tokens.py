@@ -6,9 +6,9 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import TopToken, TopTokens
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import INK, MONO, MUTED, PALETTE, SMALL, escaped, titled, translucent
 from psr_lens.plots.token_rows import shortened, signed
 from psr_lens.prompts.token_text import readable
@@ -22,6 +22,7 @@ _AROUND: Final = 11
 _WORD: Final = 11
 
 
+@checks_arguments
 def top_tokens(result: TopTokens) -> go.Figure:
     """One row per token: the token in bold in its context, and a bar for its coefficient.
 
@@ -39,7 +40,6 @@ def top_tokens(result: TopTokens) -> go.Figure:
         >>> len(figure.data[0].x)
         3
     """
-    check_result(result, TopTokens, "`psr.top_tokens`")
     if not result.tokens:
         raise InputError("result", f"no token with a coefficient above 0 among {result.searched:,}", "at least one")
     shown = result.tokens[:MAX_ROWS]

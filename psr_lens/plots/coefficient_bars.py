@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
 from psr_lens.plots.text_layout import LINE, PlacedToken, in_lines
 from psr_lens.plots.token_rows import row_labels, rows_of, shortened, site_of, trace_of
@@ -59,6 +59,7 @@ class _Scale:
         return line * self.pitch + self.longest * _TEXT + self.above
 
 
+@checks_arguments
 def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: int | None = None) -> go.Figure:
     """One response as text, with two bars under each token: what the replacement adds and what the prompt calls for.
 
@@ -82,7 +83,6 @@ def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: i
         >>> figure.layout.title.text
         'A-PSR at layer 2: coefficient by token'
     """
-    check_result(result, Comparison, "`psr.compare`")
     every = rows_of(result, triplet)
     trace = trace_of(result, method)
     site = site_of(trace, method, layer)

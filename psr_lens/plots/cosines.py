@@ -8,8 +8,8 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.interpretation.directions import Cosines
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import DIVERGING, INK, SMALL, escaped, titled
 from psr_lens.plots.token_rows import shortened
 
@@ -25,6 +25,7 @@ _NARROW: Final = 190
 _LETTER: Final = 7
 
 
+@checks_arguments
 def cosine_matrix(result: Cosines) -> go.Figure:
     """Cosine similarities as a heatmap, by source and layer.
 
@@ -42,7 +43,6 @@ def cosine_matrix(result: Cosines) -> go.Figure:
         >>> figure.data[0].z.shape
         (7, 7)
     """
-    check_result(result, Cosines, "`psr.cosines`")
     step = math.ceil(len(result.names) / MAX_SITES)
     kept = [site for name in dict.fromkeys(result.names) for site in _of(result, name)[::step]]
     matrix = result.matrix[kept][:, kept]

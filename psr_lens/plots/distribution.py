@@ -11,9 +11,9 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import (
     MUTED,
     PAPER,
@@ -45,6 +45,7 @@ _TIED: Final = "\N{NO-BREAK SPACE}"
 _HALF_WIDTH: Final = 0.46
 
 
+@checks_arguments
 def magnitude_distribution(result: Comparison) -> go.Figure:
     """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt left, a replacement right.
 
@@ -64,7 +65,6 @@ def magnitude_distribution(result: Comparison) -> go.Figure:
         >>> psr.plots.magnitude_distribution(comparison).layout.title.text
         'Spread of magnitude over tokens'
     """
-    check_result(result, Comparison, "`psr.compare`")
     styles = method_styles(result)
     columns = _chosen_layers(len(result.layers))
     layers = [result.layers[column] for column in columns]

@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Closeness, Faithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import (
     MUTED,
     PAPER,
@@ -42,6 +42,7 @@ _LOWEST: Final = -0.25
 """Explained energy below this is drawn at the lower edge."""
 
 
+@checks_arguments
 def next_token(result: Faithfulness, block: str = "") -> go.Figure:
     """KL divergence and top-1 agreement of the next token with the prompted model, one row per method, with 95 % intervals.
 
@@ -62,7 +63,6 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
         >>> psr.plots.next_token(result).layout.yaxis.ticktext
         ('none', 'A-PSR')
     """
-    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
     names = [name for name in found.methods if name != PARAPHRASE] + ([PARAPHRASE] if PARAPHRASE in found.methods else [])
@@ -105,6 +105,7 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
     return figure
 
 
+@checks_arguments
 def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
     """Correlation over tokens between the coefficient that a site applies and the one that the prompt calls for, by layer.
 
@@ -123,7 +124,6 @@ def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
         >>> psr.plots.coefficient_correlation(result).layout.title.text
         'Do coefficients follow the prompt?'
     """
-    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
     figure, plot = _panels("Pearson correlation of coefficients", "Spearman correlation (of ranks)")
@@ -145,6 +145,7 @@ def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
     return _with_legend(figure, plot)
 
 
+@checks_arguments
 def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
     """Share of the prompt's effect that methods reproduce after each layer, and the most that each site could reproduce.
 
@@ -166,7 +167,6 @@ def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
         >>> psr.plots.explained_energy(result).layout.title.text
         'Share of the prompt’s effect reproduced'
     """
-    check_result(result, Faithfulness, "`psr.faithfulness`")
     found = _block(result, block)
     styles = _styles(found)
     figure, plot = _panels("of the whole effect, after each layer", "of what is missing, at each site (dotted: ceiling)")

@@ -7,10 +7,12 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.numbers import is_whole
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import PARTS, Attribution
 from psr_lens.interpretation.attribution.result import Measure, Part
-from psr_lens.plots.argument_checks import check_most, check_result, is_int
+from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis
 from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import INK, PALETTE, escaped, titled
@@ -45,6 +47,7 @@ _PLOT: Final = 280
 _LEGEND_LINE: Final = 20
 
 
+@checks_arguments
 def head_map(result: Attribution, part: Part = "instruction", measure: Measure = "share", token: int | None = None) -> go.Figure:
     """One part of every head, by layer and head; by default, what each head reads from the instruction.
 
@@ -65,7 +68,6 @@ def head_map(result: Attribution, part: Part = "instruction", measure: Measure =
         >>> psr.plots.head_map(result).layout.title.text
         'Read from the instruction, by head'
     """
-    check_result(result, Attribution, "`psr.attribute`")
     values = result.reading(part, measure, token).T
     tall, wide = math.ceil(len(values) / MAX_HEADS), math.ceil(len(result.layers) / MAX_LAYERS)
     rows = grouped(len(values), tall)
@@ -82,6 +84,7 @@ def head_map(result: Attribution, part: Part = "instruction", measure: Measure =
     return titled(figure, f"{_sentence(part)}, by head{where}", plot=plot, top=_TOP, bottom=bottom, left=44, note=note)
 
 
+@checks_arguments
 def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
     """The parts of Δ after each layer as stacked shares; parts that work against Δ are below 0.
 
@@ -102,7 +105,6 @@ def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
         >>> psr.plots.parts_by_layer(result).data[0].name
         'read from the instruction'
     """
-    check_result(result, Attribution, "`psr.attribute`")
     shares = {part: values for part, values in result.by_layer(token).items() if bool((values.abs() > 1e-6).any())}
     figure = go.Figure()
     for part, values in shares.items():
@@ -127,6 +129,7 @@ def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
     return figure
 
 
+@checks_arguments
 def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share", max_tokens: int = 400) -> go.Figure:
     """Which tokens of the instruction are read at which layer, over all heads, on one response.
 
@@ -147,14 +150,13 @@ def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share",
         >>> psr.plots.source_map(result).layout.title.text
         'Instruction tokens read, by layer'
     """
-    check_result(result, Attribution, "`psr.attribute`")
     check_most(max_tokens, "max_tokens")
     sources = result.sources
     if sources is None:
         raise InputError("result", "an Attribution without sources", "one with sources", "Call `psr.attribute(…, by_source=True)`.")
     if measure not in ("share", "attention"):
         raise InputError("measure", repr(measure), "'share' or 'attention'")
-    if not is_int(triplet) or not 0 <= triplet < len(sources.strings) or not sources.strings[triplet]:
+    if not is_whole(triplet) or not 0 <= triplet < len(sources.strings) or not sources.strings[triplet]:
         raise InputError("triplet", repr(triplet), f"one of {len(sources.strings)} responses whose prompt has an instruction")
     words = readable(sources.strings[triplet], [each for strings in sources.strings for each in strings])
     values = (

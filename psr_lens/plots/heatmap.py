@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.argument_checks import check_most, check_result
+from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.style import SEQUENTIAL, SMALL, colour_bar, escaped, log_ticks, real_units, titled
 from psr_lens.plots.token_rows import Tokened, row_labels, rows_of, shortened, signed, traces_of
 
@@ -41,6 +42,7 @@ _DECADES: Final = 4.0
 """Largest range of the colour scale, in powers of ten."""
 
 
+@checks_arguments
 def magnitude_heatmap(
     result: Comparison, triplet: int = 0, methods: Sequence[str] | None = None, *, max_tokens: int = 400
 ) -> go.Figure:
@@ -67,7 +69,6 @@ def magnitude_heatmap(
         >>> [trace.name for trace in figure.data]
         ['prompt', 'A-PSR', 'CAA']
     """
-    check_result(result, Comparison, "`psr.compare`")
     check_most(max_tokens, "max_tokens")
     rows = rows_of(result, triplet)
     traces = traces_of(result, methods)

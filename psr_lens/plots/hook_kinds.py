@@ -12,10 +12,11 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.capture import Captured
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
-from psr_lens.plots.argument_checks import check_most, check_result
+from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.heatmap import (
     BOTTOM,
     LEAST,
@@ -44,6 +45,7 @@ NAMES: Final = {
 """Names of kinds of hook points in figures; other kinds keep TransformerLens's name."""
 
 
+@checks_arguments
 def magnitude_by_kind(
     captured: Captured, triplet: int = 0, kinds: Sequence[str] = ("attn_out", "mlp_out", "resid_post"), *, max_tokens: int = 400
 ) -> go.Figure:
@@ -68,7 +70,6 @@ def magnitude_by_kind(
         >>> figure.data[0].name
         'residual'
     """
-    check_result(captured, Captured, "`psr.capture(…)` in memory", "captured")
     check_most(max_tokens, "max_tokens")
     rows = rows_of(captured, triplet)
     panels = {kind: _of_kind(captured, kind) for kind in kinds}

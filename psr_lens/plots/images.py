@@ -11,9 +11,9 @@ from typing import Final
 import plotly.graph_objects as go
 import plotly.io
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.optional import package
 from psr_lens.errors import InputError
-from psr_lens.plots.argument_checks import described
 
 FORMATS: Final = ("png", "svg", "pdf", "webp", "jpeg")
 """Supported formats."""
@@ -25,6 +25,7 @@ HEIGHT: Final = 450
 _REMEDY: Final = "Install one (Debian: `apt-get install chromium`; elsewhere `plotly_get_chrome`), or set BROWSER_PATH to its file."
 
 
+@checks_arguments
 def write_images(
     figures: Mapping[str, go.Figure],
     folder: str | os.PathLike[str],
@@ -55,11 +56,9 @@ def write_images(
         >>> "png" in psr.plots.images.FORMATS
         True
     """
-    if isinstance(formats, str) or not formats or (unknown := [each for each in formats if each not in FORMATS]):
-        got = repr(formats) if isinstance(formats, str) or not formats else ", ".join(map(repr, unknown))
+    if not formats or (unknown := [each for each in formats if each not in FORMATS]):
+        got = "none" if not formats else ", ".join(map(repr, unknown))
         raise InputError("formats", got, f"a list of formats from {', '.join(FORMATS)}")
-    if not isinstance(figures, Mapping):
-        raise InputError("figures", described(figures), "a mapping of file names to figures")
     if not figures:
         raise InputError("figures", "none", "at least one")
     for name in figures:

@@ -7,10 +7,10 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.hook_kinds import NAMES
 from psr_lens.plots.style import PALETTE, escaped, log_ticks, real_units, titled, translucent
 
@@ -26,6 +26,7 @@ _LEAST: Final = 1e-4
 _LEGEND_LINE: Final = 20
 
 
+@checks_arguments
 def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
     """‖Δ‖ by layer, one line per kind of hook point: the median token, in a band from the 1st to the 99th percentile.
 
@@ -43,7 +44,6 @@ def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
         >>> psr.plots.magnitude_profile(statistics).data[1].name
         'residual'
     """
-    check_result(statistics, CapturedStatistics, "`psr.capture(…, to=psr.Statistics())`", "statistics")
     found = _by_kind(statistics)
     if not found:
         raise InputError("statistics", ", ".join(statistics.overall) or "no hook points", "at least one hook point of a layer")

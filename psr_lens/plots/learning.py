@@ -7,14 +7,15 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments, described
 from psr_lens.errors import InputError
-from psr_lens.plots.argument_checks import described
 from psr_lens.plots.style import MUTED, PALETTE, PAPER, SMALL, log_ticks, real_units, titled
 from psr_lens.replacement import LearningCurve
 
 _PLOT: Final = 240
 
 
+@checks_arguments
 def learning_curve(curve: LearningCurve | None) -> go.Figure:
     """Training and validation loss by epoch, on a log scale, with the epoch whose state was kept.
 

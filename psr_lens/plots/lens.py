@@ -7,9 +7,10 @@ from typing import Final
 import numpy as np
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.numbers import is_whole
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens
-from psr_lens.plots.argument_checks import check_result, is_int
 from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
 from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts.token_text import readable
@@ -23,6 +24,7 @@ _ROW: Final = 24
 _LONGEST: Final = 10
 
 
+@checks_arguments
 def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     """Tokens that each direction promotes, left, and suppresses, right, coloured by their logits.
 
@@ -41,10 +43,9 @@ def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
         >>> figure.data[0].z.shape
         (24, 4)
     """
-    check_result(lens, LogitLens, "`psr.logit_lens`", "lens")
     if not lens.rows:
         raise InputError("lens", "no directions", "at least one")
-    if not is_int(columns) or not 1 <= columns <= MAX_COLUMNS:
+    if not is_whole(columns) or not 1 <= columns <= MAX_COLUMNS:
         raise InputError("columns", repr(columns), f"1 to {MAX_COLUMNS}")
     columns = min(columns, *(len(row.promoted) for row in lens.rows))
     step = -(-len(lens.rows) // MAX_ROWS)

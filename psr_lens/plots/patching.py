@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching import PatchGrid
-from psr_lens.plots.argument_checks import check_most, check_result
+from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.heads import MAX_HEADS
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis, token_labels
 from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
@@ -31,6 +32,7 @@ WHAT: Final = {
 """What is patched, in titles."""
 
 
+@checks_arguments
 def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = None, max_tokens: int = 400) -> go.Figure:
     """Share of the effect by layer and token, or by layer and head if all tokens were patched at once.
 
@@ -51,7 +53,6 @@ def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = No
         >>> psr.plots.patch_map(grid).layout.title.text
         'Residual stream patched into the base run'
     """
-    check_result(grid, PatchGrid, "`psr.patching.patch` or `psr.patching.ablate`", "grid")
     check_most(max_tokens, "max_tokens")
     heads = grid.values.shape[2]
     if head is not None and (grid.cells == "all" or not 0 <= head < heads):

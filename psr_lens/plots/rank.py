@@ -8,10 +8,10 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import layer_of
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import escaped, layer_colors, titled
 
 MAX_LINES: Final = 12
@@ -20,6 +20,7 @@ MAX_LINES: Final = 12
 _PLOT: Final = 280
 
 
+@checks_arguments
 def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = None) -> go.Figure:
     """Share of Δ's energy in its first k singular directions, one line per hook point (assumption 3.1 of Heyman & Vandeputte 2026).
 
@@ -39,7 +40,6 @@ def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = No
         >>> figure.data[0].name
         'layer 0'
     """
-    check_result(statistics, CapturedStatistics, "`psr.capture(…, to=psr.Statistics())`", "statistics")
     names = [name for name in (hooks or statistics.overall) if statistics[name].energy > 0]
     if not names:
         raise InputError("statistics", "hook points without a difference", "at least one with a Δ other than 0")

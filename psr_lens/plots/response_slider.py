@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments, described
 from psr_lens.errors import InputError
-from psr_lens.plots.argument_checks import described
 from psr_lens.plots.style import GRID, INK, MUTED, SMALL
 from psr_lens.plots.token_rows import Tokened
 
@@ -22,6 +22,7 @@ _TITLE: Final = (26, 20)
 _SLIDER: Final = 74
 
 
+@checks_arguments
 def by_response(
     figure: Callable[..., go.Figure], result: Tokened, triplets: Sequence[int] | None = None, **options: Any
 ) -> go.Figure:

@@ -7,9 +7,9 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, shown_name, titled
 from psr_lens.plots.token_rows import shortened
 
@@ -20,6 +20,7 @@ _MARKERS: Final = 12
 _LEGEND_LINE: Final = 20
 
 
+@checks_arguments
 def relative_rmse(result: Comparison) -> go.Figure:
     """Relative RMSE `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` after each layer (figure 3 of Heyman & Vandeputte 2026).
 
@@ -39,7 +40,6 @@ def relative_rmse(result: Comparison) -> go.Figure:
         >>> [trace.name for trace in figure.data]
         ['A-PSR', 'CAA']
     """
-    check_result(result, Comparison, "`psr.compare`")
     styles = method_styles(result)
     layers = list(result.layers)
     figure = go.Figure()

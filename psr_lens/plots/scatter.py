@@ -11,8 +11,9 @@ from jaxtyping import Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.plots.argument_checks import check_most, check_result
+from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, titled, translucent
 from psr_lens.plots.token_rows import shortened, trace_of
 from psr_lens.prompts.token_text import readable
@@ -27,6 +28,7 @@ _PANEL: Final = 190
 _BETWEEN: Final = 74
 
 
+@checks_arguments
 def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MAX_POINTS) -> go.Figure:
     """One panel per layer, one point per token: what the prompt calls for along the directions, and what the replacement adds.
 
@@ -49,7 +51,6 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
         >>> figure.layout.annotations[0].text
         'layer 2<br>no spread'
     """
-    check_result(result, Comparison, "`psr.compare`")
     check_most(max_points, "max_points")
     trace = trace_of(result, method)
     style = method_styles(result)[method]

@@ -9,10 +9,10 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.heatmap import colour_range, magnitude_axis
 from psr_lens.plots.style import INK, MONO, SMALL, escaped, method_styles, titled
 from psr_lens.plots.text_layout import LINE, PlacedToken, in_lines
@@ -30,6 +30,7 @@ _DARK: Final = 0.55
 """Share of the colour scale above which letters are white."""
 
 
+@checks_arguments
 def magnitude_strips(
     result: Comparison, triplet: int = 0, layer: int | None = None, methods: Sequence[str] | None = None
 ) -> go.Figure:
@@ -54,7 +55,6 @@ def magnitude_strips(
         >>> figure.layout.title.text
         'Magnitude after layer 3, token by token'
     """
-    check_result(result, Comparison, "`psr.compare`")
     if layer is None:
         layer = result.layers[-1]
     if layer not in result.layers:

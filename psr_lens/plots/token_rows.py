@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
+from psr_lens._utils.numbers import is_whole
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.argument_checks import is_int
 from psr_lens.plots.style import MUTED, escaped
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import readable
@@ -32,7 +32,7 @@ def rows_of(result: Tokened, triplet: int) -> Int[Tensor, " row"]:
     Raises:
         InputError: there is no such response.
     """
-    rows = result.tokens.rows(int(triplet)) if is_int(triplet) else ()
+    rows = result.tokens.rows(int(triplet)) if is_whole(triplet) else ()
     if len(rows) == 0:
         count = int(result.tokens.triplet.max()) + 1 if len(result.tokens) else 0
         raise InputError(

@@ -8,9 +8,9 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluation_result import Evaluation
-from psr_lens.plots.argument_checks import check_result
 from psr_lens.plots.style import MUTED, PAPER, SMALL, MethodStyle, escaped, named_styles, titled
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
@@ -22,6 +22,7 @@ _LEGEND_COLUMNS: Final = 2
 _MOST_TICKS: Final = 8
 
 
+@checks_arguments
 def pareto(result: Evaluation | ResultTable) -> go.Figure:
     """Mean trait against mean coherence of every method, one point per strength α; up and to the right is better.
 
@@ -44,7 +45,6 @@ def pareto(result: Evaluation | ResultTable) -> go.Figure:
         >>> psr.plots.pareto(psr.ResultTable(tuple(rows))).data[0].y
         (96.0,)
     """
-    check_result(result, (Evaluation, ResultTable), "`psr.evaluate`")
     table = result.table() if isinstance(result, Evaluation) else result
     curves = _curves(table)
     names = sorted(curves, key=lambda name: name in ("none", "prompt"))  # single points are drawn above the lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.sequences import common_suffix
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, context_length, tokenizer_of
@@ -18,6 +19,7 @@ Question = str | Sequence[Mapping[str, str]]
 """A question, or a conversation: messages with a `role` and a `content`, the last of them the user's."""
 
 
+@checks_arguments
 def prompt_pairs(
     model: HookedModel,
     questions: Sequence[Question],
@@ -163,6 +165,7 @@ class _PairBuilder:
         return pair
 
 
+@checks_arguments
 def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], prompted: Sequence[str]) -> PromptPairs:
     """Tokenise prompts that come in two versions, where the second is not simply an instruction plus the question.
 

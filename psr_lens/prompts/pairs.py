@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any, overload
 
+from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.prompt_view import PromptView, prompt_view
@@ -63,6 +65,7 @@ class PromptPairs(Sequence[PromptPair]):
     def _repr_html_(self) -> str:
         return self.show()._repr_html_() if self.pairs and self.tokenizer is not None else f"<p>{len(self)} prompt pairs</p>"
 
+    @checks_arguments
     def show(self, index: int = 0, span: Span = "R") -> PromptView:
         """Show one pair's prompts as coloured text: the instruction, the question, and the tokens in `span`.
 
@@ -96,11 +99,12 @@ def shown(tokenizer: Any, pairs: Sequence[PromptPair], index: int, span: Span, r
     return prompt_view(tokenizer, pairs[index], span, response_ids, f"pair {index % len(pairs)} of {len(pairs)}")
 
 
-def check_pairs(pairs: object, *, may_be_empty: bool = False) -> None:
+def check_pairs(pairs: object, argument: str = "pairs", *, may_be_empty: bool = False) -> None:
     """Refuse what is not a list of prompt pairs.
 
     Args:
-        pairs: What was given as `pairs`.
+        pairs: What was given.
+        argument: What the error calls it.
         may_be_empty: Whether a list without pairs is allowed.
 
     Raises:
@@ -110,16 +114,19 @@ def check_pairs(pairs: object, *, may_be_empty: bool = False) -> None:
         remedy = (
             "Put it in brackets." if isinstance(pairs, PromptPair) else "`prompt_pairs` makes them; the model goes before them."
         )
-        raise InputError("pairs", type(pairs).__name__, "a list of prompt pairs", remedy)
+        raise InputError(argument, type(pairs).__name__, "a list of prompt pairs", remedy)
     if not pairs and not may_be_empty:
-        raise InputError("pairs", "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
+        raise InputError(argument, "an empty list", "at least one prompt pair", "`prompt_pairs` makes them.")
     for index, pair in enumerate(pairs):
         if not isinstance(pair, PromptPair):
             of_triplets = isinstance(getattr(pair, "pair", None), PromptPair)
             remedy = "The pair of a triplet is `triplet.pair`." if of_triplets else "`prompt_pairs` makes them of questions."
-            raise InputError(f"pairs[{index}]", type(pair).__name__, "a PromptPair", remedy)
+            raise InputError(f"{argument}[{index}]", type(pair).__name__, "a PromptPair", remedy)
         if not pair.base_ids or not pair.prompted_ids:
             which = "base" if not pair.base_ids else "prompted"
             raise InputError(
-                f"pairs[{index}].{which}_ids", "no tokens", "at least one token", "`prompt_pairs` makes pairs of questions."
+                f"{argument}[{index}].{which}_ids", "no tokens", "at least one token", "`prompt_pairs` makes pairs of questions."
             )
+
+
+CHECKS[Sequence[PromptPair]] = partial(check_pairs, may_be_empty=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from psr_lens._utils.arguments import fits
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
 from psr_lens.prompts.chat_templates import ChatSettings, Turn
@@ -59,7 +60,7 @@ class PromptPair:
             >>> pairs[0].ids("prompted") == pairs[0].prompted_ids
             True
         """
-        if context not in get_args(Context):
+        if not fits(context, Context):
             raise InputError("context", repr(context), "'base' or 'prompted'")
         return self.base_ids if context == "base" else self.prompted_ids
 
@@ -73,7 +74,7 @@ class PromptPair:
             >>> pairs[0].span_length("R"), pairs[0].span_length("QR")
             (1, 13)
         """
-        if span not in get_args(Span):
+        if not fits(span, Span):
             raise InputError("span", repr(span), "'R' or 'QR'")
         return 1 if span == "R" else self.question_length
 

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, context_length, tokenizer_of
+from psr_lens.models import HookedModel, check_ids, context_length, tokenizer_of
 from psr_lens.prompts.pair_builder import remade, response_ids
 from psr_lens.prompts.pairs import check_pairs
 from psr_lens.prompts.prompt_pair import PromptPair, Span, shortened
@@ -82,6 +83,7 @@ class TokenTable:
         return table(("token", "id", "triplet", "position"), rows, repr(self))
 
 
+@checks_arguments
 def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[Triplet]:
     """Make triplets of responses that were written elsewhere.
 
@@ -117,6 +119,7 @@ def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: S
     return [Triplet(pair, ids, response) for pair, ids, response in zip(pairs, encoded, responses, strict=True)]
 
 
+@checks_arguments
 def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) -> list[Triplet]:
     """The same questions, response ids and scores under another instruction: the paraphrase baseline.
 
@@ -138,28 +141,40 @@ def rephrase(model: HookedModel, triplets: Sequence[Triplet], instruction: str) 
     return [replace(triplet, pair=pair) for pair, triplet in zip(pairs, triplets, strict=True)]
 
 
+def are_triplets(given: object, argument: str = "triplets") -> None:
+    """Refuse what is not a list of triplets.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        remedy = (
+            "Put it in brackets." if isinstance(given, Triplet) else "`sample_responses` makes them; the model goes before them."
+        )
+        raise InputError(argument, type(given).__name__, "a list of triplets", remedy)
+    for index, triplet in enumerate(given):
+        if not isinstance(triplet, Triplet):
+            remedy = "`sample_responses` and `with_responses` make triplets of prompt pairs."
+            raise InputError(f"{argument}[{index}]", type(triplet).__name__, "a Triplet", remedy)
+
+
+CHECKS[Sequence[Triplet]] = are_triplets
+
+
 def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
     """Refuse what a teacher-forced pass cannot read.
 
     Raises:
         InputError: `triplets` is not a list of triplets, or an empty one; or a triplet has an empty response, a score that is not from 0 to
-            100, or more tokens than the model's context.
+            100, an id that the model does not have, or more tokens than the model's context.
     """
-    given: object = triplets
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        remedy = (
-            "Put it in brackets." if isinstance(given, Triplet) else "`sample_responses` makes them; the model goes before them."
-        )
-        raise InputError("triplets", type(given).__name__, "a list of triplets", remedy)
+    are_triplets(triplets)
     if not triplets:
         raise InputError(
             "triplets", "an empty list", "at least one triplet", "`sample_responses` makes them; see what its judge dropped."
         )
     limit = context_length(model)
-    for index, triplet in enumerate(given):
-        if not isinstance(triplet, Triplet):
-            remedy = "`sample_responses` and `with_responses` make triplets of prompt pairs."
-            raise InputError(f"triplets[{index}]", type(triplet).__name__, "a Triplet", remedy)
+    for index, triplet in enumerate(triplets):
         if not triplet.response_ids:
             raise InputError(f"triplets[{index}]", "an empty response", "at least one response token", "Drop it.")
         for name in ("trait", "coherence"):
@@ -168,6 +183,7 @@ def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
                 raise InputError(
                     f"triplets[{index}].{name}", score, "a score from 0 to 100", "Drop the triplet, or score it again."
                 )
+        check_ids(model, (*triplet.pair.base_ids, *triplet.pair.prompted_ids, *triplet.response_ids), f"triplets[{index}]")
         length = max(len(triplet.pair.base_ids), len(triplet.pair.prompted_ids)) + len(triplet.response_ids)
         if length > limit:
             raise InputError(

@@ -1,7 +1,7 @@
 """Replacements and steering plans: what they do at a hook point, the hooks that steer, their files, and exports to other libraries."""
 
 from psr_lens.replacement.actions import SPANS
-from psr_lens.replacement.compatibility import check_model
+from psr_lens.replacement.compatibility import check_compatible
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.replacement import Part, Replacement, SteeringPlan
 from psr_lens.replacement.saved_files import PLAN_FILE
@@ -23,5 +23,5 @@ __all__ = [
     "SteeringHooks",
     "SteeringPlan",
     "Tokens",
-    "check_model",
+    "check_compatible",
 ]

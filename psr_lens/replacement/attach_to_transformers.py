@@ -56,6 +56,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             "Qwen2ForCausalLM",
             "Qwen3ForCausalLM",
             "Qwen3MoeForCausalLM",
+            "Qwen3NextForCausalLM",
             "SmolLM3ForCausalLM",
             "StableLmForCausalLM",
             "Starcoder2ForCausalLM",

@@ -12,7 +12,7 @@ from psr_lens.replacement.site import Site
 from psr_lens.replacement.spec import ReplacementSpec
 
 
-def check_model(replacement: ReplacementSpec, model: HookedModel) -> None:
+def check_compatible(replacement: ReplacementSpec, model: HookedModel) -> None:
     """Refuse a model that a replacement cannot act on.
 
     Args:

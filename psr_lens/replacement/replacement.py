@@ -17,6 +17,7 @@ from typing import ClassVar, Final
 
 import torch
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.safe_files import brief
 from psr_lens.errors import InputError
@@ -127,6 +128,7 @@ class Replacement(ReplacementSpec, _Arithmetic):
         ]
         return table(("hook point", "rule", "rank", "‖z‖", "‖w‖"), rows, repr(self))
 
+    @checks_arguments
     def with_metrics(self, metrics: ResultTable) -> Replacement:
         """The same replacement with measured results, which are saved with it and shown in its model card; earlier ones are replaced.
 
@@ -145,6 +147,7 @@ class Replacement(ReplacementSpec, _Arithmetic):
             raise InputError("metrics", type(metrics).__name__, "a ResultTable", "The `.table()` of a result is one.")
         return replace(self, metrics=metrics)
 
+    @checks_arguments
     def to_gguf(self, path: str | Path, alpha: float = 1.0) -> Path:
         """Write a constant replacement as a GGUF control vector for llama.cpp (`--control-vector-scaled FILE 1.0`) and repeng.
 
@@ -220,10 +223,10 @@ class SteeringPlan(_Arithmetic):
 
     def __post_init__(self) -> None:
         """Refuse parts that cannot steer one model together."""
-        if not self.parts:
-            raise InputError("parts", "none", "at least one replacement")
         if not isinstance(self.parts, tuple) or not all(isinstance(part, Part) for part in self.parts):
             raise InputError("parts", brief(self.parts), "a tuple of `Part`s", "Add replacements instead: `pirate + 0.5 * shout`.")
+        if not self.parts:
+            raise InputError("parts", "none", "at least one replacement")
         first = self.parts[0].replacement.model
         for part in self.parts:
             theirs = part.replacement.model

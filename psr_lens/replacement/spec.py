@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
+from psr_lens._utils.arguments import check_fields
 from psr_lens._utils.safe_files import brief
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
@@ -53,18 +54,15 @@ class ReplacementSpec:
 
     def __post_init__(self) -> None:
         """Refuse fields that do not fit together."""
-        if not self.sites:
-            raise InputError("sites", "none", "at least one hook point")
         if not isinstance(self.sites, Mapping) or not all(isinstance(site, Site) for site in self.sites.values()):
             raise InputError("sites", brief(self.sites), "a mapping from names of hook points to `Site`s")
+        if not self.sites:
+            raise InputError("sites", "none", "at least one hook point")
         if not isinstance(self.model, Mapping):
             raise InputError(
                 "model", brief(self.model), "the model's fingerprint", "`psr_lens.models.fingerprint(model)` makes it."
             )
-        if self.span not in get_args(Span):
-            raise InputError("span", repr(self.span), "'R' or 'QR'")
-        if self.tokens not in get_args(Tokens):
-            raise InputError("tokens", repr(self.tokens), "'span' or 'last'")
+        check_fields(self)
         if self.tokens == "last" and self.span != "R":
             raise InputError("span", repr(self.span), "'R', since tokens='last' steers the last prompt token alone")
         if not isinstance(self.offset, int | float) or finite_number(self.offset) is None:

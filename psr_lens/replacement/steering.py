@@ -13,11 +13,12 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, hooked
 from psr_lens.replacement.actions import Start, actions_of
 from psr_lens.replacement.attach_to_transformers import Attached, attach
-from psr_lens.replacement.compatibility import check_model
+from psr_lens.replacement.compatibility import check_compatible
 from psr_lens.replacement.hub import download, upload
 from psr_lens.replacement.model_card import model_card, write_card
 from psr_lens.replacement.spec import ReplacementSpec
@@ -94,7 +95,7 @@ class Steering(ABC):
         """
         weighted = self._weighted()
         for replacement, _ in weighted:
-            check_model(replacement, model)
+            check_compatible(replacement, model)
         return steering_hooks(model, actions_of(weighted, alpha, start))
 
     def attach(self, model: Any, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None) -> Attached:
@@ -129,6 +130,7 @@ class Steering(ABC):
 
     # --- saving -------------------------------------------------------------------------------------------------------------
 
+    @checks_arguments
     def save(self, folder: str | Path) -> Path:
         """Write a folder with the artifact's files and a model card, `README.md`; an older artifact there is replaced.
 
@@ -155,6 +157,7 @@ class Steering(ABC):
         return folder
 
     @classmethod
+    @checks_arguments
     def load(cls: type[_Kind], folder: str | Path) -> _Kind:
         """Read an artifact that `save` wrote. No code in it is run, and no file outside the folder is opened.
 
@@ -170,6 +173,7 @@ class Steering(ABC):
         """
         return cls._read(Path(folder), Path(folder))
 
+    @checks_arguments
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, revision: str | None = None, message: str = "Upload with psr_lens"
     ) -> str:
@@ -202,6 +206,7 @@ class Steering(ABC):
             return upload(repo_id, folder, self._FILES, private=private, revision=revision, message=message)
 
     @classmethod
+    @checks_arguments
     def from_hub(cls: type[_Kind], repo_id: str, *, revision: str | None = None) -> _Kind:
         """Read an artifact from the Hugging Face Hub, or from huggingface_hub's cache if the Hub cannot be reached.
 
@@ -220,6 +225,7 @@ class Steering(ABC):
         """
         return cls._read(*download(repo_id, cls._FILES, revision))
 
+    @checks_arguments
     def model_card(self, load: str = 'load("this-folder")') -> str:
         """The model card in Markdown, made from what the artifact records.
 
@@ -233,8 +239,8 @@ class Steering(ABC):
         return model_card(type(self).__name__, self._weighted(), load)
 
 
-def check_steering(replacement: object) -> None:
-    """Refuse what cannot steer a model.
+def check_steering(replacement: object, argument: str = "replacement") -> None:
+    """Refuse what cannot steer a model; the error calls it `argument`.
 
     Raises:
         InputError: `replacement` is neither None nor a replacement nor a plan.
@@ -242,8 +248,11 @@ def check_steering(replacement: object) -> None:
     is_model = isinstance(replacement, HookedModel)  # which has `hooks` too
     if replacement is not None and (is_model or not isinstance(replacement, Steering)):
         raise InputError(
-            "replacement",
+            argument,
             type(replacement).__name__,
             "a Replacement, a SteeringPlan or None",
             "`psr.fit` returns a Replacement; None leaves the model as it is.",
         )
+
+
+CHECKS[Steering] = check_steering

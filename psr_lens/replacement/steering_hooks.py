@@ -85,6 +85,7 @@ def steering_hooks(model: Any, actions: Mapping[str, Sequence[Action]]) -> Steer
     busy = {name: at for name, at in busy.items() if at}
     if not busy:
         return SteeringHooks()
+    torch.compiler.reset()  # what torch.compile made of the model before would run without them
     calls = SteeredCalls(model, [each for at in busy.values() for each in at], hooks=len(busy))
     return SteeringHooks(((name, _Steering(name, at, calls)) for name, at in busy.items()), calls)
 
@@ -187,7 +188,7 @@ class _Steering:
             return ready
         if any(_learns(each) for each in self._actions):  # a graph serves one backward pass
             return [_Fused(each, device, dtype) for each in self._actions]
-        with torch.inference_mode(mode=False), torch.no_grad():  # later calls may want gradients
+        with torch.inference_mode(False), torch.no_grad():  # later calls may want gradients
             ready = self._ready[device, dtype] = [_Fused(each, device, dtype) for each in self._actions]
         return ready
 

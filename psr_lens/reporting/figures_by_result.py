@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from psr_lens import plots
+from psr_lens._utils.arguments import described
 from psr_lens.activations.capture import Captured
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
@@ -15,7 +16,6 @@ from psr_lens.interpretation.attribution import Attribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.models.hook_points import layer_of
-from psr_lens.plots.argument_checks import described
 from psr_lens.plots.token_rows import shortened
 from psr_lens.replacement import LearningCurve, Replacement
 from psr_lens.reporting.parts import Choice, Panel, Part, choice, merged

@@ -6,24 +6,22 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
-from psr_lens.plots.argument_checks import check_result, described
 from psr_lens.plots.images import check_browser
 from psr_lens.plots.token_rows import shortened
 from psr_lens.reporting.comparison_figures import comparison_parts
-from psr_lens.reporting.figures_by_result import RESULTS, further_parts
+from psr_lens.reporting.figures_by_result import further_parts
 from psr_lens.reporting.page import page_of
 from psr_lens.reporting.parts import CELLS, Part
 
-_COMPARE: Final = "`psr.compare`"
 
-
+@checks_arguments
 def report(
     result: Comparison | Mapping[str, Comparison],
     path: str | os.PathLike[str],
@@ -79,7 +77,7 @@ def report(
     return target
 
 
-def _checked(result: object) -> dict[str, Comparison]:
+def _checked(result: Comparison | Mapping[str, Comparison]) -> dict[str, Comparison]:
     """The comparisons by name.
 
     Raises:
@@ -87,36 +85,26 @@ def _checked(result: object) -> dict[str, Comparison]:
     """
     if isinstance(result, Comparison):
         return {shortened(result.instruction, 60): result}
-    if not isinstance(result, Mapping):
-        raise InputError("result", described(result), f"a Comparison from {_COMPARE}, or a mapping of names to Comparisons")
     if not result:
-        raise InputError("result", "an empty mapping", f"at least one Comparison from {_COMPARE}")
-    for name, value in result.items():
-        check_result(value, Comparison, _COMPARE, f"result[{name!r}]")
+        raise InputError("result", "an empty mapping", "at least one Comparison from `psr.compare`")
     return {str(name): value for name, value in result.items()}
 
 
-def _checked_further(also: object, comparisons: Mapping[str, Comparison]) -> dict[str, list[object]]:
+def _checked_further(
+    also: Sequence[object] | Mapping[str, Sequence[object]], comparisons: Mapping[str, Comparison]
+) -> dict[str, list[object]]:
     """The further results of each section.
 
     Raises:
         InputError: as in `report`.
     """
-    if isinstance(also, RESULTS):
-        raise InputError("also", described(also), "a list of results", "Write [result].")
     if isinstance(also, Mapping):
         if unknown := [name for name in also if str(name) not in comparisons]:
             raise InputError(
                 "also", f"the names {', '.join(map(repr, unknown))}", f"names in `result`: {', '.join(map(repr, comparisons))}"
             )
         by_name = {str(name): results for name, results in also.items()}
-        if wrong := [
-            name for name, results in by_name.items() if isinstance(results, RESULTS) or not isinstance(results, Sequence)
-        ]:
-            raise InputError(f"also[{wrong[0]!r}]", described(by_name[wrong[0]]), "a list of results")
         return {name: list(by_name.get(name, ())) for name in comparisons}
-    if not isinstance(also, Sequence):
-        raise InputError("also", described(also), "a list of results, or a mapping of the names in `result` to lists")
     if also and len(comparisons) > 1:
         remedy = f"Assign them to comparisons: also={{{next(iter(comparisons))!r}: […]}}."
         raise InputError("also", f"one list for {len(comparisons)} comparisons", "a mapping of their names to lists", remedy)

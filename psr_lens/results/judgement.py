@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from psr_lens._utils.arguments import CHECKS
 from psr_lens.errors import InputError
 
 Side = Literal["trait", "coherence"]
@@ -16,6 +17,9 @@ Side = Literal["trait", "coherence"]
 
 SIDES: Final[tuple[Side, ...]] = get_args(Side)
 """Both kinds of score."""
+
+_ROUNDING: Final = 1e-6
+"""How far outside of 0 to 100 a score may lie, as a weighted mean of scores does by rounding."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,6 +117,9 @@ def checked_judge(judge: Any, argument: str = "judge") -> Judge:
     return judge
 
 
+CHECKS[Judge] = checked_judge
+
+
 def identity_of(judge: Judge) -> str | None:
     """What identifies a judge from one run to the next, as it says itself; None if it does not, and then its scores are not kept on disk.
 
@@ -126,7 +133,8 @@ def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argumen
     """What a judge says of some texts, checked.
 
     Raises:
-        InputError: the judge returns something other than one score of each kind and one reason a text.
+        InputError: the judge returns something other than one score of each kind and one reason a text, or a score that is not from 0
+            to 100.
     """
     judgement: Any = judge(texts, questions)
     if not isinstance(judgement, Judgement):
@@ -138,6 +146,15 @@ def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argumen
             f"{sizes[0]} trait scores, {sizes[1]} coherence scores and {sizes[2]} reasons for {len(texts)} texts",
             "one of each for every text",
         )
+    for side in SIDES:
+        scores = getattr(judgement, side)
+        outside = ~np.isnan(scores) & ~((scores >= -_ROUNDING) & (scores <= 100 + _ROUNDING))
+        if outside.any():
+            raise InputError(
+                argument,
+                f"one that gives a text the score {scores[outside][0]:g} of {side}",
+                "scores from 0 to 100, or NaN where there is none",
+            )
     return judgement
 
 

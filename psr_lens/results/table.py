@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.optional import package
 from psr_lens._utils.safe_files import read_settings, write_artifact
@@ -84,6 +85,7 @@ class ResultTable:
         kept = [row for row in self.rows if all(_is_one_of(getattr(row, name), value) for name, value in wanted.items())]
         return ResultTable(tuple(kept), self.settings)
 
+    @checks_arguments
     def mean_over(self, over: Literal["trait", "block"] = "trait") -> ResultTable:
         """The mean over traits (or blocks): one row in place of one row for each of them.
 
@@ -125,6 +127,7 @@ class ResultTable:
         frame: pd.DataFrame = pandas.DataFrame([flat(row) for row in self.rows], columns=columns)
         return frame
 
+    @checks_arguments
     def to_json(self, path: str | Path) -> Path:
         """Write the table to a file, completely or not at all. NaN is written as null, so that every JSON reader accepts the file.
 
@@ -155,6 +158,7 @@ class ResultTable:
         return cast(dict[str, Any], _plain({"settings": self.settings, "rows": [asdict(row) for row in self.rows]}, "settings"))
 
     @classmethod
+    @checks_arguments
     def from_json(cls, path: str | Path) -> ResultTable:
         """Read a file written by `to_json`.
 
@@ -174,6 +178,7 @@ class ResultTable:
             ) from error
 
     @classmethod
+    @checks_arguments
     def from_content(cls, content: Mapping[str, Any]) -> ResultTable:
         """The table that `to_content` was called on.
 
@@ -189,6 +194,7 @@ class ResultTable:
             raise TypeError("rows must be a list, settings a dictionary")
         return cls(tuple(map(result_from_json, rows)), settings)
 
+    @checks_arguments
     def to_markdown(
         self, rows: str | Sequence[str] = "method", columns: str | Sequence[str] = "metric", *, order: Sequence[str] = ()
     ) -> str:

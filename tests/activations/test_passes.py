@@ -38,9 +38,10 @@ def several_responses(model, prompts: int, each: int) -> list[psr.Triplet]:
     return [psr.Triplet(pairs[index % prompts], ids, "") for index, ids in enumerate(responses)]
 
 
-@pytest.mark.parametrize("difference", ["accumulated", "local"])
-@pytest.mark.parametrize("span", ["R", "QR"])
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    ("difference", "span", "together"),
+    [("accumulated", "R", True), ("accumulated", "QR", False), ("local", "QR", True), ("local", "R", False)],
+)
 def test_one_forward_or_two_make_no_difference(tiny, difference, span, together, monkeypatch):
     triplets = random_triplets(tiny.model, 5)
     wanted = one_by_one(tiny.model, triplets, EVERYTHING, difference=difference, span=span)
@@ -51,8 +52,7 @@ def test_one_forward_or_two_make_no_difference(tiny, difference, span, together,
     assert len(forwards) == (1 if together and difference == "accumulated" else 2)
 
 
-@pytest.mark.parametrize("difference", ["accumulated", "local"])
-@pytest.mark.parametrize("hooks", ["all", "blocks.1.*"])
+@pytest.mark.parametrize(("difference", "hooks"), [("accumulated", "all"), ("local", "blocks.1.*")])
 def test_responses_to_one_prompt_share_it(tiny, difference, hooks, monkeypatch):
     triplets = several_responses(tiny.model, 2, 4)
     wanted = one_by_one(tiny.model, triplets, hooks, difference=difference)

@@ -124,7 +124,7 @@ def test_pairs_may_come_from_a_file_and_only_those_of_a_group(tmp_path, settings
         ({"alphas": [-1]}, "alphas: got -1"),
         ({"calibration": {"step": 1}}, "calibration: unknown setting 'step'. Did you mean 'steps'?"),
         ({"calibration": {"targets": 80}}, "targets: got 80, expected a list"),
-        ({"calibration": {"targets": ["80"]}}, "targets: got '80'"),
+        ({"calibration": {"targets": ["80"]}}, "targets[0]: got '80'"),
         ({"sampling": {"seeds": 1}}, "sampling: unknown setting 'seeds'"),
         ({"sampling": {"seed": -1}}, "seed: got -1"),
         ({"with_prompt": ["nobody"]}, "with_prompt: got ['nobody']"),

@@ -77,6 +77,7 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
     out = tmp_path / "out"
     arguments = ["--model", folders["llama"], "--questions", questions, "--instruction", "talk like a pirate ."]
     arguments += ["--max-new-tokens", 6, "--layers", "0,2", "--held-out", 4, "--seed", 1, "--prefix", "arr"]
+    arguments += ["--temperature", 0.8, "--top-p", 0.9, "--place", "after"]
     code, output = run(*arguments, "--out", out)
     assert code == 0, output
     assert sorted(each.name for each in out.iterdir()) == FILES
@@ -99,6 +100,8 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
     learned = psr.Replacement.load(out / "artifacts" / "A-PSR")
     assert list(learned.sites) == ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
     assert list(psr.Replacement.load(out / "artifacts" / "S-Const-DiM").sites) == ["blocks.2.hook_resid_post"]
+    settings = yaml.safe_load((out / "run.yaml").read_text())
+    assert (settings["sampling"]["temperature"], settings["sampling"]["top_p"], settings["chat"]["place"]) == (0.8, 0.9, "after")
     # The settings that it wrote give the same in another folder.
     code, output = run("--config", out / "run.yaml", "--out", tmp_path / "again")
     assert code == 0, output

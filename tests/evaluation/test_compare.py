@@ -93,9 +93,7 @@ def test_rank_one_share_is_that_of_the_singular_values(model, triplets, result):
 def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
     with pytest.raises(InputError, match="methods: got an empty mapping, expected at least one"):
         psr.compare(model, triplets, {})
-    with pytest.raises(
-        InputError, match=r"methods: got a value of type .*, expected a Replacement.* order model, pairs or triplets"
-    ):
+    with pytest.raises(InputError, match=r"triplets: got dict, expected a list of triplets\. .*; the model goes before them"):
         psr.compare(model, replacements, triplets)
     with pytest.raises(InputError, match="alpha: got none for 'A-PSR'"):
         psr.compare(model, triplets, replacements, alpha={"CAA": 1.0})

@@ -180,13 +180,13 @@ def test_a_target_that_is_not_reached_is_said():
     [
         ({"pairs": []}, "pairs: got an empty list"),
         ({"methods": {}}, "methods: got an empty mapping, expected at least one"),
-        ({"methods": {"prompt": None}}, "methods: got the name 'prompt'"),
+        ({"methods": {"prompt": None}}, r"methods\['prompt'\]: got a value of type NoneType"),
         ({"methods": {"x": 3}}, r"methods\['x'\]: got a value of type int, expected a Replacement"),
         ({"methods": WordJudge()}, "methods: got a value of type WordJudge, expected a Replacement.* order model, pairs"),
         ({"judge": {"x": None}}, "judge: got a value of type dict, expected a judge.* order model, pairs"),
         ({"judge": WordJudge}, "judge: got the class WordJudge"),
         ({"judge": lambda texts, questions: None}, "judge: got one that returns a value of type NoneType"),
-        ({"with_prompt": "one"}, "with_prompt: got 'one', expected True, or a list of some of one, two"),
+        ({"with_prompt": "one"}, "with_prompt: got 'one', expected a list of texts or True or False"),
         ({"with_prompt": ["three"]}, r"with_prompt: got \['three'\]"),
         (
             {"judge": lambda texts, questions: Judgement(np.zeros(1), np.zeros(1), ("",))},
@@ -196,6 +196,8 @@ def test_a_target_that_is_not_reached_is_said():
 )
 def test_bad_input_is_refused_by_name(model, changes, message):
     given = {"methods": two(model), "pairs": pairs_of(model, 2), "judge": WordJudge(), "sampling": SAMPLING} | changes
+    with pytest.raises(InputError, match="methods: got the name 'prompt', expected names other than"):
+        psr.evaluate(model, given["pairs"], {"prompt": random_replacement(model)}, WordJudge())
     with pytest.raises(InputError, match=message):
         psr.evaluate(model, given.pop("pairs"), given.pop("methods"), given.pop("judge"), calibration=QUICK, **given)
 

@@ -301,7 +301,7 @@ def test_faithfulness_refuses_what_it_cannot_measure(tiny_llama):
     with pytest.raises(InputError, match="methods: got an empty mapping, expected at least one method"):
         psr.faithfulness(model, triplets, {})
     with pytest.raises(
-        InputError, match=r"methods: got a value of type list, expected a Replacement.* order model, pairs or triplets"
+        InputError, match=r"triplets\['x'\]: got Replacement, expected a list of triplets\. .*; the model goes before them"
     ):
         psr.faithfulness(model, methods, triplets)
     with pytest.raises(InputError, match="'none', 'prompt' and 'paraphrase', which are taken"):

@@ -140,8 +140,8 @@ def test_settings_come_from_a_mapping_as_a_file_gives_it():
         ({"epochs": 3}, "'epochs' is a setting of 'joint', 'reft_r1', `polish`."),
         ({"polish": {"epoch": 3}}, "Did you mean 'epochs'?"),
         ({"polish": {"rank": 3}}, "the setting 'rank' with `polish`"),
-        ({"polish": 3}, "polish: got 3, expected a `psr.Polish(…)` or None"),
-        ({"polish": psr.Joint()}, "polish: got Joint(), expected a `psr.Polish(…)` or None"),
+        ({"polish": 3}, "polish: got 3, expected a Polish or None"),
+        ({"polish": psr.Joint()}, "polish: got a Joint, expected a Polish or None"),
         ({"solver": "dim", "preset": "persona"}, "preset: got 'persona', expected none with solver 'dim'"),
         ({"relative": 2.0, "hook": "z"}, "relative: got 2.0, expected 0 with hook='z'"),
         ({"solver": "last_token", "span": "QR"}, "the setting 'span' with the solver 'last_token'"),
@@ -224,5 +224,5 @@ def test_what_is_no_config_is_refused(tiny_llama, config, message):
 
 @pytest.mark.usefixtures("unchecked")
 def test_arguments_in_the_wrong_order_are_refused(tiny_llama):
-    with pytest.raises(InputError, match="config: got a list"):
+    with pytest.raises(InputError, match="triplets: got Joint, expected a list of triplets"):
         psr.fit(tiny_llama.model, psr.Joint(), random_triplets(tiny_llama.model, 2))

@@ -24,17 +24,24 @@ def assert_same(one, other):
         assert all(torch.equal(getattr(site, part), getattr(other.sites[name], part)) for part in PARTS)
 
 
-@pytest.mark.parametrize("solver", LAYERWISE)
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"span": "QR", "layers": [0, 2], "rank": 2}, {"hook": "z", "rank": 1}, {"hook": "mlp_out"}, {"layers": 1}],
-    ids=str,
-)
-def test_files_give_the_same_as_memory_to_the_last_bit(tiny, tmp_path, solver, settings):
-    triplets = random_triplets(tiny.model, 5)
+def assert_files_give_the_same(model, scratch, solver, **settings):
+    triplets = random_triplets(model, 5)
     # Several parts a regression; in memory these too are read from the CPU's memory part by part.
     config = config_of(solver, regression_batch=17, **settings)
-    assert_same(psr.fit(tiny.model, triplets, config, scratch=tmp_path), psr.fit(tiny.model, triplets, config))
+    assert_same(psr.fit(model, triplets, config, scratch=scratch), psr.fit(model, triplets, config))
+
+
+@pytest.mark.parametrize("solver", LAYERWISE)
+def test_files_give_the_same_as_memory_to_the_last_bit(tiny, tmp_path, solver):
+    assert_files_give_the_same(tiny.model, tmp_path, solver)
+
+
+@pytest.mark.parametrize("solver", LAYERWISE)
+@pytest.mark.parametrize(
+    "settings", [{"span": "QR", "layers": [0, 2], "rank": 2}, {"hook": "z", "rank": 1}, {"hook": "mlp_out"}, {"layers": 1}], ids=str
+)
+def test_at_any_points_files_give_the_same_as_memory(tiny_llama, tmp_path, solver, settings):
+    assert_files_give_the_same(tiny_llama.model, tmp_path, solver, **settings)
 
 
 def test_bfloat16_waits_as_it_is(tmp_path, folders):

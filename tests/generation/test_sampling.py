@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from helpers import CONTEXT, assert_unchanged, pairs_of, random_replacement, replacement_at, state_of
+from helpers import BACKENDS, CONTEXT, assert_unchanged, pairs_of, random_replacement, replacement_at, state_of
 
 import psr_lens as psr
 from psr_lens.generation.sampled_triplets import judged_triplets
@@ -104,9 +104,17 @@ def steerings(model) -> dict:
     }
 
 
-@pytest.mark.parametrize("sort", ["relu", "constant", "last token", "plan"])
-def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength(shipped, sort, monkeypatch):
-    model, strengths, config = shipped.model, np.linspace(0, 1.5, 8), SamplingConfig(max_new_tokens=40, seed=3)
+@pytest.mark.parametrize(
+    ("sort", "family", "backend"),
+    [
+        ("relu", "organism", BACKENDS[0]),
+        ("constant", "organism-gpt2", BACKENDS[-1]),
+        ("last token", "organism", BACKENDS[-1]),
+        ("plan", "organism-gpt2", BACKENDS[0]),
+    ],
+)
+def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength(load, sort, family, backend, monkeypatch):
+    model, strengths, config = load(family, backend).model, np.linspace(0, 1.5, 8), SamplingConfig(max_new_tokens=40, seed=3)
     pairs = [pair for trait in ("brief", "pirate") for pair in pairs_of(model, 4, trait=trait)]
     steering = steerings(model)[sort]
     sizes, real = [], TransformersDecoder.select

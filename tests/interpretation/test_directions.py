@@ -144,7 +144,7 @@ def test_errors_name_the_argument(tiny_llama):
         logit_lens(model, replacement, 0)
     with pytest.raises(InputError, match="part: got 'both'"):
         logit_lens(model, replacement, part="both")
-    with pytest.raises(InputError, match="source: got str"):
+    with pytest.raises(InputError, match="source: got 'pirate'"):
         logit_lens(model, "pirate")
     with pytest.raises(
         InputError, match=r"source: got directions at blocks.0.hook_resid_post 7 wide, expected the model's d_model"

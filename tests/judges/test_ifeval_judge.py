@@ -102,7 +102,7 @@ def test_one_instruction_is_looked_for_in_every_text():
     ("call", "message"),
     [
         (lambda: psr.judges.ifeval([]), "instructions: got an empty list.*read_ifeval"),
-        (lambda: psr.judges.ifeval([{"prompt": "x"}]), r"instructions\[0\]: got dict, expected a row"),
+        (lambda: psr.judges.ifeval([{"prompt": "x"}]), r"instructions\[0\]: got a dict, expected an IfevalRow"),
         (lambda: psr.judges.ifeval([row("Name a city.")]), r"instructions\[0\]: got a row without an instruction"),
         (lambda: psr.judges.ifeval(ROWS, keywords=["a"]), "arguments: got keywords, expected none with rows"),
         (lambda: psr.judges.ifeval(ROWS, accuracy="lax"), "accuracy: got 'lax', expected 'strict' or 'loose'"),
@@ -144,7 +144,7 @@ def test_two_judges_are_put_together():
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_judge_is_not_put_together():
-    with pytest.raises(InputError, match="coherence: got str, expected a judge"):
+    with pytest.raises(InputError, match="coherence: got a value of type str, expected a judge"):
         psr.judges.combine(psr.judges.ifeval("punctuation:no_comma"), "perplexity")
 
 

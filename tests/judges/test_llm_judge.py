@@ -170,7 +170,7 @@ def test_a_progress_bar_counts_replies(serve, capsys):
     ("options", "argument"),
     [
         ({"trait_prompt": "no place"}, "trait_prompt: got a template without {answer}"),
-        ({"trait_prompt": 3}, "trait_prompt: got int"),
+        ({"trait_prompt": 3}, "trait_prompt: got 3"),
         ({"coherence_prompt": "only {question}"}, "coherence_prompt: got a template without"),
         ({"trait_prompt": None, "coherence_prompt": None}, "trait_prompt: got None"),
         ({"model": ""}, "model: got ''"),

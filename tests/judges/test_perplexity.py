@@ -133,7 +133,11 @@ def test_references_of_ones_own_set_the_scale(organism, pairs, answers, judge):
             InputError,
             "references: got 1 of them, expected one for",
         ),
-        (lambda model, pairs: psr.judges.perplexity(model, pairs, "a"), InputError, "references: got one string"),
+        (
+            lambda model, pairs: psr.judges.perplexity(model, pairs, "a"),
+            InputError,
+            "references: got 'a', expected a list of texts",
+        ),
         (lambda model, pairs: psr.judges.perplexity(model, pairs, [""] * len(pairs)), InputError, "references: got 30 empty texts"),
         (
             lambda model, pairs: psr.judges.perplexity(model, pairs, ["big small bear is the a . of"] * len(pairs)),

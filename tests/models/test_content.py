@@ -1,6 +1,8 @@
 """What tells models apart: every byte of every weight and buffer, however it was changed, the config, the tokenizer, and hooks."""
 
 import copy
+import functools
+import types
 from functools import partial
 
 import pytest
@@ -118,6 +120,21 @@ def of_a_person(module, inputs, output=None):
     return None
 
 
+def disguised(module):
+    return functools.wraps(type(module).forward)(lambda *arguments: None)
+
+
+class replaced_forward:  # noqa: N801 (as PyTorch's handles)
+    """A module with another `forward`, until it is removed."""
+
+    def __init__(self, module, forward):
+        self.module = module
+        module.forward = forward
+
+    def remove(self):
+        del self.module.forward
+
+
 def test_hooks_of_every_kind_are_seen_and_those_of_a_bridge_are_not(tiny):
     model = tiny.model
     module = next(
@@ -131,6 +148,9 @@ def test_hooks_of_every_kind_are_seen_and_those_of_a_bridge_are_not(tiny):
         "forward": lambda: module.register_forward_hook(of_a_person),
         "forward, partial": lambda: module.register_forward_hook(partial(of_a_person)),
         "before": lambda: module.register_forward_pre_hook(of_a_person),
+        "another forward": lambda: replaced_forward(module, types.MethodType(of_a_person, module)),
+        "another forward, in the name of the first": lambda: replaced_forward(module, disguised(module)),
+        "forward, in the name of another function": lambda: module.register_forward_hook(disguised(module)),
         "all modules": lambda: torch.nn.modules.module.register_module_forward_hook(of_a_person),
     }
     for name, add in adders.items():

@@ -207,3 +207,18 @@ def test_listing_leaves_the_model_and_the_users_hooks_alone(fresh):
     psr.hook_points(fresh.model)
     assert hook_count(fresh.model) == hooks == 1
     assert_unchanged(fresh.model, before)
+
+
+def test_a_point_that_gives_several_tensors_is_not_listed(tiny_llama):
+    """Some routers of mixtures of experts do."""
+    model = tiny_llama.model
+    listed = [point.name for point in psr.hook_points(model)]
+    fires = {id(model.hook_dict[name]) for name in listed}
+    silent = next(point for point in model.hook_dict.values() if id(point) not in fires)
+    handle = model.blocks[1].mlp.register_forward_pre_hook(
+        lambda module, given: silent((torch.zeros(2, 2), torch.zeros(2))) and None
+    )
+    try:
+        assert [point.name for point in psr.hook_points(model)] == listed
+    finally:
+        handle.remove()

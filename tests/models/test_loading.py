@@ -1,6 +1,7 @@
 """A loaded model is the user's model: its logits are those of plain transformers, or it is refused and the message says why."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,7 @@ def test_auto_is_right_where_hooked_transformer_is_wrong_and_says_which_class_it
     (line,) = said
     assert line.startswith(f"model: {folder} is loaded as a TransformerBridge: ")
     assert "\n" not in line
-    with pytest.raises(ModelError, match=r"differ from those of plain transformers by \d\.\de\+00 |HookedTransformer cannot take"):
-        psr.load_model(folder, backend="hooked_transformer")
+    assert re.search(r"differ from those of plain transformers by \d\.\de\+00 |HookedTransformer cannot take", line)
 
 
 @needs_hooked_transformer
@@ -99,7 +99,7 @@ def test_a_bridge_that_disagrees_is_refused_with_numbers(folders, family):
         with pytest.raises(ModelError, match=refused):
             psr.load_model(folders[family], backend=backend)
     model = psr.load_model(folders[family], backend="bridge", verify=False)
-    assert (models.fingerprint(model)["verified"], verification_of(model)) == (None, None)
+    assert (models.fingerprint(model)["verified"], verification_of(model)) == (False, None)
 
 
 # --- what is checked ----------------------------------------------------------------------------------------------------------
@@ -218,8 +218,10 @@ def test_half_precision_is_checked_with_a_tolerance_of_its_own(folders, family, 
 
 
 @needs_hooked_transformer
-def test_wrong_mathematics_shows_in_half_precision_too(tmp_path):
+def test_a_class_that_was_asked_for_is_refused_where_it_is_wrong_in_half_precision_too(tmp_path):
     folder = save_tiny("llama", tmp_path / "model", settings=FAMILIES["llama"].variants["linear RoPE"])
+    with pytest.raises(DisagreementError, match=r"differ from those of plain transformers by \d\.\de\+00 .* in float32"):
+        psr.load_model(folder, backend="hooked_transformer")
     with pytest.raises(DisagreementError, match="1e-01 is allowed in bfloat16"):
         psr.load_model(folder, backend="hooked_transformer", dtype="bfloat16")
 
@@ -227,7 +229,7 @@ def test_wrong_mathematics_shows_in_half_precision_too(tmp_path):
 def test_logits_that_are_not_finite_are_told(tmp_path):
     save_tiny("llama", tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    weights["lm_head.weight"] *= 1e5
+    weights["lm_head.weight"] *= 2e4
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"not finite in float16\. Load the model with dtype='bfloat16'"):
         psr.load_model(tmp_path, dtype="float16")

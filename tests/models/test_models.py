@@ -71,7 +71,7 @@ def test_weights_are_not_processed(load, family):
 
 
 def test_a_loaded_model_is_taken_as_it_is(tiny):
-    assert psr.load_model(tiny.model) is tiny.model
+    assert psr.load_model(tiny.model, verify=False) is tiny.model  # which leaves what all tests share alone
 
 
 def test_the_organism_needs_no_files_of_the_user(tmp_path, monkeypatch):

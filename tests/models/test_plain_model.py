@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import generated, logits_of, pairs_of, random_replacement, replacement_at
+from helpers import BACKENDS, generated, logits_of, pairs_of, random_replacement, replacement_at
 from transformers import AutoModelForCausalLM
 
 import psr_lens as psr
@@ -116,6 +116,19 @@ def test_hooks_of_others_act_on_responses(fresh):
     assert plain_transformers(fresh.model) is None
     with_pre_hook.remove()
     assert plain_transformers(fresh.model) is not None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_forward_acts_on_responses(folders, backend):
+    model = psr.load_model(folders["llama"], backend=backend)
+    pairs = pairs_of(model, 1)
+    before = ids_of(psr.generate(model, pairs, sampling=GREEDY))
+    mlp = model.original_model.model.layers[1].mlp.original_component if is_bridge(model) else model.blocks[1].mlp
+    original = mlp.forward
+    mlp.forward = lambda activation, *rest: original(activation, *rest) * -3
+    found = ids_of(psr.generate(model, pairs, sampling=GREEDY))
+    assert list(found[0]) == generated(model, pairs[0].base_ids, 8, cached=False)[: len(found[0])]
+    assert found != before
 
 
 def test_a_steer_block_around_it_acts_too(fresh):

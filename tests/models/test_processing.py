@@ -19,7 +19,7 @@ from helpers import (
 import psr_lens as psr
 from psr_lens.errors import ArtifactError
 from psr_lens.models import fingerprint, processing
-from psr_lens.replacement import Replacement, check_model
+from psr_lens.replacement import Replacement, check_compatible
 
 BOTH = "fold_ln + center_writing_weights"
 STEPS = {"llama": "fold_ln", "llama-gqa": "fold_ln", "gpt2": BOTH}  # there is nothing to centre for an RMSNorm
@@ -103,7 +103,7 @@ def test_an_artifact_from_before_processing_was_recorded_counts_as_of_unprocesse
     with made.steer(plain):
         pass
     with pytest.raises(ArtifactError, match="as they were trained"):
-        check_model(made, model)
+        check_compatible(made, model)
 
 
 def test_a_store_of_the_other_kind_of_weights_is_refused(pair, tmp_path):

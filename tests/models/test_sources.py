@@ -84,6 +84,31 @@ def test_a_tensor_that_has_no_place_is_told(folders, tmp_path):
         psr.load_model(biased)
 
 
+def spoiled(folder: Path, made: Path, name: str, value: float) -> Path:
+    """A copy of a folder with one number of a tensor changed."""
+    shutil.copytree(folder, made)
+    weights = load_file(made / "model.safetensors")
+    weights[name].flatten()[5] = value
+    save_file(weights, made / "model.safetensors", {"format": "pt"})
+    return made
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(folders, tmp_path, value, verify):
+    """A `HookedTransformer` takes NaN patterns for 0, and would sample and be fitted as if nothing were wrong."""
+    name = "model.layers.1.self_attn.q_proj.weight"
+    with pytest.raises(ModelError, match=rf"^model: the weights of .*made are NaN or infinite in {name}\. Give undamaged weights"):
+        psr.load_model(spoiled(folders["llama"], tmp_path / "made", name, value), verify=verify)
+
+
+def test_a_number_that_is_too_large_for_float16_is_named_and_others_are_taken(folders, tmp_path):
+    folder = spoiled(folders["llama"], tmp_path / "made", "model.embed_tokens.weight", 1e5)
+    with pytest.raises(ModelError, match=r"NaN or infinite in model\.embed_tokens\.weight\..* dtype='bfloat16' or 'float32'"):
+        psr.load_model(folder, dtype="float16")
+    psr.load_model(folder, verify=False)
+
+
 # --- context length -------------------------------------------------------------------------------------------------------------
 
 
@@ -201,19 +226,6 @@ def test_code_of_a_repository_is_not_run_and_not_asked_about(folders, tmp_path):
     (tmp_path / "made" / "mine.py").write_text("raise SystemExit('ran')")
     with pytest.raises(ModelError, match=r"^model: .*made cannot be loaded by transformers"):
         psr.load_model(tmp_path / "made")
-
-
-@pytest.fixture
-def fetched(tmp_path, folders, monkeypatch):
-    """`gpt2` lies in the Hub's cache."""
-    from huggingface_hub import constants
-
-    commit, cache = "0" * 40, tmp_path / "models--gpt2"
-    shutil.copytree(folders["gpt2"], cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    return folders["gpt2"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

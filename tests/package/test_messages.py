@@ -104,16 +104,16 @@ def test_an_empty_question_list_is_refused(tiny_llama):
 
 def test_a_single_string_as_questions_is_told_to_go_in_brackets(tiny_llama):
     message = message_of(InputError, lambda: psr.prompt_pairs(tiny_llama.model, "what is a bear ?", "be brief ."))
-    assert_says(message, "questions: got one string", "a list of questions", "brackets")
+    assert_says(message, "questions: got 'what is a bear \\?'", "a list of", "brackets")
 
 
 @pytest.mark.parametrize("bad", ["", "  \n", None, 3])
 def test_a_question_that_is_no_text_is_named_by_its_place(tiny_llama, bad):
     message = message_of(InputError, lambda: psr.prompt_pairs(tiny_llama.model, ["what is a bear ?", bad], "be brief ."))
-    assert_says(message, r"questions\[1\]: got ", re.escape(repr(bad)), "at least one word")
+    assert_says(message, r"questions\[1\]: got ", re.escape(repr(bad)), "a text")
 
 
-@pytest.mark.parametrize("bad", ["", " ", [], ["be brief .", ""], [3]], ids=str)
+@pytest.mark.parametrize("bad", ["", " ", [], ["be brief .", ""]], ids=str)
 def test_an_instruction_that_is_no_text_is_refused(tiny_llama, bad):
     message = message_of(InputError, lambda: psr.prompt_pairs(tiny_llama.model, ["what is a bear ?"], bad))
     assert_says(message, "instruction: got", re.escape(repr(bad)), "none of them empty")
@@ -188,7 +188,7 @@ def test_hooks_that_lie_in_none_of_the_layers_are_refused(tiny_llama):
     assert_says(message, "layers|hooks", "blocks.0.hook_mlp_out", "1")
 
 
-@pytest.mark.parametrize("layers", [LAYERS, -LAYERS - 1, [0, 17], [], "last", 1.5, None], ids=str)
+@pytest.mark.parametrize("layers", [LAYERS, -LAYERS - 1, [0, 17], [], "last", [True]], ids=str)
 def test_a_layer_out_of_range_is_answered_with_the_range(tiny_llama, layers):
     message = message_of(
         InputError, lambda: psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 2), psr.Sequential(layers=layers))

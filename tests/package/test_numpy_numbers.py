@@ -3,12 +3,15 @@
 import json
 from dataclasses import asdict
 
+import made_up_results as made
 import numpy as np
 import pytest
+import torch
 from evaluated import SAMPLING, WordJudge
 from helpers import pairs_of, random_replacement, random_triplets
 
 import psr_lens as psr
+from psr_lens import plots
 from psr_lens._utils.numbers import is_real, is_whole
 from psr_lens.errors import InputError
 
@@ -74,3 +77,38 @@ def test_layers_strengths_and_counts(tiny_llama):
     found = psr.generate(model, pairs, method, alpha=np.array([0.5, 1.0]), sampling=psr.SamplingConfig(max_new_tokens=np.int64(3)))
     assert len(found) == 2
     assert triplets[np.int64(1)] is triplets[1]
+
+
+def test_figures_and_patches(tiny_llama):
+    """Indices of layers, responses, tokens and heads, one or several."""
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 2)
+    one = np.int64(1)
+    result, heads = made.comparison(), made.attribution()
+    for figure, arguments in (
+        (plots.magnitude_heatmap, {"result": result, "triplet": 1, "max_tokens": 20}),
+        (plots.magnitude_strips, {"result": result, "triplet": 1, "layer": 1}),
+        (plots.coefficient_text, {"result": result, "method": "A-PSR", "triplet": 1, "layer": 1}),
+        (plots.coefficient_scatter, {"result": result, "method": "A-PSR", "max_points": 20}),
+        (plots.head_map, {"result": heads, "token": 1}),
+        (plots.parts_by_layer, {"result": heads, "token": 1}),
+        (plots.source_map, {"result": heads, "triplet": 1}),
+        (plots.patch_map, {"grid": made.grid(heads=4), "triplet": 1, "head": 1}),
+        (plots.logit_lens, {"lens": made.lens(), "columns": 1}),
+        (plots.magnitude_by_kind, {"captured": made.captured(), "triplet": 0, "kinds": ["attn_out"]}),
+    ):
+        numbers = {name: np.int64(value) if type(value) is int else value for name, value in arguments.items()}
+        assert figure(**numbers) == figure(**arguments), figure.__name__
+    assert plots.by_response(plots.magnitude_heatmap, result, np.arange(2)) == plots.by_response(
+        plots.magnitude_heatmap, result, [0, 1]
+    )
+    both = {"R": random_replacement(model)}
+    assert torch.equal(psr.cosines(both, layers=np.arange(2)).matrix, psr.cosines(both, layers=[0, 1]).matrix)
+    grids = [psr.patching.patch(model, triplets[:1], layers=layers).values for layers in (np.array([1, 2]), [1, 2])]
+    torch.testing.assert_close(*grids, rtol=0, atol=0, equal_nan=True)
+    prompt = torch.tensor([triplets[0].pair.prompted_ids])
+    found = []
+    for heads in ([(one, np.int64(0))], [(1, 0)]):
+        with psr.patching.knock_out(model, heads, [triplets[0].pair]), torch.no_grad():
+            found.append(model(prompt))
+    assert torch.equal(*found)
+    assert psr.organism.questions(np.int64(3), seed=np.int64(2)) == psr.organism.questions(3, seed=2)

@@ -325,7 +325,7 @@ def test_tokens_are_read_as_their_vocabulary_spells_them(spelled, read):
         (lambda result: plots.magnitude_heatmap(result, methods=["CAA"]), "methods: got 'CAA', expected one of 'A-PSR', 'S-PSR'"),
         (
             lambda result: plots.magnitude_heatmap(result, methods="A-PSR"),
-            "methods: got the text 'A-PSR', expected a list of names",
+            "methods: got 'A-PSR', expected a list of texts or None. Put it in brackets.",
         ),
         (lambda result: plots.magnitude_heatmap(result, max_tokens=0), "max_tokens: got 0, expected 1 or more"),
         (

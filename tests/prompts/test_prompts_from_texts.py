@@ -69,7 +69,7 @@ def test_pairs_of_texts_can_be_sampled_captured_and_steered(organism):
 @pytest.mark.parametrize(
     ("base", "prompted", "message"),
     [
-        ("text", ["text"], "base: got one string, expected a list of prompts. Put it in brackets"),
+        ("text", ["text"], "base: got 'text', expected a list of texts. Put it in brackets"),
         (["text"], [], "prompted: got an empty list, expected at least one prompt"),
         (["text"], [" "], r"prompted\[0\]: got ' ', expected a text"),
         (["text"], ["text"] * 2, "prompted: got 2 prompts, expected one for each of the 1 base prompts"),

@@ -229,7 +229,7 @@ class Slow:
 @pytest.mark.parametrize(
     ("questions", "message"),
     [
-        (CONVERSATION, r"questions: got one conversation, expected a list of questions or conversations. Put it in brackets"),
+        (CONVERSATION, r"questions\[0\]: got a dict, expected a text or a list of mappings of names to texts. Put it in brackets"),
         ([[]], r"questions\[0\]: got \[\], expected a text with at least one word, or a list of messages"),
         (
             [CONVERSATION[:2]],
@@ -250,7 +250,7 @@ def test_what_is_no_conversation_is_refused(questions, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"place": "behind"}, "place: got 'behind', expected 'before' or 'after'"),
+        ({"place": "behind"}, "place: got 'behind', expected 'before', 'after' or 'default_system'"),
         ({"system": " "}, "system: got ' ', expected a text"),
         ({"prefix": " "}, "prefix: got ' ', expected words"),
         ({"system_role": True, "place": "after"}, "place: got 'after', expected 'before' with system_role=True"),

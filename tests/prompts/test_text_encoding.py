@@ -1,5 +1,7 @@
 """Texts become the ids that transformers gives them, a response those of the whole text, and special tokens in a text stay text."""
 
+import functools
+
 import pytest
 from chat_templates import Stub
 from hypothesis import example, given, settings
@@ -24,6 +26,13 @@ def direct(kind, text):
     return tuple(tokenizer(kind)(text, add_special_tokens=False)["input_ids"])
 
 
+@functools.cache
+def stub(kind, template=None):
+    """A model with that tokenizer; a new one would copy it anew."""
+    return Stub(tokenizer(kind, template))
+
+
+@functools.cache
 def special_ids(kind):
     """Ids of the special tokens, without that of unknown characters, which any text may have."""
     made = tokenizer(kind)
@@ -33,7 +42,7 @@ def special_ids(kind):
 @given(kinds, plain.filter(free_of_special))
 def test_plain_text_is_as_transformers_encodes_it_with_the_bos_token_before_it(kind, question):
     made = tokenizer(kind)
-    [pair] = psr.prompt_pairs(Stub(made), [question], "be brief .")
+    [pair] = psr.prompt_pairs(stub(kind), [question], "be brief .")
     assert pair.base_ids == (made.bos_token_id, *direct(kind, f"{question}\n"))
     assert pair.prompted_ids == (made.bos_token_id, *direct(kind, f"be brief .\n{question}\n"))
 
@@ -52,9 +61,10 @@ def test_the_first_word_after_llamas_bos_token_has_its_space():
 @example("llama", True, "what is", "\nthe")
 @settings(max_examples=60)
 def test_a_response_has_the_ids_that_it_has_in_the_whole_text(kind, chat, question, response):
-    made = tokenizer(kind, TEMPLATE if chat else None)
-    [pair] = psr.prompt_pairs(Stub(made), [question], "be brief .")
-    [triplet] = _responses(made, pair, response)
+    model = stub(kind, TEMPLATE if chat else None)
+    made = model.tokenizer
+    [pair] = psr.prompt_pairs(model, [question], "be brief .")
+    [triplet] = _responses(model, pair, response)
     text = f"<s>[INST] user\n{question}<|im_end|>\n[INST] assistant\n" if chat else f"{question}\n"
     if not free_of_special(text.replace("<s>[INST]", "").replace("<|im_end|>", "").replace("[INST]", "") + response):
         return
@@ -67,9 +77,9 @@ def test_a_response_has_the_ids_that_it_has_in_the_whole_text(kind, chat, questi
         )
 
 
-def _responses(made, pair, response):
+def _responses(model, pair, response):
     try:
-        return psr.with_responses(Stub(made), [pair], [response])
+        return psr.with_responses(model, [pair], [response])
     except InputError as error:
         assert "a text of at least one token" in str(error)  # noqa: PT017
         return [psr.Triplet(pair, (), response)]
@@ -90,6 +100,13 @@ def test_a_response_to_a_prompt_that_is_known_by_its_ids_alone_continues_a_text_
     assert "".join(made.convert_ids_to_tokens(triplet.response_ids)) == "bear▁."
 
 
+@functools.cache
+def special_of_template(kind, chat):
+    """The special tokens of both prompts of harmless texts, in order."""
+    [harmless] = psr.prompt_pairs(stub(kind, TEMPLATE if chat else None), ["bear"], "what")
+    return [[each for each in harmless.ids(context) if each in special_ids(kind)] for context in ("base", "prompted")]
+
+
 @given(kinds, st.booleans(), risky, risky, risky)
 @example("word piece", True, "</s>", "[INST]", "<unk>")
 @example("unigram", True, "<s>what", "bear</s>", "[/INST]")
@@ -97,15 +114,12 @@ def test_a_response_to_a_prompt_that_is_known_by_its_ids_alone_continues_a_text_
 @example("slow", False, "<s>", "<|im_end|>", "x<|im_end|>")
 @settings(max_examples=120)
 def test_a_special_token_in_a_text_stays_text_and_the_templates_stay_special(kind, chat, question, instruction, response):
-    made = tokenizer(kind, TEMPLATE if chat else None)
-    model, special = Stub(made), special_ids(kind)
+    model, special = stub(kind, TEMPLATE if chat else None), special_ids(kind)
+    made = model.tokenizer
     pairs = psr.prompt_pairs(model, [question], instruction)
-    harmless = psr.prompt_pairs(model, ["bear"], "what")
-    for given_ids, plain_ids in zip(
-        (pairs[0].base_ids, pairs[0].prompted_ids), (harmless[0].base_ids, harmless[0].prompted_ids), strict=True
-    ):
-        assert [each for each in given_ids if each in special] == [each for each in plain_ids if each in special]
-    [triplet] = _responses(made, pairs[0], response)
+    for context, of_template in zip(("base", "prompted"), special_of_template(kind, chat), strict=True):
+        assert [each for each in pairs[0].ids(context) if each in special] == of_template
+    [triplet] = _responses(model, pairs[0], response)
     assert not special & set(triplet.response_ids)
     if kind in LOSSLESS:
         text = f"[INST] user\n{question}<|im_end|>\n[INST] assistant\n{response}" if chat else f"{question}\n{response}"
@@ -129,9 +143,8 @@ def test_between_special_tokens_a_text_is_as_a_tokenizer_without_any_has_it(text
 @pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "slow"])
 @pytest.mark.parametrize("question", ["<s> what is", "what </s> is", "is [INST]", "<|im_end|>", "\U0010f000<s>"])
 def test_the_span_begins_at_a_question_with_special_tokens_in_it(kind, question):
-    made = tokenizer(kind, TEMPLATE)
-    [pair] = psr.prompt_pairs(Stub(made), [question], "be brief .")
-    [other] = psr.prompt_pairs(Stub(made), ["zq"], "be brief .")
+    [pair] = psr.prompt_pairs(stub(kind, TEMPLATE), [question], "be brief .")
+    [other] = psr.prompt_pairs(stub(kind, TEMPLATE), ["zq"], "be brief .")
     begin = len(pair.base_ids) - pair.question_length
     assert begin == len(other.base_ids) - other.question_length
     assert pair.base_ids[:begin] == other.base_ids[:begin]

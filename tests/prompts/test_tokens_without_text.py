@@ -1,11 +1,15 @@
 """Ids beyond the tokenizer's vocabulary, which models with a padded vocabulary can sample, have a label wherever tokens are shown."""
 
+from dataclasses import replace
+
 import pytest
 from chat_templates import Stub
 from tiny_tokenizers import MAKERS, tokenizer
 
 import psr_lens as psr
 from psr_lens import plots
+from psr_lens.errors import InputError
+from psr_lens.generation.likelihood import log_likelihoods
 from psr_lens.generation.sampled_triplets import Triplets
 from psr_lens.prompts import token_table
 from psr_lens.prompts.token_text import decoded, token_strings
@@ -66,3 +70,28 @@ def test_a_padded_vocabulary_is_read_by_every_result(tiny_llama, tmp_path, monke
 
 def _pairs(model):
     return psr.prompt_pairs(model, ["what is a bear ?", "what is tea ?"], "talk like a pirate .")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("beyond", [0, -1, 10**6], ids=["the first", "a negative one", "a far one"])
+def test_ids_beyond_the_vocabulary_of_the_model_are_refused(tiny_llama, beyond):
+    model = tiny_llama.model
+    bad = beyond if beyond < 0 else model.cfg.d_vocab + beyond
+    [pair, other] = _pairs(model)
+    triplets = [psr.Triplet(other, (20, 21), "x"), psr.Triplet(pair, (20, bad), "x")]
+    message = rf"triplets\[1\]: got the token id {bad}, expected ids from 0 to {model.cfg.d_vocab - 1}.* tokenizer of this model"
+    for read in (
+        lambda: psr.capture(model, triplets),
+        lambda: psr.fit(model, triplets, psr.DiM()),
+        lambda: log_likelihoods(model, triplets),
+        lambda: psr.attribute(model, triplets),
+    ):
+        with pytest.raises(InputError, match=message):
+            read()
+    spoiled = replace(pair, prompted_ids=(*pair.prompted_ids[:-1], bad))
+    with pytest.raises(InputError, match=rf"pairs\[1\]: got the token id {bad}"):
+        psr.generate(model, [pair, spoiled], context="prompted")
+    sampling = psr.SamplingConfig(max_new_tokens=1)
+    assert len(psr.generate(model, [pair, spoiled], sampling=sampling)) == 2
+    with pytest.raises(InputError, match=r"triplets\[0\]: got the token id"):
+        psr.capture(model, [psr.Triplet(spoiled, (20,), "x")])

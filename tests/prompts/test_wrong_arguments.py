@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from helpers import pairs_of, random_replacement, random_triplets
 
@@ -16,11 +17,11 @@ JUDGE = psr.judges.organism("pirate")
 CASES = {
     "questions before the model": (
         lambda m, p, t: psr.prompt_pairs(["a"], m, "b"),
-        r"questions: got \w+, expected a list of questions",
+        r"model: got a list, expected a HookedTransformer .* first argument",
     ),
     "texts before the model": (
         lambda m, p, t: psr.prompt_pairs_from_texts(["a"], m, ["b"]),
-        r"base: got \w+, .* The model goes first",
+        r"model: got a list, expected .* first argument",
     ),
     "judge before the pairs": (lambda m, p, t: psr.sample_responses(m, JUDGE, p), "pairs: got OrganismJudge, expected a list"),
     "trait's name as the judge": (
@@ -33,7 +34,7 @@ CASES = {
     ),
     "pairs before the model": (
         lambda m, p, t: psr.generate(p, m),
-        r"pairs: got \w+, expected a list of prompt pairs.* the model goes",
+        r"model: got a PromptPairs, expected .* first argument",
     ),
     "judge as the replacement": (
         lambda m, p, t: psr.generate(m, p, JUDGE),
@@ -43,8 +44,8 @@ CASES = {
     "triplets as pairs": (lambda m, p, t: psr.generate(m, t), r"pairs\[0\]: got Triplet, expected a PromptPair. .*triplet.pair"),
     "one pair": (lambda m, p, t: psr.generate(m, p[0]), "pairs: got PromptPair, .* Put it in brackets"),
     "texts as pairs": (lambda m, p, t: psr.generate(m, ["what is a bear ?"]), r"pairs\[0\]: got str, .* makes them of questions"),
-    "alpha as a text": (lambda m, p, t: psr.generate(m, p, alpha="2"), "alpha: got '2', expected a finite number"),
-    "no alpha": (lambda m, p, t: psr.generate(m, p, alpha=None), "alpha: got None, expected a finite number"),
+    "alpha as a text": (lambda m, p, t: psr.generate(m, p, alpha="2"), "alpha: got '2', expected a number, a list of numbers"),
+    "no alpha": (lambda m, p, t: psr.generate(m, p, alpha=None), "alpha: got None, expected a number, a list of numbers"),
     "infinite alpha": (lambda m, p, t: psr.generate(m, p, alpha=[1, float("inf")]), "alpha: got .*inf.*, expected a finite number"),
     "sampling as a dict": (
         lambda m, p, t: psr.generate(m, p, sampling={"seed": 1}),
@@ -61,13 +62,13 @@ CASES = {
     ),
     "triplets before the model": (
         lambda m, p, t: psr.rephrase(t, m, "x"),
-        r"triplets: got \w+, expected a list of triplets.* the model",
+        r"model: got a list, expected .* first argument",
     ),
     "pairs as triplets": (lambda m, p, t: psr.rephrase(m, p, "x"), r"triplets\[0\]: got PromptPair, expected a Triplet"),
     "one triplet": (lambda m, p, t: psr.rephrase(m, t[0], "x"), "triplets: got Triplet, .* Put it in brackets"),
     "responses before pairs": (lambda m, p, t: psr.with_responses(m, ["a", "b"], p), r"pairs\[0\]: got str, expected a PromptPair"),
     "numbers as responses": (lambda m, p, t: psr.with_responses(m, p, [1, 2]), r"responses\[0\]: got 1, expected a text"),
-    "no responses": (lambda m, p, t: psr.with_responses(m, p, None), "responses: got NoneType, expected a list with one response"),
+    "no responses": (lambda m, p, t: psr.with_responses(m, p, None), "responses: got None, expected a list of texts"),
     "judge as what steers": (lambda m, p, t: log_likelihoods(m, t, JUDGE), "replacement: got OrganismJudge"),
 }
 
@@ -99,6 +100,21 @@ def test_a_judge_that_does_not_score_every_text_is_refused():
         InputError, match="judge: got one that returns a value of type float, expected one that returns a Judgement"
     ):
         judged(lambda texts, questions: 3.0, ["a"], ["a"])
+
+
+@pytest.mark.parametrize("side", ["trait", "coherence"])
+@pytest.mark.parametrize("score", [120.0, -5.0, float("inf"), -float("inf")])
+def test_a_score_outside_0_to_100_is_refused_and_none_is_missing(side, score):
+    def judge(texts, questions):
+        scores = {"trait": np.array([50.0, np.nan]), "coherence": np.array([0.0, 100.0 + 1e-9])}
+        scores[side][1] = given
+        return Judgement(**scores, reasons=("", ""))
+
+    given = score
+    with pytest.raises(InputError, match=re.escape(f"judge: got one that gives a text the score {score:g} of {side}, expected")):
+        judged(judge, ["a", "b"], ["a", "b"])
+    given = np.nan
+    assert judged(judge, ["a", "b"], ["a", "b"]).present.tolist() == [True, False]
 
 
 def test_what_is_shown_fits_on_a_line(tiny_llama):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import oracles
 import pytest
 import torch
-from architectures import TAKEN
+from architectures import FAMILIES, TAKEN
 from helpers import LAYERS, pairs_of, random_replacement, replacement_at
 from micro_models import ARCHITECTURES, micro_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, pipeline
@@ -28,7 +28,7 @@ class Both(NamedTuple):
     hf: Any
 
 
-ATTACHED = tuple(TAKEN)
+ATTACHED = tuple(family for family in TAKEN if FAMILIES[family].in_attach)
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_the_first_block_the_last_token_and_the_span_of_the_question_are_refused
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("alpha", [float("nan"), [1, 2], None, "2", True, torch.ones(2)], ids=repr)
 def test_a_strength_that_is_no_finite_number_is_refused(constant, tmp_path, alpha):
-    with pytest.raises(InputError, match=r"alpha: got .*, expected a finite number\."):
+    with pytest.raises(InputError, match=r"alpha: got .*, expected a (finite )?number\."):
         constant.to_gguf(tmp_path / "x.gguf", alpha)
     assert not any(tmp_path.iterdir())
 

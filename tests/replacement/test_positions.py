@@ -112,6 +112,41 @@ def test_a_mask_with_four_dimensions_shows_where_rows_end():
             torch.testing.assert_close(found[row, :length], alone, **TOLERANCE)
 
 
+@pytest.mark.parametrize("span", ["R", "QR"])
+def test_several_texts_in_a_row_are_asked_about_and_padding_is_none(span):
+    model, made = micro_model("Llama"), replace(micro_replacement(), span=span, question_start=1 if span == "QR" else None)
+    packed = {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]])}
+    one_token_first = {"position_ids": torch.tensor([[0, 0, 1, 2, 3, 4, 5]])}
+    ids, texts = torch.tensor([TEXT[:7]]), torch.tensor([[0, 0, 0, *TEXT[:4]], TEXT[4:11]])
+    with torch.no_grad(), made.attach(model):
+        for given in (
+            packed,
+            one_token_first,
+            packed | {"attention_mask": torch.ones_like(ids)},
+            packed | {"attention_mask": torch.ones(7, 7).tril().bool()[None, None]},
+        ):
+            with pytest.raises(InputError, match=r"^position_ids: got ids that do not rise .*a row of its own, or pass `start=`"):
+                model(ids, use_cache=False, **given)
+        alone = model(texts[:1, 3:]).logits[0]
+        for padding, mask in ((0, None), (1, None), (1, (texts != 0).long())):  # as different versions number it
+            places = torch.tensor([[padding] * 3 + [0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6]])
+            found = model(texts, position_ids=places, attention_mask=mask).logits
+            if mask is not None:
+                torch.testing.assert_close(found[0, 3:], alone, **TOLERANCE)
+    with torch.no_grad(), made.attach(model, start=0):
+        model(ids, use_cache=False, **packed)
+
+
+def test_what_torch_compile_made_of_a_model_is_forgotten_when_hooks_come():
+    made_of, backend = [], lambda graph, inputs: made_of.append(graph) or graph.forward
+    twice = torch.compile(lambda tensor: tensor * 2, backend=backend)
+    for count, hooks in ((1, None), (1, None), (2, micro_replacement()), (2, None)):
+        if hooks is not None:
+            hooks.attach(micro_model("Llama")).remove()
+        twice(torch.ones(2))
+        assert len(made_of) == count
+
+
 # --- caches -----------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ from plotly.offline import get_plotlyjs
 from psr_lens.errors import InputError
 from psr_lens.reporting import report
 from psr_lens.reporting.page import script_safe
-from psr_lens.reporting.write import _checked
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +200,10 @@ def test_path_is_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"pirate": 3}, r"result\['pirate'\]: got an int, expected a Comparison from `psr.compare`"),
-        ([1], "result: got a list, expected a Comparison from `psr.compare`, or a mapping of names to Comparisons."),
+        ({"pirate": 3}, r"result\['pirate'\]: got 3, expected a Comparison from `psr.compare`"),
+        ([1], "result: got a list, expected a Comparison from `psr.compare` or a mapping of names to Comparisons."),
     ],
 )
-def test_values_that_are_no_comparisons(value, message):
-    # Below the public function, whose own annotation the test run checks before its body is reached.
+def test_values_that_are_no_comparisons(value, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        _checked(value)
+        report(value, tmp_path / "r.html")

@@ -3,6 +3,7 @@
 import itertools
 import sys
 
+import plotly.graph_objects as go
 import pytest
 from helpers import random_replacement
 from html_page import Page
@@ -14,7 +15,7 @@ from psr_lens.plots import images
 from psr_lens.replacement import LearningCurve
 from psr_lens.reporting.figures_by_result import RESULTS
 from psr_lens.reporting.parts import Choice, Panel
-from psr_lens.reporting.write import _checked_further, _files
+from psr_lens.reporting.write import _files
 
 PARTS = {
     "Trait against coherence": ["pareto"],
@@ -25,6 +26,9 @@ PARTS = {
     "What the directions mean": ["logit_lens", "top_tokens", "cosine_matrix"],
     "Learning curves": ["learning_curve"],
 }
+
+
+FIGURE = go.Figure()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def test_a_fit_by_gradient_descent_is_named(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("also", "message"),
     [
-        ([3], r"also\[0\]: got an int, expected one of Evaluation, ResultTable, Faithfulness, CapturedStatistics, Captured, Attr"),
+        ([3], r"also\[0\]: got 3, expected one of Evaluation, ResultTable, Faithfulness, CapturedStatistics, Captured, Attr"),
         ([lens(), comparison()], r"also\[1\]: got a Comparison, expected one of Evaluation"),
     ],
 )
@@ -92,17 +96,16 @@ def test_what_has_no_figures_is_refused_by_its_place(also, message, tmp_path):
 @pytest.mark.parametrize(
     ("also", "message"),
     [
-        (lens(), r"also: got a LogitLens, expected a list of results. Write \[result\]."),
-        (3, "also: got an int, expected a list of results, or a mapping of the names in `result` to lists"),
+        (lens(), "also: got a LogitLens, expected a list of values or a mapping of names to lists of values. Put it in brackets."),
+        (3, "also: got 3, expected a list of values or a mapping of names to lists of values"),
         ([lens()], r"also: got one list for 2 comparisons, expected a mapping .* also=\{'pirate': \[…\]\}"),
         ({"sea": []}, "also: got the names 'sea', expected names in `result`: 'pirate', 'shout'"),
-        ({"shout": lens()}, r"also\['shout'\]: got a LogitLens, expected a list of results"),
+        ({"shout": lens()}, r"also\['shout'\]: got a LogitLens, expected a list of values. Put it in brackets."),
     ],
 )
-def test_further_results_must_say_whose_they_are(also, message):
-    # Below the public function, whose own annotation the test run checks before its body is reached.
+def test_further_results_must_say_whose_they_are(also, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        _checked_further(also, {"pirate": comparison(), "shout": comparison()})
+        psr.report({"pirate": comparison(), "shout": comparison()}, tmp_path / "r.html", also=also)
 
 
 def test_every_type_has_a_figure(results):
@@ -168,10 +171,11 @@ def test_a_browser_that_does_not_start_is_said_to_be(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (({}, "out"), "figures: got none, expected at least one"),
-        (({"a/b": None}, "out"), "figures: got the name 'a/b', expected a file name without folder or extension"),
-        (({"a": None}, "out", ["gif"]), "formats: got 'gif', expected a list of formats from png, svg"),
-        (({"a": None}, "out", "png"), "formats: got 'png', expected a list"),
-        (([None], "out"), "figures: got a list, expected a mapping of file names to figures"),
+        (({"a/b": FIGURE}, "out"), "figures: got the name 'a/b', expected a file name without folder or extension"),
+        (({"a": FIGURE}, "out", ["gif"]), "formats: got 'gif', expected a list of formats from png, svg"),
+        (({"a": FIGURE}, "out", "png"), "formats: got 'png', expected a list"),
+        (({"a": None}, "out"), r"figures\['a'\]: got None, expected a Figure"),
+        (([None], "out"), "figures: got a list, expected a mapping of names to Figures"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

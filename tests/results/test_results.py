@@ -170,7 +170,7 @@ def test_a_trait_without_a_value_is_left_out_and_the_label_says_so():
     (none,) = ResultTable(rows[1:]).mean_over()
     assert math.isnan(none.value)
     assert none.trait == "mean of 0 of 1"
-    with pytest.raises(InputError, match=r"field: got 'method', expected one of trait, block"):
+    with pytest.raises(InputError, match="over: got 'method', expected 'trait' or 'block'"):
         ResultTable(rows).mean_over("method")
 
 

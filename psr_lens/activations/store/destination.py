@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from psr_lens._utils.arguments import check_fields
 from psr_lens._utils.distributed import rank_and_world_size, wait_for_all
 from psr_lens.activations.paired_passes import Reading, Rows
 from psr_lens.activations.store.format import MANIFEST_FILE, StoreDtype, StoreSpec
@@ -39,6 +40,10 @@ class OnDisk:
     """Most bytes of a shard. A process holds one shard in memory at a time; if killed, it loses only that one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Anything else to record in the manifest, such as how the triplets were made; JSON only. Other settings make another store."""
+
+    def __post_init__(self) -> None:
+        """Refuse fields of another type."""
+        check_fields(self)
 
     def receive(self, reading: Reading) -> Store:
         """Write the missing shards of the store; called by `capture`.

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.activations.hook_keys import HookKey, captured_name, is_hook_key
 from psr_lens.activations.store.files import RESUME, read_checksums, verify_file
@@ -49,6 +50,7 @@ class Store:
         self._files = ShardFiles(folder, spec)
 
     @classmethod
+    @checks_arguments
     def open(cls, folder: str | Path, model: HookedModel | None = None, *, partial: bool = False) -> Store:
         """Open a store that `capture` wrote; only the headers of its shards are read.
 
@@ -113,6 +115,7 @@ class Store:
         """Group of each triplet, such as its trait; an empty string for none."""
         return self.spec.groups
 
+    @checks_arguments
     def rows(self, triplet: int) -> slice:
         """The rows of one triplet, as a slice.
 
@@ -145,6 +148,7 @@ class Store:
         name = captured_name(hook, self.spec.hooks, self.spec.model.get("n_layers"))
         return StoredRows(self._files, self.spec, name)
 
+    @checks_arguments
     def magnitude(self, hook: HookKey) -> Float[Tensor, " token"]:
         """‖Δ‖ of each token at one hook point, in float32; read shard by shard.
 
@@ -166,6 +170,7 @@ class Store:
             norms.append(torch.linalg.vector_norm(wide, dim=1, dtype=torch.float32))
         return torch.cat(norms)
 
+    @checks_arguments
     def batches(
         self, hooks: HookKey | Sequence[HookKey], tokens: int = 4096, *, shuffle: bool = False, seed: int = 0
     ) -> Iterator[dict[str, Float[Tensor, "token ..."]]]:
@@ -202,6 +207,7 @@ class Store:
         starts = range(0, len(self), tokens)
         return ({name: rows[start : start + tokens] for name, rows in chosen.items()} for start in starts)
 
+    @checks_arguments
     def dataset(self, hooks: HookKey | Sequence[HookKey]) -> StoreDataset:
         """The rows of some hook points as a dataset for a `DataLoader`, with any number of workers.
 

@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from psr_lens.apps.cli.common import DTYPES, DeviceOption, MaxNewTokensOption, ModelOption, SeedOption, app, one_line_errors, say
+from psr_lens.apps.cli.common import (
+    DTYPES,
+    DeviceOption,
+    MaxNewTokensOption,
+    ModelOption,
+    SeedOption,
+    VerifyOption,
+    app,
+    one_line_errors,
+    say,
+)
 from psr_lens.apps.triplets import triplets_of_lines
 
 if TYPE_CHECKING:
+    from psr_lens.activations.store import Store
     from psr_lens.datasets import PairLine
     from psr_lens.prompts import PromptPair, Triplet
 
@@ -40,6 +51,7 @@ def capture(
     token_budget: Annotated[int, typer.Option(help="Maximum number of tokens in a batch, padding included.")] = 8_192,
     shard_mb: Annotated[int, typer.Option(help="Maximum size of a shard in megabytes.")] = 256,
     max_new_tokens: MaxNewTokensOption = 64,
+    verify: VerifyOption = True,
     device: DeviceOption = None,
     seed: SeedOption = 0,
 ) -> None:
@@ -53,11 +65,15 @@ def capture(
 
         first = rank_and_world_size()[0] == 0
         lines = psr.datasets.read_pairs(pairs)
-        loaded = psr.load_model(model, device=device or own_device())
-        asked = psr.prompt_pairs(loaded, [line.question for line in lines], [line.instruction for line in lines])
+        loaded = psr.load_model(model, device=device or own_device(), verify=verify)
+        begun = _begun(out)
+        questions, instructions = [line.question for line in lines], [line.instruction for line in lines]
+        asked = psr.prompt_pairs(loaded, questions, instructions, template_kwargs=_time(begun))
         given = lines[0].response is not None
         source: dict[str, object] = {"responses": "given" if given else {"max_new_tokens": max_new_tokens, "seed": seed}}
-        triplets = (None if given else _begun(out, asked, source)) or triplets_of_lines(loaded, asked, lines, max_new_tokens, seed)
+        triplets = (None if given else _sampled(begun, asked, source)) or triplets_of_lines(
+            loaded, asked, lines, max_new_tokens, seed
+        )
         store = psr.capture(
             loaded,
             triplets,
@@ -72,15 +88,29 @@ def capture(
             say(str(store.summary()))
 
 
-def _begun(out: Path, asked: Sequence[PromptPair], source: Mapping[str, object]) -> Sequence[Triplet] | None:
-    """The responses that an interrupted capture has sampled already; None if there are none, or for other prompts or sampling."""
+def _begun(out: Path) -> Store | None:
+    """The store that an interrupted capture has begun."""
     from psr_lens.activations.store import Store
     from psr_lens.errors import ArtifactError
 
     try:
-        store = Store.open(out, partial=True)
+        return Store.open(out, partial=True)
     except ArtifactError:
         return None  # no store yet; or a damaged one, which the capture will report
+
+
+def _time(store: Store | None) -> dict[str, str]:
+    """The time that the chat template was told in prompts of the store, as a variable of it."""
+    from psr_lens.prompts.chat_templates import NOW
+
+    first = () if store is None else store.triplets[:1]
+    return {name: value for triplet in first for name, value in triplet.pair.chat.variables.items() if name == NOW}
+
+
+def _sampled(store: Store | None, asked: Sequence[PromptPair], source: Mapping[str, object]) -> Sequence[Triplet] | None:
+    """The responses that were sampled already; None if there are none, or for other prompts or sampling."""
+    if store is None:
+        return None
     same = store.spec.settings.get("responses") == source["responses"] and {each.pair for each in store.triplets} <= set(asked)
     return store.triplets if same else None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from psr_lens.apps.cli.common import app, console, one_line_errors, say_where
+from psr_lens.apps.cli.common import VerifyOption, app, console, one_line_errors, say_where
 
 if TYPE_CHECKING:
     from psr_lens.apps.demo import DemoResult
@@ -25,6 +25,7 @@ def demo(
     model: Annotated[str, typer.Option(help="organism (Llama-like) or organism-gpt2.")] = "organism",
     questions: Annotated[int, typer.Option(help="Number of held-out questions to score on, 100 or more.")] = 120,
     seed: Annotated[int, typer.Option(help="Seed of the questions, the sampling and the fits.")] = 0,
+    verify: VerifyOption = True,
     static: Annotated[
         bool, typer.Option("--static", help=r"Also save every figure as PNG and SVG in figures/ (needs psr-lens\[static]).")
     ] = False,
@@ -34,7 +35,7 @@ def demo(
     with one_line_errors(), console.status("loading torch and TransformerLens") as status:
         from psr_lens.apps.demo import DemoConfig, run_demo
 
-        config = DemoConfig(model=model, held_out_questions=questions, seed=seed)
+        config = DemoConfig(model=model, held_out_questions=questions, seed=seed, verify=verify)
         results = run_demo(out, trait or ["pirate"], config, say=status.update, static=static)
     console.print(_table(results))
     say_where(out / "report.html", began)

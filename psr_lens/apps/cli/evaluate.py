@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from psr_lens.apps.cli.common import ApiKeyEnvOption, BaseUrlOption, DeviceOption, app, one_line_errors, say, say_where
+from psr_lens.apps.cli.common import VERIFY, ApiKeyEnvOption, BaseUrlOption, DeviceOption, app, one_line_errors, say, say_where
 
 
 @app.command()
@@ -19,6 +19,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the results, in place of `out` in the file.")] = None,
     base_url: BaseUrlOption = None,
     api_key_env: ApiKeyEnvOption = None,
+    verify: Annotated[bool | None, typer.Option("--verify/--no-verify", help=VERIFY)] = None,
     device: DeviceOption = None,
 ) -> None:
     """Score artifacts over a range of strengths, and at target coherences (TA@C80, TA@Cp), next to the unsteered model and the prompt.
@@ -36,7 +37,8 @@ def evaluate(
         settings = read_config(config)
         folder = check_folder(settings.out if out is None else out)
         methods = load_methods(settings.methods)
-        model = psr.load_model(settings.model, device=device or own_device())
+        checked = settings.verify if verify is None else verify
+        model = psr.load_model(settings.model, device=device or own_device(), verify=checked)
         pairs, rows = load_pairs(model, settings)
         chosen = settings.judge if base_url is None else judge_at(settings.judge, base_url)
         server = None if api_key_env is None else JudgeServer(api_key_env, base_url)

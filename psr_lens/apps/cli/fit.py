@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psr_lens.apps.cli.common import DeviceOption, MaxNewTokensOption, ModelOption, SeedOption, app, one_line_errors, say, say_where
+from psr_lens.apps.cli.common import (
+    DeviceOption,
+    MaxNewTokensOption,
+    ModelOption,
+    SeedOption,
+    VerifyOption,
+    app,
+    one_line_errors,
+    say,
+    say_where,
+)
 from psr_lens.apps.triplets import triplets_of_lines
 
 if TYPE_CHECKING:
@@ -40,6 +50,7 @@ def fit(
         Path | None, typer.Option(help="Folder for activations that do not fit into memory (sequential and local fits).")
     ] = None,
     max_new_tokens: MaxNewTokensOption = 64,
+    verify: VerifyOption = True,
     device: DeviceOption = None,
     seed: SeedOption = 0,
 ) -> None:
@@ -55,7 +66,7 @@ def fit(
 
         settings = None if config is None else read_config(config)
         first = rank_and_world_size()[0] == 0
-        loaded = psr.load_model(model, device=device or own_device())
+        loaded = psr.load_model(model, device=device or own_device(), verify=verify)
         chosen = _of_group(loaded, triplets, group, max_new_tokens, seed)
         learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, scratch=scratch)
         if first:

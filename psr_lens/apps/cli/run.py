@@ -13,6 +13,7 @@ import yaml
 from psr_lens.apps.cli.common import (
     DTYPES,
     MODELS,
+    VERIFY,
     ApiKeyEnvOption,
     BaseUrlOption,
     DeviceOption,
@@ -59,11 +60,17 @@ def run(
         float | None,
         typer.Option(help="Sample from the likeliest tokens whose probabilities add up to this, above 0 and at most 1."),
     ] = None,
-    place: Annotated[str | None, typer.Option(help="Where the instruction goes: before or after the question.")] = None,
+    place: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the instruction goes: before or after the question, or default_system: after the template's own message."
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message of both prompts, with and without the instruction.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
     dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
     backend: Annotated[str | None, typer.Option(help="TransformerLens's class: hooked_transformer, bridge or auto.")] = None,
+    verify: Annotated[bool | None, typer.Option("--verify/--no-verify", help=VERIFY)] = None,
     base_url: BaseUrlOption = None,
     api_key_env: ApiKeyEnvOption = None,
     device: DeviceOption = None,
@@ -97,6 +104,7 @@ def run(
                 "held_out": _value(held_out),
                 "dtype": dtype,
                 "backend": backend,
+                "verify": verify,
                 "seed": seed,
             },
             {

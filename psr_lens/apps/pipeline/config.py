@@ -18,7 +18,7 @@ from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import DTYPES, Backend
 from psr_lens.prompts import Span
-from psr_lens.prompts.chat_templates import ChatSettings
+from psr_lens.prompts.chat_templates import NOW, ChatSettings, settled
 
 NO_JUDGE: Final = "none: methods are fitted on all responses, and nothing is scored"
 _CHAT: Final = tuple(each.name for each in fields(ChatSettings))
@@ -67,6 +67,8 @@ class RunConfig:
     """Type of the weights: float32, bfloat16, float16, or auto for the one in the model's config."""
     backend: str = "auto"
     """TransformerLens's class: hooked_transformer, bridge or auto."""
+    verify: bool = True
+    """Whether the model is held against plain transformers when it is loaded, as for `psr_lens.load_model`."""
     seed: int = 0
     """Seed of the split, the responses, the answers and the fits."""
 
@@ -85,6 +87,8 @@ class RunConfig:
         for name, known in (("dtype", ("auto", *DTYPES)), ("backend", get_args(Backend)), ("span", get_args(Span))):
             if getattr(self, name) not in known:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(known)}")
+        if not isinstance(self.verify, bool):
+            raise InputError("verify", repr(self.verify), "true or false")
         if not _is_number(self.held_out) or self.held_out <= 0 or (isinstance(self.held_out, float) and self.held_out >= 1):
             raise InputError("held_out", repr(self.held_out), "a share of the questions between 0 and 1, or a whole number of them")
         if self.limit is not None and (not _is_whole(self.limit) or self.limit < 2):
@@ -147,6 +151,20 @@ class RunConfig:
             calibration={name: value for name, value in asdict(self.calibrated_by()).items() if name != "alphas"}
             | {"targets": list(self.calibrated_by().targets)},
         )
+
+    def at_one_time(self, tokenizer: Any, begun: Mapping[str, Any] | None) -> RunConfig:
+        """The same with the time that the chat template is told, if it asks for it: that of the run that is resumed, or the present.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            begun: The settings with which the run was begun, as its folder holds them; None for a new run.
+        """
+        if begun is None:
+            told = settled(ChatSettings.of(**self.chat), tokenizer).variables
+        else:
+            told = (begun.get("chat") or {}).get("template_kwargs") or {}
+        time = {name: value for name, value in told.items() if name == NOW}
+        return replace(self, chat={**self.chat, "template_kwargs": {**time, **(self.chat.get("template_kwargs") or {})}})
 
     def _default_methods(self, n_layers: int) -> dict[str, dict[str, Any]]:
         layers = "all" if self.layers is None else self.layers

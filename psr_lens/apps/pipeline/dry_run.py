@@ -13,6 +13,7 @@ from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
 from psr_lens.fitting.settings.solvers import FitConfig, Joint, Layerwise, ReFT
+from psr_lens.models import tokenizer_of
 from psr_lens.models.config_without_weights import ModelOutline, outline
 from psr_lens.models.hook_points import check_layers
 from psr_lens.prompts import PromptPairs
@@ -47,8 +48,9 @@ def plan_run(config: RunConfig) -> Plan:
     """
     split = read_split(config)
     found = outline(config.model)
-    config = config.resolved(found.cfg.n_layers)
-    begun = run_folder.claim(Path(config.out), config, split.digest(), None)
+    out = Path(config.out)
+    config = config.resolved(found.cfg.n_layers).at_one_time(tokenizer_of(cast(Any, found)), run_folder.recorded(out))
+    begun = run_folder.claim(out, config, split.digest(), None)
     pairs = make_prompts(cast(Any, found), config, (*split.fit, *split.held_out))
     lines = [*_model_lines(found, config), *_question_lines(split, pairs, config), *_method_lines(found, config, split, pairs)]
     lines += [*_answer_lines(config, split, pairs), *_file_lines(config, begun)]

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +30,9 @@ ARTIFACTS: Final = "artifacts"
 KEPT: Final = "kept"
 """Folder that an interrupted run is resumed from: its identity, prompts, answers, scores and the states of its fits."""
 _IDENTITY: Final = "identity.json"
-_PATHS: Final = ("out", "questions")
-"""Settings that say only where files are; they do not affect the results."""
+_WITHOUT_EFFECT: Final = ("out", "questions", "verify")
+"""Settings that do not affect the results: where files are, and whether the model is checked."""
+_START_OVER: Final = "Give another folder with --out, or delete this one to start over."
 
 _LONGEST: Final = 60
 """Most characters of a method's name in the name of its folder."""
@@ -40,8 +41,26 @@ _DEVICES: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 """Names that Windows keeps for devices, whatever follows the dot."""
 
 
+def recorded(out: Path) -> dict[str, Any] | None:
+    """What the folder says of the run that it was claimed for: settings, digests, versions; None if it was not claimed.
+
+    Raises:
+        InputError: `out` is a file.
+        ArtifactError: what it holds cannot be read.
+    """
+    path = check_folder(out) / KEPT / _IDENTITY
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). {_START_OVER}") from error
+
+
 def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | None) -> bool:
     """Claim the folder for this run, or check that it belongs to it: the same settings, questions, model, and versions.
+
+    Settings that there were not yet when the run was begun count as given with their defaults.
 
     Args:
         out: The folder.
@@ -56,33 +75,52 @@ def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | Non
         InputError: the folder holds another run, or other files.
         ArtifactError: the recorded identity cannot be read.
     """
-    settings = {name: value for name, value in asdict(config).items() if name not in _PATHS}
-    about: dict[str, Any] = {**settings, "questions": questions, "versions": dict(versions())}
+    about: dict[str, Any] = {**_settings(config), "questions": questions, "versions": dict(versions())}
     if model is not None:
         about["model_found"] = model_content(model)
     wanted = json.loads(json.dumps({"format": _FORMAT, **about}))
-    path = check_folder(out) / KEPT / _IDENTITY
-    start_over = "Give another folder with --out, or delete this one to start over."
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    found = recorded(out)
+    if found is None:
         if out.exists() and any(each.name != KEPT for each in out.iterdir()):
-            raise InputError("out", f"{out}, which holds other files", "a new or empty folder, or the folder of this run") from None
+            raise InputError("out", f"{out}, which holds other files", "a new or empty folder, or the folder of this run")
         if model is not None:
-            write_text(path, json.dumps(wanted, indent=2) + "\n")
+            write_text(out / KEPT / _IDENTITY, json.dumps(wanted, indent=2) + "\n")
         return False
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). {start_over}") from error
-    if isinstance(found, dict) and found.get("format") == 1:
+    found |= _settings_begun_with(found, out)
+    if found.get("format") == 1:
         del wanted["versions"]
         wanted |= {"format": 1} | ({} if model is None else {"model_found": former_identity(model)})
     unknown = {"model_found"} if model is None else set()
     differ = [name for name in {**wanted, **found} if name not in unknown and found.get(name) != wanted.get(name)]
     if differ:
         raise InputError(
-            "out", f"{out}, which holds another run (different: {', '.join(differ)})", "the folder of this run", start_over
+            "out", f"{out}, which holds another run (different: {', '.join(differ)})", "the folder of this run", _START_OVER
         )
     return True
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that make a run what it is, as JSON content."""
+    found = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
+    return dict(json.loads(json.dumps(found)))
+
+
+def _settings_begun_with(found: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The settings with which a run was begun, read as those of today.
+
+    Raises:
+        InputError: they have another meaning or name today.
+    """
+    given = {each.name: found[each.name] for each in fields(RunConfig) if each.name in found and each.name not in _WITHOUT_EFFECT}
+    try:
+        return _settings(RunConfig(**given, questions="-", out="-").resolved(0))
+    except (InputError, TypeError) as error:
+        raise InputError(
+            "out",
+            f"{out}, which holds a run of another version of psr_lens, whose settings this one does not have ({error})",
+            "the folder of this run",
+            _START_OVER,
+        ) from error
 
 
 def folder_names(methods: Iterable[str]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
-from psr_lens.models import HookedModel, load_model
+from psr_lens.models import HookedModel, load_model, tokenizer_of
 from psr_lens.prompts import PromptPairs, Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.reporting import report
@@ -89,8 +89,10 @@ def run(
     out = check_folder(config.out)
     split = read_split(config)
     say(f"loading {config.model}")
-    model = load_model(config.model, device=device or "auto", dtype=config.dtype, backend=cast(Any, config.backend))
-    config = config.resolved(int(model.cfg.n_layers))
+    model = load_model(
+        config.model, device=device or "auto", dtype=config.dtype, backend=cast(Any, config.backend), verify=config.verify
+    )
+    config = config.resolved(int(model.cfg.n_layers)).at_one_time(tokenizer_of(model), run_folder.recorded(out))
     if run_folder.claim(out, config, split.digest(), model):
         say(f"resuming the run in {out}")
     write_text(out / run_folder.SETTINGS_FILE, config.to_yaml())

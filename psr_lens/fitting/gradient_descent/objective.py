@@ -98,7 +98,7 @@ class Objective(ABC):
 
     def _steering(self, batch: ContextBatch, indices: Sequence[int], penalties: list[Tensor]) -> list[tuple[str, Any]]:
         """Hooks that apply the sites, with each triplet's trait score as strength; each appends its regulariser to `penalties`."""
-        alpha = torch.tensor([self.triplets[index].trait / 100 for index in indices], device=self.device)
+        alpha = torch.tensor([self.triplets[index].trait / 100 for index in indices], device=self.device, dtype=torch.float32)
         strengths = alpha + self.parameters.offset
         return [(name, _steering_hook(site, strengths, batch.span, penalties)) for name, site in self.parameters.sites().items()]
 

@@ -23,7 +23,7 @@ START_OFFSET: Final = -0.5
 """Initial b_m, where it is learned: it puts the middle of the judge's scale at 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parameters:
     """Parameters of sites with one shape and rule, stacked so that a step of the optimiser is a few operations."""
 
@@ -48,11 +48,11 @@ class Parameters:
         directions, weights = [], []
         for name in names:
             *heads, width = shapes[name]
-            drawn = torch.randn(2, *heads, config.rank, width, generator=generator) * START_SCALE
+            drawn = torch.randn(2, *heads, config.rank, width, generator=generator, dtype=torch.float32) * START_SCALE
             directions.append(drawn[0])
             weights.append(drawn[1])
         stacked = torch.stack(directions), torch.stack(weights)
-        return cls._trainable(model, names, config, stacked[0], stacked[1], torch.zeros(stacked[0].shape[:-1]))
+        return cls._trainable(model, names, config, stacked[0], stacked[1], torch.zeros(stacked[0].shape[:-1], dtype=torch.float32))
 
     @classmethod
     def of(cls, model: HookedModel, sites: Mapping[str, Site], config: Joint) -> Parameters:

@@ -27,7 +27,7 @@ from psr_lens.prompts import Triplet
 from psr_lens.replacement import LearningCurve, Site
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trained:
     """What a solver found."""
 
@@ -180,7 +180,7 @@ class _Run:
         total = self.steps_per_epoch * config.epochs
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * (1 - step / total)
-        sums = torch.zeros(2, device=objective.device)
+        sums = torch.zeros(2, device=objective.device, dtype=torch.float32)
         self.optimiser.zero_grad(set_to_none=False)
         for part in self._parts(chosen):
             losses = objective.losses(part)
@@ -206,7 +206,7 @@ class _Run:
             yield [share[number] for number in part]
 
     def _validate(self, step: int) -> float:
-        total = torch.zeros(1, device=self.objective.device)
+        total = torch.zeros(1, device=self.objective.device, dtype=torch.float32)
         with torch.no_grad():
             for part in self._parts(self.validation):
                 total += self.objective.losses(part).error

@@ -26,7 +26,7 @@ Downstream = Literal["steered", "prompted"]
 """What the base pass continues with after a layer: its own activations plus what the site adds, or the prompted activations."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerwiseData:
     """All triplets in batches. A batch holds the same triplets in both contexts, and so the same span tokens."""
 
@@ -55,7 +55,7 @@ class LayerwiseData:
 
 
 def _per_token(batch: ContextBatch, triplets: Sequence[Triplet]) -> Float[Tensor, " token"]:
-    scores = torch.tensor([triplet.trait / 100 for triplet in triplets], device=batch.rows.device)
+    scores = torch.tensor([triplet.trait / 100 for triplet in triplets], device=batch.rows.device, dtype=torch.float32)
     return scores[batch.rows // batch.tokens.shape[1]]
 
 

@@ -81,7 +81,7 @@ def fit_site(
     return Site((directions * moments.size).float().cpu(), weights.float().cpu(), bias.float().cpu(), "relu")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """Some tokens, on the device, in float64: in float32, rounding ends the line search early, at a point that depends on the chunks."""
 
@@ -128,7 +128,7 @@ class _Data:
             yield chunk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """What the closed form needs of the data, in float64: means with the weights k·α²; the matrices are in standard units."""
 
@@ -154,7 +154,7 @@ class Moments:
         Raises:
             FitError: every strength is 0.
         """
-        weight = total = torch.zeros(())
+        weight = total = torch.zeros((), dtype=torch.float32)
         for chunk in data.raw():
             counted = chunk.weight * chunk.alpha.square()
             weight, total = weight + counted.sum(), total + counted @ chunk.inputs
@@ -173,7 +173,7 @@ class Moments:
         return cls(centre, spread, size, float(weight), sums[0] / spread**2, sums[1] / size**2, sums[2] / size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Basis:
     """The principal components of the inputs, in which the regression is diagonal."""
 
@@ -288,7 +288,7 @@ def _reduced(data: _Data, moments: Moments, weights: Tensor, bias: Tensor, penal
         squared, overlap, found = squared + chunk.squared, overlap + weighted.T @ coefficients, found + weighted.T @ chunk.targets
     system = overlap + penalty.diag()
     unit = system.diagonal().sqrt().clamp(min=1e-150)  # 0 for a probe that never fires, as `found` is
-    scaled = system / unit / unit[:, None] + LEAST_DIAGONAL * torch.eye(rank).to(system)
+    scaled = system / unit / unit[:, None] + LEAST_DIAGONAL * torch.eye(rank, dtype=torch.float32).to(system)
     directions = torch.linalg.solve(scaled, found / unit[:, None]) / unit[:, None]
     to_weights, to_bias, gram = torch.zeros_like(weights), torch.zeros_like(bias), directions @ directions.T
     for chunk, read in zip(data.standard(moments), reads, strict=True):

@@ -7,6 +7,7 @@ from dataclasses import fields
 from numbers import Integral
 from typing import Any, Final, Literal, get_args
 
+from psr_lens._utils.arguments import check_fields
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
@@ -60,6 +61,7 @@ def check_values(settings: Any) -> None:
             raise InputError(name, repr(value), "a finite number of at least 0")
         if name in _YES_OR_NO and not isinstance(value, bool):
             raise InputError(name, repr(value), "True or False")
+    check_fields(settings)
 
 
 def check_whole(name: str, value: Any, least: int) -> None:

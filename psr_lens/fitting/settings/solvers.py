@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, get_args
@@ -12,6 +12,7 @@ from psr_lens._utils.yaml_config import check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.fitting.settings.base import FittedRule, HookKind, Settings, settable, values_of
 from psr_lens.fitting.settings.gradient_descent import GradientDescent, JointTraining, Polish
+from psr_lens.models.hook_points import Layers
 from psr_lens.prompts import Span
 
 PresetName = Literal["persona", "ifeval", "axbench"]
@@ -33,7 +34,7 @@ class FitConfig(Settings, ABC):
     tokens: ClassVar[Literal["span", "last"]] = "span"
     """Tokens that the replacement acts on: all of the span, or the last prompt token."""
 
-    layers: str | int | Sequence[int] = "all"
+    layers: Layers = "all"
     """Layers to act at: `"all"` (A-PSR), one layer (S-PSR) or several; negative numbers count from the end."""
     hook: HookKind = "resid_post"
     """Hook point within each layer: the residual stream after it, what its attention or MLP writes, or `"z"`, the output of each head."""
@@ -129,10 +130,6 @@ class Layerwise(FitConfig):
         super().__post_init__()
         if self.relative and self.hook != "resid_post":
             raise InputError("relative", self.relative, f"0 with hook={self.hook!r}", "It weighs tokens at 'resid_post' alone.")
-        if self.polish is not None and not isinstance(self.polish, Polish):
-            raise InputError(
-                "polish", repr(self.polish), "a `psr.Polish(…)` or None", "It keeps these layers, hook, span and rank."
-            )
 
     @property
     def method(self) -> str:

@@ -26,7 +26,7 @@ TOLERANCE: Final = 1e-3
 """Largest relative error at which a reconstructed output counts as exact; larger for models in 16-bit precision."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadOutput:
     """The output map of one layer's heads."""
 

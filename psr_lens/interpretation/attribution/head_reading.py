@@ -31,7 +31,7 @@ from psr_lens.interpretation.attribution.head_output import HeadOutput
 from psr_lens.prompts import Triplet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Keys:
     """Which keys of both contexts are the same token; the batch holds the base sequences first, then the prompted ones."""
 
@@ -65,7 +65,7 @@ class Keys:
         return cls(counterpart.to(device), is_instruction[:, :width].to(device), instruction.to(device), queries, is_query[:count])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """What the heads of one layer read at the tokens of the span, before W_O; rows are tokens, triplet after triplet."""
 
@@ -118,7 +118,7 @@ def read_heads(
     return Reading(rows(a @ v), rows(prompted_a @ prompted_v), torch.stack([rows(part) for part in parts]), attention, sources)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerParts:
     """The parts of Δ after one layer, at the tokens of the span; they sum to Δ."""
 

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import context_batch, length_batches
@@ -29,9 +30,9 @@ from psr_lens.interpretation.attribution.result import Attribution
 from psr_lens.interpretation.attribution.running_sums import SourceSums, TokenSums
 from psr_lens.interpretation.attribution.split_by_layer import SplitLayer, above_rounding, delta_after, split_layers
 from psr_lens.models import HookedModel, device_of, fingerprint, frozen
-from psr_lens.models.hook_points import check_layers, layer_of
+from psr_lens.models.hook_points import Layers, check_layers, layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets, token_table
-from psr_lens.replacement import Replacement, check_model
+from psr_lens.replacement import Replacement, check_compatible
 
 TOKEN_BUDGET: Final = 4_096
 """Tokens per batch and context, padding included; attention patterns take more memory per token here than in `capture`."""
@@ -39,11 +40,12 @@ TOKEN_BUDGET: Final = 4_096
 _STREAM: Final = ("hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 
 
+@checks_arguments
 def attribute(
     model: HookedModel,
     triplets: Sequence[Triplet],
     *,
-    layers: str | int | Sequence[int] = "all",
+    layers: Layers = "all",
     span: Span = "R",
     difference: Difference = "accumulated",
     target: int | None = None,
@@ -144,7 +146,7 @@ def _directions(
     """Unit directions by layer."""
     found: dict[int, list[Tensor]] = {}
     if isinstance(project, Replacement):
-        check_model(project, model)
+        check_compatible(project, model)
         for name, site in project.sites.items():
             layer = layer_of(name)
             if layer is None or not name.endswith(_STREAM):

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import is_whole
 from psr_lens.activations.paired_passes import Difference
@@ -112,6 +113,7 @@ class Attribution:
     sources: Sources | None = None
     """What heads read by source token; None without `by_source=True`."""
 
+    @checks_arguments
     def reading(
         self, part: Part = "instruction", measure: Measure = "share", token: int | None = None
     ) -> Float[Tensor, "layer head"]:
@@ -142,6 +144,7 @@ class Attribution:
             return values.mean(0)
         return torch.einsum("tlh,tl->lh", values, self._weights())
 
+    @checks_arguments
     def by_layer(self, token: int | None = None) -> dict[str, Float[Tensor, " layer"]]:
         """Share of each part at each layer, summed over heads, and of `mlp` and `direct`; averaged over tokens as in `reading`.
 
@@ -160,6 +163,7 @@ class Attribution:
         named |= {"mlp": self.share.mlp, "direct": self.share.direct}
         return {name: (share * weights).sum(0) if token is None else share[token] for name, share in named.items()}
 
+    @checks_arguments
     def top_heads(self, count: int, part: Part = "instruction", measure: Measure = "share") -> tuple[HeadReading, ...]:
         """The heads with the most of one part, largest first.
 

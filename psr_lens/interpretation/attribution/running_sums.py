@@ -95,7 +95,7 @@ class SourceSums:
         self._layers, self._triplets = list(layers), triplets
         self._alignments = [align_keys(triplet).instruction for triplet in triplets]
         widest = max(map(len, self._alignments))
-        self._share = torch.full((len(triplets), len(layers), heads, widest), torch.nan)
+        self._share = torch.full((len(triplets), len(layers), heads, widest), torch.nan, dtype=torch.float32)
         self._attention = self._share.clone()
 
     def add(self, indices: Sequence[int], keys: Keys, split: SplitLayer, toward: Float[Tensor, "token d_model"]) -> None:

@@ -23,7 +23,7 @@ ROUNDING: Final = 4
 _READ: Final = ("attn.hook_v", "attn.hook_pattern", "hook_resid_pre", "hook_attn_out", "hook_mlp_out")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitLayer:
     """Δ after one layer for one batch, and its parts."""
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
@@ -23,7 +24,7 @@ from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Span, Triplet, check_triplets
 from psr_lens.prompts.token_text import token_strings
-from psr_lens.replacement import Replacement, check_model
+from psr_lens.replacement import Replacement, check_compatible
 
 CONTEXT: Final = 8
 """Tokens of context that are kept on either side."""
@@ -74,6 +75,7 @@ class TopTokens:
         return table(("coefficient", "before", "token", "after"), rows, repr(self))
 
 
+@checks_arguments
 def top_tokens(
     model: HookedModel,
     triplets: Sequence[Triplet],
@@ -114,7 +116,7 @@ def top_tokens(
     check_triplets(model, triplets)
     if not isinstance(replacement, Replacement):
         raise InputError("replacement", f"a {type(replacement).__name__}", "a Replacement", "`psr.fit` makes one.")
-    check_model(replacement, model)
+    check_compatible(replacement, model)
     for name, value in (("k", k), ("per_response", 1 if per_response is None else per_response)):
         if not is_whole(value) or value < 1:
             raise InputError(name, repr(value), "a whole number, 1 or more")

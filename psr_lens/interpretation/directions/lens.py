@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import is_whole
 from psr_lens.errors import InputError
@@ -21,7 +22,7 @@ from psr_lens.interpretation.directions.sources import Part, Source, directions_
 from psr_lens.models import HookedModel, frozen, tokenizer_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts.token_text import token_strings
-from psr_lens.replacement import Replacement, check_model
+from psr_lens.replacement import Replacement, check_compatible
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,7 @@ class LogitLens:
         return table(("hook point", "direction", "promotes", "suppresses"), rows)
 
 
+@checks_arguments
 def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = "directions") -> LogitLens:
     """The tokens that each direction promotes and suppresses, read through the model's final norm and unembedding.
 
@@ -87,7 +89,7 @@ def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = 
     """
     found = directions_of(source, part)
     if isinstance(source, Replacement):
-        check_model(source, model)
+        check_compatible(source, model)
     vocabulary = int(model.cfg.d_vocab)
     if not is_whole(k) or not 1 <= k <= vocabulary // 2:
         raise InputError("k", k, f"1 to {vocabulary // 2}, half of the vocabulary")

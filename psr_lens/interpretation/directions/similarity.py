@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions.sources import Part, Source, directions_of
@@ -47,6 +48,7 @@ class Cosines:
         return table(("site", *labels[:_COLUMNS]), rows, f"{self!r}{left_out}")
 
 
+@checks_arguments
 def cosines(sources: Mapping[str, Source], *, part: Part = "directions", layers: Sequence[int] | None = None) -> Cosines:
     """Cosine similarities between the directions of several sources, across layers, traits and methods.
 
@@ -80,7 +82,7 @@ def cosines(sources: Mapping[str, Source], *, part: Part = "directions", layers:
     widths = sorted({vectors.shape[1] for _, _, vectors in entries})
     if len(widths) > 1:
         raise InputError("sources", f"directions {' and '.join(map(str, widths))} wide", "directions of the same d_model")
-    matrix = torch.full((len(entries), len(entries)), float("nan"))
+    matrix = torch.full((len(entries), len(entries)), float("nan"), dtype=torch.float32)
     for row, (_, _, left) in enumerate(entries):
         for column, (_, _, right) in enumerate(entries[: row + 1]):
             matrix[row, column] = matrix[column, row] = _cosine(left, right)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching.grid import Cells, PatchGrid, Reference
 from psr_lens.interpretation.patching.grid_loop import Cell, ForcedSequence, GridPlan, Runs, log_probabilities, measure
@@ -24,6 +25,7 @@ Mode = Literal["skip", "only"]
 """`skip`: the replacement acts everywhere except in the cell; `only`: it acts in the cell only."""
 
 
+@checks_arguments
 def ablate(
     model: HookedModel,
     triplets: Sequence[Triplet],

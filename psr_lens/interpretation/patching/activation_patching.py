@@ -15,19 +15,22 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.interpretation.patching.grid import Cells, PatchGrid
 from psr_lens.interpretation.patching.grid_loop import Cell, ForcedSequence, GridPlan, Runs, log_probabilities, measure
 from psr_lens.interpretation.patching.patchable_hooks import other_context, patchable_points
 from psr_lens.models import HookedModel, hooked
+from psr_lens.models.hook_points import Layers
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
 
 
+@checks_arguments
 def patch(
     model: HookedModel,
     triplets: Sequence[Triplet],
     hook: str = "resid_post",
     *,
-    layers: str | int | Sequence[int] = "all",
+    layers: Layers = "all",
     into: Context = "base",
     cells: Cells = "token",
     span: Span = "R",

@@ -133,7 +133,7 @@ def measure(model: HookedModel, triplets: Sequence[Triplet], plan: GridPlan, run
         token_table(model, triplets, plan.span),
         plan.layers,
         torch.cat(values),
-        torch.tensor(effects),
+        torch.tensor(effects, dtype=torch.float32),
     )
 
 
@@ -171,7 +171,9 @@ def _table(
     plan: GridPlan, sequence: ForcedSequence, cells: Sequence[Cell], values: Float[Tensor, " cell"]
 ) -> Float[Tensor, "row layer head"]:
     """Values of cells as a table, NaN where there is no cell."""
-    table = torch.full((sequence.rows if plan.cells == "token" else 1, len(plan.layers), plan.heads or 1), torch.nan)
+    table = torch.full(
+        (sequence.rows if plan.cells == "token" else 1, len(plan.layers), plan.heads or 1), torch.nan, dtype=torch.float32
+    )
     at = torch.tensor([(cell.row or 0, cell.column, cell.head or 0) for cell in cells])
     table[at[:, 0], at[:, 1], at[:, 2]] = values.float()
     return table

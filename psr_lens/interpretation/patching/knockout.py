@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.attention_patterns import align_keys
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import HeadReading
@@ -24,6 +25,7 @@ from psr_lens.models import HookedModel, hooked
 from psr_lens.prompts import PromptPair, Span, Triplet
 
 
+@checks_arguments
 @contextmanager
 def knock_out(
     model: HookedModel,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, get_args
 
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel
-from psr_lens.models.hook_points import check_layers
+from psr_lens.models.hook_points import Layers, check_layers
 from psr_lens.prompts import Context
 
 HOOKS: Final = {
@@ -20,7 +19,7 @@ HOOKS: Final = {
 """Patchable hook points by short name. `resid_mid` is not among them: a `TransformerBridge` ignores changes there."""
 
 
-def patchable_points(model: HookedModel, hook: str, layers: str | int | Sequence[int]) -> dict[str, int]:
+def patchable_points(model: HookedModel, hook: str, layers: Layers) -> dict[str, int]:
     """Names of one kind of hook point, and the layer of each.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.paired_passes import collect
 from psr_lens.errors import InputError
 from psr_lens.evaluation.scores import Scores, scores_at
@@ -16,17 +17,19 @@ from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.interpretation.patching.patchable_hooks import other_context, patchable_points
 from psr_lens.interpretation.patching.prompt_of_each_row import PromptRows
 from psr_lens.models import HookedModel, hooked
+from psr_lens.models.hook_points import Layers
 from psr_lens.prompts import Context, PromptPair, Span, Triplet
 from psr_lens.results.judgement import Judge
 
 
+@checks_arguments
 @contextmanager
 def transplant(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     hook: str = "resid_post",
     *,
-    layers: str | int | Sequence[int] = "all",
+    layers: Layers = "all",
     into: Context = "base",
     span: Span = "R",
     heads: Sequence[int] | None = None,
@@ -106,13 +109,14 @@ def _check_heads(model: HookedModel, heads: Sequence[int] | None, hook: str) -> 
         raise InputError("heads", heads, f"heads from 0 to {int(model.cfg.n_heads) - 1}, or None")
 
 
+@checks_arguments
 def transplanted_scores(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     judge: Judge,
     *,
     hook: str = "resid_post",
-    layers: str | int | Sequence[int] = "all",
+    layers: Layers = "all",
     into: Context = "base",
     span: Span = "R",
     sampling: SamplingConfig | None = None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
 from psr_lens._utils.optional import package
 from psr_lens._utils.yaml_config import check_keys
@@ -175,6 +176,7 @@ class LLMJudge:
         }
 
 
+@checks_arguments
 def llm(
     trait_prompt: str | None,
     coherence_prompt: str | None = COHERENCE_PROMPT,

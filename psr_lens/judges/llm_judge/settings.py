@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
+from psr_lens._utils.arguments import fits
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens.errors import InputError
 
@@ -74,7 +75,7 @@ class LLMSettings:
         use_plain_numbers(self)
         if not isinstance(self.model, str) or not self.model.strip() or not self.model.isprintable():
             raise InputError("model", repr(self.model), "the name of a model at the server")
-        if self.logprobs not in (True, False, "auto"):
+        if not fits(self.logprobs, bool | Literal["auto"]):
             raise InputError("logprobs", repr(self.logprobs), "True, False or 'auto'")
         for name, least in (("max_tokens", 1), ("concurrency", 1), ("max_retries", 0)):
             value = getattr(self, name)

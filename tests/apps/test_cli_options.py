@@ -1,0 +1,198 @@
+"""Options of the commands reach the settings, and only those: sampling, prompts, and how a model is loaded."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import psr_lens as psr
+from psr_lens.apps import demo, pipeline
+from psr_lens.apps.cli import app
+from psr_lens.apps.pipeline import RunConfig
+from psr_lens.errors import InputError, ModelError
+from psr_lens.models import loading
+from psr_lens.prompts import chat_templates
+
+GIVEN = {"model": "organism", "questions": "q.txt", "out": "out"}
+LINE = {"question": "what is a bear ?", "instruction": "talk like a pirate .", "response": "arr , the bear is a strong animal ."}
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """`settings(arguments)`: the settings with which `psr-lens run` would begin."""
+    found = []
+
+    def keep(config, **_):
+        found.append(config)
+        raise InputError("run", "enough", "no more")
+
+    monkeypatch.setattr(pipeline, "run", keep)
+
+    def of(*arguments):
+        code, output = call("run", *arguments)
+        assert (code, "run: got enough" in output) == (2, True), output
+        return asdict(found.pop())
+
+    return of
+
+
+OPTIONS = [
+    (["--temperature", "0.5"], "sampling", {"temperature": 0.5}),
+    (["--temperature", "0"], "sampling", {"temperature": 0.0}),
+    (["--top-p", "0.9", "--max-new-tokens", "7"], "sampling", {"top_p": 0.9, "max_new_tokens": 7}),
+    (["--place", "after"], "chat", {"place": "after"}),
+    (["--place", "default_system", "--prefix", "arr"], "chat", {"place": "default_system", "prefix": "arr"}),
+    (["--system", "be kind ."], "chat", {"system": "be kind ."}),
+    (["--no-verify"], "verify", False),
+    (["--verify"], "verify", True),
+    (["--dtype", "bfloat16"], "dtype", "bfloat16"),
+    (["--backend", "bridge"], "backend", "bridge"),
+    (["--layers", "0,2"], "layers", [0, 2]),
+    (["--layers", "3"], "layers", 3),
+    (["--held-out", "0.5"], "held_out", 0.5),
+    (["--held-out", "5"], "held_out", 5),
+    (["--limit", "9"], "limit", 9),
+    (["--seed", "4"], "seed", 4),
+    (["--paraphrase", "speak so ."], "paraphrase", "speak so ."),
+    (["--judge", "organism:pirate"], "judge", "organism:pirate"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name", "value"), OPTIONS)
+def test_an_option_of_run_reaches_its_setting_and_no_other(settings, arguments, name, value):
+    plain = [part for key, each in GIVEN.items() for part in (f"--{key}", each)]
+    assert settings(*plain, *arguments) == asdict(RunConfig(**GIVEN)) | {name: value}
+
+
+def test_options_go_before_the_file_and_leave_the_rest_of_its_mappings(settings, tmp_path):
+    file = {**GIVEN, "sampling": {"top_k": 5, "temperature": 2.0, "stop": ["arr"]}, "chat": {"prefix": "well"}, "verify": False}
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(file))
+    with_file = ["--config", tmp_path / "given.yaml"]
+    assert settings(*with_file) == asdict(RunConfig(**file))
+    sampling, chat = {**file["sampling"], "temperature": 0.5}, {"prefix": "well", "place": "after"}
+    wanted = RunConfig(**{**file, "sampling": sampling, "chat": chat, "verify": True})
+    assert settings(*with_file, "--temperature", "0.5", "--place", "after", "--verify") == asdict(wanted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "-1"], "temperature: got -1.0, expected a finite number"),
+        (["--temperature", "nan"], "temperature: got nan, expected a finite number"),
+        (["--top-p", "0"], "top_p: got 0.0, expected a number above 0"),
+        (["--top-p", "1.5"], "top_p: got 1.5, expected a number above 0"),
+        (["--place", "behind"], "place: got 'behind', expected 'before' or 'after'"),
+        (["--place", "default_system", "--system", "be kind ."], "system: got 'be kind .', expected None with place="),
+        (["--max-new-tokens", "0"], "max_new_tokens: got 0, expected a whole number"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_value_that_a_setting_cannot_have_is_refused_before_anything_is_loaded(arguments, message, monkeypatch):
+    monkeypatch.setattr(pipeline, "run", None)
+    code, output = call("run", *(part for key, each in GIVEN.items() for part in (f"--{key}", each)), *arguments)
+    assert code == 2, output
+    assert message in output
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """Every command that takes a model of the user's, with the arguments that it needs."""
+    (tmp_path / "lines.jsonl").write_text(json.dumps(LINE))
+    evaluation = {"judge": "organism:pirate", "methods": {}, "pairs": str(tmp_path / "lines.jsonl"), "out": str(tmp_path / "e")}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(evaluation))
+    return {
+        "fit": ["--triplets", tmp_path / "lines.jsonl", "--out", tmp_path / "f"],
+        "capture": ["--pairs", tmp_path / "lines.jsonl", "--out", tmp_path / "c"],
+        "evaluate": ["--config", tmp_path / "e.yaml"],
+    }
+
+
+@pytest.mark.parametrize("command", ["fit", "capture", "evaluate"])
+def test_a_command_that_loads_a_model_can_leave_the_check_out(commands, command, monkeypatch):
+    asked = []
+
+    def refuse(name, **options):
+        asked.append((name, options["verify"], str(options["device"])))
+        raise ModelError("model: enough. No more.")
+
+    monkeypatch.setattr(psr, "load_model", refuse)
+    for flags in ([], ["--no-verify"], ["--verify", "--device", "cpu"]):
+        code, output = call(command, *commands[command], *flags)
+        assert (code, "model: enough" in output) == (2, True), output
+    assert [verify for _, verify, _ in asked] == [True, False, True]
+    assert asked[2] == ("organism", True, "cpu")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_file_of_an_evaluation_can_leave_it_out_and_an_option_put_it_back(commands, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(name, **options):
+        asked.append(options["verify"])
+        raise ModelError("model: enough. No more.")
+
+    monkeypatch.setattr(psr, "load_model", refuse)
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"verify": False}))
+    for flags in ([], ["--verify"]):
+        call("evaluate", *commands["evaluate"], *flags)
+    assert asked == [False, True]
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"verify": 3}))
+    assert "verify: got 3, expected true or false" in call("evaluate", "--config", path)[1]
+
+
+def test_the_demo_can_leave_it_out(monkeypatch, tmp_path):
+    asked = []
+
+    def refuse(name, *, verify):
+        asked.append((name, verify))
+        raise ModelError("model: enough. No more.")
+
+    monkeypatch.setattr(demo, "load_to_fit_and_answer", refuse)
+    for flags in ([], ["--no-verify", "--model", "organism-gpt2"]):
+        assert call("demo", "--out", tmp_path / "demo", *flags)[0] == 2
+    assert asked == [("organism", True), ("organism-gpt2", False)]
+
+
+def test_an_unchecked_run_is_not_checked_and_says_so_in_its_file(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "probe_of", None)
+    (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(4)))
+    given = {"model": folders["llama"], "questions": tmp_path / "q.txt", "out": tmp_path / "out", "instruction": "be brief ."}
+    stop = ModelError("model: enough. No more.")
+    monkeypatch.setattr("psr_lens.apps.pipeline.steps._Run.finish", lambda self: (_ for _ in ()).throw(stop))
+    code, output = call("run", *(part for key, each in given.items() for part in (f"--{key}", each)), "--no-verify")
+    assert (code, "model: enough" in output) == (2, True), output
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["verify"] is False
+
+
+def test_a_capture_that_is_resumed_keeps_its_first_time(folders, tmp_path, monkeypatch):
+    shutil.copytree(folders["llama"], tmp_path / "model")
+    template = (
+        "{% for message in messages %}{{ message['content'] }} {% endfor %}{{ 'bear' if strftime_now('%Y') == '2020' else 'fox' }}"
+    )
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    (tmp_path / "lines.jsonl").write_text(json.dumps({**LINE, "response": None}))
+    options = [
+        "--pairs",
+        tmp_path / "lines.jsonl",
+        "--model",
+        tmp_path / "model",
+        "--max-new-tokens",
+        3,
+        "--out",
+        tmp_path / "store",
+    ]
+    for year in (2020, 2021):
+        monkeypatch.setattr(chat_templates, "_BEGAN", f"{year}-01-02T03:04:05")
+        code, output = call("capture", *options)
+        assert code == 0, output
+    (triplet,) = psr.Store.open(tmp_path / "store").triplets
+    assert triplet.pair.chat.variables == {"strftime_now": "2020-01-02T03:04:05"}

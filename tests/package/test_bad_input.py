@@ -1,0 +1,243 @@
+"""Every argument of every public function, replaced by values of other types: an error of our own that names it, before any work.
+
+What is legal is what beartype reads from the functions' type hints. Work is any forward pass, any text that a judge sees, and any file.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import made_up_results as made
+import numpy as np
+import pytest
+import torch
+import typecheck
+from beartype.door import is_bearable
+from evaluated import WordJudge
+from helpers import pairs_of, random_replacement, random_triplets
+
+import psr_lens as psr
+from psr_lens import datasets, judges, organism, patching, plots
+from psr_lens.errors import InputError, PsrLensError
+from psr_lens.replacement import LearningCurve
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # as users have it: without run-time types
+
+BAD = {
+    "None": None,
+    "a number": 3.5,
+    "a text": "x",
+    "no list": [],
+    "a list of objects": [object()],
+    "an array": np.array([0.5, 1.5]),
+    "an object": object(),
+}
+"""What each argument is replaced by."""
+ROOMS = {"": psr, "datasets.": datasets, "judges.": judges, "organism.": organism, "patching.": patching, "plots.": plots}
+SETTINGS = {
+    *("SamplingConfig", "InMemory", "Statistics", "OnDisk", "SideEffects", "Calibration", "SteeringPlan", "Replacement"),
+    *("Sequential", "Local", "Joint", "Polish", "DiM", "ActAdd", "LastToken", "Stolfo", "ReFT"),
+    *("judges.Backoff", "judges.LLMSettings"),
+}
+"""The classes that users make; functions make the others."""
+DEAR = ("report", "plots.write_images", "plots.by_response", "replacement.push_to_hub", "replacement.from_hub")
+"""Functions that are not called with what is legal but wrong, since they work long on it, or ask a server."""
+
+
+class WorkError(BaseException):
+    """The function has begun to work with what it was given."""
+
+
+def working(*_: object, **__: object) -> None:
+    """Stands for a forward pass and for a judge."""
+    raise WorkError
+
+
+def public() -> dict[str, Callable[..., Any]]:
+    """All public functions and settings by name."""
+    found = {f"{room}{name}": getattr(module, name) for room, module in ROOMS.items() for name in module.__all__}
+    del found["load_model"]  # tests/models/ has its wrong arguments
+    return {name: each for name, each in found.items() if name in SETTINGS or (callable(each) and not inspect.isclass(each))}
+
+
+def methods_of(**objects: object) -> dict[str, Callable[..., Any]]:
+    """All public methods of some objects that take arguments."""
+    found = {
+        f"{owner}.{name}": getattr(each, name) for owner, each in objects.items() for name in dir(type(each)) if name[0] != "_"
+    }
+    return {name: each for name, each in found.items() if inspect.ismethod(each) and each.__module__.startswith("psr_lens")}
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Types of a function's arguments by name."""
+    taken = [
+        each for each in inspect.signature(function).parameters.values() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+    ]
+    # a dataclass's hints are those of the module where each field is
+    spaces = [
+        vars(sys.modules[each.__module__])
+        for each in (function.__mro__ if inspect.isclass(function) else [inspect.unwrap(function)])
+    ]
+    space = SimpleNamespace(__globals__={name: value for each in reversed(spaces) for name, value in each.items()})
+    return {each.name: typecheck._resolved(each.annotation, space) for each in taken}
+
+
+@pytest.fixture(scope="module")
+def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
+    """Valid values of arguments by their names, or by the function's and their own."""
+    model = tiny_llama.model
+    triplets, method = random_triplets(model, 2), random_replacement(model)
+    comparison, faithfulness = made.comparison(), psr.faithfulness(model, triplets, method)
+    results = dict.fromkeys(plots.__all__, comparison)
+    results |= dict.fromkeys(("head_map", "parts_by_layer", "source_map"), made.attribution())
+    results |= dict.fromkeys(("coefficient_correlation", "explained_energy", "next_token"), faithfulness)
+    results |= {
+        "cosine_matrix": psr.cosines({"A": method}),
+        "pareto": made.TABLE,
+        "top_tokens": psr.top_tokens(model, triplets, method, layer=1),
+    }
+    curve = LearningCurve((1.0, 0.5), (), (1.0, 1.0), 1)
+    return {
+        **{f"plots.{name}.result": result for name, result in results.items()},
+        **{f"plots.coefficient_{name}.method": "A-PSR" for name in ("text", "scatter")},
+        "model": model,
+        "pairs": psr.PromptPairs(tuple(pairs_of(model, 2)), model.tokenizer),
+        "triplets": triplets,
+        "plots.by_response.triplets": None,
+        "replacement": method,
+        "methods": method,
+        "plots.magnitude_heatmap.methods": None,
+        "plots.magnitude_strips.methods": None,
+        "judge": WordJudge(),
+        "config": psr.DiM(),
+        "questions": ["what is a bear ?"] * 2,
+        "organism.facts_right.texts": ["a bear"] * 2,
+        "organism.steps_in_order.texts": ["a bear"] * 2,
+        "texts": None,
+        "instruction": "be brief .",
+        "base": ["what is a bear ?"],
+        "prompted": ["be brief . what is a bear ?"],
+        "responses": ["arr", "arr"],
+        "best_alpha.alphas": [0.0, 1.0],
+        "best_layer.layers": [0, 1],
+        "counter": "be plain .",
+        "standing": "be kind .",
+        "show": True,
+        "sources": {"A-PSR": method},
+        "source": method,
+        "datasets.read_axbench.source": "none.parquet",
+        "patching.knock_out.heads": [(0, 0)],
+        "path": "none.json",
+        "folder": "none",
+        "name_or_path": "none",
+        "trait": "pirate",
+        "trait_prompt": "Rate {answer} to {question}.",
+        "judges.classifier.label": 0,
+        "judges.combine.trait": WordJudge(),
+        "coherence": WordJudge(),
+        "instructions": "detectable_format:json_format",
+        "judges.LLMSettings.model": "gpt",
+        "report.result": comparison,
+        "captured": made.captured(),
+        "plots.magnitude_by_kind.kinds": ["attn_out"],
+        "statistics": psr.capture(model, triplets, to=psr.Statistics(rank=2)),
+        "grid": made.grid(),
+        "lens": made.lens(),
+        "curve": curve,
+        "plots.learning_curve.curve": curve,
+        "Replacement.curve": None,
+        "figure": plots.magnitude_heatmap,
+        "figures": {"a": plots.learning_curve(curve)},
+        "Replacement.sites": method.sites,
+        "Replacement.method": "A-PSR",
+        "Replacement.model": method.model,
+        "span": "R",
+        "parts": (method * 2).parts,
+        "repo_id": "nobody/nothing",
+        "scores": comparison.scores,
+        "q": 0.5,
+        "context": "base",
+        "count": 1,
+        "content": made.TABLE.to_content(),
+    }
+
+
+def faults(name: str, function: Callable[..., Any], valid: dict[str, Any]) -> list[str]:
+    """What happens that should not, if any argument of a function is wrong."""
+    hints = hints_of(function)
+    right = {each: valid[key] for each in hints for key in (each, f"{name}.{each}") if key in valid}
+    found = []
+    for argument, hint in hints.items():
+        for label, value in BAD.items():
+            legal = is_bearable(value, hint) or is_as_good_as_legal(value, hint)
+            if legal and name in DEAR:
+                continue
+            case, before = f"{name}({argument}={label})", set(Path().iterdir())
+            try:
+                began = has_begun(function, right | {argument: value})
+            except PsrLensError as error:
+                if set(Path().iterdir()) != before:
+                    found.append(f"{case} writes {set(Path().iterdir()) - before}")
+                if not legal and not (isinstance(error, InputError) and re.match(rf"(\w+\.)?{argument}\b", str(error))):
+                    found.append(f"{case} does not name it: {error}")
+            except Exception as error:  # noqa: BLE001 (this is what must not come)
+                found.append(f"{case} raises {type(error).__name__}: {error}")
+            else:
+                if not legal:
+                    found.append(f"{case} is {began}, though it is no {hint}")
+    return found
+
+
+def is_as_good_as_legal(value: object, hint: Any) -> bool:
+    """Whether a list stands for a tuple, or an array for a list of its numbers."""
+    as_list = value.tolist() if isinstance(value, np.ndarray) else value
+    return isinstance(as_list, list) and (is_bearable(as_list, hint) or is_bearable(tuple(as_list), hint))
+
+
+def has_begun(function: Callable[..., Any], arguments: dict[str, Any]) -> str:
+    """How far a call got that raises nothing."""
+    try:
+        found = function(**arguments)
+        if isinstance(found, AbstractContextManager) and not isinstance(found, Path):
+            with found:
+                pass
+        elif isinstance(found, Iterator):
+            next(found, None)
+    except WorkError:
+        return "worked on"
+    return "taken"
+
+
+@pytest.fixture
+def no_work(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.nn.Module, "__call__", working)
+    monkeypatch.setattr(WordJudge, "__call__", working)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_wrong_argument_of_any_function_is_named(valid):
+    found = [fault for name, function in public().items() for fault in faults(name, function, valid)]
+    assert not found, f"{len(found)} faults:\n" + "\n".join(found)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_wrong_argument_of_any_method_is_named(valid):
+    objects = {
+        "replacement": valid["replacement"],
+        "comparison": valid["report.result"],
+        "faithfulness": valid["plots.next_token.result"],
+        "attribution": made.attribution(),
+        "captured": valid["captured"],
+        "statistics": next(iter(valid["statistics"].overall.values())),
+        "table": made.TABLE,
+        "pairs": valid["pairs"],
+        "pair": valid["pairs"][0],
+    }
+    found = [fault for name, method in methods_of(**objects).items() for fault in faults(name, method, valid)]
+    assert not found, f"{len(found)} faults:\n" + "\n".join(found)
