@@ -8,7 +8,8 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,24 +19,47 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import psr_lens as psr
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import PromptPair, Triplet
+from psr_lens.replacement import Replacement, Site
 
 GPT2_SMALL = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1_024, "vocab_size": 50_257}
 LARGE = {"n_layer": 24, "n_embd": 2_048, "n_head": 16, "n_positions": 1_024, "vocab_size": 50_257}
 """For GPUs."""
 
 
-def random_gpt2(sizes: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> HookedModel:
-    """A GPT-2 with random weights (seed 0), saved and loaded as a user's own folder is."""
+@contextmanager
+def random_gpt2_folder(sizes: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Iterator[Path]:
+    """The folder of a GPT-2 with random weights (seed 0), which is removed at the end of a `with` block."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / f"random {sizes['n_layer']} × {sizes['n_embd']}"
         with torch.device(device):
             GPT2LMHeadModel(GPT2Config(**sizes)).to(dtype).save_pretrained(folder)
+        yield folder
+
+
+def random_gpt2(sizes: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> HookedModel:
+    """A GPT-2 with random weights (seed 0), saved and loaded as a user's own folder is."""
+    with random_gpt2_folder(sizes, device=device, dtype=dtype) as folder:
         model = psr.load_model(folder, device=device, dtype=dtype)
     model.tokenizer = psr.load_model("organism-gpt2").tokenizer  # a store's rows have strings; which ones costs nothing
     return model
+
+
+def a_psr(model: HookedModel, rank: int) -> Replacement:
+    """Random probes and directions after every layer (seed 0), small enough to leave the numbers finite."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.02
+
+    width = model.cfg.d_model
+    sites = {
+        f"blocks.{layer}.hook_resid_post": Site(draw(rank, width), draw(rank, width), draw(rank), "relu")
+        for layer in range(model.cfg.n_layers)
+    }
+    return Replacement(sites, "R", "A-PSR", fingerprint(model))
 
 
 def random_triplets(vocabulary: int, count: int, seed: int = 0) -> list[Triplet]:

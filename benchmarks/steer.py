@@ -18,14 +18,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _models import GPT2_SMALL, in_turns, large_on_gpu, machine, random_gpt2
+from _models import GPT2_SMALL, a_psr, in_turns, large_on_gpu, machine, random_gpt2
 from rich.console import Console
 from rich.table import Table
 
 import psr_lens as psr
-from psr_lens.models import HookedModel, device_of, fingerprint
+from psr_lens.models import HookedModel, device_of
 from psr_lens.prompts import PromptPair
-from psr_lens.replacement import Replacement, Site
 
 QUESTION, INSTRUCTION = 40, 60
 """Tokens."""
@@ -38,21 +37,6 @@ def random_pairs(model: HookedModel, count: int) -> list[PromptPair]:
     draw = random.Random(SEED)
     ids = [tuple(draw.randrange(10, model.cfg.d_vocab) for _ in range(QUESTION + INSTRUCTION)) for _ in range(count)]
     return [PromptPair("", "", each[INSTRUCTION:], each, QUESTION) for each in ids]
-
-
-def a_psr(model: HookedModel, rank: int) -> Replacement:
-    """Random probes and directions after every layer, small enough to leave the numbers finite."""
-    generator = torch.Generator().manual_seed(SEED)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) * 0.02
-
-    width = model.cfg.d_model
-    sites = {
-        f"blocks.{layer}.hook_resid_post": Site(draw(rank, width), draw(rank, width), draw(rank), "relu")
-        for layer in range(model.cfg.n_layers)
-    }
-    return Replacement(sites, "R", "A-PSR", fingerprint(model))
 
 
 def endless(model: HookedModel) -> HookedModel:

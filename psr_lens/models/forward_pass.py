@@ -42,15 +42,17 @@ def position_ids(mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch posi
 @contextmanager
 def frozen(model: HookedModel) -> Iterator[None]:
     """Evaluation mode and no gradients to the weights inside a `with` block; both are restored afterwards."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in all_modules(model)]
+    modules = all_modules(model)
+    trained = {each for module in modules for each in module._parameters.values() if each is not None and each.requires_grad}
+    training = [module for module in modules if module.training]
     try:
-        for parameter, _ in wanted:
+        for parameter in trained:
             parameter.requires_grad_(False)
-        model.train(False)
+        if training:
+            model.train(False)
         yield
     finally:
-        for parameter, required in wanted:
-            parameter.requires_grad_(required)
-        for module, training in modes:
-            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True

@@ -109,11 +109,23 @@ def check_ids(model: HookedModel, ids: Iterable[int], argument: str) -> None:
 
 
 def all_modules(model: HookedModel) -> set[torch.nn.Module]:
-    """Every module that takes part in a forward pass."""
-    modules = set(cast(torch.nn.Module, model).modules())
-    if is_bridge(model):  # some modules of the wrapped model are not among its own, e.g. GPT-2's first dropout
-        modules |= set(cast(Any, model).original_model.modules())
-    return modules
+    """Every module that takes part in a forward pass, hook points among them."""
+    if not is_bridge(model):
+        return modules_below(cast(torch.nn.Module, model))
+    # Some modules of the wrapped model are not among its own, e.g. GPT-2's first dropout.
+    return modules_below(cast(torch.nn.Module, model), cast(Any, model).original_model)
+
+
+def modules_below(*roots: torch.nn.Module) -> set[torch.nn.Module]:
+    """Modules and all those inside them; torch's own `modules()` also makes up their names, which takes several times as long."""
+    found: set[torch.nn.Module] = set()
+    waiting: list[torch.nn.Module | None] = list(roots)
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module not in found:
+            found.add(module)
+            waiting.extend(module._modules.values())
+    return found
 
 
 def hook_tables(model: HookedModel) -> list[Mapping[int, Any]]:

@@ -23,7 +23,7 @@ def has_hooks(model: HookedModel) -> bool:
 
     Those of TransformerLens and transformers themselves do not count: they are the same whenever a model is loaded.
     """
-    return any(map(module_has_hooks, {*model.hook_dict.values(), *all_modules(model)}))
+    return any(map(module_has_hooks, all_modules(model)))
 
 
 def module_has_hooks(module: torch.nn.Module) -> bool:

@@ -10,7 +10,7 @@ import copy
 import inspect
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from psr_lens.models.forward_pass import forward, position_ids
-from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_spread
+from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_spread, modules_below
 from psr_lens.models.other_hooks import has_hooks
 
 _TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -83,12 +83,17 @@ def _unwrapped(bridge: HookedModel) -> nn.Module | None:
     if getattr(bridge, "compatibility_mode", False) or getattr(bridge, "_weights_processed", False):
         return None  # norms are folded into other weights
     original = cast(Any, bridge).original_model
-    if any(hasattr(module, "_hf_hook") for module in original.modules()):
+    modules = modules_below(original)
+    if any("_hf_hook" in vars(module) for module in modules):
         return None  # accelerate moves weights between calls
     found = _Unwrapping(original.config, _own_config(original)).of(original)
     # A bridge computes with views of some weights, which may have been replaced.
-    storages = set(map(_storage, found.parameters()))
-    return found if all(_storage(each) in storages for each in bridge.parameters()) else None
+    return found if _storages(modules) <= _storages(modules_below(found)) else None
+
+
+def _storages(modules: Iterable[nn.Module]) -> set[int]:
+    """Where the weights of some modules lie, without those of the modules inside them."""
+    return {_storage(each) for module in modules for each in module._parameters.values() if each is not None}
 
 
 def _storage(tensor: Tensor) -> int:
@@ -204,4 +209,4 @@ def _origin(model: HookedModel) -> nn.Module | None:
             same = parameter.dtype == known.dtype and torch.equal(parameter, known.to(parameter.device))
         if not same or parameter.shape != known.shape:
             return None
-    return _Unwrapping(origin.plain.config, origin.plain.config).of(origin.plain)
+    return _Unwrapping(origin.plain.config, _own_config(origin.plain)).of(origin.plain)

@@ -122,8 +122,8 @@ class _Steering:
             return None
         starts = self._starts(call)
         past, length = call.past if call.past is not None else call.first_column(), call.length
-        if past > starts.latest:  # every decode step
-            return self._changed(activation, self._lasting) if self._lasting else None
+        if past > starts.latest:
+            return self._at_a_step(activation) if self._lasting else None
         first = max(0, starts.first - past)
         stop = length if self._lasting else min(length, starts.latest - past + 1)
         if first >= stop:
@@ -149,6 +149,16 @@ class _Steering:
         starts = _Starts([start_in(each, call) for each in self._actions])
         self._resolved = (call.sequences, call.rows, starts)
         return starts
+
+    def _at_a_step(self, activation: Tensor) -> Tensor:
+        """Every decode step comes here: `_changed` without masks, and with as little as possible around its matrix products."""
+        ready = self._ready.get((activation.device, activation.dtype))
+        if ready is None or activation.ndim != 3 or torch.is_autocast_enabled(activation.device.type):
+            return self._changed(activation, self._lasting)
+        total = arriving = activation.flatten(0, 1)
+        for index in self._lasting:
+            total = ready[index].onto(total, arriving, activation.shape, None)
+        return total.view_as(activation)
 
     def _changed(self, rows: Tensor, masks: Mapping[int, Tensor | None]) -> Tensor:
         """The activation that the model continues with, of the dtype that arrived."""
@@ -213,29 +223,29 @@ class _Fused:
             directions = action.strength * directions
         self._rule = site.rule
         self._directions = directions
-        # A copy of its own: rounding depends on alignment in memory, which differs for loaded tensors.
-        self._probe = (site.directions if site.rule == "projection" else site.weights).clone().transpose(-1, -2)
+        # A tensor of its own: rounding depends on alignment in memory, which differs for loaded ones.
+        self._probe = (-site.directions if site.rule == "projection" else site.weights.clone()).transpose(-1, -2)
         self._bias = site.bias if site.bias.ndim == 1 else site.bias[:, None]
 
     def onto(self, total: Tensor, arriving: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:
         """`total` plus what is added for the tokens `arriving`, both `[token, width]` or `[head, token, width]`."""
-        weight = self._weight(shape, mask)
+        weight = None if mask is None and self.alpha is None else self._weight(shape, mask)
         product = torch.addmm if total.ndim == 2 else torch.baddbmm
         if self._rule == "constant":
             if weight is None:
                 return total + self._directions
             return total + weight * self._directions
-        coefficients = product(self._bias, arriving, self._probe, alpha=-1 if self._rule == "projection" else 1)
+        coefficients = product(self._bias, arriving, self._probe)
         if self._rule == "relu":
-            coefficients = torch.relu(coefficients)
+            coefficients = coefficients.relu_()
         elif self._rule == "sigmoid":
-            coefficients = torch.sigmoid(coefficients)
+            coefficients = coefficients.sigmoid_()
         if weight is not None:
             coefficients = coefficients * weight
         return product(total, coefficients, self._directions)
 
     def _weight(self, shape: torch.Size, mask: Tensor | None) -> Tensor | None:
-        """Strength of each token, `[token, 1]`; None if the directions already contain it."""
+        """Strength of each token beyond that in the directions, `[token, 1]`; None if there is none."""
         alpha = self.alpha
         if alpha is not None and len(alpha) not in (1, shape[0]):  # beams, or several answers to one prompt
             alpha = alpha.repeat_interleave(shape[0] // len(alpha), dim=0)

@@ -11,7 +11,7 @@ from helpers import save_tiny
 
 import psr_lens as psr
 from psr_lens.errors import ModelError
-from psr_lens.models import has_hooks, model_content
+from psr_lens.models import all_modules, has_hooks, is_bridge, model_content
 from psr_lens.models.content import former_identity, weights_digest
 
 
@@ -107,6 +107,13 @@ def test_names_shapes_and_types_are_part_of_the_digest():
     assert tied[0] != tied[1]
     with pytest.raises(ModelError, match="the weight a is not in memory"):
         digest(a=one.to("meta"))
+
+
+def test_hooks_are_looked_for_in_every_module_and_at_every_hook_point(tiny):
+    wrapped = tiny.model.original_model.modules() if is_bridge(tiny.model) else ()
+    found = all_modules(tiny.model)
+    assert found == {*tiny.model.modules(), *wrapped}
+    assert found >= set(tiny.model.hook_dict.values())
 
 
 def of_a_person(module, inputs, output=None):

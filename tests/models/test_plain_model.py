@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers import BACKENDS, generated, logits_of, pairs_of, random_replacement, replacement_at
+from transformers import AutoModelForCausalLM
 
 import psr_lens as psr
 from psr_lens.generation import decoding
@@ -54,6 +55,11 @@ def test_weights_are_the_same_memory_and_modules_the_callers_own(tiny):
     logits_of(tiny.model, range(10, 20))
     plain_transformers(tiny.model)(torch.tensor([[1, 2]]))
     assert plain_transformers(tiny.model) is not plain
+
+
+def test_it_attends_as_a_model_does_that_transformers_loads_by_itself(fresh):
+    by_itself = AutoModelForCausalLM.from_pretrained(fresh.folder)
+    assert plain_transformers(fresh.model).config._attn_implementation == by_itself.config._attn_implementation == "sdpa"
 
 
 def edit_in_place(model):
