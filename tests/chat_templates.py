@@ -129,13 +129,13 @@ def trained(template: Template, kind: str) -> PreTrainedTokenizerFast:
 
 
 class Stub:
-    """As much of a model as prompts need."""
+    """As much of a model as prompts and responses need."""
 
     hooks = None  # by which a model is told from other things
 
     def __init__(self, tokenizer, context: int = 10_000, prepend_bos: bool = True) -> None:
         self.tokenizer = tokenizer
-        self.cfg = SimpleNamespace(n_ctx=context, default_prepend_bos=prepend_bos, d_vocab=len(tokenizer))
+        self.cfg = SimpleNamespace(n_ctx=context, default_prepend_bos=prepend_bos, d_vocab=100_000)
 
 
 @functools.cache

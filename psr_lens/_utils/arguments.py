@@ -39,6 +39,7 @@ _MADE_BY: Final = {
     "LogitLens": "`psr.logit_lens`",
     "PatchGrid": "`psr.patching.patch` or `psr.patching.ablate`",
     "Replacement": "`psr.fit`",
+    "ResultTable": "the `table` method of a result",
     "TopTokens": "`psr.top_tokens`",
 }
 """Where results come from, by the names of their classes."""

@@ -11,6 +11,7 @@ from psr_lens.models.forward_pass import forward, frozen
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.hooked_model import (
     HookedModel,
+    WithTokenizer,
     all_modules,
     called_module,
     check_ids,
@@ -42,6 +43,7 @@ __all__ = [
     "ModelCalls",
     "TemporaryHooks",
     "TransformersDecoder",
+    "WithTokenizer",
     "all_modules",
     "called_module",
     "can_extend_by_several",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -35,7 +35,7 @@ def carry_cache(model: HookedModel) -> None:
     for component in cast(torch.nn.Module, model).modules():
         name = _name_inside(component)
         if name is not None and not hasattr(component, _MENDED):
-            component.register_forward_pre_hook(partial(_renamed, name), with_kwargs=True)
+            component.register_forward_pre_hook(_Renaming(name), with_kwargs=True)
             setattr(component, _MENDED, True)
 
 
@@ -51,9 +51,16 @@ def _name_inside(component: torch.nn.Module) -> str | None:
     return None
 
 
-def _renamed(
-    old: str, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    if NEW_NAME not in named:
-        return None
-    return arguments, {old if name == NEW_NAME else name: value for name, value in named.items()}
+@dataclass(frozen=True)
+class _Renaming:
+    """A hook that hands a component its cache under the name that it looks for."""
+
+    old: str
+    """That name."""
+
+    def __call__(
+        self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if NEW_NAME not in named:
+            return None
+        return arguments, {self.old if name == NEW_NAME else name: value for name, value in named.items()}

@@ -17,7 +17,20 @@ from psr_lens.errors import InputError, ModelError
 
 
 @runtime_checkable
-class HookedModel(Protocol):
+class WithTokenizer(Protocol):
+    """As much of a model as prompts need."""
+
+    @property
+    def cfg(self) -> Any:
+        """Its sizes."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer; None if it has none."""
+
+
+@runtime_checkable
+class HookedModel(WithTokenizer, Protocol):
     """What psr_lens needs of a model; `HookedTransformer` and `TransformerBridge` both provide it."""
 
     cfg: Any
@@ -48,17 +61,28 @@ def check_model(model: object, argument: str = "model") -> None:
         InputError: it has no hook points.
     """
     # Not `isinstance`: on a bridge that builds the dictionary of all hook points.
-    if not (hasattr(type(model), "hooks") and hasattr(model, "cfg")):
-        raise InputError(
-            argument,
-            described(model),
-            "a HookedTransformer or a TransformerBridge",
-            f"`psr_lens.load_model({model!r})` loads it."
-            if isinstance(model, str)
-            else "`psr_lens.load_model` returns one; it is the first argument.",
-        )
+    if not hasattr(type(model), "hooks"):
+        raise _no_model(model, argument)
+    _check_with_tokenizer(model, argument)
 
 
+def _check_with_tokenizer(model: object, argument: str) -> None:
+    if not (hasattr(model, "cfg") and hasattr(model, "tokenizer")):
+        raise _no_model(model, argument)
+
+
+def _no_model(given: object, argument: str) -> InputError:
+    return InputError(
+        argument,
+        described(given),
+        "a HookedTransformer or a TransformerBridge",
+        f"`psr_lens.load_model({given!r})` loads it."
+        if isinstance(given, str)
+        else "`psr_lens.load_model` returns one; it is the first argument.",
+    )
+
+
+CHECKS[WithTokenizer] = _check_with_tokenizer
 CHECKS[HookedModel] = check_model
 
 
@@ -87,7 +111,7 @@ def is_spread(model: HookedModel) -> bool:
     return int(getattr(model.cfg, "n_devices", None) or 1) > 1
 
 
-def context_length(model: HookedModel) -> int:
+def context_length(model: WithTokenizer) -> int:
     """The model's context length in tokens."""
     return int(model.cfg.n_ctx)
 
@@ -144,7 +168,7 @@ def called_module(model: HookedModel) -> torch.nn.Module:
 _tokenizers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
-def tokenizer_of(model: HookedModel) -> Any:
+def tokenizer_of(model: WithTokenizer) -> Any:
     """A copy of the model's tokenizer for psr_lens alone: TransformerLens changes the settings of its own while it runs.
 
     Raises:

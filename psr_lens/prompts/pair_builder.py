@@ -8,7 +8,7 @@ from typing import Any
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.sequences import common_suffix
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, context_length, tokenizer_of
+from psr_lens.models import WithTokenizer, context_length, tokenizer_of
 from psr_lens.prompts.chat_templates import ChatSettings, Place, Turn, settled
 from psr_lens.prompts.conversations import checked_turns
 from psr_lens.prompts.pairs import PromptPairs, check_pairs
@@ -21,7 +21,7 @@ Question = str | Sequence[Mapping[str, str]]
 
 @checks_arguments
 def prompt_pairs(
-    model: HookedModel,
+    model: WithTokenizer,
     questions: Sequence[Question],
     instruction: str | Sequence[str],
     *,
@@ -85,7 +85,7 @@ def prompt_pairs(
 
 
 def remade(
-    model: HookedModel,
+    model: WithTokenizer,
     pairs: Sequence[PromptPair],
     *,
     questions: Sequence[str] | None = None,
@@ -112,7 +112,7 @@ def remade(
     return PromptPairs(tuple(made), builder.tokenizer)
 
 
-def response_ids(model: HookedModel, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[tuple[int, ...]]:
+def response_ids(model: WithTokenizer, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[tuple[int, ...]]:
     """Token ids of responses that were written elsewhere, as they are where each continues the prompt of its pair.
 
     That is where the prompt and the response are encoded as one text. Special tokens in a response stay text.
@@ -138,7 +138,7 @@ def response_ids(model: HookedModel, pairs: Sequence[PromptPair], responses: Seq
 class _PairBuilder:
     """Builds pairs with one model; prompts with the same settings share a `Prompter`."""
 
-    def __init__(self, model: HookedModel) -> None:
+    def __init__(self, model: WithTokenizer) -> None:
         self.tokenizer = tokenizer_of(model)
         self._model = model
         self._prompters: dict[ChatSettings, Prompter] = {}
@@ -166,7 +166,7 @@ class _PairBuilder:
 
 
 @checks_arguments
-def prompt_pairs_from_texts(model: HookedModel, base: Sequence[str], prompted: Sequence[str]) -> PromptPairs:
+def prompt_pairs_from_texts(model: WithTokenizer, base: Sequence[str], prompted: Sequence[str]) -> PromptPairs:
     """Tokenise prompts that come in two versions, where the second is not simply an instruction plus the question.
 
     With a chat template, each text is the user's message; otherwise it is plain text followed by a line end. A pair's `question` is its
@@ -235,7 +235,7 @@ def _checked_list(argument: str, given: object, expected: str, item: str) -> lis
     return list(given)
 
 
-def _check_room(model: HookedModel, pair: PromptPair, argument: str, remedy: str) -> None:
+def _check_room(model: WithTokenizer, pair: PromptPair, argument: str, remedy: str) -> None:
     longest = max(len(pair.base_ids), len(pair.prompted_ids))
     if longest >= context_length(model):
         raise InputError(

@@ -143,8 +143,6 @@ class Replacement(ReplacementSpec, _Arithmetic):
             >>> "| A-PSR | trait | 98 |" in pirate.with_metrics(metrics).model_card()
             True
         """
-        if not isinstance(metrics, ResultTable):
-            raise InputError("metrics", type(metrics).__name__, "a ResultTable", "The `.table()` of a result is one.")
         return replace(self, metrics=metrics)
 
     @checks_arguments

@@ -57,7 +57,8 @@ def test_a_model_like_no_other_and_a_missing_folder_are_told_to_check(tmp_path):
 
 @pytest.mark.parametrize("what", [3, None, [1], torch.nn.Linear(2, 2)], ids=["number", "None", "list", "module"])
 def test_what_is_no_model_is_named_by_its_type(what):
-    assert_says(message_of(InputError, lambda: psr.load_model(what)), "model: got", type(what).__name__, "HookedTransformer")
+    said = message_of(InputError, lambda: psr.load_model(what))
+    assert_says(said, "name_or_path: got", "None" if what is None else f"3|a {type(what).__name__}", "HookedTransformer")
 
 
 def test_an_unknown_backend_is_answered_with_those_there_are():

@@ -275,4 +275,6 @@ def test_as_many_strengths_as_sequences_and_a_finite_one(llama):
 
 
 def test_every_layout_is_tried_against_hooks_written_by_hand():
-    assert {type(micro_model(each)).__name__ for each in ARCHITECTURES} == set(LAYOUTS)
+    tried = {type(micro_model(each)).__name__ for each in ARCHITECTURES}
+    in_the_matrix_alone = {"Qwen3NextForCausalLM"}  # not all of its layers attend
+    assert tried | in_the_matrix_alone == set(LAYOUTS)

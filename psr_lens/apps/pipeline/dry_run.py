@@ -49,7 +49,7 @@ def plan_run(config: RunConfig) -> Plan:
     split = read_split(config)
     found = outline(config.model)
     out = Path(config.out)
-    config = config.resolved(found.cfg.n_layers).at_one_time(tokenizer_of(cast(Any, found)), run_folder.recorded(out))
+    config = config.resolved(found.cfg.n_layers).at_one_time(tokenizer_of(found), run_folder.recorded(out))
     begun = run_folder.claim(out, config, split.digest(), None)
     pairs = make_prompts(cast(Any, found), config, (*split.fit, *split.held_out))
     lines = [*_model_lines(found, config), *_question_lines(split, pairs, config), *_method_lines(found, config, split, pairs)]
