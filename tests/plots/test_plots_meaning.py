@@ -260,7 +260,10 @@ def test_the_message_says_what_makes_the_result():
     for call, message in (
         (plots.relative_rmse, "result: got an empty list, expected a Comparison from `psr.compare`."),
         (plots.head_map, "result: got an empty list, expected an Attribution from `psr.attribute`."),
-        (plots.pareto, "result: got an empty list, expected an Evaluation from `psr.evaluate` or a ResultTable."),
+        (
+            plots.pareto,
+            "result: got an empty list, expected an Evaluation from `psr.evaluate` or a ResultTable from the `table` method of a result.",
+        ),
     ):
         with pytest.raises(InputError) as caught:
             call([])
