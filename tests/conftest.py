@@ -1,4 +1,4 @@
-"""No network, and what all tests share (`shared_fixtures.py`) in every process that runs tests."""
+"""No network, one thread, and what all tests share (`shared_fixtures.py`) in every process that runs tests."""
 
 import os
 from zlib import crc32
@@ -6,6 +6,9 @@ from zlib import crc32
 import pytest
 
 os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # in processes that tests start, too: the models are tiny, and threads only get in each other's way
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -179,7 +179,7 @@ def as_torchrun_starts_two(target: Callable[[int], Any]) -> list[int | None]:
         port = str(free.getsockname()[1])
 
     def run(rank: int) -> None:
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         target(rank)
 

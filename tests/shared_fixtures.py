@@ -30,7 +30,7 @@ from psr_lens.evaluation import answer_cache
 from psr_lens.evaluation.answer_cache import steering_digest
 from psr_lens.generation.sampled_triplets import Triplets
 
-torch.set_num_threads(1)  # the models are tiny: threads only get in each other's way
+torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 

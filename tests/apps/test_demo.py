@@ -13,8 +13,8 @@ from psr_lens.apps.cli import app
 
 METHODS = {"none", "prompt", "S-Const DiM", "S-PSR", "A-PSR"}
 TRAITS = ("pirate",)
-SMALL = {"fit_questions": 48, "validation_questions": 12, "looked_into": 8}
-"""A fifth of the demo's questions to fit on; enough for the same conclusions."""
+SMALL = {"fit_questions": 40, "validation_questions": 12, "looked_into": 4}
+"""A sixth of the demo's questions to fit on; enough for the same conclusions."""
 
 
 @pytest.fixture(scope="module")

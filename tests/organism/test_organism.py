@@ -211,7 +211,7 @@ def test_the_shipped_tokenizer_is_the_one_that_is_built(shipped):
 class Answers:
     """What one organism says to a set of questions under every trait, without and against it; sampled once, in few batches."""
 
-    def __init__(self, case: Case, count: int = 20) -> None:
+    def __init__(self, case: Case, count: int = 12) -> None:
         kinds = ("description", "procedure")
         self.questions = [
             question for kind in kinds for question in psr.organism.questions(count, split="held_out", kind=kind, seed=3)

@@ -127,7 +127,6 @@ def test_every_figure_of_a_notebooks_page_is_drawn(tab, tmp_path, name):
     page = tmp_path / f"{name}.html"
     page.write_text(script.as_page(notebook), encoding="utf-8")
     count = len(list(script.figures(notebook)))
-    for width in browser.WIDTHS:
-        tab.open(page, width)
-        tab.wait_for(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {count}")
-        check(tab, count)
+    tab.open(page, min(browser.WIDTHS))  # where there is least room
+    tab.wait_for(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {count}")
+    check(tab, count)
