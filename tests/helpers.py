@@ -1,16 +1,21 @@
 """Small things that many tests make: tiny models, random triplets and replacements, and a look at a model's state."""
 
+import importlib
 import multiprocessing
 import os
 import random
 import socket
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from architectures import CONTEXT as CONTEXT
 from architectures import LAYERS as LAYERS
@@ -24,6 +29,7 @@ from psr_lens.models import fingerprint, has_hooked_transformer
 from psr_lens.prompts import Span
 from psr_lens.replacement import Replacement, Site
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = ("llama", "llama-gqa", "gpt2")
 ORGANISMS = ("organism", "organism-gpt2")
 BACKENDS = ("hooked_transformer", "bridge") if has_hooked_transformer() else ("bridge",)
@@ -170,6 +176,16 @@ def kill_when(ready: Callable[[], bool], process: BaseProcess, delay: float) -> 
     time.sleep(delay)
     process.kill()
     process.join(60)
+
+
+@contextmanager
+def benchmark_script(name: str) -> Iterator[ModuleType]:
+    """A script of `benchmarks/` as a module, inside a `with` block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module(name)
+    for each in (name, "_models"):
+        sys.modules.pop(each, None)
 
 
 def as_torchrun_starts_two(target: Callable[[int], Any]) -> list[int | None]:

@@ -8,9 +8,9 @@ residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar, get_args, overload, runtime_checkable
+from typing import Final, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from psr_lens.activations.attention_patterns import INSTRUCTION, key_counts
 from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading, Rows
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, check_model, frozen
+from psr_lens.models import HookedModel, frozen
 from psr_lens.models.hook_points import Layers, hook_shapes, is_pattern, select_hooks
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
 
@@ -221,12 +221,9 @@ def capture(
         >>> captured["z", -1].shape[1:]  # [token, head, d_head]
         torch.Size([4, 32])
     """
-    check_model(model)
-    if difference not in get_args(Difference):
-        raise InputError("difference", repr(difference), "'accumulated' or 'local'")
     if token_budget < 1:
         raise InputError("token_budget", token_budget, "at least 1")
-    triplets = _as_list(triplets)
+    triplets = list(triplets)
     names = select_hooks(model, hooks, layers)
     check_triplets(model, triplets)
     dtype = next(iter(model.parameters())).dtype
@@ -243,17 +240,6 @@ def _check_destination(to: object, argument: str) -> None:
 
 
 CHECKS[Destination[object]] = _check_destination
-
-
-def _as_list(triplets: Sequence[Triplet]) -> list[Triplet]:
-    maker = "`sample_responses` or `with_responses` makes them."
-    if not isinstance(triplets, Iterable):
-        raise InputError("triplets", type(triplets).__name__, "a list of psr.Triplet", maker)
-    found = list(triplets)
-    for index, each in enumerate(found):
-        if not isinstance(each, Triplet):
-            raise InputError(f"triplets[{index}]", type(each).__name__, "a psr.Triplet", maker)
-    return found
 
 
 def _row_shapes(model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -193,8 +193,6 @@ def classifier(
         InputError: an unknown label or an invalid setting.
         ModelError: the classifier cannot be loaded, or the model is not a classifier.
     """
-    if side not in get_args(Side):
-        raise InputError("side", repr(side), "'trait' or 'coherence'")
     for name, value, least in (("max_length", max_length, 4), ("token_budget", token_budget, 1)):
         if value is not None and (not is_whole(value) or value < least):
             raise InputError(name, repr(value), f"a whole number, {least} or more")

@@ -197,10 +197,8 @@ def perplexity(
         ModelError: shuffled references are as likely as the references under the model.
     """
     from psr_lens.generation.sampling import generate
-    from psr_lens.models import check_model
     from psr_lens.prompts import check_pairs
 
-    check_model(model)
     check_pairs(pairs)
     if seed < 0:
         raise InputError("seed", seed, "0 or more")

@@ -19,7 +19,7 @@ from psr_lens._utils.sequences import ranges
 from psr_lens.errors import InputError
 from psr_lens.models.forward_pass import forward
 from psr_lens.models.hook_names import distinct_names, is_switched_off
-from psr_lens.models.hooked_model import HookedModel, check_model, device_of
+from psr_lens.models.hooked_model import HookedModel, device_of
 from psr_lens.models.temporary_hooks import hooked
 
 KINDS: Final = {
@@ -149,7 +149,6 @@ def hook_points(model: HookedModel) -> HookPointTable:
         blocks.*.hook_resid_post  0–5  128  512  yes
         ...
     """
-    check_model(model)
     return HookPointTable(_probe(model, distinct_names(model)))
 
 

@@ -1,24 +1,18 @@
 """The tables of fits in the README, in docs and in benchmarks are those of the numbers that are committed beside them."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import typer
+from helpers import BENCHMARKS, benchmark_script
 
 ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def fits():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        import fit
-
-        yield fit
-    for name in ("fit", "_models"):
-        sys.modules.pop(name, None)
+    with benchmark_script("fit") as script:
+        yield script
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,13 @@
 """The benchmark of sampling compares what it says it compares, and refuses to time different work."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
+from helpers import benchmark_script
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        import generate
-
-        yield generate
-    for name in ("generate", "_models"):
-        sys.modules.pop(name, None)
+    with benchmark_script("generate") as script:
+        yield script
 
 
 @pytest.fixture(scope="module")
