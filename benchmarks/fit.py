@@ -34,7 +34,7 @@ import psr_lens as psr
 from psr_lens import organism
 from psr_lens.evaluation.scores import Scores, score
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
-from psr_lens.models import HookedModel, load_to_fit_and_answer
+from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair
 
 LAYER = 1
@@ -106,10 +106,9 @@ QUICK = (BASELINE, "S-PSR sequential", "A-PSR sequential")
 
 @dataclass(frozen=True)
 class Task:
-    """One trait on one model: what to fit on, and what to ask. The model is loaded once for fitting and once for answering."""
+    """One trait on one model: what to fit on, and what to ask."""
 
     model: HookedModel
-    answering: HookedModel
     trait: str
     triplets: Triplets
     validation: Sequence[PromptPair]
@@ -117,12 +116,12 @@ class Task:
     sampling: psr.SamplingConfig
 
     @classmethod
-    def of(cls, model: HookedModel, answering: HookedModel, trait: str, fit_questions: int, held_out: int, seed: int) -> Task:
+    def of(cls, model: HookedModel, trait: str, fit_questions: int, held_out: int, seed: int) -> Task:
         """The same questions and random streams for every method."""
         instruction = organism.instruction(trait)
         known = psr.prompt_pairs(model, organism.questions(fit_questions + 40, kind="description", seed=seed), instruction)
         config = psr.SamplingConfig(seed=seed)
-        triplets = psr.sample_responses(answering, known[:fit_questions], psr.judges.organism(trait), sampling=config)
+        triplets = psr.sample_responses(model, known[:fit_questions], psr.judges.organism(trait), sampling=config)
         held = {
             "description": organism.questions(held_out, split="held_out", kind="description", seed=seed),
             "procedure": organism.questions(held_out, split="held_out", kind="procedure", seed=seed),
@@ -130,7 +129,7 @@ class Task:
         }
         asked = {name: psr.prompt_pairs(model, questions, instruction) for name, questions in held.items()}
         sampling = psr.SamplingConfig(seed=seed + 1, max_new_tokens=LONGEST)
-        return cls(model, answering, trait, triplets, known[fit_questions:], asked, sampling)
+        return cls(model, trait, triplets, known[fit_questions:], asked, sampling)
 
 
 @contextmanager
@@ -151,10 +150,10 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
     about = {"model": str(task.model.cfg.model_name), "target": task.trait}
     rows: list[dict[str, Any]] = []
     prompted = {
-        name: psr.generate(task.answering, pairs, context="prompted", sampling=task.sampling) for name, pairs in task.asked.items()
+        name: psr.generate(task.model, pairs, context="prompted", sampling=task.sampling) for name, pairs in task.asked.items()
     }
     for situation, pairs in task.asked.items():
-        none = psr.scores_at(task.answering, pairs, None, judge, sampling=task.sampling)
+        none = psr.scores_at(task.model, pairs, None, judge, sampling=task.sampling)
         for found in (none, score("prompt", pairs, prompted[situation], judge)):
             rows.append(about | {"situation": situation, "at": "", **asdict(found)})
     fitted: dict[str, psr.Replacement] = {}
@@ -177,10 +176,10 @@ def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
 def _scores(task: Task, name: str, replacement: psr.Replacement, judge: Any) -> list[dict[str, Any]]:
     def ask(alpha: float, situation: str) -> Scores:
         pairs = task.asked[situation]
-        return psr.scores_at(task.answering, pairs, replacement, judge, alpha=alpha, method=name, sampling=task.sampling)
+        return psr.scores_at(task.model, pairs, replacement, judge, alpha=alpha, method=name, sampling=task.sampling)
 
     best = psr.best_alpha(
-        task.answering, task.validation, replacement, judge, alphas=METHODS[name].alphas, sampling=task.sampling
+        task.model, task.validation, replacement, judge, alphas=METHODS[name].alphas, sampling=task.sampling
     ).alpha
     rows = []
     for situation in SITUATIONS:
@@ -379,12 +378,12 @@ def main(
     models = model or (["organism"] if quick else ["organism", "organism-gpt2"])
     names = method or (QUICK if quick else list(METHODS))
     questions = held_out or (60 if quick else 150)
-    loaded = {name: load_to_fit_and_answer(name) for name in models}
+    loaded = {name: psr.load_model(name) for name in models}
     settings = f"seed {seed}, {torch.get_num_threads()} threads"
     title = f"{fit_questions} descriptions to fit on, {questions} questions of each kind held out, {settings}"
     rows = []
     for name, each in tqdm([(name, each) for name in models for each in traits], unit="trait"):
-        rows += measure(Task.of(*loaded[name], each, fit_questions, questions, seed), names)
+        rows += measure(Task.of(loaded[name], each, fit_questions, questions, seed), names)
         if json_file:  # after every trait, so that an interrupted run leaves its results
             lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
             json_file.write_text(f'{{"format": 2, "title": {json.dumps(title)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from psr_lens.activations.statistics import Statistics as Statistics
     from psr_lens.activations.store import OnDisk as OnDisk
     from psr_lens.activations.store import Store as Store
+    from psr_lens.evaluation.answers_by_method import AnswersByMethod as AnswersByMethod
+    from psr_lens.evaluation.answers_by_method import answers_by_method as answers_by_method
     from psr_lens.evaluation.comparison import Comparison as Comparison
     from psr_lens.evaluation.comparison import compare as compare
     from psr_lens.evaluation.evaluate import Calibration as Calibration
@@ -121,6 +123,8 @@ _HOME = {
     "best_alpha": "evaluation.scores",
     "best_layer": "evaluation.scores",
     "scores_at": "evaluation.scores",
+    "AnswersByMethod": "evaluation.answers_by_method",
+    "answers_by_method": "evaluation.answers_by_method",
     "Calibration": "evaluation.evaluate",
     "Evaluation": "evaluation.evaluation_result",
     "evaluate": "evaluation.evaluate",

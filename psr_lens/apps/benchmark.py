@@ -33,7 +33,7 @@ from psr_lens.fitting.settings.solvers import DiM, FitConfig, Joint, ReFT, Seque
 from psr_lens.generation.sampled_triplets import Triplets, sample_responses
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.judges import organism as organism_judge
-from psr_lens.models import EMBEDDED, HookedModel, load_to_fit_and_answer
+from psr_lens.models import EMBEDDED, HookedModel, load_model
 from psr_lens.prompts import Context, PromptPair, prompt_pairs
 from psr_lens.replacement import Replacement
 from psr_lens.results.bootstrap import NO_INTERVAL, mean_interval
@@ -193,7 +193,7 @@ def flushed(text: str) -> None:
 
 def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Callable[[str], None] = print) -> ResultTable:
     """All traits of one family; see `run_benchmark`."""
-    folder, models = Path(out) / family, None
+    folder, model = Path(out) / family, None
     tables = []
     for trait in config.traits:
         about = {
@@ -208,9 +208,9 @@ def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Calla
             continue
         except ArtifactError:
             pass  # missing or incomplete
-        models = models or load_to_fit_and_answer(FAMILIES[family])
+        model = model or load_model(FAMILIES[family])
         told = _Clock(f"{family}, {trait}", say)
-        table = _Trait.of(*models, trait, config, folder).measure(told)
+        table = _Trait.of(model, trait, config, folder).measure(told)
         told("done")
         tables.append(ResultTable(table.rows, {**about, **table.settings}))
         tables[-1].to_json(path)
@@ -239,7 +239,6 @@ class _Trait:
     """One trait on one model: the questions to fit, calibrate and evaluate on."""
 
     model: HookedModel
-    answering: HookedModel
     trait: str
     config: BenchmarkConfig
     folder: Path
@@ -248,16 +247,15 @@ class _Trait:
     sampling: SamplingConfig
 
     @classmethod
-    def of(cls, model: HookedModel, answering: HookedModel, trait: str, config: BenchmarkConfig, folder: Path) -> _Trait:
+    def of(cls, model: HookedModel, trait: str, config: BenchmarkConfig, folder: Path) -> _Trait:
         count = config.fit_questions + config.calibration_questions
         known = organism.questions(count, kind="description", seed=config.seed)
         pairs = prompt_pairs(model, known, organism.instruction(trait))
         to_fit, other = pairs[: config.fit_questions], pairs[config.fit_questions :]
-        triplets = sample_responses(answering, to_fit, organism_judge(trait), sampling=SamplingConfig(seed=config.seed))
+        triplets = sample_responses(model, to_fit, organism_judge(trait), sampling=SamplingConfig(seed=config.seed))
         sampling = SamplingConfig(seed=config.seed + 1, max_new_tokens=config.max_new_tokens)
         return cls(
             model=model,
-            answering=answering,
             trait=trait,
             config=config,
             folder=folder,
@@ -273,7 +271,7 @@ class _Trait:
             say(f"fitted {name}")
         say("searching strengths")
         found = evaluate(
-            self.answering,
+            self.model,
             self.calibration,
             methods,
             organism_judge(self.trait),
@@ -323,7 +321,7 @@ class _Trait:
         count = self.config.held_out
         asked = [organism.questions(count, split="held_out", seed=self.config.seed, **about) for about in BLOCKS.values()]
         pairs = prompt_pairs(self.model, [each for block in asked for each in block], organism.instruction(self.trait))
-        answers = Answers(self.answering, pairs, organism_judge(self.trait), self.sampling, self._cache)
+        answers = Answers(self.model, pairs, organism_judge(self.trait), self.sampling, self._cache)
         found: dict[tuple[str, str], tuple[float | None, Judgement]] = {
             ("none", PROMPT_TARGET): (None, answers.of().judgement),
             ("prompt", PROMPT_TARGET): (None, answers.of(context="prompted").judgement),

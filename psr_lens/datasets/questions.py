@@ -1,7 +1,9 @@
-"""Files of questions: plain text with one question per line, or a file that `read_pairs` reads."""
+"""Questions: those that ship with the package, and files of them, plain text with one per line or what `read_pairs` reads."""
 
 from __future__ import annotations
 
+import random
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -42,3 +44,27 @@ def read_questions(path: str | Path, instruction: str | None = None) -> list[Pai
     if instruction is None:
         raise InputError("instruction", None, f"the instruction for the questions of {path}", "For example 'Talk like a pirate.'")
     return [PairLine(question, instruction) for question in questions]
+
+
+@checks_arguments
+def everyday_questions(count: int | None = None, *, seed: int = 0) -> list[str]:
+    """Short questions on everyday matters, written for this package: what a chat model can answer in a few sentences.
+
+    Args:
+        count: How many; None for all 120 of them.
+        seed: Seed of their order.
+
+    Raises:
+        InputError: more questions than there are, or fewer than one.
+
+    Example:
+        >>> len(psr.datasets.everyday_questions(100)), psr.datasets.everyday_questions(1)[0][-1]
+        (100, '?')
+    """
+    every = files("psr_lens.datasets").joinpath("everyday_questions.txt").read_text(encoding="utf-8").splitlines()
+    random.Random(seed).shuffle(every)
+    if count is not None and not 1 <= count <= len(every):
+        raise InputError(
+            "count", count, f"a number from 1 to {len(every)}, or None for all", "`read_questions` reads a file of yours."
+        )
+    return every[:count]

@@ -3,18 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
-from psr_lens.evaluation.methods import NONE, PROMPT
+from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair
 from psr_lens.replacement import SteeringPlan
 from psr_lens.results.bootstrap import mean_interval
+from psr_lens.results.judgement import Judge, checked_judge, judged
 from psr_lens.results.result import Result
+
+
+@dataclass(frozen=True, repr=False)
+class AnswersByMethod:
+    """Answers to the same questions side by side, as `answers_by_method` returns them; a notebook and `psr.report` show them as text.
+
+    Example:
+        >>> side_by_side = psr.answers_by_method(model, pairs[:2], pirate, judge, sampling=psr.SamplingConfig(max_new_tokens=40))
+        >>> list(side_by_side.answers), side_by_side.trait["A-PSR"]
+        (['none', 'prompt', 'A-PSR'], (100.0, 100.0))
+    """
+
+    instruction: str
+    """The instruction of the prompt."""
+    questions: tuple[str, ...]
+    """The questions, as they were asked."""
+    answers: Mapping[str, tuple[str, ...]]
+    """One answer to each question without steering (`none`), with the instruction (`prompt`), and with each method."""
+    alphas: Mapping[str, float]
+    """Strength of each method."""
+    trait: Mapping[str, tuple[float, ...]]
+    """The trait score of each answer, 0–100, NaN where it is missing; empty without a judge."""
+
+    def __post_init__(self) -> None:
+        """Refuse answers and scores that are not one for each question."""
+        for field in ("answers", "trait"):
+            for name, each in getattr(self, field).items():
+                if len(each) != len(self.questions):
+                    raise InputError(
+                        f"{field}[{name!r}]", f"{len(each)} of them", f"one for each of {len(self.questions)} questions"
+                    )
+
+    def heading(self, method: str) -> str:
+        """The method's name, with its strength where that is not 1.
+
+        Example:
+            >>> few = psr.SamplingConfig(max_new_tokens=8)
+            >>> psr.answers_by_method(model, pairs[:1], pirate, alpha=1.5, sampling=few).heading("A-PSR")
+            'A-PSR (α = 1.5)'
+        """
+        alpha = self.alphas.get(method, 1.0)
+        return method if alpha == 1 else f"{method} (α = {alpha:g})"
+
+    def __repr__(self) -> str:
+        """Instruction, number of questions and methods in one line."""
+        count = f"{len(self.questions)} question{'' if len(self.questions) == 1 else 's'}"
+        return f"AnswersByMethod({self.instruction!r}, {count}; methods: {', '.join(self.answers)})"
+
+    def _repr_html_(self) -> str:
+        rows = [[question, *row] for question, *row in zip(self.questions, *self.answers.values(), strict=True)]
+        return table(["question", *map(self.heading, self.answers)], rows, f"Answers: {self.instruction}")
+
+
+@checks_arguments
+def answers_by_method(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    methods: Methods,
+    judge: Judge | None = None,
+    *,
+    alpha: float | Mapping[str, float] = 1.0,
+    sampling: SamplingConfig | None = None,
+) -> AnswersByMethod:
+    """Answer some questions without steering, with the prompt and with each method, with the same random streams.
+
+    Args:
+        model: The model; it is not changed.
+        pairs: Questions that nothing was fitted on.
+        methods: One replacement or plan, or several by name.
+        judge: Scores the trait of each answer; None leaves scores out.
+        alpha: Strength: one for all replacements, or one for each by name.
+        sampling: How answers are drawn.
+
+    Raises:
+        InputError: no pairs, no methods, or a reserved name.
+        ArtifactError: a replacement was made for another model.
+
+    Example:
+        >>> psr.answers_by_method(model, pairs[:2], pirate, sampling=psr.SamplingConfig(max_new_tokens=8))
+        AnswersByMethod('talk like a pirate', 2 questions; methods: none, prompt, A-PSR)
+    """
+    plans = plans_for(model, methods, (NONE, PROMPT))
+    alphas = strengths(alpha, list(plans))
+    if judge is not None:
+        checked_judge(judge)
+    asked = tuple(pair.asked for pair in pairs)
+    found = {name: tuple(each.text for each in some) for name, some in answer_all(model, pairs, plans, alphas, sampling).items()}
+    scores = {} if judge is None else {name: judged(judge, list(texts), list(asked)).trait for name, texts in found.items()}
+    return AnswersByMethod(
+        pairs[0].instruction, asked, found, alphas, {name: tuple(map(float, each)) for name, each in scores.items()}
+    )
 
 
 def answer_all(

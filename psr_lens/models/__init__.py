@@ -25,7 +25,7 @@ from psr_lens.models.hooked_model import (
     tokenizer_of,
 )
 from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several
-from psr_lens.models.loading import DTYPES, Backend, load_model, load_to_fit_and_answer
+from psr_lens.models.loading import DTYPES, Backend, load_model
 from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
 from psr_lens.models.other_hooks import has_hooks
 from psr_lens.models.plain_model import plain_transformers
@@ -64,7 +64,6 @@ __all__ = [
     "is_bridge",
     "is_switched_off",
     "load_model",
-    "load_to_fit_and_answer",
     "model_content",
     "model_identity",
     "observer_of",

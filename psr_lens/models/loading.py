@@ -13,7 +13,7 @@ import torch
 from psr_lens._utils.arguments import CHECKS, checks_arguments, described
 from psr_lens.errors import InputError, ModelError
 from psr_lens.models.cache_argument import carry_cache
-from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
+from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer
 from psr_lens.models.loaded_model import verify_loaded
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, find_source
@@ -126,15 +126,6 @@ def _refuse_options(**options: Any) -> None:
             raise InputError(
                 name, repr(given), "nothing, since the model is already loaded", "Give its name or folder to load it anew."
             )
-
-
-def load_to_fit_and_answer(name_or_path: str | Path, *, verify: bool = True) -> tuple[HookedModel, HookedModel]:
-    """A model to read and fit, and the same model as a bridge to generate with, which is twice as fast for the embedded models.
-
-    If the first is a bridge, it serves for both. Arguments and errors are those of `load_model`.
-    """
-    model = load_model(name_or_path, verify=verify)
-    return model, model if is_bridge(model) else load_model(name_or_path, backend="bridge", verify=verify)
 
 
 def _dtype(dtype: object, argument: str = "dtype") -> str | torch.dtype:

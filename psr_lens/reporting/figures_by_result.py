@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from psr_lens._utils.arguments import described
 from psr_lens.activations.capture import Captured
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
+from psr_lens.evaluation.answers_by_method import AnswersByMethod
 from psr_lens.evaluation.evaluation_result import Evaluation
 from psr_lens.evaluation.faithfulness_result import Faithfulness
 from psr_lens.interpretation.attribution import Attribution
@@ -18,10 +20,13 @@ from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.models.hook_points import layer_of
 from psr_lens.plots.token_rows import shortened
 from psr_lens.replacement import LearningCurve, Replacement
-from psr_lens.reporting.parts import Choice, Panel, Part, choice, merged
+from psr_lens.reporting.parts import Answer, Answers, Choice, Panel, Part, choice, merged
 from psr_lens.results.table import ResultTable
 
-Blocks = tuple[Panel | Choice, ...]
+Blocks = tuple[Panel | Choice | Answers, ...]
+
+QUESTIONS: Final = 8
+"""Most questions whose answers a report shows."""
 
 
 def further_parts(results: Iterable[object], cells: int) -> list[Part]:
@@ -49,6 +54,17 @@ def further_parts(results: Iterable[object], cells: int) -> list[Part]:
         title, blocks = _FURTHER[kinds[kind_at]]
         made.append(Part(title, blocks(result, share)))
     return merged(made)
+
+
+def _answers(result: AnswersByMethod, cells: int) -> Blocks:
+    blocks = []
+    for index, question in enumerate(result.questions[:QUESTIONS]):
+        row = []
+        for name, texts in result.answers.items():
+            trait = result.trait[name][index] if name in result.trait else math.nan
+            row.append(Answer(result.heading(name), texts[index] or "(nothing)", "" if math.isnan(trait) else f"{trait:.0f}"))
+        blocks.append(Answers(question, tuple(row)))
+    return tuple(blocks)
 
 
 def _captured(captured: Captured, cells: int) -> Blocks:
@@ -198,6 +214,7 @@ _MEANING: Final = "What the directions mean"
 _BLOCK: Final = "Where in a block the prompt acts"
 
 _FURTHER: Final[dict[type, tuple[str, Callable[[Any, int], Blocks]]]] = {
+    AnswersByMethod: ("Answers side by side", _answers),
     Evaluation: ("Trait against coherence", _evaluation),
     ResultTable: ("Trait against coherence", _evaluation),
     Faithfulness: ("Faithfulness: next tokens and sites", _faithfulness),

@@ -16,7 +16,7 @@ from psr_lens._utils.optional import versions
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.style import TEMPLATE
 from psr_lens.reporting.comparison_text import MethodRow, lead_of, method_rows, settings_of, summary
-from psr_lens.reporting.parts import Choice, Panel, Part
+from psr_lens.reporting.parts import Answers, Choice, Panel, Part
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class _Block:
     """Anchor."""
     options: tuple[tuple[str, tuple[_Figure, ...]], ...]
     """Labels and their figures; a single option without a label if there is nothing to choose."""
+    answers: Answers | None = None
+    """Answers as text, in place of figures."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class _Section:
     last_layer: int
     """Layer after which the table gives the relative RMSE."""
     parts: tuple[_PartView, ...]
-    """The figures."""
+    """The answers and the figures."""
     settings: tuple[tuple[str, str], ...]
     """The settings that reproduce it."""
 
@@ -121,6 +123,9 @@ def _section(key: str, name: str, comparison: Comparison, parts: Sequence[Part])
 def _part(key: str, part: Part) -> _PartView:
     blocks = []
     for number, block in enumerate(part.blocks, start=1):
+        if isinstance(block, Answers):
+            blocks.append(_Block(f"{key}-{number}", (), block))
+            continue
         options = block.options if isinstance(block, Choice) else (("", (block,)),)
         blocks.append(_Block(f"{key}-{number}", tuple((label, tuple(map(_figure, panels))) for label, panels in options)))
     return _PartView(key, part.title, tuple(blocks))

@@ -41,20 +41,45 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One method's answer to a question, as text."""
+
+    method: str
+    """The method's heading."""
+    text: str
+    """What it wrote."""
+    trait: str
+    """The trait score; empty if there is none."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A question and the answers of every method."""
+
+    question: str
+    """The question."""
+    answers: tuple[Answer, ...]
+    """The answers, in the order of the methods."""
+
+
+@dataclass(frozen=True)
 class Part:
     """A part of a section under its own heading."""
 
     title: str
     """Its heading."""
-    blocks: tuple[Panel | Choice, ...]
-    """Its figures in reading order."""
+    blocks: tuple[Panel | Choice | Answers, ...]
+    """Its figures and answers in reading order."""
 
     def panels(self) -> list[Panel]:
         """All figures of the part."""
-        alone = [
-            [block] if isinstance(block, Panel) else [each for _, some in block.options for each in some] for block in self.blocks
-        ]
-        return [panel for panels in alone for panel in panels]
+        found: list[Panel] = []
+        for block in self.blocks:
+            if isinstance(block, Panel):
+                found.append(block)
+            elif isinstance(block, Choice):
+                found += [panel for _, some in block.options for panel in some]
+        return found
 
 
 def choice(tokens: TokenTable, panels: int, layers: int, cells: int, figures: Callable[[int, int], tuple[Panel, ...]]) -> Choice:

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
+from psr_lens.evaluation.answers_by_method import AnswersByMethod
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
 from psr_lens.plots.images import check_browser
@@ -37,9 +38,9 @@ def report(
     Args:
         result: Result of `psr.compare`, or several by name, with one section each.
         path: The file to write; missing folders are created.
-        also: Further results to show: those of `evaluate` (or its table), `faithfulness`, `capture` (in memory or statistics), `attribute`,
-            `patching.patch`, `patching.ablate`, `logit_lens`, `top_tokens` and `cosines`, and replacements fitted by gradient descent or
-            their learning curves. With several comparisons, a mapping of their names to lists.
+        also: Further results to show: those of `answers_by_method`, which come first, `evaluate` (or its table), `faithfulness`, `capture`
+            (in memory or statistics), `attribute`, `patching.patch`, `patching.ablate`, `logit_lens`, `top_tokens` and `cosines`, and
+            replacements fitted by gradient descent or their learning curves. With several comparisons, a mapping of their names to lists.
         static: A folder for all figures as PNG and SVG files, which needs kaleido and a browser (`psr-lens[static]`).
         title: Heading of the page.
 
@@ -63,7 +64,7 @@ def report(
     if static is not None:
         check_browser()
     cells = CELLS // len(comparisons)
-    parts = {name: [*comparison_parts(each, cells), *further_parts(further[name], cells)] for name, each in comparisons.items()}
+    parts = {name: _parts(each, further[name], cells) for name, each in comparisons.items()}
     page = page_of(comparisons, parts, title or "A prompt and its replacements, compared")
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -75,6 +76,13 @@ def report(
     if static is not None:
         write_images(_files(parts), static)
     return target
+
+
+def _parts(comparison: Comparison, further: Sequence[object], cells: int) -> list[Part]:
+    """The parts of a section: answers, the comparison, further results."""
+    answers = [each for each in further if isinstance(each, AnswersByMethod)]
+    figures = [each for each in further if not isinstance(each, AnswersByMethod)]
+    return [*further_parts(answers, 0), *comparison_parts(comparison, cells), *further_parts(figures, cells)]
 
 
 def _checked(result: Comparison | Mapping[str, Comparison]) -> dict[str, Comparison]:

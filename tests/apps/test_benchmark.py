@@ -102,7 +102,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(ran, tmp_path, monkeyp
     left[0] = 10**9
     monkeypatch.setattr(benchmark, "fit", None)  # both are fitted
     run_benchmark(tmp_path, CONFIG, say=quiet)
-    monkeypatch.setattr(benchmark, "load_to_fit_and_answer", None)  # nothing is left to do
+    monkeypatch.setattr(benchmark, "load_model", None)  # nothing is left to do
     run_benchmark(tmp_path, CONFIG, say=quiet)
     for name in ("results.md", "results-llama.json"):
         assert (tmp_path / name).read_bytes() == (ran[0] / name).read_bytes()
@@ -111,7 +111,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(ran, tmp_path, monkeyp
 def test_a_process_of_its_own_leaves_everything_done(tmp_path, monkeypatch):
     config = replace(CONFIG, methods=("S-Const DiM",))
     benchmark._in_processes(tmp_path, config)
-    monkeypatch.setattr(benchmark, "load_to_fit_and_answer", None)
+    monkeypatch.setattr(benchmark, "load_model", None)
     table = run_benchmark(tmp_path, config, say=quiet)["llama"]
     assert {row.method for row in table} == {"none", "prompt", "S-Const DiM"}
 

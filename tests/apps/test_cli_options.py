@@ -156,7 +156,7 @@ def test_the_demo_can_leave_it_out(monkeypatch, tmp_path):
         asked.append((name, verify))
         raise ModelError("model: enough. No more.")
 
-    monkeypatch.setattr(demo, "load_to_fit_and_answer", refuse)
+    monkeypatch.setattr(demo.run, "load_model", refuse)
     for flags in ([], ["--no-verify", "--model", "organism-gpt2"]):
         assert call("demo", "--out", tmp_path / "demo", *flags)[0] == 2
     assert asked == [("organism", True), ("organism-gpt2", False)]

@@ -141,9 +141,9 @@ def test_bad_input_is_one_line_and_exit_code_two(tmp_path):
     outcome = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "x"), "--questions", "3"])
     assert outcome.exit_code == 2
     assert "held_out_questions: got 3, expected 100 or more" in outcome.output
-    outcome = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "x"), "--model", "gpt2"])
+    outcome = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "x"), "--model", "a/folder", "--trait", "shout"])
     assert outcome.exit_code == 2
-    assert "model: got 'gpt2', expected one of organism, organism-gpt2" in outcome.output
+    assert "trait: got 'shout', expected one of french, spanish, pirate" in outcome.output
     file = tmp_path / "file"
     file.write_text("kept")
     outcome = CliRunner().invoke(app, ["demo", "--out", str(file)])

@@ -20,23 +20,37 @@ if TYPE_CHECKING:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the artifacts.")] = Path("demo"),
     trait: Annotated[
-        list[str] | None, typer.Option(help="A trait of the organism, such as pirate or gloomy; repeatable. Default: pirate.")
+        list[str] | None,
+        typer.Option(
+            help="A trait of the organism, such as pirate or gloomy (default: pirate); for a chat model french, spanish or pirate "
+            "(default: all three). Repeatable."
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(help="organism (Llama-like) or organism-gpt2.")] = "organism",
-    questions: Annotated[int, typer.Option(help="Number of held-out questions to score on, 100 or more.")] = 120,
+    model: Annotated[
+        str, typer.Option(help="organism (Llama-like), organism-gpt2, or a chat model: a name, a folder, or a .gguf file.")
+    ] = "organism",
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of held-out questions to score on: for the organism 100 or more (default: 120), for a chat model 40 by default."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions, the sampling and the fits.")] = 0,
     verify: VerifyOption = True,
     static: Annotated[
         bool, typer.Option("--static", help=r"Also save every figure as PNG and SVG in figures/ (needs psr-lens\[static]).")
     ] = False,
 ) -> None:
-    """Fit replacements for an instruction on the shipped model, compare them with the prompt, and write a report."""
+    """Fit replacements for an instruction on the shipped model or a chat model, compare them with the prompt, and write a report."""
     began = time.perf_counter()
     with one_line_errors(), console.status("loading torch and TransformerLens") as status:
-        from psr_lens.apps.demo import DemoConfig, run_demo
+        from psr_lens.apps.demo import ChatDemoConfig, DemoConfig, run_demo
+        from psr_lens.models import EMBEDDED
 
-        config = DemoConfig(model=model, held_out_questions=questions, seed=seed, verify=verify)
-        results = run_demo(out, trait or ["pirate"], config, say=status.update, static=static)
+        settings = DemoConfig if model in EMBEDDED else ChatDemoConfig
+        asked = {} if questions is None else {"held_out_questions": questions}
+        config = settings(model=model, seed=seed, verify=verify, **asked)
+        results = run_demo(out, trait or (), config, say=status.update, static=static)
     console.print(_table(results))
     say_where(out / "report.html", began)
 

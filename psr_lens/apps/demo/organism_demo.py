@@ -1,4 +1,4 @@
-"""`psr-lens demo`: prompts, triplets, fits, scores, comparison and report on the shipped organism."""
+"""The demo on the shipped organism: prompts, triplets, fits, scores and comparison, judged by its exact judges."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from psr_lens.interpretation.attribution import attribute
 from psr_lens.interpretation.directions import cosines, logit_lens, top_tokens
 from psr_lens.interpretation.patching import patch
 from psr_lens.judges import organism as organism_judge
-from psr_lens.models import EMBEDDED, HookedModel, load_to_fit_and_answer
+from psr_lens.models import EMBEDDED, HookedModel
 from psr_lens.plots.images import check_browser
 from psr_lens.prompts import Triplet, prompt_pairs
 from psr_lens.replacement import Replacement
@@ -50,7 +50,7 @@ _EXAMPLES: Final = 3
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Settings of the demo."""
+    """Settings of the demo on the organism."""
 
     model: str = "organism"
     """`"organism"` or `"organism-gpt2"`."""
@@ -88,28 +88,11 @@ class DemoConfig:
         )
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Results of the demo for one trait."""
-
-    comparison: Comparison
-    """Prompt and replacements on held-out responses, with the scores."""
-    replacements: Mapping[str, Replacement]
-    """The fitted methods, by name."""
-    further: Sequence[object]
-    """Further results for the report; see `look_into`."""
-    seconds: float
-    """Wall time in seconds."""
-
-
-def run_trait(
-    model: HookedModel, answering: HookedModel, trait: str, config: DemoConfig, say: Callable[[str], None] = lambda text: None
-) -> DemoResult:
+def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Say) -> DemoResult:
     """Fit the methods on one trait and measure them on held-out questions.
 
     Args:
-        model: The model of `config`, loaded for fitting.
-        answering: The same model in the class that generates fastest.
+        model: The model of `config`.
         trait: One of `psr_lens.organism.TRAITS`.
         config: Settings.
         say: Called with each progress message.
@@ -121,7 +104,7 @@ def run_trait(
     known = organism.questions(config.fit_questions + config.validation_questions, seed=config.seed)
     pairs = prompt_pairs(model, known, instruction)
     pairs, validation = pairs[: config.fit_questions], pairs[config.fit_questions :]
-    triplets = sample_responses(answering, pairs, judge, sampling=SamplingConfig(seed=config.seed))
+    triplets = sample_responses(model, pairs, judge, sampling=SamplingConfig(seed=config.seed))
     say(f"fitting A-PSR on {len(triplets)} triplets")
     all_layers = fit(model, triplets, Sequential())
     say("fitting S-PSR and choosing its layer")
@@ -129,47 +112,28 @@ def run_trait(
     constant = fit(model, triplets, DiM(layers=single.settings["layers"]))
     replacements = {"A-PSR": all_layers, "S-PSR": single, "S-Const DiM": constant}
     say("choosing the constant's strength")
-    strongest = best_alpha(answering, validation, constant, judge, alphas=CONSTANT_ALPHAS, min_coherence=MIN_COHERENCE)
+    strongest = best_alpha(model, validation, constant, judge, alphas=CONSTANT_ALPHAS, min_coherence=MIN_COHERENCE)
     alphas = dict.fromkeys(replacements, 1.0) | {"S-Const DiM": float(strongest.alpha or 0.0)}
-
-    held_out = prompt_pairs(model, organism.questions(config.held_out_questions, split="held_out", seed=config.seed), instruction)
+    asked = organism.questions(config.held_out_questions, split="held_out", seed=config.seed)
     sampling = SamplingConfig(seed=config.seed + 1)
-    say(f"answering {len(held_out)} held-out questions")
-    prompted = generate(answering, held_out, context="prompted", sampling=sampling)
-    scores = [scores_at(answering, held_out, None, judge, sampling=sampling), score("prompt", held_out, prompted, judge)]
-    for name, replacement in replacements.items():
-        say(f"answering with {name}")
-        scores.append(scores_at(answering, held_out, replacement, judge, alpha=alphas[name], method=name, sampling=sampling))
-    say("comparing token by token")
-    responses = judged_triplets(held_out, prompted, judge)
-    comparison = compare(
-        model,
-        responses,
-        replacements,
-        paraphrase=organism.instruction(trait, 1),
-        alpha=alphas,
-    ).with_scores(
-        scores,
-        {
-            "command": f"psr-lens demo --trait {trait} --model {config.model} --seed {config.seed}",
-            **asdict(config),
-            "fitted_on": triplets.summary(),
-            "single_layer": single.settings["layers"],
-            "paraphrase": organism.instruction(trait, 1),
-            "constant_alpha": f"{alphas['S-Const DiM']:g}, the one of {', '.join(f'{alpha:g}' for alpha in CONSTANT_ALPHAS)} with the "
-            f"highest trait at a coherence of {MIN_COHERENCE:g} or more on {len(validation)} validation questions, none of which is scored",
-            "sampling": asdict(sampling),
-        },
-    )
+    held_out = HeldOut(model, prompt_pairs(model, asked, instruction), judge, sampling, organism.instruction(trait, 1))
+    settings = {
+        "command": f"psr-lens demo --trait {trait} --model {config.model} --seed {config.seed}",
+        **asdict(config),
+        "fitted_on": triplets.summary(),
+        "single_layer": single.settings["layers"],
+        "constant_alpha": f"{alphas['S-Const DiM']:g}, the one of {', '.join(f'{alpha:g}' for alpha in CONSTANT_ALPHAS)} with the "
+        f"highest trait at a coherence of {MIN_COHERENCE:g} or more on {len(validation)} validation questions, none of which is scored",
+        "sampling": asdict(sampling),
+    }
+    comparison, answers, responses = held_out.measure(replacements, alphas, settings, say)
     say("looking into heads, blocks and directions")
-    looked_at = responses[: config.looked_into]
-    further = look_into(model, answering, looked_at, replacements, trait, sampling, alphas)
-    return DemoResult(comparison=comparison, replacements=replacements, further=further, seconds=time.perf_counter() - began)
+    further = look_into(model, responses[: config.looked_into], replacements, trait, sampling, alphas)
+    return DemoResult(comparison, replacements, [answers, *further], time.perf_counter() - began)
 
 
 def look_into(
     model: HookedModel,
-    answering: HookedModel,
     responses: Sequence[Triplet],
     replacements: Mapping[str, Replacement],
     trait: str,
@@ -181,7 +145,7 @@ def look_into(
     curves = Calibration(alphas=CURVE_ALPHAS, targets=(), at_prompt=False)
     lead = replacements["A-PSR"]
     return [
-        evaluate(answering, pairs[:CURVE_QUESTIONS], replacements, organism_judge(trait), calibration=curves, sampling=sampling),
+        evaluate(model, pairs[:CURVE_QUESTIONS], replacements, organism_judge(trait), calibration=curves, sampling=sampling),
         faithfulness(model, responses, replacements, paraphrases=organism.instruction(trait, 1), alpha=alphas),
         capture(model, responses, _KINDS, to=Statistics(rank=8)),
         capture(model, responses[:_EXAMPLES], _KINDS, difference="local"),
@@ -192,62 +156,3 @@ def look_into(
         cosines(replacements),
         *(each for each in replacements.values() if each.curve is not None),
     ]
-
-
-def run_demo(
-    out: str | Path,
-    traits: Sequence[str],
-    config: DemoConfig | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    *,
-    static: bool = False,
-) -> dict[str, DemoResult]:
-    """Run the demo and write `report.html`, `results.json` and `artifacts/` to a folder; with `static` also every figure.
-
-    Args:
-        out: The folder.
-        traits: Traits of the organism.
-        config: Settings.
-        say: Called with each progress message.
-        static: Also save the figures as PNG and SVG in `figures/`.
-
-    Returns:
-        The results by trait.
-
-    Raises:
-        InputError: an unknown trait, `out` is a file, or `static` without a browser.
-        MissingPackageError: `static` without kaleido.
-    """
-    config = config or DemoConfig()
-    out = check_folder(out)
-    traits = list(dict.fromkeys(traits))
-    for trait in traits:
-        organism.instruction(trait)  # raises for an unknown trait before anything costly runs
-    if static:
-        check_browser()
-    say(f"loading {config.model}")
-    model, answering = load_to_fit_and_answer(config.model, verify=config.verify)
-    results = {}
-    for trait in traits:
-        results[trait] = run_trait(model, answering, trait, config, _with_prefix(say, trait))
-        for name, replacement in results[trait].replacements.items():
-            replacement.save(out / "artifacts" / trait / name.replace(" ", "-"))
-    say("writing the report")
-    write_results(results, out / "results.json")
-    report(
-        {trait: result.comparison for trait, result in results.items()},
-        out / "report.html",
-        also={trait: result.further for trait, result in results.items()},
-        static=out / "figures" if static else None,
-    )
-    return results
-
-
-def _with_prefix(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
-    return lambda text: say(f"{prefix}: {text}")
-
-
-def write_results(results: Mapping[str, DemoResult], path: Path) -> None:
-    """Write the numbers as JSON; the file is replaced as a whole."""
-    content = {"format": RESULTS_FORMAT, "traits": {trait: comparison_json(result.comparison) for trait, result in results.items()}}
-    write_text(path, json.dumps(content, indent=2) + "\n")
