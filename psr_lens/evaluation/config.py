@@ -26,8 +26,9 @@ class EvaluationConfig:
     """Settings of `psr-lens evaluate`; paths are relative to the working directory."""
 
     judge: str | Mapping[str, Any]
-    """The judge, by its name in `psr_lens.judges`: `organism:pirate`, `llm:trait_prompt.txt`, `classifier:FOLDER:LABEL`, `ifeval`;
-    with more settings as a mapping, `{name: llm, trait_prompt: …, model: …}`; or one judge a score, `{trait: …, coherence: …}`."""
+    """The judge, by its name in `psr_lens.judges`: `organism:pirate`, `llm:trait_prompt.txt`, `classifier:FOLDER:LABEL`, `language:fr`,
+    `ifeval`; with more settings as a mapping, `{name: llm, trait_prompt: …, model: …}`; or one judge a score,
+    `{trait: …, coherence: …}`."""
     methods: Mapping[str, str]
     """Names of the methods, as in the table, and the folders of their replacements or plans."""
     out: str = "evaluation"

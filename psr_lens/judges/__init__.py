@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from psr_lens.judges.classifier_judge import ClassifierJudge, classifier
 from psr_lens.judges.combined_judge import CombinedJudge, combine
+from psr_lens.judges.fraction_judge import FractionJudge, fraction
 from psr_lens.judges.ifeval_judge import IfevalAccuracy, IfevalJudge, ifeval
+from psr_lens.judges.language_judge import LanguageJudge, language
 from psr_lens.judges.llm_judge import Backoff, LLMJudge, LLMSettings, LLMUsage, llm
 from psr_lens.judges.organism_judge import OrganismJudge, organism
 from psr_lens.judges.perplexity_judge import PerplexityJudge, perplexity
@@ -14,6 +16,7 @@ __all__ = [
     "Backoff",
     "ClassifierJudge",
     "CombinedJudge",
+    "FractionJudge",
     "IfevalAccuracy",
     "IfevalJudge",
     "Judge",
@@ -21,11 +24,14 @@ __all__ = [
     "LLMJudge",
     "LLMSettings",
     "LLMUsage",
+    "LanguageJudge",
     "OrganismJudge",
     "PerplexityJudge",
     "classifier",
     "combine",
+    "fraction",
     "ifeval",
+    "language",
     "llm",
     "organism",
     "perplexity",

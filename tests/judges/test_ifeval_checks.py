@@ -149,8 +149,7 @@ def test_whole_numbers_may_be_written_as_floats_as_some_tables_have_them():
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(instruction, module, monkeypatch):
     from psr_lens.judges import ifeval_text
 
-    for cached in (ifeval_text._languages, ifeval_text._sentences):
-        cached.cache_clear()
+    ifeval_text._sentences.cache_clear()
     for loaded in [name for name in sys.modules if name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)

@@ -149,6 +149,18 @@ def test_any_text_may_be_the_question_too(hostile):
     assert_scores(judged.coherence, len(random_ones))
 
 
+@pytest.mark.parametrize("of", ["words", "letters", "characters", "sentences", "lines", "text"])
+def test_fractions_take_any_text(of, hostile):
+    judged = psr.judges.fraction("[a-z]+", of=of)(hostile, ["q"] * len(hostile))
+    assert_scores(judged.trait, len(hostile), missing=True)
+    assert max(map(len, judged.reasons)) < 400
+
+
+def test_a_language_may_be_asked_of_any_text(hostile):
+    chosen = hostile[:HOSTILE:4] + hostile[-LANGUAGES // 2 :]
+    assert_scores(psr.judges.language("en")(chosen, ["q"] * len(chosen)).trait, len(chosen), missing=True)
+
+
 def test_perplexity_takes_any_text(hostile, organism):
     [pair] = psr.prompt_pairs(organism.model, ["what is a bear ?"], "talk like a pirate .")
     judge = psr.judges.perplexity(organism.model, [pair], ["a bear is a strong animal. you can find it in the green forest."])

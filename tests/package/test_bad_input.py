@@ -138,6 +138,8 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "trait_prompt": "Rate {answer} to {question}.",
         "judges.classifier.label": 0,
         "judges.combine.trait": WordJudge(),
+        "judges.fraction.pattern": "arr",
+        "judges.language.code": "fr",
         "coherence": WordJudge(),
         "instructions": "detectable_format:json_format",
         "judges.LLMSettings.model": "gpt",

@@ -44,7 +44,9 @@ def run(
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(help="Judge of the answers: llm:PROMPT.txt, classifier:FOLDER:LABEL, perplexity, organism:TRAIT, …"),
+        typer.Option(
+            help="Judge of the answers: llm:PROMPT.txt, classifier:FOLDER:LABEL, language:fr, perplexity, organism:TRAIT, …"
+        ),
     ] = None,
     paraphrase: Annotated[
         str | None, typer.Option(help="The instruction in other words, the baseline that methods are compared with.")
