@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -48,7 +48,7 @@ def demo(
         from psr_lens.models import EMBEDDED
 
         settings = DemoConfig if model in EMBEDDED else ChatDemoConfig
-        asked = {} if questions is None else {"held_out_questions": questions}
+        asked: dict[str, Any] = {} if questions is None else {"held_out_questions": questions}
         config = settings(model=model, seed=seed, verify=verify, **asked)
         results = run_demo(out, trait or (), config, say=status.update, static=static)
     console.print(_table(results))

@@ -15,6 +15,7 @@ from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
+from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison, compare
 from psr_lens.evaluation.evaluate import Calibration, evaluate
