@@ -13,6 +13,9 @@ PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup test test-tl4 test-newest test-lowest matrix lint notebooks docs demo demo-real train clean
 
+# Tests start many processes, each of which would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: $(STAMP)
 
 # torch comes first and pinned: without it a looser range of another package would fetch another build.

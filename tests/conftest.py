@@ -11,6 +11,10 @@ os.environ["OMP_NUM_THREADS"] = (
 )
 
 
+FIRST = ("test_architectures.py", "test_demo.py", "test_pages.py", "test_code_blocks.py", "test_examples.py")
+"""The dearest files, which begin first: a process that got one of them last would still be busy when the other has nothing left to do."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--matrix FILE`: where the architecture matrix writes what it found. `--sample N`: about one test in N."""
     parser.addoption("--matrix", help="write what the architecture matrix found to this JSON file")
@@ -18,11 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what `--sample` does not choose: by the name alone, so that a new test does not change the choice among the others."""
+    """Order the files; leave out what `--sample` does not choose, by the name alone, so that a new test does not change the choice."""
     apart = [[], []]
     for item in items:
         apart[crc32(item.nodeid.encode()) % config.getoption("--sample") > 0].append(item)
     items[:], left_out = apart
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
     config.hook.pytest_deselected(items=left_out)
 
 

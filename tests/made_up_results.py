@@ -8,6 +8,7 @@ from helpers import random_replacement, random_triplets, replacement_at
 
 import psr_lens as psr
 from psr_lens.activations.capture import Captured
+from psr_lens.evaluation.answers_by_method import AnswersByMethod
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.scores import Scores
 from psr_lens.interpretation.attribution import PARTS, Attribution, Sources, Split
@@ -171,6 +172,18 @@ CURVES = {
 TABLE = ResultTable(tuple(row for name, curve in CURVES.items() for row in result_rows(name, curve)), {"targets": {"TA@C80": 80.0}})
 
 
+def side_by_side(questions: int = 10) -> AnswersByMethod:
+    """Answers of three methods, one of which is markup, one of several lines, and one without a score."""
+    texts = {
+        "none": tuple(f"answer {index}" for index in range(questions)),
+        "prompt": ("arr,\nmatey", *["aye"] * (questions - 1)),
+        "A-PSR": ("<script>alert(1)</script>", "", *["ahoy"] * (questions - 2)),
+    }
+    traits = {"none": (0.0,) * questions, "prompt": (math.nan, *[100.0] * (questions - 1))}
+    asked = tuple(f"what is number {index} ?" for index in range(questions))
+    return AnswersByMethod("talk like a <pirate>", asked, texts, {"A-PSR": 1.25}, traits)
+
+
 def further_results(model: Any) -> list[object]:
     """All that can be had without training, two of patching, in no order."""
     triplets = random_triplets(model, 6)
@@ -181,6 +194,7 @@ def further_results(model: Any) -> list[object]:
     }
     return [
         LearningCurve((1.0, 0.5, 0.3), (1.1, 0.7, 0.6), (1.0, 1.0, 1.0), 2),
+        side_by_side(),
         psr.cosines(methods),
         TopTokens("blocks.1.hook_resid_post", 1, None, (TopToken(9.0, "<b>arr</b>", ("a",), ("c",), 0, 2),), 50, 7),
         lens(),

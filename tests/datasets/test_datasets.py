@@ -303,3 +303,17 @@ def test_scores_are_read_as_they_are_from_0_to_100(tmp_path, name, score, read):
 def test_a_bad_csv_row_is_named_by_its_line(tmp_path, text, message):
     with pytest.raises(InputError, match=rf"pairs: got .*pairs\.csv.*{message}"):
         psr.datasets.read_pairs(csv_file(tmp_path, text))
+
+
+# --- questions of the package -----------------------------------------------------------------------------------------------
+
+
+def test_everyday_questions_are_distinct_short_and_in_an_order_of_the_seeds():
+    every = psr.datasets.everyday_questions()
+    assert len(every) == len(set(every)) == 120
+    assert all(each.endswith("?") and len(each) < 70 for each in every)
+    assert psr.datasets.everyday_questions(10) == every[:10]
+    assert psr.datasets.everyday_questions(10, seed=1) != every[:10]
+    assert sorted(psr.datasets.everyday_questions(seed=1)) == sorted(every)
+    with pytest.raises(InputError, match="count: got 121, expected a number from 1 to 120, or None for all"):
+        psr.datasets.everyday_questions(121)

@@ -54,7 +54,22 @@ def test_each_type_of_result_has_its_figures_in_a_named_part_with_a_way_to_read_
     assert "<b>arr" not in rich.read_text(encoding="utf-8")
     assert rich.stat().st_size < 8_000_000
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
-    assert len(links) == 1 + 3 + len(PARTS) + 1
+    assert len(links) == 1 + 1 + 3 + len(PARTS) + 1
+
+
+def test_answers_come_first_as_text_with_their_scores(rich):
+    page = Page(rich.read_text(encoding="utf-8"))
+    first_figure = next(index for index, (tag, _) in enumerate(page.tags) if tag == "figure")
+    assert any(attrs.get("class") == "answers" for _, attrs in page.tags[:first_figure])
+    body = page.words[page.words.index("what is number 0 ?") :]
+    first = body[: body.index("what is number 1 ?")]
+    assert (
+        " ".join(first.split()) == "what is number 0 ? none 0 answer 0 prompt arr, matey A-PSR (α = 1.25) <script>alert(1)</script>"
+    )
+    second = body[body.index("what is number 1 ?") : body.index("what is number 2 ?")]
+    assert " ".join(second.split()) == "what is number 1 ? none 0 answer 1 prompt 100 aye A-PSR (α = 1.25) (nothing)"
+    assert "what is number 7 ?" in body
+    assert "what is number 8 ?" not in body
 
 
 def test_the_heads_with_the_largest_share_and_the_patched_run_are_named(rich):
@@ -83,8 +98,8 @@ def test_a_fit_by_gradient_descent_is_named(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("also", "message"),
     [
-        ([3], r"also\[0\]: got 3, expected one of Evaluation, ResultTable, Faithfulness, CapturedStatistics, Captured, Attr"),
-        ([lens(), comparison()], r"also\[1\]: got a Comparison, expected one of Evaluation"),
+        ([3], r"also\[0\]: got 3, expected one of AnswersByMethod, Evaluation, ResultTable, Faithfulness, Capt"),
+        ([lens(), comparison()], r"also\[1\]: got a Comparison, expected one of AnswersByMethod"),
     ],
 )
 def test_what_has_no_figures_is_refused_by_its_place(also, message, tmp_path):

@@ -20,6 +20,7 @@ from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import Answers
+from psr_lens.evaluation.answers_by_method import AnswersByMethod
 from psr_lens.evaluation.comparison import Comparison, compare
 from psr_lens.evaluation.config import JudgeServer, load_judge
 from psr_lens.evaluation.evaluate import evaluate
@@ -238,14 +239,26 @@ class _Run:
             },
         )
 
-    def _scores(self, evaluation: Evaluation) -> list[Scores]:
-        """Scores of each method at the run's strength."""
+    def _points(self, evaluation: Evaluation) -> dict[str, Point]:
+        """Each method at the run's strength."""
 
         def at(points: Sequence[Point]) -> Point:
             return next(point for point in points if point.alpha in (None, float(self.config.alpha)))
 
-        chosen = {name: at(points) for name, points in evaluation.curves.items()}
-        return [summed(name, each.judgement, each.alpha) for name, each in chosen.items()]
+        return {name: at(points) for name, points in evaluation.curves.items()}
+
+    def _scores(self, evaluation: Evaluation) -> list[Scores]:
+        return [summed(name, each.judgement, each.alpha) for name, each in self._points(evaluation).items()]
+
+    def _side_by_side(self, result: RunResult) -> AnswersByMethod:
+        points = {} if result.evaluation is None else self._points(result.evaluation)
+        return AnswersByMethod(
+            self.held_out[0].instruction,
+            tuple(pair.asked for pair in self.held_out),
+            result.answers,
+            dict.fromkeys(result.methods, float(self.config.alpha)),
+            {name: tuple(map(float, points[name].judgement.trait)) for name in result.answers if name in points},
+        )
 
     def _write(self, result: RunResult) -> None:
         asked = {"question": [pair.asked for pair in self.held_out], "instruction": [pair.instruction for pair in self.held_out]}
@@ -262,7 +275,7 @@ class _Run:
             table.to_json(self.out / "evaluation.json")
             write_text(self.out / "evaluation.md", result.evaluation.to_markdown())
         write_text(self.out / run_folder.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        report(result.comparison, self.out / run_folder.REPORT_FILE)
+        report(result.comparison, self.out / run_folder.REPORT_FILE, also=[self._side_by_side(result)])
 
 
 def _loaded(folder: Path) -> Replacement | None:
