@@ -5,6 +5,7 @@ import os
 import re
 import signal
 
+import numpy as np
 import pytest
 import yaml
 from helpers import FORK
@@ -55,8 +56,10 @@ def settings(folders, tmp_path, questions):
 
 @pytest.fixture
 def no_report(monkeypatch):
-    """The report takes longer than all the rest of a tiny run; one test has it."""
-    monkeypatch.setattr(runs, "report", lambda *_: None)
+    """The report takes longer than all the rest of a tiny run; one test has it. The others get the answers that it would show."""
+    shown = []
+    monkeypatch.setattr(runs, "report", lambda *_, also: shown.extend(also))
+    return shown
 
 
 def written(tmp_path, settings, name="given.yaml"):
@@ -124,8 +127,7 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
     assert contents(out, ()) == before
 
 
-@pytest.mark.usefixtures("no_report")
-def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch):
+def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch, no_report):
     (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(24)))
     given = {
         "model": "organism",
@@ -148,6 +150,12 @@ def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monk
     table = psr.ResultTable.from_json(tmp_path / "out" / "evaluation.json")
     assert {row.metric for row in table} == {"trait", "coherence", "TA@C80"}
     assert "A-PSR: trait" in output
+    (side_by_side,) = no_report
+    for name, scores in found["methods"].items():
+        assert np.mean(side_by_side.trait[name]) == pytest.approx(scores["trait"], abs=0.01)
+        assert psr.judges.organism("pirate")(side_by_side.answers[name], side_by_side.questions).trait.tolist() == list(
+            side_by_side.trait[name]
+        )
     before = contents(tmp_path / "out", ())
     monkeypatch.setattr(answers, "generate", None)  # the judge's references are kept too
     assert run("--config", written(tmp_path, given))[0] == 0
