@@ -55,7 +55,7 @@ def test_it_fits_scores_and_shows_answers_side_by_side(folder, in_its_language, 
 
 def test_an_instruction_that_the_model_does_not_follow_is_said_before_anything_is_fitted(folder, tmp_path):
     small = ChatDemoConfig(folder, verify=False, fit_questions=8, validation_questions=1, held_out_questions=2, max_new_tokens=8)
-    with pytest.raises(ModelError, match=r"follows 'Answer like a pirate\.' in \d of 8 responses .* Try another instruction"):
+    with pytest.raises(ModelError, match=r"follows 'Talk like a pirate\.' in \d of 8 responses .* Try another instruction"):
         run_demo(tmp_path / "out", ["pirate"], small)
 
 
