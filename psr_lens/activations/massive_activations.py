@@ -134,8 +134,18 @@ class MassiveActivations:
                 counts[layer] += massive
         return torch.tensor(list(counts.values()))
 
+    @checks_arguments
     def mask(self, tokens: TokenTable) -> Bool[Tensor, "token layer"]:
-        """Which tokens of a table are massive after each of the layers searched, in any context."""
+        """Which rows are massive after each of the layers searched, in any context.
+
+        Args:
+            tokens: What each row is, from a result on the same triplets.
+
+        Example:
+            >>> ordinary = ~psr.massive_activations(model, triplets[:4]).mask(comparison.tokens)
+            >>> comparison.magnitude[ordinary].isfinite().all()
+            tensor(True)
+        """
         rows = {place: row for row, place in enumerate(zip(tokens.triplet.tolist(), tokens.position.tolist(), strict=True))}
         mask = torch.zeros(len(tokens), len(self.layers), dtype=torch.bool)
         for token in self.tokens:

@@ -8,6 +8,7 @@ from massive_model import DIMENSION, FLIPS, LAYER, STAYS, activations
 import psr_lens as psr
 from psr_lens.activations.massive import MassiveFinder, Peaks, is_massive
 from psr_lens.errors import InputError
+from psr_lens.generation.sampled_triplets import Triplets
 from psr_lens.prompts import token_table
 
 
@@ -121,6 +122,14 @@ def test_many_tokens_in_any_order_are_found_by_the_median_of_all_and_few_are_kep
         assert found.dimension[:, 0, 0].tolist() == [2, 4, 3]
         assert sum(len(each[0]) for each in finder._kept) < 600
     assert is_massive(rows).nonzero().flatten().tolist() == [7, 1500, 2900]
+
+
+def test_the_summary_of_triplets_counts_them_if_it_is_given_the_model(massive):
+    triplets = Triplets(tuple(massive.triplets))
+    assert triplets.summary() == "2 triplets kept, 0 dropped"
+    counted = "2 of 10 tokens have a massive activation, after layers 1–2; 1 of them not in all contexts"
+    assert triplets.summary(massive.model) == f"2 triplets kept, 0 dropped. {counted}"
+    assert Triplets(()).summary(massive.model) == "0 triplets kept, 0 dropped"
 
 
 @pytest.mark.usefixtures("unchecked")
