@@ -58,7 +58,8 @@ class ClosenessSums:
         for kind, each in enumerate((error, delta)):
             np.add.at(without[kind], response, np.where(ordinary, np.square(each, dtype=float), 0))
         relative = np.divide(error, delta, out=np.full_like(error, np.nan), where=delta > 0)
-        return Closeness(*self._layered, *self._single, *without, relative, response)
+        (summed, energy), (kl, agreed, predicted), (summed_without, energy_without) = self._layered, self._single, without
+        return Closeness(summed, energy, kl, agreed, predicted, summed_without, energy_without, relative, response)
 
 
 class SiteSums:

@@ -22,8 +22,8 @@ def median(values: Float[np.ndarray, "token layer"], response: Int[np.ndarray, "
         response: Index of the response that each token belongs to.
         n: Number of responses.
     """
-    columns = [_median(column, response, n) for column in values.T]
-    return Estimate(*(np.array(each) for each in zip(*columns, strict=True)), n)
+    middle, low, high = np.array([_median(column, response, n) for column in values.T]).T
+    return Estimate(middle, low, high, n)
 
 
 def _median(values: Float[np.ndarray, " token"], response: Int[np.ndarray, " token"], n: int) -> tuple[float, float, float]:
