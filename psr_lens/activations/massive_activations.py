@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import ranges
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.activations.finite import check_finite
-from psr_lens.activations.massive import RATIO, Found, MassiveFinder, Peaks
+from psr_lens.activations.massive import RATIO, Found, MassiveFinder
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.teacher_forced_pass import gather, layers_needed
 from psr_lens.errors import InputError
@@ -263,31 +264,30 @@ def massive_activations(
         raise InputError("ratio", ratio, "a number above 1")
     check_triplets(model, triplets)
     wanted = check_layers(model, layers)
-    names = {f"blocks.{layer}.hook_resid_post": column for column, layer in enumerate(wanted)}
+    names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
     finder, rows, device = MassiveFinder(len(wanted), len(CONTEXTS), ratio), Rows(triplets, span), device_of(model)
     for indices in progress_bar(list(length_batches(triplets, token_budget)), desc="massive activations", unit="batch"):
         chosen = [triplets[index] for index in indices]
-        read = [_peaks(model, context_batch(chosen, context, span, device), list(names)) for context in CONTEXTS]
-        for name, column in names.items():
-            finder.add(column, rows.at(indices), [peaks[name] for peaks in read])
+        for number, context in enumerate(CONTEXTS):
+            _look(model, context_batch(chosen, context, span, device), names, partial(finder.look, context=number))
+        finder.add(rows.at(indices))
     return listed(finder.finish(), model, triplets, span, wanted, CONTEXTS, ratio)
 
 
-def _peaks(model: HookedModel, batch: ContextBatch, names: Sequence[str]) -> dict[str, Peaks]:
-    """The peaks of a batch at some hook points; only one activation is held at a time."""
-    peaks: dict[str, Peaks] = {}
+def _look(model: HookedModel, batch: ContextBatch, names: Sequence[str], look: Callable[..., None]) -> None:
+    """Show a batch's activations at some hook points to `look`, one hook point at a time."""
 
-    def look_at(name: str) -> Any:
+    def shown_as(column: int, name: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
             rows = gather(activation.detach(), batch, batch.rows, name)
             check_finite({name: rows})
-            peaks[name] = Peaks.of(rows)
+            look(column, activations=rows)
 
         return hook
 
-    with torch.no_grad(), frozen(model), hooked(model, [(name, look_at(name)) for name in names]):
+    hooks = [(name, shown_as(column, name)) for column, name in enumerate(names)]
+    with torch.no_grad(), frozen(model), hooked(model, hooks):
         forward(model, batch.tokens, batch.mask, layers_needed(names))
-    return peaks
 
 
 def listed(

@@ -20,7 +20,7 @@ from torch import Tensor
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.optional import package
-from psr_lens.activations.massive import MassiveFinder, Peaks
+from psr_lens.activations.massive import MassiveFinder
 from psr_lens.activations.massive_activations import MassiveActivations, listed
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.statistics import SecondMoments
@@ -307,13 +307,15 @@ def compare(
     finder = MassiveFinder(len(names), len(reading.contexts))
     for batch in reading.batches(triplets, token_budget):
         take, base = rows.of(batch.indices), batch.base
-        magnitudes, at = [], rows.at(batch.indices)
+        magnitudes = []
         for column, (name, moment) in enumerate(zip(names, moments, strict=True)):
             delta = _moved(batch.prompted, base, name)
             magnitudes.append(delta.norm(dim=1))
             energy[column] += squares(delta).sum().cpu()
             moment.add(delta)
-            finder.add(column, at, [Peaks.of(each.rows[name]) for each in batch.unsteered])
+            for context, unsteered in enumerate(batch.unsteered):
+                finder.look(column, context, unsteered.rows[name])
+        finder.add(rows.at(batch.indices))
         take(PROMPT, torch.stack(magnitudes, dim=1))
         for rephrased in batch.rephrased:
             squared = _errors(rephrased, batch, names)

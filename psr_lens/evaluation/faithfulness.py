@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from psr_lens._utils.arguments import checks_arguments
-from psr_lens.activations.massive import MassiveFinder, Peaks
+from psr_lens.activations.massive import MassiveFinder
 from psr_lens.activations.massive_activations import listed
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.errors import InputError
@@ -91,7 +91,9 @@ def _measured(reading: SideBySide, triplets: Sequence[Triplet], token_budget: in
     for batch in reading.batches(triplets, token_budget):
         rows = places.at(batch.indices)
         for column, name in enumerate(reading.residuals):
-            finder.add(column, rows, [Peaks.of(each.rows[name]) for each in batch.unsteered])
+            for context, unsteered in enumerate(batch.unsteered):
+                finder.look(column, context, unsteered.rows[name])
+        finder.add(rows)
         close[NONE].add(batch, rows, batch.base, batch.prompted)
         for rephrased in batch.rephrased:
             close[PARAPHRASE].add(batch, rows, rephrased, batch.prompted)

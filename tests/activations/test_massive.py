@@ -6,7 +6,7 @@ from helpers import random_triplets
 from massive_model import DIMENSION, FLIPS, LAYER, STAYS, activations
 
 import psr_lens as psr
-from psr_lens.activations.massive import MassiveFinder, Peaks, is_massive
+from psr_lens.activations.massive import MassiveFinder, is_massive
 from psr_lens.errors import InputError
 from psr_lens.generation.sampled_triplets import Triplets
 from psr_lens.prompts import token_table
@@ -114,7 +114,9 @@ def test_many_tokens_in_any_order_are_found_by_the_median_of_all_and_few_are_kep
     for order in (torch.arange(3000), torch.arange(3000).flip(0), torch.randperm(3000, generator=generator)):
         finder = MassiveFinder(1, 2)
         for batch in order.split(100):
-            finder.add(0, batch, [Peaks.of(rows[batch]), Peaks.of(rows[batch] / 10)])
+            finder.look(0, 0, rows[batch])
+            finder.look(0, 1, rows[batch] / 10)
+            finder.add(batch)
         found = finder.finish()
         assert found.row.tolist() == [7, 1500, 2900]
         assert found.mask(3000)[:, 0].nonzero().flatten().tolist() == [7, 1500, 2900]
