@@ -101,7 +101,7 @@ class MassiveFinder:
     def look(self, column: int, context: int, activations: Float[Tensor, "token width"]) -> None:
         """Look at a batch's activations at one layer in one context."""
         activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
-        norm, largest = (torch.linalg.vector_norm(activations, order, dim=1) for order in (2, torch.inf))
+        norm, largest = torch.linalg.vector_norm(activations, dim=1), activations.abs().amax(dim=1)
         self._histograms[column, context] += log_histogram(norm)
         if int(self._histograms[column, context].sum()) <= _ALL_KEPT:
             possible = torch.arange(len(norm), device=norm.device)
