@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.distance import Distance
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
 from psr_lens.plots.style import PALETTE, method_styles, shown_name
@@ -42,6 +43,10 @@ class MethodRow:
     """Its 95 % interval."""
     rmse: str
     """Relative RMSE after the last layer."""
+    without_massive: str
+    """The same without massive tokens."""
+    median: str
+    """Relative error of the median token after the last layer."""
 
 
 def lead_of(comparison: Comparison) -> str:
@@ -52,9 +57,10 @@ def lead_of(comparison: Comparison) -> str:
 
 
 def summary(comparison: Comparison, lead: str) -> str:
-    """The scores and the relative RMSE in sentences."""
+    """The scores, the relative RMSE, and what massive tokens do to it, in sentences."""
     scores = {each.method: each for each in comparison.scores}
-    return " ".join(part for part in (_scores_in_words(comparison, scores, lead), _rmse_in_words(comparison, lead)) if part)
+    words = (_scores_in_words(comparison, scores, lead), _rmse_in_words(comparison, lead), massive_in_words(comparison, lead))
+    return " ".join(filter(None, words))
 
 
 def _scores_in_words(comparison: Comparison, scores: Mapping[str, Scores], lead: str) -> str:
@@ -89,6 +95,33 @@ def _rmse_in_words(comparison: Comparison, lead: str) -> str:
     return f"{text}: {word} the paraphrase baseline, which is at {baseline:.2f}."
 
 
+def massive_in_words(comparison: Comparison, lead: str) -> str:
+    """How many tokens are massive, and the relative RMSE with and without them where they change it most; empty if there are none."""
+    if comparison.massive is None or not comparison.massive.tokens:
+        return ""
+    distances = comparison.distances
+    column = _most_changed(distances[lead])
+
+    def both(name: str) -> list[str]:
+        return [number(float(each[column]), 2) for each in (distances[name].relative_rmse, distances[name].without_massive)]
+
+    with_them, without = both(lead)
+    text = (
+        f"{comparison.massive.summary}. Where they change it most, after layer {comparison.layers[column]}, the relative RMSE of {lead} is "
+        f"{with_them} with them and {without} without"
+    )
+    if PARAPHRASE not in distances:
+        return f"{text}."
+    with_them, without = both(PARAPHRASE)
+    return f"{text}; that of the paraphrase baseline is {with_them} and {without}."
+
+
+def _most_changed(found: Distance) -> int:
+    """Index of the layer at which massive tokens change the relative RMSE most, by its factor."""
+    factor = (found.relative_rmse / found.without_massive).log().abs().nan_to_num(nan=-1.0)
+    return int(factor.argmax())
+
+
 def _pair(scores: Scores) -> str:
     return f"trait {number(scores.trait)} and coherence {number(scores.coherence)}"
 
@@ -111,10 +144,9 @@ def _interval(interval: Interval) -> str:
 def method_rows(comparison: Comparison) -> list[MethodRow]:
     """Scored methods in the order of their scores, then replacements without scores, then the paraphrase baseline."""
     styles = method_styles(comparison)
-    final = {name: float(trace.relative_rmse[-1]) for name, trace in comparison.methods.items()}
-    final |= {PROMPT: 0.0, NONE: 1.0}
-    if comparison.paraphrase_rmse is not None:
-        final[PARAPHRASE] = float(comparison.paraphrase_rmse[-1])
+    final = {PROMPT: (0.0, 0.0, 0.0), NONE: (1.0, 1.0, 1.0)}
+    for name, found in comparison.distances.items():
+        final[name] = (float(found.relative_rmse[-1]), float(found.without_massive[-1]), float(found.median[-1]))
     scores = {each.method: each for each in comparison.scores}
     unscored = [name for name in (*comparison.methods, PARAPHRASE) if name not in scores and name in final]
     return [
@@ -123,7 +155,8 @@ def method_rows(comparison: Comparison) -> list[MethodRow]:
     ]
 
 
-def _row(name: str, color: str, scores: Scores | None, rmse: float | None) -> MethodRow:
+def _row(name: str, color: str, scores: Scores | None, last: tuple[float, float, float] | None) -> MethodRow:
+    rmse, without, median = (_fixed(value, 2) for value in last or (None, None, None))
     return MethodRow(
         name=shown_name(name),
         color=color,
@@ -134,7 +167,9 @@ def _row(name: str, color: str, scores: Scores | None, rmse: float | None) -> Me
         trait_interval=_interval(scores.trait_interval) if scores else "",
         coherence=_fixed(scores.coherence if scores else None),
         coherence_interval=_interval(scores.coherence_interval) if scores else "",
-        rmse=_ABSENT if rmse is None else f"{rmse:.2f}",
+        rmse=rmse,
+        without_massive=without,
+        median=median,
     )
 
 
@@ -148,6 +183,7 @@ def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
         ("compared", f"{len(comparison.tokens):,} tokens of {len(comparison.tokens.triplet.unique()):,} responses"),
         ("layers", ranges(comparison.layers)),
         ("α in the figures", comparison.strengths),
+        ("massive activations", "not looked for" if comparison.massive is None else comparison.massive.summary),
         *((f"{name} acts at layers", ranges(trace.site_layers)) for name, trace in comparison.methods.items()),
         *comparison.settings.items(),
     ]
