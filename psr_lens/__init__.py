@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from psr_lens.activations.capture import Captured as Captured
     from psr_lens.activations.capture import InMemory as InMemory
     from psr_lens.activations.capture import capture as capture
+    from psr_lens.activations.massive_activations import MassiveActivations as MassiveActivations
+    from psr_lens.activations.massive_activations import massive_activations as massive_activations
     from psr_lens.activations.statistics import CapturedStatistics as CapturedStatistics
     from psr_lens.activations.statistics import Statistics as Statistics
     from psr_lens.activations.store import OnDisk as OnDisk
@@ -92,6 +94,8 @@ _HOME = {
     "Captured": "activations.capture",
     "InMemory": "activations.capture",
     "capture": "activations.capture",
+    "MassiveActivations": "activations.massive_activations",
+    "massive_activations": "activations.massive_activations",
     "CapturedStatistics": "activations.statistics",
     "Statistics": "activations.statistics",
     "OnDisk": "activations.store",

@@ -24,6 +24,7 @@ import oracles
 from architectures import FAMILIES
 from chat_server import KEY, ChatServer
 from helpers import BACKENDS, ORGANISMS, TINY, Case, save_tiny
+from massive_model import Massive, massive_model
 
 import psr_lens as psr
 from psr_lens.evaluation import answer_cache
@@ -113,6 +114,13 @@ def fresh(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Case:
 def tiny_llama(load: Callable[[str, str], Case]) -> Case:
     """One tiny model, where the architecture cannot matter."""
     return load("llama", BACKENDS[0])
+
+
+@pytest.fixture(scope="session")
+def massive(tiny_llama: Case, tmp_path_factory: pytest.TempPathFactory) -> Massive:
+    """A tiny model in which one token becomes massive in the prompted context only, and another in both."""
+    folder = tmp_path_factory.mktemp("massive") / "llama"
+    return massive_model(tiny_llama.model, tiny_llama.folder, folder, tiny_llama.backend)
 
 
 @pytest.fixture(scope="session")

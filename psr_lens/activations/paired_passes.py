@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
@@ -92,12 +92,16 @@ class Rows:
         self.tensors: dict[str, Tensor] = {}
         self._dtype = dtype
 
+    def at(self, indices: Sequence[int]) -> Int[Tensor, " token"]:
+        """The numbers of the rows of a batch of the triplets `indices`."""
+        return torch.cat([torch.arange(self.offsets[index], self.offsets[index + 1]) for index in indices])
+
     def of(self, indices: Sequence[int]) -> Take:
         """A function that stores the rows of a batch of the triplets `indices` in their place, on the CPU.
 
         It raises a ModelError if a number is too large for the type in which it is kept.
         """
-        into = torch.cat([torch.arange(self.offsets[index], self.offsets[index + 1]) for index in indices])
+        into = self.at(indices)
 
         def take(name: str, rows: Float[Tensor, "token ..."]) -> None:
             if name not in self.tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,14 +14,11 @@ from torch import Tensor
 from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.activations.hook_keys import HookKey, captured_name
+from psr_lens.activations.log_histogram import BINS, histogram_quantile, log_histogram
 from psr_lens.activations.paired_passes import Reading, row_counts
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
 
-BINS_PER_DECADE: Final = 128
-"""Resolution of the histogram of ‖Δ‖; quantiles are accurate to 1 %."""
-DECADES: Final = (-12, 12)
-"""Range of the histogram, as powers of ten; values outside are counted in its end bins."""
 EXACT_WIDTH: Final = 512
 """Widest activation whose second moments are kept in full; wider ones are sketched."""
 SKETCH_WIDTH: Final = 96
@@ -122,9 +118,7 @@ class HookStatistics:
         """
         if not 0 <= q <= 1:
             raise InputError("q", q, "a number from 0 to 1")
-        wanted = max(1, math.ceil(q * self.tokens - 1e-9))  # not above the product because of rounding
-        bin_number = int(torch.searchsorted(self.histogram.cumsum(0), torch.tensor(wanted)))
-        return float(10 ** (DECADES[0] + (bin_number - 0.5) / BINS_PER_DECADE)) if bin_number else 0.0
+        return histogram_quantile(self.histogram, q)
 
     @checks_arguments
     def rank_share(self, rank: int) -> float:
@@ -149,7 +143,7 @@ class _Running:
         self.total_unit = torch.zeros(width, dtype=torch.float64)
         self.magnitude = torch.zeros(positions, dtype=torch.float64)
         self.count = torch.zeros(positions, dtype=torch.long)
-        self.histogram = torch.zeros((DECADES[1] - DECADES[0]) * BINS_PER_DECADE + 1, dtype=torch.long)
+        self.histogram = torch.zeros(BINS, dtype=torch.long)
         self.moments = SecondMoments(width)
 
     def add(self, rows: Float[Tensor, "token ..."], positions: Int[Tensor, " token"]) -> None:
@@ -161,8 +155,7 @@ class _Running:
         magnitude = norms.to("cpu", torch.float64)
         self.magnitude.index_add_(0, positions - self.first_position, magnitude)
         self.count += torch.bincount(positions - self.first_position, minlength=len(self.count))
-        bins = ((magnitude.log10() - DECADES[0]) * BINS_PER_DECADE).floor().clamp(0, len(self.histogram) - 2).long() + 1
-        self.histogram += torch.bincount(bins.where(magnitude > 0, 0), minlength=len(self.histogram))
+        self.histogram += log_histogram(magnitude)
         self.moments.add(flat)
 
     def finish(self, rank: int) -> HookStatistics:
