@@ -8,7 +8,7 @@ whether a token has one can differ between the contexts. In squared errors such 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -16,14 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.activations.batches import length_batches
+from psr_lens.activations.massive import RATIO, is_massive
 from psr_lens.activations.next_token import divergence
 from psr_lens.activations.teacher_forced_pass import logits_budget, read_batch
 from psr_lens.fitting.settings.solvers import Layerwise
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Triplet
 
-MASSIVE: Final = 5.0
-"""An activation with a norm this many times the median in either context is taken for massive."""
+MASSIVE: Final = RATIO
+"""What `is_massive` takes for massive."""
 FLOOR: Final = 0.1
 """With `token_weights="kl"`, weight of a token that decides nothing; the mean weight is 1."""
 
@@ -56,18 +57,24 @@ def row_weights(
 ) -> Float[Tensor, " token"]:
     """The weight of each token's squared error: the given one, less for large activations of the residual stream.
 
-    With `relative` it is divided by the prompted activation's norm to that power; and a massive activation's error counts in proportion to
-    its norm, so that it weighs as much as another token's.
+    With `relative` it is divided by the prompted activation's norm to that power. The error of a token that is massive in either context
+    counts in proportion to its norm, so that it weighs as much as another token's.
     """
     if config.hook != "resid_post":
         return given
     parts = [each.split(config.regression_batch) for each in (inputs, targets)]
-    sizes = [(ours.double().norm(dim=1), (ours.double() + added).norm(dim=1)) for ours, added in zip(*parts, strict=True)]
-    base, prompted = (torch.cat(each) for each in zip(*sizes, strict=True))
-    largest = torch.maximum(base, prompted)
-    largest = largest / _median(largest, given * alpha.square()).clamp(min=1e-12)
-    robust = torch.where(largest > MASSIVE, largest.clamp(min=1) ** -2, 1.0)
-    return given.double() * robust * prompted.clamp(min=1e-12) ** -config.relative
+    counts = given * alpha.square()
+
+    def largest(context: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Norms in one context, and those of massive tokens in units of the median; 1 for the others."""
+        norms = torch.cat([context(*each).norm(dim=1) for each in zip(*parts, strict=True)])
+        typical = float(_median(norms, counts))
+        massive = torch.cat([is_massive(context(*each), MASSIVE, typical) for each in zip(*parts, strict=True)])
+        return norms, torch.where(massive, norms / max(typical, 1e-12), 1.0)
+
+    _, in_base = largest(lambda ours, added: ours.double())
+    norms, in_prompted = largest(lambda ours, added: ours.double() + added)
+    return given.double() * torch.maximum(in_base, in_prompted) ** -2 * norms.clamp(min=1e-12) ** -config.relative
 
 
 def _median(values: Float[Tensor, " token"], counts: Float[Tensor, " token"]) -> Float[Tensor, ""]:
