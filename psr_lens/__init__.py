@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.evaluation_result import Evaluation as Evaluation
     from psr_lens.evaluation.faithfulness import faithfulness as faithfulness
     from psr_lens.evaluation.faithfulness_result import Faithfulness as Faithfulness
+    from psr_lens.evaluation.refinement import refine as refine
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
     from psr_lens.evaluation.scores import best_alpha as best_alpha
     from psr_lens.evaluation.scores import best_layer as best_layer
+    from psr_lens.evaluation.scores import calibrate as calibrate
     from psr_lens.evaluation.scores import scores_at as scores_at
     from psr_lens.evaluation.side_effects import Collateral as Collateral
     from psr_lens.evaluation.side_effects import SideEffects as SideEffects
@@ -106,6 +108,7 @@ _HOME = {
     "SideEffects": "evaluation.side_effects",
     "collateral": "evaluation.side_effects",
     "standing_pairs": "evaluation.side_effects",
+    "refine": "evaluation.refinement",
     "Robustness": "evaluation.robustness",
     "robustness": "evaluation.robustness",
     "FitConfig": "fitting.settings.solvers",
@@ -126,6 +129,7 @@ _HOME = {
     "Scores": "evaluation.scores",
     "best_alpha": "evaluation.scores",
     "best_layer": "evaluation.scores",
+    "calibrate": "evaluation.scores",
     "scores_at": "evaluation.scores",
     "AnswersByMethod": "evaluation.answers_by_method",
     "answers_by_method": "evaluation.answers_by_method",

@@ -213,7 +213,7 @@ def made_up(folder: Path, rng: random.Random) -> None:
                 b'{"format": ' + b"9" * 10_000 + b"}",
                 json.dumps(rng.choice(HOSTILE)).encode(),
                 json.dumps(
-                    {"format": rng.choice([1, 2, 3, 4]), "factors": rng.choice(HOSTILE), "sites": rng.choice(HOSTILE)}
+                    {"format": rng.choice([1, 2, 3, 4, 5]), "factors": rng.choice(HOSTILE), "sites": rng.choice(HOSTILE)}
                 ).encode(),
                 struct.pack("<Q", len(header_text)) + header_text + rng.randbytes(rng.randrange(40)),
                 save({"a": torch.zeros(2)}),

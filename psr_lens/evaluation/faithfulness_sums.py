@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from psr_lens.activations.next_token import divergence
 from psr_lens.activations.paired_passes import row_counts
 from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, squares
 from psr_lens.evaluation.faithfulness_result import Closeness, SiteFaithfulness
 from psr_lens.evaluation.side_by_side import Batch
 from psr_lens.prompts import Span
-
-_AT_ONCE: Final = 2**22
-"""Most logits that are compared at once."""
 
 
 class ClosenessSums:
@@ -102,12 +99,5 @@ def by_response(values: Float[Tensor, " token"], counts: Sequence[int]) -> Float
 def compare_logits(
     wanted: Float[Tensor, "token d_vocab"], found: Float[Tensor, "token d_vocab"]
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """KL(wanted ‖ found) in nats, and 1 where both have the same most likely token; in double precision, a few tokens at a time."""
-    divergence, agreed = [], []
-    size = max(1, _AT_ONCE // wanted.shape[1])
-    for ours, theirs in zip(wanted.split(size), found.split(size), strict=True):
-        p, q = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
-        # A token that is impossible under both (−∞) adds nothing.
-        divergence.append(torch.where(p == -torch.inf, 0, p.exp() * (p - q)).sum(-1))
-        agreed.append((ours.argmax(-1) == theirs.argmax(-1)).double())
-    return torch.cat(divergence), torch.cat(agreed)
+    """KL(wanted ‖ found) in nats, and 1 where both have the same most likely token."""
+    return divergence(wanted, found), (wanted.argmax(-1) == found.argmax(-1)).double()

@@ -162,16 +162,90 @@ def best_alpha(
     if not len(alphas):
         raise InputError("alphas", "an empty list", "at least one strength")
     curve = [scores_at(model, pairs, replacement, judge, alpha=alpha, method=method, sampling=sampling) for alpha in alphas]
-    given = _given(curve)
+    return _best(curve, min_coherence)
+
+
+@checks_arguments
+def calibrate(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    replacement: Replacement,
+    judge: Judge,
+    *,
+    alphas: Sequence[float] = (1.0, 1.25, 1.5, 2.0),
+    margin: float = 2.0,
+    sampling: SamplingConfig | None = None,
+) -> Replacement:
+    """Find the strength at which a replacement does as well as the prompt, and keep it as `recommended_alpha`.
+
+    Strengths are tried in ascending order, on the questions that the prompt is scored on too. The first that has the prompt's trait and
+    its coherence, each less a margin, is taken. If none has, it is that with the highest trait among those with this coherence, or else
+    the most coherent one. With a judge of the trait alone, coherence does not count.
+
+    Nothing uses the strength by itself: pass it as `alpha=replacement.recommended_alpha`. It is saved with the replacement, and shown in
+    its model card.
+
+    Args:
+        model: The model.
+        pairs: A few questions, such as 16, that nothing was fitted on and nothing is scored on afterwards.
+        replacement: What to calibrate.
+        judge: Scores the answers.
+        alphas: Strengths to try; 1 is what a fit aims at.
+        margin: How far below those of the prompt the scores may be, which are noisy.
+        sampling: How answers are drawn.
+
+    Returns:
+        The same replacement with its `recommended_alpha`.
+
+    Raises:
+        InputError: no strengths, no pairs, a negative margin, something other than a replacement or a judge in its place, or a judge that
+            gives no trait.
+        ArtifactError: the replacement was made for another model.
+
+    Example:
+        >>> few = psr.SamplingConfig(max_new_tokens=50)
+        >>> psr.calibrate(model, pairs[:2], pirate, judge, sampling=few).recommended_alpha
+        1.0
+    """
+    if not len(alphas):
+        raise InputError("alphas", "an empty list", "at least one strength")
+    if not 0 <= margin <= 100:
+        raise InputError("margin", margin, "a number from 0 to 100")
+    prompt = scores_at(model, pairs, None, judge, context="prompted", sampling=sampling)
+    given = _checked_sides([prompt], 0.0)
+    # A judge that gives no coherence leaves the least coherence NaN, which nothing is below.
+    least = {side: getattr(prompt, side) - margin for side in SIDES}
+    curve = []
+    for alpha in sorted(alphas):
+        curve.append(scores_at(model, pairs, replacement, judge, alpha=alpha, sampling=sampling))
+        if curve[-1].trait >= least["trait"] and not curve[-1].coherence < least["coherence"]:
+            return replace(replacement, recommended_alpha=alpha)
+    best = _best(curve, least["coherence"] if "coherence" in given else 0.0)
+    return replace(replacement, recommended_alpha=best.alpha)
+
+
+def _best(curve: Sequence[Scores], min_coherence: float) -> Scores:
+    """The scores with the highest trait among those that are coherent enough; if none is, the most coherent ones.
+
+    Raises:
+        InputError: the judge gave no trait, or no coherence with `min_coherence` above 0.
+    """
+    given = _checked_sides(curve, min_coherence)
+    coherent = [scores for scores in curve if scores.coherence >= min_coherence or "coherence" not in given]
+    if not coherent:
+        return max(curve, key=lambda scores: _lowest_if_missing(scores.coherence))
+    return max(coherent, key=lambda scores: (_lowest_if_missing(scores.trait), scores.coherence))
+
+
+def _checked_sides(scores: Sequence[Scores], min_coherence: float) -> tuple[Side, ...]:
+    """The kinds of score that there are, among them those that are needed to choose a strength."""
+    given = _given(scores)
     for side in SIDES:
         if side not in given and (side == "trait" or min_coherence > 0):
             needed = "both kinds of score" if side == "trait" else f"both, to keep a coherence of {min_coherence:g}"
             remedy = "`psr.judges.combine` puts two judges together" + ("." if side == "trait" else "; or give `min_coherence=0`.")
             raise InputError("judge", f"one that gave no answer a score of {side}", f"one that gives {needed}", remedy)
-    coherent = [scores for scores in curve if scores.coherence >= min_coherence or "coherence" not in given]
-    if not coherent:
-        return max(curve, key=lambda scores: _lowest_if_missing(scores.coherence))
-    return max(coherent, key=lambda scores: (_lowest_if_missing(scores.trait), scores.coherence))
+    return given
 
 
 @checks_arguments

@@ -1,7 +1,7 @@
 """The paper's solver: all probes and directions trained together, by gradient descent through the frozen model.
 
 Heyman & Vandeputte 2026: AdamW with a linear decay to 0, on prompt steering imitation (MSE) or on the responses' likelihood (LL), with a
-regulariser against probes that never fire.
+regulariser against probes that never fire. Imitation of the next-token distributions (KL) is this library's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from psr_lens.errors import InputError
-from psr_lens.fitting.gradient_descent.objective import Imitation, Likelihood, Objective
+from psr_lens.fitting.gradient_descent.objective import Divergence, Imitation, Likelihood, Objective
 from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.gradient_descent.training import Trained, train
 from psr_lens.fitting.settings.solvers import Joint, Layerwise, as_joint
@@ -19,7 +19,7 @@ from psr_lens.models import HookedModel
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site
 
-OBJECTIVES: Final[Mapping[str, type[Objective]]] = {"mse": Imitation, "ll": Likelihood}
+OBJECTIVES: Final[Mapping[str, type[Objective]]] = {"mse": Imitation, "ll": Likelihood, "kl": Divergence}
 
 
 def fit_joint(
@@ -62,7 +62,7 @@ def polish(
 ) -> Trained:
     """Train as `config.polish` says from sites that a layerwise solver gave, or from those that a function makes.
 
-    The function is not called where a checkpoint has the parameters already.
+    The function is not called where a checkpoint has the parameters already, unless the ranks are chosen by the solver.
 
     Raises:
         InputError: `config` has no `polish`; or as `fit_joint`.
@@ -73,7 +73,7 @@ def polish(
     joint = as_joint(config, config.polish)
 
     def objective(resumed: bool) -> Objective:
-        if resumed:
+        if resumed and config.rank != "auto":  # else the shapes have to be found again
             parameters = Parameters.random(model, names, joint)
         else:
             parameters = Parameters.of(model, sites() if callable(sites) else sites, joint)

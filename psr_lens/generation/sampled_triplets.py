@@ -174,6 +174,13 @@ def judged_triplets(
     scores = Judgement(full, full, ("",) * len(pairs), SIDES)
     if judge is not None:
         scores = judged(judge, [response.text for response in responses], [pair.asked for pair in pairs])
+    return scored_triplets(pairs, responses, scores, keep_negatives=keep_negatives)
+
+
+def scored_triplets(
+    pairs: Sequence[PromptPair], responses: Sequence[Response], scores: Judgement, *, keep_negatives: bool = False
+) -> Triplets:
+    """The same with scores that are there already."""
     kept, dropped = [], []
     for index, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
         found = {side: float(getattr(scores, side)[index]) for side in scores.sides}

@@ -56,6 +56,7 @@ def model_card(kind: str, parts: Sequence[tuple[ReplacementSpec, float]], load: 
         model_literal=json.dumps(model),
         instruction_literal=json.dumps(instruction),
         load=load,
+        alpha=_alpha(parts),
         offset=any(replacement.offset for replacement, _ in parts),
         parts=[_part(replacement, factor) for replacement, factor in parts],
         versions=", ".join(f"{package} {number}" for package, number in versions()),
@@ -141,7 +142,15 @@ def _facts(replacement: ReplacementSpec) -> list[tuple[str, str]]:
         facts.insert(2, ("weights", f"processed by TransformerLens: {model['processing']}"))
     if replacement.offset:
         facts.append(("learned offset of alpha", f"{replacement.offset:g}"))
+    if replacement.recommended_alpha is not None:
+        facts.append(("recommended alpha", f"{replacement.recommended_alpha:g}"))
     return facts
+
+
+def _alpha(parts: Sequence[tuple[ReplacementSpec, float]]) -> float:
+    """The strength of the examples: the recommended one, where there is one for all that steers."""
+    recommended = parts[0][0].recommended_alpha if len(parts) == 1 else None
+    return 1.0 if recommended is None else recommended
 
 
 def _hook_points(names: Iterable[str]) -> str:

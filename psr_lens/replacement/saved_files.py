@@ -19,9 +19,9 @@ from psr_lens.replacement.site import Rule, Site
 from psr_lens.replacement.spec import ReplacementSpec
 from psr_lens.results.table import ResultTable
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Format version of a replacement's files. 2 added `offset`, `tokens` and `curve`; 3 added `data` and `metrics`; 4 added `checksum`, which
-binds the tensors to the settings; 1 to 3 can be read."""
+binds the tensors to the settings; 5 added `recommended_alpha`; 1 to 4 can be read."""
 WEIGHTS_FILE: Final = "replacement.safetensors"
 SETTINGS_FILE: Final = "replacement.json"
 FILES: Final = (SETTINGS_FILE, WEIGHTS_FILE)
@@ -38,6 +38,7 @@ _ADDED: Final[dict[int, dict[str, Any]]] = {
     2: {"tokens": "span", "offset": 0.0, "curve": None},
     3: {"data": None, "metrics": None},
     4: {"checksum": None},
+    5: {"recommended_alpha": None},
 }
 """Fields that each format added, with their values in older artifacts."""
 _MODEL: Final = {
@@ -68,6 +69,7 @@ def write_replacement(folder: Path, replacement: ReplacementSpec) -> None:
         "settings": dict(replacement.settings),
         "curve": None if replacement.curve is None else replacement.curve.to_json(),
         "metrics": None if replacement.metrics is None else replacement.metrics.to_content(),
+        "recommended_alpha": replacement.recommended_alpha,
         "sites": [{"hook": name, "rule": site.rule} for name, site in replacement.sites.items()],
         "checksum": content_digest(replacement),
     }
@@ -95,7 +97,7 @@ def read_replacement(folder: Path, root: Path) -> tuple[dict[str, Any], str | No
         tensors = read_tensors(
             folder / WEIGHTS_FILE, [f"{name}/{part}" for name in rules for part in _TENSORS], "Replacement.save", root
         )
-        curve, metrics = settings["curve"], settings["metrics"]
+        curve, metrics, recommended = (settings[name] for name in ("curve", "metrics", "recommended_alpha"))
         checksum = None if settings["format"] < 4 else _of_type("checksum", settings["checksum"], str)
         fields = {
             "sites": {name: _site_from(tensors, name, rule) for name, rule in rules.items()},
@@ -109,6 +111,7 @@ def read_replacement(folder: Path, root: Path) -> tuple[dict[str, Any], str | No
             "curve": None if curve is None else LearningCurve.from_json(_of_type("curve", curve, dict)),
             "data": _of_type("data", settings["data"], str | None),
             "metrics": None if metrics is None else ResultTable.from_content(_of_type("metrics", metrics, dict)),
+            "recommended_alpha": None if recommended is None else float(_of_type("recommended_alpha", recommended, int | float)),
         }
         return fields, checksum
     except ArtifactError:  # a ValueError too

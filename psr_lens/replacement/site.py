@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +64,22 @@ class Site:
     def to(self, device: torch.device, dtype: torch.dtype) -> Site:
         """The same site with its tensors on another device and of another dtype."""
         return Site(self.directions.to(device, dtype), self.weights.to(device, dtype), self.bias.to(device, dtype), self.rule)
+
+    def padded(self, rank: int) -> Site:
+        """The same site with as many directions as `rank`; those that are added, with their probes, are 0."""
+        missing = rank - self.rank
+        wide = [torch.nn.functional.pad(each, (0, 0, 0, missing)) for each in (self.directions, self.weights)]
+        return Site(wide[0], wide[1], torch.nn.functional.pad(self.bias, (0, missing)), self.rule)
+
+    @staticmethod
+    def stacked(sites: Sequence[Site]) -> tuple[Tensor, Tensor, Tensor]:
+        """Directions, weights and biases of several sites, stacked; all are padded to the largest rank."""
+        rank = max(site.rank for site in sites)
+        padded = [site.padded(rank) for site in sites]
+        directions, weights, bias = (
+            torch.stack([getattr(site, part) for site in padded]) for part in ("directions", "weights", "bias")
+        )
+        return directions, weights, bias
 
 
 def per_head(rows: Float[Tensor, "*token left"], matrix: Float[Tensor, "*head left right"]) -> Float[Tensor, "*token right"]:

@@ -51,6 +51,8 @@ class ReplacementSpec:
     """xxh3_128 of the training triplets' tokens (`psr_lens.activations.store.triplets_digest`), in hexadecimal; None if unknown."""
     metrics: ResultTable | None = None
     """Measured results, kept in the artifact and shown in its model card."""
+    recommended_alpha: float | None = None
+    """The strength that `psr.calibrate` found best; None if none was looked for. Nothing uses it unless it is passed as `alpha`."""
 
     def __post_init__(self) -> None:
         """Refuse fields that do not fit together."""
@@ -67,6 +69,11 @@ class ReplacementSpec:
             raise InputError("span", repr(self.span), "'R', since tokens='last' steers the last prompt token alone")
         if not isinstance(self.offset, int | float) or finite_number(self.offset) is None:
             raise InputError("offset", brief(self.offset), "a finite number")
+        if self.recommended_alpha is not None:
+            strength = finite_number(self.recommended_alpha)
+            if strength is None:
+                raise InputError("recommended_alpha", brief(self.recommended_alpha), "a finite number, or None")
+            object.__setattr__(self, "recommended_alpha", strength)
 
 
 def finite_number(value: Any) -> float | None:

@@ -209,7 +209,7 @@ def test_batches_do_not_matter_and_logits_are_never_held_for_more_than_they_may(
     module = sys.modules["psr_lens.evaluation.side_by_side"]
     most = 80
     monkeypatch.setattr(sys.modules["psr_lens.activations.teacher_forced_pass"], "_LOGITS", most * model.cfg.d_vocab * 4)
-    monkeypatch.setattr(sys.modules["psr_lens.evaluation.faithfulness_sums"], "_AT_ONCE", 3 * model.cfg.d_vocab)
+    monkeypatch.setattr(sys.modules["psr_lens.activations.next_token"], "_AT_ONCE", 3 * model.cfg.d_vocab)
     sizes = []
     read = module.read_batch
     monkeypatch.setattr(module, "read_batch", lambda *given, **named: sizes.append(len(given[1])) or read(*given, **named))

@@ -1,5 +1,7 @@
 """Scores of one method at one strength, and the strength and the layer that score best."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,63 @@ def test_best_alpha_keeps_the_coherence_bound(pushed):
 def test_what_could_not_be_scored_is_never_the_best_strength(pushed, order, level):
     verdicts = {0.0: (np.nan, np.nan), 1.0: (level, level), 64.0: (np.nan, np.nan)}
     assert best(pushed, verdicts, order).alpha == 1.0
+
+
+def calibrated(model, monkeypatch, scores, prompt=(80, 90), **options):
+    """The recommended strength where the prompt and each strength have a known trait and coherence; and the strengths that were tried."""
+    tried = []
+
+    def scores_at(model, pairs, replacement, judge, *, alpha=1.0, context="base", **given):
+        if context == "prompted":
+            assert replacement is None
+            return made_up("prompt", None, *prompt)
+        tried.append(alpha)
+        return made_up("A-PSR", alpha, *scores[alpha])
+
+    monkeypatch.setattr(sys.modules["psr_lens.evaluation.scores"], "scores_at", scores_at)
+    replacement = psr.Replacement({"blocks.0.hook_resid_post": Site(*torch.ones(2, 1, 4), torch.ones(1), "constant")}, "R", "x", {})
+    found = psr.calibrate(model, [PAIR], replacement, FixedJudge([], []), alphas=list(scores)[::-1], **options)
+    assert found.sites is replacement.sites
+    return found.recommended_alpha, tried
+
+
+def made_up(name, alpha, trait, coherence):
+    return psr.Scores(name, alpha, 1, 0, float(trait), float(coherence), (0.0, 100.0), (0.0, 100.0))
+
+
+@pytest.mark.parametrize(
+    ("scores", "wanted"),
+    [
+        ({1.0: (60, 90), 1.25: (79, 89), 1.5: (95, 92)}, 1.25),  # the first within the margin of 2 of both
+        ({1.0: (85, 95), 1.25: (99, 99)}, 1.0),
+        ({1.0: (85, 50), 1.25: (79, 88)}, 1.25),  # too incoherent at 1
+        ({1.0: (60, 90), 1.25: (70, 89), 1.5: (95, 50)}, 1.25),  # none has both: the highest trait that is coherent
+        ({1.0: (60, 50), 1.25: (70, 60), 1.5: (95, 55)}, 1.25),  # none is coherent: the most coherent
+        ({1.0: (np.nan, np.nan), 1.25: (20, 90)}, 1.25),
+    ],
+)
+def test_the_recommended_strength_is_the_first_that_does_as_well_as_the_prompt(tiny_llama, monkeypatch, scores, wanted):
+    found, tried = calibrated(tiny_llama.model, monkeypatch, scores)
+    assert found == wanted
+    assert tried == sorted(tried)
+
+
+def test_no_more_strengths_are_tried_than_are_needed_and_a_judge_of_the_trait_alone_serves(tiny_llama, monkeypatch):
+    nothing = float("nan")
+    scores = {1.0: (60, nothing), 1.25: (90, nothing), 1.5: (99, nothing)}
+    assert calibrated(tiny_llama.model, monkeypatch, scores, prompt=(80, nothing)) == (1.25, [1.0, 1.25])
+    assert calibrated(tiny_llama.model, monkeypatch, scores, prompt=(100, nothing), margin=0.5) == (1.5, [1.0, 1.25, 1.5])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_cannot_be_calibrated_is_refused(tiny_llama, monkeypatch):
+    nothing = float("nan")
+    with pytest.raises(InputError, match="judge: got one that gave no answer a score of trait"):
+        calibrated(tiny_llama.model, monkeypatch, {1.0: (nothing, 90)}, prompt=(nothing, 90))
+    with pytest.raises(InputError, match="alphas: got an empty list"):
+        calibrated(tiny_llama.model, monkeypatch, {})
+    with pytest.raises(InputError, match=r"margin: got -1.*from 0 to 100"):
+        calibrated(tiny_llama.model, monkeypatch, {1.0: (50, 90)}, margin=-1.0)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Both objectives against plain transformers with PyTorch's own hooks: losses and gradients, at every kind of hook point and rule."""
+"""All objectives against plain transformers with PyTorch's own hooks: losses and gradients, at every kind of hook point and rule."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from helpers import LAYERS, random_triplets
 
 import psr_lens as psr
-from psr_lens.fitting.gradient_descent.objective import Imitation, Likelihood
+from psr_lens.fitting.gradient_descent.objective import Divergence, Imitation, Likelihood
 from psr_lens.fitting.gradient_descent.parameters import START_OFFSET, Parameters
 from psr_lens.replacement import Site
 
@@ -85,9 +85,15 @@ def reference(hf, triplets, parameters, config) -> torch.Tensor:
             scores = found.logits.log_softmax(-1)
             for place, token in enumerate(response):
                 total = total - scores[len(base) - 1 + place, token]
+            continue
+        with torch.no_grad():
+            wanted = oracles.read(hf, (*steered, *response))
+        if config.objective == "kl":
+            for place in range(len(response)):
+                p = wanted.logits[len(steered) - 1 + place].softmax(-1)
+                q = found.logits[len(base) - 1 + place].softmax(-1)
+                total = total + (p * (p / q).log()).sum()
         else:
-            with torch.no_grad():
-                wanted = oracles.read(hf, (*steered, *response))
             for mine, theirs in zip(found.residuals, wanted.residuals, strict=True):
                 total = total + (mine[len(base) - kept :] - theirs[len(steered) - kept :]).square().sum()
     return total
@@ -96,7 +102,7 @@ def reference(hf, triplets, parameters, config) -> torch.Tensor:
 def compare(case, config) -> None:
     triplets, parameters = random_triplets(case.model, 3), start_of(case.model, config)
     indices = range(len(triplets))
-    objective = {"mse": Imitation, "ll": Likelihood}[config.objective](case.model, triplets, parameters, config)
+    objective = {"mse": Imitation, "ll": Likelihood, "kl": Divergence}[config.objective](case.model, triplets, parameters, config)
     objective.prepare(indices)
     found, wanted = objective.losses(indices).error, reference(case.hf, triplets, parameters, config)
     torch.testing.assert_close(found, wanted, rtol=2e-5, atol=1e-4)
@@ -106,13 +112,13 @@ def compare(case, config) -> None:
         assert theirs.any()
 
 
-@pytest.mark.parametrize("objective", ["mse", "ll"])
+@pytest.mark.parametrize("objective", ["mse", "ll", "kl"])
 @pytest.mark.parametrize("hook", KINDS)
 def test_losses_and_gradients_at_every_kind_of_hook_point(tiny, hook, objective):
     compare(tiny, psr.Joint(hook=hook, objective=objective, rank=2, learned_offset=True))
 
 
-@pytest.mark.parametrize("objective", ["mse", "ll"])
+@pytest.mark.parametrize("objective", ["mse", "ll", "kl"])
 @pytest.mark.parametrize(
     "settings", [{"rule": "sigmoid"}, {"rule": "constant"}, {"span": "QR"}, {"rule": "constant", "hook": "z"}], ids=str
 )
@@ -131,7 +137,7 @@ def test_under_the_constant_rule_only_the_vector_is_trained(tiny_llama):
         assert not site.weights.any()
 
 
-@pytest.mark.parametrize("objective", ["mse", "ll"])
+@pytest.mark.parametrize("objective", ["mse", "ll", "kl"])
 @pytest.mark.parametrize("rule", ["relu", "sigmoid", "constant"])
 def test_every_rule_learns(tiny_llama, rule, objective):
     config = psr.Joint(rule=rule, objective=objective, epochs=15, batch_size=3, learning_rate=2e-2)
@@ -170,3 +176,26 @@ def test_the_offset_starts_in_the_middle_of_the_scale_and_stays_at_nought_unless
     assert start_of(tiny_llama.model, psr.Joint()).offset.item() == 0
     names = ["blocks.0.hook_resid_post"]
     assert Parameters.random(tiny_llama.model, names, psr.Joint(learned_offset=True)).offset.item() == START_OFFSET == -0.5
+
+
+def test_tokens_that_are_impossible_under_both_prompts_leave_the_divergence_finite(tiny_llama):
+    def never(logits):
+        return torch.cat([logits[..., :-2], torch.full_like(logits[..., -2:], -torch.inf)], -1)
+
+    triplets, config = random_triplets(tiny_llama.model, 3), psr.Joint(objective="kl")
+    objective = Divergence(tiny_llama.model, triplets, start_of(tiny_llama.model, config), config)
+    predicted = objective._predicted
+    objective._predicted = lambda *given: never(predicted(*given))
+    loss = objective.losses(range(3)).error
+    gradients = torch.autograd.grad(loss, list(objective.parameters.trained.values()))
+    assert loss.isfinite()
+    assert loss > 0
+    assert all(each.isfinite().all() for each in gradients)
+
+
+def test_polishing_on_the_divergence_lowers_it_and_is_named(tiny_llama):
+    triplets = random_triplets(tiny_llama.model, 6)
+    config = psr.Sequential(regression_steps=2, polish=psr.Polish(objective="kl", epochs=4, batch_size=3, learning_rate=1e-2))
+    fitted = psr.fit(tiny_llama.model, triplets, config)
+    assert fitted.method == "A-PSR KL"
+    assert fitted.curve.train[-1] < 0.95 * fitted.curve.train[0]

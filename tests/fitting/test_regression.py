@@ -106,7 +106,7 @@ def test_the_closed_form_is_least_squares_of_what_is_added(rank, power):
 def test_tokens_at_a_strength_near_0_change_nothing(weak, steps):
     """Whatever a site is, it adds (nearly) nothing to them: their targets say nothing about it."""
     inputs, targets, alpha, _ = planted(noise=0.5)
-    config = psr.Sequential(rank=2, regression_steps=steps)
+    config = psr.Sequential(rank=2, regression_steps=steps, hook="mlp_out")  # where no token counts less for its size
     without = fit_site(inputs, targets, alpha, config)
     others, strange, _, _ = planted(tokens=100, seed=5, noise=3.0)
     together = fit_site(
@@ -228,3 +228,71 @@ def test_data_that_is_not_finite_is_a_fit_error(bad, where):
 def test_the_tests_check_shapes_at_run_time():
     with pytest.raises(jaxtyping.TypeCheckError, match="targets"):
         fit_site(torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(3), psr.Sequential())
+
+
+def test_a_tokens_weight_is_how_often_it_counts():
+    inputs, targets, alpha, _ = planted(tokens=200, rank=3, noise=1.0)
+    times = torch.arange(200) % 3
+    config = psr.Sequential(rank=2, regression_steps=300)
+    weighted = fit_site(inputs, targets, alpha, config, token_weights=2.5 * times.float())
+    repeated = fit_site(*(each.repeat_interleave(times, 0) for each in (inputs, targets, alpha)), config)
+    alike = (weighted.intervention(inputs) - repeated.intervention(inputs)).norm() / repeated.intervention(inputs).norm()
+    assert alike < 0.02
+
+
+def with_a_massive_token(inputs: Tensor, targets: Tensor, size: float, *, prompted: bool) -> tuple[Tensor, Tensor]:
+    """The first token has an activation of `size` times the median norm, in the prompted context or in the base context alone."""
+    median = torch.maximum(inputs.norm(dim=1), (inputs + targets).norm(dim=1)).median()
+    massive = torch.zeros(WIDTH).index_fill(0, torch.tensor([3]), size * float(median))
+    inputs, targets, ordinary = inputs.clone(), targets.clone(), inputs[0]
+    inputs[0], targets[0] = (ordinary, massive - ordinary) if prompted else (massive, ordinary - massive)
+    return inputs, targets
+
+
+@pytest.mark.parametrize("prompted", [True, False])
+def test_a_massive_activation_does_not_outweigh_the_other_tokens(prompted):
+    inputs, targets, alpha, _ = planted(tokens=600, rank=2, noise=0.5)
+    changed = with_a_massive_token(inputs, 0.1 * targets, 60.0, prompted=prompted)
+    error = [
+        relative_error(fit_site(*changed, alpha, psr.Sequential(rank=2, hook=hook)), inputs[1:], 0.1 * targets[1:], alpha[1:])
+        for hook in ("resid_post", "mlp_out")
+    ]
+    assert error[0] < 0.3
+    assert error[1] > 2 * error[0]  # elsewhere than in the residual stream nothing divides by the norm
+
+
+def test_activations_that_are_merely_large_count_in_full():
+    inputs, targets, alpha, _ = planted(noise=0.5)
+    changed = with_a_massive_token(inputs, 0.1 * targets, 2.9, prompted=True)
+    robust, plain = (fit_site(*changed, alpha, psr.Sequential(rank=2, hook=hook)) for hook in ("resid_post", "mlp_out"))
+    assert torch.equal(robust.directions, plain.directions)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_the_rank_that_is_chosen_is_the_planted_one(rank):
+    generator = torch.Generator().manual_seed(rank)
+    inputs = torch.randn(600, WIDTH, generator=generator)
+    weights, directions = (torch.linalg.qr(torch.randn(WIDTH, rank, generator=generator))[0].T for _ in range(2))
+    targets = (inputs @ weights.T + 3) @ directions + 0.05 * torch.randn(600, WIDTH, generator=generator)
+    for batch in (65_536, 70):
+        assert fit_site(inputs, targets, torch.ones(600), psr.Sequential(rank="auto", regression_batch=batch)).rank == rank
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 300])
+def test_no_more_than_one_direction_is_chosen_where_nothing_can_be_predicted(tokens):
+    inputs, targets = (torch.randn(tokens, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    site = fit_site(inputs, targets, torch.ones(tokens), psr.Sequential(rank="auto", regression_steps=5))
+    assert site.rank == 1
+    assert site.is_finite
+
+
+def test_every_head_chooses_its_rank_and_the_others_get_directions_of_nought():
+    data = [planted(rank=rank, seed=rank) for rank in (1, 4)]
+    inputs, targets = (torch.stack([each[part] for each in data], dim=1) for part in (0, 1))
+    config = psr.Sequential(rank="auto", hook="z", regression_steps=20)
+    alone = [fit_site(inputs[:, head], targets[:, head], data[0][2], config) for head in range(2)]
+    assert alone[0].rank < alone[1].rank
+    together = fit_site(inputs, targets, data[0][2], config)
+    for head in range(2):
+        wanted = alone[head].intervention(inputs[:, head])
+        torch.testing.assert_close(together.intervention(inputs)[:, head], wanted, rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -24,7 +25,7 @@ from helpers import (
 from safetensors.torch import load_file, save_file
 
 import psr_lens as psr
-from psr_lens.errors import ArtifactError
+from psr_lens.errors import ArtifactError, InputError
 from psr_lens.replacement import LearningCurve, Replacement
 
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
@@ -68,7 +69,7 @@ def test_a_loaded_artifact_steers_to_the_last_bit_alike(saved, tiny_llama):
 def test_an_artifact_is_safetensors_and_json_and_a_card(saved):
     _, folder = saved
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "replacement.json", "replacement.safetensors"]
-    assert json.loads((folder / "replacement.json").read_text())["format"] == 4
+    assert json.loads((folder / "replacement.json").read_text())["format"] == 5
     assert len(load_file(folder / "replacement.safetensors")) == 3 * LAYERS
 
 
@@ -129,7 +130,7 @@ def test_a_damaged_or_missing_file_is_an_artifact_error_that_names_it_and_a_reme
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 5},
+        {"format": 6},
         {"format": True},
         {"format": "1"},
         {"format": None},
@@ -246,7 +247,7 @@ def test_an_artifact_of_the_first_format_still_loads(tmp_path, tiny_llama):
     again = Replacement.load(back.save(tmp_path))
     with back.steer(tiny_llama.model), again.steer(tiny_llama.model, -1.0):
         assert logits_of(tiny_llama.model, range(10, 20)).isfinite().all()
-    assert json.loads((tmp_path / "replacement.json").read_text())["format"] == 4
+    assert json.loads((tmp_path / "replacement.json").read_text())["format"] == 5
 
 
 def test_an_artifact_of_the_second_format_still_loads(saved):
@@ -254,6 +255,41 @@ def test_an_artifact_of_the_second_format_still_loads(saved):
     edit_settings(folder, format=2, data="absent", metrics="absent")
     back = Replacement.load(folder)
     assert (back.settings, back.data, back.metrics) == (made.settings, None, None)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("strength", [1.25, -0.5, 0, np.float32(1.5), None])
+def test_the_recommended_strength_comes_back_and_is_on_the_card(saved, strength, tmp_path):
+    made, _ = saved
+    recommended = replace(made, recommended_alpha=strength).with_metrics(psr.ResultTable(()))
+    folder = recommended.save(tmp_path / "recommended")
+    back = Replacement.load(folder)
+    assert back.recommended_alpha == strength
+    assert type(back.recommended_alpha) is (type(None) if strength is None else float)
+    card = (folder / "README.md").read_text()
+    assert ("| recommended alpha |" in card) is (strength is not None)
+    assert f"steering.steer(model, alpha={1.0 if strength is None else float(strength)})" in card
+    plan = psr.SteeringPlan.load((recommended + made).save(tmp_path / "plan"))
+    assert [part.replacement.recommended_alpha for part in plan.parts] == [strength, None]
+    assert "alpha=1.0)" in plan.model_card()
+
+
+def test_an_artifact_of_the_fourth_format_has_no_recommended_strength(saved):
+    _, folder = saved
+    edit_settings(folder, format=4, recommended_alpha="absent")
+    assert Replacement.load(folder).recommended_alpha is None
+
+
+@pytest.mark.parametrize("strength", ["absent", "1", True, float("inf"), [1.0]], ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_a_recommended_strength_that_is_no_number_is_refused(saved, strength):
+    made, folder = saved
+    edit_settings(folder, recommended_alpha=strength)
+    with pytest.raises(ArtifactError, match="Save the replacement again"):
+        Replacement.load(folder)
+    if strength != "absent":
+        with pytest.raises(InputError, match=r"recommended_alpha: .*number"):
+            replace(made, recommended_alpha=strength)
 
 
 def test_offset_tokens_curve_and_per_head_sites_come_back(tmp_path, tiny):

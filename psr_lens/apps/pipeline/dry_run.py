@@ -12,6 +12,7 @@ from psr_lens._utils.sequences import ranges
 from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
+from psr_lens.fitting.layerwise.rank import MOST_RANK
 from psr_lens.fitting.settings.solvers import FitConfig, Joint, Layerwise, ReFT
 from psr_lens.models import tokenizer_of
 from psr_lens.models.config_without_weights import ModelOutline, outline
@@ -94,13 +95,13 @@ def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: P
         where = f"blocks.{layers[0]}.{kind}" if len(layers) == 1 else f"blocks.{{{ranges(layers)}}}.{kind}"
         width = found.cfg.d_model
         rank = settings.rank if isinstance(settings, Joint | Layerwise) else 1
-        parameters = len(layers) * rank * (2 * width + 1) * 4
+        parameters = len(layers) * (MOST_RANK if rank == "auto" else rank) * (2 * width + 1) * 4
         lines.append((f"fit {name}", f"{settings.solver}, rank {rank}, span {settings.span}, at {where}"))
         lines.append(
             (
                 "",
                 f"{_passes(settings)}; activations: {_size(4 * width)} per token and hook point, at most "
-                f"{_size(2 * tokens * 4 * width)} per hook point; artifact: {_size(parameters)}",
+                f"{_size(2 * tokens * 4 * width)} per hook point; artifact: {'at most ' if rank == 'auto' else ''}{_size(parameters)}",
             )
         )
     return lines

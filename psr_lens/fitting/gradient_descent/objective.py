@@ -1,6 +1,7 @@
-"""The objectives of joint training: the distance to the prompted activations (MSE), or −log p of the responses (LL).
+"""The objectives of joint training: the distance to the prompted activations (MSE) or next-token distributions (KL), or −log p (LL).
 
-Heyman & Vandeputte 2026, "Training". Both run the base context with the sites in force, and add the regulariser against dead probes.
+MSE and LL are those of Heyman & Vandeputte 2026, "Training". All run the base context with the sites in force, and add the regulariser
+against dead probes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.settings.solvers import Joint
 from psr_lens.models import HookedModel, device_of, forward, hooked
 from psr_lens.models.hook_points import layer_of
-from psr_lens.prompts import Triplet
+from psr_lens.prompts import Context, Triplet
 from psr_lens.replacement import Site
 from psr_lens.replacement.site import per_head
 
@@ -35,14 +36,18 @@ EXPLODED: Final = 1e3
 """MSE: an error this many times the unsteered one counts as an explosion."""
 
 SURPRISED: Final = 10.0
-"""LL: so does a −log p this many times that of a uniform guess."""
+"""LL and KL: so does a −log p, or a KL, this many times the −log p of a uniform guess."""
+
+
+IMPOSSIBLE: Final = -1e4
+"""KL: log-probabilities below this count as this."""
 
 
 class Losses(NamedTuple):
     """Summed losses of some triplets, so that parts of a batch add up to the whole."""
 
     error: Float[Tensor, ""]
-    """MSE: squared error, summed over tokens and layers; LL: −log p, summed over response tokens."""
+    """MSE: squared error, summed over tokens and layers; LL and KL: −log p or KL, summed over response tokens."""
     penalty: Float[Tensor, ""]
     """Regulariser, summed over triplets and probes."""
 
@@ -192,17 +197,39 @@ class Likelihood(Objective):
         batch = self._batch(indices)
         penalties: list[Tensor] = []
         with self.precision(), hooked(self.model, self._steering(batch, indices, penalties)):
-            error = self._surprise(batch, indices)
-        return Losses(error, torch.stack(penalties).sum())
+            predicted = self._predicted(batch, indices, "base")
+        return Losses(self._error(predicted, indices), torch.stack(penalties).sum())
 
-    def _surprise(self, batch: ContextBatch, indices: Sequence[int]) -> Float[Tensor, ""]:
-        """−log p of the response tokens, each predicted one position before it."""
+    def _error(self, predicted: Float[Tensor, "token d_vocab"], indices: Sequence[int]) -> Float[Tensor, ""]:
+        """−log p of the response tokens."""
+        answers = torch.tensor([token for index in indices for token in self.triplets[index].response_ids], device=predicted.device)
+        return torch.nn.functional.cross_entropy(predicted, answers, reduction="sum")
+
+    def _predicted(self, batch: ContextBatch, indices: Sequence[int], context: Context) -> Float[Tensor, "token d_vocab"]:
+        """The logits of the response tokens, each predicted one position before it."""
         logits = forward(self.model, batch.tokens, batch.mask)
-        starts = torch.tensor([len(self.triplets[index].pair.base_ids) for index in indices], device=batch.tokens.device)
+        starts = torch.tensor([len(self.triplets[index].pair.ids(context)) for index in indices], device=batch.tokens.device)
         positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         answers = (batch.mask.bool() & (positions >= starts[:, None]))[:, 1:]
-        predicted = logits[:, :-1][answers].float()
-        return torch.nn.functional.cross_entropy(predicted, batch.tokens[:, 1:][answers], reduction="sum")
+        return logits[:, :-1][answers].float()
+
+
+class Divergence(Likelihood):
+    """KL: KL(p_PS ‖ p_AS) of the next token, a mean over response tokens.
+
+    The likelihood of one sampled response says of each token only which one came; the prompted distribution says what else could have. Not
+    in the paper.
+    """
+
+    def _error(self, predicted: Float[Tensor, "token d_vocab"], indices: Sequence[int]) -> Float[Tensor, ""]:
+        """KL of the prompted distributions, which are computed anew: those of all data would not fit in memory."""
+        chosen = [self.triplets[index] for index in indices]
+        batch = context_batch(chosen, "prompted", self.config.span, self.device)
+        with torch.no_grad(), self.precision():
+            wanted = self._predicted(batch, indices, "prompted").log_softmax(-1)
+        # Tokens that are impossible (−∞), as those beyond the tokenizer's may be, would make it NaN.
+        found, wanted = (each.clamp(min=IMPOSSIBLE) for each in (predicted.log_softmax(-1), wanted))
+        return torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
 
 
 class _Read(BaseException):

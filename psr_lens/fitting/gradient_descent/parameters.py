@@ -56,7 +56,7 @@ class Parameters:
 
     @classmethod
     def of(cls, model: HookedModel, sites: Mapping[str, Site], config: Joint) -> Parameters:
-        """Start from given sites.
+        """Start from given sites; where their ranks differ, all get the largest, with directions and probes of 0 that stay 0.
 
         Raises:
             InputError: the rule of a site is not that of the settings.
@@ -64,8 +64,7 @@ class Parameters:
         for name, site in sites.items():
             if site.rule != config.rule:
                 raise InputError("sites", f"the rule {site.rule!r} at {name}", f"{config.rule!r}, as in the settings")
-        parts = [torch.stack([getattr(site, part) for site in sites.values()]) for part in ("directions", "weights", "bias")]
-        return cls._trainable(model, list(sites), config, parts[0], parts[1], parts[2])
+        return cls._trainable(model, list(sites), config, *Site.stacked(list(sites.values())))
 
     @classmethod
     def _trainable(

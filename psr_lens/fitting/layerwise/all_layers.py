@@ -83,7 +83,8 @@ def _fit_in_lockstep(
             inputs = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_base, base, strict=True)])
             targets = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_prompted, prompted, strict=True)])
             targets = targets.float() - inputs.float()
-            sites[name] = fitted_site(name, inputs, targets, torch.cat(data.alpha).to(store), config, here)
+            alphas, weights = (torch.cat(each).to(store) for each in (data.alpha, data.weights))
+            sites[name] = fitted_site(name, inputs, targets, alphas, weights, config, here)
         remaining, changed = RemainingError(), []
         for ours, batch, theirs, other, alpha in zip(in_base, base, in_prompted, prompted, data.alpha, strict=True):
             rows, wanted = batch.rows_of(ours), other.rows_of(theirs)

@@ -13,6 +13,7 @@ from torch import Tensor
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.errors import FitError
 from psr_lens.fitting.layerwise.regression import fit_site
+from psr_lens.fitting.layerwise.token_weights import decisive
 from psr_lens.fitting.settings.solvers import Layerwise
 from psr_lens.models import HookedModel, device_of
 from psr_lens.models.hook_points import layer_of
@@ -36,17 +37,24 @@ class LayerwiseData:
     """The same batches in the prompted context."""
     alpha: list[Float[Tensor, " _"]]
     """By batch, the trait score of each token's triplet."""
+    weights: list[Float[Tensor, " _"]]
+    """By batch, the weight of each token's error, before massive activations are given less."""
 
     @classmethod
     def of(cls, model: HookedModel, triplets: Sequence[Triplet], config: Layerwise) -> LayerwiseData:
         """Put the triplets into batches within the token budget."""
         device = device_of(model)
         budget = min(config.token_budget, CPU_TOKENS) if device.type == "cpu" else config.token_budget
-        groups = [[triplets[index] for index in indices] for indices in length_batches(triplets, budget)]
+        batches = list(length_batches(triplets, budget))
+        groups = [[triplets[index] for index in indices] for indices in batches]
         base, prompted = (
             [context_batch(group, context, config.span, device) for group in groups] for context in ("base", "prompted")
         )
-        return cls(base, prompted, [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)])
+        alpha = [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)]
+        if config.token_weights == "uniform":
+            return cls(base, prompted, alpha, [torch.ones_like(each) for each in alpha])
+        found = decisive(model, triplets, config)
+        return cls(base, prompted, alpha, [torch.cat([found[index] for index in indices]).to(device) for indices in batches])
 
     @property
     def tokens(self) -> int:
@@ -78,6 +86,7 @@ def fitted_site(
     inputs: Float[Tensor, "token *head width"],
     targets: Float[Tensor, "token *head width"],
     alpha: Float[Tensor, " token"],
+    weights: Float[Tensor, " token"],
     config: Layerwise,
     device: torch.device,
 ) -> Site:
@@ -87,7 +96,7 @@ def fitted_site(
         FitError: an activation or the site is not finite; names the hook point.
     """
     try:
-        site = fit_site(inputs, targets, alpha, config, device)
+        site = fit_site(inputs, targets, alpha, config, device, weights)
     except FitError as error:
         raise FitError(f"{config.solver}: at {name} {error}") from error
     if not site.is_finite:

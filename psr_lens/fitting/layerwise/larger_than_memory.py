@@ -88,9 +88,9 @@ def _fitted(
         if downstream == "steered":
             inputs = _Rows(folder / "inputs")
             _read(model, data.base, [*sites, name], last_layer([name]) + 1, inputs, as_steered, keep=[name])
-        alpha = torch.cat(data.alpha).cpu()
+        alpha, weights = (torch.cat(each).cpu() for each in (data.alpha, data.weights))
         targets = _targets(folder / "targets", inputs[name], prompted[name], config.regression_batch)
-        sites[name] = fitted_site(name, inputs[name], targets, alpha, config, inputs.device_of(name))
+        sites[name] = fitted_site(name, inputs[name], targets, alpha, weights, config, inputs.device_of(name))
         bar.set_postfix(hook=name, error=_remaining(inputs[name], prompted[name], sites[name], alpha, config), refresh=False)
         bar.update()
     return sites

@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields
 from numbers import Integral
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, get_args
 
 from psr_lens._utils.arguments import check_fields
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
 
-Objective = Literal["mse", "ll"]
+Objective = Literal["mse", "ll", "kl"]
 HookKind = Literal["resid_post", "attn_out", "mlp_out", "z"]
 FittedRule = Literal["relu", "sigmoid", "constant"]
+TokenWeights = Literal["uniform", "kl"]
 Autocast = Literal["none", "bfloat16"]
 
-_CHOICES: Final = {"objective": Objective, "hook": HookKind, "rule": FittedRule, "span": Span, "autocast": Autocast}
+_CHOICES: Final = {
+    "objective": Objective,
+    "hook": HookKind,
+    "rule": FittedRule,
+    "span": Span,
+    "autocast": Autocast,
+    "token_weights": TokenWeights,
+}
 _LEAST: Final = {
     "rank": 1,
     "epochs": 1,
@@ -33,6 +41,9 @@ _YES_OR_NO: Final = ("normalise", "learned_offset")
 
 class Settings:
     """Base of the dataclasses of settings: values are checked, and `repr` shows those that are not the default."""
+
+    may_be_auto: ClassVar[tuple[str, ...]] = ()
+    """Settings that the solver chooses where they are `"auto"`."""
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -55,8 +66,8 @@ def check_values(settings: Any) -> None:
         value = getattr(settings, name)
         if name in _CHOICES and (not isinstance(value, str) or value not in get_args(_CHOICES[name])):
             raise InputError(name, repr(value), f"one of {', '.join(map(repr, get_args(_CHOICES[name])))}")
-        if name in _LEAST:
-            check_whole(name, value, _LEAST[name])
+        if name in _LEAST and not (name in settings.may_be_auto and value == "auto"):
+            check_whole(name, value, _LEAST[name], ", or 'auto'" if name in settings.may_be_auto else "")
         if name in _NOT_NEGATIVE and not _is_not_negative(value):
             raise InputError(name, repr(value), "a finite number of at least 0")
         if name in _YES_OR_NO and not isinstance(value, bool):
@@ -64,14 +75,14 @@ def check_values(settings: Any) -> None:
     check_fields(settings)
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
+def check_whole(name: str, value: Any, least: int, otherwise: str = "") -> None:
     """Check a whole number.
 
     Raises:
         InputError: the value is none, or below `least`.
     """
     if not is_whole(value) or value < least:
-        raise InputError(name, repr(value), f"a whole number of at least {least}")
+        raise InputError(name, repr(value), f"a whole number of at least {least}{otherwise}")
 
 
 def _is_not_negative(value: Any) -> bool:

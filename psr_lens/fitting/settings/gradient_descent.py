@@ -44,8 +44,8 @@ class JointTraining(GradientDescent):
     """Settings of joint training, wherever it starts from."""
 
     objective: Objective = "mse"
-    """What to minimise: `"mse"`, the distance to the prompted activations (prompt steering imitation), or `"ll"`, −log p of the
-    response."""
+    """What to minimise: `"mse"`, the distance to the prompted activations (prompt steering imitation); `"ll"`, −log p of the response; or
+    `"kl"`, the KL divergence from the prompted model's next-token distributions, which takes a forward pass more a step."""
     regulariser: float = 0.1
     """Weight of max(0, 1 − Σ_i λ_i), against probes that never fire."""
     normalise: bool = True

@@ -10,12 +10,14 @@ from typing import Any, ClassVar, Final, Literal, cast, get_args
 
 from psr_lens._utils.yaml_config import check_keys, yaml_mapping
 from psr_lens.errors import InputError
-from psr_lens.fitting.settings.base import FittedRule, HookKind, Settings, settable, values_of
+from psr_lens.fitting.settings.base import FittedRule, HookKind, Objective, Settings, TokenWeights, settable, values_of
 from psr_lens.fitting.settings.gradient_descent import GradientDescent, JointTraining, Polish
 from psr_lens.models.hook_points import Layers
 from psr_lens.prompts import Span
 
 PresetName = Literal["persona", "ifeval", "axbench"]
+_SAID: Final[Mapping[Objective, str]] = {"mse": "", "ll": " LL", "kl": " KL"}
+"""How a method's name says what it was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -111,14 +113,20 @@ class FitConfig(Settings, ABC):
 class Layerwise(FitConfig):
     """Settings of the solvers that fit layer by layer, by a regression at each of them."""
 
-    rank: int = 4
-    """Directions a site; 4 did best on other kinds of question than those fitted on."""
+    may_be_auto = ("rank",)
+
+    rank: int | Literal["auto"] = 4
+    """Directions a site; `"auto"` chooses at each site the rank, up to 32, that explains held-out tokens. 4 did best on other kinds of
+    question than those fitted on."""
     ridge: float = 0.003
     """Weight of Σ_i |w_i|²·|z_i|² in the regressions, in units of the inputs' mean variance: against probes that misfire on texts
     unlike those fitted on."""
     relative: float = 0.0
     """At `resid_post` only: a token's squared error is divided by the norm of its prompted activation to this power; 0 weighs all tokens
     alike, 2 gives the relative error."""
+    token_weights: TokenWeights = "uniform"
+    """How much a token's error counts: `"uniform"`, all alike; `"kl"`, by what it decides, the KL divergence between the prompted and the
+    base model's next token, which takes a forward pass more in each context. Massive activations count less with either."""
     regression_steps: int = 40
     """Most steps of L-BFGS at a layer; 0 keeps the closed form."""
     regression_batch: int = 65_536
@@ -134,7 +142,7 @@ class Layerwise(FitConfig):
     @property
     def method(self) -> str:
         """PSR, as in the paper."""
-        return "PSR LL" if self.polish is not None and self.polish.objective == "ll" else "PSR"
+        return "PSR" + ("" if self.polish is None else _SAID[self.polish.objective])
 
     @property
     def is_trained(self) -> bool:
@@ -200,7 +208,7 @@ class Joint(JointTraining, FitConfig):
         """As in the paper, by rule and objective."""
         if self.rule == "constant":
             return f"Const {self.objective.upper()}"
-        return ("PSR" if self.rule == "relu" else "gated PSR") + (" LL" if self.objective == "ll" else "")
+        return ("PSR" if self.rule == "relu" else "gated PSR") + _SAID[self.objective]
 
     @property
     def takes_negatives(self) -> bool:
@@ -328,7 +336,10 @@ def read_config(path: str | Path) -> FitConfig:
 def as_joint(*parts: FitConfig | Polish, **changes: Any) -> Joint:
     """The config of a joint fit with the settings that `parts` share with it, and changes: what the training loop works with."""
     own = settable(Joint)
-    return Joint(**{name: getattr(part, name) for part in parts for name in settable(type(part)) if name in own} | changes)
+    shared = {name: getattr(part, name) for part in parts for name in settable(type(part)) if name in own}
+    if shared.get("rank") == "auto":  # the sites that are trained have ranks of their own
+        del shared["rank"]
+    return Joint(**shared | changes)
 
 
 def _with_preset(name: Any, changes: Mapping[str, Any]) -> dict[str, Any]:

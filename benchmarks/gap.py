@@ -1,0 +1,324 @@
+"""What closes the gap between a sequential A-PSR and the prompt: rank, token weights, strength, refinement, and the objective of polishing.
+
+python benchmarks/gap.py /path/to/SmolLM2-135M-Instruct questions.parquet --json benchmarks/real/gap.json
+python benchmarks/gap.py organism --json benchmarks/real/gap.json
+python benchmarks/gap.py --tables-of benchmarks/real/gap.json
+
+The numbers are saved after every cell, and a cell that the file holds is not measured again; `--cell` chooses some. A real model is a
+folder or a `.gguf` file, and its questions are AxBench's `input`s shorter than 70 characters (a parquet file of its training data).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from _models import machine
+
+import psr_lens as psr
+from psr_lens.activations.next_token import divergence
+from psr_lens.activations.teacher_forced_pass import Steered, read_batch
+from psr_lens.fitting.layerwise import token_weights
+from psr_lens.judges import Judgement
+from psr_lens.models import HookedModel
+from psr_lens.prompts import PromptPair, Triplet
+from psr_lens.replacement import Replacement
+
+FITTED, CALIBRATED, HELD_OUT = 75, 16, 60
+"""Numbers of questions."""
+SAMPLING = psr.SamplingConfig(temperature=0.7, max_new_tokens=32)
+ALPHAS = (1.0, 1.25, 1.5)
+"""Strengths that the calibration tries."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is fitted."""
+
+    config: psr.FitConfig
+    """Settings of the fit."""
+    rounds: int = 0
+    """Rounds of refinement."""
+    refined_at: float = 1.0
+    """Strength of the refinement's responses."""
+    robust: bool = True
+    """Whether massive activations count less."""
+
+
+CANDIDATES = {
+    "rank 4, massive as others": Candidate(psr.Sequential(), robust=False),
+    "rank 4": Candidate(psr.Sequential()),
+    "rank 4, KL": Candidate(psr.Sequential(token_weights="kl")),
+    "rank 16": Candidate(psr.Sequential(rank=16)),
+    "rank 16, KL": Candidate(psr.Sequential(rank=16, token_weights="kl")),
+    "rank 32": Candidate(psr.Sequential(rank=32)),
+    "rank 32, KL": Candidate(psr.Sequential(rank=32, token_weights="kl")),
+    "rank auto": Candidate(psr.Sequential(rank="auto")),
+    "rank auto, KL": Candidate(psr.Sequential(rank="auto", token_weights="kl")),
+    "rank auto, KL, refined": Candidate(psr.Sequential(rank="auto", token_weights="kl"), rounds=1),
+    "rank 16, KL, refined": Candidate(psr.Sequential(rank=16, token_weights="kl"), rounds=1),
+    "rank 4, polished on MSE": Candidate(psr.Sequential(polish=psr.Polish(epochs=2, regulariser=0.0))),
+    "rank 4, polished on KL": Candidate(psr.Sequential(polish=psr.Polish(epochs=2, regulariser=0.0, objective="kl"))),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model with an instruction, and what is asked."""
+
+    name: str
+    model: HookedModel
+    judge: Any
+    fitted: Sequence[PromptPair]
+    calibrated: Sequence[PromptPair]
+    held_out: dict[str, Sequence[PromptPair]]
+    """Held-out questions by kind; the first kind is that of the fit."""
+    sampling: psr.SamplingConfig
+
+
+def by_rule(rule: Callable[[str], float]) -> Callable[[Sequence[str], Sequence[str]], Judgement]:
+    """A judge of the trait alone."""
+
+    def judge(texts: Sequence[str], questions: Sequence[str]) -> Judgement:
+        scores = np.array([rule(text) for text in texts], dtype=float)
+        return Judgement(scores, np.full(len(texts), np.nan), ("by rule",) * len(texts), ("trait",))
+
+    return judge
+
+
+def french(text: str) -> float:
+    """The probability of French that langdetect gives."""
+    from langdetect import DetectorFactory, LangDetectException, detect_langs
+
+    DetectorFactory.seed = 0
+    try:
+        return 100 * next((each.prob for each in detect_langs(text) if each.lang == "fr"), 0.0)
+    except LangDetectException:  # no letters
+        return 0.0
+
+
+PIRATE = re.compile(r"\b(?:a+r+r+|yarr+|ahoy|mate[ys]*|ye|yer|aye|avast|heart(?:y|ies)|shiver|scurvy|lads?|landlubbers?|booty)\b")
+
+
+def pirate(text: str) -> float:
+    """100 with two words of a pirate, 50 with one."""
+    return min(100.0, 50.0 * len(PIRATE.findall(text.lower())))
+
+
+REAL = {"french": ("Answer in French.", french), "pirate": ("Talk like a pirate.", pirate)}
+ORGANISM = ("pirate", "dense", "brief")
+
+
+def real_settings(path: str, questions: Path, traits: Sequence[str]) -> list[Setting]:
+    """A real model, asked AxBench's short inputs."""
+    import pyarrow.parquet as parquet
+
+    asked = {text for text in parquet.read_table(questions)["input"].to_pylist() if text and len(text) < 70 and "\n" not in text}
+    drawn = random.Random(SEED).sample(sorted(asked), FITTED + CALIBRATED + HELD_OUT)
+    model = psr.load_model(path, backend="bridge")
+    found = []
+    for trait in traits:
+        instruction, rule = REAL[trait]
+        pairs = psr.prompt_pairs(model, drawn, instruction, place="after")
+        rest = pairs[FITTED:]
+        held_out = {"questions": rest[CALIBRATED:]}
+        found.append(Setting(trait, model, by_rule(rule), pairs[:FITTED], rest[:CALIBRATED], held_out, SAMPLING))
+    return found
+
+
+def organism_settings(name: str, traits: Sequence[str]) -> list[Setting]:
+    """An embedded model, fitted on descriptions, asked for descriptions and procedures."""
+    model, found = psr.load_model(name), []
+    for trait in traits:
+        instruction = psr.organism.INSTRUCTIONS[trait]
+        to_fit = psr.prompt_pairs(model, psr.organism.questions(FITTED + CALIBRATED, split="train", seed=1), instruction)
+        held_out = {
+            kind: psr.prompt_pairs(model, psr.organism.questions(HELD_OUT, split="held_out", kind=kind), instruction)
+            for kind in ("description", "procedure")
+        }
+        sampling = psr.SamplingConfig(max_new_tokens=48)
+        judge = psr.judges.organism(trait)
+        found.append(Setting(trait, model, judge, to_fit[:FITTED], to_fit[FITTED:], held_out, sampling))
+    return found
+
+
+def repeated(texts: Sequence[str]) -> float:
+    """Percentage of words that end a trigram of words seen before in the same answer."""
+    again = whole = 0
+    for text in texts:
+        words = text.split()
+        trigrams = list(zip(words, words[1:], words[2:], strict=False))
+        again, whole = again + len(trigrams) - len(set(trigrams)), whole + len(trigrams)
+    return 100 * again / max(whole, 1)
+
+
+def answers(setting: Setting, pairs: Sequence[PromptPair], steering: Any = None, **given: Any) -> dict[str, Any]:
+    """Mean scores of sampled answers, with intervals, and repetition."""
+    from psr_lens.evaluation.scores import score
+
+    alpha = given.get("alpha")
+    responses = psr.generate(setting.model, pairs, steering, sampling=setting.sampling, **given)
+    found = score("answers", pairs, responses, setting.judge, alpha=alpha)
+    row = {"n": found.n, "trait": found.trait, "interval": list(found.trait_interval)}
+    row |= {"coherence": found.coherence} if np.isfinite(found.coherence) else {}
+    return row | {"repeated": repeated([each.text for each in responses]), "examples": [each.text for each in responses[:3]]}
+
+
+class Divergence:
+    """KL(prompted ‖ steered) of the next token, in nats: at the first, the second to fourth, and later response tokens."""
+
+    def __init__(self, model: HookedModel, triplets: Sequence[Triplet]) -> None:
+        self.model, self.triplets = model, triplets
+        self.prompted = [read_batch(model, [each], [], "prompted", "R", logits=True).logits for each in triplets]
+
+    def of(self, steering: Replacement | None, alpha: float = 1.0) -> list[float]:
+        """The mean of each group."""
+        steered = None if steering is None else Steered(steering, alpha)
+        groups: list[list[float]] = [[], [], []]
+        for triplet, wanted in zip(self.triplets, self.prompted, strict=True):
+            found = read_batch(self.model, [triplet], [], "base", "R", steered=steered, logits=True).logits
+            if wanted is None or found is None:
+                raise typer.BadParameter("got a model without logits, expected one with them.")
+            for position, value in enumerate(divergence(wanted, found).tolist()):
+                groups[0 if position == 0 else 1 if position < 4 else 2].append(value)
+        return [float(np.mean(group)) for group in groups]
+
+
+def fitted(setting: Setting, triplets: Sequence[Triplet], candidate: Candidate) -> Replacement:
+    """What a candidate learns."""
+    massive = token_weights.MASSIVE
+    try:
+        token_weights.MASSIVE = massive if candidate.robust else float("inf")  # type: ignore[misc]
+        if not candidate.rounds:
+            return psr.fit(setting.model, triplets, candidate.config)
+        return psr.refine(
+            setting.model,
+            triplets,
+            candidate.config,
+            setting.judge,
+            rounds=candidate.rounds,
+            alpha=candidate.refined_at,
+            sampling=setting.sampling,
+        )
+    finally:
+        token_weights.MASSIVE = massive  # type: ignore[misc]
+
+
+def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save: Callable[[], None]) -> Iterator[str]:
+    """Measure the cells of one trait that `held` lacks, one at each step."""
+    triplets = psr.sample_responses(setting.model, setting.fitted, setting.judge, sampling=setting.sampling)
+    pairs = next(iter(setting.held_out.values()))
+    closeness = Divergence(setting.model, psr.sample_responses(setting.model, pairs, sampling=setting.sampling))
+    if "prompt" not in held:
+        held["triplets"] = len(triplets)
+        held["unsteered"] = {"kl": closeness.of(None)} | {kind: answers(setting, each) for kind, each in setting.held_out.items()}
+        held["prompt"] = {kind: answers(setting, each, context="prompted") for kind, each in setting.held_out.items()}
+        save()
+    yield "prompt"
+    for name in cells:
+        if name in held:
+            continue
+        candidate, began = CANDIDATES[name], time.perf_counter()
+        replacement = fitted(setting, triplets, candidate)
+        row: dict[str, Any] = {"seconds": time.perf_counter() - began}
+        ranks = [site.rank for site in replacement.sites.values()]
+        row["ranks"] = [min(ranks), float(np.mean(ranks)), max(ranks)]
+        row["refined"] = replacement.settings.get("refined", [])
+        row["kl"] = closeness.of(replacement)
+        row["alpha 1"] = {kind: answers(setting, each, replacement, alpha=1.0) for kind, each in setting.held_out.items()}
+        calibrated = psr.calibrate(
+            setting.model, setting.calibrated, replacement, setting.judge, alphas=ALPHAS, sampling=setting.sampling
+        )
+        alpha = row["recommended"] = calibrated.recommended_alpha or 1.0
+        if alpha == 1:
+            row["calibrated"] = row["alpha 1"]
+        else:
+            row["calibrated"] = {kind: answers(setting, each, replacement, alpha=alpha) for kind, each in setting.held_out.items()}
+        held[name] = row
+        save()
+        yield name
+
+
+def table_of(content: dict[str, Any]) -> str:
+    """The numbers as Markdown, a table for each model and trait."""
+    lines: list[str] = []
+    for model, found in content["models"].items():
+        for trait, held in found["traits"].items():
+            kinds = list(held["prompt"])
+            lines += [f"{model}, {trait} ({held['triplets']} triplets, {held['prompt'][kinds[0]]['n']} held-out questions)", ""]
+            heads = ["", "rank", *(f"{kind}, α 1" for kind in kinds), "α", *(f"{kind}, at that α" for kind in kinds), "KL", "fit"]
+            lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+            for name, row in held.items():
+                if name == "triplets":
+                    continue
+                if name in ("unsteered", "prompt"):
+                    cells = ["–", *(_cell(row[kind]) for kind in kinds), "–", *("–" for _ in kinds), _kl(row.get("kl")), "–"]
+                else:
+                    low, mean, high = row["ranks"]
+                    cells = [
+                        f"{low}" if low == high else f"{low}–{high} ({mean:.0f})",
+                        *(_cell(row["alpha 1"][kind]) for kind in kinds),
+                    ]
+                    cells += [f"{row['recommended']:g}", *(_cell(row["calibrated"][kind]) for kind in kinds), _kl(row["kl"])]
+                    cells += [f"{row['seconds']:.0f} s"]
+                lines.append(f"| {' | '.join([name, *cells])} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    beside = f"{found['coherence']:.0f}" if "coherence" in found else f"{found['repeated']:.1f} %"
+    return f"{found['trait']:.0f} [{low:.0f}, {high:.0f}] / {beside}"
+
+
+def _kl(found: list[float] | None) -> str:
+    return "–" if found is None else " / ".join(f"{value:.2f}" for value in found)
+
+
+def main(
+    model: Annotated[
+        str | None, typer.Argument(help="`organism`, `organism-gpt2`, or a folder or `.gguf` of a real model.")
+    ] = None,
+    questions: Annotated[Path | None, typer.Argument(help="Parquet file of AxBench's training data, for a real model.")] = None,
+    trait: Annotated[list[str] | None, typer.Option(help="Traits; by default all.")] = None,
+    cell: Annotated[list[str] | None, typer.Option(help="Names of candidates; by default all.")] = None,
+    json_file: Annotated[Path, typer.Option("--json", help="File of the numbers, which is added to.")] = Path("gap.json"),
+    tables_of: Annotated[Path | None, typer.Option(help="Only print the tables of this file.")] = None,
+) -> None:
+    """Measure, and save after every cell; or print tables."""
+    if tables_of is not None:
+        print(table_of(json.loads(tables_of.read_text())))
+        return
+    if model is None:
+        raise typer.BadParameter("got none, expected a model, or --tables-of a file.", param_hint="model")
+    content = json.loads(json_file.read_text()) if json_file.exists() else {"format": 1, "seed": SEED, "models": {}}
+    embedded = model.startswith("organism")
+    if embedded:
+        settings = organism_settings(model, trait or ORGANISM)
+    else:
+        if questions is None:
+            raise typer.BadParameter("got none, expected a parquet file of questions for a real model.", param_hint="questions")
+        settings = real_settings(model, questions, trait or list(REAL))
+    held = content["models"].setdefault(model if embedded else Path(model).stem, {"machine": machine(), "traits": {}})
+
+    def save() -> None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    for setting in settings:
+        for done in measured(setting, cell or list(CANDIDATES), held["traits"].setdefault(setting.name, {}), save):
+            print(f"{setting.name}: {done}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
