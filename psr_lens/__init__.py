@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from psr_lens.generation.sampled_triplets import sample_responses as sample_responses
     from psr_lens.generation.sampling import SamplingConfig as SamplingConfig
     from psr_lens.generation.sampling import generate as generate
+    from psr_lens.generation.thoughts import answers_after as answers_after
+    from psr_lens.generation.thoughts import think as think
     from psr_lens.interpretation import patching as patching
     from psr_lens.interpretation.attribution import Attribution as Attribution
     from psr_lens.interpretation.attribution import attribute as attribute
@@ -93,6 +95,8 @@ _HOME = {
     "SamplingConfig": "generation.sampling",
     "generate": "generation.sampling",
     "sample_responses": "generation.sampled_triplets",
+    "answers_after": "generation.thoughts",
+    "think": "generation.thoughts",
     "Captured": "activations.capture",
     "InMemory": "activations.capture",
     "capture": "activations.capture",

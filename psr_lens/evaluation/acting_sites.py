@@ -103,16 +103,25 @@ class ActingSite:
             alpha: Strength of the plan.
         """
         arriving = arriving.float()
-        missing, added = prompted.float() - arriving, torch.zeros_like(arriving)
+        missing = prompted.float() - arriving
+        added, acting = self.added(arriving, position, alpha)
+        return SiteReading(
+            self._along(added), self._along(missing), acting, squares(missing), self.within(missing), squares(missing - added)
+        )
+
+    def added(
+        self, arriving: Float[Tensor, "token *head width"], position: Int[Tensor, " token"], alpha: float
+    ) -> tuple[Float[Tensor, "token *head width"], Bool[Tensor, " token"]]:
+        """What the plan adds to activations as they arrive, and on which tokens it acts; arguments as for `read`."""
+        arriving = arriving.float()
+        added = torch.zeros_like(arriving)
         acting = torch.zeros(len(position), dtype=torch.bool, device=arriving.device)
         for part, site in self.parts:
             on = acts_on(part.replacement, position).to(arriving.device)
             strength = (alpha * part.factor + part.replacement.offset) * on
             added += strength.reshape(-1, *[1] * (arriving.ndim - 1)) * site.intervention(arriving)
             acting |= on
-        return SiteReading(
-            self._along(added), self._along(missing), acting, squares(missing), self.within(missing), squares(missing - added)
-        )
+        return added, acting
 
     def _coordinates(self, rows: Float[Tensor, "token *head width"]) -> Float[Tensor, "token *head rank"]:
         return torch.einsum("t...w,...rw->t...r", rows, self.basis)

@@ -161,6 +161,8 @@ def judge_at(given: Any, base_url: str) -> Any:
         asked = {side: each for side, each in given.items() if _is_llm(each)}
         if asked:
             return {**given, **{side: judge_at(each, base_url) for side, each in asked.items()}}
+    if _is_of_answers(given):
+        return {**given, "judge": judge_at(given.get("judge"), base_url)}
     if not _is_llm(given):
         raise InputError("base_url", base_url, "no address, since the judge is no language model", "Give it with an `llm` judge.")
     prompt = given.partition(":")[2] if isinstance(given, str) else ""
@@ -170,6 +172,11 @@ def judge_at(given: Any, base_url: str) -> Any:
 
 def _is_llm(given: Any) -> bool:
     return (given.partition(":")[0] if isinstance(given, str) else isinstance(given, Mapping) and given.get("name")) == "llm"
+
+
+def _is_of_answers(given: Any) -> bool:
+    """Whether a judge has another one score answers alone."""
+    return isinstance(given, Mapping) and given.get("name") == "answer_only"
 
 
 def check_judge(given: Any, key: str = "judge") -> None:
@@ -183,6 +190,8 @@ def check_judge(given: Any, key: str = "judge") -> None:
             check_judge(each, f"{key}.{side}")
     elif isinstance(given, str | Mapping):
         _factory(given.partition(":")[0] if isinstance(given, str) else given.get("name"), key)
+        if isinstance(given, Mapping) and _is_of_answers(given):
+            check_judge(given.get("judge"), f"{key}.judge")
         if isinstance(given, Mapping) and given.get("api_key_env") is not None:
             raise InputError(
                 f"{key}.api_key_env",
@@ -232,6 +241,8 @@ def load_judge(
         place = [_prompt(text) for text in place]
         values = {setting: _prompt(value) if setting == "trait_prompt" else value for setting, value in values.items()}
         values |= _key_of(values.get("base_url"), server)
+    if _is_of_answers(given):
+        values["judge"] = load_judge(values["judge"], model, pairs, rows, f"{key}.judge", defaults, server)
     values = {**((defaults or {}).get(str(name), dict)()), **values}
     there = {"model": model, "pairs": pairs, "instructions": rows}
     for parameter in list(inspect.signature(make).parameters.values())[len(place) :]:

@@ -1,11 +1,13 @@
-"""What steering breaks besides adding the trait: fluency on neutral text, coherence, facts, traits that nobody asked for.
+"""What steering breaks besides adding the trait: fluency on neutral text, coherence, diversity, facts, traits that nobody asked for.
 
 Prompting is measured on the same questions, so that what the instruction itself costs is not attributed to the replacement.
 """
 
 from __future__ import annotations
 
+import math
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -19,7 +21,9 @@ from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
+from psr_lens.evaluation.diversity import DISTINCT, SIMILAR, diversity
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
+from psr_lens.evaluation.relative_dose import DOSE, PERCENTILE, Dose, dose_rows, doses
 from psr_lens.generation.likelihood import log_likelihoods
 from psr_lens.generation.sampling import Response, SamplingConfig
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
@@ -32,6 +36,9 @@ from psr_lens.results.table import ResultTable
 
 UNWANTED: Final = "unwanted "
 """What the table puts before the name of an unwanted trait."""
+
+_OWN_METRICS: Final = ("trait", "coherence", DISTINCT, SIMILAR)
+"""Metrics of answers that are measured in any case, or by the judge."""
 
 
 @runtime_checkable
@@ -57,6 +64,9 @@ class SideEffects:
     texts: Sequence[str | Triplet] | None = None
     """Neutral texts for the perplexity. Triplets are read after their own prompts; strings without a question, under the prompt after the
     instruction on a line of its own. None takes the model's own unsteered answers."""
+    dose_limit: float | None = None
+    """Largest relative dose, ‖added‖ / ‖activation‖, that 99 % of the tokens should keep at every layer; a method that exceeds it is named
+    by a warning, the result and its table. None for no limit."""
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
@@ -66,6 +76,10 @@ class SideEffects:
             for key, each in given.items():
                 checked_judge(each, f"{name}[{key!r}]") if name == "unwanted" else _check_callable(each, f"{name}[{key!r}]")
         check_fields(self)
+        if taken := [name for name in self.checks if name in _OWN_METRICS]:
+            raise InputError("checks", f"the name {taken[0]!r}", f"names other than {', '.join(map(repr, _OWN_METRICS))}")
+        if self.dose_limit is not None and not 0 < self.dose_limit < math.inf:
+            raise InputError("dose_limit", repr(self.dose_limit), "a number above 0, or None for no limit")
         if self.texts is not None and not self.texts:
             raise InputError(
                 "texts", repr(self.texts), "a list of texts or triplets, not empty", "Leave it out for the model's own answers."
@@ -84,7 +98,7 @@ class Collateral:
     Example:
         >>> found = psr.collateral(model, pairs[:2], pirate, judge, sampling=psr.SamplingConfig(max_new_tokens=8))
         >>> list(found.scores), found.surprise["A-PSR"].shape
-        (['trait', 'coherence'], (2,))
+        (['trait', 'coherence', 'distinct-3', 'self-similarity'], (2,))
     """
 
     instruction: str
@@ -96,17 +110,37 @@ class Collateral:
     answers: Mapping[str, tuple[str, ...]]
     """Answers of each method, in the order of the questions."""
     scores: Mapping[str, Mapping[str, Float[np.ndarray, " question"]]]
-    """Metric, then method, to the scores of its answers, 0–100; NaN is missing."""
+    """Metric, then method, to the scores of its answers, 0–100; NaN is missing. Besides those of the judges and checks there are
+    `distinct-3`, the percentage of an answer's trigrams of tokens that are distinct, and `self-similarity`, the percentage of trigrams
+    that it shares with another answer, |A ∩ B| / |A ∪ B|, mean over all others."""
     surprise: Mapping[str, Float[np.ndarray, " text"]]
     """Method to Σ −log p over the tokens of each neutral text, in nats."""
     text_tokens: Float[np.ndarray, " text"]
     """Number of tokens of each neutral text."""
+    doses: Mapping[str, Dose] = field(default_factory=dict)
+    """What each replacement added to the activations of its own answers, relative to those activations."""
+    dose_limit: float | None = None
+    """Largest relative dose that 99 % of the tokens should keep at every layer; None for no limit."""
+
+    @property
+    def overdosed(self) -> tuple[str, ...]:
+        """The methods with a relative dose over the limit on more than 1 % of the tokens, at any layer.
+
+        Example:
+            >>> strict = psr.SideEffects(dose_limit=0.01)
+            >>> found = psr.collateral(model, pairs[:2], pirate, effects=strict, sampling=psr.SamplingConfig(max_new_tokens=8))
+            >>> found.overdosed
+            ('A-PSR',)
+        """
+        limit = self.dose_limit
+        return () if limit is None else tuple(name for name, dose in self.doses.items() if dose.is_over(limit))
 
     def __repr__(self) -> str:
         """Instruction, questions, methods and metrics in one line."""
-        metrics = ", ".join([*self.scores, "perplexity"])
-        questions = len(self.answers[NONE])
-        return f"Collateral({self.instruction!r}, {questions} questions; methods: {', '.join(self.alphas)}; metrics: {metrics})"
+        metrics = ", ".join([*self.scores, "perplexity", *[DOSE] * bool(self.doses)])
+        methods = f"{len(self.answers[NONE])} questions; methods: {', '.join(self.alphas)}; metrics: {metrics}"
+        over = f"; {DOSE} over {self.dose_limit:g}: {', '.join(self.overdosed)}" if self.overdosed else ""
+        return f"Collateral({self.instruction!r}, {methods}{over})"
 
     @checks_arguments
     def perplexity(self, method: str) -> Estimate:
@@ -144,11 +178,14 @@ class Collateral:
         return self.surprise[method]
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        return self.table().select(layer=None)._repr_html_()
 
     @checks_arguments
     def table(self, *, trait: str = "", block: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
         """All numbers, one a row: mean scores over questions, and each score minus the prompt's on the same question (`… − prompt`).
+
+        The relative dose has its mean, 99th percentile and maximum over the tokens of the method's own answers, at all layers together
+        and at each of them; with a limit, a row says which percentage is over it, and the settings which methods are.
 
         Args:
             trait: Name of the trait, as a label of the rows.
@@ -173,7 +210,10 @@ class Collateral:
             for name, each in measured.items():
                 alpha = self.alphas.get(method)
                 rows.append(Result(method, name, float(each.value), each.n, each.interval(), trait, block, alpha))
-        return ResultTable(tuple(rows), {"model": dict(self.model), "instruction": self.instruction, **(settings or {})})
+        for method, dose in self.doses.items():
+            rows += dose_rows(method, dose, self.dose_limit, {"trait": trait, "block": block, "alpha": self.alphas[method]})
+        limit = {} if self.dose_limit is None else {"dose_limit": self.dose_limit, "overdosed": list(self.overdosed)}
+        return ResultTable(tuple(rows), {"model": dict(self.model), "instruction": self.instruction, **limit, **(settings or {})})
 
 
 @checks_arguments
@@ -195,13 +235,14 @@ def collateral(
         pairs: Questions that nothing was fitted on. `standing_pairs` makes them with an instruction that both prompts begin with.
         methods: One replacement or plan, or several by name.
         judge: Scores the trait and the coherence of the answers; None leaves them out.
-        effects: Unwanted traits, checks and neutral texts; by default only the perplexity of the model's own answers is measured.
+        effects: Unwanted traits, checks, neutral texts and a limit on the relative dose. In any case the perplexity of the model's own
+            answers, the diversity of each method's answers and the relative dose are measured.
         alpha: Strength: one for all replacements, or one for each by name.
         sampling: How answers are drawn.
         token_budget: Most tokens in a batch of neutral texts, padding included; fewer for a large vocabulary.
 
     Returns:
-        A typed result, with `.table()`.
+        A typed result, with `.table()`. A warning names methods that exceed the limit on the dose.
 
     Raises:
         InputError: no pairs, no methods, a reserved name, a text of fewer than two tokens.
@@ -210,7 +251,7 @@ def collateral(
     Example:
         >>> facts, few = psr.SideEffects(checks={"facts": psr.organism.facts_right}), psr.SamplingConfig(max_new_tokens=8)
         >>> psr.collateral(model, pairs[:2], pirate, judge, effects=facts, sampling=few)
-        Collateral('talk like a pirate', 2 questions; methods: A-PSR; metrics: trait, coherence, facts, perplexity)
+        Collateral('talk like a pirate', 2 questions; methods: A-PSR; metrics: trait, coherence, facts, ..., perplexity, relative dose)
     """
     plans = plans_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
@@ -234,9 +275,15 @@ def collateral(
         for name in answers
     }
     written = {name: tuple(each.text for each in found) for name, found in answers.items()}
-    scores = _scores(written, [pair.asked for pair in pairs], judge, effects)
+    scores = _scores(written, [pair.asked for pair in pairs], judge, effects) | _diversity(model, answers)
     lengths = np.array([len(each.response_ids) for each in texts], dtype=float)
-    return Collateral(pairs[0].instruction, fingerprint(model), alphas, written, scores, surprise, lengths)
+    given = doses(model, {name: _own_answers(pairs, answers[name]) for name in plans}, plans, alphas, token_budget)
+    found = Collateral(
+        pairs[0].instruction, fingerprint(model), alphas, written, scores, surprise, lengths, given, effects.dose_limit
+    )
+    for name in found.overdosed:
+        warnings.warn(_overdose(name, given[name], alphas[name], found.dose_limit or 0.0), UserWarning, stacklevel=3)
+    return found
 
 
 @checks_arguments
@@ -279,6 +326,24 @@ def _scores(
         for name, check in effects.checks.items():
             scores.setdefault(name, {})[method] = check(list(texts), questions)
     return scores
+
+
+def _diversity(model: HookedModel, answers: Mapping[str, list[Response]]) -> dict[str, dict[str, Float[np.ndarray, " question"]]]:
+    """Metric, then method, to how diverse its answers are; special tokens, such as the end, are left out."""
+    special = frozenset(tokenizer_of(model).all_special_ids)
+    by_method = {
+        name: diversity([[each for each in answer.ids if each not in special] for answer in found])
+        for name, found in answers.items()
+    }
+    return {metric: {name: found[metric] for name, found in by_method.items()} for metric in (DISTINCT, SIMILAR)}
+
+
+def _overdose(name: str, dose: Dose, alpha: float, limit: float) -> str:
+    highest, layer = max((dose.quantile(PERCENTILE, layer), layer) for layer in set(dose.layers))
+    return (
+        f"{name} at alpha={alpha:g} adds up to {highest:.2g} times the activation (99th percentile over tokens, layer {layer}), over the "
+        f"limit of {limit:g}. That takes the model far from what it was trained on; look at its answers, or measure at a smaller alpha."
+    )
 
 
 def _own_answers(pairs: Sequence[PromptPair], responses: Sequence[Response]) -> list[Triplet]:

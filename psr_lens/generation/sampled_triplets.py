@@ -27,7 +27,7 @@ MIN_SCORE: Final = 50.0
 _SHOWN: Final = 8
 """Number of responses that a notebook shows."""
 
-Reason = Literal["empty", "without a score", "incoherent", "without the trait"]
+Reason = Literal["empty", "without a score", "incoherent", "without the trait", "without the marker"]
 """Why a response was dropped; the first that applies."""
 
 
@@ -41,7 +41,7 @@ class Dropped:
     """The response as text."""
     reason: Reason
     """`"empty"`; `"without a score"`, if the judge could not give a score of a kind that it gives; `"incoherent"` or `"without the trait"`,
-    if that score is below 50."""
+    if that score is below 50; `"without the marker"`, if `answers_after` did not find the text that ends a thought."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from psr_lens.judges.answer_only_judge import AnswerOnlyJudge, answer_only
 from psr_lens.judges.classifier_judge import ClassifierJudge, classifier
 from psr_lens.judges.combined_judge import CombinedJudge, combine
 from psr_lens.judges.fraction_judge import FractionJudge, fraction
@@ -13,6 +14,7 @@ from psr_lens.judges.perplexity_judge import PerplexityJudge, perplexity
 from psr_lens.results.judgement import Judge, Judgement
 
 __all__ = [
+    "AnswerOnlyJudge",
     "Backoff",
     "ClassifierJudge",
     "CombinedJudge",
@@ -27,6 +29,7 @@ __all__ = [
     "LanguageJudge",
     "OrganismJudge",
     "PerplexityJudge",
+    "answer_only",
     "classifier",
     "combine",
     "fraction",
