@@ -1,7 +1,9 @@
 """The benchmark of sampling compares what it says it compares, and refuses to time different work."""
 
+import json
+
 import pytest
-from helpers import benchmark_script
+from helpers import BENCHMARKS, benchmark_script
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +42,12 @@ def test_ratios_are_medians_of_pairs_and_goals_have_a_direction(benchmark):
     assert not benchmark.is_reached({"what": "capture", "ratio": 1.15, "wanted": 1.1})
     assert benchmark.is_reached({"what": "steered", "ratio": 0.94, "wanted": 0.93})
     assert not benchmark.is_reached({"what": "unsteered", "ratio": 0.94, "wanted": 0.95})
+
+
+def test_the_tables_in_benchmarks_are_those_of_the_numbers_beside_them_and_the_goals_are_reached(benchmark):
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    rows = [row for path in sorted((BENCHMARKS / "generate").glob("*.json")) for row in json.loads(path.read_text())["rows"]]
+    assert {row["class"] for row in rows} == {"HookedTransformer", "TransformerBridge"}
+    for line in [*benchmark.lines_of(rows, False), *benchmark.lines_of(rows, True)]:
+        assert f"| {' | '.join(line)} |\n" in text
+    assert all(map(benchmark.is_reached, rows))
