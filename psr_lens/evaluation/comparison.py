@@ -130,7 +130,7 @@ class Comparison:
         found = {name: (trace.relative_rmse, trace.error) for name, trace in self.methods.items()}
         if self.paraphrase_rmse is not None:
             found[PARAPHRASE] = (self.paraphrase_rmse, self.paraphrase_error)
-        massive = None if self.massive is None else self.massive.mask(self.tokens)
+        massive = None if self.massive is None else self.massive.mask(self.tokens).any(dim=1)
         return {name: distance(rmse, error, self.magnitude, massive) for name, (rmse, error) in found.items()}
 
     def _repr_html_(self) -> str:
@@ -271,6 +271,9 @@ def compare(
     token_budget: int = TOKEN_BUDGET,
 ) -> Comparison:
     """Read the same responses under the prompt and under each replacement, and compare token by token.
+
+    Tokens with massive activations after any of the layers are found as `massive_activations` does, and the distances from the prompt
+    are given with and without them: `.distances`, `.table()`.
 
     Args:
         model: The model; it is not changed.

@@ -24,7 +24,8 @@ class Distance:
     relative_rmse: Float[Tensor, " layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ over all tokens."""
     without_massive: Float[Tensor, " layer"]
-    """The same without the tokens that are massive after the layer, in any unsteered context."""
+    """The same without the tokens that are massive after any of the layers, in any unsteered context: the same tokens for all layers and
+    methods, since a token is large and may flip before and after the layers at which it counts as massive, too."""
     median: Float[Tensor, " layer"]
     """The median over tokens of ‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ of each; tokens at which Δ_acc is 0 are left out."""
 
@@ -38,7 +39,7 @@ def distance(
     relative_rmse: Float[Tensor, " layer"],
     error: Float[Tensor, "token layer"] | None,
     magnitude: Float[Tensor, "token layer"],
-    massive: Bool[Tensor, "token layer"] | None,
+    massive: Bool[Tensor, " token"] | None,
 ) -> Distance:
     """The three distances of a method.
 
@@ -46,7 +47,7 @@ def distance(
         relative_rmse: Relative RMSE over all tokens.
         error: ‖Δ_AS − Δ_acc‖ of each token; None if it is not known.
         magnitude: ‖Δ_acc‖ of each token.
-        massive: Which tokens are massive; None if it is not known.
+        massive: Which tokens are massive after any layer; None if it is not known.
     """
     unknown = torch.full_like(relative_rmse, torch.nan)
     if error is None:
@@ -54,6 +55,6 @@ def distance(
     each = torch.where(magnitude > 0, error / magnitude, torch.nan)
     without = unknown
     if massive is not None:
-        above, below = (torch.where(massive, 0, values.double().square()).sum(0) for values in (error, magnitude))
+        above, below = (values[~massive].double().square().sum(0) for values in (error, magnitude))
         without = torch.where(below > 0, (above / below).sqrt(), torch.nan).float()
     return Distance(relative_rmse, without, each.nanmedian(dim=0).values)
