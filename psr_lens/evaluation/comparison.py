@@ -27,15 +27,13 @@ from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
-from psr_lens.evaluation.distance import METRICS, Distance, distance
+from psr_lens.evaluation.distance import Distance, distance
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import Layers, check_layers
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
-from psr_lens.results.bootstrap import NO_INTERVAL
-from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
 if TYPE_CHECKING:
@@ -212,10 +210,7 @@ class Comparison:
         """
         n = len(self.tokens.triplet.unique())
         rows = [
-            Result(name, metric, float(value), n, NO_INTERVAL, trait, "", self.alphas.get(name), layer)
-            for name, found in self.distances.items()
-            for metric, values in zip(METRICS, (found.relative_rmse, found.without_massive, found.median), strict=True)
-            for layer, value in zip(self.layers, values.tolist(), strict=True)
+            row for name, each in self.distances.items() for row in each.rows(self.layers, name, n, trait, self.alphas.get(name))
         ]
         about = {"model": dict(self.model), "instruction": self.instruction, "span": self.span}
         return ResultTable(tuple(rows), {**about, **self.settings, **(settings or {})})
@@ -339,7 +334,7 @@ def compare(
             tuple(site.layer for site in reading.sites[label]),
             rows.tensors[f"{label}/coefficient"],
             rows.tensors[f"{label}/projection"],
-            rows.tensors[f"{label}/error"],
+            error=rows.tensors[f"{label}/error"],
         )
         for label in plans
     }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from psr_lens.results.bootstrap import NO_INTERVAL
+from psr_lens.results.result import Result
 
 METRICS: Final = ("relative RMSE", "relative RMSE without massive tokens", "median relative error")
 """Names of the three distances in tables of results."""
@@ -33,6 +37,14 @@ class Distance:
         """The last layer's, in one line."""
         found = (float(each[-1]) for each in (self.relative_rmse, self.without_massive, self.median))
         return "Distance(after the last layer: {:.3g}; without massive tokens {:.3g}; median token {:.3g})".format(*found)
+
+    def rows(self, layers: Sequence[int], method: str, n: int, trait: str, alpha: float | None) -> list[Result]:
+        """The distances as rows of a table of results, by layer; without intervals, since they are not by response."""
+        return [
+            Result(method, metric, value, n, NO_INTERVAL, trait, "", alpha, layer)
+            for metric, values in zip(METRICS, (self.relative_rmse, self.without_massive, self.median), strict=True)
+            for layer, value in zip(layers, values.tolist(), strict=True)
+        ]
 
 
 def distance(
