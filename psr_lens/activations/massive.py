@@ -77,10 +77,10 @@ class Found:
     typical: Float[Tensor, "column context"]
     """Norm of the median token at each layer in each context."""
 
-    def mask(self, tokens: int) -> Bool[Tensor, "token column"]:
-        """Whether each of so many tokens is massive at each layer in any context."""
-        mask = torch.zeros(tokens, len(self.typical), dtype=torch.bool)
-        mask[self.row, self.column] = True
+    def mask(self, tokens: int) -> Bool[Tensor, " token"]:
+        """Whether each of so many tokens is massive at any layer in any context."""
+        mask = torch.zeros(tokens, dtype=torch.bool)
+        mask[self.row] = True
         return mask
 
 

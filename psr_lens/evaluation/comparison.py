@@ -27,15 +27,13 @@ from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
-from psr_lens.evaluation.distance import METRICS, Distance, distance
+from psr_lens.evaluation.distance import Distance, distance
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import Layers, check_layers
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
-from psr_lens.results.bootstrap import NO_INTERVAL
-from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
 if TYPE_CHECKING:
@@ -130,7 +128,7 @@ class Comparison:
         found = {name: (trace.relative_rmse, trace.error) for name, trace in self.methods.items()}
         if self.paraphrase_rmse is not None:
             found[PARAPHRASE] = (self.paraphrase_rmse, self.paraphrase_error)
-        massive = None if self.massive is None else self.massive.mask(self.tokens)
+        massive = None if self.massive is None else self.massive.mask(self.tokens).any(dim=1)
         return {name: distance(rmse, error, self.magnitude, massive) for name, (rmse, error) in found.items()}
 
     def _repr_html_(self) -> str:
@@ -212,10 +210,7 @@ class Comparison:
         """
         n = len(self.tokens.triplet.unique())
         rows = [
-            Result(name, metric, float(value), n, NO_INTERVAL, trait, "", self.alphas.get(name), layer)
-            for name, found in self.distances.items()
-            for metric, values in zip(METRICS, (found.relative_rmse, found.without_massive, found.median), strict=True)
-            for layer, value in zip(self.layers, values.tolist(), strict=True)
+            row for name, each in self.distances.items() for row in each.rows(self.layers, name, n, trait, self.alphas.get(name))
         ]
         about = {"model": dict(self.model), "instruction": self.instruction, "span": self.span}
         return ResultTable(tuple(rows), {**about, **self.settings, **(settings or {})})
@@ -271,6 +266,9 @@ def compare(
     token_budget: int = TOKEN_BUDGET,
 ) -> Comparison:
     """Read the same responses under the prompt and under each replacement, and compare token by token.
+
+    Tokens with massive activations after any of the layers are found as `massive_activations` does, and the distances from the prompt
+    are given with and without them: `.distances`, `.table()`.
 
     Args:
         model: The model; it is not changed.
@@ -336,7 +334,7 @@ def compare(
             tuple(site.layer for site in reading.sites[label]),
             rows.tensors[f"{label}/coefficient"],
             rows.tensors[f"{label}/projection"],
-            rows.tensors[f"{label}/error"],
+            error=rows.tensors[f"{label}/error"],
         )
         for label in plans
     }

@@ -41,7 +41,7 @@ class Closeness:
     predicted: Float[np.ndarray, " response"]
     """Number of next-token distributions: one for each response token, the first of which the last prompt token predicts."""
     error_without_massive: Float[np.ndarray, "response layer"]
-    """`error` without the tokens that are massive after the layer in any unsteered context, whichever the method."""
+    """`error` without the tokens that are massive after any of the layers in any unsteered context."""
     energy_without_massive: Float[np.ndarray, "response layer"]
     """`energy` without them."""
     relative_error: Float[np.ndarray, "token layer"]
@@ -61,7 +61,7 @@ class Closeness:
 
     @cached_property
     def rmse_without_massive(self) -> Estimate:
-        """Relative RMSE without the tokens that are massive after the layer, in any unsteered context."""
+        """Relative RMSE without the tokens that are massive after any of the layers, in any unsteered context."""
         squared = ratio(self.error_without_massive, self.energy_without_massive)
         return estimate(lambda weights: np.sqrt(squared(weights)), len(self.error))
 

@@ -46,10 +46,10 @@ class ClosenessSums:
             self._single[1, batch.indices] += by_response(agreed, predicted)
             self._single[2, batch.indices] += predicted
 
-    def finish(self, massive: Bool[Tensor, "token layer"]) -> Closeness:
-        """The sums over everything that was added, given which tokens are massive."""
+    def finish(self, massive: Bool[Tensor, " token"]) -> Closeness:
+        """The sums over everything that was added, given which tokens are massive after any layer."""
         rows, response, error, delta = (np.concatenate(each) for each in zip(*self._tokens, strict=True))
-        ordinary = ~massive.numpy()[rows]
+        ordinary = ~massive.numpy()[rows, None]
         without = np.zeros_like(self._layered)
         for kind, each in enumerate((error, delta)):
             np.add.at(without[kind], response, np.where(ordinary, np.square(each, dtype=float), 0))

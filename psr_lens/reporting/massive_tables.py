@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from psr_lens.activations.massive_activations import listing
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.style import shown_name
@@ -13,6 +15,8 @@ from psr_lens.reporting.comparison_text import number
 
 _LISTED: Final = 20
 """Most tokens that are listed."""
+_CHANGED: Final = 0.1
+"""Layers are listed at which massive tokens change a relative RMSE by about this share, even if none is massive just there."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class MassiveTables:
     layer_head: Sequence[str]
     """Headings of the table by layer."""
     layer_rows: Sequence[Sequence[object]]
-    """Its rows, one for each layer with massive tokens."""
+    """Its rows, one for each layer with massive tokens, or where they change a number."""
 
 
 def massive_tables(comparison: Comparison) -> MassiveTables | None:
@@ -46,10 +50,12 @@ def massive_tables(comparison: Comparison) -> MassiveTables | None:
         return " / ".join(number(float(values[column]), 2) for values in (each.relative_rmse, each.without_massive, each.median))
 
     counts = {context: found.count(context).tolist() for context in found.typical}
+    without = [(each.relative_rmse / each.without_massive).log().abs() > _CHANGED for each in distances.values()]
+    changed = torch.stack([found.count() > 0, *without]).any(dim=0).nonzero().flatten().tolist()
     layer_rows = [
         (layer, *(count[column] for count in counts.values()), *(three(name, column) for name in distances))
-        for column, (layer, any_of_them) in enumerate(zip(comparison.layers, found.count().tolist(), strict=True))
-        if any_of_them
+        for column, layer in enumerate(comparison.layers)
+        if column in changed
     ]
     layer_head = ["after layer", *(f"tokens, {context}" for context in counts), *map(shown_name, distances)]
     return MassiveTables(found.summary, head, rows[:_LISTED], max(0, len(rows) - _LISTED), layer_head, layer_rows)
