@@ -22,17 +22,19 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from _models import machine
+from torch import Tensor
 
 import psr_lens as psr
+from psr_lens.activations.batches import length_batches
 from psr_lens.activations.next_token import divergence
-from psr_lens.activations.teacher_forced_pass import Steered, read_batch
+from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, read_batch
 from psr_lens.fitting.layerwise import token_weights
 from psr_lens.judges import Judgement
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.replacement import Replacement
 
-FITTED, CALIBRATED, HELD_OUT = 75, 16, 60
+FITTED, CALIBRATED, HELD_OUT = 60, 12, 40
 """Numbers of questions."""
 SAMPLING = psr.SamplingConfig(temperature=0.7, max_new_tokens=32)
 ALPHAS = (1.0, 1.25, 1.5)
@@ -136,14 +138,17 @@ def real_settings(path: str, questions: Path, traits: Sequence[str]) -> list[Set
 
 
 def organism_settings(name: str, traits: Sequence[str]) -> list[Setting]:
-    """An embedded model, fitted on descriptions, asked for descriptions and procedures."""
+    """An embedded model, fitted on descriptions; asked for others, for procedures, and with a counter-instruction in the question."""
     model, found = psr.load_model(name), []
     for trait in traits:
         instruction = psr.organism.INSTRUCTIONS[trait]
-        to_fit = psr.prompt_pairs(model, psr.organism.questions(FITTED + CALIBRATED, split="train", seed=1), instruction)
+        to_fit = psr.prompt_pairs(
+            model, psr.organism.questions(FITTED + CALIBRATED, split="train", kind="description", seed=1), instruction
+        )
+        others: dict[str, Any] = {"procedures": {"kind": "procedure"}, "counter": {"kind": "description", "counter": True}}
         held_out = {
-            kind: psr.prompt_pairs(model, psr.organism.questions(HELD_OUT, split="held_out", kind=kind), instruction)
-            for kind in ("description", "procedure")
+            name: psr.prompt_pairs(model, psr.organism.questions(HELD_OUT, split="held_out", **given), instruction)
+            for name, given in ({"descriptions": {"kind": "description"}} | others).items()
         }
         sampling = psr.SamplingConfig(max_new_tokens=48)
         judge = psr.judges.organism(trait)
@@ -177,18 +182,24 @@ class Divergence:
     """KL(prompted ‖ steered) of the next token, in nats: at the first, the second to fourth, and later response tokens."""
 
     def __init__(self, model: HookedModel, triplets: Sequence[Triplet]) -> None:
-        self.model, self.triplets = model, triplets
-        self.prompted = [read_batch(model, [each], [], "prompted", "R", logits=True).logits for each in triplets]
+        self.model = model
+        self.batches = [[triplets[index] for index in batch] for batch in length_batches(triplets, logits_budget(model, 2_048, 3))]
+        self.prompted = [self._logits(batch, "prompted", None) for batch in self.batches]
+
+    def _logits(self, batch: Sequence[Triplet], context: Any, steered: Steered | None) -> Tensor:
+        found = read_batch(self.model, batch, [], context, "R", steered=steered, logits=True).logits
+        if found is None:
+            raise typer.BadParameter("got a model without logits, expected one with them.")
+        return found
 
     def of(self, steering: Replacement | None, alpha: float = 1.0) -> list[float]:
         """The mean of each group."""
         steered = None if steering is None else Steered(steering, alpha)
         groups: list[list[float]] = [[], [], []]
-        for triplet, wanted in zip(self.triplets, self.prompted, strict=True):
-            found = read_batch(self.model, [triplet], [], "base", "R", steered=steered, logits=True).logits
-            if wanted is None or found is None:
-                raise typer.BadParameter("got a model without logits, expected one with them.")
-            for position, value in enumerate(divergence(wanted, found).tolist()):
+        for batch, wanted in zip(self.batches, self.prompted, strict=True):
+            positions = [position for triplet in batch for position in range(len(triplet.response_ids))]
+            values = divergence(wanted, self._logits(batch, "base", steered)).tolist()
+            for position, value in zip(positions, values, strict=True):
                 groups[0 if position == 0 else 1 if position < 4 else 2].append(value)
         return [float(np.mean(group)) for group in groups]
 
@@ -282,7 +293,7 @@ def _cell(found: dict[str, Any]) -> str:
 
 
 def _kl(found: list[float] | None) -> str:
-    return "–" if found is None else " / ".join(f"{value:.2f}" for value in found)
+    return "–" if found is None else " / ".join(f"{value:.2g}" for value in found)
 
 
 def main(

@@ -188,6 +188,16 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(folders, tmp_path, settin
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_says_what_choosing_ranks_and_weighing_tokens_takes(folders, tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(runs, "load_model", None)
+    method = {"solver": "local", "rank": "auto", "token_weights": "kl", "layers": [0, 2]}
+    code, output = run("--config", written(tmp_path, settings | {"methods": {"A-PSR": method}}), "--dry-run")
+    assert code == 0, output
+    assert "local, rank auto, span R" in output
+    assert "4 forward passes over the training responses" in output
+    assert "artifact: at most 16.6 kB" in output  # 2 layers × rank 32 × (2 × 32 + 1) numbers of 4 bytes
+
+
 @pytest.mark.usefixtures("no_report")
 def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_lost(tmp_path, settings):
     given = {**settings, "methods": {"S-Const DiM": QUICK["S-Const DiM"]}}

@@ -44,6 +44,7 @@ SHORT = {"sampling": psr.SamplingConfig(max_new_tokens=8)}
 """How long answers are where a block only measures them."""
 MEASURED = {
     "evaluate": SHORT | {"calibration": psr.Calibration(maximum=1.0, steps=1)},
+    "calibrate": SHORT,
     "collateral": SHORT,
     "robustness": SHORT,
     "scores_at": SHORT,

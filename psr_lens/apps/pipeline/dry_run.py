@@ -135,8 +135,9 @@ def _passes(settings: FitConfig) -> str:
     if isinstance(settings, Joint | ReFT):
         return f"{settings.epochs} epochs forward and backward, 1 forward pass for the targets"
     found = settings.polish if isinstance(settings, Layerwise) else None
+    passes = 4 if isinstance(settings, Layerwise) and settings.token_weights == "kl" else 2
     polish = f", then {found.epochs} epochs forward and backward" if found is not None else ""
-    return f"2 forward passes over the training responses{polish}"
+    return f"{passes} forward passes over the training responses{polish}"
 
 
 def _range(numbers: Sequence[int]) -> str:
