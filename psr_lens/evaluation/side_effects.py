@@ -364,7 +364,7 @@ def _overdose(name: str, dose: Dose, alpha: float, limit: float) -> str:
     highest, layer = max((dose.quantile(PERCENTILE, layer), layer) for layer in set(dose.layers))
     return (
         f"{name} at alpha={alpha:g} adds up to {highest:.2g} times the activation (99th percentile over tokens, layer {layer}), over the "
-        f"limit of {limit:g}. That takes the model far from what it was trained on; look at its answers, or measure at a smaller alpha."
+        f"limit of {limit:g}. Look at its answers, or measure at a smaller alpha."
     )
 
 
