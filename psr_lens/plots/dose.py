@@ -55,7 +55,7 @@ def relative_dose(result: Collateral) -> go.Figure:
                 y=values,
                 mode="lines+markers",
                 line={"color": style.color, "width": 2.5, "dash": line},
-                marker={"symbol": style.symbol, "size": 7, "color": style.color},
+                marker={"symbol": style.symbol + ("-open" if line == "dot" else ""), "size": 7, "color": style.color},
                 hovertemplate="layer %{x}: %{y:.3g}",
                 legendgroup=shown,
                 showlegend=line == "solid",
@@ -79,7 +79,7 @@ def relative_dose(result: Collateral) -> go.Figure:
     )
     figure.update_yaxes(title_text="‖added‖ / ‖activation‖", range=[0, highest * 1.12 or 1])
     bottom = _BOTTOM + _LEGEND_LINE * math.ceil(len(result.doses) / 2)
-    note = "Solid: the 99th percentile over tokens of the method’s own answers. Dotted: their mean."
+    note = "Solid: the 99th percentile over tokens of the method’s own answers. Dotted and hollow: their mean."
     titled(figure, "Relative dose", plot=_PLOT, top=50, bottom=bottom, left=60, note=note)
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
     return figure
