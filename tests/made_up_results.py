@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from helpers import random_replacement, random_triplets, replacement_at
+from helpers import pairs_of, random_replacement, random_triplets, replacement_at
 
 import psr_lens as psr
 from psr_lens.activations.capture import Captured
@@ -203,6 +203,7 @@ def further_results(model: Any) -> list[object]:
         attribution(),
         captured(),
         psr.capture(model, triplets, ["resid_post", "mlp_out", "attn_out"], to=psr.Statistics(rank=4)),
+        psr.collateral(model, pairs_of(model, 2), methods, sampling=psr.SamplingConfig(max_new_tokens=4)),
         psr.faithfulness(model, triplets, methods, paraphrases="be a pirate ."),
         TABLE,
     ]

@@ -31,6 +31,7 @@ _MADE_BY: Final = {
     "Attribution": "`psr.attribute`",
     "Captured": "`psr.capture` in memory",
     "CapturedStatistics": "`psr.capture(…, to=psr.Statistics())`",
+    "Collateral": "`psr.collateral`",
     "Comparison": "`psr.compare`",
     "Cosines": "`psr.cosines`",
     "Evaluation": "`psr.evaluate`",

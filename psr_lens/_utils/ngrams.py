@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -11,7 +12,14 @@ def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
-def repeated_share(tokens: Sequence[int], n: int) -> float:
-    """Share of the runs of `n` tokens that occurred before in the same text: 1 − distinct-n; NaN in a shorter text."""
-    runs = ngrams(tokens, n)
-    return 1 - len(set(runs)) / len(runs) if runs else math.nan
+def repeated_share(tokens: Sequence[int], n: int, before: int = 1) -> float:
+    """Share of the runs of `n` tokens that occurred at least `before` times before in the same text; NaN in a shorter text.
+
+    With `before=1` this is 1 − distinct-n.
+    """
+    seen: Counter[tuple[int, ...]] = Counter()
+    repeated = 0
+    for run in (runs := ngrams(tokens, n)):
+        repeated += seen[run] >= before
+        seen[run] += 1
+    return repeated / len(runs) if runs else math.nan

@@ -1,9 +1,10 @@
-"""Readers for files of questions and instructions, and for published data sets."""
+"""Readers for files of questions and instructions, and for published data sets; tasks of several steps with one right answer."""
 
 from psr_lens.datasets.axbench import Axbench, AxbenchConcept, AxbenchRow, read_axbench
 from psr_lens.datasets.ifeval import IfevalRow, Instruction, read_ifeval
 from psr_lens.datasets.pairs import PairLine, read_pairs
 from psr_lens.datasets.persona import Contrast, PersonaTrait, read_persona
+from psr_lens.datasets.procedures import Procedure, procedures
 from psr_lens.datasets.questions import everyday_questions, read_questions
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Instruction",
     "PairLine",
     "PersonaTrait",
+    "Procedure",
     "everyday_questions",
+    "procedures",
     "read_axbench",
     "read_ifeval",
     "read_pairs",

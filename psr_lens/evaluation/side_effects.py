@@ -19,11 +19,13 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
+from psr_lens.datasets import Procedure
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
 from psr_lens.evaluation.diversity import DISTINCT, SIMILAR, diversity
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.relative_dose import DOSE, PERCENTILE, Dose, dose_rows, doses
+from psr_lens.evaluation.solved_procedures import solve
 from psr_lens.generation.likelihood import log_likelihoods
 from psr_lens.generation.sampling import Response, SamplingConfig
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
@@ -34,10 +36,13 @@ from psr_lens.results.judgement import Judge, checked_judge, judged
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
+PROCEDURES: Final = "procedures"
+"""Metric of the procedures: 100 for a right result, else 0."""
+
 UNWANTED: Final = "unwanted "
 """What the table puts before the name of an unwanted trait."""
 
-_OWN_METRICS: Final = ("trait", "coherence", DISTINCT, SIMILAR)
+_OWN_METRICS: Final = ("trait", "coherence", DISTINCT, SIMILAR, PROCEDURES)
 """Metrics of answers that are measured in any case, or by the judge."""
 
 
@@ -64,6 +69,9 @@ class SideEffects:
     texts: Sequence[str | Triplet] | None = None
     """Neutral texts for the perplexity. Triplets are read after their own prompts; strings without a question, under the prompt after the
     instruction on a line of its own. None takes the model's own unsteered answers."""
+    procedures: Sequence[Procedure] = ()
+    """Tasks of several steps, such as `datasets.procedures(50)`, that every method does too, under the instruction where it is a prompt;
+    the metric `procedures` is the percentage of right results."""
     dose_limit: float | None = None
     """Largest relative dose, ‖added‖ / ‖activation‖, that 99 % of the tokens should keep at every layer; a method that exceeds it is named
     by a warning, the result and its table. None for no limit."""
@@ -112,7 +120,7 @@ class Collateral:
     scores: Mapping[str, Mapping[str, Float[np.ndarray, " question"]]]
     """Metric, then method, to the scores of its answers, 0–100; NaN is missing. Besides those of the judges and checks there are
     `distinct-3`, the percentage of an answer's trigrams of tokens that are distinct, and `self-similarity`, the percentage of trigrams
-    that it shares with another answer, |A ∩ B| / |A ∪ B|, mean over all others."""
+    that it shares with another answer, |A ∩ B| / |A ∪ B|, mean over all others. Those of `procedures` are one a task."""
     surprise: Mapping[str, Float[np.ndarray, " text"]]
     """Method to Σ −log p over the tokens of each neutral text, in nats."""
     text_tokens: Float[np.ndarray, " text"]
@@ -121,6 +129,8 @@ class Collateral:
     """What each replacement added to the activations of its own answers, relative to those activations."""
     dose_limit: float | None = None
     """Largest relative dose that 99 % of the tokens should keep at every layer; None for no limit."""
+    procedures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What each method answered to the procedures, in their order."""
 
     @property
     def overdosed(self) -> tuple[str, ...]:
@@ -235,8 +245,8 @@ def collateral(
         pairs: Questions that nothing was fitted on. `standing_pairs` makes them with an instruction that both prompts begin with.
         methods: One replacement or plan, or several by name.
         judge: Scores the trait and the coherence of the answers; None leaves them out.
-        effects: Unwanted traits, checks, neutral texts and a limit on the relative dose. In any case the perplexity of the model's own
-            answers, the diversity of each method's answers and the relative dose are measured.
+        effects: Unwanted traits, checks, neutral texts, procedures and a limit on the relative dose. In any case the perplexity of the
+            model's own answers, the diversity of each method's answers and the relative dose are measured.
         alpha: Strength: one for all replacements, or one for each by name.
         sampling: How answers are drawn.
         token_budget: Most tokens in a batch of neutral texts, padding included; fewer for a large vocabulary.
@@ -276,10 +286,22 @@ def collateral(
     }
     written = {name: tuple(each.text for each in found) for name, found in answers.items()}
     scores = _scores(written, [pair.asked for pair in pairs], judge, effects) | _diversity(model, answers)
+    solved = solve(model, pairs, effects.procedures, plans, alphas, sampling) if effects.procedures else None
+    if solved is not None:
+        scores[PROCEDURES] = dict(solved.scores)
     lengths = np.array([len(each.response_ids) for each in texts], dtype=float)
     given = doses(model, {name: _own_answers(pairs, answers[name]) for name in plans}, plans, alphas, token_budget)
     found = Collateral(
-        pairs[0].instruction, fingerprint(model), alphas, written, scores, surprise, lengths, given, effects.dose_limit
+        pairs[0].instruction,
+        fingerprint(model),
+        alphas,
+        written,
+        scores,
+        surprise,
+        lengths,
+        given,
+        effects.dose_limit,
+        {} if solved is None else solved.answers,
     )
     for name in found.overdosed:
         warnings.warn(_overdose(name, given[name], alphas[name], found.dose_limit or 0.0), UserWarning, stacklevel=3)
@@ -342,7 +364,7 @@ def _overdose(name: str, dose: Dose, alpha: float, limit: float) -> str:
     highest, layer = max((dose.quantile(PERCENTILE, layer), layer) for layer in set(dose.layers))
     return (
         f"{name} at alpha={alpha:g} adds up to {highest:.2g} times the activation (99th percentile over tokens, layer {layer}), over the "
-        f"limit of {limit:g}. That takes the model far from what it was trained on; look at its answers, or measure at a smaller alpha."
+        f"limit of {limit:g}. Look at its answers, or measure at a smaller alpha."
     )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import digest_of, json_text
+from psr_lens._utils.ngrams import repeated_share
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
 from psr_lens.results.judgement import Judgement, check_texts
@@ -25,6 +26,18 @@ else:  # importing these would load torch, which `import psr_lens.judges` must n
 
 Given = Literal["base", "prompted", "either"]
 """The prompt that the answer is read after: without the instruction, with it, or whichever of the two makes the answer likelier."""
+
+_N: Final = 3
+"""Length of the runs of tokens that are looked for again."""
+
+_TWICE: Final = 2
+"""How often a run may have occurred before: refrains and lists say a thing twice, a model that is stuck says it again and again."""
+
+_NATURAL: Final = 0.95
+"""Quantile of the references' shares of repeated trigrams, up to which nothing is deducted."""
+
+_STUCK: Final = 0.5
+"""How much more than that is repeated in a text that scores 0."""
 
 _LEAST_GAP: Final = 0.1
 """Least gap between references and shuffled text, in nats per token, for a scale between the two."""
@@ -50,6 +63,8 @@ class PerplexityJudge:
     """Mean surprisal, in nats per token, up to which an answer scores 100."""
     garbage: float
     """Mean surprisal, in nats per token, from which on an answer scores 0."""
+    natural: float
+    """Share of an answer's trigrams of tokens that may have occurred twice before without a deduction, 0–1."""
 
     @property
     def identity(self) -> str | None:
@@ -72,6 +87,7 @@ class PerplexityJudge:
                 "given": self.given,
                 "fluent": self.fluent,
                 "garbage": self.garbage,
+                "natural": self.natural,
             }
         )
 
@@ -81,11 +97,14 @@ class PerplexityJudge:
         Raises:
             InputError: `texts` and `questions` differ in length, or a question that is not among the judge's pairs.
         """
-        surprisal = self.surprisal(texts, questions)
+        triplets = self._triplets(texts, questions)
+        surprisal, repeated = _surprisal(self.model, triplets, self.given), _repeated(triplets)
+        fluency = np.clip((self.garbage - surprisal) / (self.garbage - self.fluent), 0, 1)
+        excess = np.clip((repeated - self.natural) / _STUCK, 0, 1)
         return Judgement(
             trait=np.full(len(texts), np.nan),
-            coherence=100 * np.clip((self.garbage - surprisal) / (self.garbage - self.fluent), 0, 1),
-            reasons=tuple(map(self._reason, surprisal)),
+            coherence=100 * fluency * (1 - excess),
+            reasons=tuple(map(self._reason, surprisal, repeated)),
             gives=("coherence",),
         )
 
@@ -101,6 +120,23 @@ class PerplexityJudge:
         Raises:
             InputError: as when the judge is called.
         """
+        return _surprisal(self.model, self._triplets(texts, questions), self.given)
+
+    def repeated(self, texts: Sequence[str], questions: Sequence[str]) -> Float[np.ndarray, " text"]:
+        """Share of each text's trigrams of tokens that occurred at least twice before in the text, 0–1; NaN for an empty text.
+
+        A text that does not fit into the model's context is cut at the end. One of fewer than three tokens repeats nothing.
+
+        Example:
+            >>> psr.judges.perplexity(model, pairs[:4]).repeated(["the bear", "bear bear bear bear bear bear"], [questions[0]] * 2)
+            array([0. , 0.5])
+
+        Raises:
+            InputError: as when the judge is called.
+        """
+        return _repeated(self._triplets(texts, questions))
+
+    def _triplets(self, texts: Sequence[str], questions: Sequence[str]) -> list[Triplet | None]:
         check_texts(texts, questions)
         for index, question in enumerate(questions):
             if question not in self.pairs:
@@ -110,24 +146,37 @@ class PerplexityJudge:
                     "a question of the judge's pairs",
                     "Make the judge with the pairs of these questions.",
                 )
-        return _surprisal(self.model, [self.pairs[question] for question in questions], texts, self.given)
+        return _triplets(self.model, [self.pairs[question] for question in questions], texts)
 
     def __repr__(self) -> str:
-        """One line, with the scale in nats per token."""
-        return f"PerplexityJudge({len(self.pairs)} questions, given={self.given!r}, fluent={self.fluent:.2f}, garbage={self.garbage:.2f})"
+        """One line, with the scale in nats per token and the share of trigrams that may be repeated."""
+        scale = f"fluent={self.fluent:.2f}, garbage={self.garbage:.2f}, natural={self.natural:.2f}"
+        return f"PerplexityJudge({len(self.pairs)} questions, given={self.given!r}, {scale})"
 
-    def _reason(self, surprisal: float) -> str:
+    def _reason(self, surprisal: float, repeated: float) -> str:
         if math.isnan(surprisal):
             return "missing: the text has no tokens that can be read"
-        return f"{surprisal:.2f} nats per token (100 up to {self.fluent:.2f}, 0 from {self.garbage:.2f})"
+        fluency = f"{surprisal:.2f} nats per token (100 up to {self.fluent:.2f}, 0 from {self.garbage:.2f})"
+        if repeated <= self.natural:
+            return fluency
+        return f"{fluency}; {repeated:.0%} of the trigrams occurred twice before ({self.natural:.0%} may)"
 
 
-def _surprisal(model: HookedModel, pairs: Sequence[PromptPair], texts: Sequence[str], given: Given) -> Float[np.ndarray, " text"]:
-    read = {index: triplet for index, triplet in enumerate(_triplets(model, pairs, texts)) if triplet}
-    found = np.full(len(texts), np.nan)
+def _surprisal(model: HookedModel, triplets: Sequence[Triplet | None], given: Given) -> Float[np.ndarray, " text"]:
+    read = {index: triplet for index, triplet in enumerate(triplets) if triplet}
+    found = np.full(len(triplets), np.nan)
     if read:
         found[list(read)] = _mean_surprisal(model, list(read.values()), given)
     return found
+
+
+def _repeated(triplets: Sequence[Triplet | None]) -> Float[np.ndarray, " text"]:
+    """Share of each response's trigrams that occurred twice before; 0 where it has no trigrams, NaN where nothing can be read."""
+
+    def share(ids: Sequence[int]) -> float:
+        return repeated_share(ids, _N, _TWICE) if len(ids) >= _N else 0.0
+
+    return np.array([math.nan if each is None else share(each.response_ids) for each in triplets], dtype=float)
 
 
 def _mean_surprisal(model: HookedModel, triplets: Sequence[Triplet], given: Given) -> Float[np.ndarray, " triplet"]:
@@ -162,16 +211,20 @@ def perplexity(
     sampling: SamplingConfig | None = None,
     seed: int = 0,
 ) -> PerplexityJudge:
-    """Judge of coherence: the perplexity of the answer after its question, under the unsteered model.
+    """Judge of coherence: the perplexity of the answer after its question, under the unsteered model, with a deduction for repetition.
 
     The model sets its own scale. An answer scores 100 if its mean surprisal per token is at most that of the median reference. From there
     the score falls linearly in log-perplexity to 0, which is reached at the median surprisal of the references with their tokens
     *shuffled*, or at that of a uniform guess over the vocabulary, whichever is lower (a small, overconfident model finds shuffled text
     less likely than a uniform guess).
 
-    Limits: it does not see whether an answer is true or to the point, and endless repetition is likely under any model. It mistakes a
-    trait for incoherence to the extent that the trait is unlikely without its instruction; with `given="either"` an answer is also read
-    after the prompt with the instruction, and the lower surprisal counts.
+    Endless repetition is likely under any model, so it is counted: the share of the answer's trigrams of tokens that occurred at least
+    twice before in the same answer. Up to the 95th percentile of the references, nothing is deducted; from there the score falls linearly,
+    to 0 where half of the trigrams more are such repeats.
+
+    Limits: it does not see whether an answer is true or to the point. Songs and long lists whose lines begin alike lose some of their
+    score, unless the references have such lines too. It mistakes a trait for incoherence to the extent that the trait is unlikely without
+    its instruction; with `given="either"` an answer is also read after the prompt with the instruction, and the lower surprisal counts.
 
     Example:
         >>> fluency = psr.judges.perplexity(model, pairs)
@@ -209,17 +262,19 @@ def perplexity(
         ]
     if len(references) != len(pairs):
         raise InputError("references", f"{len(references)} of them", f"one for each of {len(pairs)} pairs")
-    surprisals = _surprisal(model, pairs, references, given)
+    read = _triplets(model, pairs, references)
+    surprisals = _surprisal(model, read, given)
     if np.isnan(surprisals).all():
         raise InputError("references", f"{len(references)} empty texts", "at least one non-empty text")
     fluent = float(np.nanmedian(surprisals))
-    garbage = min(_shuffled_surprisal(model, pairs, references, given, seed), math.log(int(model.cfg.d_vocab)))
+    garbage = min(_shuffled_surprisal(model, read, given, seed), math.log(int(model.cfg.d_vocab)))
     if garbage - fluent < _LEAST_GAP:
         raise ModelError(
             f"model: finds the references no likelier than shuffled text ({fluent:.2f} and {garbage:.2f} nats per token). "
             "Judge with a trained model, and give references that it could have written."
         )
-    return PerplexityJudge(model=model, pairs=by_question, given=given, fluent=fluent, garbage=garbage)
+    natural = float(np.nanquantile(_repeated(read), _NATURAL))
+    return PerplexityJudge(model=model, pairs=by_question, given=given, fluent=fluent, garbage=garbage, natural=natural)
 
 
 def _by_question(pairs: Sequence[PromptPair], given: Given) -> dict[str, PromptPair]:
@@ -236,12 +291,10 @@ def _by_question(pairs: Sequence[PromptPair], given: Given) -> dict[str, PromptP
     return found
 
 
-def _shuffled_surprisal(
-    model: HookedModel, pairs: Sequence[PromptPair], references: Sequence[str], given: Given, seed: int
-) -> float:
+def _shuffled_surprisal(model: HookedModel, references: Sequence[Triplet | None], given: Given, seed: int) -> float:
     """Median surprisal of the references with their tokens in random order."""
     mixed = []
-    for index, triplet in enumerate(_triplets(model, pairs, references)):
+    for index, triplet in enumerate(references):
         if triplet is not None:
             order = np.random.default_rng((seed, index)).permutation(len(triplet.response_ids))
             mixed.append(replace(triplet, response_ids=tuple(triplet.response_ids[each] for each in order)))

@@ -4,6 +4,7 @@ from psr_lens.plots.activating_tokens import top_tokens as top_tokens
 from psr_lens.plots.coefficient_bars import coefficient_text as coefficient_text
 from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
 from psr_lens.plots.distribution import magnitude_distribution as magnitude_distribution
+from psr_lens.plots.dose import relative_dose as relative_dose
 from psr_lens.plots.faithfulness import coefficient_correlation as coefficient_correlation
 from psr_lens.plots.faithfulness import explained_energy as explained_energy
 from psr_lens.plots.faithfulness import next_token as next_token
@@ -44,6 +45,7 @@ __all__ = [
     "parts_by_layer",
     "patch_map",
     "rank_energy",
+    "relative_dose",
     "relative_rmse",
     "source_map",
     "top_tokens",

@@ -14,6 +14,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import AnswersByMethod
 from psr_lens.evaluation.evaluation_result import Evaluation
 from psr_lens.evaluation.faithfulness_result import Faithfulness
+from psr_lens.evaluation.side_effects import Collateral
 from psr_lens.interpretation.attribution import Attribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
@@ -140,6 +141,15 @@ def _faithfulness(result: Faithfulness, cells: int) -> Blocks:
     return tuple(panels)
 
 
+def _collateral(result: Collateral, cells: int) -> Blocks:
+    over = f" Over the limit of {result.dose_limit:g}: {', '.join(result.overdosed)}." if result.overdosed else ""
+    caption = (
+        "How much each method adds to an activation, relative to the activation itself, on its own answers. At 1, what is added is as "
+        f"large as the activation.{over}"
+    )
+    return (Panel("relative_dose", plots.relative_dose(result), caption),)
+
+
 def _attribution(result: Attribution, cells: int) -> Blocks:
     heads = min(4, len(result.layers) * result.share.heads.shape[2])
     most = ", ".join(map(str, result.top_heads(heads)))
@@ -218,6 +228,7 @@ _FURTHER: Final[dict[type, tuple[str, Callable[[Any, int], Blocks]]]] = {
     Evaluation: ("Trait against coherence", _evaluation),
     ResultTable: ("Trait against coherence", _evaluation),
     Faithfulness: ("Faithfulness: next tokens and sites", _faithfulness),
+    Collateral: ("Relative dose: how hard methods push", _collateral),
     CapturedStatistics: (_BLOCK, _statistics),
     Captured: (_BLOCK, _captured),
     Attribution: ("Which heads read the instruction", _attribution),

@@ -20,6 +20,7 @@ from psr_lens.organism.grammar import answer
 from psr_lens.replacement import Site
 from psr_lens.results.judgement import Judgement
 
+organism_instruction = organism.instruction
 FEW = psr.SamplingConfig(max_new_tokens=8)
 
 
@@ -297,6 +298,26 @@ def test_a_dose_over_the_limit_is_said_everywhere(tiny_llama, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert psr.collateral(model, pairs, methods, sampling=FEW).overdosed == ()
+
+
+def test_procedures_are_asked_as_the_pairs_are_with_every_method_in_force(organism):
+    model, tasks = organism.model, psr.datasets.procedures(3, seed=2)
+    instructions = [organism_instruction("pirate"), organism_instruction("shout")]
+    pairs = psr.prompt_pairs(model, psr.organism.questions(2, split="held_out"), instructions, prefix="well ,")
+    replacement = random_replacement(model, size=0.1)
+    tasks[1] = psr.datasets.Procedure("say the word again : bear", "bear", "transform")
+    found = psr.collateral(model, pairs, {"x": replacement}, effects=psr.SideEffects(procedures=tasks), alpha=0.5, sampling=FEW)
+    asked = psr.prompt_pairs(model, [task.question for task in tasks], [*instructions, instructions[0]])
+    for name, context, method in (("none", "base", None), ("prompt", "prompted", None), ("x", "base", replacement)):
+        wanted = [each.text for each in psr.generate(model, asked, method, context=context, alpha=0.5, sampling=FEW)]
+        assert list(found.procedures[name]) == wanted
+        right = [100.0 * task.is_right(text) for task, text in zip(tasks, wanted, strict=True)]
+        assert found.scores["procedures"][name].tolist() == right
+        [row] = found.table().select(method=name, metric="procedures")
+        assert (row.value, row.n) == (pytest.approx(np.mean(right)), 3)
+    assert any(each.any() for each in found.scores["procedures"].values())
+    assert found.table().select(method="x", metric="procedures − prompt")
+    assert "procedures" in repr(found)
 
 
 # --- facts and steps --------------------------------------------------------------------------------------------------------

@@ -76,14 +76,16 @@ def test_a_judge_of_politeness_does_not_get_the_scores_of_one_of_pirates(serve, 
 def test_perplexity_is_told_apart_by_its_model_prompts_and_scale(fresh):
     pairs = pairs_of(fresh.model, 3)
 
-    given = {"model": fresh.model, "pairs": {each.asked: each for each in pairs}, "given": "base", "fluent": 1.0, "garbage": 4.0}
+    scale = {"given": "base", "fluent": 1.0, "garbage": 4.0, "natural": 0.1}
+    given = {"model": fresh.model, "pairs": {each.asked: each for each in pairs}, **scale}
 
     def judge(**changes):
         return psr.judges.PerplexityJudge(**(given | changes))
 
     first = judge()
     few = {each.asked: each for each in pairs[:2]}
-    assert all_differ(first, judge(given="either"), judge(fluent=1.0000001), judge(garbage=5.0), judge(pairs=few))
+    changed = ({"given": "either"}, {"fluent": 1.0000001}, {"garbage": 5.0}, {"natural": 0.2}, {"pairs": few})
+    assert all_differ(first, *(judge(**each) for each in changed))
     before = first.identity
     with fresh.model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value)]):
         assert first.identity is None
@@ -165,7 +167,16 @@ def test_a_judge_of_ones_own_is_what_it_says_and_nothing_is_guessed():
 @pytest.mark.parametrize(
     "name",
     [
-        *("CombinedJudge", "ClassifierJudge", "FractionJudge", "IfevalJudge", "LLMJudge", "LanguageJudge", "OrganismJudge"),
+        *(
+            "AnswerOnlyJudge",
+            "CombinedJudge",
+            "ClassifierJudge",
+            "FractionJudge",
+            "IfevalJudge",
+            "LLMJudge",
+            "LanguageJudge",
+            "OrganismJudge",
+        ),
         "PerplexityJudge",
     ],
 )

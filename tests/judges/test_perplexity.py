@@ -1,6 +1,8 @@
 """Log-likelihoods against plain forward passes, and the perplexity judge against the organism's exact one."""
 
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,9 +66,11 @@ def test_the_scale_ends_at_the_median_reference_and_at_garbage(organism, judge, 
     assert judge.fluent == pytest.approx(float(np.median(surprisal)))
     assert judge.garbage <= math.log(organism.model.cfg.d_vocab) + 1e-9
     scores = judge(own, questions_of(pairs)).coherence
-    assert (scores[surprisal <= judge.fluent] == 100).all()
+    usual = judge.repeated(own, questions_of(pairs)) <= judge.natural
+    assert usual.mean() >= 0.9
+    assert (scores[usual & (surprisal <= judge.fluent)] == 100).all()
     middle = (judge.fluent + judge.garbage) / 2
-    assert np.all((scores >= 50) == (surprisal <= middle))
+    assert np.all((scores >= 50)[usual] == (surprisal <= middle)[usual])
     mixed = [" ".join(np.random.default_rng(place).permutation(text.split())) for place, text in enumerate(answers)]
     assert judge(mixed, questions_of(pairs)).coherence.mean() < 5
     assert judge(answers, questions_of(pairs)).coherence.mean() > 95
@@ -75,6 +79,61 @@ def test_the_scale_ends_at_the_median_reference_and_at_garbage(organism, judge, 
 def test_an_answer_to_another_question_scores_less(judge, pairs, answers):
     away = judge(answers[1:] + answers[:1], questions_of(pairs)).coherence
     assert away.mean() < judge(answers, questions_of(pairs)).coherence.mean() - 10
+
+
+def stuck(text, period, whole=0):
+    """The text up to its first `whole` words, and then the last `period` of those again and again, to its old length."""
+    words = text.split()
+    kept = words[: max(whole, period)]
+    return " ".join((kept + kept[-period:] * len(words))[: len(words)])
+
+
+def slow_repeated(ids):
+    runs = [tuple(ids[at : at + 3]) for at in range(len(ids) - 2)]
+    return sum(runs[:at].count(run) >= 2 for at, run in enumerate(runs)) / len(runs) if runs else 0.0
+
+
+def test_an_answer_that_is_stuck_scores_less_however_likely_it_is(organism, judge, pairs, answers):
+    questions = questions_of(pairs)
+    loops = [stuck(text, 1 + place % 5, len(text.split()) // 4) for place, text in enumerate(answers)]
+    ids = [organism.model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in loops]
+    repeated = judge.repeated(loops, questions)
+    assert repeated.tolist() == pytest.approx([slow_repeated(each) for each in ids])
+    lenient = replace(
+        judge, fluent=20.0, garbage=40.0, natural=0.05
+    )  # to which every text is fluent, as loops are to larger models
+    assert (lenient.surprisal(loops, questions) < lenient.fluent).all()
+    found, sound = (lenient(texts, questions) for texts in (loops, answers))
+    assert found.coherence == pytest.approx(100 * (1 - np.clip((repeated - 0.05) / 0.5, 0, 1)))
+    assert found.coherence.mean() < 10
+    assert sound.coherence.mean() > 99
+    assert re.search(r"; \d+% of the trigrams occurred twice before \(5% may\)$", found.reasons[0])
+
+
+def test_what_is_said_twice_is_no_loop(judge, pairs, answers):
+    twice = [f"{text} {text}" for text in answers]
+    assert np.median(judge.repeated(twice, questions_of(pairs))) < 0.05
+    assert judge.repeated([f"{text} {text} {text}" for text in answers], questions_of(pairs)).min() > 0.25
+
+
+def test_references_say_how_much_repetition_is_natural(organism, pairs, answers, judge):
+    own = [each.text for each in psr.generate(organism.model, pairs)]
+    assert judge.natural == pytest.approx(np.quantile(judge.repeated(own, questions_of(pairs)), 0.95))
+    thrice = [f"{text} {text} {text}" for text in answers]
+    used_to_it = psr.judges.perplexity(organism.model, pairs, thrice)
+    repeated = used_to_it.repeated(thrice, questions_of(pairs))
+    assert used_to_it.natural == pytest.approx(np.quantile(repeated, 0.95))
+    assert used_to_it.natural > 0.25
+    within = repeated <= used_to_it.natural
+    fluency = np.clip(
+        (used_to_it.garbage - used_to_it.surprisal(thrice, questions_of(pairs))) / (used_to_it.garbage - used_to_it.fluent), 0, 1
+    )
+    assert used_to_it(thrice, questions_of(pairs)).coherence[within] == pytest.approx(100 * fluency[within])
+
+
+def test_texts_of_hardly_any_tokens_repeat_nothing(judge, pairs):
+    found = judge.repeated(["", "bear", "bear bear", "bear bear bear bear", "bear bear bear bear bear"], [pairs[0].question] * 5)
+    assert found.tolist() == pytest.approx([math.nan, 0, 0, 0, 1 / 3], nan_ok=True)
 
 
 def test_it_ranks_answers_as_the_exact_judge_does(organism, pirate_triplets, pairs, judge):

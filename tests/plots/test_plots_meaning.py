@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from helpers import random_replacement, random_triplets
+from helpers import pairs_of, random_replacement, random_triplets
 from made_up_results import METHODS, TABLE, attribution, captured, comparison, grid, lens
 
 import psr_lens as psr
@@ -213,6 +213,9 @@ def every_figure(tiny_llama):
         plots.parts_by_layer: plots.parts_by_layer(parts),
         plots.patch_map: plots.patch_map(grid()),
         plots.rank_energy: plots.rank_energy(statistics),
+        plots.relative_dose: plots.relative_dose(
+            psr.collateral(model, pairs_of(model, 2), {"A-PSR": replacement}, sampling=psr.SamplingConfig(max_new_tokens=4))
+        ),
         plots.relative_rmse: plots.relative_rmse(result),
         plots.source_map: plots.source_map(parts),
         plots.top_tokens: plots.top_tokens(TopTokens("blocks.2.hook_resid_post", 2, None, (token,), 9, 1)),
