@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.evaluation_result import Evaluation as Evaluation
     from psr_lens.evaluation.faithfulness import faithfulness as faithfulness
     from psr_lens.evaluation.faithfulness_result import Faithfulness as Faithfulness
+    from psr_lens.evaluation.outlook import Outlook as Outlook
+    from psr_lens.evaluation.outlook import outlook as outlook
     from psr_lens.evaluation.refinement import refine as refine
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
@@ -113,6 +115,8 @@ _HOME = {
     "collateral": "evaluation.side_effects",
     "standing_pairs": "evaluation.side_effects",
     "refine": "evaluation.refinement",
+    "Outlook": "evaluation.outlook",
+    "outlook": "evaluation.outlook",
     "Robustness": "evaluation.robustness",
     "robustness": "evaluation.robustness",
     "FitConfig": "fitting.settings.solvers",

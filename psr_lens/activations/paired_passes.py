@@ -162,21 +162,25 @@ class Reading:
         Raises:
             ModelError: activations are not finite; names the hook point.
         """
-        triplets = [self.triplets[index] for index in indices]
-        device = device_of(self.model)
-        make = suffix_batch if self._shares_prompts(triplets) else context_batch
-        base, prompted = (make(triplets, context, self.span, device) for context in ("base", "prompted"))
-        columns = self._pattern_columns(triplets, device)
+        columns = self._pattern_columns([self.triplets[index] for index in indices], device_of(self.model))
 
         def subtract(name: str, before: Tensor, after: Tensor) -> None:
             for part, rows in _difference(name, before, after, columns).items():
                 check_finite({part: rows})
                 take(part, rows)
 
+        self.read_both(indices, subtract)
+
+    def read_both(self, indices: Sequence[int], take: Callable[[str, Tensor, Tensor], None]) -> None:
+        """As `read`, but hand over what would be subtracted: the rows in the base context, and those in the prompted one."""
+        triplets = [self.triplets[index] for index in indices]
+        device = device_of(self.model)
+        make = suffix_batch if self._shares_prompts(triplets) else context_batch
+        base, prompted = (make(triplets, context, self.span, device) for context in ("base", "prompted"))
         if self.difference == "local":
-            self._local(base, prompted, subtract)
+            self._local(base, prompted, take)
         else:
-            self._accumulated(base, prompted, subtract)
+            self._accumulated(base, prompted, take)
 
     def _pattern_columns(self, triplets: Sequence[Triplet], device: torch.device) -> PatternColumns | None:
         for name in self.hooks:

@@ -17,6 +17,7 @@ from psr_lens.plots.images import write_images as write_images
 from psr_lens.plots.layer_profile import magnitude_profile as magnitude_profile
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
+from psr_lens.plots.outlook import outlook as outlook
 from psr_lens.plots.patching import patch_map as patch_map
 from psr_lens.plots.rank import rank_energy as rank_energy
 from psr_lens.plots.response_slider import by_response as by_response
@@ -41,6 +42,7 @@ __all__ = [
     "magnitude_profile",
     "magnitude_strips",
     "next_token",
+    "outlook",
     "pareto",
     "parts_by_layer",
     "patch_map",

@@ -61,7 +61,7 @@ def _linear(data: RegressionData, moments: Moments, config: Layerwise, rank: int
 
 def _crossed(data: RegressionData, moments: Moments, rank: int) -> Parts:
     """Directions; the inputs' covariance with the targets along each; and the mean coefficients."""
-    directions = _leading(moments.targets, rank).T
+    directions = leading(moments.targets, rank).T
     mean = directions @ moments.mean
     sign = torch.where(mean < 0, -1.0, 1.0).to(mean)
     directions, mean = directions * sign[:, None], mean * sign
@@ -72,7 +72,7 @@ def _crossed(data: RegressionData, moments: Moments, rank: int) -> Parts:
     return directions, cross, mean
 
 
-def _leading(gram: Float[Tensor, "width width"], count: int) -> Float[Tensor, "width count"]:
+def leading(gram: Float[Tensor, "width width"], count: int) -> Float[Tensor, "width count"]:
     """Leading eigenvectors by subspace iteration, which in a wide model is far faster than the whole decomposition."""
     generator = torch.Generator().manual_seed(0)
     columns = min(len(gram), count + SPARE)
