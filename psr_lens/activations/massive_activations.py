@@ -203,7 +203,8 @@ class MassiveActivations:
     def _where(self) -> str:
         layers = {layer for token in self.tokens for layer in token.layers}
         some = sum(not token.in_all_contexts for token in self.tokens)
-        flips = f"; {some:,} of them not in all contexts" if some else ""
+        only = "one of the two contexts" if len(self.typical) == 2 else f"some of the contexts ({', '.join(self.typical)})"
+        flips = f"; {some:,} of them in only {only}" if some else ""
         return f"after layer{'s' if len(layers) > 1 else ''} {ranges(layers)}{flips}"
 
 
@@ -215,7 +216,8 @@ def listing(found: MassiveActivations) -> tuple[list[str], list[tuple[object, ..
         index = max(range(len(token.layers)), key=lambda at: max(norms[at] for norms in token.norm.values()))
         layer = token.layers[index]
         norms = [f"{token.norm[context][index]:.4g}" for context in contexts]
-        typical = " / ".join(f"{float(found.typical[context][found.layers.index(layer)]):.3g}" for context in contexts)
+        medians = [f"{float(found.typical[context][found.layers.index(layer)]):.3g}" for context in contexts]
+        typical = " / ".join(medians if len(set(medians)) > 1 else medians[:1])
         where = "all" if token.in_all_contexts else ", ".join(token.contexts)
         dimensions = ", ".join(map(str, token.dimensions))
         rows.append((text, token.triplet, token.position, ranges(token.layers), where, layer, *norms, typical, dimensions))

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.distance import Distance
@@ -17,6 +21,8 @@ from psr_lens.plots.style import PALETTE, method_styles, shown_name
 from psr_lens.results.bootstrap import Interval
 
 _ABSENT: Final = "–"
+LEAST_CHANGE: Final = 0.1
+"""Natural logarithm of the least factor by which massive tokens are said to change a relative RMSE."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +105,20 @@ def massive_in_words(comparison: Comparison, lead: str) -> str:
     """How many tokens are massive, and the relative RMSE with and without them where they change it most; empty if there are none."""
     if comparison.massive is None or not comparison.massive.tokens:
         return ""
-    distances = comparison.distances
-    column = _most_changed(distances[lead])
+    distances = {name: found for name, found in comparison.distances.items() if name in (lead, PARAPHRASE)}
+    found = f"{comparison.massive.summary}."
+    factors = torch.stack([changed_by_massive(each) for each in distances.values()]).amax(dim=0)
+    column = int(factors.argmax())
+    if factors[column] < LEAST_CHANGE:
+        return f"{found} They hardly change the relative RMSE."
 
     def both(name: str) -> list[str]:
         return [number(float(each[column]), 2) for each in (distances[name].relative_rmse, distances[name].without_massive)]
 
     with_them, without = both(lead)
     text = (
-        f"{comparison.massive.summary}. Where they change it most, after layer {comparison.layers[column]}, the relative RMSE of {lead} is "
-        f"{with_them} with them and {without} without"
+        f"{found} Where they change it most, after layer {comparison.layers[column]}, the relative RMSE of {lead} is {with_them} with "
+        f"them and {without} without"
     )
     if PARAPHRASE not in distances:
         return f"{text}."
@@ -116,10 +126,9 @@ def massive_in_words(comparison: Comparison, lead: str) -> str:
     return f"{text}; that of the paraphrase baseline is {with_them} and {without}."
 
 
-def _most_changed(found: Distance) -> int:
-    """Index of the layer at which massive tokens change the relative RMSE most, by its factor."""
-    factor = (found.relative_rmse / found.without_massive).log().abs().nan_to_num(nan=-1.0)
-    return int(factor.argmax())
+def changed_by_massive(found: Distance) -> Float[Tensor, " layer"]:
+    """By what factor massive tokens change the relative RMSE after each layer, up or down, as a natural logarithm."""
+    return (found.relative_rmse / found.without_massive).log().abs().nan_to_num(nan=0.0)
 
 
 def _pair(scores: Scores) -> str:

@@ -11,12 +11,10 @@ import torch
 from psr_lens.activations.massive_activations import listing
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.style import shown_name
-from psr_lens.reporting.comparison_text import number
+from psr_lens.reporting.comparison_text import LEAST_CHANGE, changed_by_massive, number
 
 _LISTED: Final = 20
 """Most tokens that are listed."""
-_CHANGED: Final = 0.1
-"""Layers are listed at which massive tokens change a relative RMSE by about this share, even if none is massive just there."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def massive_tables(comparison: Comparison) -> MassiveTables | None:
         return " / ".join(number(float(values[column]), 2) for values in (each.relative_rmse, each.without_massive, each.median))
 
     counts = {context: found.count(context).tolist() for context in found.typical}
-    without = [(each.relative_rmse / each.without_massive).log().abs() > _CHANGED for each in distances.values()]
+    without = [changed_by_massive(each) > LEAST_CHANGE for each in distances.values()]
     changed = torch.stack([found.count() > 0, *without]).any(dim=0).nonzero().flatten().tolist()
     layer_rows = [
         (layer, *(count[column] for count in counts.values()), *(three(name, column) for name in distances))

@@ -59,7 +59,7 @@ def test_tokens_are_found_by_layer_in_either_context(massive):
 
 def test_what_was_found_is_said_in_a_line_a_table_and_a_data_frame(massive):
     found = psr.massive_activations(massive.model, massive.triplets)
-    where = "after layers 1–2; 1 of them not in all contexts"
+    where = "after layers 1–2; 1 of them in only one of the two contexts"
     assert repr(found) == f"MassiveActivations(2 of 10 tokens of 2 responses, {where})"
     assert found.summary == f"2 of 10 tokens have a massive activation, {where}"
     assert repr(found.tokens[0]).startswith(
@@ -129,7 +129,7 @@ def test_many_tokens_in_any_order_are_found_by_the_median_of_all_and_few_are_kep
 def test_the_summary_of_triplets_counts_them_if_it_is_given_the_model(massive):
     triplets = Triplets(tuple(massive.triplets))
     assert triplets.summary() == "2 triplets kept, 0 dropped"
-    counted = "2 of 10 tokens have a massive activation, after layers 1–2; 1 of them not in all contexts"
+    counted = "2 of 10 tokens have a massive activation, after layers 1–2; 1 of them in only one of the two contexts"
     assert triplets.summary(massive.model) == f"2 triplets kept, 0 dropped. {counted}"
     assert Triplets(()).summary(massive.model) == "0 triplets kept, 0 dropped"
 
