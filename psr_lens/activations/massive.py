@@ -1,15 +1,14 @@
 """Massive activations: a few numbers of the residual stream, at a few tokens, that are far larger than everything else.
 
 Sun et al. 2024 (arXiv 2402.17762) call a number massive if its magnitude is above 100 and around 1,000 times the median magnitude of the
-hidden state. Both bounds depend on the model: the first on its scale, the second on its width, and in SmolLM2-135M the numbers in question
-reach 340 to 860 times the median, where the rest stays below 210. What distorts sums of squares is that one number outweighs many
-whole tokens, so that is what is asked here: is a token's largest number at least `RATIO` times the norm of the median token? At 3, one
-number counts as much as nine ordinary tokens. A token that is large in all its numbers is not massive.
+hidden state. Both bounds depend on the model: the first on its scale, the second on its width, and in SmolLM2-135M those of response
+tokens were only 285 to 810 times the median, where the rest stayed below 210. What distorts sums of squares is that one number outweighs
+many whole tokens, so that is what is asked here: is a token's largest number at least `RATIO` times the norm of the median token? At 3,
+one number counts as much as nine ordinary tokens. A token that is large in all its numbers is not massive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,10 +19,10 @@ from torch import Tensor
 from psr_lens.activations.log_histogram import BINS, histogram_quantile, log_histogram
 
 RATIO: Final = 3.0
-"""Least largest number of a massive token, in norms of the median token; in SmolLM2-135M massive tokens are at 3.9 to 10, others below
-2.6; in the organisms all are below 2."""
+"""Least largest number of a massive token, in norms of the median token. In SmolLM2-135M massive tokens are at 3 to 10, a few lie below,
+and nearly all are under 0.8; in the organisms all are below 2."""
 _DIMENSIONS: Final = 4
-"""Most dimensions that are named for a token; massive activations occur in fewer (Sun et al. 2024, section 2)."""
+"""Most dimensions that are named for a token in one context."""
 _ALL_KEPT: Final = 256
 """Tokens of a layer that are kept before their median norm is relied on to drop others."""
 _MARGIN: Final = 2.0
@@ -48,22 +47,17 @@ def is_massive(rows: Float[Tensor, "token ..."], ratio: float = RATIO, typical: 
 
 
 @dataclass(frozen=True, eq=False)
-class Peaks:
-    """What is needed of some tokens' activations to tell which are massive."""
+class _Peaks:
+    """What is kept of a batch's activations at one layer in one context, on the CPU."""
 
     norm: Float[Tensor, " token"]
     """Norm of each token."""
-    largest: Float[Tensor, "token peak"]
-    """Its largest magnitudes, in descending order."""
-    dimension: Int[Tensor, "token peak"]
-    """Their dimensions."""
-
-    @classmethod
-    def of(cls, rows: Float[Tensor, "token width"]) -> Peaks:
-        """The peaks of activations, on the CPU."""
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        largest, dimension = rows.abs().topk(min(_DIMENSIONS, rows.shape[1]), dim=1)
-        return cls(torch.linalg.vector_norm(rows, dim=1).cpu(), largest.cpu(), dimension.int().cpu())
+    possible: Int[Tensor, " some"]
+    """The tokens of the batch that may turn out to be massive."""
+    largest: Float[Tensor, "some peak"]
+    """Their largest magnitudes, in descending order."""
+    dimension: Int[Tensor, "some peak"]
+    """The dimensions of these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +77,10 @@ class Found:
     typical: Float[Tensor, "column context"]
     """Norm of the median token at each layer in each context."""
 
-    def mask(self, tokens: int) -> Bool[Tensor, "token column"]:
-        """Whether each of so many tokens is massive at each layer in any context."""
-        mask = torch.zeros(tokens, len(self.typical), dtype=torch.bool)
-        mask[self.row, self.column] = True
+    def mask(self, tokens: int) -> Bool[Tensor, " token"]:
+        """Whether each of so many tokens is massive at any layer in any context."""
+        mask = torch.zeros(tokens, dtype=torch.bool)
+        mask[self.row] = True
         return mask
 
 
@@ -98,29 +92,42 @@ class MassiveFinder:
     """
 
     def __init__(self, columns: int, contexts: int, ratio: float = RATIO) -> None:
-        """Start without tokens, for so many layers and contexts."""
+        """Start without tokens, for so many layers (columns) and contexts."""
         self._ratio = ratio
         self._histograms = torch.zeros(columns, contexts, BINS, dtype=torch.long)
+        self._seen: dict[tuple[int, int], _Peaks] = {}
         self._kept: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
 
-    def add(self, column: int, rows: Int[Tensor, " token"], contexts: Sequence[Peaks]) -> None:
-        """Add a batch at one layer: the rows of its tokens, and their peaks in each context."""
-        norm = torch.stack([each.norm for each in contexts], dim=1)
-        largest = torch.stack([each.largest for each in contexts], dim=1)
-        seen = self._histograms[column]
-        for context, values in enumerate(norm.T):
-            seen[context] += log_histogram(values)
-        if int(seen[0].sum()) <= _ALL_KEPT:
-            possible = torch.ones(len(rows), dtype=torch.bool)
+    def look(self, column: int, context: int, activations: Float[Tensor, "token width"]) -> None:
+        """Look at a batch's activations at one layer in one context."""
+        activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
+        norm, largest = torch.linalg.vector_norm(activations, dim=1), activations.abs().amax(dim=1)
+        self._histograms[column, context] += log_histogram(norm)
+        if int(self._histograms[column, context].sum()) <= _ALL_KEPT:
+            possible = torch.arange(len(norm), device=norm.device)
         else:
-            possible = (largest[..., 0] * _MARGIN >= self._ratio * self._typical(column)).any(dim=1)
-        dimension = torch.stack([each.dimension for each in contexts], dim=1)
-        columns = torch.full((int(possible.sum()),), column)
-        self._kept.append((rows[possible], columns, norm[possible].float(), largest[possible].float(), dimension[possible]))
+            possible = (largest * _MARGIN >= self._ratio * self._typical(column, context)).nonzero().flatten()
+        top, dimension = activations[possible].abs().topk(min(_DIMENSIONS, activations.shape[1]), dim=1)
+        self._seen[column, context] = _Peaks(norm.cpu().float(), possible.cpu(), top.cpu().float(), dimension.cpu())
+
+    def add(self, rows: Int[Tensor, " token"]) -> None:
+        """End a batch that was looked at at all layers in all contexts; its tokens have these rows."""
+        columns, contexts = self._histograms.shape[:2]
+        for column in range(columns):
+            seen = [self._seen.pop((column, context)) for context in range(contexts)]
+            some = torch.cat([each.possible for each in seen]).unique()
+            norm = torch.stack([each.norm[some] for each in seen], dim=1)
+            largest = norm.new_zeros(len(some), contexts, seen[0].largest.shape[1])
+            dimension = torch.full_like(largest, -1, dtype=torch.long)
+            for context, each in enumerate(seen):
+                at = torch.searchsorted(some, each.possible)
+                largest[at, context], dimension[at, context] = each.largest, each.dimension
+            self._kept.append((rows[some], torch.full_like(some, column), norm, largest, dimension))
 
     def finish(self) -> Found:
         """The massive tokens among all that were added."""
-        typical = torch.stack([self._typical(column) for column in range(len(self._histograms))])
+        columns, contexts = self._histograms.shape[:2]
+        typical = torch.tensor([[self._typical(column, context) for context in range(contexts)] for column in range(columns)])
         row, column, norm, largest, dimension = (torch.cat(each) for each in zip(*self._kept, strict=True))
         bound = (self._ratio * typical[column])[..., None]
         over = (largest >= bound) & (bound > 0)
@@ -129,5 +136,5 @@ class MassiveFinder:
         over = over[found]
         return Found(row[found], column[found], norm[found], over.any(dim=2), torch.where(over, dimension[found], -1), typical)
 
-    def _typical(self, column: int) -> Float[Tensor, " context"]:
-        return torch.tensor([histogram_quantile(each, 0.5) for each in self._histograms[column]])
+    def _typical(self, column: int, context: int) -> float:
+        return histogram_quantile(self._histograms[column, context], 0.5)

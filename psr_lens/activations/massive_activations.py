@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import ranges
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.activations.finite import check_finite
-from psr_lens.activations.massive import RATIO, Found, MassiveFinder, Peaks
+from psr_lens.activations.massive import RATIO, Found, MassiveFinder
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.teacher_forced_pass import gather, layers_needed
 from psr_lens.errors import InputError
@@ -134,8 +135,18 @@ class MassiveActivations:
                 counts[layer] += massive
         return torch.tensor(list(counts.values()))
 
+    @checks_arguments
     def mask(self, tokens: TokenTable) -> Bool[Tensor, "token layer"]:
-        """Which tokens of a table are massive after each of the layers searched, in any context."""
+        """Which rows are massive after each of the layers searched, in any context.
+
+        Args:
+            tokens: What each row is, from a result on the same triplets.
+
+        Example:
+            >>> ordinary = ~psr.massive_activations(model, triplets[:4]).mask(comparison.tokens)
+            >>> comparison.magnitude[ordinary].isfinite().all()
+            tensor(True)
+        """
         rows = {place: row for row, place in enumerate(zip(tokens.triplet.tolist(), tokens.position.tolist(), strict=True))}
         mask = torch.zeros(len(tokens), len(self.layers), dtype=torch.bool)
         for token in self.tokens:
@@ -192,7 +203,8 @@ class MassiveActivations:
     def _where(self) -> str:
         layers = {layer for token in self.tokens for layer in token.layers}
         some = sum(not token.in_all_contexts for token in self.tokens)
-        flips = f"; {some:,} of them not in all contexts" if some else ""
+        only = "one of the two contexts" if len(self.typical) == 2 else f"some of the contexts ({', '.join(self.typical)})"
+        flips = f"; {some:,} of them in only {only}" if some else ""
         return f"after layer{'s' if len(layers) > 1 else ''} {ranges(layers)}{flips}"
 
 
@@ -204,7 +216,8 @@ def listing(found: MassiveActivations) -> tuple[list[str], list[tuple[object, ..
         index = max(range(len(token.layers)), key=lambda at: max(norms[at] for norms in token.norm.values()))
         layer = token.layers[index]
         norms = [f"{token.norm[context][index]:.4g}" for context in contexts]
-        typical = " / ".join(f"{float(found.typical[context][found.layers.index(layer)]):.3g}" for context in contexts)
+        medians = [f"{float(found.typical[context][found.layers.index(layer)]):.3g}" for context in contexts]
+        typical = " / ".join(medians if len(set(medians)) > 1 else medians[:1])
         where = "all" if token.in_all_contexts else ", ".join(token.contexts)
         dimensions = ", ".join(map(str, token.dimensions))
         rows.append((text, token.triplet, token.position, ranges(token.layers), where, layer, *norms, typical, dimensions))
@@ -253,31 +266,30 @@ def massive_activations(
         raise InputError("ratio", ratio, "a number above 1")
     check_triplets(model, triplets)
     wanted = check_layers(model, layers)
-    names = {f"blocks.{layer}.hook_resid_post": column for column, layer in enumerate(wanted)}
+    names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
     finder, rows, device = MassiveFinder(len(wanted), len(CONTEXTS), ratio), Rows(triplets, span), device_of(model)
     for indices in progress_bar(list(length_batches(triplets, token_budget)), desc="massive activations", unit="batch"):
         chosen = [triplets[index] for index in indices]
-        read = [_peaks(model, context_batch(chosen, context, span, device), list(names)) for context in CONTEXTS]
-        for name, column in names.items():
-            finder.add(column, rows.at(indices), [peaks[name] for peaks in read])
+        for number, context in enumerate(CONTEXTS):
+            _look(model, context_batch(chosen, context, span, device), names, partial(finder.look, context=number))
+        finder.add(rows.at(indices))
     return listed(finder.finish(), model, triplets, span, wanted, CONTEXTS, ratio)
 
 
-def _peaks(model: HookedModel, batch: ContextBatch, names: Sequence[str]) -> dict[str, Peaks]:
-    """The peaks of a batch at some hook points; only one activation is held at a time."""
-    peaks: dict[str, Peaks] = {}
+def _look(model: HookedModel, batch: ContextBatch, names: Sequence[str], look: Callable[..., None]) -> None:
+    """Show a batch's activations at some hook points to `look`, one hook point at a time."""
 
-    def look_at(name: str) -> Any:
+    def shown_as(column: int, name: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
             rows = gather(activation.detach(), batch, batch.rows, name)
             check_finite({name: rows})
-            peaks[name] = Peaks.of(rows)
+            look(column, activations=rows)
 
         return hook
 
-    with torch.no_grad(), frozen(model), hooked(model, [(name, look_at(name)) for name in names]):
+    hooks = [(name, shown_as(column, name)) for column, name in enumerate(names)]
+    with torch.no_grad(), frozen(model), hooked(model, hooks):
         forward(model, batch.tokens, batch.mask, layers_needed(names))
-    return peaks
 
 
 def listed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from psr_lens.activations.massive_activations import MassiveActivations
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.scores import Scores
 
@@ -13,14 +14,12 @@ RESULTS_FORMAT: Final = 2
 
 
 def comparison_json(result: Comparison) -> dict[str, Any]:
-    """The scores of each method, the magnitude of what the instruction adds by layer, and the relative RMSE of each method by layer."""
+    """The scores of each method, the magnitude of what the instruction adds by layer, and the distance of each method by layer."""
 
     def numbers(values: Any) -> list[float | None]:
         return [_rounded(value, 4) for value in values.tolist()]
 
-    rmse = {name: numbers(trace.relative_rmse) for name, trace in result.methods.items()}
-    if result.paraphrase_rmse is not None:
-        rmse["paraphrase"] = numbers(result.paraphrase_rmse)
+    distances = result.distances
     return {
         "methods": {each.method: _score_json(each) for each in result.scores},
         "magnitude": {
@@ -28,8 +27,17 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
             "p99": numbers(result.quantile(0.99)),
             "rank1_share": numbers(result.rank1_share),
         },
-        "relative_rmse": rmse,
+        "relative_rmse": {name: numbers(found.relative_rmse) for name, found in distances.items()},
+        "relative_rmse_without_massive": {name: numbers(found.without_massive) for name, found in distances.items()},
+        "median_relative_error": {name: numbers(found.median) for name, found in distances.items()},
+        "massive_activations": None if result.massive is None else _massive_json(result.massive),
     }
+
+
+def _massive_json(found: MassiveActivations) -> dict[str, Any]:
+    """How many tokens were searched, how many of them are massive, and how many after each layer, in each context and in any."""
+    by_layer = {context: found.count(context).tolist() for context in found.typical}
+    return {"searched": found.searched, "tokens": len(found), "by_layer": {**by_layer, "any": found.count().tolist()}}
 
 
 def _score_json(scores: Scores) -> dict[str, Any]:

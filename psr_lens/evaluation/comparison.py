@@ -3,6 +3,7 @@
 All magnitudes are norms of accumulated differences, `‖A − A_base‖` at `hook_resid_post`, so that a prompt and a replacement are
 measured in the same way.
 Relative RMSE is `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` over all tokens of the span, as in figure 3 of Heyman & Vandeputte 2026: 1 is no steering.
+It is given without massive tokens and at the median token too, since one massive token may outweigh all others.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from torch import Tensor
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.optional import package
+from psr_lens.activations.massive import MassiveFinder
+from psr_lens.activations.massive_activations import MassiveActivations, listed
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
+from psr_lens.evaluation.distance import Distance, distance
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import Layers, check_layers
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
+from psr_lens.results.table import ResultTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +56,8 @@ class MethodTrace:
     projection: Float[Tensor, "token site"]
     """What the coefficient should have been: the length of (prompted activation − arriving activation) within the span of the
     directions, of each head's own directions at `attn.hook_z`. It has a sign if there is a single direction."""
+    error: Float[Tensor, "token layer"] | None = None
+    """‖Δ_AS − Δ_acc‖ after each layer: how far each token is from the prompt's effect; None if it is not known."""
 
     def __repr__(self) -> str:
         """Tokens, layers and hook points in one line."""
@@ -93,6 +100,10 @@ class Comparison:
     """Trait and coherence by method, if they were measured."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """What is needed to run the comparison again."""
+    paraphrase_error: Float[Tensor, "token layer"] | None = None
+    """‖Δ of the paraphrase − Δ_acc‖ of each token after each layer; None without a paraphrase, or if it is not known."""
+    massive: MassiveActivations | None = None
+    """The tokens with massive activations under the base prompt, the prompt or the paraphrase; None if they were not looked for."""
 
     def __repr__(self) -> str:
         """Instruction, size and methods in one line."""
@@ -106,23 +117,37 @@ class Comparison:
             return f"{next(iter(self.alphas.values())):g}"
         return ", ".join(f"{alpha:g} ({name})" for name, alpha in self.alphas.items())
 
-    def _repr_html_(self) -> str:
-        scores = {each.method: each for each in self.scores}
-        rmse = {name: trace.relative_rmse for name, trace in self.methods.items()}
+    @property
+    def distances(self) -> dict[str, Distance]:
+        """Distance from the prompt after each layer, by method, and of the paraphrase baseline if there is one.
+
+        Example:
+            >>> comparison.distances["A-PSR"].median.shape
+            torch.Size([6])
+        """
+        found = {name: (trace.relative_rmse, trace.error) for name, trace in self.methods.items()}
         if self.paraphrase_rmse is not None:
-            rmse[PARAPHRASE] = self.paraphrase_rmse
+            found[PARAPHRASE] = (self.paraphrase_rmse, self.paraphrase_error)
+        massive = None if self.massive is None else self.massive.mask(self.tokens).any(dim=1)
+        return {name: distance(rmse, error, self.magnitude, massive) for name, (rmse, error) in found.items()}
+
+    def _repr_html_(self) -> str:
+        scores, distances = {each.method: each for each in self.scores}, self.distances
         rows = []
-        for name in dict.fromkeys([*scores, *rmse]):
-            score = scores.get(name)
+        for name in dict.fromkeys([*scores, *distances]):
+            score, found = scores.get(name), distances.get(name)
+            last = (found.relative_rmse, found.without_massive, found.median) if found else ()
             rows.append(
                 (
                     name,
                     *((score.trait, score.coherence, score.n) if score else ("", "", "")),
-                    float(rmse[name][-1]) if name in rmse else "",
+                    *([float(each[-1]) for each in last] or ("", "", "")),
                 )
             )
-        head = ("method", "trait", "coherence", "questions", f"relative RMSE, layer {self.layers[-1]}")
-        return table(head, rows, f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.strengths}")
+        rmse = f"relative RMSE, layer {self.layers[-1]}"
+        head = ("method", "trait", "coherence", "questions", rmse, "without massive tokens", "relative error, median token")
+        about = f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.strengths}"
+        return table(head, rows, f"{about}. {self.massive.summary}" if self.massive is not None else about)
 
     @checks_arguments
     def quantile(self, q: float) -> Float[Tensor, " layer"]:
@@ -168,22 +193,52 @@ class Comparison:
                 )
         return replace(self, scores=tuple(scores), settings={**self.settings, **(settings or {})})
 
+    @checks_arguments
+    def table(self, *, trait: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
+        """The distances from the prompt, one a row; `n` counts responses.
+
+        Metrics, each by layer: `relative RMSE`, `relative RMSE without massive tokens`, and `median relative error`, which is that of the
+        median token. `faithfulness` gives the same with intervals.
+
+        Args:
+            trait: Name of the trait, as a label of the rows.
+            settings: What a reader needs to run it again, added to the comparison's settings.
+
+        Example:
+            >>> [row.method for row in comparison.table().select(metric="median relative error", layer=5)]
+            ['A-PSR', 'CAA']
+        """
+        n = len(self.tokens.triplet.unique())
+        rows = [
+            row for name, each in self.distances.items() for row in each.rows(self.layers, name, n, trait, self.alphas.get(name))
+        ]
+        about = {"model": dict(self.model), "instruction": self.instruction, "span": self.span}
+        return ResultTable(tuple(rows), {**about, **self.settings, **(settings or {})})
+
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with one row for each method, token and layer; the prompt is the method `prompt`.
 
-        Columns: `method`, `triplet`, `position` (−1 is the last prompt token), `token`, `layer` and `magnitude` (‖Δ‖).
+        Columns: `method`, `triplet`, `position` (−1 is the last prompt token), `token`, `layer`, `magnitude` (‖Δ‖), `error` (the distance
+        from the prompt's Δ; NaN if it is not known), and `massive` (whether the token has a massive activation after the layer; None if
+        they were not looked for).
 
         Raises:
             MissingPackageError: pandas is not installed.
 
         Example:
             >>> frame = comparison.to_pandas()
-            >>> list(frame.columns), sorted(set(frame["method"]))
-            (['method', 'triplet', 'position', 'token', 'layer', 'magnitude'], ['A-PSR', 'CAA', 'prompt'])
+            >>> list(frame.columns)[-3:], sorted(set(frame["method"]))
+            (['magnitude', 'error', 'massive'], ['A-PSR', 'CAA', 'prompt'])
         """
         pandas = package("pandas", "pandas")
         magnitudes = {PROMPT: self.magnitude, **{name: trace.magnitude for name, trace in self.methods.items()}}
+        unknown = torch.full_like(self.magnitude, torch.nan)
+        errors = [
+            torch.zeros_like(self.magnitude),
+            *(unknown if each.error is None else each.error for each in self.methods.values()),
+        ]
         tokens, layers = self.magnitude.shape
+        massive = [None] * (tokens * layers) if self.massive is None else self.massive.mask(self.tokens).flatten().tolist()
         columns = {
             "method": [name for name in magnitudes for _ in range(tokens * layers)],
             "triplet": self.tokens.triplet.repeat_interleave(layers).repeat(len(magnitudes)).numpy(),
@@ -191,6 +246,8 @@ class Comparison:
             "token": [string for string in self.tokens.strings for _ in range(layers)] * len(magnitudes),
             "layer": list(self.layers) * (tokens * len(magnitudes)),
             "magnitude": torch.cat([each.flatten() for each in magnitudes.values()]).numpy(),
+            "error": torch.cat([each.flatten() for each in errors]).numpy(),
+            "massive": massive * len(magnitudes),
         }
         frame: pd.DataFrame = pandas.DataFrame(columns)
         return frame
@@ -209,6 +266,9 @@ def compare(
     token_budget: int = TOKEN_BUDGET,
 ) -> Comparison:
     """Read the same responses under the prompt and under each replacement, and compare token by token.
+
+    Tokens with massive activations after any of the layers are found as `massive_activations` does, and the distances from the prompt
+    are given with and without them: `.distances`, `.table()`.
 
     Args:
         model: The model; it is not changed.
@@ -242,6 +302,7 @@ def compare(
     rows, moments = Rows(triplets, span), [SecondMoments(int(model.cfg.d_model)) for _ in names]
     errors = {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
     energy = torch.zeros(len(names), dtype=torch.double)
+    finder = MassiveFinder(len(names), len(reading.contexts))
     for batch in reading.batches(triplets, token_budget):
         take, base = rows.of(batch.indices), batch.base
         magnitudes = []
@@ -250,12 +311,19 @@ def compare(
             magnitudes.append(delta.norm(dim=1))
             energy[column] += squares(delta).sum().cpu()
             moment.add(delta)
+            for context, unsteered in enumerate(batch.unsteered):
+                finder.look(column, context, unsteered.rows[name])
+        finder.add(rows.at(batch.indices))
         take(PROMPT, torch.stack(magnitudes, dim=1))
         for rephrased in batch.rephrased:
-            errors[PARAPHRASE] += _errors(rephrased, batch, names)
+            squared = _errors(rephrased, batch, names)
+            errors[PARAPHRASE] += squared.sum(0)
+            take(f"{PARAPHRASE}/error", squared.sqrt().float())
         for steered in reading.steered(batch):
             label, found = steered.label, steered.reading
-            errors[label] += _errors(found, batch, names)
+            squared = _errors(found, batch, names)
+            errors[label] += squared.sum(0)
+            take(f"{label}/error", squared.sqrt().float())
             take(f"{label}/magnitude", torch.stack([_moved(found, base, name).norm(dim=1) for name in names], dim=1))
             take(f"{label}/coefficient", torch.stack([site.coefficient.abs() for site in steered.sites], dim=1))
             take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
@@ -266,6 +334,7 @@ def compare(
             tuple(site.layer for site in reading.sites[label]),
             rows.tensors[f"{label}/coefficient"],
             rows.tensors[f"{label}/projection"],
+            error=rows.tensors[f"{label}/error"],
         )
         for label in plans
     }
@@ -280,6 +349,8 @@ def compare(
         traces,
         relative_rmse(errors[PARAPHRASE], energy).float() if paraphrases else None,
         alphas,
+        paraphrase_error=rows.tensors.get(f"{PARAPHRASE}/error"),
+        massive=listed(finder.finish(), model, triplets, span, wanted, reading.contexts),
     )
 
 
@@ -288,10 +359,10 @@ def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, 
     return found.rows[name].float() - base.rows[name].float()
 
 
-def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, " layer"]:
-    """Sum of ‖Δ_AS − Δ_acc‖² over the tokens of a batch, at each hook point."""
-    sums = [squares(_moved(found, batch.base, name) - _moved(batch.prompted, batch.base, name)).sum() for name in names]
-    return torch.stack(sums).cpu()
+def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, "token layer"]:
+    """‖Δ_AS − Δ_acc‖² of the tokens of a batch, at each hook point, in double precision."""
+    each = [squares(_moved(found, batch.base, name) - _moved(batch.prompted, batch.base, name)) for name in names]
+    return torch.stack(each, dim=1).cpu()
 
 
 def _rank1_share(moments: SecondMoments) -> float:

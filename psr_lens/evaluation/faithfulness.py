@@ -1,7 +1,8 @@
 """How faithfully replacements do what the prompt does: to the residual stream, to the next token, and token by token.
 
-All methods are read on the same response tokens, teacher-forced (Heyman & Vandeputte 2026, section 5 and figure 3), batch by batch. Only
-sums are kept of each response, and logits of only one batch at a time. The paraphrase baseline is the same instruction in other words.
+All methods are read on the same response tokens, teacher-forced (Heyman & Vandeputte 2026, section 5 and figure 3), batch by batch. Sums
+are kept of each response, two numbers a layer of each token, and logits of only one batch at a time. The paraphrase baseline is the same
+instruction in other words.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from psr_lens._utils.arguments import checks_arguments
-from psr_lens.activations.paired_passes import TOKEN_BUDGET
+from psr_lens.activations.massive import MassiveFinder
+from psr_lens.activations.massive_activations import listed
+from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Faithfulness
 from psr_lens.evaluation.faithfulness_sums import ClosenessSums, SiteSums
@@ -84,21 +87,30 @@ def _measured(reading: SideBySide, triplets: Sequence[Triplet], token_budget: in
     close = sums(NONE, *plans, *([PARAPHRASE] if reading.paraphrases else []))
     away = sums(NONE, *plans, PROMPT) if reading.paraphrases else {}
     at_sites = {label: [SiteSums(site, reading.span, count) for site in sites] for label, sites in reading.sites.items()}
+    finder, places = MassiveFinder(len(reading.layers), len(reading.contexts)), Rows(triplets, reading.span)
     for batch in reading.batches(triplets, token_budget):
-        close[NONE].add(batch, batch.base, batch.prompted)
+        rows = places.at(batch.indices)
+        for column, name in enumerate(reading.residuals):
+            for context, unsteered in enumerate(batch.unsteered):
+                finder.look(column, context, unsteered.rows[name])
+        finder.add(rows)
+        close[NONE].add(batch, rows, batch.base, batch.prompted)
         for rephrased in batch.rephrased:
-            close[PARAPHRASE].add(batch, rephrased, batch.prompted)
-            away[NONE].add(batch, batch.base, rephrased)
-            away[PROMPT].add(batch, batch.prompted, rephrased)
+            close[PARAPHRASE].add(batch, rows, rephrased, batch.prompted)
+            away[NONE].add(batch, rows, batch.base, rephrased)
+            away[PROMPT].add(batch, rows, batch.prompted, rephrased)
         for steered in reading.steered(batch):
-            close[steered.label].add(batch, steered.reading, batch.prompted)
+            close[steered.label].add(batch, rows, steered.reading, batch.prompted)
             for rephrased in batch.rephrased:
-                away[steered.label].add(batch, steered.reading, rephrased)
+                away[steered.label].add(batch, rows, steered.reading, rephrased)
             for site, found in zip(at_sites[steered.label], steered.sites, strict=True):
                 site.add(batch, found)
+    massive = finder.finish()
+    mask = massive.mask(places.offsets[-1])
     return BlockFaithfulness(
         count,
-        {label: each.finish() for label, each in close.items()},
-        {label: each.finish() for label, each in away.items()},
+        {label: each.finish(mask) for label, each in close.items()},
+        {label: each.finish(mask) for label, each in away.items()},
         {label: tuple(each.finish() for each in sites) for label, sites in at_sites.items()},
+        listed(massive, reading.model, triplets, reading.span, reading.layers, reading.contexts),
     )

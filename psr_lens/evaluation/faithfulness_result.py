@@ -12,10 +12,13 @@ from jaxtyping import Float, Int
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens.activations.massive_activations import MassiveActivations
+from psr_lens.evaluation.distance import METRICS
 from psr_lens.evaluation.methods import NONE
 from psr_lens.prompts import Span
 from psr_lens.results.bootstrap import Estimate, estimate, ratio
 from psr_lens.results.correlation import pearson, spearman
+from psr_lens.results.medians import median
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
@@ -25,7 +28,7 @@ HELD_OUT_PARAPHRASE: Final = "held-out paraphrase"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Closeness:
-    """How close one method comes to the prompt, in sums over the tokens of each response."""
+    """How close one method comes to the prompt, in sums over the tokens of each response; a few tokens can decide sums of squares."""
 
     error: Float[np.ndarray, "response layer"]
     """Σ ‖Δ_method − Δ_acc‖² after each layer; Δ_acc is the prompt's."""
@@ -37,6 +40,14 @@ class Closeness:
     """Number of next-token distributions with the same most likely token as the prompted one."""
     predicted: Float[np.ndarray, " response"]
     """Number of next-token distributions: one for each response token, the first of which the last prompt token predicts."""
+    error_without_massive: Float[np.ndarray, "response layer"]
+    """`error` without the tokens that are massive after any of the layers in any unsteered context."""
+    energy_without_massive: Float[np.ndarray, "response layer"]
+    """`energy` without them."""
+    relative_error: Float[np.ndarray, "token layer"]
+    """‖Δ_method − Δ_acc‖ / ‖Δ_acc‖ of each token, in no order; NaN where Δ_acc is 0."""
+    response: Int[np.ndarray, " token"]
+    """Index of the response that each token belongs to."""
 
     def __repr__(self) -> str:
         """KL and agreement in one line."""
@@ -47,6 +58,17 @@ class Closeness:
         """‖Δ_method − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is the prompt, 1 no steering."""
         squared = ratio(self.error, self.energy)
         return estimate(lambda weights: np.sqrt(squared(weights)), len(self.error))
+
+    @cached_property
+    def rmse_without_massive(self) -> Estimate:
+        """Relative RMSE without the tokens that are massive after any of the layers, in any unsteered context."""
+        squared = ratio(self.error_without_massive, self.energy_without_massive)
+        return estimate(lambda weights: np.sqrt(squared(weights)), len(self.error))
+
+    @cached_property
+    def median_error(self) -> Estimate:
+        """Relative error of the median token after each layer; 0 is the prompt, 1 no steering. No few tokens can decide it."""
+        return median(self.relative_error, self.response, len(self.error))
 
     @cached_property
     def explained(self) -> Estimate:
@@ -145,6 +167,8 @@ class BlockFaithfulness:
     """Closeness to the paraphrases, which nothing was fitted on: of `none`, of each replacement, and of `prompt`; empty without any."""
     sites: Mapping[str, tuple[SiteFaithfulness, ...]]
     """The hook points of each replacement, by layer."""
+    massive: MassiveActivations | None = None
+    """The tokens with massive activations under the base prompt, the prompt or a paraphrase; None if they were not looked for."""
 
     def __repr__(self) -> str:
         """Responses and methods in one line."""
@@ -185,17 +209,18 @@ class Faithfulness:
 
     def _repr_html_(self) -> str:
         last = f"relative RMSE, layer {self.layers[-1]}"
+        distances = (last, "without massive tokens", "relative error, median token")
         rows = [
             (
                 name,
                 method,
                 *(float(each.value) for each in (found.divergence, found.divergence_removed(block.methods[NONE]), found.agreement)),
-                float(found.relative_rmse.value[-1]),
+                *(float(each.value[-1]) for each in (found.relative_rmse, found.rmse_without_massive, found.median_error)),
             )
             for name, block in self.blocks.items()
             for method, found in block.methods.items()
         ]
-        head = ("questions", "method", "KL", "KL removed", "top-1 agreement", last)
+        head = ("questions", "method", "KL", "KL removed", "top-1 agreement", *distances)
         responses = ", ".join(f"{block.responses} {name}".strip() for name, block in self.blocks.items())
         return table(head, rows, f"{self.instruction!r} on responses: {responses}; all numbers are in `.table()`")
 
@@ -203,8 +228,9 @@ class Faithfulness:
     def table(self, *, trait: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
         """All numbers, one a row; `n` counts responses.
 
-        Metrics: `KL` (nats), `KL removed`, `top-1 agreement`; by layer `relative RMSE`, `explained energy`, `Pearson`, `Spearman`,
-        `share of Δ in span`, `ceiling`, `filled`. Comparisons with the paraphrases are in the block `held-out paraphrase`.
+        Metrics: `KL` (nats), `KL removed`, `top-1 agreement`; by layer `relative RMSE`, `relative RMSE without massive tokens`,
+        `median relative error` (that of the median token), `explained energy`, `Pearson`, `Spearman`, `share of Δ in span`, `ceiling`,
+        `filled`. Comparisons with the paraphrases are in the block `held-out paraphrase`.
 
         Args:
             trait: Name of the trait, as a label of the rows.
@@ -248,7 +274,8 @@ class _Rows:
                 "top-1 agreement": found.agreement,
             }
             rows += [self._row(method, metric, value) for metric, value in single.items()]
-            for metric, values in {"relative RMSE": found.relative_rmse, "explained energy": found.explained}.items():
+            layered = zip(METRICS, (found.relative_rmse, found.rmse_without_massive, found.median_error), strict=True)
+            for metric, values in (*layered, ("explained energy", found.explained)):
                 rows += [self._row(method, metric, values, layer, column) for column, layer in enumerate(self.result.layers)]
         return rows
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psr_lens.activations.next_token import divergence
@@ -25,16 +26,20 @@ class ClosenessSums:
         self._names, self._span = names, span
         self._layered = np.zeros((2, responses, len(names)))
         self._single = np.zeros((3, responses))
+        self._tokens: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, batch: Batch, found: BatchReading, target: BatchReading) -> None:
-        """Add a batch: what the method does to it, and what the prompt does, both against the base prompt."""
+    def add(self, batch: Batch, rows: Int[Tensor, " token"], found: BatchReading, target: BatchReading) -> None:
+        """Add a batch, whose tokens have these rows: what the method does to it, and what the prompt does, both against the base prompt."""
         spanned = row_counts(batch.triplets, self._span)
+        norms = np.empty((2, len(rows), len(self._names)), dtype=np.float32)
         for column, name in enumerate(self._names):
             base = batch.base.rows[name].float()
             delta = target.rows[name].float() - base
             error = found.rows[name].float() - base - delta
-            self._layered[0, batch.indices, column] += by_response(squares(error), spanned)
-            self._layered[1, batch.indices, column] += by_response(squares(delta), spanned)
+            for kind, squared in enumerate((squares(error), squares(delta))):
+                self._layered[kind, batch.indices, column] += by_response(squared, spanned)
+                norms[kind, :, column] = squared.sqrt().cpu().numpy()
+        self._tokens.append((rows.numpy(), np.repeat(batch.indices, spanned), *norms))
         predicted = [len(each.response_ids) for each in batch.triplets]
         if found.logits is not None and target.logits is not None:
             divergence, agreed = compare_logits(target.logits, found.logits)
@@ -42,9 +47,16 @@ class ClosenessSums:
             self._single[1, batch.indices] += by_response(agreed, predicted)
             self._single[2, batch.indices] += predicted
 
-    def finish(self) -> Closeness:
-        """The sums over everything that was added."""
-        return Closeness(*self._layered, *self._single)
+    def finish(self, massive: Bool[Tensor, " token"]) -> Closeness:
+        """The sums over everything that was added, given which tokens are massive after any layer."""
+        rows, response, error, delta = (np.concatenate(each) for each in zip(*self._tokens, strict=True))
+        ordinary = ~massive.numpy()[rows, None]
+        without = np.zeros_like(self._layered)
+        for kind, each in enumerate((error, delta)):
+            np.add.at(without[kind], response, np.where(ordinary, np.square(each, dtype=float), 0))
+        relative = np.divide(error, delta, out=np.full_like(error, np.nan), where=delta > 0)
+        (summed, energy), (kl, agreed, predicted), (summed_without, energy_without) = self._layered, self._single, without
+        return Closeness(summed, energy, kl, agreed, predicted, summed_without, energy_without, relative, response)
 
 
 class SiteSums:

@@ -8,10 +8,12 @@ from functools import cached_property
 
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
+from psr_lens.activations.massive_activations import CONTEXTS
 from psr_lens.activations.paired_passes import row_counts
 from psr_lens.activations.teacher_forced_pass import BatchReading, Steered, logits_budget, read_batch
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, positions
+from psr_lens.evaluation.methods import PARAPHRASE
 from psr_lens.models import HookedModel, device_of
 from psr_lens.prompts import Context, Span, Triplet, rephrase
 from psr_lens.replacement import SteeringPlan
@@ -31,6 +33,11 @@ class Batch:
     """Read under the prompt with the instruction."""
     rephrased: tuple[BatchReading, ...]
     """Read under the prompt with each paraphrase of the instruction."""
+
+    @property
+    def unsteered(self) -> tuple[BatchReading, ...]:
+        """The batch in every unsteered context, in the order of `SideBySide.contexts`."""
+        return (self.base, self.prompted, *self.rephrased)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +70,12 @@ class SideBySide:
     """The instruction in other words."""
     logits: bool = False
     """Whether to read the logits that predict the response tokens, too."""
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Names of the unsteered contexts."""
+        several = len(self.paraphrases) > 1
+        return (*CONTEXTS, *(f"{PARAPHRASE} {number + 1}" if several else PARAPHRASE for number in range(len(self.paraphrases))))
 
     @property
     def residuals(self) -> list[str]:

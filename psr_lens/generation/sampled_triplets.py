@@ -13,6 +13,7 @@ import numpy as np
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import is_whole
+from psr_lens.activations.massive_activations import massive_activations
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet, check_pairs
@@ -88,16 +89,27 @@ class Triplets(Sequence[Triplet]):
         ids = self.kept[index].response_ids if is_whole(index) and -len(pairs) <= index < len(pairs) else ()
         return shown(self.tokenizer, pairs, index, span, ids)
 
-    def summary(self) -> str:
+    @checks_arguments
+    def summary(self, model: HookedModel | None = None) -> str:
         """How many were kept, and how many were dropped for each reason; and whether the instruction has replaced a system message.
+
+        Args:
+            model: If given, it reads the triplets in both contexts, and the summary says at how many tokens it has a massive activation;
+                `massive_activations` lists them.
+
+        Raises:
+            InputError: `model` cannot read the triplets.
 
         Example:
             >>> triplets.summary()
             '16 triplets kept, 0 dropped'
+            >>> triplets.summary(model)
+            '16 triplets kept, 0 dropped. No massive activations in ... tokens'
         """
         one_of_each = {triplet.pair.chat: triplet.pair for triplet in self.kept} if self.tokenizer is not None else {}
         notes = dict.fromkeys(replaced_system(self.tokenizer, pair) for pair in one_of_each.values())
-        return ". ".join([self._counts(), *filter(None, notes)])
+        massive = massive_activations(model, self.kept).summary if model is not None and self.kept else ""
+        return ". ".join([self._counts(), *filter(None, notes), *filter(None, [massive])])
 
     def _counts(self) -> str:
         counts = Counter(each.reason for each in self.dropped)

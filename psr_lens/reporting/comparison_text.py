@@ -8,14 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.distance import Distance
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
 from psr_lens.plots.style import PALETTE, method_styles, shown_name
 from psr_lens.results.bootstrap import Interval
 
 _ABSENT: Final = "–"
+LEAST_CHANGE: Final = 0.1
+"""Natural logarithm of the least factor by which massive tokens are said to change a relative RMSE."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class MethodRow:
     """Its 95 % interval."""
     rmse: str
     """Relative RMSE after the last layer."""
+    without_massive: str
+    """The same without massive tokens."""
+    median: str
+    """Relative error of the median token after the last layer."""
 
 
 def lead_of(comparison: Comparison) -> str:
@@ -52,9 +63,10 @@ def lead_of(comparison: Comparison) -> str:
 
 
 def summary(comparison: Comparison, lead: str) -> str:
-    """The scores and the relative RMSE in sentences."""
+    """The scores, the relative RMSE, and what massive tokens do to it, in sentences."""
     scores = {each.method: each for each in comparison.scores}
-    return " ".join(part for part in (_scores_in_words(comparison, scores, lead), _rmse_in_words(comparison, lead)) if part)
+    words = (_scores_in_words(comparison, scores, lead), _rmse_in_words(comparison, lead), massive_in_words(comparison, lead))
+    return " ".join(filter(None, words))
 
 
 def _scores_in_words(comparison: Comparison, scores: Mapping[str, Scores], lead: str) -> str:
@@ -89,6 +101,36 @@ def _rmse_in_words(comparison: Comparison, lead: str) -> str:
     return f"{text}: {word} the paraphrase baseline, which is at {baseline:.2f}."
 
 
+def massive_in_words(comparison: Comparison, lead: str) -> str:
+    """How many tokens are massive, and the relative RMSE with and without them where they change it most; empty if there are none."""
+    if comparison.massive is None or not comparison.massive.tokens:
+        return ""
+    distances = {name: found for name, found in comparison.distances.items() if name in (lead, PARAPHRASE)}
+    found = f"{comparison.massive.summary}."
+    factors = torch.stack([changed_by_massive(each) for each in distances.values()]).amax(dim=0)
+    column = int(factors.argmax())
+    if factors[column] < LEAST_CHANGE:
+        return f"{found} They hardly change the relative RMSE."
+
+    def both(name: str) -> list[str]:
+        return [number(float(each[column]), 2) for each in (distances[name].relative_rmse, distances[name].without_massive)]
+
+    with_them, without = both(lead)
+    text = (
+        f"{found} Where they change it most, after layer {comparison.layers[column]}, the relative RMSE of {lead} is {with_them} with "
+        f"them and {without} without"
+    )
+    if PARAPHRASE not in distances:
+        return f"{text}."
+    with_them, without = both(PARAPHRASE)
+    return f"{text}; that of the paraphrase baseline is {with_them} and {without}."
+
+
+def changed_by_massive(found: Distance) -> Float[Tensor, " layer"]:
+    """By what factor massive tokens change the relative RMSE after each layer, up or down, as a natural logarithm."""
+    return (found.relative_rmse / found.without_massive).log().abs().nan_to_num(nan=0.0)
+
+
 def _pair(scores: Scores) -> str:
     return f"trait {number(scores.trait)} and coherence {number(scores.coherence)}"
 
@@ -111,10 +153,9 @@ def _interval(interval: Interval) -> str:
 def method_rows(comparison: Comparison) -> list[MethodRow]:
     """Scored methods in the order of their scores, then replacements without scores, then the paraphrase baseline."""
     styles = method_styles(comparison)
-    final = {name: float(trace.relative_rmse[-1]) for name, trace in comparison.methods.items()}
-    final |= {PROMPT: 0.0, NONE: 1.0}
-    if comparison.paraphrase_rmse is not None:
-        final[PARAPHRASE] = float(comparison.paraphrase_rmse[-1])
+    final = {PROMPT: (0.0, 0.0, 0.0), NONE: (1.0, 1.0, 1.0)}
+    for name, found in comparison.distances.items():
+        final[name] = (float(found.relative_rmse[-1]), float(found.without_massive[-1]), float(found.median[-1]))
     scores = {each.method: each for each in comparison.scores}
     unscored = [name for name in (*comparison.methods, PARAPHRASE) if name not in scores and name in final]
     return [
@@ -123,7 +164,8 @@ def method_rows(comparison: Comparison) -> list[MethodRow]:
     ]
 
 
-def _row(name: str, color: str, scores: Scores | None, rmse: float | None) -> MethodRow:
+def _row(name: str, color: str, scores: Scores | None, last: tuple[float, float, float] | None) -> MethodRow:
+    rmse, without, median = (_fixed(value, 2) for value in last or (None, None, None))
     return MethodRow(
         name=shown_name(name),
         color=color,
@@ -134,7 +176,9 @@ def _row(name: str, color: str, scores: Scores | None, rmse: float | None) -> Me
         trait_interval=_interval(scores.trait_interval) if scores else "",
         coherence=_fixed(scores.coherence if scores else None),
         coherence_interval=_interval(scores.coherence_interval) if scores else "",
-        rmse=_ABSENT if rmse is None else f"{rmse:.2f}",
+        rmse=rmse,
+        without_massive=without,
+        median=median,
     )
 
 
@@ -148,6 +192,7 @@ def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
         ("compared", f"{len(comparison.tokens):,} tokens of {len(comparison.tokens.triplet.unique()):,} responses"),
         ("layers", ranges(comparison.layers)),
         ("α in the figures", comparison.strengths),
+        ("massive activations", "not looked for" if comparison.massive is None else comparison.massive.summary),
         *((f"{name} acts at layers", ranges(trace.site_layers)) for name, trace in comparison.methods.items()),
         *comparison.settings.items(),
     ]

@@ -16,6 +16,7 @@ from psr_lens._utils.optional import versions
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.style import TEMPLATE
 from psr_lens.reporting.comparison_text import MethodRow, lead_of, method_rows, settings_of, summary
+from psr_lens.reporting.massive_tables import MassiveTables, massive_tables
 from psr_lens.reporting.parts import Choice, Panel, Part
 
 
@@ -73,6 +74,10 @@ class _Section:
     """Strength α of the replacements in the figures."""
     last_layer: int
     """Layer after which the table gives the relative RMSE."""
+    has_median: bool
+    """Whether the relative error of the median token is known."""
+    massive: MassiveTables | None
+    """The tokens with massive activations, if there are any."""
     parts: tuple[_PartView, ...]
     """The figures."""
     settings: tuple[tuple[str, str], ...]
@@ -113,6 +118,8 @@ def _section(key: str, name: str, comparison: Comparison, parts: Sequence[Part])
         rows=tuple(method_rows(comparison)),
         alpha=comparison.strengths,
         last_layer=comparison.layers[-1],
+        has_median=any(trace.error is not None for trace in comparison.methods.values()),
+        massive=massive_tables(comparison),
         parts=tuple(_part(f"{key}-{number}", part) for number, part in enumerate(parts, start=1)),
         settings=tuple(settings_of(comparison)),
     )

@@ -6,8 +6,9 @@ from helpers import random_triplets
 from massive_model import DIMENSION, FLIPS, LAYER, STAYS, activations
 
 import psr_lens as psr
-from psr_lens.activations.massive import MassiveFinder, Peaks, is_massive
+from psr_lens.activations.massive import MassiveFinder, is_massive
 from psr_lens.errors import InputError
+from psr_lens.generation.sampled_triplets import Triplets
 from psr_lens.prompts import token_table
 
 
@@ -58,7 +59,7 @@ def test_tokens_are_found_by_layer_in_either_context(massive):
 
 def test_what_was_found_is_said_in_a_line_a_table_and_a_data_frame(massive):
     found = psr.massive_activations(massive.model, massive.triplets)
-    where = "after layers 1–2; 1 of them not in all contexts"
+    where = "after layers 1–2; 1 of them in only one of the two contexts"
     assert repr(found) == f"MassiveActivations(2 of 10 tokens of 2 responses, {where})"
     assert found.summary == f"2 of 10 tokens have a massive activation, {where}"
     assert repr(found.tokens[0]).startswith(
@@ -113,14 +114,24 @@ def test_many_tokens_in_any_order_are_found_by_the_median_of_all_and_few_are_kep
     for order in (torch.arange(3000), torch.arange(3000).flip(0), torch.randperm(3000, generator=generator)):
         finder = MassiveFinder(1, 2)
         for batch in order.split(100):
-            finder.add(0, batch, [Peaks.of(rows[batch]), Peaks.of(rows[batch] / 10)])
+            finder.look(0, 0, rows[batch])
+            finder.look(0, 1, rows[batch] / 10)
+            finder.add(batch)
         found = finder.finish()
         assert found.row.tolist() == [7, 1500, 2900]
-        assert found.mask(3000)[:, 0].nonzero().flatten().tolist() == [7, 1500, 2900]
+        assert found.mask(3000).nonzero().flatten().tolist() == [7, 1500, 2900]
         assert found.massive.all()
         assert found.dimension[:, 0, 0].tolist() == [2, 4, 3]
         assert sum(len(each[0]) for each in finder._kept) < 600
     assert is_massive(rows).nonzero().flatten().tolist() == [7, 1500, 2900]
+
+
+def test_the_summary_of_triplets_counts_them_if_it_is_given_the_model(massive):
+    triplets = Triplets(tuple(massive.triplets))
+    assert triplets.summary() == "2 triplets kept, 0 dropped"
+    counted = "2 of 10 tokens have a massive activation, after layers 1–2; 1 of them in only one of the two contexts"
+    assert triplets.summary(massive.model) == f"2 triplets kept, 0 dropped. {counted}"
+    assert Triplets(()).summary(massive.model) == "0 triplets kept, 0 dropped"
 
 
 @pytest.mark.usefixtures("unchecked")
