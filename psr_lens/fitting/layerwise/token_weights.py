@@ -25,7 +25,7 @@ from psr_lens.prompts import Triplet
 
 MASSIVE: Final = RATIO
 """What `is_massive` takes for massive."""
-FLOOR: Final = 0.1
+FLOOR: Final = 0.5
 """With `token_weights="kl"`, weight of a token that decides nothing; the mean weight is 1."""
 
 
