@@ -4,7 +4,7 @@ from psr_lens.datasets.axbench import Axbench, AxbenchConcept, AxbenchRow, read_
 from psr_lens.datasets.ifeval import IfevalRow, Instruction, read_ifeval
 from psr_lens.datasets.pairs import PairLine, read_pairs
 from psr_lens.datasets.persona import Contrast, PersonaTrait, read_persona
-from psr_lens.datasets.procedures import Procedure, procedures
+from psr_lens.datasets.procedure_tasks import Procedure, procedures
 from psr_lens.datasets.questions import everyday_questions, read_questions
 
 __all__ = [

@@ -114,7 +114,7 @@ def answers_after(model: HookedModel, triplets: Sequence[Triplet], after: str = 
     tokenizer = tokenizer_of(model)
     _check_marker(tokenizer, after)
     kept: list[Triplet] = []
-    dropped: list[Dropped] = []
+    dropped = list(triplets.dropped) if isinstance(triplets, Triplets) else []
     for triplet in triplets:
         length = _thought_length(tokenizer, triplet.response_ids, after)
         answer = triplet.response_ids[length:]

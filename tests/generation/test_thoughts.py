@@ -13,6 +13,7 @@ from helpers import BACKENDS, pairs_of, random_replacement, random_triplets, sav
 import psr_lens as psr
 from psr_lens.errors import InputError
 from psr_lens.evaluation.config import check_judge, judge_at, load_judge
+from psr_lens.generation.sampled_triplets import Dropped, Triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.results.judgement import Judgement, identity_of
 
@@ -56,6 +57,8 @@ def test_a_response_is_divided_at_its_marker_and_none_of_its_ids_changes(thinker
     assert MARK in answer.pair.chat.prefix
     assert [each.reason for each in found.dropped] == ["without the marker", "empty"]
     assert found.summary() == "1 triplets kept, 2 dropped (1 without the marker, 1 empty)"
+    judged = Triplets(tuple(wholes), (Dropped("q", "r", "incoherent"),), model.tokenizer)
+    assert [each.reason for each in psr.answers_after(model, judged).dropped] == ["incoherent", "without the marker", "empty"]
 
 
 def test_activations_are_those_of_the_answer_alone(thinker):
