@@ -48,16 +48,18 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.side_effects import collateral as collateral
     from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
     from psr_lens.fitting.fit import fit as fit
+    from psr_lens.fitting.settings.baselines import CLAS as CLAS
+    from psr_lens.fitting.settings.baselines import ActAdd as ActAdd
+    from psr_lens.fitting.settings.baselines import DiM as DiM
+    from psr_lens.fitting.settings.baselines import LastToken as LastToken
+    from psr_lens.fitting.settings.baselines import LoReFT as LoReFT
+    from psr_lens.fitting.settings.baselines import ReFT as ReFT
+    from psr_lens.fitting.settings.baselines import Stolfo as Stolfo
     from psr_lens.fitting.settings.gradient_descent import Polish as Polish
-    from psr_lens.fitting.settings.solvers import ActAdd as ActAdd
-    from psr_lens.fitting.settings.solvers import DiM as DiM
     from psr_lens.fitting.settings.solvers import FitConfig as FitConfig
     from psr_lens.fitting.settings.solvers import Joint as Joint
-    from psr_lens.fitting.settings.solvers import LastToken as LastToken
     from psr_lens.fitting.settings.solvers import Local as Local
-    from psr_lens.fitting.settings.solvers import ReFT as ReFT
     from psr_lens.fitting.settings.solvers import Sequential as Sequential
-    from psr_lens.fitting.settings.solvers import Stolfo as Stolfo
     from psr_lens.generation.sampled_triplets import sample_responses as sample_responses
     from psr_lens.generation.sampling import SamplingConfig as SamplingConfig
     from psr_lens.generation.sampling import generate as generate
@@ -124,11 +126,13 @@ _HOME = {
     "Local": "fitting.settings.solvers",
     "Joint": "fitting.settings.solvers",
     "Polish": "fitting.settings.gradient_descent",
-    "DiM": "fitting.settings.solvers",
-    "ActAdd": "fitting.settings.solvers",
-    "LastToken": "fitting.settings.solvers",
-    "Stolfo": "fitting.settings.solvers",
-    "ReFT": "fitting.settings.solvers",
+    "DiM": "fitting.settings.baselines",
+    "ActAdd": "fitting.settings.baselines",
+    "LastToken": "fitting.settings.baselines",
+    "Stolfo": "fitting.settings.baselines",
+    "ReFT": "fitting.settings.baselines",
+    "LoReFT": "fitting.settings.baselines",
+    "CLAS": "fitting.settings.baselines",
     "fit": "fitting.fit",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",

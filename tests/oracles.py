@@ -114,6 +114,8 @@ def coefficient(rule: str, row: Tensor, w: Tensor, b: Tensor, z: Tensor) -> Tens
         return torch.clamp(row.dot(w) + b, min=0)
     if rule == "sigmoid":
         return 1 / (1 + torch.exp(-(row.dot(w) + b)))
+    if rule == "linear":
+        return row.dot(w) + b
     if rule == "projection":
         return b - row.dot(z)
     return b

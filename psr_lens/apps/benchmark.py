@@ -28,8 +28,9 @@ from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.evaluation_result import PROMPT_TARGET, Point
 from psr_lens.fitting.fit import fit
+from psr_lens.fitting.settings.baselines import DiM, ReFT, Stolfo
 from psr_lens.fitting.settings.gradient_descent import Polish
-from psr_lens.fitting.settings.solvers import DiM, FitConfig, Joint, ReFT, Sequential, Stolfo
+from psr_lens.fitting.settings.solvers import FitConfig, Joint, Sequential
 from psr_lens.generation.sampled_triplets import Triplets, sample_responses
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.judges import organism as organism_judge

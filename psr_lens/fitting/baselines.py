@@ -15,7 +15,8 @@ from torch import Tensor
 
 from psr_lens.activations.capture import capture
 from psr_lens.activations.paired_passes import Reading, collect, row_counts
-from psr_lens.fitting.settings.solvers import ActAdd, DiM, FitConfig, LastToken, Stolfo
+from psr_lens.fitting.settings.baselines import ActAdd, DiM, LastToken, Stolfo
+from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site

@@ -12,12 +12,15 @@ from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens.activations.store import triplets_digest
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.baselines import activation_addition, difference_in_means, last_token_difference, projection_target
+from psr_lens.fitting.clas import fit_clas
 from psr_lens.fitting.gradient_descent.training import Trained
 from psr_lens.fitting.joint import fit_joint, polish
 from psr_lens.fitting.local import fit_local
+from psr_lens.fitting.loreft import fit_loreft
 from psr_lens.fitting.reft_r1 import fit_reft_r1
 from psr_lens.fitting.sequential import fit_sequential
-from psr_lens.fitting.settings.solvers import ActAdd, DiM, FitConfig, Joint, LastToken, Layerwise, Local, ReFT, Sequential, Stolfo
+from psr_lens.fitting.settings.baselines import CLAS, ActAdd, DiM, LastToken, LoReFT, ReFT, Stolfo
+from psr_lens.fitting.settings.solvers import FitConfig, Joint, Layerwise, Local, Sequential
 from psr_lens.generation.sampled_triplets import MIN_SCORE
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import check_layers, select_hooks
@@ -29,6 +32,8 @@ SOLVERS: Final[Mapping[type[FitConfig], Callable[..., Any]]] = {
     Local: fit_local,
     Joint: fit_joint,
     ReFT: fit_reft_r1,
+    LoReFT: fit_loreft,
+    CLAS: fit_clas,
     DiM: difference_in_means,
     ActAdd: activation_addition,
     LastToken: last_token_difference,
@@ -52,7 +57,8 @@ def fit(
     Args:
         model: The model.
         triplets: What `sample_responses` gave.
-        config: Solver and settings: `Sequential` (the default: A-PSR), `Local`, `Joint`, `DiM`, `ActAdd`, `LastToken`, `Stolfo` or `ReFT`.
+        config: Solver and settings: `Sequential` (the default: A-PSR), `Local`, `Joint`, or one of the
+            baselines `DiM`, `ActAdd`, `LastToken`, `Stolfo`, `ReFT`, `LoReFT` and `CLAS`.
         checkpoint: Folder for the state of gradient descent after every epoch. Called again with the same arguments, an interrupted fit
             resumes from there and ends with the same replacement; a finished one is returned at once.
         scratch: Folder where the activations of `Sequential` and `Local` are kept in files, for data larger than memory: 4 bytes times

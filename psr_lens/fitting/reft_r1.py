@@ -31,7 +31,8 @@ from psr_lens.activations.batches import ContextBatch, length_batches
 from psr_lens.fitting.gradient_descent.objective import Likelihood, measured_points, read_residuals
 from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.gradient_descent.training import Trained, train
-from psr_lens.fitting.settings.solvers import Joint, ReFT, as_joint
+from psr_lens.fitting.settings.baselines import ReFT
+from psr_lens.fitting.settings.solvers import Joint, as_joint
 from psr_lens.models import HookedModel, hooked
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Rule = Literal["relu", "sigmoid", "constant", "projection"]
-"""`relu`: λ = max(0, A·w + b), read from each token's activation (eq. 8); `sigmoid`: λ = 1 / (1 + exp(−A·w − b)), a gate;
+Rule = Literal["relu", "sigmoid", "linear", "constant", "projection"]
+"""`relu`: λ = max(0, A·w + b), read from each token's activation (eq. 8); `sigmoid`: λ = 1 / (1 + exp(−A·w − b)), a gate; `linear`:
+λ = A·w + b, of either sign;
 `constant`: λ = b, the same on every token; `projection`: λ = b − A·z, which moves the projection on a direction of length 1 to b
 (Stolfo et al. 2025, "Improving Instruction-Following in Language Models through Activation Steering", arXiv 2410.12877)."""
 
@@ -55,7 +56,10 @@ class Site:
         read = per_head(activation, (self.directions if self.rule == "projection" else self.weights).transpose(-1, -2))
         if self.rule == "projection":
             return self.bias - read
-        return torch.relu(read + self.bias) if self.rule == "relu" else torch.sigmoid(read + self.bias)
+        read = read + self.bias
+        if self.rule == "linear":
+            return read
+        return torch.relu(read) if self.rule == "relu" else torch.sigmoid(read)
 
     def intervention(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token width"]:
         """λ(A)·z, what is added to each token's activation at `alpha=1` (eq. 7)."""

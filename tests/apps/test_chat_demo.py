@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from psr_lens.apps.demo.chat_demo import ChatInstruction
 from typer.testing import CliRunner
 
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.apps.cli import app
 from psr_lens.apps.demo import INSTRUCTIONS, ChatDemoConfig, chat_demo, run_demo
+from psr_lens.apps.demo.chat_demo import ChatInstruction
 from psr_lens.errors import InputError, ModelError
 
 SMALL = {"fit_questions": 16, "validation_questions": 2, "held_out_questions": 8, "rank": 4, "looked_into": 2}

@@ -12,7 +12,7 @@ from helpers import BACKENDS, random_triplets
 import psr_lens as psr
 from psr_lens.errors import InputError
 from psr_lens.fitting.fit import SOLVERS
-from psr_lens.fitting.settings.solvers import CONFIGS
+from psr_lens.fitting.settings.solvers import _BY_NAME
 
 CLOSED_FORM = (psr.DiM, psr.ActAdd, psr.LastToken, psr.Stolfo)
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
@@ -137,7 +137,7 @@ def test_settings_come_from_a_mapping_as_a_file_gives_it():
         ({"rule": "constant", "rank": 3, "solver": "joint"}, "rank: got 3, expected 1 with rule='constant'"),
         ({"solver": "joint", "patience": 2}, "validation: got 0.0, expected a share above 0 with `patience`"),
         ({"solver": "reft_r1", "validation": 1.5}, "validation: got 1.5, expected a share of the triplets below 1"),
-        ({"epochs": 3}, "'epochs' is a setting of 'joint', 'reft_r1', `polish`."),
+        ({"epochs": 3}, "'epochs' is a setting of 'joint', 'reft_r1', 'clas', 'loreft', `polish`."),
         ({"polish": {"epoch": 3}}, "Did you mean 'epochs'?"),
         ({"polish": {"rank": 3}}, "the setting 'rank' with `polish`"),
         ({"polish": 3}, "polish: got 3, expected a Polish or None"),
@@ -158,7 +158,7 @@ def test_invalid_settings_are_refused(settings, message):
 
 
 CONFIGURED = [
-    *(solver() for solver in CONFIGS),
+    *(solver() for solver in SOLVERS),
     psr.Sequential(layers=[0, -1], rank=2, polish=psr.Polish(epochs=2, objective="ll")),
     psr.Joint(layers=range(2), rule="constant", patience=2, validation=0.1),
 ]
@@ -194,12 +194,12 @@ def test_the_repr_shows_what_is_not_the_default():
 
 
 def test_every_solver_has_its_config_and_its_function():
-    assert set(SOLVERS) == set(CONFIGS)
-    assert len({config.solver for config in CONFIGS}) == len(CONFIGS)
+    assert set(SOLVERS) == set(_BY_NAME.values())
+    assert {name: config.solver for name, config in _BY_NAME.items()} == {name: name for name in _BY_NAME}
 
 
 def test_the_base_of_the_configs_is_refused_with_the_class_to_write():
-    with pytest.raises(InputError, match=r"the class of a solver: psr\.Sequential, .*psr\.ReFT\. Write `psr\.Joint\(…\)`"):
+    with pytest.raises(InputError, match=r"the class of a solver: psr\.Sequential, .*psr\.LoReFT\. Write `psr\.Joint\(…\)`"):
         psr.FitConfig(solver="joint", rank=2)
 
 

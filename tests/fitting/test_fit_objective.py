@@ -31,7 +31,12 @@ def added(site, activation: torch.Tensor, strength) -> torch.Tensor:
     total = torch.zeros_like(activation)
     for w, b, z in zip(site.weights, site.bias, site.directions, strict=True):
         read = activation @ w + b
-        gate = {"relu": read.clamp(min=0), "sigmoid": 1 / (1 + (-read).exp()), "constant": b.expand(len(activation))}[site.rule]
+        gate = {
+            "relu": read.clamp(min=0),
+            "sigmoid": 1 / (1 + (-read).exp()),
+            "linear": read,
+            "constant": b.expand(len(activation)),
+        }[site.rule]
         total = total + strength * gate[:, None] * z
     return total
 
@@ -120,7 +125,9 @@ def test_losses_and_gradients_at_every_kind_of_hook_point(tiny, hook, objective)
 
 @pytest.mark.parametrize("objective", ["mse", "ll", "kl"])
 @pytest.mark.parametrize(
-    "settings", [{"rule": "sigmoid"}, {"rule": "constant"}, {"span": "QR"}, {"rule": "constant", "hook": "z"}], ids=str
+    "settings",
+    [{"rule": "sigmoid"}, {"rule": "linear"}, {"rule": "constant"}, {"span": "QR"}, {"rule": "constant", "hook": "z"}],
+    ids=str,
 )
 def test_losses_and_gradients_of_every_rule_and_span(tiny_llama, settings, objective):
     compare(tiny_llama, psr.Joint(objective=objective, **settings))

@@ -47,7 +47,7 @@ def test_a_learned_offset_takes_them(tiny_llama, settings):
     assert fitted.offset != 0
 
 
-@pytest.mark.parametrize("kind", [psr.Sequential, psr.Local, psr.DiM, psr.ReFT])
+@pytest.mark.parametrize("kind", [psr.Sequential, psr.Local, psr.DiM, psr.ReFT, psr.LoReFT, psr.CLAS])
 def test_an_offset_cannot_be_asked_of_a_solver_that_has_none(kind):
     """It would be ignored."""
     with pytest.raises(InputError, match=f"config: got the setting 'learned_offset' with psr.{kind.__name__}.* setting of 'joint'"):

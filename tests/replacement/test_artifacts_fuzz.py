@@ -106,7 +106,7 @@ def check_valid(loaded: Replacement | psr.SteeringPlan, again: Path) -> None:
     for part in parts_of(loaded):
         for name, site in part.sites.items():
             assert isinstance(name, str)
-            assert site.rule in ("relu", "sigmoid", "constant", "projection")
+            assert site.rule in ("relu", "sigmoid", "linear", "constant", "projection")
             for tensor in (site.directions, site.weights, site.bias):
                 assert tensor.is_floating_point()
                 assert tensor.numel() > 0

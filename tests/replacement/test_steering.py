@@ -17,7 +17,7 @@ TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
 STEPS = 6
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=STEPS)
 PROMPT = list(range(20, 29))
-RULES = ("relu", "sigmoid", "constant", "projection")
+RULES = ("relu", "sigmoid", "linear", "constant", "projection")
 KINDS = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
 
 

@@ -16,7 +16,8 @@ from psr_lens.errors import InputError, ModelError
 from psr_lens.evaluation.faithfulness import faithfulness
 from psr_lens.evaluation.scores import best_alpha
 from psr_lens.fitting.fit import fit
-from psr_lens.fitting.settings.solvers import DiM, Sequential
+from psr_lens.fitting.settings.baselines import DiM
+from psr_lens.fitting.settings.solvers import Sequential
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.interpretation.directions import cosines, top_tokens
@@ -54,7 +55,9 @@ INSTRUCTIONS: Final[Mapping[str, ChatInstruction]] = {
     "pirate": ChatInstruction(
         "Talk like a pirate.",
         "Please speak the way a pirate would.",
-        judges.fraction(r"(?i)\b(arr+|ahoy|avast|aye|ye|yer|matey|mateys|hearties|pirates?|captain|crew|treasure|ship|sail)\b", of="text"),
+        judges.fraction(
+            r"(?i)\b(arr+|ahoy|avast|aye|ye|yer|matey|mateys|hearties|pirates?|captain|crew|treasure|ship|sail)\b", of="text"
+        ),
     ),
 }
 """The instructions of the demo by name."""
@@ -89,7 +92,9 @@ class ChatDemoConfig:
         """Check the settings."""
         available = len(everyday_questions())
         if not 1 <= self.fit_questions + self.validation_questions + self.held_out_questions <= available:
-            raise InputError("held_out_questions", self.held_out_questions, f"at most {available} questions, with those to fit and choose on")
+            raise InputError(
+                "held_out_questions", self.held_out_questions, f"at most {available} questions, with those to fit and choose on"
+            )
 
     def sampling(self, stream: int) -> SamplingConfig:
         """How responses are sampled; each stream has a seed of its own."""
@@ -140,8 +145,8 @@ def run_instruction(
     triplets = judged_triplets(to_fit, generate(model, to_fit, context="prompted", sampling=config.sampling(0)), judge)
     if len(triplets) < _FEWEST:
         raise ModelError(
-            f"model: follows {given.instruction!r} in {len(triplets)} of {len(to_fit)} responses ({triplets.summary()}); at least {_FEWEST} "
-            "are needed. Try another instruction with --trait, or your own with `psr-lens run`."
+            f"model: follows {given.instruction!r} in {len(triplets)} of {len(to_fit)} responses ({triplets.summary()}); "
+            f"at least {_FEWEST} are needed. Try another instruction with --trait, or your own with `psr-lens run`."
         )
     say(f"fitting on {len(triplets)} triplets")
     middle = int(model.cfg.n_layers) // 2

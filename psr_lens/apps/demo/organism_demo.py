@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final
 
 from psr_lens import organism
-from psr_lens._utils.safe_files import write_text
 from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
-from psr_lens.apps.output_folder import check_folder
-from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
 from psr_lens.errors import InputError
-from psr_lens.evaluation.comparison import Comparison, compare
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.faithfulness import faithfulness
-from psr_lens.evaluation.scores import best_alpha, best_layer, score, scores_at
+from psr_lens.evaluation.scores import best_alpha, best_layer
 from psr_lens.fitting.fit import fit
+from psr_lens.fitting.settings.baselines import DiM
 from psr_lens.fitting.settings.gradient_descent import Polish
-from psr_lens.fitting.settings.solvers import DiM, Sequential
-from psr_lens.generation.sampled_triplets import judged_triplets, sample_responses
-from psr_lens.generation.sampling import SamplingConfig, generate
+from psr_lens.fitting.settings.solvers import Sequential
+from psr_lens.generation.sampled_triplets import sample_responses
+from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.interpretation.attribution import attribute
 from psr_lens.interpretation.directions import cosines, logit_lens, top_tokens
 from psr_lens.interpretation.patching import patch
 from psr_lens.judges import organism as organism_judge
 from psr_lens.models import EMBEDDED, HookedModel
-from psr_lens.plots.images import check_browser
 from psr_lens.prompts import Triplet, prompt_pairs
 from psr_lens.replacement import Replacement
-from psr_lens.reporting import report
 
 CONSTANT_ALPHAS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Strengths from which the constant baseline takes its best, by its scores on the validation questions."""

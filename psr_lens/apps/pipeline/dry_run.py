@@ -13,7 +13,8 @@ from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
 from psr_lens.fitting.layerwise.rank import MOST_RANK
-from psr_lens.fitting.settings.solvers import FitConfig, Joint, Layerwise, ReFT
+from psr_lens.fitting.settings.gradient_descent import GradientDescent
+from psr_lens.fitting.settings.solvers import FitConfig, Layerwise
 from psr_lens.models import tokenizer_of
 from psr_lens.models.config_without_weights import ModelOutline, outline
 from psr_lens.models.hook_points import check_layers
@@ -94,7 +95,7 @@ def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: P
         kind = "attn.hook_z" if settings.hook == "z" else f"hook_{settings.hook}"
         where = f"blocks.{layers[0]}.{kind}" if len(layers) == 1 else f"blocks.{{{ranges(layers)}}}.{kind}"
         width = found.cfg.d_model
-        rank = settings.rank if isinstance(settings, Joint | Layerwise) else 1
+        rank = getattr(settings, "rank", 1)
         parameters = len(layers) * (MOST_RANK if rank == "auto" else rank) * (2 * width + 1) * 4
         lines.append((f"fit {name}", f"{settings.solver}, rank {rank}, span {settings.span}, at {where}"))
         lines.append(
@@ -132,7 +133,7 @@ def _file_lines(config: RunConfig, begun: bool) -> list[tuple[str, str]]:
 def _passes(settings: FitConfig) -> str:
     if settings.solver in _CLOSED_PASSES:
         return _CLOSED_PASSES[settings.solver]
-    if isinstance(settings, Joint | ReFT):
+    if isinstance(settings, GradientDescent):
         return f"{settings.epochs} epochs forward and backward, 1 forward pass for the targets"
     found = settings.polish if isinstance(settings, Layerwise) else None
     passes = 4 if isinstance(settings, Layerwise) and settings.token_weights == "kl" else 2

@@ -14,7 +14,7 @@ from psr_lens.prompts import Span
 
 Objective = Literal["mse", "ll", "kl"]
 HookKind = Literal["resid_post", "attn_out", "mlp_out", "z"]
-FittedRule = Literal["relu", "sigmoid", "constant"]
+FittedRule = Literal["relu", "sigmoid", "linear", "constant"]
 TokenWeights = Literal["uniform", "kl"]
 Autocast = Literal["none", "bfloat16"]
 

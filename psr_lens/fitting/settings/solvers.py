@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, get_args
 
@@ -18,6 +18,10 @@ from psr_lens.prompts import Span
 PresetName = Literal["persona", "ifeval", "axbench"]
 _SAID: Final[Mapping[Objective, str]] = {"mse": "", "ll": " LL", "kl": " KL"}
 """How a method's name says what it was trained on."""
+
+
+_BY_NAME: Final[dict[str, type[FitConfig]]] = {}
+"""The class of each solver."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -45,11 +49,16 @@ class FitConfig(Settings, ABC):
     token_budget: int = 8_192
     """Most tokens of a batch in a forward pass, padding included."""
 
+    def __init_subclass__(cls) -> None:
+        """Every class that names a solver is one."""
+        if "solver" in vars(cls):
+            _BY_NAME[cls.solver] = cls
+
     def __new__(cls, *args: Any, **settings: Any) -> FitConfig:
         """Refuse to make the base itself, and settings that the solver does not have."""
         if cls is FitConfig:
             wanted = _BY_NAME.get(str(settings.get("solver", "sequential")), Sequential).__name__
-            classes = ", ".join(f"psr.{each.__name__}" for each in CONFIGS)
+            classes = ", ".join(f"psr.{each.__name__}" for each in _BY_NAME.values())
             raise InputError("config", "psr.FitConfig(…)", f"the class of a solver: {classes}", f"Write `psr.{wanted}(…)`.")
         _check_names(cls, settings, f"psr.{cls.__name__}")
         return super().__new__(cls)
@@ -193,7 +202,7 @@ class Joint(JointTraining, FitConfig):
     """Directions a site."""
     rule: FittedRule = "relu"
     """How a token's coefficient is computed: `"relu"`, max(0, A·w + b), the paper's (eq. 8); `"sigmoid"`, a gate between 0 and 1;
-    `"constant"`, the same for every token."""
+    `"linear"`, A·w + b, of either sign; `"constant"`, the same for every token."""
     learned_offset: bool = False
     """Coefficients are (α + b_m)·λ with a learned b_m, from −0.5. Responses without the trait (below 50) then serve as negative examples;
     without it they are refused."""
@@ -208,7 +217,7 @@ class Joint(JointTraining, FitConfig):
         """As in the paper, by rule and objective."""
         if self.rule == "constant":
             return f"Const {self.objective.upper()}"
-        return ("PSR" if self.rule == "relu" else "gated PSR") + _SAID[self.objective]
+        return {"relu": "PSR", "sigmoid": "gated PSR", "linear": "linear PSR"}[self.rule] + _SAID[self.objective]
 
     @property
     def takes_negatives(self) -> bool:
@@ -241,87 +250,6 @@ class Joint(JointTraining, FitConfig):
             Joint(layers=2, epochs=7, objective='ll', regulariser=0.0, normalise=False)
         """
         return cast(Joint, Joint.of({**changes, "preset": name}))
-
-
-class _Baseline(FitConfig):
-    """What the configs of the baselines have in common."""
-
-    is_baseline = True
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class DiM(_Baseline):
-    """Settings of the difference in means, added to every token of the span alike; at one layer and on span R it is CAA.
-
-    Example:
-        >>> psr.fit(model, triplets[:4], psr.DiM(layers=2)).method
-        'S-Const DiM'
-    """
-
-    solver = "dim"
-    method = "Const DiM"
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class ActAdd(_Baseline):
-    """Settings of ActAdd: the difference between the first pair of prompts at the last prompt token, added to every token.
-
-    Example:
-        >>> psr.fit(model, triplets[:4], psr.ActAdd(layers=2)).method
-        'S-ActAdd'
-    """
-
-    solver = "actadd"
-    method = "ActAdd"
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class LastToken(_Baseline):
-    """Settings of the mean difference at the last prompt token, added at that token alone.
-
-    Example:
-        >>> psr.fit(model, triplets[:4], psr.LastToken(layers=2)).tokens
-        'last'
-    """
-
-    solver = "last_token"
-    method = "Last token"
-    tokens = "last"
-
-    span: Span = field(default="R", init=False)
-    """Always `"R"`: one token is steered."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Stolfo(_Baseline):
-    """Settings of Stolfo et al. 2025: each token's projection on a direction is moved to its mean under the instruction.
-
-    Example:
-        >>> psr.fit(model, triplets[:4], psr.Stolfo(layers=2)).sites["blocks.2.hook_resid_post"].rule
-        'projection'
-    """
-
-    solver = "stolfo"
-    method = "Stolfo"
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class ReFT(GradientDescent, _Baseline):
-    """Settings of ReFT-r1 (AxBench): one direction a site, trained to make the responses likely.
-
-    Example:
-        >>> psr.fit(model, triplets[:4], psr.ReFT(layers=2, epochs=1)).method
-        'S-ReFT-r1'
-    """
-
-    solver = "reft_r1"
-    method = "ReFT-r1"
-
-
-CONFIGS: Final[tuple[type[FitConfig], ...]] = (Sequential, Local, Joint, DiM, ActAdd, LastToken, Stolfo, ReFT)
-"""The classes of all solvers."""
-
-_BY_NAME: Final = {each.solver: each for each in CONFIGS}
 
 
 def read_config(path: str | Path) -> FitConfig:
@@ -372,7 +300,7 @@ def _check_names(kind: type[FitConfig | Polish], given: Mapping[str, Any], what:
     """Answer a setting of another solver with that solver's name."""
     own = list(settable(kind))
     for name in given:
-        owners = [repr(each.solver) for each in CONFIGS if name in settable(each)]
+        owners = [repr(each.solver) for each in _BY_NAME.values() if name in settable(each)]
         if name not in own and owners:
             if "polish" in own and name in settable(Polish):
                 owners.append("`polish`")
