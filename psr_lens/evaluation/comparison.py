@@ -24,6 +24,7 @@ from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
+from psr_lens.evaluation.mean_difference import mean_directions
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
@@ -51,6 +52,8 @@ class MethodTrace:
     projection: Float[Tensor, "token site"]
     """What the coefficient should have been: the length of (prompted activation − arriving activation) within the span of the
     directions, of each head's own directions at `attn.hook_z`. It has a sign if there is a single direction."""
+    component: Float[Tensor, "token layer"] | None = None
+    """Signed length of Δ_AS along the direction of the prompt's mean difference, after each layer, in the activation's units."""
 
     def __repr__(self) -> str:
         """Tokens, layers and hook points in one line."""
@@ -93,6 +96,11 @@ class Comparison:
     """Trait and coherence by method, if they were measured."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """What is needed to run the comparison again."""
+    base_norm: Float[Tensor, "token layer"] | None = None
+    """‖A‖ of the unsteered run after each layer; None in a result that does not hold it."""
+    component: Float[Tensor, "token layer"] | None = None
+    """Signed length of Δ_acc along the direction of its mean over all compared tokens, after each layer, in the activation's units; None in
+    a result that does not hold it. Its mean over tokens is the length of the mean difference."""
 
     def __repr__(self) -> str:
         """Instruction, size and methods in one line."""
@@ -242,21 +250,29 @@ def compare(
     rows, moments = Rows(triplets, span), [SecondMoments(int(model.cfg.d_model)) for _ in names]
     errors = {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
     energy = torch.zeros(len(names), dtype=torch.double)
+    directions: dict[str, Tensor] = {}
     for batch in reading.batches(triplets, token_budget):
+        directions = directions or mean_directions(reading, triplets, batch, token_budget)
         take, base = rows.of(batch.indices), batch.base
-        magnitudes = []
+        magnitudes, components = [], []
         for column, (name, moment) in enumerate(zip(names, moments, strict=True)):
             delta = _moved(batch.prompted, base, name)
-            magnitudes.append(delta.norm(dim=1))
+            magnitude, component = _lengths(delta, directions[name])
+            magnitudes.append(magnitude)
+            components.append(component)
             energy[column] += squares(delta).sum().cpu()
             moment.add(delta)
         take(PROMPT, torch.stack(magnitudes, dim=1))
+        take(f"{PROMPT}/component", torch.stack(components, dim=1))
+        take(f"{PROMPT}/base_norm", torch.stack([base.rows[name].float().norm(dim=1) for name in names], dim=1))
         for rephrased in batch.rephrased:
             errors[PARAPHRASE] += _errors(rephrased, batch, names)
         for steered in reading.steered(batch):
             label, found = steered.label, steered.reading
             errors[label] += _errors(found, batch, names)
-            take(f"{label}/magnitude", torch.stack([_moved(found, base, name).norm(dim=1) for name in names], dim=1))
+            lengths = [_lengths(_moved(found, base, name), directions[name]) for name in names]
+            take(f"{label}/magnitude", torch.stack([magnitude for magnitude, _ in lengths], dim=1))
+            take(f"{label}/component", torch.stack([component for _, component in lengths], dim=1))
             take(f"{label}/coefficient", torch.stack([site.coefficient.abs() for site in steered.sites], dim=1))
             take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
     traces = {
@@ -266,6 +282,7 @@ def compare(
             tuple(site.layer for site in reading.sites[label]),
             rows.tensors[f"{label}/coefficient"],
             rows.tensors[f"{label}/projection"],
+            rows.tensors[f"{label}/component"],
         )
         for label in plans
     }
@@ -280,12 +297,21 @@ def compare(
         traces,
         relative_rmse(errors[PARAPHRASE], energy).float() if paraphrases else None,
         alphas,
+        base_norm=rows.tensors[f"{PROMPT}/base_norm"],
+        component=rows.tensors[f"{PROMPT}/component"],
     )
 
 
 def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, "token d_model"]:
     """What a run changes at a hook point, against the base run."""
     return found.rows[name].float() - base.rows[name].float()
+
+
+def _lengths(
+    delta: Float[Tensor, "token d_model"], direction: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
+    """‖Δ‖, and the signed length of Δ along a unit vector."""
+    return delta.norm(dim=1), delta @ direction.to(delta.device)
 
 
 def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, " layer"]:

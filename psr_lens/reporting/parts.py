@@ -11,13 +11,13 @@ import plotly.graph_objects as go
 from psr_lens.plots.heatmap import MAX_LAYERS
 from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts import TokenTable
-from psr_lens.prompts.token_text import readable
+from psr_lens.prompts.token_text import joined
 
 EXAMPLES: Final = 3
 """Most responses of a part to choose from."""
-CELLS: Final = 110_000
-"""Most heatmap cells of a report's comparisons (about 1.2 MB), and again of its further results. Beyond it, parts show fewer responses,
-then coarser heatmaps."""
+CELLS: Final = 45_000
+"""Most heatmap cells of a report's comparisons (about 2.5 MB, with five scales), and again of its further results. Beyond it, parts show
+fewer responses, then coarser heatmaps."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def first_words(tokens: TokenTable, triplet: int) -> str:
     """The first words of a response."""
     rows = tokens.rows(triplet)
     rows = rows[tokens.position[rows] >= 0][:16]
-    return shortened(" ".join(readable([tokens.strings[row] for row in rows.tolist()], tokens.strings)), 56)
+    return shortened(joined([tokens.strings[row] for row in rows.tolist()], tokens.strings), 56)
 
 
 def merged(parts: Sequence[Part]) -> list[Part]:
