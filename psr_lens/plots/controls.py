@@ -19,7 +19,7 @@ MAX_STEPS: Final = 32
 
 _TITLE: Final = (26, 20)
 """Pixels above the controls, and per line of the figure's title."""
-_SLIDER: Final = 74
+_SLIDER: Final = 80
 _BUTTONS: Final = 36
 _SHARED: Final = ("template", "coloraxis", "updatemenus", "sliders")
 """Parts of a layout that are the same in all figures of a slider, or that buttons change."""

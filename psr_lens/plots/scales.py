@@ -112,7 +112,7 @@ class View:
 
     def axis(self, colours: tuple[list[str], list[str]] = (SEQUENTIAL, DIVERGING)) -> dict[str, object]:
         """The colour axis, with keys as in a relayout; `colours` are those of unsigned and of signed scales."""
-        ticks = _signed_ticks(self.high) if self.signed else log_ticks(self.low, self.high)
+        ticks = [self.high * share for share in (-1, -0.5, 0, 0.5, 1)] if self.signed else log_ticks(self.low, self.high)
         names = [f"{tick:g}".replace("-", "−") if self.signed else real_units(tick) for tick in ticks]
         if self.scale == "projection":
             names[0], names[-1] = f"≤ {names[0]}", f"≥ {names[-1]}"
@@ -196,13 +196,12 @@ def _ends(scale: Scale, every: list[Float[Tensor, "token layer"]]) -> tuple[floa
     if scale == "projection":
         sizes = every[0][every[0].isfinite()].abs().sort().values
         limit = float(sizes[math.ceil(_INNER * len(sizes)) - 1]) if len(sizes) else 1.0
-        limit = max(1.0, limit)
+        limit = _round_above(max(1.0, limit))
         return -limit, limit
     return colour_ends(torch.cat([values.flatten() for values in every]), every[0].flatten())
 
 
-def _signed_ticks(limit: float) -> list[float]:
-    """Five ticks: both ends at round numbers within the limit, halves, and 0."""
-    power = 10.0 ** math.floor(math.log10(limit))
-    end = max(part * power for part in (1.0, 2.0, 4.0, 6.0, 8.0) if part * power <= limit * (1 + 1e-9))
-    return [-end, -end / 2, 0.0, end / 2, end]
+def _round_above(value: float) -> float:
+    """The smallest of 1, 2, 4, 6, 8 × 10ⁿ that is at least `value`."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return min(part * power for part in (1.0, 2.0, 4.0, 6.0, 8.0, 10.0) if part * power >= value * (1 - 1e-9))

@@ -45,23 +45,26 @@ class PlacedToken:
 def placed_tokens(result: Tokened, words: Int[Tensor, " row"]) -> list[PlacedToken]:
     """Some tokens of a result as lines of text."""
     strings = [result.tokens.strings[row] for row in words.tolist()]
-    return in_lines(readable(strings, result.tokens.strings), word_starts(strings, result.tokens.strings))
+    texts = readable(strings, result.tokens.strings)
+    breaks = ["↵" in text and position >= 0 for text, position in zip(texts, result.tokens.position[words].tolist(), strict=True)]
+    return in_lines(texts, word_starts(strings, result.tokens.strings), breaks)
 
 
-def in_lines(texts: Sequence[str], starts: Sequence[bool]) -> list[PlacedToken]:
+def in_lines(texts: Sequence[str], starts: Sequence[bool], breaks: Sequence[bool]) -> list[PlacedToken]:
     """Tokens in lines of at most `LINE` characters, with a space before a word and none inside.
 
-    A word that does not fit on a line goes to the next one, and is broken only if it is longer than a line. A line break in a token
-    starts a new line.
+    A word that does not fit on a line goes to the next one, and is broken only if it is longer than a line.
 
     Args:
         texts: Readable tokens.
         starts: Whether each token begins a word.
+        breaks: Whether each token is a line break in the text; a new line starts after the last of several in a row.
     """
     shown = [shortened(text, LONGEST) for text in texts]
+    ends = [here and not after for here, after in zip(breaks, [*breaks[1:], False], strict=True)]
     words: list[list[int]] = []
     for index, begins in enumerate(starts):
-        if begins or not words or "↵" in texts[index - 1]:
+        if begins or not words or ends[index - 1]:
             words.append([])
         words[-1].append(index)
     placed: list[PlacedToken] = []
@@ -78,7 +81,7 @@ def in_lines(texts: Sequence[str], starts: Sequence[bool]) -> list[PlacedToken]:
                 line, at = line + 1, 0
             placed.append(PlacedToken(shown[index], line, at, width))
             at += width
-            if "↵" in texts[index]:
+            if ends[index]:
                 line, at = line + 1, 0
     return placed
 

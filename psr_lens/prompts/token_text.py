@@ -51,7 +51,7 @@ def readable(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> l
 
 
 def word_starts(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> list[bool]:
-    """Whether each token begins a word: one after a space, and special tokens and what follows them.
+    """Whether each token begins a word: one after a space or a line end, and special tokens and what follows them.
 
     In a vocabulary that does not spell spaces, every token is a word.
 
@@ -66,7 +66,11 @@ def word_starts(strings: Sequence[str], alphabet: Sequence[str] | None = None) -
     special = [_SPECIAL.fullmatch(token) is not None and not _BYTE.fullmatch(token) for token in strings]
     texts = [token_text(token, byte_level) for token in strings]
     return [
-        index == 0 or text[:1].isspace() or special[index] or special[index - 1] or texts[index - 1][-1:].isspace()
+        index == 0
+        or (
+            text[:1] not in "\r\n"
+            and (text[:1].isspace() or special[index] or special[index - 1] or texts[index - 1][-1:].isspace())
+        )
         for index, text in enumerate(texts)
     ]
 

@@ -208,14 +208,14 @@ def test_rmse_without_a_paraphrase_baseline_and_with_a_division_by_zero(result):
     assert math.isfinite(figure.layout.yaxis.range[1])
 
 
-def test_peaks_far_above_the_other_values_are_cut_off_and_labelled(result):
+def test_peaks_far_above_the_other_values_are_cut_off_and_labelled():
+    result = comparison(layers=30)
     values = torch.full((30,), 0.6)
     spiked = values.clone()
     spiked[1:4] = torch.tensor([3.0, 10.4, 1.2])
     spiked[20] = 7.25
     many = replace(
         result,
-        layers=tuple(range(30)),
         paraphrase_rmse=spiked,
         methods={"A-PSR": replace(result.methods["A-PSR"], relative_rmse=values)},
     )
@@ -233,7 +233,7 @@ def test_peaks_far_above_the_other_values_are_cut_off_and_labelled(result):
     figure = plots.relative_rmse(replace(many, methods={"A-PSR": replace(many.methods["A-PSR"], relative_rmse=infinite)}))
     assert "▲ ∞" in [note.text for note in figure.layout.annotations]
     # values that are close to each other are all inside
-    assert not any("▲" in note.text for note in plots.relative_rmse(result).layout.annotations)
+    assert not any("▲" in note.text for note in plots.relative_rmse(comparison()).layout.annotations)
 
 
 # Distribution

@@ -35,15 +35,21 @@ def test_the_lens_shows_both_ends_with_the_strongest_outside():
     assert "Probes" in plots.logit_lens(replace(lens(), part="weights")).layout.title.text
 
 
-def test_several_directions_of_a_site_are_numbered_and_many_rows_are_thinned():
+def test_several_directions_of_a_site_are_numbered_and_those_of_many_layers_have_a_slider():
     one = lens(1).rows[0]
     figure = plots.logit_lens(LogitLens("directions", (one, replace(one, direction=1))))
     assert [text.split("<")[0].strip() for text in figure.layout.yaxis.ticktext] == ["layer 0", "layer 0"]
     assert "#1" in figure.layout.yaxis.ticktext[1]
-    large = plots.logit_lens(lens(100))
-    assert len(large.data[0].z) == 34
-    assert "Every 3th of 100" not in large.layout.annotations[-1].text
-    assert "34 of 100 directions" in large.layout.annotations[-1].text
+    some = [replace(row, direction=direction) for row in lens(30).rows for direction in (0, 1)]
+    figure = plots.logit_lens(LogitLens("directions", tuple(some)))
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == [str(layer) for layer in range(30)]
+    assert [len(trace.z) for trace in figure.data] == [2] * 30
+    assert [trace.visible for trace in figure.data] == [layer == 15 for layer in range(30)]
+    assert {trace.zmax for trace in figure.data} == {max(float(row.suppressed_logits.abs().max()) for row in some)}
+    assert slider.steps[3].args[1]["yaxis"]["ticktext"][0].startswith("layer 3 ")
+    one_layer = tuple(replace(one, direction=direction) for direction in range(60))
+    assert "The first 48 of 60" in plots.logit_lens(LogitLens("directions", one_layer)).layout.annotations[-1].text
 
 
 def test_the_cosine_matrix_is_the_results_and_parts_its_sources():
@@ -180,7 +186,7 @@ def test_a_large_capture_is_pooled_and_small_to_send():
     figure = plots.magnitude_by_kind(captured(2_000, 64), kinds=["attn_out", "resid_post"])
     assert figure.data[0].z.shape == (400, 64)
     assert "furthest from 0 of 5 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
-    assert len(figure.to_json()) < 3_300_000
+    assert len(figure.to_json()) < 4_000_000
 
 
 def test_top_tokens_are_bars_with_their_context():
