@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import plotly.graph_objects as go
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.controls import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
 from psr_lens.plots.text_layout import FONT_SIZE, PlacedToken, placed_tokens, text_axes
-from psr_lens.plots.token_rows import Word, row_labels, rows_and_words, shortened, site_of, trace_of, word_note
+from psr_lens.plots.token_rows import Word, rows_and_words, shortened, signed, site_of, trace_of, word_note
 
 MAX_TOKENS: Final = 400
 """Most tokens drawn; of a longer response, the first ones."""
@@ -129,13 +131,13 @@ def _at_site(
 
 
 def _bars(name: str, values: Float[Tensor, " row"], placed: list[PlacedToken], scale: _Scale, color: str, side: int) -> go.Bar:
-    widths = [min(_BAR, 0.46 * token.width) for token in placed]
+    widths = np.array([min(_BAR, 0.46 * token.width) for token in placed], dtype=np.float32)
     return go.Bar(
         name=escaped(name),
-        x=[token.center for token in placed],
+        x=np.array([token.center for token in placed], dtype=np.float32),
         y=values.numpy(),
-        base=[scale.zero(token.line) for token in placed],
-        offset=[width * side for width in widths],
+        base=np.array([scale.zero(token.line) for token in placed]),
+        offset=widths * side,
         width=widths,
         marker={"color": color, "line": {"width": 0}},
         hoverinfo="skip",
@@ -152,22 +154,21 @@ def _words(
     wanted: Float[Tensor, " row"],
 ) -> go.Scatter:
     """The tokens, with their numbers on hover; tokens of the prompt are in grey italics."""
-    written, hover = [], []
-    columns = (placed, row_labels(result, rows, width=40), result.tokens.position[rows].tolist(), added.tolist(), wanted.tolist())
-    for token, label, position, one, other in zip(*columns, strict=True):
-        text = escaped(token.text)
-        written.append(text if position >= 0 else f'<i style="color:{MUTED}">{text}</i>')
-        hover.append(
-            f"{label}<br>layer {layer}<br>replacement adds {one:.3g}<br>prompt calls for {other:.3g}".replace("for -", "for −")
-        )
+    positions = result.tokens.position[rows].tolist()
+    written = [
+        escaped(token.text) if position >= 0 else f'<i style="color:{MUTED}">{escaped(token.text)}</i>'
+        for token, position in zip(placed, positions, strict=True)
+    ]
     return go.Scatter(
-        x=[token.center for token in placed],
-        y=[scale.text(token.line) for token in placed],
+        x=np.array([token.center for token in placed], dtype=np.float32),
+        y=np.array([scale.text(token.line) for token in placed]),
         mode="text",
         text=written,
         textfont={"family": MONO, "size": FONT_SIZE, "color": INK},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
+        customdata=torch.stack([added, wanted], dim=1).float().numpy(),
+        hovertext=[signed(position) for position in positions],
+        hovertemplate=f"%{{text}} %{{hovertext}}<br>layer {layer}<br>replacement adds %{{customdata[0]:.3g}}<br>"
+        "prompt calls for %{customdata[1]:.3g}<extra></extra>",
         showlegend=False,
         cliponaxis=False,
     )

@@ -25,7 +25,7 @@ _FAR: Final = 1.5
 """How far above those values the plot ends, as a factor."""
 _LABEL_LINE: Final = 15
 _LABEL_LINES: Final = 4
-""" Lines over which labels of cut peaks are spread, and their height in pixels."""
+"""Lines over which labels of cut peaks are spread, and their height in pixels."""
 
 
 @checks_arguments
@@ -34,7 +34,7 @@ def relative_rmse(result: Comparison) -> go.Figure:
 
     0 is the prompt's own effect, 1 is no steering. The dashed line is the paraphrase baseline: the same instruction in other words.
     Where a few values are far above the rest, as at layers where one token's massive activation flips between contexts, the plot ends
-    below them; each peak that is cut off is labelled with its value.
+    below them; each peak that is cut off is labelled ▲ with its value.
 
     Args:
         result: Result of `psr.compare`.
@@ -110,8 +110,7 @@ def relative_rmse(result: Comparison) -> go.Figure:
     figure.update_yaxes(title_text="relative RMSE", range=[0, top])
     # Space for the legend below the plot, which has two entries per line in a narrow window.
     bottom = _BOTTOM + _LEGEND_LINE * math.ceil(len(drawn) / 2)
-    note = "▲: a value above the plot." if peaks else ""
-    titled(figure, "Distance from the prompt's effect", plot=_PLOT, top=50, bottom=bottom, left=54, note=note)
+    titled(figure, "Distance from the prompt's effect", plot=_PLOT, top=50, bottom=bottom, left=54)
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
     return figure
 

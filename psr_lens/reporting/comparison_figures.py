@@ -38,7 +38,7 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
     panels = 1 + len(comparison.methods)
 
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
-        offered = max(2, min(MAX_STEPS, cells // (EXAMPLES * panels * len(comparison.tokens.rows(triplet)))))
+        offered = max(2, min(MAX_STEPS, cells // (4 * EXAMPLES * panels * len(comparison.tokens.rows(triplet)))))
         return (
             Panel(
                 "magnitude_heatmap",

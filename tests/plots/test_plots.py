@@ -221,7 +221,7 @@ def test_peaks_far_above_the_other_values_are_cut_off_and_labelled():
     )
     figure = plots.relative_rmse(many)
     assert figure.layout.yaxis.range[1] == 1.5
-    labels = {note.text: note for note in figure.layout.annotations if note.text.startswith("▲")}
+    labels = {note.text: note for note in figure.layout.annotations if note.text.startswith("▲ ")}
     assert set(labels) == {"▲ 10.4", "▲ 7.25"}  # one for each stretch above the plot
     assert (labels["▲ 10.4"].x, labels["▲ 7.25"].x) == (2, 20)
     assert labels["▲ 10.4"].font.color == style.PALETTE["paraphrase"]
