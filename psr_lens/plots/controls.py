@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens.plots.scales import Scale
 from psr_lens.plots.style import GRID, INK, MUTED, PAPER, SMALL
 
 MAX_STEPS: Final = 32
@@ -92,9 +93,9 @@ def without_slider(figure: go.Figure) -> go.Figure:
 
 def add_buttons(
     figure: go.Figure,
-    values: Mapping[str, Mapping[str, Sequence[Float[Tensor, "..."]]]],
-    layouts: Mapping[str, Mapping[str, object]],
-    active: str,
+    values: Mapping[Scale, Mapping[str, Sequence[Float[Tensor, "..."]]]],
+    layouts: Mapping[Scale, Mapping[str, object]],
+    active: Scale,
 ) -> None:
     """Add one button per scale below the title, in place.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -129,7 +129,7 @@ class View:
         }
 
 
-def of_comparison(result: Comparison, methods: list[str] | None) -> dict[str, Push]:
+def of_comparison(result: Comparison, methods: Sequence[str] | None) -> dict[str, Push]:
     """The prompt and the replacements of a comparison, as panels in their order."""
     median = result.quantile(0.5)
     length = None if result.component is None else result.component.mean(dim=0)

@@ -31,7 +31,10 @@ _COLUMNS: Final = 3
 _PANEL: Final = 190
 _ALONE: Final = 300
 """Height of the only panel, in pixels."""
-_BETWEEN: Final = 74
+_BETWEEN: Final = 90
+_ACROSS: Final = 0.22
+_UP: Final = 0.12
+"""Least space between labels, as a share of an axis; those across are wider."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,22 @@ class SymLog:
 
     def __call__(self, values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Numbers on the scale."""
-        return np.sign(values) * np.log10(1 + np.abs(values) / self.unit)
+        scaled: Float[np.ndarray, "*shape"] = np.sign(values) * np.log10(1 + np.abs(values) / self.unit)
+        return scaled
 
-    def ticks(self, low: float, high: float, most: int = 6) -> list[float]:
-        """0 and powers of ten of the unit between two numbers, at most `most`; of more powers, the largest of evenly spaced ones."""
-        powers = [self.unit * 10.0**power for power in range(12)]
-        above, below = ([each for each in powers if each <= end * (1 + 1e-9)] for end in (high, -low))
-        step = max(1, math.ceil((len(above) + len(below)) / (most - 1)))
-        return sorted({0.0, *above[::-1][::step], *(-each for each in below[::-1][::step])})
+    def ticks(self, low: float, high: float, apart: float) -> list[float]:
+        """0 and powers of ten times the unit between two numbers, at least `apart` from each other as a share of the drawn range."""
+        powers = self.unit * 10.0 ** np.arange(12)
+        drawn = self(powers)
+        bottom, top = self(np.array([low, high]))
+        kept = [0.0]
+        for sign, end in ((1, high), (-1, -low)):
+            last = 0.0
+            for tick, at in zip(powers.tolist(), drawn.tolist(), strict=True):
+                if tick <= end * (1 + 1e-9) and at - last >= apart * (top - bottom):
+                    kept.append(sign * tick)
+                    last = at
+        return sorted(kept)
 
 
 @checks_arguments
@@ -132,7 +143,7 @@ def _panels(result: Comparison, method: str, sites: Sequence[int], max_points: i
         figure,
         f"{escaped(shortened(method, 24))}: coefficient applied vs. called for",
         plot=plot,
-        top=88,
+        top=104,
         bottom=48,
         left=58,
         note=" ".join(notes),
@@ -175,10 +186,10 @@ def _points(
         row=row,
         col=col,
     )
-    ticks = scale.ticks(low, high)
-    axis = {"tickvals": scale(np.array(ticks)).tolist(), "ticktext": [f"{tick:g}".replace("-", "−") for tick in ticks]}
-    figure.update_xaxes(**axis, row=row, col=col)
-    figure.update_yaxes(**axis, row=row, col=col)
+    for update, apart in ((figure.update_xaxes, _ACROSS), (figure.update_yaxes, _UP)):
+        ticks = scale.ticks(low, high, apart)
+        names = [f"{tick:g}".replace("-", "−") for tick in ticks]
+        update(tickvals=scale(np.array(ticks)).tolist(), ticktext=names, row=row, col=col)
 
 
 def _heading(layer: int, added: Float[Tensor, " token"], wanted: Float[Tensor, " token"]) -> str:
@@ -187,7 +198,7 @@ def _heading(layer: int, added: Float[Tensor, " token"], wanted: Float[Tensor, "
     if len(added) < 2 or bool((pair.std(axis=1) <= 1e-5 * np.abs(pair).max(axis=1)).any()):
         return f"layer {layer}<br>no spread"
     ranks = np.stack([_ranks(each) for each in pair])
-    return f"layer {layer}<br>" + ", ".join(
+    return f"layer {layer}<br>" + "<br>".join(
         f"{sign} = {np.corrcoef(each)[0, 1]:.2f}".replace("-", "−") for sign, each in (("r", pair), ("ρ", ranks))
     )
 

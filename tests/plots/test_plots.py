@@ -132,7 +132,7 @@ def test_bars_are_the_coefficients_and_what_the_prompt_calls_for(result):
     trace = result.methods["S-PSR"]
     np.testing.assert_array_equal(named(figure, "S-PSR adds").y, trace.coefficient[rows, 0].numpy())
     np.testing.assert_array_equal(named(figure, "the prompt calls for").y, trace.projection[rows, 0].numpy())
-    assert named(figure, "S-PSR adds").base == named(figure, "the prompt calls for").base
+    np.testing.assert_array_equal(named(figure, "S-PSR adds").base, named(figure, "the prompt calls for").base)
 
 
 def test_bars_hang_and_stand_beside_each_other(result):

@@ -108,7 +108,7 @@ def test_scatter_points_are_the_coefficients_and_the_projections(method):
             assert heading.endswith("no spread")
         else:
             r, rho = (f"{np.corrcoef(values)[0, 1]:.2f}".replace("-", "−") for values in (pair, ranks))
-            assert heading.endswith(f"r = {r}, ρ = {rho}")
+            assert heading.endswith(f"r = {r}<br>ρ = {rho}")
         unit = SymLog.of(pair[1]).unit
         np.testing.assert_allclose(each.x, [np.sign(x) * np.log10(1 + abs(x) / unit) for x, _ in each.customdata], rtol=1e-4)
 
