@@ -82,7 +82,7 @@ def coefficient_text(
         triplet: Index of the response.
         layer: The only layer to show; by default a slider goes over all, and begins at the one where the replacement adds most.
         word: What stands above the bars: the token that was `read`, or the next one, which is `predicted` from the activation.
-        max_layers: Most layers of the slider; of more, evenly spaced ones are offered, and the one where most is added.
+        max_layers: Most layers of the slider; of more, evenly spaced ones are offered, with the one where most is added.
 
     Returns:
         A figure with two bar traces (for each layer) whose lengths `y` are in the activation's units.
@@ -99,7 +99,7 @@ def coefficient_text(
     rows, words = rows_and_words(result, triplet, word)
     trace = trace_of(result, method)
     first = site_of(trace, method, layer)
-    sites = sorted({first, *steps_of(len(trace.site_layers), max_layers)}) if layer is None else [first]
+    sites = steps_of(len(trace.site_layers), first, max_layers) if layer is None else [first]
     notes = [word_note(word)]
     if len(rows) > MAX_TOKENS:
         notes.append(f"The first {MAX_TOKENS:,} of {len(rows):,} tokens.")

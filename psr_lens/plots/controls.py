@@ -128,9 +128,13 @@ def add_buttons(
     figure.update_layout(margin_t=figure.layout.margin.t + _BUTTONS, height=figure.layout.height + _BUTTONS, updatemenus=[menu])
 
 
-def steps_of(count: int, most: int = MAX_STEPS) -> list[int]:
-    """Indices of the layers that a slider offers: all, or evenly spaced ones with the first and the last."""
-    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, most))})
+def steps_of(count: int, shown: int, most: int = MAX_STEPS) -> list[int]:
+    """Indices of the layers that a slider offers: all, or at most `most` evenly spaced ones, with the one that is shown first."""
+    if count <= most:
+        return list(range(count))
+    steps = np.linspace(0, count - 1, most).round().astype(int)
+    steps[np.abs(steps - shown).argmin()] = shown
+    return sorted(set(steps.tolist()))
 
 
 def _below_title(figure: go.Figure, least: int = 0) -> dict[str, object]:

@@ -56,11 +56,11 @@ def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     if len(lens.rows) <= MAX_ROWS:
         return _table(lens, lens.rows, columns)
     layers = list(dict.fromkeys(row.layer for row in lens.rows))
-    figures = []
-    for index in steps_of(len(layers)):
-        figures.append(_table(lens, [row for row in lens.rows if row.layer == layers[index]], columns))
-    chosen = [layers[index] for index in steps_of(len(layers))]
-    return switched(figures, ["–" if layer is None else str(layer) for layer in chosen], "layer", len(chosen) // 2)
+    middle = len(layers) // 2
+    steps = steps_of(len(layers), middle)
+    figures = [_table(lens, [row for row in lens.rows if row.layer == layers[index]], columns) for index in steps]
+    labels = ["–" if layers[index] is None else str(layers[index]) for index in steps]
+    return switched(figures, labels, "layer", steps.index(middle))
 
 
 def _table(lens: LogitLens, some: Sequence[LensRow], columns: int) -> go.Figure:

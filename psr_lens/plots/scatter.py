@@ -17,7 +17,7 @@ from torch import Tensor
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most
-from psr_lens.plots.controls import steps_of, switched
+from psr_lens.plots.controls import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, round_below, titled, translucent
 from psr_lens.plots.token_rows import shortened, trace_of
 from psr_lens.prompts.token_text import readable
@@ -71,7 +71,7 @@ class SymLog:
 
 
 @checks_arguments
-def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MAX_POINTS) -> go.Figure:
+def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MAX_POINTS, max_layers: int = MAX_STEPS) -> go.Figure:
     """One panel per layer, one point per token: what the prompt calls for along the directions, and what the replacement adds.
 
     Points on the diagonal have the right coefficient (assumption 3.2a of Heyman & Vandeputte 2026: the coefficient can be read from the
@@ -83,13 +83,14 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
         result: Result of `psr.compare`.
         method: Name of the replacement.
         max_points: Most points per panel.
+        max_layers: Most layers of the slider; of more, evenly spaced ones are offered.
 
     Returns:
         A figure with one panel per site, or, beyond 12 sites, one panel with a slider over layers. Correlations are over all tokens;
         `customdata` holds both coefficients in the activation's units.
 
     Raises:
-        InputError: not a `Comparison`, no such replacement, or `max_points` below 1.
+        InputError: not a `Comparison`, no such replacement, or `max_points` or `max_layers` below 1.
 
     Example:
         >>> figure = psr.plots.coefficient_scatter(comparison, "CAA")
@@ -97,14 +98,16 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
         'layer 2<br>no spread'
     """
     check_most(max_points, "max_points")
+    check_most(max_layers, "max_layers")
     trace = trace_of(result, method)
     every = list(range(len(trace.site_layers)))
     if len(every) <= MAX_PANELS:
         return _panels(result, method, every, max_points, "")
-    sites = steps_of(len(every))
+    middle = len(every) // 2
+    sites = steps_of(len(every), middle, max_layers)
     note = f"{len(sites)} of {len(every)} layers, evenly spaced." if len(sites) < len(every) else ""
     figures = [_panels(result, method, [site], max_points, note) for site in sites]
-    return switched(figures, [str(trace.site_layers[site]) for site in sites], "layer", len(sites) // 2)
+    return switched(figures, [str(trace.site_layers[site]) for site in sites], "layer", sites.index(middle))
 
 
 def _panels(result: Comparison, method: str, sites: Sequence[int], max_points: int, note: str) -> go.Figure:

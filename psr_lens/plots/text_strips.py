@@ -80,7 +80,7 @@ def magnitude_strips(
     notes = [word_note(word)]
     if len(rows) > MAX_TOKENS:
         notes.append(f"The first {MAX_TOKENS:,} of {len(rows):,} tokens.")
-    columns = steps_of(len(result.layers), max_layers) if layer is None else [result.layers.index(layer)]
+    columns = steps_of(len(result.layers), len(result.layers) - 1, max_layers) if layer is None else [result.layers.index(layer)]
     if layer is None and len(columns) < len(result.layers):
         notes.append(f"{len(columns)} of {len(result.layers)} layers, evenly spaced.")
     rows, words = rows[:MAX_TOKENS], words[:MAX_TOKENS]

@@ -36,9 +36,10 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
         "one, that all are pushed almost equally."
     )
     panels = 1 + len(comparison.methods)
+    points = min(MAX_POINTS, max(150, cells // 120))
 
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
-        offered = max(2, min(MAX_STEPS, cells // (4 * EXAMPLES * panels * len(comparison.tokens.rows(triplet)))))
+        offered = max(1, min(MAX_STEPS, cells // (2 * EXAMPLES * panels * len(comparison.tokens.rows(triplet)))))
         return (
             Panel(
                 "magnitude_heatmap",
@@ -90,7 +91,7 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
             (
                 Panel(
                     "coefficient_scatter",
-                    coefficient_scatter(comparison, lead, max_points=min(MAX_POINTS, max(150, cells // 120))),
+                    coefficient_scatter(comparison, lead, max_points=points, max_layers=max(4, min(MAX_STEPS, cells // 600))),
                     f"Each point is a token. The horizontal axis is the coefficient along {lead}’s direction that would match the prompt; "
                     "the vertical axis is the one that it applies, read from the token’s own activation. Points on the dotted diagonal "
                     "are exact; constant steering would give a horizontal line. Axes are linear near 0 and logarithmic beyond. r is "

@@ -15,8 +15,8 @@ from psr_lens.prompts.token_text import joined
 
 EXAMPLES: Final = 3
 """Most responses of a part to choose from."""
-CELLS: Final = 45_000
-"""Most heatmap cells of a report's comparisons (about 2.5 MB, with five scales), and again of its further results. Beyond it, parts show
+CELLS: Final = 25_000
+"""Most heatmap cells of a report's comparisons (about 1.5 MB, with five scales), and again of its further results. Beyond it, parts show
 fewer responses, then coarser heatmaps."""
 
 
@@ -69,7 +69,7 @@ def choice(tokens: TokenTable, panels: int, layers: int, cells: int, figures: Ca
     """
     triplets = tokens.triplet.unique().tolist()[:EXAMPLES]
     wide = panels * min(layers, MAX_LAYERS)
-    max_tokens = max(40, min(400, cells // wide))
+    max_tokens = max(20, min(400, cells // wide))
     sizes = [wide * min(max_tokens, len(tokens.rows(triplet))) for triplet in triplets]
     fitting = [triplet for index, triplet in enumerate(triplets) if sum(sizes[: index + 1]) <= cells] or triplets[:1]
     return Choice(tuple((first_words(tokens, triplet), figures(triplet, max_tokens)) for triplet in fitting))

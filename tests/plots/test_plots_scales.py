@@ -10,6 +10,7 @@ from made_up_results import METHODS, WORDS, captured, comparison
 
 from psr_lens import plots
 from psr_lens.errors import InputError
+from psr_lens.plots.controls import steps_of
 from psr_lens.plots.scales import MANY_LAYERS
 from psr_lens.plots.text_layout import LINE, in_lines
 from psr_lens.prompts.token_text import joined, readable, word_starts
@@ -170,3 +171,13 @@ def test_lines_keep_words_whole_and_letters_in_their_places():
         line[int(token.left) : int(token.left + token.width)] = token.text
     written = ["".join(line).rstrip() for line in lines.values()]
     assert written == ["anticonstitutionnellement", "anticonstitutionnellement", "anticonstitutionnellement↵↵", "un mot"]
+
+
+@pytest.mark.parametrize(("count", "shown", "most"), [(30, 29, 32), (80, 79, 32), (80, 33, 32), (48, 7, 1), (3, 2, 2)])
+def test_a_slider_offers_the_layer_that_is_shown_first(count, shown, most):
+    steps = steps_of(count, shown, most)
+    assert len(steps) == min(count, most)
+    assert shown in steps
+    assert steps == sorted(set(steps))
+    if most > 2:
+        assert {steps[0], steps[-1]} == {0, count - 1}
