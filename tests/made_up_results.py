@@ -1,6 +1,7 @@
 """Made-up results of every type, which tests of figures and reports share."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,6 +47,9 @@ def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int =
             torch.full((count, layers), 5.0) * late, torch.full((layers,), 1.2), (2,), torch.full((count, 1), 5.0), wanted
         ),
     }
+    more = torch.Generator().manual_seed(1)
+    cosine = torch.empty(count, layers).uniform_(-0.2, 1, generator=more)
+    methods = {name: replace(trace, component=trace.magnitude * cosine) for name, trace in methods.items()}
     scores = tuple(
         Scores(name, alpha, 40, 0, trait, coherence, (trait - 2, trait), (coherence - 1, coherence + 0.2))
         for name, alpha, trait, coherence in (
@@ -69,6 +73,8 @@ def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int =
         dict.fromkeys(methods, 1.0),
         scores,
         {"seed": 0, "fit": {"solver": "sequential"}},
+        torch.empty(count, layers).uniform_(5, 50, generator=more),
+        strength * cosine,
     )
 
 
@@ -152,7 +158,8 @@ def captured(tokens: int = 6, layers: int = 3) -> Captured:
         for layer in range(layers)
         for kind in ("attn_out", "resid_post")
     }
-    return Captured(deltas, table, "R")
+    norms = {name: delta.norm(dim=1) * 2 for name, delta in deltas.items()}
+    return Captured(deltas, table, "R", base_norms=norms)
 
 
 def result_rows(method, curve, **others):

@@ -9,7 +9,7 @@ residual stream.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
@@ -64,6 +64,8 @@ class Captured:
     """Which difference was taken."""
     n_layers: int | None = None
     """Depth of the model, from which negative layers count; None if it is not known."""
+    base_norms: Mapping[str, Float[Tensor, " token"]] = field(default_factory=dict)
+    """Hook name to ‖A‖ of the activation that Δ is measured from, in its units, in float32."""
 
     def __getitem__(self, hook: HookKey) -> Float[Tensor, "token ..."]:
         """Δ at one hook point, `[token, …]`: `captured["resid_post", 3]` or `captured["blocks.3.hook_resid_post"]`.
@@ -143,9 +145,10 @@ class InMemory:
             Captured(6 hook points, ... tokens of 4 responses, accumulated, span R)
         """
         rows = Rows(reading.triplets, reading.span, self.dtype)
+        norms = Rows(reading.triplets, reading.span, torch.float32)
         with reading.bar() as bar:
             for indices in reading.batches(range(len(reading.triplets))):
-                reading.read(indices, rows.of(indices))
+                reading.read(indices, rows.of(indices), norms.of(indices))
                 bar.update(sum(rows.counts[index] for index in indices))
         return Captured(
             {name: rows.tensors[name] for name in reading.shapes},
@@ -153,6 +156,7 @@ class InMemory:
             reading.span,
             reading.difference,
             int(reading.model.cfg.n_layers),
+            {name: norms.tensors[name] for name in reading.hooks},
         )
 
 

@@ -154,10 +154,15 @@ class Reading:
         for batch in length_batches(triplets, self.token_budget, by_prompt=self._shares_prompts(triplets)):
             yield [chosen[index] for index in batch]
 
-    def read(self, indices: Sequence[int], take: Take) -> None:
+    def read(self, indices: Sequence[int], take: Take, take_norm: Take | None = None) -> None:
         """Read one batch, and hand over the rows on its spans, one hook point at a time, on the model's device.
 
         Only the activations that are still to be subtracted are kept, and blocks after the last hook point are not run.
+
+        Args:
+            indices: The triplets of the batch.
+            take: Gets the differences.
+            take_norm: Gets ‖A‖, the norms of the activations that the differences are measured from.
 
         Raises:
             ModelError: activations are not finite; names the hook point.
@@ -165,6 +170,9 @@ class Reading:
         columns = self._pattern_columns([self.triplets[index] for index in indices], device_of(self.model))
 
         def subtract(name: str, before: Tensor, after: Tensor) -> None:
+            if take_norm is not None:
+                wide = torch.promote_types(before.dtype, torch.float32)  # a sum of squares overflows half precision
+                take_norm(name, torch.linalg.vector_norm(before.flatten(1), dim=1, dtype=wide))
             for part, rows in _difference(name, before, after, columns).items():
                 check_finite({part: rows})
                 take(part, rows)

@@ -28,6 +28,7 @@ from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
 from psr_lens.evaluation.distance import Distance, distance
+from psr_lens.evaluation.mean_difference import mean_directions
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
@@ -58,6 +59,8 @@ class MethodTrace:
     directions, of each head's own directions at `attn.hook_z`. It has a sign if there is a single direction."""
     error: Float[Tensor, "token layer"] | None = None
     """‖Δ_AS − Δ_acc‖ after each layer: how far each token is from the prompt's effect; None if it is not known."""
+    component: Float[Tensor, "token layer"] | None = None
+    """Signed length of Δ_AS along the direction of the prompt's mean difference, after each layer, in the activation's units."""
 
     def __repr__(self) -> str:
         """Tokens, layers and hook points in one line."""
@@ -104,6 +107,11 @@ class Comparison:
     """‖Δ of the paraphrase − Δ_acc‖ of each token after each layer; None without a paraphrase, or if it is not known."""
     massive: MassiveActivations | None = None
     """The tokens with massive activations under the base prompt, the prompt or the paraphrase; None if they were not looked for."""
+    base_norm: Float[Tensor, "token layer"] | None = None
+    """‖A‖ of the unsteered run after each layer; None in a result that does not hold it."""
+    component: Float[Tensor, "token layer"] | None = None
+    """Signed length of Δ_acc along the direction of its mean over all compared tokens, after each layer, in the activation's units; None in
+    a result that does not hold it. Its mean over tokens is the length of the mean difference."""
 
     def __repr__(self) -> str:
         """Instruction, size and methods in one line."""
@@ -303,18 +311,24 @@ def compare(
     errors = {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
     energy = torch.zeros(len(names), dtype=torch.double)
     finder = MassiveFinder(len(names), len(reading.contexts))
+    directions: dict[str, Tensor] = {}
     for batch in reading.batches(triplets, token_budget):
+        directions = directions or mean_directions(reading, triplets, batch, token_budget)
         take, base = rows.of(batch.indices), batch.base
-        magnitudes = []
+        magnitudes, components = [], []
         for column, (name, moment) in enumerate(zip(names, moments, strict=True)):
             delta = _moved(batch.prompted, base, name)
-            magnitudes.append(delta.norm(dim=1))
+            magnitude, component = _lengths(delta, directions[name])
+            magnitudes.append(magnitude)
+            components.append(component)
             energy[column] += squares(delta).sum().cpu()
             moment.add(delta)
             for context, unsteered in enumerate(batch.unsteered):
                 finder.look(column, context, unsteered.rows[name])
         finder.add(rows.at(batch.indices))
         take(PROMPT, torch.stack(magnitudes, dim=1))
+        take(f"{PROMPT}/component", torch.stack(components, dim=1))
+        take(f"{PROMPT}/base_norm", torch.stack([base.rows[name].float().norm(dim=1) for name in names], dim=1))
         for rephrased in batch.rephrased:
             squared = _errors(rephrased, batch, names)
             errors[PARAPHRASE] += squared.sum(0)
@@ -324,7 +338,9 @@ def compare(
             squared = _errors(found, batch, names)
             errors[label] += squared.sum(0)
             take(f"{label}/error", squared.sqrt().float())
-            take(f"{label}/magnitude", torch.stack([_moved(found, base, name).norm(dim=1) for name in names], dim=1))
+            lengths = [_lengths(_moved(found, base, name), directions[name]) for name in names]
+            take(f"{label}/magnitude", torch.stack([magnitude for magnitude, _ in lengths], dim=1))
+            take(f"{label}/component", torch.stack([component for _, component in lengths], dim=1))
             take(f"{label}/coefficient", torch.stack([site.coefficient.abs() for site in steered.sites], dim=1))
             take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
     traces = {
@@ -335,6 +351,7 @@ def compare(
             rows.tensors[f"{label}/coefficient"],
             rows.tensors[f"{label}/projection"],
             error=rows.tensors[f"{label}/error"],
+            component=rows.tensors[f"{label}/component"],
         )
         for label in plans
     }
@@ -351,12 +368,21 @@ def compare(
         alphas,
         paraphrase_error=rows.tensors.get(f"{PARAPHRASE}/error"),
         massive=listed(finder.finish(), model, triplets, span, wanted, reading.contexts),
+        base_norm=rows.tensors[f"{PROMPT}/base_norm"],
+        component=rows.tensors[f"{PROMPT}/component"],
     )
 
 
 def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, "token d_model"]:
     """What a run changes at a hook point, against the base run."""
     return found.rows[name].float() - base.rows[name].float()
+
+
+def _lengths(
+    delta: Float[Tensor, "token d_model"], direction: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
+    """‖Δ‖, and the signed length of Δ along a unit vector."""
+    return delta.norm(dim=1), delta @ direction.to(delta.device)
 
 
 def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, "token layer"]:

@@ -11,7 +11,7 @@ from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import TopToken, TopTokens
 from psr_lens.plots.style import INK, MONO, MUTED, PALETTE, SMALL, escaped, titled, translucent
 from psr_lens.plots.token_rows import shortened, signed
-from psr_lens.prompts.token_text import readable
+from psr_lens.prompts.token_text import joined, readable, word_starts
 
 MAX_ROWS: Final = 40
 """Most rows; of a longer list, the first tokens are drawn."""
@@ -89,8 +89,10 @@ def top_tokens(result: TopTokens) -> go.Figure:
 
 
 def _line(each: TopToken, alphabet: list[str], around: int) -> str:
-    before, after = (" ".join(readable(texts, alphabet)) for texts in (each.before, each.after))
+    before, after = joined(each.before, alphabet), joined(each.after, alphabet)
+    starts = word_starts([*each.before, each.token, *each.after], alphabet)[len(each.before) :]
+    gaps = [" " if begins else "" for begins in (*starts, True)]
     left = before if len(before) <= around else "…" + before[len(before) - around + 1 :]
     word = escaped(shortened(readable([each.token], alphabet)[0], _WORD))
     context = f'<span style="color:{MUTED}">'
-    return f"{context}{escaped(left)}</span> <b>{word}</b> {context}{escaped(shortened(after, around))}</span>"
+    return f"{context}{escaped(left)}</span>{gaps[0]}<b>{word}</b>{gaps[1]}{context}{escaped(shortened(after, around))}</span>"

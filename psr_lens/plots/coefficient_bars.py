@@ -5,25 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import plotly.graph_objects as go
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
+from psr_lens.plots.argument_checks import check_most
+from psr_lens.plots.controls import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
-from psr_lens.plots.text_layout import LINE, PlacedToken, in_lines
-from psr_lens.plots.token_rows import row_labels, rows_of, shortened, site_of, trace_of
-from psr_lens.prompts.token_text import readable
+from psr_lens.plots.text_layout import FONT_SIZE, PlacedToken, placed_tokens, text_axes
+from psr_lens.plots.token_rows import Word, rows_and_words, shortened, signed, site_of, trace_of, word_note
 
 MAX_TOKENS: Final = 400
 """Most tokens drawn; of a longer response, the first ones."""
 
-_SLOT: Final = 5
-"""Smallest width of a token in characters, so that two bars fit under it."""
 _BAR: Final = 1.4
-"""Width of a bar, in characters."""
+"""Largest width of a bar, in characters; two bars fit under a token of any length."""
 _PIXELS: Final = 84
 """Height of a line of text with its bars, in pixels."""
 _TEXT: Final = 0.5
@@ -60,58 +61,84 @@ class _Scale:
 
 
 @checks_arguments
-def coefficient_text(result: Comparison, method: str, triplet: int = 0, layer: int | None = None) -> go.Figure:
+def coefficient_text(
+    result: Comparison,
+    method: str,
+    triplet: int = 0,
+    layer: int | None = None,
+    *,
+    word: Word = "read",
+    max_layers: int = MAX_STEPS,
+) -> go.Figure:
     """One response as text, with two bars under each token: what the replacement adds and what the prompt calls for.
 
     The first bar is `α·‖λ(A)·z‖`, the second the part of (prompted activation − arriving activation) along the replacement's directions,
     in the same units and on the same scale. Where the prompt pushes against the direction, the bar points up; a ReLU cannot follow.
+    A slider goes over the layers at which the replacement acts.
 
     Args:
         result: Result of `psr.compare`.
         method: Name of the replacement.
         triplet: Index of the response.
-        layer: A layer at which the replacement acts; by default the one where it adds most.
+        layer: The only layer to show; by default a slider goes over all, and begins at the one where the replacement adds most.
+        word: What stands above the bars: the token that was `read`, or the next one, which is `predicted` from the activation.
+        max_layers: Most layers of the slider; of more, evenly spaced ones are offered, with the one where most is added.
 
     Returns:
-        A figure with two bar traces whose lengths `y` are in the activation's units.
+        A figure with two bar traces (for each layer) whose lengths `y` are in the activation's units.
 
     Raises:
-        InputError: not a `Comparison`, no such response or replacement, or a layer at which it does not act.
+        InputError: not a `Comparison`, no such response, replacement or word, a layer at which it does not act, or `max_layers` below 1.
 
     Example:
         >>> figure = psr.plots.coefficient_text(comparison, "A-PSR", layer=2)
         >>> figure.layout.title.text
         'A-PSR at layer 2: coefficient by token'
     """
-    every = rows_of(result, triplet)
+    check_most(max_layers, "max_layers")
+    rows, words = rows_and_words(result, triplet, word)
     trace = trace_of(result, method)
-    site = site_of(trace, method, layer)
-    rows = every[:MAX_TOKENS]
+    first = site_of(trace, method, layer)
+    sites = steps_of(len(trace.site_layers), first, max_layers) if layer is None else [first]
+    notes = [word_note(word)]
+    if len(rows) > MAX_TOKENS:
+        notes.append(f"The first {MAX_TOKENS:,} of {len(rows):,} tokens.")
+    if layer is None and len(sites) < len(trace.site_layers):
+        notes.append(f"{len(sites)} of {len(trace.site_layers)} layers, evenly spaced.")
+    rows, words = rows[:MAX_TOKENS], words[:MAX_TOKENS]
+    figures = [_at_site(result, method, rows, words, site, " ".join(notes)) for site in sites]
+    return switched(figures, [str(trace.site_layers[site]) for site in sites], "layer", sites.index(first))
+
+
+def _at_site(
+    result: Comparison, method: str, rows: Int[Tensor, " row"], words: Int[Tensor, " row"], site: int, note: str
+) -> go.Figure:
+    trace = result.methods[method]
     added, wanted = trace.coefficient[rows, site], trace.projection[rows, site]
-    placed = in_lines(readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings), _SLOT)
+    placed = placed_tokens(result, words)
     scale = _Scale(max(0.0, -float(wanted.min())), max(0.0, float(added.max()), float(wanted.max())))
     lines = placed[-1].line + 1
     styles = method_styles(result)
     figure = go.Figure()
     figure.add_trace(_bars(f"{shortened(method, 18)} adds", added, placed, scale, styles[method].color, -1))
     figure.add_trace(_bars("the prompt calls for", wanted, placed, scale, styles[PROMPT].color, 0))
-    figure.add_trace(_words(result, rows, trace.site_layers[site], placed, scale, added, wanted))
+    figure.add_trace(_words(result, words, trace.site_layers[site], placed, scale, added, wanted))
     _axes(figure, lines, scale)
     title = f"{escaped(shortened(method, 24))} at layer {trace.site_layers[site]}: coefficient by token"
-    note = "" if len(rows) == len(every) else f"The first {len(rows):,} of {len(every):,} tokens."
     titled(figure, title, plot=lines * _PIXELS, top=84, bottom=10, left=54, note=note)
     figure.update_layout(barmode="overlay", legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"})
     return figure
 
 
 def _bars(name: str, values: Float[Tensor, " row"], placed: list[PlacedToken], scale: _Scale, color: str, side: int) -> go.Bar:
+    widths = np.array([min(_BAR, 0.46 * token.width) for token in placed], dtype=np.float32)
     return go.Bar(
         name=escaped(name),
-        x=[token.center for token in placed],
+        x=np.array([token.center for token in placed], dtype=np.float32),
         y=values.numpy(),
-        base=[scale.zero(token.line) for token in placed],
-        offset=[_BAR * side] * len(placed),
-        width=[_BAR] * len(placed),
+        base=np.array([scale.zero(token.line) for token in placed]),
+        offset=widths * side,
+        width=widths,
         marker={"color": color, "line": {"width": 0}},
         hoverinfo="skip",
     )
@@ -127,22 +154,21 @@ def _words(
     wanted: Float[Tensor, " row"],
 ) -> go.Scatter:
     """The tokens, with their numbers on hover; tokens of the prompt are in grey italics."""
-    written, hover = [], []
-    columns = (placed, row_labels(result, rows, width=40), result.tokens.position[rows].tolist(), added.tolist(), wanted.tolist())
-    for token, label, position, one, other in zip(*columns, strict=True):
-        text = escaped(token.text)
-        written.append(text if position >= 0 else f'<i style="color:{MUTED}">{text}</i>')
-        hover.append(
-            f"{label}<br>layer {layer}<br>replacement adds {one:.3g}<br>prompt calls for {other:.3g}".replace("for -", "for −")
-        )
+    positions = result.tokens.position[rows].tolist()
+    written = [
+        escaped(token.text) if position >= 0 else f'<i style="color:{MUTED}">{escaped(token.text)}</i>'
+        for token, position in zip(placed, positions, strict=True)
+    ]
     return go.Scatter(
-        x=[token.center for token in placed],
-        y=[scale.text(token.line) for token in placed],
+        x=np.array([token.center for token in placed], dtype=np.float32),
+        y=np.array([scale.text(token.line) for token in placed]),
         mode="text",
         text=written,
-        textfont={"family": MONO, "size": 12, "color": INK},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
+        textfont={"family": MONO, "size": FONT_SIZE, "color": INK},
+        customdata=torch.stack([added, wanted], dim=1).float().numpy(),
+        hovertext=[signed(position) for position in positions],
+        hovertemplate=f"%{{text}} %{{hovertext}}<br>layer {layer}<br>replacement adds %{{customdata[0]:.3g}}<br>"
+        "prompt calls for %{customdata[1]:.3g}<extra></extra>",
         showlegend=False,
         cliponaxis=False,
     )
@@ -160,4 +186,4 @@ def _axes(figure: go.Figure, lines: int, scale: _Scale) -> None:
         title_text="coefficient (activation units)",
         title_font_size=SMALL,
     )
-    figure.update_xaxes(range=[0, LINE], visible=False)
+    text_axes(figure, _PIXELS / scale.pitch)

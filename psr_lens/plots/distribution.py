@@ -29,8 +29,8 @@ from psr_lens.plots.style import (
 )
 from psr_lens.plots.token_rows import shortened
 
-MAX_LAYERS: Final = 12
-"""Most layers drawn; of more, evenly spaced ones are drawn."""
+MAX_VIOLINS: Final = 6
+"""Most layers with violins; of more, which would be too narrow to compare, quantile bands are drawn."""
 MAX_POINTS: Final = 20_000
 """Most points of all violins together. Of more tokens, evenly spaced ones in order of magnitude are drawn, ends included."""
 
@@ -43,20 +43,25 @@ _BANDWIDTH: Final = 0.05
 """Bandwidth of the violins, in powers of ten. It is fixed, or a constant's violin would be as wide as the prompt's."""
 _TIED: Final = "\N{NO-BREAK SPACE}"
 _HALF_WIDTH: Final = 0.46
+_TICKS: Final = 16
+"""Most labelled layers."""
+_BANDS: Final = ((0.01, 0.99, 0.14), (0.25, 0.75, 0.28))
+"""Quantiles of tokens that bands span, and the bands' opacity."""
 
 
 @checks_arguments
 def magnitude_distribution(result: Comparison) -> go.Figure:
-    """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt left, a replacement right.
+    """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt's, and a replacement's.
 
-    Exact zeros (layers before the replacement's first, or a ReLU at 0) cannot be drawn on a log scale; they are left out, and their share
-    is given above the panel. Dots are medians.
+    Up to 6 layers, violins are drawn, the prompt's left and the replacement's right, with dots at medians. Of more layers, lines are
+    medians, and bands span the 1st to 99th and the 25th to 75th percentile of tokens. Exact zeros (layers before the replacement's first,
+    or a ReLU at 0) cannot be drawn on a log scale; they are left out, and their share is given above the panel.
 
     Args:
         result: Result of `psr.compare`.
 
     Returns:
-        A figure with one panel per replacement; the violins' `y` holds log10 of the magnitudes.
+        A figure with one panel per replacement; `y` holds log10 of the magnitudes or of their quantiles.
 
     Raises:
         InputError: not a `Comparison`.
@@ -66,10 +71,9 @@ def magnitude_distribution(result: Comparison) -> go.Figure:
         'Spread of magnitude over tokens'
     """
     styles = method_styles(result)
-    columns = _chosen_layers(len(result.layers))
-    layers = [result.layers[column] for column in columns]
-    prompt = result.magnitude[:, columns]
-    magnitudes = {name: trace.magnitude[:, columns] for name, trace in result.methods.items()}
+    layers = list(result.layers)
+    violins = len(layers) <= MAX_VIOLINS
+    magnitudes = {name: trace.magnitude for name, trace in result.methods.items()}
     points = min(401, max(101, MAX_POINTS // (2 * len(magnitudes) * len(layers))))
     plot = len(magnitudes) * _PANEL + (len(magnitudes) - 1) * _BETWEEN
     figure = make_subplots(
@@ -77,20 +81,27 @@ def magnitude_distribution(result: Comparison) -> go.Figure:
         cols=1,
         vertical_spacing=_BETWEEN / plot if len(magnitudes) > 1 else 0,
         subplot_titles=[
-            _heading(name, styles[name], styles[PROMPT], _zeros_note(magnitude, layers)) for name, magnitude in magnitudes.items()
+            _heading(name, styles[name], styles[PROMPT], _zeros_note(magnitude, layers), violins)
+            for name, magnitude in magnitudes.items()
         ],
     )
     for row, (name, magnitude) in enumerate(magnitudes.items(), start=1):
-        _half(figure, row, PROMPT, prompt, styles[PROMPT], points)
-        _half(figure, row, name, magnitude, styles[name], points)
-    _axes(figure, layers, *_ends(prompt, *magnitudes.values()))
-    note = _drawing_note(len(prompt), points, len(columns), len(result.layers))
+        for label, each in ((PROMPT, result.magnitude), (name, magnitude)):
+            if violins:
+                _half(figure, row, label, each, styles[label], points)
+            else:
+                _band(figure, row, label, each, layers, styles[label])
+    _axes(figure, layers, violins, *_ends(result.magnitude, *magnitudes.values()))
+    note = "Lines are medians; bands span 25 to 75 % and 1 to 99 % of tokens."
+    if violins:
+        tokens = len(result.tokens)
+        note = f"Violins show {points} of {tokens:,} tokens, evenly spaced in order of magnitude." if tokens > points else ""
     titled(figure, "Spread of magnitude over tokens", plot=plot, top=_TOP, bottom=_BOTTOM, left=56, note=note)
     figure.update_layout(violinmode="overlay", showlegend=False)
     return figure
 
 
-def _axes(figure: go.Figure, layers: list[int], low: float, high: float) -> None:
+def _axes(figure: go.Figure, layers: list[int], violins: bool, low: float, high: float) -> None:
     ticks = log_ticks(low, high)
     figure.update_yaxes(
         range=[low - 0.15, high + 0.15],
@@ -99,10 +110,12 @@ def _axes(figure: go.Figure, layers: list[int], low: float, high: float) -> None
         title_text="magnitude ‖Δ‖",
         title_standoff=2,
     )
+    every = math.ceil(len(layers) / _TICKS)
+    edge = 0.6 if violins else 0.2
     figure.update_xaxes(
-        tickvals=list(range(len(layers))),
-        ticktext=[str(layer) for layer in layers],
-        range=[-0.6, len(layers) - 0.4],
+        tickvals=list(range(len(layers)))[::every],
+        ticktext=[str(layer) for layer in layers][::every],
+        range=[-edge, len(layers) - 1 + edge],
         showgrid=False,
     )
     figure.update_xaxes(title_text="layer", title_standoff=4, row=len(list(figure.select_xaxes())), col=1)
@@ -147,8 +160,56 @@ def _half(figure: go.Figure, row: int, name: str, magnitude: Float[Tensor, "toke
     )
 
 
+def _band(
+    figure: go.Figure, row: int, name: str, magnitude: Float[Tensor, "token layer"], layers: list[int], style: MethodStyle
+) -> None:
+    """Quantile bands over layers with a line at the median; layers at which no token is pushed are gaps."""
+    found = {
+        index: pushed
+        for index, column in enumerate(magnitude.T)
+        if len(pushed := column[column.isfinite() & (column > 0)].sort().values)
+    }
+    stretches: list[list[int]] = []
+    for index in found:
+        if not stretches or stretches[-1][-1] != index - 1:
+            stretches.append([])
+        stretches[-1].append(index)
+    for stretch in stretches:
+        for low, high, opacity in _BANDS:
+            lower, upper = ([math.log10(_quantile(found[index], q)) for index in stretch] for q in (low, high))
+            figure.add_scatter(
+                name=name,
+                x=[*stretch, *reversed(stretch)],
+                y=[*upper, *reversed(lower)],
+                mode="lines",
+                line={"width": 0},
+                fill="toself",
+                fillcolor=translucent(style.color, opacity),
+                hoverinfo="skip",
+                row=row,
+                col=1,
+            )
+    at = list(range(len(layers)))
+    figure.add_scatter(
+        name=f"{name}, median",
+        x=at,
+        y=[math.log10(_quantile(found[index], 0.5)) if index in found else None for index in at],
+        mode="lines+markers",
+        line={"color": style.color, "width": 2},
+        marker={"color": style.color, "size": 5, "symbol": style.symbol},
+        hovertext=[f"layer {layers[index]}<br>{_numbers(found[index], len(magnitude))}" if index in found else "" for index in at],
+        hovertemplate=f"{escaped(name)}<br>%{{hovertext}}<extra></extra>",
+        row=row,
+        col=1,
+    )
+
+
+def _quantile(ordered: Float[Tensor, " token"], q: float) -> float:
+    return float(ordered[round(q * (len(ordered) - 1))])
+
+
 def _numbers(pushed: Float[Tensor, " token"], total: int) -> str:
-    weak, median, strong = (float(pushed[round(q * (len(pushed) - 1))]) for q in (0.01, 0.5, 0.99))
+    weak, median, strong = (_quantile(pushed, q) for q in (0.01, 0.5, 0.99))
     return (
         f"median {median:.3g}<br>1 % to 99 %: {weak:.3g} to {strong:.3g}"
         f"<br>largest {float(pushed[-1]):.3g}<br>{len(pushed):,} of {total:,} tokens above 0"
@@ -161,12 +222,6 @@ def _spaced(ordered: Float[Tensor, " token"], points: int) -> Float[Tensor, " dr
     return ordered[torch.linspace(0, len(ordered) - 1, points, dtype=torch.float64).round().long()]
 
 
-def _chosen_layers(count: int) -> list[int]:
-    if count <= MAX_LAYERS:
-        return list(range(count))
-    return sorted({round(step * (count - 1) / (MAX_LAYERS - 1)) for step in range(MAX_LAYERS)})
-
-
 def _ends(*magnitudes: Float[Tensor, "token layer"]) -> tuple[float, float]:
     every = torch.cat([magnitude.flatten() for magnitude in magnitudes])
     every = every[every.isfinite() & (every > 0)]
@@ -177,9 +232,9 @@ def _ends(*magnitudes: Float[Tensor, "token layer"]) -> tuple[float, float]:
     return (low, high) if high - low >= 0.5 else (low - 0.5, high + 0.5)
 
 
-def _heading(name: str, style: MethodStyle, prompt: MethodStyle, note: str) -> str:
+def _heading(name: str, style: MethodStyle, prompt: MethodStyle, note: str, violins: bool) -> str:
     swatches = "    ".join(
-        f'<span style="color:{each.color}">■</span> {escaped(shortened(label, 24))} ({side})'
+        f'<span style="color:{each.color}">■</span> {escaped(shortened(label, 24))}' + (f" ({side})" if violins else "")
         for label, each, side in ((PROMPT, prompt, "left"), (name, style, "right"))
     )
     return swatches + (f'<br><span style="color:{MUTED};font-size:{SMALL}px">{wrapped(note, 46)}</span>' if note else "")
@@ -210,12 +265,3 @@ def _listed(some: list[int], layers: list[int]) -> str:
     if layers[start : start + len(some)] == some:
         return f"layers {some[0]} to {some[-1]}"
     return f"{len(some)} of the layers"
-
-
-def _drawing_note(tokens: int, points: int, drawn: int, layers: int) -> str:
-    notes = []
-    if tokens > points:
-        notes.append(f"Violins show {points} of {tokens:,} tokens, evenly spaced in order of magnitude.")
-    if drawn < layers:
-        notes.append(f"{drawn} of {layers} layers, evenly spaced.")
-    return " ".join(notes)

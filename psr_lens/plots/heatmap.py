@@ -1,10 +1,10 @@
-"""Magnitude ‖Δ‖ of the prompt and of each replacement by token and layer, and the parts that other heatmaps share."""
+"""How hard the prompt and each replacement push, by token and layer, and the parts that other heatmaps share."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import plotly.graph_objects as go
@@ -16,10 +16,11 @@ from torch import Tensor
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.sequences import ranges
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.argument_checks import check_most
-from psr_lens.plots.style import SEQUENTIAL, SMALL, colour_bar, escaped, log_ticks, real_units, titled
-from psr_lens.plots.token_rows import Tokened, row_labels, rows_of, shortened, signed, traces_of
+from psr_lens.plots.controls import add_buttons
+from psr_lens.plots.scales import Scale, View, chosen_scale, hover_of, of_comparison, views_of
+from psr_lens.plots.style import SMALL, colour_bar, escaped, titled
+from psr_lens.plots.token_rows import Tokened, Word, row_labels, rows_and_words, shortened, signed, word_note
 
 MAX_LAYERS: Final = 64
 """Most layers drawn one by one; more are drawn in groups."""
@@ -38,48 +39,64 @@ _NARROW: Final = 12
 _LABELS: Final = 100
 """Most rows that are all labelled; of more rows, every n-th is."""
 _PANELS: Final = 5
-_DECADES: Final = 4.0
-"""Largest range of the colour scale, in powers of ten."""
 
 
 @checks_arguments
 def magnitude_heatmap(
-    result: Comparison, triplet: int = 0, methods: Sequence[str] | None = None, *, max_tokens: int = 400
+    result: Comparison,
+    triplet: int = 0,
+    methods: Sequence[str] | None = None,
+    *,
+    scale: Scale | None = None,
+    word: Word = "read",
+    max_tokens: int = 400,
 ) -> go.Figure:
-    """‖Δ‖ after each layer on one response, for the prompt and for each replacement: one panel each, with a common colour scale.
+    """How hard each token is pushed after each layer of one response, by the prompt and by each replacement: one panel each.
 
     Rows are tokens in reading order. Tokens before the response are marked as the prompt's; the last of them, at −1, predicts the first
-    response token. The colour scale is logarithmic and the same for every response of a result. Beyond `max_tokens` tokens or 64 layers,
-    neighbours share a cell, which shows the largest value.
+    response token. Buttons switch between scales:
+
+    - `absolute`: ‖Δ‖ in the activation's units, which grows with depth;
+    - `layer`: ‖Δ‖ over the median of the prompt's ‖Δ‖ at that layer, which shows which tokens are pushed at every layer alike;
+    - `relative`: ‖Δ‖ / ‖A‖, the change relative to the activation that is changed;
+    - `projection`: Δ along the mean of the prompt's Δ at that layer, in lengths of that mean: the coefficient of a token on the
+      difference in means. It is 1 on average over the prompt's tokens, and 1 everywhere for a constant;
+    - `cosine`: the cosine of Δ with that mean.
+
+    Medians and means are over all tokens of the result, and colours are the same for every response of it. The first three scales are
+    logarithmic. Beyond `max_tokens` tokens or 64 layers, neighbours share a cell, which shows the value furthest from 0.
 
     Args:
         result: Result of `psr.compare`.
         triplet: Index of the response.
         methods: Replacements to show, in this order; all by default.
+        scale: The scale shown first; by default `absolute` up to 12 layers, `layer` beyond.
+        word: What labels a row: the token that was `read`, or the next one, which is `predicted` from the activation.
         max_tokens: Most rows.
 
     Returns:
-        A figure with one heatmap per panel; `customdata` holds magnitudes in the activation's units, `z` their log10.
+        A figure with one heatmap per panel. Its `z` is what is drawn, log10 on a logarithmic scale; `customdata` holds the numbers of all
+        scales in the order above, magnitudes in the activation's units first.
 
     Raises:
-        InputError: not a `Comparison`, no such response or replacement, or `max_tokens` below 1.
+        InputError: not a `Comparison`, no such response, replacement, scale or word, or `max_tokens` below 1.
 
     Example:
-        >>> figure = psr.plots.magnitude_heatmap(comparison)
+        >>> figure = psr.plots.magnitude_heatmap(comparison, scale="cosine")
         >>> [trace.name for trace in figure.data]
         ['prompt', 'A-PSR', 'CAA']
     """
     check_most(max_tokens, "max_tokens")
-    rows = rows_of(result, triplet)
-    traces = traces_of(result, methods)
-    panels = {PROMPT: result.magnitude[rows]} | {name: trace.magnitude[rows] for name, trace in traces.items()}
+    rows, words = rows_and_words(result, triplet, word)
+    pushes = of_comparison(result, methods)
+    views = views_of(pushes, of_comparison(result, None))
+    shown = chosen_scale(scale, views, len(result.layers))
     tall, wide = math.ceil(len(rows) / max_tokens), math.ceil(len(result.layers) / MAX_LAYERS)
-    labels, layers = token_labels(result, rows, tall), layer_labels(result.layers, wide)
-    low, high = colour_range(result)
-    titles = [_panel_title(name) for name in panels]
+    labels, layers = token_labels(result, words, tall), layer_labels(result.layers, wide)
+    titles = [_panel_title(name) for name in pushes]
     above = _TITLE_LINE * (1 + max(title.count("<br>") for title in titles))
-    lines = math.ceil(len(panels) / _PANELS)
-    columns = math.ceil(len(panels) / lines)
+    lines = math.ceil(len(pushes) / _PANELS)
+    columns = math.ceil(len(pushes) / lines)
     panel, between = max(LEAST, len(labels) * ROW), BOTTOM + above
     plot = lines * panel + (lines - 1) * between
     figure = make_subplots(
@@ -90,50 +107,52 @@ def magnitude_heatmap(
         vertical_spacing=between / plot if lines > 1 else 0,
         subplot_titles=titles,
     )
-    for index, (name, magnitude) in enumerate(panels.items()):
+    cells = {scale: {name: view.pooled(name, rows, tall, wide) for name in pushes} for scale, view in views.items()}
+    for index, name in enumerate(pushes):
         line, column = divmod(index, columns)
-        figure.add_trace(magnitude_panel(name, pooled(magnitude, tall, wide), layers, low), row=line + 1, col=column + 1)
+        values = {scale: cells[scale][name] for scale in views}
+        figure.add_trace(push_panel(name, values, views, shown, layers), row=line + 1, col=column + 1)
     token_axis(figure, labels)
-    figure.update_layout(coloraxis=magnitude_axis(low, high, (above + 64) / plot))
-    note = grouping_note(len(rows), len(result.layers), tall, wide)
+    note = " ".join(part for part in (word_note(word), grouping_note(len(rows), len(result.layers), tall, wide)) if part)
     titled(figure, "Magnitude of steering by token and layer", plot=plot, top=TOP + above - _TITLE_LINE, bottom=BOTTOM, note=note)
+    push_colours(figure, cells, views, shown, (above + 64) / plot)
     return figure
 
 
-def colour_range(result: Comparison) -> tuple[float, float]:
-    """Ends of the colour scale in log10, the same for every response of a result.
-
-    The lower end is the power of ten below the first percentile of the prompt's magnitudes. Smaller magnitudes have its colour, also the
-    exact zeros before a replacement's first layer.
-    """
-    return colour_ends(torch.stack([result.magnitude, *(trace.magnitude for trace in result.methods.values())]), result.magnitude)
-
-
-def colour_ends(every: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> tuple[float, float]:
-    """Ends of the colour scale in log10 for any magnitudes; the lower end is set by those of `reference`."""
-    every = every[every.isfinite() & (every > 0)]
-    if not len(every):
-        return 0.0, 1.0
-    pushed = reference[reference > 0].sort().values
-    high = math.log10(float(every.max()))
-    weakest = float(pushed[len(pushed) // 100]) if len(pushed) else 10 ** (high - 2)
-    low = max(math.floor(math.log10(weakest)), math.ceil(high - _DECADES))
-    return (float(low), high) if high - low >= 0.5 else (high - 1, high)
-
-
-def magnitude_panel(name: str, magnitude: Float[Tensor, "row column"], layers: list[str], low: float) -> go.Heatmap:
-    """One panel, on the common colour axis."""
+def push_panel(
+    name: str,
+    values: Mapping[Scale, Float[Tensor, "row column"]],
+    views: Mapping[Scale, View],
+    shown: Scale,
+    layers: list[str],
+) -> go.Heatmap:
+    """One panel on the common colour axis, from its numbers on every scale."""
     return go.Heatmap(
         name=name,
-        z=magnitude.clamp(min=10.0**low).log10().numpy(),
-        customdata=magnitude.numpy(),
+        z=views[shown].drawn(values[shown]).numpy(),
+        customdata=torch.stack(list(values.values()), dim=2).float().numpy(),
         x=layers,
-        y=list(range(len(magnitude))),
+        y=list(range(len(values[shown]))),
         coloraxis="coloraxis",
         xgap=1 if len(layers) <= _NARROW else 0,
         ygap=1,
-        hovertemplate=f"%{{y}}<br>layer %{{x}}<br>magnitude %{{customdata:.3g}}<extra>{escaped(name)}</extra>",
+        hoverongaps=False,
+        hovertemplate=f"%{{y}}<br>layer %{{x}}<br>{hover_of(views)}<extra>{escaped(name)}</extra>",
     )
+
+
+def push_colours(
+    figure: go.Figure,
+    cells: Mapping[Scale, Mapping[str, Float[Tensor, "row column"]]],
+    views: Mapping[Scale, View],
+    shown: Scale,
+    above: float,
+) -> None:
+    """The colour axis of panels, with its bar `above` the plot, in shares of the plot's height, and a button for every scale."""
+    figure.update_layout(coloraxis={"colorbar": colour_bar("", above)})
+    figure.update_layout(views[shown].axis())
+    drawn = {scale: {"z": [view.drawn(values) for values in cells[scale].values()]} for scale, view in views.items()}
+    add_buttons(figure, drawn, {scale: view.axis() for scale, view in views.items()}, shown)
 
 
 def token_axis(figure: go.Figure, labels: list[str]) -> None:
@@ -166,28 +185,6 @@ def _panel_title(name: str) -> str:
     return "<br>".join(escaped(shortened(line, 9)) for line in lines)
 
 
-def magnitude_axis(low: float, high: float, above: float) -> dict[str, object]:
-    """The colour axis of magnitudes between two powers of ten, with its bar `above` the plot, in shares of the plot's height."""
-    ticks = log_ticks(low, high)
-    names = [real_units(tick) for tick in ticks]
-    if ticks[0] - low < 1e-6:
-        names[0] = f"≤ {names[0]}"
-    return {
-        "cmin": low,
-        "cmax": high,
-        "colorscale": SEQUENTIAL,
-        "colorbar": colour_bar("‖Δ‖ (activation units)", above, tickvals=ticks, ticktext=names),
-    }
-
-
-def pooled(magnitude: Float[Tensor, "token layer"], tall: int, wide: int) -> Float[Tensor, "row column"]:
-    """Largest value of each group of `tall` tokens and `wide` layers; the last groups may be smaller."""
-    if tall == wide == 1:
-        return magnitude
-    pooled: Tensor = torch.nn.functional.max_pool2d(magnitude[None], (tall, wide), ceil_mode=True)[0]
-    return pooled
-
-
 def token_labels(result: Tokened, rows: Int[Tensor, " token"], tall: int) -> list[str]:
     """One label per row of `tall` tokens."""
     labels = row_labels(result, rows[::tall])
@@ -208,4 +205,4 @@ def grouping_note(tokens: int, layers: int, tall: int, wide: int) -> str:
     groups = [f"{size} {word}" for size, word in ((tall, "tokens"), (wide, "layers")) if size > 1]
     if not groups:
         return ""
-    return f"Each cell shows the largest of {' × '.join(groups)}, out of {tokens:,} tokens and {layers} layers."
+    return f"Each cell shows the value furthest from 0 of {' × '.join(groups)}, out of {tokens:,} tokens and {layers} layers."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -11,12 +12,13 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import is_whole
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens
+from psr_lens.plots.controls import steps_of, switched
 from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
 from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts.token_text import readable
 
 MAX_ROWS: Final = 48
-"""Most rows; of more directions, evenly spaced ones are drawn."""
+"""Most rows; of more directions, a slider shows those of one layer at a time, and of one layer's, the first."""
 MAX_COLUMNS: Final = 6
 """Most promoted, and most suppressed, tokens per row."""
 
@@ -28,12 +30,15 @@ _LONGEST: Final = 10
 def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     """Tokens that each direction promotes, left, and suppresses, right, coloured by their logits.
 
+    Up to 48 directions are rows of one table; of more, a slider goes from layer to layer.
+
     Args:
         lens: Result of `psr.logit_lens`.
         columns: Number of promoted, and of suppressed, tokens, at most 6; the most promoted is leftmost, the most suppressed rightmost.
 
     Returns:
-        A figure with one heatmap, a row per direction; `customdata` holds the tokens as the vocabulary spells them, `z` the logits.
+        A figure with one heatmap (for each layer), a row per direction; `customdata` holds the tokens as the vocabulary spells them, `z`
+        the logits.
 
     Raises:
         InputError: not a `LogitLens`, one without directions, or `columns` out of range.
@@ -48,15 +53,26 @@ def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     if not is_whole(columns) or not 1 <= columns <= MAX_COLUMNS:
         raise InputError("columns", repr(columns), f"1 to {MAX_COLUMNS}")
     columns = min(columns, *(len(row.promoted) for row in lens.rows))
-    step = -(-len(lens.rows) // MAX_ROWS)
-    rows = lens.rows[::step]
+    if len(lens.rows) <= MAX_ROWS:
+        return _table(lens, lens.rows, columns)
+    layers = list(dict.fromkeys(row.layer for row in lens.rows))
+    middle = len(layers) // 2
+    steps = steps_of(len(layers), middle)
+    figures = [_table(lens, [row for row in lens.rows if row.layer == layers[index]], columns) for index in steps]
+    labels = ["–" if layers[index] is None else str(layers[index]) for index in steps]
+    return switched(figures, labels, "layer", steps.index(middle))
+
+
+def _table(lens: LogitLens, some: Sequence[LensRow], columns: int) -> go.Figure:
+    """The directions of some rows, on colours that are the same for all."""
+    rows = some[:MAX_ROWS]
     spelled = [[*row.promoted[:columns], *reversed(row.suppressed[:columns])] for row in rows]
     alphabet = [token for row in lens.rows for token in (*row.promoted, *row.suppressed)]
     shown = [[escaped(shortened(text, _LONGEST)) for text in readable(line, alphabet)] for line in spelled]
     values = np.array(
         [[*row.promoted_logits[:columns].tolist(), *reversed(row.suppressed_logits[:columns].tolist())] for row in rows]
     )
-    limit = float(np.abs(values).max()) or 1.0
+    limit = max(float(part.abs().max()) for row in lens.rows for part in (row.promoted_logits, row.suppressed_logits)) or 1.0
     labels = [_label(row, lens) for row in rows]
     figure = go.Figure(
         go.Heatmap(
@@ -93,7 +109,7 @@ def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     )
     figure.add_vline(x=columns - 0.5, line={"color": MUTED, "width": 1})
     what = "Directions" if lens.part == "directions" else "Probes"
-    note = f"{len(rows)} of {len(lens.rows)} directions, evenly spaced." if step > 1 else ""
+    note = f"The first {len(rows)} of {len(some)} directions." if len(rows) < len(some) else ""
     return titled(figure, f"{what} through the logit lens", plot=len(rows) * _ROW, top=72, bottom=12, note=note)
 
 

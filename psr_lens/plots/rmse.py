@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import plotly.graph_objects as go
@@ -10,7 +11,7 @@ import plotly.graph_objects as go
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE
-from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, shown_name, titled
+from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, shown_name, titled, translucent
 from psr_lens.plots.token_rows import shortened
 
 _PLOT: Final = 260
@@ -18,6 +19,13 @@ _BOTTOM: Final = 50
 _TICKS: Final = 9
 _MARKERS: Final = 12
 _LEGEND_LINE: Final = 20
+_INNER: Final = 0.9
+"""Share of the values that set the height of the plot if the others are far above them."""
+_FAR: Final = 1.5
+"""How far above those values the plot ends, as a factor."""
+_LABEL_LINE: Final = 15
+_LABEL_LINES: Final = 4
+"""Lines over which labels of cut peaks are spread, and their height in pixels."""
 
 
 @checks_arguments
@@ -25,6 +33,8 @@ def relative_rmse(result: Comparison) -> go.Figure:
     """Relative RMSE `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` after each layer (figure 3 of Heyman & Vandeputte 2026).
 
     0 is the prompt's own effect, 1 is no steering. The dashed line is the paraphrase baseline: the same instruction in other words.
+    Where a few values are far above the rest, as at layers where one token's massive activation flips between contexts, the plot ends
+    below them; each peak that is cut off is labelled ▲ with its value.
 
     Args:
         result: Result of `psr.compare`.
@@ -71,7 +81,24 @@ def relative_rmse(result: Comparison) -> go.Figure:
         annotation_position="top left",
     )
     drawn = [*lines.values(), *([] if result.paraphrase_rmse is None else [result.paraphrase_rmse])]
-    highest = max([1.0, *(value for values in drawn for value in values.tolist() if math.isfinite(value))])
+    top = _top([value for values in drawn for value in values.tolist()])
+    peaks = [(name, peak) for name, values in lines.items() for peak in _peaks(values.tolist(), top)]
+    if result.paraphrase_rmse is not None:
+        peaks += [(PARAPHRASE, peak) for peak in _peaks(result.paraphrase_rmse.tolist(), top)]
+    for index, (name, (at, value)) in enumerate(sorted(peaks, key=lambda each: each[1])):
+        figure.add_annotation(
+            text=f"▲ {value:.3g}" if math.isfinite(value) else "▲ ∞",
+            hovertext=f"{escaped(shown_name(name))}, layer {layers[at]}: {value:.3g}",
+            x=layers[at],
+            y=top,
+            xanchor="left" if at < len(layers) / 2 else "right",
+            yanchor="top",
+            yshift=-_LABEL_LINE * (index % _LABEL_LINES),
+            showarrow=False,
+            font={"size": SMALL, "color": styles[name].color},
+            bgcolor=translucent(PAPER, 0.8),
+            borderpad=1,
+        )
     room = 0.3 + 0.02 * (layers[-1] - layers[0])
     figure.update_xaxes(
         title_text="layer",
@@ -80,9 +107,32 @@ def relative_rmse(result: Comparison) -> go.Figure:
         showgrid=False,
         showline=True,
     )
-    figure.update_yaxes(title_text="relative RMSE", range=[0, highest * 1.12])
+    figure.update_yaxes(title_text="relative RMSE", range=[0, top])
     # Space for the legend below the plot, which has two entries per line in a narrow window.
     bottom = _BOTTOM + _LEGEND_LINE * math.ceil(len(drawn) / 2)
     titled(figure, "Distance from the prompt's effect", plot=_PLOT, top=50, bottom=bottom, left=54)
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)
     return figure
+
+
+def _top(values: Sequence[float]) -> float:
+    """Upper end of the axis: above all values, or above most if the others are far away."""
+    finite = sorted(value for value in values if math.isfinite(value))
+    if not finite:
+        return 1.12
+    inner = max(1.0, finite[math.ceil(_INNER * len(finite)) - 1])
+    highest = max(1.0, finite[-1])
+    return highest * 1.12 if highest <= _FAR * inner else inner * _FAR
+
+
+def _peaks(values: Sequence[float], top: float) -> list[tuple[int, float]]:
+    """Index and value of the highest point of every stretch of a line that is above the plot."""
+    peaks: list[tuple[int, float]] = []
+    for index, value in enumerate(values):
+        if not value > top:
+            continue
+        if index and values[index - 1] > top:
+            peaks[-1] = max(peaks[-1], (index, value), key=lambda each: each[1])
+        else:
+            peaks.append((index, value))
+    return peaks

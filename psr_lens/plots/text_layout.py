@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from psr_lens.plots.token_rows import shortened
+import plotly.graph_objects as go
+from jaxtyping import Int
+from torch import Tensor
 
-LINE: Final = 42
-"""Characters per line; with a 12-pixel monospaced font it fits a window of 390 pixels."""
+from psr_lens.plots.token_rows import Tokened, shortened
+from psr_lens.prompts.token_text import readable, word_starts
+
+LINE: Final = 40
+"""Characters per line, which fit a window of 390 pixels."""
 LONGEST: Final = 16
 """Most characters shown of one token."""
+FONT_SIZE: Final = 11
+"""Size of the letters in pixels."""
+_CHARACTER: Final = 6.7
+"""Width of a character in pixels; in monospaced fonts of size 11 it is at most that."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +31,74 @@ class PlacedToken:
     """The text shown."""
     line: int
     """Index of its line."""
-    center: float
-    """Its middle, in characters from the left edge."""
+    left: float
+    """Its left edge, in characters from that of the line."""
     width: float
-    """Characters from its left edge to that of the next token."""
+    """Its width, in characters."""
+
+    @property
+    def center(self) -> float:
+        """Its middle, in characters from the left edge of the line."""
+        return self.left + self.width / 2
 
 
-def in_lines(texts: Sequence[str], least: int) -> list[PlacedToken]:
-    """Tokens in lines of at most `LINE` characters; a line break in a token starts a new line.
+def placed_tokens(result: Tokened, words: Int[Tensor, " row"]) -> list[PlacedToken]:
+    """Some tokens of a result as lines of text."""
+    strings = [result.tokens.strings[row] for row in words.tolist()]
+    texts = readable(strings, result.tokens.strings)
+    breaks = ["↵" in text and position >= 0 for text, position in zip(texts, result.tokens.position[words].tolist(), strict=True)]
+    return in_lines(texts, word_starts(strings, result.tokens.strings), breaks)
+
+
+def in_lines(texts: Sequence[str], starts: Sequence[bool], breaks: Sequence[bool]) -> list[PlacedToken]:
+    """Tokens in lines of at most `LINE` characters, with a space before a word and none inside.
+
+    A word that does not fit on a line goes to the next one, and is broken only if it is longer than a line.
 
     Args:
         texts: Readable tokens.
-        least: Smallest width of a token, in characters.
+        starts: Whether each token begins a word.
+        breaks: Whether each token is a line break in the text; a new line starts after the last of several in a row.
     """
+    shown = [shortened(text, LONGEST) for text in texts]
+    ends = [here and not after for here, after in zip(breaks, [*breaks[1:], False], strict=True)]
+    words: list[list[int]] = []
+    for index, begins in enumerate(starts):
+        if begins or not words or ends[index - 1]:
+            words.append([])
+        words[-1].append(index)
     placed: list[PlacedToken] = []
     line, at = 0, 0
-    for text in texts:
-        shown = shortened(text, LONGEST)
-        width = max(least, len(shown) + 1)
-        if at and at + width > LINE:
+    for word in words:
+        length = sum(len(shown[index]) for index in word)
+        if at and at + 1 + length > LINE:
             line, at = line + 1, 0
-        placed.append(PlacedToken(shown, line, at + width / 2, width))
-        at += width
-        if "↵" in text:
-            line, at = line + 1, 0
+        elif at:
+            at += 1
+        for index in word:
+            width = len(shown[index])
+            if at and at + width > LINE:
+                line, at = line + 1, 0
+            placed.append(PlacedToken(shown[index], line, at, width))
+            at += width
+            if ends[index]:
+                line, at = line + 1, 0
     return placed
+
+
+def text_axes(figure: go.Figure, pixels: float) -> None:
+    """Give characters the width of their letters in a window of any width, so that letters of one word touch.
+
+    Args:
+        figure: The figure, with characters across, which is changed in place.
+        pixels: Height of a unit of the vertical axis.
+    """
+    figure.update_xaxes(
+        range=[0, LINE],
+        visible=False,
+        scaleanchor="y",
+        scaleratio=_CHARACTER / pixels,
+        constrain="domain",
+        constraintoward="left",
+    )
+    figure.update_yaxes(constrain="domain", constraintoward="top")

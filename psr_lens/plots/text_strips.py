@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+import numpy as np
 import plotly.graph_objects as go
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.heatmap import colour_range, magnitude_axis
-from psr_lens.plots.style import INK, MONO, SMALL, escaped, method_styles, titled
-from psr_lens.plots.text_layout import LINE, PlacedToken, in_lines
-from psr_lens.plots.token_rows import rows_of, shortened, signed, traces_of
-from psr_lens.prompts.token_text import readable
+from psr_lens.plots.argument_checks import check_most
+from psr_lens.plots.controls import MAX_STEPS, add_buttons, steps_of, switched
+from psr_lens.plots.scales import Scale, View, chosen_scale, hover_of, of_comparison, views_of
+from psr_lens.plots.style import DIVERGING, INK, MONO, SEQUENTIAL, colour_bar, escaped, method_styles, titled
+from psr_lens.plots.text_layout import FONT_SIZE, PlacedToken, placed_tokens, text_axes
+from psr_lens.plots.token_rows import Word, rows_and_words, shortened, signed, word_note
 
 MAX_TOKENS: Final = 300
 """Most tokens drawn; of a longer response, the first ones."""
@@ -26,101 +28,132 @@ _ROW: Final = 22
 """Height of a strip in pixels."""
 _GAP: Final = 0.55
 """Space between lines of text, in strip heights."""
-_DARK: Final = 0.55
-"""Share of the colour scale above which letters are white."""
+_COLOURS: Final = (SEQUENTIAL[:5], DIVERGING[1:-1])
+"""The figures' common colours without the darkest, on which dark letters would have a contrast below 4.5:1."""
+_EDGE: Final = 0.06
+"""Space between tokens of one word, in characters."""
 
 
 @checks_arguments
 def magnitude_strips(
-    result: Comparison, triplet: int = 0, layer: int | None = None, methods: Sequence[str] | None = None
+    result: Comparison,
+    triplet: int = 0,
+    layer: int | None = None,
+    methods: Sequence[str] | None = None,
+    *,
+    scale: Scale | None = None,
+    word: Word = "read",
+    max_layers: int = MAX_STEPS,
 ) -> go.Figure:
-    """One response as text, in one strip for the prompt and one for each replacement, coloured by ‖Δ‖ after one layer.
+    """One response as text, in one strip for the prompt and one for each replacement, coloured by how hard each token is pushed.
 
-    The colour scale is the log scale of `magnitude_heatmap`, the same for every response of a result.
+    A slider goes from layer to layer, and buttons switch between the scales of `magnitude_heatmap`. Colours are the same for every
+    response and layer of a result.
 
     Args:
         result: Result of `psr.compare`.
         triplet: Index of the response.
-        layer: The layer; by default the last one compared.
+        layer: The only layer to show; by default a slider goes over all layers that were compared, and begins at the last.
         methods: Replacements to show, in this order; all by default.
+        scale: The scale shown first; by default `absolute` up to 12 layers, `layer` beyond.
+        word: What is coloured: the token that was `read`, or the next one, which is `predicted` from the activation.
+        max_layers: Most layers of the slider; of more, evenly spaced ones are offered.
 
     Returns:
-        A figure with one bar trace per method and one bar per token; `customdata` holds magnitudes in the activation's units.
+        A figure with one bar trace per method (for each layer) and one bar per token; `customdata` holds the numbers of all scales,
+        magnitudes in the activation's units first.
 
     Raises:
-        InputError: not a `Comparison`, or no such response, replacement or layer.
+        InputError: not a `Comparison`, no such response, replacement, layer, scale or word, or `max_layers` below 1.
 
     Example:
         >>> figure = psr.plots.magnitude_strips(comparison, layer=3)
         >>> figure.layout.title.text
         'Magnitude after layer 3, token by token'
     """
-    if layer is None:
-        layer = result.layers[-1]
-    if layer not in result.layers:
+    check_most(max_layers, "max_layers")
+    if layer is not None and layer not in result.layers:
         raise InputError("layer", repr(layer), f"a layer that was compared ({', '.join(map(str, result.layers))})")
-    column = result.layers.index(layer)
-    traces = traces_of(result, methods)
-    every = rows_of(result, triplet)
-    rows = every[:MAX_TOKENS]
-    magnitudes = {PROMPT: result.magnitude[rows, column]} | {name: trace.magnitude[rows, column] for name, trace in traces.items()}
-    texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
-    placed = in_lines(texts, least=1)
-    positions = result.tokens.position[rows].tolist()
-    low, high = colour_range(result)
+    views = views_of(of_comparison(result, methods), of_comparison(result, None))
+    shown = chosen_scale(scale, views, len(result.layers))
+    rows, words = rows_and_words(result, triplet, word)
+    notes = [word_note(word)]
+    if len(rows) > MAX_TOKENS:
+        notes.append(f"The first {MAX_TOKENS:,} of {len(rows):,} tokens.")
+    columns = steps_of(len(result.layers), len(result.layers) - 1, max_layers) if layer is None else [result.layers.index(layer)]
+    if layer is None and len(columns) < len(result.layers):
+        notes.append(f"{len(columns)} of {len(result.layers)} layers, evenly spaced.")
+    rows, words = rows[:MAX_TOKENS], words[:MAX_TOKENS]
+    placed = placed_tokens(result, words)
+    positions = result.tokens.position[words].tolist()
+    hover = [f"{'prompt ' if position < 0 else ''}{signed(position)}" for position in positions]
+    figures = []
+    for column in columns:
+        values = {scale: {name: panel[rows, column] for name, panel in view.panels.items()} for scale, view in views.items()}
+        figure = _strips(result, values, views, shown, placed, hover)
+        number = result.layers[column]
+        figure.update_traces(
+            hovertemplate=f"%{{text}} (%{{hovertext}})<br>layer {number}<br>{hover_of(views)}", selector={"type": "bar"}
+        )
+        plot = round((placed[-1].line + 1) * _pitch(values[shown]) * _ROW)
+        titled(figure, f"Magnitude after layer {number}, token by token", plot=plot, top=112, bottom=10, note=" ".join(notes))
+        figure.update_layout(coloraxis={"colorbar": colour_bar("", 66 / plot)})
+        figure.update_layout(coloraxis_colorbar={"lenmode": "pixels", "len": 280, "x": 0, "xanchor": "left"})
+        axes = {scale: view.axis(_COLOURS) for scale, view in views.items()}
+        figure.update_layout(axes[shown])
+        drawn = {scale: {"marker.color": [view.drawn(each) for each in values[scale].values()]} for scale, view in views.items()}
+        add_buttons(figure, drawn, axes, shown)
+        figures.append(figure)
+    return switched(figures, [str(result.layers[column]) for column in columns], "layer", len(figures) - 1)
+
+
+def _strips(
+    result: Comparison,
+    values: Mapping[Scale, Mapping[str, Float[Tensor, " row"]]],
+    views: Mapping[Scale, View],
+    shown: Scale,
+    placed: Sequence[PlacedToken],
+    hover: Sequence[str],
+) -> go.Figure:
+    """The strips of one layer, without titles and colours."""
+    names, pitch = list(values[shown]), _pitch(values[shown])
     figure = go.Figure()
-    pitch = len(magnitudes) + _GAP
-    for order, (name, magnitude) in enumerate(magnitudes.items()):
-        heights = [token.line * pitch + order for token in placed]
-        figure.add_trace(_strip(name, layer, magnitude, positions, placed, heights, (low, high)))
+    for order, name in enumerate(names):
+        figure.add_bar(
+            name=escaped(name),
+            orientation="h",
+            base=np.array([token.left + _EDGE / 2 for token in placed], dtype=np.float32),
+            x=np.array([token.width - _EDGE for token in placed], dtype=np.float32),
+            y=np.array([token.line * pitch + order + 0.5 for token in placed], dtype=np.float32),
+            width=0.94,
+            marker={"color": views[shown].drawn(values[shown][name]).numpy(), "coloraxis": "coloraxis", "line": {"width": 0}},
+            customdata=torch.stack([each[name] for each in values.values()], dim=1).float().numpy(),
+            text=[escaped(token.text) for token in placed],
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=0,
+            constraintext="none",
+            textfont={"family": MONO, "size": FONT_SIZE, "color": INK},
+            hovertext=list(hover),
+        )
     lines = placed[-1].line + 1
     styles = method_styles(result)
     figure.update_yaxes(
         range=[lines * pitch - _GAP + 0.1, -0.1],
         tickmode="array",
-        tickvals=[line * pitch + order + 0.5 for line in range(lines) for order in range(len(magnitudes))],
-        ticktext=[f'<span style="color:{styles[name].color}">■</span> {escaped(shortened(name, 12))}' for name in magnitudes]
-        * lines,
+        tickvals=[line * pitch + order + 0.5 for line in range(lines) for order in range(len(names))],
+        ticktext=[f'<span style="color:{styles[name].color}">■</span> {escaped(shortened(name, 12))}' for name in names] * lines,
         ticklabelstandoff=4,
         showgrid=False,
         automargin=True,
     )
-    figure.update_xaxes(range=[0, LINE], visible=False)
-    plot = round(lines * pitch * _ROW)
+    text_axes(figure, _ROW)
     # Bars have no colour bar of their own; an empty trace adds it.
-    figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": [low], "coloraxis": "coloraxis"}, showlegend=False)
-    figure.update_layout(barmode="overlay", showlegend=False, coloraxis=magnitude_axis(low, high, 66 / plot))
-    note = "" if len(rows) == len(every) else f"The first {len(rows):,} of {len(every):,} tokens."
-    return titled(figure, f"Magnitude after layer {layer}, token by token", plot=plot, top=112, bottom=10, note=note)
+    figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": [0], "coloraxis": "coloraxis"}, showlegend=False)
+    figure.update_layout(barmode="overlay", showlegend=False)
+    return figure
 
 
-def _strip(
-    name: str,
-    layer: int,
-    magnitude: Float[Tensor, " row"],
-    positions: Sequence[int],
-    placed: Sequence[PlacedToken],
-    heights: Sequence[float],
-    ends: tuple[float, float],
-) -> go.Bar:
-    low, high = ends
-    exponents = magnitude.clamp(min=10.0**low).log10()
-    dark = low + _DARK * (high - low)
-    return go.Bar(
-        name=escaped(name),
-        orientation="h",
-        base=[token.center - token.width / 2 for token in placed],
-        x=[token.width - 0.12 for token in placed],
-        y=[height + 0.5 for height in heights],
-        width=0.94,
-        marker={"color": exponents.numpy(), "coloraxis": "coloraxis", "line": {"width": 0}},
-        customdata=magnitude.numpy(),
-        text=[escaped(token.text) for token in placed],
-        textposition="inside",
-        insidetextanchor="middle",
-        textangle=0,
-        constraintext="none",
-        textfont={"family": MONO, "size": SMALL, "color": ["#fff" if value > dark else INK for value in exponents.tolist()]},
-        hovertext=[f"{'prompt ' if position < 0 else ''}{signed(position)}" for position in positions],
-        hovertemplate=f"%{{text}} (%{{hovertext}})<br>layer {layer}<br>magnitude %{{customdata:.3g}}<extra>{escaped(name)}</extra>",
-    )
+def _pitch(strips: Mapping[str, object]) -> float:
+    """Distance from one line of text to the next, in strip heights."""
+    return len(strips) + _GAP

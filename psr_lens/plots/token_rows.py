@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -15,6 +15,14 @@ from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.style import MUTED, escaped
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import readable
+
+Word = Literal["read", "predicted"]
+"""Which word stands for an activation: the token whose reading left it, or the next token, which is predicted from it."""
+
+_WORDS: Final[dict[Word, str]] = {
+    "read": "A token stands for the activation after it was read, which decides the next token.",
+    "predicted": "A token stands for the activation that decided it, which comes from reading the token before.",
+}
 
 
 @runtime_checkable
@@ -41,6 +49,23 @@ def rows_of(result: Tokened, triplet: int) -> Int[Tensor, " row"]:
             f"0 to {count - 1}, one of the {count} responses" if count else "a result with at least one response",
         )
     return rows  # type: ignore[return-value]  # empty tuples were refused
+
+
+def rows_and_words(result: Tokened, triplet: int, word: Word) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    """Row numbers of one response's activations, and of the tokens that stand for them.
+
+    What the last token of a response decides was not read, so `predicted` has one row less.
+
+    Raises:
+        InputError: there is no such response.
+    """
+    rows = rows_of(result, triplet)
+    return (rows, rows) if word == "read" else (rows[:-1], rows[1:])
+
+
+def word_note(word: Word) -> str:
+    """What a token stands for, for the note below a figure."""
+    return _WORDS[word]
 
 
 def trace_of(result: Comparison, method: str, argument: str = "method") -> MethodTrace:

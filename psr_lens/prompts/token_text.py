@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Final
 
 _BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
+_SPECIAL: Final = re.compile(r"<[^<>\s]+>")
 
 
 def token_strings(tokenizer: Any, ids: Iterable[int]) -> tuple[str, ...]:
@@ -47,6 +48,42 @@ def readable(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> l
     """
     byte_level = is_byte_level(alphabet or strings)
     return [(visible(token_text(token, byte_level)).strip(" ") or "␣") for token in strings]
+
+
+def word_starts(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> list[bool]:
+    """Whether each token begins a word: one after a space or a line end, and special tokens and what follows them.
+
+    In a vocabulary that does not spell spaces, every token is a word.
+
+    Args:
+        strings: Tokens in reading order, as the vocabulary spells them.
+        alphabet: More tokens of the same vocabulary, from which its spelling is recognised.
+    """
+    known = alphabet or strings
+    byte_level = is_byte_level(known)
+    if not byte_level and not any("▁" in token for token in known):
+        return [True] * len(strings)
+    special = [_SPECIAL.fullmatch(token) is not None and not _BYTE.fullmatch(token) for token in strings]
+    texts = [token_text(token, byte_level) for token in strings]
+    return [
+        index == 0
+        or (
+            text[:1] not in "\r\n"
+            and (text[:1].isspace() or special[index] or special[index - 1] or texts[index - 1][-1:].isspace())
+        )
+        for index, text in enumerate(texts)
+    ]
+
+
+def joined(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> str:
+    """Tokens as one readable text, with spaces between words and none inside.
+
+    Args:
+        strings: Tokens in reading order, as the vocabulary spells them.
+        alphabet: More tokens of the same vocabulary, from which its spelling is recognised.
+    """
+    words = zip(readable(strings, alphabet), word_starts(strings, alphabet), strict=True)
+    return "".join(f" {text}" if begins else text for text, begins in words).strip()
 
 
 def is_byte_level(strings: Iterable[str]) -> bool:

@@ -11,9 +11,11 @@ from psr_lens.plots import (
     magnitude_strips,
     relative_rmse,
 )
+from psr_lens.plots.controls import MAX_STEPS
+from psr_lens.plots.distribution import MAX_VIOLINS
 from psr_lens.plots.scatter import MAX_POINTS
 from psr_lens.reporting.comparison_text import lead_of
-from psr_lens.reporting.parts import Panel, Part, choice
+from psr_lens.reporting.parts import EXAMPLES, Panel, Part, choice
 
 
 def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
@@ -26,26 +28,40 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
         else ""
     )
 
+    shape = (
+        "A shape is wide where there are many tokens; its dot is the median. A tall shape means that a few tokens are pushed much harder "
+        "than the rest; a flat one, that all are pushed almost equally."
+        if len(comparison.layers) <= MAX_VIOLINS
+        else "A line is the median token at each layer; a wide band means that a few tokens are pushed much harder than the rest, a narrow "
+        "one, that all are pushed almost equally."
+    )
+    panels = 1 + len(comparison.methods)
+    points = min(MAX_POINTS, max(150, cells // 120))
+
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
+        offered = max(1, min(MAX_STEPS, cells // (2 * EXAMPLES * panels * len(comparison.tokens.rows(triplet)))))
         return (
             Panel(
                 "magnitude_heatmap",
                 magnitude_heatmap(comparison, triplet, max_tokens=max_tokens),
                 "Rows are tokens, columns are layers, and dark cells are pushed hard. A faithful replacement repeats the prompt’s pattern "
-                "row by row. Rows marked “prompt” come before the response; the last of them, at position −1, predicts the first "
-                "response token.",
+                "row by row. A row stands for the activation after its token was read, which decides the token in the row below. Rows "
+                "marked “prompt” come before the response; the last of them, at position −1, decides the first response token. Buttons "
+                "change the unit: that of the activation (absolute), the median token of the layer (layer), the activation’s own length "
+                "(relative), or, with a sign, the layer’s mean push (projection) and the angle to it (cosine).",
             ),
             Panel(
                 "magnitude_strips",
-                magnitude_strips(comparison, triplet),
+                magnitude_strips(comparison, triplet, max_layers=offered),
                 "The response as text, once for the prompt and once for each replacement, coloured by how far each token is pushed "
-                "after the last layer. If two strips show the same pattern, the replacement pushes the same tokens as the prompt.",
+                "after the layer that the slider chooses. A token’s colour is that of the activation after it was read, which decides the "
+                "next token. If two strips show the same pattern, the replacement pushes the same tokens as the prompt.",
             ),
             Panel(
                 "coefficient_text",
-                coefficient_text(comparison, lead, triplet),
-                f"Under each token, the left bar is the coefficient that {lead} applies; the right bar is the coefficient along the same "
-                "direction that would match the prompt. Bars of equal length mean that the coefficient is right.",
+                coefficient_text(comparison, lead, triplet, max_layers=offered),
+                f"Under each token, the left bar is the coefficient that {lead} applies after reading it; the right bar is the coefficient "
+                "along the same direction that would match the prompt. Bars of equal length mean that the coefficient is right.",
             ),
         )
 
@@ -57,30 +73,29 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
                     "relative_rmse",
                     relative_rmse(comparison),
                     "Distance of each replacement from the prompt’s effect, layer by layer: 0 is the same effect, 1 is as far away as no "
-                    f"steering.{baseline}",
+                    f"steering.{baseline} A value above the plot is written at its upper edge.",
                 ),
                 Panel(
                     "magnitude_distribution",
                     magnitude_distribution(comparison),
-                    "How hard tokens are pushed, on a log scale. A shape is wide where there are many tokens; its dot is the median. "
-                    "A tall shape means that a few tokens are pushed much harder than the rest; a flat one, that all are "
-                    "pushed almost equally.",
+                    f"How hard tokens are pushed, on a log scale. {shape}",
                 ),
             ),
         ),
         Part(
             "One response, token by token",
-            (choice(comparison.tokens, 1 + len(comparison.methods), len(comparison.layers), cells, of_response),),
+            (choice(comparison.tokens, panels, len(comparison.layers), cells, of_response),),
         ),
         Part(
             "Coefficients applied and called for",
             (
                 Panel(
                     "coefficient_scatter",
-                    coefficient_scatter(comparison, lead, max_points=min(MAX_POINTS, max(150, cells // 120))),
+                    coefficient_scatter(comparison, lead, max_points=points, max_layers=max(4, min(MAX_STEPS, cells // 600))),
                     f"Each point is a token. The horizontal axis is the coefficient along {lead}’s direction that would match the prompt; "
                     "the vertical axis is the one that it applies, read from the token’s own activation. Points on the dotted diagonal "
-                    "are exact; constant steering would give a horizontal line.",
+                    "are exact; constant steering would give a horizontal line. Axes are linear near 0 and logarithmic beyond. r is "
+                    "Pearson’s correlation, which a few large coefficients can dominate; ρ is Spearman’s, that of the ranks.",
                 ),
             ),
         ),

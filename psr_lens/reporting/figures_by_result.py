@@ -78,7 +78,7 @@ def _captured(captured: Captured, cells: int) -> Blocks:
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
         caption = (
             f"{what}, at the outputs of attention and MLP and in the residual stream, to which both add. Rows are tokens, columns are "
-            "layers."
+            "layers. Buttons change the unit, as in the heatmap of prompt and replacements."
         )
         chosen = kinds or ("attn_out", "mlp_out", "resid_post")
         return (Panel("magnitude_by_kind", plots.magnitude_by_kind(captured, triplet, chosen, max_tokens=max_tokens), caption),)

@@ -11,13 +11,13 @@ import plotly.graph_objects as go
 from psr_lens.plots.heatmap import MAX_LAYERS
 from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts import TokenTable
-from psr_lens.prompts.token_text import readable
+from psr_lens.prompts.token_text import joined
 
 EXAMPLES: Final = 3
 """Most responses of a part to choose from."""
-CELLS: Final = 110_000
-"""Most heatmap cells of a report's comparisons (about 1.2 MB), and again of its further results. Beyond it, parts show fewer responses,
-then coarser heatmaps."""
+CELLS: Final = 25_000
+"""Most heatmap cells of a report's comparisons (about 1.5 MB, with five scales), and again of its further results. Beyond it, parts show
+fewer responses, then coarser heatmaps."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def choice(tokens: TokenTable, panels: int, layers: int, cells: int, figures: Ca
     """
     triplets = tokens.triplet.unique().tolist()[:EXAMPLES]
     wide = panels * min(layers, MAX_LAYERS)
-    max_tokens = max(40, min(400, cells // wide))
+    max_tokens = max(20, min(400, cells // wide))
     sizes = [wide * min(max_tokens, len(tokens.rows(triplet))) for triplet in triplets]
     fitting = [triplet for index, triplet in enumerate(triplets) if sum(sizes[: index + 1]) <= cells] or triplets[:1]
     return Choice(tuple((first_words(tokens, triplet), figures(triplet, max_tokens)) for triplet in fitting))
@@ -104,7 +104,7 @@ def first_words(tokens: TokenTable, triplet: int) -> str:
     """The first words of a response."""
     rows = tokens.rows(triplet)
     rows = rows[tokens.position[rows] >= 0][:16]
-    return shortened(" ".join(readable([tokens.strings[row] for row in rows.tolist()], tokens.strings)), 56)
+    return shortened(joined([tokens.strings[row] for row in rows.tolist()], tokens.strings), 56)
 
 
 def merged(parts: Sequence[Part]) -> list[Part]:

@@ -89,6 +89,21 @@ def test_rank_one_share_is_that_of_the_singular_values(model, triplets, result):
     assert float(result.rank1_share[4]) == pytest.approx(float(values[0] ** 2 / values.square().sum()), rel=1e-4)
 
 
+def test_lengths_along_the_mean_difference_and_norms_are_those_of_captured_rows(model, triplets, replacements, result):
+    delta = psr.capture(model, triplets, "resid_post", layers=[4])["resid_post", 4].double()
+    mean = delta.mean(dim=0)
+    torch.testing.assert_close(result.component[:, 4].double(), delta @ mean / mean.norm(), rtol=1e-3, atol=1e-3)
+    assert float(result.component[:, 4].mean()) == pytest.approx(float(mean.norm()), rel=1e-4)
+    assert (result.component.abs() <= result.magnitude * (1 + 1e-4)).all()
+    base = collect(model, triplets, ["blocks.4.hook_resid_post"], "base", "R")["blocks.4.hook_resid_post"]
+    torch.testing.assert_close(result.base_norm[:, 4], base.norm(dim=1), rtol=1e-4, atol=1e-4)
+    # what a constant adds at its own layer has one cosine with the prompt's mean difference there
+    mean = psr.capture(model, triplets, "resid_post", layers=[2])["resid_post", 2].mean(dim=0)
+    added = replacements["CAA"].sites["blocks.2.hook_resid_post"].directions[0]
+    wanted = added.norm() * torch.nn.functional.cosine_similarity(added, mean, dim=0)
+    torch.testing.assert_close(result.methods["CAA"].component[:, 2], wanted.expand(len(result.tokens)), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
     with pytest.raises(InputError, match="methods: got an empty mapping, expected at least one"):

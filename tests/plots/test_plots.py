@@ -12,7 +12,7 @@ from made_up_results import METHODS, WORDS, comparison
 from psr_lens import plots
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.plots import distribution, heatmap, style, token_rows
+from psr_lens.plots import distribution, style, token_rows
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def test_heatmap_holds_the_magnitudes_of_one_response(result):
     figure = plots.magnitude_heatmap(result, triplet=1)
     rows = slice(len(WORDS), 2 * len(WORDS))
     assert [trace.name for trace in figure.data] == ["prompt", *METHODS]
-    np.testing.assert_array_equal(named(figure, "prompt").customdata, result.magnitude[rows].numpy())
+    np.testing.assert_array_equal(named(figure, "prompt").customdata[..., 0], result.magnitude[rows].numpy())
     for name in METHODS:
-        np.testing.assert_array_equal(named(figure, name).customdata, result.methods[name].magnitude[rows].numpy())
+        np.testing.assert_array_equal(named(figure, name).customdata[..., 0], result.methods[name].magnitude[rows].numpy())
 
 
 def test_heatmap_has_one_colour_axis_clipped_at_its_floor(result):
@@ -46,15 +46,18 @@ def test_heatmap_has_one_colour_axis_clipped_at_its_floor(result):
     assert axis.cmin == -1
     for trace in figure.data:
         assert trace.z.min() >= axis.cmin
-        above = trace.customdata > 10**axis.cmin
-        np.testing.assert_allclose(trace.z[above], np.log10(trace.customdata[above]), rtol=1e-5)
+        magnitude = trace.customdata[..., 0]
+        above = magnitude > 10**axis.cmin
+        np.testing.assert_allclose(trace.z[above], np.log10(magnitude[above]), rtol=1e-5)
     assert (named(figure, "S-PSR").z[:, :2] == axis.cmin).all()
     assert list(axis.colorbar.ticktext) == ["≤ 0.1", "1", "10", "100"]
 
 
 def test_heatmaps_of_one_result_share_their_colours(result):
     axes = [plots.magnitude_heatmap(result, triplet).layout.coloraxis for triplet in range(3)]
-    assert {(axis.cmin, axis.cmax) for axis in axes} == {heatmap.colour_range(result)}
+    assert len({(axis.cmin, axis.cmax) for axis in axes}) == 1
+    alone = plots.magnitude_heatmap(result, methods=["S-PSR"]).layout.coloraxis
+    assert (alone.cmin, alone.cmax) == (axes[0].cmin, axes[0].cmax)
 
 
 def test_repeated_tokens_keep_their_own_rows_in_reading_order(result):
@@ -96,7 +99,7 @@ def test_heatmap_grows_with_its_tokens():
 def test_large_heatmaps_show_the_largest_of_neighbours_and_say_so():
     result = comparison(("<a>", *["w"] * 49), responses=1, layers=130)
     figure = plots.magnitude_heatmap(result, max_tokens=20)
-    shown = named(figure, "prompt").customdata
+    shown = named(figure, "prompt").customdata[..., 0]
     assert shown.shape == (17, 44)
     assert shown[0, 0] == result.magnitude[:3, :3].max()
     assert shown[-1, -1] == result.magnitude[48:, 129:].max()
@@ -124,16 +127,16 @@ def test_heatmap_without_any_steering_draws():
 
 
 def test_bars_are_the_coefficients_and_what_the_prompt_calls_for(result):
-    figure = plots.coefficient_text(result, "S-PSR", triplet=2)
+    figure = plots.coefficient_text(result, "S-PSR", triplet=2, layer=2)
     rows = slice(2 * len(WORDS), None)
     trace = result.methods["S-PSR"]
     np.testing.assert_array_equal(named(figure, "S-PSR adds").y, trace.coefficient[rows, 0].numpy())
     np.testing.assert_array_equal(named(figure, "the prompt calls for").y, trace.projection[rows, 0].numpy())
-    assert named(figure, "S-PSR adds").base == named(figure, "the prompt calls for").base
+    np.testing.assert_array_equal(named(figure, "S-PSR adds").base, named(figure, "the prompt calls for").base)
 
 
 def test_bars_hang_and_stand_beside_each_other(result):
-    figure = plots.coefficient_text(result, "A-PSR")
+    figure = plots.coefficient_text(result, "A-PSR", layer=1)
     left, right = named(figure, "A-PSR adds"), named(figure, "the prompt calls for")
     assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1] == 0
     assert all(one + width <= other for one, width, other in zip(left.offset, left.width, right.offset, strict=True))
@@ -153,7 +156,7 @@ def test_bars_of_one_line_do_not_reach_the_next(result):
 
 def test_text_flows_in_lines_that_fit_a_narrow_window():
     result = comparison(("<a>", *["building"] * 30))
-    words = plots.coefficient_text(result, "A-PSR").data[-1]
+    words = plots.coefficient_text(result, "A-PSR", layer=0).data[-1]
     lines = {height: [] for height in words.y}
     for text, center, height in zip(words.text, words.x, words.y, strict=True):
         lines[height].append((center, text))
@@ -165,7 +168,12 @@ def test_text_flows_in_lines_that_fit_a_narrow_window():
 def test_default_site_is_the_one_where_most_is_added(result):
     totals = result.methods["A-PSR"].coefficient.sum(dim=0)
     best = int(totals.argmax())
-    assert f"layer {best}" in plots.coefficient_text(result, "A-PSR").layout.title.text
+    figure = plots.coefficient_text(result, "A-PSR")
+    assert f"layer {best}" in figure.layout.title.text
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["0", "1", "2", "3"]
+    assert slider.active == best
+    assert [trace.visible for trace in figure.data] == [layer == best for layer in range(4) for _ in range(3)]
     chosen = plots.coefficient_text(result, "A-PSR", layer=1)
     np.testing.assert_array_equal(chosen.data[0].y, result.methods["A-PSR"].coefficient[: len(WORDS), 1].numpy())
 
@@ -173,7 +181,7 @@ def test_default_site_is_the_one_where_most_is_added(result):
 def test_long_text_says_how_much_is_drawn():
     figure = plots.coefficient_text(comparison(("<a>", *["w"] * 499), responses=1), "A-PSR")
     assert len(figure.data[0].y) == 400
-    assert [note.text for note in figure.layout.annotations] == ["The first 400 of 500 tokens."]
+    assert "The first 400 of 500 tokens." in figure.layout.annotations[-1].text.replace("<br>", " ")
 
 
 # Relative RMSE
@@ -198,6 +206,34 @@ def test_rmse_without_a_paraphrase_baseline_and_with_a_division_by_zero(result):
     figure = plots.relative_rmse(replace(result, paraphrase_rmse=None, methods=methods))
     assert [trace.name for trace in figure.data] == ["S-PSR"]
     assert math.isfinite(figure.layout.yaxis.range[1])
+
+
+def test_peaks_far_above_the_other_values_are_cut_off_and_labelled():
+    result = comparison(layers=30)
+    values = torch.full((30,), 0.6)
+    spiked = values.clone()
+    spiked[1:4] = torch.tensor([3.0, 10.4, 1.2])
+    spiked[20] = 7.25
+    many = replace(
+        result,
+        paraphrase_rmse=spiked,
+        methods={"A-PSR": replace(result.methods["A-PSR"], relative_rmse=values)},
+    )
+    figure = plots.relative_rmse(many)
+    assert figure.layout.yaxis.range[1] == 1.5
+    labels = {note.text: note for note in figure.layout.annotations if note.text.startswith("▲ ")}
+    assert set(labels) == {"▲ 10.4", "▲ 7.25"}  # one for each stretch above the plot
+    assert (labels["▲ 10.4"].x, labels["▲ 7.25"].x) == (2, 20)
+    assert labels["▲ 10.4"].font.color == style.PALETTE["paraphrase"]
+    assert "paraphrase baseline, layer 2" in labels["▲ 10.4"].hovertext
+    np.testing.assert_array_equal(named(figure, "paraphrase baseline").y, spiked.numpy())
+    # the same for a replacement's line, and for a value that is no number
+    infinite = values.clone()
+    infinite[5] = math.inf
+    figure = plots.relative_rmse(replace(many, methods={"A-PSR": replace(many.methods["A-PSR"], relative_rmse=infinite)}))
+    assert "▲ ∞" in [note.text for note in figure.layout.annotations]
+    # values that are close to each other are all inside
+    assert not any("▲" in note.text for note in plots.relative_rmse(comparison()).layout.annotations)
 
 
 # Distribution
@@ -238,11 +274,26 @@ def test_many_tokens_are_thinned_the_same_way_each_time():
     assert figure.to_json() == plots.magnitude_distribution(result).to_json()
 
 
-def test_many_layers_are_thinned_evenly():
-    figure = plots.magnitude_distribution(comparison(layers=60))
-    layers = [int(text) for text in figure.layout.xaxis.ticktext]
-    assert (layers[0], layers[-1], len(layers)) == (0, 59, distribution.MAX_LAYERS)
-    assert "12 of 60 layers" in figure.layout.annotations[-1].text.replace("<br>", " ")
+def test_many_layers_have_quantile_bands_in_place_of_violins():
+    result = comparison(layers=distribution.MAX_VIOLINS + 1)
+    figure = plots.magnitude_distribution(result)
+    assert {trace.type for trace in figure.data} == {"scatter"}
+    median = next(trace for trace in figure.data if trace.name == "A-PSR, median")
+    ordered = result.methods["A-PSR"].magnitude.sort(dim=0).values
+    np.testing.assert_allclose(median.y, ordered[round(0.5 * (len(ordered) - 1))].log10().numpy(), rtol=1e-5)
+    wide, narrow = (trace for trace in figure.data if trace.name == "A-PSR")
+    upper, lower = np.split(np.array(narrow.y), 2)
+    np.testing.assert_allclose(upper, ordered[round(0.75 * (len(ordered) - 1))].log10().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(lower[::-1], ordered[round(0.25 * (len(ordered) - 1))].log10().numpy(), rtol=1e-5)
+    assert max(wide.y) == pytest.approx(float(ordered[-1].max().log10()))
+    # S-PSR acts from layer 2 on: nothing is drawn before
+    (start,) = {min(trace.x) for trace in figure.data if trace.name == "S-PSR"}
+    assert start == 2
+    assert next(trace for trace in figure.data if trace.name == "S-PSR, median").y[1] is None
+    assert "violin" in {trace.type for trace in plots.magnitude_distribution(comparison(layers=distribution.MAX_VIOLINS)).data}
+    assert [int(text) for text in plots.magnitude_distribution(comparison(layers=60)).layout.xaxis.ticktext] == list(
+        range(0, 60, 4)
+    )
 
 
 # Style
@@ -255,7 +306,7 @@ def test_one_colour_a_method_in_every_figure(result):
     for name in METHODS:
         assert named(rmse, name).line.color == colours[name]
         assert next(trace for trace in spread.data if trace.type == "violin" and trace.name == name).line.color == colours[name]
-        assert plots.coefficient_text(result, name).data[0].marker.color == colours[name]
+        assert plots.coefficient_text(result, name, layer=2).data[0].marker.color == colours[name]
     assert plots.coefficient_text(result, "A-PSR").data[1].marker.color == colours["prompt"] == style.PALETTE["prompt"]
 
 

@@ -18,8 +18,9 @@ from psr_lens import plots
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LogitLens, TopToken, TopTokens, cosines
+from psr_lens.plots import controls, rank, scatter, text_strips
 from psr_lens.plots import cosines as cosine_plot
-from psr_lens.plots import rank, scatter, text_strips
+from psr_lens.plots.scatter import SymLog
 from psr_lens.replacement import LearningCurve
 
 
@@ -34,15 +35,21 @@ def test_the_lens_shows_both_ends_with_the_strongest_outside():
     assert "Probes" in plots.logit_lens(replace(lens(), part="weights")).layout.title.text
 
 
-def test_several_directions_of_a_site_are_numbered_and_many_rows_are_thinned():
+def test_several_directions_of_a_site_are_numbered_and_those_of_many_layers_have_a_slider():
     one = lens(1).rows[0]
     figure = plots.logit_lens(LogitLens("directions", (one, replace(one, direction=1))))
     assert [text.split("<")[0].strip() for text in figure.layout.yaxis.ticktext] == ["layer 0", "layer 0"]
     assert "#1" in figure.layout.yaxis.ticktext[1]
-    large = plots.logit_lens(lens(100))
-    assert len(large.data[0].z) == 34
-    assert "Every 3th of 100" not in large.layout.annotations[-1].text
-    assert "34 of 100 directions" in large.layout.annotations[-1].text
+    some = [replace(row, direction=direction) for row in lens(30).rows for direction in (0, 1)]
+    figure = plots.logit_lens(LogitLens("directions", tuple(some)))
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == [str(layer) for layer in range(30)]
+    assert [len(trace.z) for trace in figure.data] == [2] * 30
+    assert [trace.visible for trace in figure.data] == [layer == 15 for layer in range(30)]
+    assert {trace.zmax for trace in figure.data} == {max(float(row.suppressed_logits.abs().max()) for row in some)}
+    assert slider.steps[3].args[1]["yaxis"]["ticktext"][0].startswith("layer 3 ")
+    one_layer = tuple(replace(one, direction=direction) for direction in range(60))
+    assert "The first 48 of 60" in plots.logit_lens(LogitLens("directions", one_layer)).layout.annotations[-1].text
 
 
 def test_the_cosine_matrix_is_the_results_and_parts_its_sources():
@@ -90,12 +97,20 @@ def test_scatter_points_are_the_coefficients_and_the_projections(method):
     drawn = [each for each in figure.data if each.mode == "markers"]
     assert len(drawn) == len(trace.site_layers)
     for site, each in enumerate(drawn):
-        points = sorted(zip(each.x.tolist(), each.y.tolist(), strict=True))
+        points = sorted(map(tuple, each.customdata.tolist()))
         assert points == sorted(zip(trace.projection[:, site].tolist(), trace.coefficient[:, site].tolist(), strict=True))
         heading = figure.layout.annotations[site].text
         assert heading.startswith(f"layer {trace.site_layers[site]}<br>")
         pair = np.stack([trace.coefficient[:, site].numpy(), trace.projection[:, site].numpy()]).astype(float)
-        assert heading.endswith("no spread" if "Const" in method else f"r = {np.corrcoef(pair)[0, 1]:.2f}")
+        less, equal = (how(pair[:, None, :], pair[:, :, None]).sum(axis=2) for how in (np.less, np.equal))
+        ranks = less + (equal + 1) / 2  # equal numbers share their mean rank
+        if "Const" in method:
+            assert heading.endswith("no spread")
+        else:
+            r, rho = (f"{np.corrcoef(values)[0, 1]:.2f}".replace("-", "−") for values in (pair, ranks))
+            assert heading.endswith(f"r = {r}<br>ρ = {rho}")
+        unit = SymLog.of(pair[1]).unit
+        np.testing.assert_allclose(each.x, [np.sign(x) * np.log10(1 + abs(x) / unit) for x, _ in each.customdata], rtol=1e-4)
 
 
 def test_a_constant_whose_lengths_differ_by_rounding_has_no_spread():
@@ -110,10 +125,15 @@ def test_large_scatters_keep_the_strongest_tokens_and_say_what_they_left_out():
     result = comparison(("a", "b") * 1_000, responses=2, layers=20)
     figure = plots.coefficient_scatter(result, "A-PSR")
     drawn = [each for each in figure.data if each.mode == "markers"]
-    assert len(drawn) == scatter.MAX_PANELS
+    assert len(drawn) == 20
+    assert [step.label for step in figure.layout.sliders[0].steps] == [str(layer) for layer in range(20)]
+    assert sum(each.visible for each in drawn) == 1
     assert all(len(each.x) == scatter.MAX_POINTS for each in drawn)
-    assert max(drawn[0].x) == pytest.approx(float(result.methods["A-PSR"].projection[:, 0].max()))
-    assert "12 of 20 layers" in figure.layout.annotations[-1].text.replace("<br>", " ")
+    assert drawn[0].customdata[:, 0].max() == pytest.approx(float(result.methods["A-PSR"].projection[:, 0].max()))
+    assert "1,200 of 4,000 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
+    figure = plots.coefficient_scatter(comparison(responses=1, layers=80), "A-PSR")
+    assert len(figure.layout.sliders[0].steps) == controls.MAX_STEPS
+    assert "32 of 80 layers" in figure.layout.annotations[-1].text.replace("<br>", " ")
 
 
 def test_strips_hold_the_magnitudes_of_prompt_and_replacements_in_that_order():
@@ -122,15 +142,15 @@ def test_strips_hold_the_magnitudes_of_prompt_and_replacements_in_that_order():
     rows = result.tokens.rows(1)
     bars = [trace for trace in figure.data if trace.type == "bar"]
     assert [bar.name for bar in bars] == ["prompt", *METHODS]
-    np.testing.assert_allclose(bars[0].customdata, result.magnitude[rows, 2].numpy())
-    np.testing.assert_allclose(bars[1].customdata, result.methods["A-PSR"].magnitude[rows, 2].numpy())
+    np.testing.assert_allclose(bars[0].customdata[:, 0], result.magnitude[rows, 2].numpy())
+    np.testing.assert_allclose(bars[1].customdata[:, 0], result.methods["A-PSR"].magnitude[rows, 2].numpy())
     heights = np.stack([bar.y for bar in bars])
     np.testing.assert_allclose(np.diff(heights, axis=0), 1)  # each replacement one row below the one before
     assert bars[0].text[6] == "&lt;script&gt;alert(1…"
-    assert len(plots.magnitude_strips(result, 1, methods=["S-PSR"]).data) == 3
+    assert len(plots.magnitude_strips(result, 1, 3, ["S-PSR"]).data) == 3
     long = plots.magnitude_strips(comparison(("word",) * 1_000, responses=1))
     assert len(long.data[0].x) == text_strips.MAX_TOKENS
-    assert "The first 300 of 1,000 tokens." in long.layout.annotations[-1].text
+    assert "The first 300 of 1,000 tokens." in long.layout.annotations[-1].text.replace("<br>", " ")
     with pytest.raises(InputError, match="layer: got 9, expected a layer that was compared"):
         plots.magnitude_strips(result, layer=9)
 
@@ -150,7 +170,8 @@ def test_kinds_are_panels_of_the_norms_of_what_was_captured():
     assert [trace.name for trace in figure.data] == ["attention", "residual"]
     for trace, kind in zip(figure.data, ("attn_out", "resid_post"), strict=True):
         wanted = torch.stack([found.deltas[f"blocks.{layer}.hook_{kind}"].norm(dim=1) for layer in range(3)], dim=1)
-        np.testing.assert_allclose(trace.customdata, wanted.numpy(), rtol=1e-6)
+        np.testing.assert_allclose(trace.customdata[..., 0], wanted.numpy(), rtol=1e-6)
+        np.testing.assert_allclose(trace.customdata[..., 2], 0.5, rtol=1e-6)  # ‖A‖ is made up as twice ‖Δ‖
     assert (
         "What each layer adds" in plots.magnitude_by_kind(replace(found, difference="local"), kinds=["attn_out"]).layout.title.text
     )
@@ -167,8 +188,8 @@ def test_kinds_are_panels_of_the_norms_of_what_was_captured():
 def test_a_large_capture_is_pooled_and_small_to_send():
     figure = plots.magnitude_by_kind(captured(2_000, 64), kinds=["attn_out", "resid_post"])
     assert figure.data[0].z.shape == (400, 64)
-    assert "largest of 5 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
-    assert len(figure.to_json()) < 2_000_000
+    assert "furthest from 0 of 5 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
+    assert len(figure.to_json()) < 4_000_000
 
 
 def test_top_tokens_are_bars_with_their_context():

@@ -2,6 +2,7 @@
 
 import json
 
+import plotly.graph_objects as go
 import pytest
 from made_up_results import METHODS, captured, comparison, grid
 
@@ -15,7 +16,7 @@ from psr_lens.plots.response_slider import FIRST
     [
         (plots.magnitude_heatmap, {}),
         (plots.magnitude_strips, {"layer": 1}),
-        (plots.coefficient_text, {"method": "A-PSR"}),
+        (plots.coefficient_text, {"method": "A-PSR", "layer": 2}),
     ],
 )
 def test_each_step_brings_one_responses_traces_and_layout(figure, options):
@@ -29,10 +30,29 @@ def test_each_step_brings_one_responses_traces_and_layout(figure, options):
         visible, layout = step.args
         some = [trace for trace, seen in zip(shown.data, visible["visible"], strict=True) if seen]
         assert visible["visible"].index(True) == place * count
-        assert [trace.update(visible=None) for trace in some] == list(each.data)
-        assert layout["yaxis"] == json.loads(each.to_json())["layout"]["yaxis"]
-        assert layout["height"] - each.layout.height == layout["margin"]["t"] - each.layout.margin.t > 0
-    assert shown.layout.height == slider.steps[0].args[1]["height"]
+        drawn, wanted = (go.Figure([trace.update(visible=None) for trace in traces]).to_json() for traces in (some, each.data))
+        assert drawn == wanted
+        own_layout = json.loads(each.to_json())["layout"]
+        for key in ("yaxis", "xaxis"):
+            assert {**json.loads(shown.to_json())["layout"], **layout}[key] == own_layout[key]
+        height = layout.get("height", shown.layout.height)
+        assert height - each.layout.height == layout.get("margin", {"t": shown.layout.margin.t})["t"] - each.layout.margin.t > 0
+
+
+def test_buttons_act_on_all_responses_and_a_figure_with_its_own_slider_stays_at_one_layer():
+    result = comparison()
+    shown = plots.by_response(plots.magnitude_strips, result)
+    alone = plots.magnitude_strips(result, 1, layer=3)
+    count = len(alone.data)
+    assert len(shown.data) == 3 * count
+    assert len(shown.layout.sliders) == 1
+    (menu,) = shown.layout.updatemenus
+    assert [button.label for button in menu.buttons] == ["absolute", "layer", "relative", "projection", "cosine"]
+    for button, own in zip(menu.buttons, alone.layout.updatemenus[0].buttons, strict=True):
+        changes, layout, traces = button.args
+        assert list(traces) == [response * count + bar for response in range(3) for bar in range(count - 1)]
+        assert layout == own.args[1]
+        assert changes["marker.color"][count - 1 : 2 * (count - 1)] == own.args[0]["marker.color"]
 
 
 def test_the_first_responses_are_shown_and_a_picture_shows_the_first():
@@ -46,7 +66,9 @@ def test_the_first_responses_are_shown_and_a_picture_shows_the_first():
     [(plots.magnitude_by_kind, captured(), {"kinds": ["resid_post"]}), (plots.patch_map, grid(), {})],
 )
 def test_other_results_with_tokens_can_be_browsed_too(figure, result, options):
-    assert len(plots.by_response(figure, result, **options).layout.sliders[0].steps) == len(result.tokens.triplet.unique())
+    sliders = plots.by_response(figure, result, **options).layout.sliders
+    responses = len(result.tokens.triplet.unique())
+    assert [len(slider.steps) for slider in sliders] == ([responses] if responses > 1 else [])
 
 
 def test_no_responses_are_refused():
