@@ -82,4 +82,5 @@ def orthonormal(rows: Float[Tensor, "*site rank width"]) -> Float[Tensor, "*site
     """Orthonormal rows that span the same space; rows that already are, stay."""
     q, r = torch.linalg.qr(rows.mT)
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(rows)
-    return (q * signs[..., None, :]).mT
+    made: Tensor = (q * signs[..., None, :]).mT
+    return made
