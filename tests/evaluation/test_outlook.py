@@ -1,11 +1,12 @@
 """The outlook against the definition in NumPy, and against what fits reach."""
 
 import html
+import json
 
 import numpy as np
 import oracles
 import pytest
-from helpers import random_triplets
+from helpers import BENCHMARKS, benchmark_script, random_triplets
 from massive_model import activations
 
 import psr_lens as psr
@@ -125,3 +126,12 @@ def test_bad_input_is_said(tiny_llama, triplets, found):
         found.reachable(rank=2)
     with pytest.raises(InputError, match="paraphrase: got None, expected the instruction in other words"):
         psr.outlook(tiny_llama.model, triplets, ranks=[1]).paraphrase()
+
+
+def test_the_table_in_the_guide_is_that_of_the_numbers_in_benchmarks():
+    with benchmark_script("outlook") as script:
+        lines = script.lines_of(json.loads((BENCHMARKS / "outlook.json").read_text())["rows"])
+    text = (BENCHMARKS.parent / "docs" / "choosing.md").read_text(encoding="utf-8")
+    assert len(lines) == 6
+    for line in lines:
+        assert f"| {' | '.join(line)} |\n" in text
