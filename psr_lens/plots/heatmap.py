@@ -31,6 +31,8 @@ LEAST: Final = 72
 """Smallest height of a panel in pixels."""
 TOP: Final = 128
 """Pixels for the title and the colour bar."""
+NOTE: Final = 34
+"""Characters per line of the note, which begins at the right of the tokens and has to fit a window of 390 pixels."""
 _TITLE_LINE: Final = 15
 BOTTOM: Final = 52
 """Pixels for the layer numbers and the axis title."""
@@ -114,7 +116,15 @@ def magnitude_heatmap(
         figure.add_trace(push_panel(name, values, views, shown, layers), row=line + 1, col=column + 1)
     token_axis(figure, labels)
     note = " ".join(part for part in (word_note(word), grouping_note(len(rows), len(result.layers), tall, wide)) if part)
-    titled(figure, "Magnitude of steering by token and layer", plot=plot, top=TOP + above - _TITLE_LINE, bottom=BOTTOM, note=note)
+    titled(
+        figure,
+        "Magnitude of steering by token and layer",
+        plot=plot,
+        top=TOP + above - _TITLE_LINE,
+        bottom=BOTTOM,
+        note=note,
+        wide=NOTE,
+    )
     push_colours(figure, cells, views, shown, (above + 64) / plot)
     return figure
 

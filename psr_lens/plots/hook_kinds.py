@@ -19,6 +19,7 @@ from psr_lens.plots.heatmap import (
     BOTTOM,
     LEAST,
     MAX_LAYERS,
+    NOTE,
     ROW,
     TOP,
     grouping_note,
@@ -98,7 +99,7 @@ def magnitude_by_kind(
     plot = max(LEAST, len(labels) * ROW)
     note = " ".join(part for part in (word_note(word), grouping_note(len(rows), depth, tall, wide)) if part)
     what = "What each layer adds" if captured.difference == "local" else "Magnitude of the prompt’s effect"
-    titled(figure, f"{what}, by part of a block", plot=plot, top=TOP, bottom=BOTTOM, note=note)
+    titled(figure, f"{what}, by part of a block", plot=plot, top=TOP, bottom=BOTTOM, note=note, wide=NOTE)
     push_colours(figure, cells, views, shown, 79 / plot)
     return figure
 

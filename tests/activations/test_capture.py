@@ -117,6 +117,17 @@ def test_kinds_patterns_and_layers_choose_what_is_captured(tiny):
     assert list(found) == ["blocks.0.attn.hook_z", "blocks.1.hook_attn_out", "blocks.2.attn.hook_z"]
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_base_norms_are_those_of_transformers_hidden_states(tiny, dtype):
+    triplets = random_triplets(tiny.model, 4)
+    captured = psr.capture(tiny.model, triplets, ["resid_pre", "z"], to=psr.InMemory(dtype))
+    assert set(captured.base_norms) == set(captured.deltas)
+    for layer in range(LAYERS):
+        wanted = torch.cat([rows_of(tiny, each, "base", "R", layer) for each in triplets]).norm(dim=1)
+        torch.testing.assert_close(captured.base_norms[f"blocks.{layer}.hook_resid_pre"], wanted, **TOLERANCE)
+    assert captured.base_norms["blocks.1.attn.hook_z"].shape == (len(captured),)
+
+
 def test_magnitude_is_the_norm_of_every_tokens_difference(tiny):
     captured = psr.capture(tiny.model, random_triplets(tiny.model, 3), ["resid_post", "z"])
     delta = captured["blocks.1.hook_resid_post"]

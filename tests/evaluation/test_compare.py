@@ -104,6 +104,12 @@ def test_lengths_along_the_mean_difference_and_norms_are_those_of_captured_rows(
     torch.testing.assert_close(result.methods["CAA"].component[:, 2], wanted.expand(len(result.tokens)), rtol=1e-3, atol=1e-3)
 
 
+def test_many_batches_are_projected_on_the_same_mean_as_one(model, triplets, replacements, result):
+    again = psr.compare(model, triplets, {"CAA": replacements["CAA"]}, token_budget=200, layers=[2, 4])
+    torch.testing.assert_close(again.component, result.component[:, [2, 4]], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again.methods["CAA"].component, result.methods["CAA"].component[:, [2, 4]], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_compare_refuses_what_it_cannot_compare(model, triplets, replacements):
     with pytest.raises(InputError, match="methods: got an empty mapping, expected at least one"):
@@ -219,7 +225,8 @@ def test_memory_holds_a_batch_and_magnitudes_and_no_differences_of_all_tokens(mo
 def test_quantiles_are_taken_of_as_many_tokens_as_there_are(result):
     assert torch.equal(result.quantile(0.5), result.magnitude.quantile(0.5, dim=0))
     many = torch.arange(3.0).repeat(940_000).expand(6, -1).T  # more numbers than torch's own `quantile` takes
-    assert replace(result, magnitude=many, paraphrase_error=None).quantile(0.5).tolist() == [1.0] * 6
+    bare = replace(result, magnitude=many, paraphrase_error=None, base_norm=None, component=None)
+    assert bare.quantile(0.5).tolist() == [1.0] * 6
 
 
 def test_scores_are_added_to_a_copy(result):
