@@ -1,8 +1,8 @@
 """What closes the gap between a sequential A-PSR and the prompt: rank, token weights, strength, refinement, and the objective of polishing.
 
-python benchmarks/gap.py /path/to/SmolLM2-135M-Instruct questions.parquet --json benchmarks/real/gap.json
-python benchmarks/gap.py organism --json benchmarks/real/gap.json
-python benchmarks/gap.py --tables-of benchmarks/real/gap.json
+python benchmarks/gap.py /path/to/SmolLM2-135M-Instruct questions.parquet --json benchmarks/gap.json
+python benchmarks/gap.py organism --json benchmarks/gap.json
+python benchmarks/gap.py --tables-of benchmarks/gap.json
 
 The numbers are saved after every cell, and a cell that the file holds is not measured again; `--cell` chooses some. A real model is a
 folder or a `.gguf` file, and its questions are AxBench's `input`s shorter than 70 characters (a parquet file of its training data).
