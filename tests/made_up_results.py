@@ -73,8 +73,8 @@ def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int =
         dict.fromkeys(methods, 1.0),
         scores,
         {"seed": 0, "fit": {"solver": "sequential"}},
-        torch.empty(count, layers).uniform_(5, 50, generator=more),
-        strength * cosine,
+        base_norm=torch.empty(count, layers).uniform_(5, 50, generator=more),
+        component=strength * cosine,
     )
 
 

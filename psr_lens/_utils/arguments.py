@@ -38,6 +38,7 @@ _MADE_BY: Final = {
     "Faithfulness": "`psr.faithfulness`",
     "LearningCurve": "a fit by gradient descent",
     "LogitLens": "`psr.logit_lens`",
+    "Outlook": "`psr.outlook`",
     "PatchGrid": "`psr.patching.patch` or `psr.patching.ablate`",
     "Replacement": "`psr.fit`",
     "ResultTable": "the `table` method of a result",

@@ -66,7 +66,7 @@ def check_values(settings: Any) -> None:
         value = getattr(settings, name)
         if name in _CHOICES and (not isinstance(value, str) or value not in get_args(_CHOICES[name])):
             raise InputError(name, repr(value), f"one of {', '.join(map(repr, get_args(_CHOICES[name])))}")
-        if name in _LEAST and not (name in settings.may_be_auto and value == "auto"):
+        if name in _LEAST and not (name in settings.may_be_auto and isinstance(value, str) and value == "auto"):
             check_whole(name, value, _LEAST[name], ", or 'auto'" if name in settings.may_be_auto else "")
         if name in _NOT_NEGATIVE and not _is_not_negative(value):
             raise InputError(name, repr(value), "a finite number of at least 0")
