@@ -61,7 +61,7 @@ class Outlook:
 
     Example:
         >>> found = psr.outlook(model, triplets, paraphrase="speak as a pirate would .")
-        >>> found.reachable("all", rank=4).value[-1] > found.reachable("one", rank=4).value[-1]
+        >>> bool(found.reachable("all", rank=4).value[-1] > found.reachable("one", rank=4).value[-1])
         True
     """
 
@@ -235,7 +235,7 @@ def outlook(
 
     Args:
         model: The model; it is not changed.
-        triplets: Responses to the prompt; at least eight, better dozens.
+        triplets: Responses to the prompt; at least four, better dozens.
         paraphrase: The instruction in other words, for the prompt's own tolerance.
         ranks: Numbers of directions to try.
         span: Which tokens are read.
@@ -245,17 +245,15 @@ def outlook(
         A typed result; `.summary` says it in sentences, `psr.plots.outlook` draws it.
 
     Raises:
-        InputError: fewer than eight triplets, no ranks or one below 1, or a paraphrase of another span.
+        InputError: fewer than four triplets, no ranks or one below 1, or a paraphrase of another span.
         ModelError: activations are not finite; names the hook point.
 
     Example:
         >>> psr.outlook(model, triplets, ranks=[1, 4])
-        Outlook('talk like a pirate', ... responses, ... tokens, 6 layers: at rank 4, ... % can be expected)
+        Outlook('talk like a pirate', ... responses, ... tokens, 6 layers: at rank ..., ... can be expected)
     """
-    if len(triplets) < 2 * FOLDS:
-        raise InputError(
-            "triplets", f"{len(triplets)} of them", f"at least {2 * FOLDS}", "Sample more with `psr.sample_responses`."
-        )
+    if len(triplets) < FOLDS:
+        raise InputError("triplets", f"{len(triplets)} of them", f"at least {FOLDS}", "Sample more with `psr.sample_responses`.")
     if not len(ranks) or min(ranks) < 1:
         raise InputError("ranks", repr(list(ranks)), "whole numbers of at least 1, in a list that is not empty")
     check_triplets(model, triplets)

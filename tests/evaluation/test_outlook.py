@@ -118,8 +118,8 @@ def test_it_says_what_a_fit_then_reaches(organism, pirate_triplets):
 
 
 def test_bad_input_is_said(tiny_llama, triplets, found):
-    with pytest.raises(InputError, match="triplets: got 7 of them, expected at least 8"):
-        psr.outlook(tiny_llama.model, triplets[:7])
+    with pytest.raises(InputError, match="triplets: got 3 of them, expected at least 4"):
+        psr.outlook(tiny_llama.model, triplets[:3])
     with pytest.raises(InputError, match=r"ranks: got \[0, 2\], expected whole numbers of at least 1"):
         psr.outlook(tiny_llama.model, triplets, ranks=[0, 2])
     with pytest.raises(InputError, match="rank: got 2, expected one of 1, 3"):

@@ -97,6 +97,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
     results |= dict.fromkeys(("coefficient_correlation", "explained_energy", "next_token"), faithfulness)
     results |= {
         "cosine_matrix": psr.cosines({"A": method}),
+        "outlook": psr.outlook(model, random_triplets(model, 4), ranks=[1]),
         "pareto": made.TABLE,
         "top_tokens": psr.top_tokens(model, triplets, method, layer=1),
     }

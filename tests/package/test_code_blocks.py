@@ -200,6 +200,8 @@ def test_other_lines_of_shell_name_what_exists():
                 pass
             case ["psr-lens" | "torchrun", *_]:
                 pass
+            case ["python", script, *_]:
+                assert (ROOT / script).is_file(), told
             case _:
                 pytest.fail(f"{told}: not known to this test")
 

@@ -230,6 +230,7 @@ def every_figure(tiny_llama):
         plots.magnitude_profile: plots.magnitude_profile(statistics),
         plots.magnitude_strips: plots.magnitude_strips(result),
         plots.next_token: plots.next_token(close),
+        plots.outlook: plots.outlook(psr.outlook(model, random_triplets(model, 4), ranks=[1])),
         plots.pareto: plots.pareto(TABLE),
         plots.parts_by_layer: plots.parts_by_layer(parts),
         plots.patch_map: plots.patch_map(grid()),

@@ -81,8 +81,8 @@ def test_the_reader_can_choose_another_response(opened):
         "(() => { const choice = document.querySelector('select[data-block]'); choice.value = '2';"
         " choice.dispatchEvent(new Event('change')); })()"
     )
-    opened.wait_for("[...document.querySelectorAll('#s1-2-1-2 .figure')].every((each) => each.querySelector('.main-svg'))")
-    assert opened.js("document.getElementById('s1-2-1-0').hidden")
+    opened.wait_for("[...document.querySelectorAll('#s1-3-1-2 .figure')].every((each) => each.querySelector('.main-svg'))")
+    assert opened.js("document.getElementById('s1-3-1-0').hidden")
     opened.wait_for("[...document.querySelectorAll('.figure')].every((each) => !each.offsetParent || each.dataset.drawn)")
     check(opened, opened.js("[...document.querySelectorAll('.figure')].filter((each) => each.offsetParent).length"))
 

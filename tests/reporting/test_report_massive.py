@@ -68,7 +68,7 @@ def test_without_any_a_report_says_so_and_shows_no_table(tiny_llama, tmp_path):
     assert "without massive tokens" not in page.words
     older = Page(psr.report(comparison(), tmp_path / "older.html").read_text(encoding="utf-8"))
     assert "massive activations not looked for" in older.words
-    assert "median token" not in older.words
+    assert "relative error of the median token" not in older.words
 
 
 def test_results_json_has_every_distance_and_the_counts(compared):
