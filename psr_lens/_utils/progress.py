@@ -23,6 +23,7 @@ def progress_bars(show: bool) -> None:
 
     Example:
         >>> psr.progress_bars(False)
+        >>> psr.progress_bars(True)
     """
     global _shown
     _shown = show

@@ -32,7 +32,7 @@ class AnswersByMethod:
     """
 
     instruction: str
-    """The instruction of the prompt."""
+    """The instruction of the prompt; the first, if there are several."""
     questions: tuple[str, ...]
     """The questions, as they were asked."""
     answers: Mapping[str, tuple[str, ...]]

@@ -141,7 +141,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         scores, distances = {each.method: each for each in self.scores}, self.distances
-        rows = []
+        rows: list[tuple[object, ...]] = []
         for name in dict.fromkeys([*scores, *distances]):
             score, found = scores.get(name), distances.get(name)
             last = (found.relative_rmse, found.without_massive, found.median) if found else ()
@@ -153,7 +153,17 @@ class Comparison:
                 )
             )
         rmse = f"relative RMSE, layer {self.layers[-1]}"
-        head = ("method", "trait", "coherence", "questions", rmse, "without massive tokens", "relative error, median token")
+        head: tuple[str, ...] = (
+            "method",
+            "trait",
+            "coherence",
+            "questions",
+            rmse,
+            "without massive tokens",
+            "relative error, median token",
+        )
+        if self.massive is None:  # nor are the errors of tokens known
+            head, rows = head[:-2], [row[:-2] for row in rows]
         about = f"{self.instruction!r} on {len(self.tokens):,} tokens, replacements at α = {self.strengths}"
         return table(head, rows, f"{about}. {self.massive.summary}" if self.massive is not None else about)
 

@@ -158,7 +158,7 @@ def judge_at(given: Any, base_url: str) -> Any:
         InputError: none of its judges is a language model.
     """
     if isinstance(given, Mapping) and set(given) == {"trait", "coherence"}:
-        asked = {side: each for side, each in given.items() if _is_llm(each)}
+        asked = {side: each for side, each in given.items() if _is_llm(each) or _is_of_answers(each)}
         if asked:
             return {**given, **{side: judge_at(each, base_url) for side, each in asked.items()}}
     if _is_of_answers(given):

@@ -14,7 +14,7 @@ from torch import Tensor
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.activations.finite import check_finite
-from psr_lens.activations.massive import is_massive
+from psr_lens.activations.massive_activations import massive_activations
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading, Rows, Take
 from psr_lens.errors import InputError
 from psr_lens.fitting.layerwise.rank import leading
@@ -71,8 +71,8 @@ class Outlook:
     """The ranks that were looked at, in ascending order."""
     tokens: int
     """Number of tokens that were read."""
-    massive: Int[np.ndarray, " layer"]
-    """Number of tokens left out after each layer, because they have a massive activation in the base or the prompted context."""
+    massive: int
+    """Number of tokens left out, because they have a massive activation after some layer in the base or the prompted context."""
     accumulated: Sums
     """Of Δ, read from base activations: for a replacement that acts at one layer."""
     local: Sums
@@ -84,7 +84,7 @@ class Outlook:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers: all of the model."""
-        return tuple(range(len(self.massive)))
+        return tuple(range(self.accumulated.energy.shape[1]))
 
     @checks_arguments
     def ceiling(self, acting: Acting = "all", rank: int | None = None) -> Estimate:
@@ -192,10 +192,8 @@ class Outlook:
         }
         if self.paraphrase_error is not None:
             columns["paraphrase"] = self.paraphrase()
-        rows = [
-            (layer, *(_with_interval(each, layer) for each in columns.values()), int(self.massive[layer])) for layer in self.layers
-        ]
-        return table(["layer", *columns, "massive tokens left out"], rows, self.summary)
+        rows = [(layer, *(_with_interval(each, layer) for each in columns.values())) for layer in self.layers]
+        return table(["layer", *columns], rows, self.summary)
 
     def _sums(self, acting: Acting) -> Sums:
         return self.local if acting == "all" else self.accumulated
@@ -260,14 +258,19 @@ def outlook(
     tried = tuple(sorted({min(int(rank), int(model.cfg.d_model)) for rank in ranks}))
     rows = Rows(triplets, span)
     owner = torch.repeat_interleave(torch.arange(len(triplets)), torch.tensor(rows.counts))
+    massive = massive_activations(model, triplets, span=span, token_budget=token_budget)
+    left = torch.ones(len(owner), dtype=torch.bool)
+    left[
+        [rows.offsets[token.triplet] + triplets[token.triplet].pair.span_length(span) + token.position for token in massive.tokens]
+    ] = False
     read = _Reader(model, triplets, None if paraphrase is None else rephrase(model, triplets, paraphrase), span, token_budget)
-    by_layer = [_layer(*each, owner, len(triplets), tried) for each in read.layers(len(owner))]
-    accumulated, local, other, massive = zip(*by_layer, strict=True)
+    by_layer = [_layer(*each, left, owner, len(triplets), tried) for each in read.layers(len(owner))]
+    accumulated, local, other = zip(*by_layer, strict=True)
     return Outlook(
         triplets[0].pair.instruction,
         tried,
         len(owner),
-        np.array(massive),
+        len(massive),
         _stacked(accumulated),
         _stacked(local),
         None if paraphrase is None else np.stack(other, axis=1),
@@ -310,6 +313,7 @@ class _Reader:
                 take = rows.of(batch)
 
                 def both(name: str, before: Tensor, after: Tensor, take: Take = take) -> None:
+                    check_finite({name: before})
                     check_finite({name: after})
                     take(f"{name} before", before.float())
                     take(f"{name} after", after.float() - before.float())
@@ -320,14 +324,19 @@ class _Reader:
 
 
 def _layer(
-    accumulated: Pair, local: Pair, rephrased: Tensor | None, owner: Int[Tensor, " token"], responses: int, ranks: Sequence[int]
-) -> tuple[Sums, Sums, np.ndarray, int]:
-    """The sums of one layer, the error of the paraphrase, and the number of massive tokens, which are left out."""
-    base, delta = accumulated
-    left = ~(is_massive(base) | is_massive(base + delta))
+    accumulated: Pair,
+    local: Pair,
+    rephrased: Tensor | None,
+    left: Bool[Tensor, " token"],
+    owner: Int[Tensor, " token"],
+    responses: int,
+    ranks: Sequence[int],
+) -> tuple[Sums, Sums, np.ndarray]:
+    """The sums of one layer over the tokens that are left, and the error of the paraphrase."""
+    delta = accumulated[1]
     both = [_sums(inputs[left], missing[left], owner[left], responses, ranks) for inputs, missing in (accumulated, local)]
     error = delta if rephrased is None else delta - rephrased
-    return both[0], both[1], _by_response(error[left].double().square().sum(1), owner[left], responses), int((~left).sum())
+    return both[0], both[1], _by_response(error[left].double().square().sum(1), owner[left], responses)
 
 
 def _sums(

@@ -17,7 +17,7 @@ from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampled_triplets import scored_triplets
 from psr_lens.generation.sampling import SamplingConfig, generate
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, context_length
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.results.judgement import Judge, checked_judge, judged
@@ -43,7 +43,8 @@ def refine(
         model: The model.
         triplets: Responses to the prompt, from `sample_responses`.
         config: How to fit, in every round.
-        judge: Scores the steered responses; those with a trait or a coherence below 50 are left out.
+        judge: Scores the steered responses; those with a trait or a coherence below 50 are left out, and those too long
+            for the prompt with the instruction.
         rounds: Number of rounds; 0 is `fit`.
         pairs: What is asked in the rounds; by default the pairs of `triplets`.
         alpha: Strength at which responses are sampled.
@@ -80,10 +81,15 @@ def refine(
                 "judge", "one that gives no trait", "one that tells the responses with the trait from those without", remedy
             )
         new = {(each.pair, each.response_ids): each for each in scored_triplets(asked, responses, scores)}
-        fresh = [triplet for key, triplet in new.items() if key not in known]
+        fresh = [triplet for key, triplet in new.items() if key not in known and _fits(model, triplet)]
         known |= new
         data += fresh
         added.append(len(fresh))
         if fresh:
             found = fit(model, data, config)
     return replace(found, settings={**found.settings, "refined": added})
+
+
+def _fits(model: HookedModel, triplet: Triplet) -> bool:
+    """Whether the model's context has room for the response after the prompt with the instruction, which it was not sampled after."""
+    return len(triplet.pair.prompted_ids) + len(triplet.response_ids) <= context_length(model)

@@ -21,12 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens.errors import InputError
 from psr_lens.fitting.gradient_descent.objective import Likelihood
 from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.gradient_descent.training import Trained, train
 from psr_lens.fitting.settings.baselines import LoReFT
 from psr_lens.fitting.settings.solvers import Joint, as_joint
 from psr_lens.models import HookedModel
+from psr_lens.models.hook_points import hook_shapes
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Site
 
@@ -45,6 +47,9 @@ def fit_loreft(
         InputError: a rank above the width of the hook point; else as `fit_joint`.
         ArtifactError, FitError: as `fit_joint`.
     """
+    widths = {name: hook_shapes(model, [name])[name][-1] for name in names}
+    if too_narrow := [name for name, width in widths.items() if config.rank > width]:
+        raise InputError("rank", config.rank, f"at most {widths[too_narrow[0]]}, the width of {too_narrow[0]}")
     joint = as_joint(config, objective="ll", rule="linear", regulariser=0.0, normalise=False)
 
     def objective(resumed: bool) -> _Loreft:

@@ -148,8 +148,8 @@ def _facts(replacement: ReplacementSpec) -> list[tuple[str, str]]:
 
 
 def _alpha(parts: Sequence[tuple[ReplacementSpec, float]]) -> float:
-    """The strength of the examples: the recommended one, where there is one for all that steers."""
-    recommended = parts[0][0].recommended_alpha if len(parts) == 1 else None
+    """The strength of the examples: the recommended one, where it is of all that steers, as it is."""
+    recommended = parts[0][0].recommended_alpha if len(parts) == 1 and parts[0][1] == 1 else None
     return 1.0 if recommended is None else recommended
 
 

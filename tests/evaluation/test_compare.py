@@ -8,6 +8,7 @@ from helpers import BACKENDS, replacement_at
 
 import psr_lens as psr
 from psr_lens import organism
+from psr_lens.activations.log_histogram import BINS
 from psr_lens.activations.paired_passes import collect
 from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import Steered
@@ -216,8 +217,8 @@ def test_memory_holds_a_batch_and_magnitudes_and_no_differences_of_all_tokens(mo
     found = psr.compare(model, [*triplets, *triplets], {"CAA": replacements["CAA"]}, layers="all", token_budget=budget)
     tokens = len(found.tokens)
     of_a_batch = 4 * budget * width * (2 * layers + 3)
-    of_all_tokens = 4 * tokens * (3 * layers + 4)
-    moments = 8 * layers * width**2
+    of_all_tokens = 4 * tokens * (6 * layers + 4)  # of either: magnitude and component; ‖A‖ of the base, error of the method
+    moments = 8 * layers * width**2 + 8 * 2 * layers * BINS  # and histograms of norms in two contexts
     assert max(peaks) - before <= of_a_batch + of_all_tokens + moments + 200_000
     assert 4 * tokens * layers * width > 2 * (max(peaks) - before)  # what Δ of all tokens at all layers would take
 

@@ -6,6 +6,7 @@ import torch
 from helpers import random_triplets
 
 import psr_lens as psr
+from psr_lens.errors import InputError
 from psr_lens.fitting.loreft import orthonormal
 from psr_lens.generation.likelihood import log_likelihoods
 
@@ -85,6 +86,12 @@ def test_they_act_at_all_layers_resume_and_survive_saving(tiny_llama, triplets, 
         for part in ("directions", "weights", "bias"):
             torch.testing.assert_close(getattr(loaded.sites[name], part), getattr(site, part), rtol=0, atol=0)
             torch.testing.assert_close(getattr(again.sites[name], part), getattr(site, part), rtol=0, atol=0)
+
+
+def test_a_subspace_wider_than_the_activation_is_refused(tiny_llama, triplets):
+    width = tiny_llama.model.cfg.d_head
+    with pytest.raises(InputError, match=f"rank: got {width + 1}, expected at most {width}, the width of blocks.0.attn.hook_z"):
+        psr.fit(tiny_llama.model, triplets, psr.LoReFT(hook="z", rank=width + 1))
 
 
 def test_rows_become_orthonormal_and_span_the_same_space():

@@ -7,7 +7,7 @@ from helpers import random_triplets
 
 import psr_lens as psr
 from psr_lens.errors import InputError
-from psr_lens.fitting.layerwise.token_weights import FLOOR, decisive
+from psr_lens.fitting.layerwise.token_weights import FLOOR, decisive, row_weights
 
 PARTS = ("directions", "weights", "bias")
 
@@ -84,3 +84,15 @@ def test_solvers_that_cannot_choose_a_rank_or_weigh_tokens_say_so():
         psr.Joint(token_weights="kl")
     with pytest.raises(InputError, match="'uniform', 'kl'"):
         psr.Local(token_weights="KL")
+
+
+@pytest.mark.parametrize("relative", [0.0, 1.0, 2.0, 3.0])
+def test_a_massive_token_counts_as_much_as_another_of_its_relative_error(relative):
+    """Ten tokens of norm 1, and one of norm 10: its squared error counts as that of a token of norm 1, whatever `relative` is below 2."""
+    inputs = torch.eye(11, 16)
+    inputs[10] *= 10
+    ones = torch.ones(11)
+    found = row_weights(inputs, torch.zeros_like(inputs), ones, ones, psr.Sequential(relative=relative))
+    wanted = torch.ones(11, dtype=torch.float64)
+    wanted[10] = 10.0 ** -max(2.0, relative)
+    torch.testing.assert_close(found, wanted)

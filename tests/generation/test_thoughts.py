@@ -175,5 +175,9 @@ def test_settings_name_the_judge_within():
         check_judge({"name": "answer_only", "judge": {"name": "llm", "api_key_env": "SECRET"}})
     with pytest.raises(InputError, match=r"judge\.judge: got None"):
         check_judge({"name": "answer_only"})
-    moved = judge_at({"name": "answer_only", "judge": "llm:p.txt"}, "http://here")
+    inside = {"name": "answer_only", "judge": "llm:p.txt"}
+    both = judge_at({"trait": inside, "coherence": "llm:c.txt"}, "http://here")
+    assert both["trait"]["judge"]["base_url"] == both["coherence"]["base_url"] == "http://here"
+    assert judge_at({"trait": inside, "coherence": "perplexity"}, "http://here")["coherence"] == "perplexity"
+    moved = judge_at(inside, "http://here")
     assert moved["judge"] == {"name": "llm", "trait_prompt": "p.txt", "base_url": "http://here"}

@@ -82,6 +82,13 @@ def test_modules_may_be_imported_first_and_names_from_the_package():
     assert in_a_new_python(code).split() == wanted.split()
 
 
+def test_every_solver_is_known_by_its_name_before_anything_is_fitted():
+    code = (
+        "import psr_lens as psr; print(*(type(psr.FitConfig.of({'solver': name})).__name__ for name in ('joint', 'dim', 'clas')))"
+    )
+    assert in_a_new_python(code).split() == ["Joint", "DiM", "CLAS"]
+
+
 def test_an_unknown_name_is_an_attribute_error_that_names_it():
     with pytest.raises(AttributeError, match="'steer_me'"):
         _ = psr.steer_me

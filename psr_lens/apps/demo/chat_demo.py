@@ -90,11 +90,15 @@ class ChatDemoConfig:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        available = len(everyday_questions())
-        if not 1 <= self.fit_questions + self.validation_questions + self.held_out_questions <= available:
-            raise InputError(
-                "held_out_questions", self.held_out_questions, f"at most {available} questions, with those to fit and choose on"
+        for name in ("fit_questions", "validation_questions", "held_out_questions"):
+            if getattr(self, name) < 1:
+                raise InputError(name, getattr(self, name), "1 or more")
+        left = len(everyday_questions()) - self.fit_questions - self.validation_questions
+        if self.held_out_questions > left:
+            expected = (
+                f"at most {left}, since there are {len(everyday_questions())} questions, of which others are fitted and chosen on"
             )
+            raise InputError("held_out_questions", self.held_out_questions, expected)
 
     def sampling(self, stream: int) -> SamplingConfig:
         """How responses are sampled; each stream has a seed of its own."""

@@ -82,6 +82,8 @@ class HeldOut:
         verdicts: dict[str, Judgement] = {name: judged(self.judge, list(found), asked) for name, found in texts.items()}
         say("comparing token by token")
         responses = judged_triplets(self.pairs, answers[PROMPT], lambda texts, questions: verdicts[PROMPT])
+        if not responses:  # none has the trait; compare anyway, as the scores say it
+            responses = judged_triplets(self.pairs, answers[PROMPT], None)
         comparison = compare(self.model, responses, methods, paraphrase=self.paraphrase, alpha=alphas).with_scores(
             [summed(name, verdict, alphas.get(name)) for name, verdict in verdicts.items()],
             {**settings, "paraphrase": self.paraphrase},

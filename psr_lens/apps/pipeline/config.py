@@ -133,7 +133,7 @@ class RunConfig:
             if not isinstance(given, Mapping):
                 raise InputError(f"methods.{name}", repr(given), "a mapping of the fit's settings, such as {solver: sequential}")
             settings = FitConfig.of(given, defaults=common)
-            if self.layers is not None and not settings.is_baseline:
+            if self.layers is not None and (settings.is_trained or not settings.is_baseline):
                 settings = replace(settings, layers=self.layers)
             methods[str(name)] = settings.to_json()
         if taken := [name for name in methods if name in (NONE, PROMPT, PARAPHRASE)]:

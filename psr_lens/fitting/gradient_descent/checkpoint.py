@@ -47,6 +47,8 @@ def identity(
     settings = config.to_json() | asked.to_json()
     settings.pop("polish", None)  # `config` has its settings
     settings |= {"layers": None}  # the hook points say it
+    if settings.get("token_weights") == "uniform":  # older runs have no such setting
+        del settings["token_weights"]
     settings |= {"start": "random"}  # older runs of the solver `joint` could start from another solver's result
     return {
         "model": model_content(model),

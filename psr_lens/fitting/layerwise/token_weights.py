@@ -58,7 +58,7 @@ def row_weights(
     """The weight of each token's squared error: the given one, less for large activations of the residual stream.
 
     With `relative` it is divided by the prompted activation's norm to that power. The error of a token that is massive in either context
-    counts in proportion to its norm, so that it weighs as much as another token's.
+    counts in proportion to its norm, so that it weighs as much as another token's; a `relative` of 2 sees to that by itself.
     """
     if config.hook != "resid_post":
         return given
@@ -74,7 +74,11 @@ def row_weights(
 
     _, in_base = largest(lambda ours, added: ours.double())
     norms, in_prompted = largest(lambda ours, added: ours.double() + added)
-    return given.double() * torch.maximum(in_base, in_prompted) ** -2 * norms.clamp(min=1e-12) ** -config.relative
+    return (
+        given.double()
+        * torch.maximum(in_base, in_prompted) ** -max(0.0, 2 - config.relative)
+        * norms.clamp(min=1e-12) ** -config.relative
+    )
 
 
 def _median(values: Float[Tensor, " token"], counts: Float[Tensor, " token"]) -> Float[Tensor, ""]:

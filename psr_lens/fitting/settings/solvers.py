@@ -36,7 +36,7 @@ class FitConfig(Settings, ABC):
     solver: ClassVar[str]
     """Name of the solver in YAML files and saved settings."""
     is_baseline: ClassVar[bool] = False
-    """Whether it is a baseline, with one direction a site."""
+    """Whether it is a baseline."""
     tokens: ClassVar[Literal["span", "last"]] = "span"
     """Tokens that the replacement acts on: all of the span, or the last prompt token."""
 
@@ -132,10 +132,10 @@ class Layerwise(FitConfig):
     unlike those fitted on."""
     relative: float = 0.0
     """At `resid_post` only: a token's squared error is divided by the norm of its prompted activation to this power; 0 weighs all tokens
-    alike, 2 gives the relative error."""
+    alike but for massive ones, 2 gives the relative error."""
     token_weights: TokenWeights = "uniform"
     """How much a token's error counts: `"uniform"`, all alike; `"kl"`, by what it decides, the KL divergence between the prompted and the
-    base model's next token, which takes a forward pass more in each context. Massive activations count less with either."""
+    base model's next token, which takes a forward pass more in each context. At `resid_post` massive activations count less with either."""
     regression_steps: int = 40
     """Most steps of L-BFGS at a layer; 0 keeps the closed form."""
     regression_batch: int = 65_536

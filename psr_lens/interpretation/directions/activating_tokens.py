@@ -124,8 +124,10 @@ def top_tokens(
     if not names:
         acts = sorted({str(layer_of(name)) for name in replacement.sites})
         raise InputError("layer", repr(layer), f"a layer at which the replacement acts ({', '.join(acts)})")
-    if direction is not None and not 0 <= direction < min(replacement.sites[name].rank for name in names):
-        raise InputError("direction", direction, f"0 to {replacement.sites[names[0]].rank - 1}, or None for all together")
+    ranks = {replacement.sites[name].rank for name in names}
+    if direction is not None and not 0 <= direction < min(ranks):
+        remedy = "Give `layer`, since sites have different ranks." if len(ranks) > 1 else ""
+        raise InputError("direction", direction, f"0 to {min(ranks) - 1}, or None for all together", remedy)
     search = _Search(replacement, names, span or replacement.span, direction, k, per_response)
     for indices in progress_bar(list(length_batches(triplets, TOKEN_BUDGET)), desc="top tokens", unit="batch"):
         search.read(model, triplets, indices)
