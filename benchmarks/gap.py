@@ -320,7 +320,9 @@ def main(
         if questions is None:
             raise typer.BadParameter("got none, expected a parquet file of questions for a real model.", param_hint="questions")
         settings = real_settings(model, questions, trait or list(REAL))
-    held = content["models"].setdefault(model if embedded else Path(model).stem, {"machine": machine(), "traits": {}})
+    held = content["models"].setdefault(
+        model if embedded else Path(model).name.removesuffix(".gguf"), {"machine": machine(), "traits": {}}
+    )
 
     def save() -> None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
 from psr_lens.evaluation.distance import Distance, distance
-from psr_lens.evaluation.mean_difference import mean_directions
+from psr_lens.evaluation.mean_difference import lengths_of, mean_directions
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
 from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
@@ -52,8 +52,8 @@ class MethodTrace:
     site_layers: tuple[int, ...]
     """The layer of each hook point at which the replacement acts; a layer appears twice if the replacement acts at two points of it."""
     coefficient: Float[Tensor, "token site"]
-    """‖(α + b_m)·λ(A)·z‖, the length of what is added at each hook point, over all heads, in the activation's units; 0 on tokens
-    that are not steered."""
+    """The length of what is added at each hook point, (α + b_m)·λ(A)·z, over all heads, in the activation's units; 0 on tokens that are not
+    steered. It has a sign if there is a single direction."""
     projection: Float[Tensor, "token site"]
     """What the coefficient should have been: the length of (prompted activation − arriving activation) within the span of the
     directions, of each head's own directions at `attn.hook_z`. It has a sign if there is a single direction."""
@@ -328,7 +328,7 @@ def compare(
         magnitudes, components = [], []
         for column, (name, moment) in enumerate(zip(names, moments, strict=True)):
             delta = _moved(batch.prompted, base, name)
-            magnitude, component = _lengths(delta, directions[name])
+            magnitude, component = lengths_of(delta, directions[name])
             magnitudes.append(magnitude)
             components.append(component)
             energy[column] += squares(delta).sum().cpu()
@@ -348,10 +348,10 @@ def compare(
             squared = _errors(found, batch, names)
             errors[label] += squared.sum(0)
             take(f"{label}/error", squared.sqrt().float())
-            lengths = [_lengths(_moved(found, base, name), directions[name]) for name in names]
+            lengths = [lengths_of(_moved(found, base, name), directions[name]) for name in names]
             take(f"{label}/magnitude", torch.stack([magnitude for magnitude, _ in lengths], dim=1))
             take(f"{label}/component", torch.stack([component for _, component in lengths], dim=1))
-            take(f"{label}/coefficient", torch.stack([site.coefficient.abs() for site in steered.sites], dim=1))
+            take(f"{label}/coefficient", torch.stack([site.coefficient for site in steered.sites], dim=1))
             take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
     traces = {
         label: MethodTrace(
@@ -386,13 +386,6 @@ def compare(
 def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, "token d_model"]:
     """What a run changes at a hook point, against the base run."""
     return found.rows[name].float() - base.rows[name].float()
-
-
-def _lengths(
-    delta: Float[Tensor, "token d_model"], direction: Float[Tensor, " d_model"]
-) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """‖Δ‖, and the signed length of Δ along a unit vector."""
-    return delta.norm(dim=1), delta @ direction.to(delta.device)
 
 
 def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, "token layer"]:

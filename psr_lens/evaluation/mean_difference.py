@@ -47,3 +47,10 @@ def mean_directions(
             for indices in again.batches(range(len(triplets))):
                 again.read(indices, add)
     return {name: torch.nn.functional.normalize(total, dim=0).float() for name, total in sums.items()}
+
+
+def lengths_of(
+    delta: Float[Tensor, "token d_model"], direction: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
+    """‖Δ‖, and the signed length of Δ along a unit vector."""
+    return delta.norm(dim=1), delta @ direction.to(delta.device)

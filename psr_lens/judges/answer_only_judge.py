@@ -46,6 +46,9 @@ class AnswerOnlyJudge:
         """
         check_texts(texts, questions)
         found = [index for index, text in enumerate(texts) if self.after in text]
+        if not found:
+            missing = np.full(len(texts), np.nan)
+            return Judgement(missing, missing.copy(), (f"missing: the text has no {self.after!r}",) * len(texts))
         answers = [texts[index].partition(self.after)[2].lstrip() for index in found]
         of_answers = judged(self.judge, answers, [questions[index] for index in found])
         scores = {side: np.full(len(texts), np.nan) for side in SIDES}

@@ -22,7 +22,7 @@ Unit = Literal["words", "letters", "characters", "sentences", "lines", "text"]
 all but white space; a sentence has a letter, and ends after `.`, `!`, `?` or `…` (with closing quotes and brackets) before white space, or
 with its line; lines are those that are not blank; the text is one part, unless it is blank."""
 
-_SENTENCE: Final = re.compile(r"[^\s.!?…](?:[^.!?…\n]|[.!?…]+(?=[^\s.!?…\"'”’)\]]))*(?:[.!?…]+[\"'”’)\]]*)?")
+_SENTENCE: Final = re.compile(r"[^\s.!?…](?:[^.!?…\n]|[.!?…]+(?=[\"'”’)\]*_]*[^\s.!?…\"'”’)\]*_]))*(?:[.!?…]+[\"'”’)\]*_]*)?")
 
 _WHOLE: Final = ("words", "letters", "characters")
 """Parts that have to match as a whole; in the others the pattern is searched for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,8 +55,12 @@ class LanguageJudge:
 
 
 def _in_small_letters(text: str) -> str:
-    """The text in small letters if it is all in capitals: langdetect skips words in capitals."""
-    return text.lower() if text.isupper() else text
+    """The text with its words in capitals in small letters: langdetect skips words with two capitals in a row."""
+
+    def small(word: re.Match[str]) -> str:
+        return word.group().lower() if sum(map(str.isupper, word.group())) > 1 else word.group()
+
+    return re.sub(r"\w+", small, text)
 
 
 def _reason(found: dict[str, float] | None) -> str:

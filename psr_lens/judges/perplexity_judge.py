@@ -35,6 +35,8 @@ _TWICE: Final = 2
 
 _NATURAL: Final = 0.95
 """Quantile of the references' shares of repeated trigrams, up to which nothing is deducted."""
+_MOST_NATURAL: Final = 0.5
+"""Most repetition that references may have without a deduction: of a few references, one that loops would excuse all loops."""
 
 _STUCK: Final = 0.5
 """How much more than that is repeated in a text that scores 0."""
@@ -219,7 +221,7 @@ def perplexity(
     less likely than a uniform guess).
 
     Endless repetition is likely under any model, so it is counted: the share of the answer's trigrams of tokens that occurred at least
-    twice before in the same answer. Up to the 95th percentile of the references, nothing is deducted; from there the score falls linearly,
+    twice before in the same answer. Up to the 95th percentile of the references (0.5 at most), nothing is deducted; from there the score falls linearly,
     to 0 where half of the trigrams more are such repeats.
 
     Limits: it does not see whether an answer is true or to the point. Songs and long lists whose lines begin alike lose some of their
@@ -273,7 +275,7 @@ def perplexity(
             f"model: finds the references no likelier than shuffled text ({fluent:.2f} and {garbage:.2f} nats per token). "
             "Judge with a trained model, and give references that it could have written."
         )
-    natural = float(np.nanquantile(_repeated(read), _NATURAL))
+    natural = min(float(np.nanquantile(_repeated(read), _NATURAL)), _MOST_NATURAL)
     return PerplexityJudge(model=model, pairs=by_question, given=given, fluent=fluent, garbage=garbage, natural=natural)
 
 

@@ -37,7 +37,7 @@ class _Scale:
     """Vertical positions in the activation's units, downwards, so that the length of a bar is its value."""
 
     above: float
-    """Longest bar upwards, where the prompt pushes against the direction."""
+    """Longest bar upwards, where the push is against the direction."""
     below: float
     """Longest bar downwards."""
 
@@ -116,7 +116,7 @@ def _at_site(
     trace = result.methods[method]
     added, wanted = trace.coefficient[rows, site], trace.projection[rows, site]
     placed = placed_tokens(result, words)
-    scale = _Scale(max(0.0, -float(wanted.min())), max(0.0, float(added.max()), float(wanted.max())))
+    scale = _Scale(max(0.0, -float(wanted.min()), -float(added.min())), max(0.0, float(added.max()), float(wanted.max())))
     lines = placed[-1].line + 1
     styles = method_styles(result)
     figure = go.Figure()

@@ -49,6 +49,8 @@ def switched(figures: Sequence[go.Figure], labels: Sequence[str], what: str, act
         update |= {key: [] if key in ("annotations", "shapes") else None for key in changing - set(layout)}
         if "coloraxis" in layout:  # its bar stands above the plot, in shares of the plot's height
             update["coloraxis.colorbar.y"] = layout["coloraxis"]["colorbar"]["y"]
+            if "updatemenus" not in layout:  # else the buttons set the ends, which are the same in all figures
+                update |= {f"coloraxis.{end}": layout["coloraxis"][end] for end in ("cmin", "cmax") if end in layout["coloraxis"]}
         steps.append({"label": label, "method": "update", "args": [{"visible": [owner == index for owner in owners]}, update]})
     shown = go.Figure([trace for each in figures for trace in each.data], figures[active].layout)
     for trace, owner in zip(shown.data, owners, strict=True):

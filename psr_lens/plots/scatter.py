@@ -172,7 +172,7 @@ def _points(
     low, high = min(0.0, float(numbers.min())), max(float(numbers.max()), 1e-6)
     scale = SymLog.of(numbers[:, 0])
     across, up = scale(numbers[:, 0]), scale(numbers[:, 1])
-    ends = [float(min(0.0, across.min())), float(max(across.max(), up.max()))]
+    ends = [float(min(0.0, across.min(), up.min())), float(max(across.max(), up.max()))]
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": MUTED, "width": 1, "dash": "dot"}, hoverinfo="skip", row=row, col=col
     )

@@ -76,8 +76,8 @@ class MethodStyle:
 
 def role_of(trace: MethodTrace) -> Role:
     """The role of a replacement, determined from its coefficients rather than its name."""
-    largest, smallest = trace.coefficient.amax(dim=0), trace.coefficient.amin(dim=0)
-    if bool((largest > 0).any()) and bool((largest - smallest <= _CONSTANT * largest).all()):
+    largest, spread = trace.coefficient.abs().amax(dim=0), trace.coefficient.amax(dim=0) - trace.coefficient.amin(dim=0)
+    if bool((largest > 0).any()) and bool((spread <= _CONSTANT * largest).all()):
         return "constant"
     return "S-PSR" if len(set(trace.site_layers)) == 1 else "A-PSR"
 

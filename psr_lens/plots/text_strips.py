@@ -101,10 +101,16 @@ def magnitude_strips(
         figure.update_layout(coloraxis_colorbar={"lenmode": "pixels", "len": 280, "x": 0, "xanchor": "left"})
         axes = {scale: view.axis(_COLOURS) for scale, view in views.items()}
         figure.update_layout(axes[shown])
-        drawn = {scale: {"marker.color": [view.drawn(each) for each in values[scale].values()]} for scale, view in views.items()}
+        drawn = {scale: {"marker.color": [_drawn(view, each) for each in values[scale].values()]} for scale, view in views.items()}
         add_buttons(figure, drawn, axes, shown)
         figures.append(figure)
     return switched(figures, [str(result.layers[column]) for column in columns], "layer", len(figures) - 1)
+
+
+def _drawn(view: View, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """What colours the bars: an undefined number has the colour of no push, since Plotly would draw its bar in dark grey."""
+    found: Tensor = view.drawn(torch.where(values.isnan(), 0.0, values))
+    return found
 
 
 def _strips(
@@ -126,7 +132,7 @@ def _strips(
             x=np.array([token.width - _EDGE for token in placed], dtype=np.float32),
             y=np.array([token.line * pitch + order + 0.5 for token in placed], dtype=np.float32),
             width=0.94,
-            marker={"color": views[shown].drawn(values[shown][name]).numpy(), "coloraxis": "coloraxis", "line": {"width": 0}},
+            marker={"color": _drawn(views[shown], values[shown][name]).numpy(), "coloraxis": "coloraxis", "line": {"width": 0}},
             customdata=torch.stack([each[name] for each in values.values()], dim=1).float().numpy(),
             text=[escaped(token.text) for token in placed],
             textposition="inside",

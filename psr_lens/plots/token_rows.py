@@ -99,7 +99,7 @@ def site_of(trace: MethodTrace, method: str, layer: int | None) -> int:
     Raises:
         InputError: the replacement does not act at that layer.
     """
-    totals = trace.coefficient.sum(dim=0)
+    totals = trace.coefficient.abs().sum(dim=0)
     columns = [column for column, at in enumerate(trace.site_layers) if layer is None or at == layer]
     if not columns:
         acts = ", ".join(str(at) for at in sorted(set(trace.site_layers)))

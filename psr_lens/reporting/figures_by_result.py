@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 from psr_lens import plots
@@ -26,6 +27,8 @@ from psr_lens.results.table import ResultTable
 
 Blocks = tuple[Panel | Choice | Answers, ...]
 
+ANSWERS: Final = "Answers side by side"
+"""Heading of the part that comes first."""
 QUESTIONS: Final = 8
 """Most questions whose answers a report shows."""
 
@@ -65,6 +68,8 @@ def _answers(result: AnswersByMethod, cells: int) -> Blocks:
             trait = result.trait[name][index] if name in result.trait else math.nan
             row.append(Answer(result.heading(name), texts[index] or "(nothing)", "" if math.isnan(trait) else f"{trait:.0f}"))
         blocks.append(Answers(question, tuple(row)))
+    if blocks and len(result.questions) > QUESTIONS:
+        blocks[-1] = replace(blocks[-1], note=f"The first {QUESTIONS} of {len(result.questions)} questions.")
     return tuple(blocks)
 
 
@@ -224,7 +229,7 @@ _MEANING: Final = "What the directions mean"
 _BLOCK: Final = "Where in a block the prompt acts"
 
 _FURTHER: Final[dict[type, tuple[str, Callable[[Any, int], Blocks]]]] = {
-    AnswersByMethod: ("Answers side by side", _answers),
+    AnswersByMethod: (ANSWERS, _answers),
     Evaluation: ("Trait against coherence", _evaluation),
     ResultTable: ("Trait against coherence", _evaluation),
     Faithfulness: ("Faithfulness: next tokens and sites", _faithfulness),

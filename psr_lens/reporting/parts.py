@@ -60,6 +60,8 @@ class Answers:
     """The question."""
     answers: tuple[Answer, ...]
     """The answers, in the order of the methods."""
+    note: str = ""
+    """What is left out after it, if anything is."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
-from psr_lens.evaluation.answers_by_method import AnswersByMethod
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
 from psr_lens.plots.images import check_browser
 from psr_lens.plots.token_rows import shortened
 from psr_lens.reporting.comparison_figures import comparison_parts
-from psr_lens.reporting.figures_by_result import further_parts
+from psr_lens.reporting.figures_by_result import ANSWERS, further_parts
 from psr_lens.reporting.page import page_of
 from psr_lens.reporting.parts import CELLS, Part
 
@@ -81,9 +80,9 @@ def report(
 
 def _parts(comparison: Comparison, further: Sequence[object], cells: int) -> list[Part]:
     """The parts of a section: answers, the comparison, further results."""
-    answers = [each for each in further if isinstance(each, AnswersByMethod)]
-    figures = [each for each in further if not isinstance(each, AnswersByMethod)]
-    return [*further_parts(answers, 0), *comparison_parts(comparison, cells), *further_parts(figures, cells)]
+    others = further_parts(further, cells)
+    answers = [part for part in others if part.title == ANSWERS]
+    return [*answers, *comparison_parts(comparison, cells), *(part for part in others if part.title != ANSWERS)]
 
 
 def _checked(result: Comparison | Mapping[str, Comparison]) -> dict[str, Comparison]:

@@ -104,3 +104,14 @@ def test_settings_name_them_as_other_judges(given, expected):
     assert load_judge(given, None, []) == expected
     both = load_judge({"trait": given, "coherence": "organism:pirate"}, None, [])
     assert both == psr.judges.combine(expected, psr.judges.organism("pirate"))
+
+
+def test_words_in_capitals_count_beside_others():
+    texts = ["LE CHAT DORT SUR LA CHAISE ROUGE DE LA CUISINE. (iPhone)", "LE CHAT DORT SUR LA CHAISE ROUGE DE LA CUISINE."]
+    assert (psr.judges.language("fr")(texts, ["q", "q"]).trait > 90).all()
+
+
+def test_sentences_end_at_white_space_and_in_markdown():
+    pirate = psr.judges.fraction(r"(?i)\bahoy\b", of="sentences")
+    texts = ["**Ahoy!** The capital is Rome.", "See [our site.](https://x.org) now. Ahoy!"]
+    assert pirate(texts, ["q", "q"]).trait.tolist() == [50.0, 50.0]

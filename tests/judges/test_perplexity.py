@@ -131,6 +131,11 @@ def test_references_say_how_much_repetition_is_natural(organism, pairs, answers,
     assert used_to_it(thrice, questions_of(pairs)).coherence[within] == pytest.approx(100 * fluency[within])
 
 
+def test_references_that_loop_do_not_excuse_loops(organism, pairs):
+    loops = ["the bear is big . " * 12 for _ in pairs]
+    assert psr.judges.perplexity(organism.model, pairs, loops).natural == 0.5
+
+
 def test_texts_of_hardly_any_tokens_repeat_nothing(judge, pairs):
     found = judge.repeated(["", "bear", "bear bear", "bear bear bear bear", "bear bear bear bear bear"], [pairs[0].question] * 5)
     assert found.tolist() == pytest.approx([math.nan, 0, 0, 0, 1 / 3], nan_ok=True)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 from helpers import random_replacement
 from html_page import Page
-from made_up_results import attribution, comparison, further_results, lens
+from made_up_results import attribution, comparison, further_results, lens, side_by_side
 
 import psr_lens as psr
 from psr_lens.errors import InputError, MissingPackageError
@@ -71,6 +71,12 @@ def test_answers_come_first_as_text_with_their_scores(rich):
     assert " ".join(second.split()) == "what is number 1 ? none 0 answer 1 prompt 100 aye A-PSR (α = 1.25) (nothing)"
     assert "what is number 7 ?" in body
     assert "what is number 8 ?" not in body
+    assert "The first 8 of 10 questions." in body
+
+
+def test_what_is_wrong_is_named_by_its_place_beside_answers_too(tmp_path):
+    with pytest.raises(InputError, match=r"also\[1\]: got 3"):
+        psr.report(comparison(), tmp_path / "r.html", also=[side_by_side(), 3])
 
 
 def test_the_heads_with_the_largest_share_and_the_patched_run_are_named(rich):
