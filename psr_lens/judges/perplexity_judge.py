@@ -221,8 +221,8 @@ def perplexity(
     less likely than a uniform guess).
 
     Endless repetition is likely under any model, so it is counted: the share of the answer's trigrams of tokens that occurred at least
-    twice before in the same answer. Up to the 95th percentile of the references (0.5 at most), nothing is deducted; from there the score falls linearly,
-    to 0 where half of the trigrams more are such repeats.
+    twice before in the same answer. Up to the 95th percentile of the references (0.5 at most), nothing is deducted; from there the score
+    falls linearly, to 0 where half of the trigrams more are such repeats.
 
     Limits: it does not see whether an answer is true or to the point. Songs and long lists whose lines begin alike lose some of their
     score, unless the references have such lines too. It mistakes a trait for incoherence to the extent that the trait is unlikely without

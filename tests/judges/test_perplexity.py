@@ -131,8 +131,8 @@ def test_references_say_how_much_repetition_is_natural(organism, pairs, answers,
     assert used_to_it(thrice, questions_of(pairs)).coherence[within] == pytest.approx(100 * fluency[within])
 
 
-def test_references_that_loop_do_not_excuse_loops(organism, pairs):
-    loops = ["the bear is big . " * 12 for _ in pairs]
+def test_references_that_loop_do_not_excuse_loops(organism, pairs, answers):
+    loops = [" ".join([text] * 12) for text in answers]
     assert psr.judges.perplexity(organism.model, pairs, loops).natural == 0.5
 
 
