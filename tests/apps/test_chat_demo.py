@@ -60,7 +60,7 @@ def test_an_instruction_that_the_model_does_not_follow_is_said_before_anything_i
 
 
 def test_settings_are_checked():
-    with pytest.raises(InputError, match="held_out_questions: got 60, expected at most 50, since there are 120 questions"):
+    with pytest.raises(InputError, match="held_out_questions: got 60, expected at most 52, since there are 120 questions"):
         ChatDemoConfig("folder", held_out_questions=60)
     with pytest.raises(InputError, match="held_out_questions: got 0, expected 1 or more"):
         ChatDemoConfig("folder", held_out_questions=0)

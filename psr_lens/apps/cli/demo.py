@@ -32,7 +32,7 @@ def demo(
     questions: Annotated[
         int | None,
         typer.Option(
-            help="Number of held-out questions to score on: for the organism 100 or more (default: 120), for a chat model 40 by default."
+            help="Number of held-out questions to score on: for the organism 100 or more (default: 120), for a chat model 32 by default."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions, the sampling and the fits.")] = 0,

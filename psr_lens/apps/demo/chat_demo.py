@@ -28,7 +28,7 @@ from psr_lens.results.judgement import Judge
 
 ALPHAS: Final = (1.0, 1.25)
 """Strengths from which A-PSR takes its best, by its scores on the validation questions."""
-CONSTANT_ALPHAS: Final = (1.0, 2.0, 4.0)
+CONSTANT_ALPHAS: Final = (1.0, 3.0)
 """The same for the constant baseline."""
 MIN_COHERENCE: Final = 80.0
 """Least coherence of a method at its best strength."""
@@ -71,9 +71,9 @@ class ChatDemoConfig:
     """A name, a folder or a `.gguf` file, as `load_model` takes it."""
     fit_questions: int = 60
     """Number of questions to fit on."""
-    held_out_questions: int = 40
+    held_out_questions: int = 32
     """Number of questions to score and compare on, unseen by the fits."""
-    validation_questions: int = 10
+    validation_questions: int = 8
     """Number of questions to choose strengths on: neither fitted on nor scored."""
     rank: int = 16
     """Directions of A-PSR at each layer; a chat model needs more of them than the organism."""
@@ -117,10 +117,11 @@ def instruction_named(name: str) -> ChatInstruction:
 
 
 def unsteered_answers(model: HookedModel, config: ChatDemoConfig, say: Say) -> tuple[list[Response], list[Response]]:
-    """Answers without any instruction to the questions to fit and choose on, and to the held-out ones: the same for every instruction."""
+    """Answers without any instruction to the questions to choose on, and to the held-out ones: the same for every instruction."""
     say("answering without an instruction")
     known, held_out = _prompts(model, next(iter(INSTRUCTIONS.values())), config)
-    return generate(model, known, sampling=config.sampling(0)), generate(model, held_out, sampling=config.sampling(1))
+    validation = known[config.fit_questions :]
+    return generate(model, validation, sampling=config.sampling(0)), generate(model, held_out, sampling=config.sampling(1))
 
 
 def run_instruction(
@@ -141,17 +142,18 @@ def run_instruction(
     began = time.perf_counter()
     given = instruction_named(name)
     known, asked = _prompts(model, given, config)
-    references = [each.text for answers in unsteered for each in answers]
-    coherence = judges.perplexity(model, known + asked, references, given="either")
-    judge = judges.combine(trait=given.judge, coherence=coherence)
     to_fit, validation = known[: config.fit_questions], known[config.fit_questions :]
     say("sampling responses to the prompt")
-    triplets = judged_triplets(to_fit, generate(model, to_fit, context="prompted", sampling=config.sampling(0)), judge)
+    triplets = judged_triplets(to_fit, generate(model, to_fit, context="prompted", sampling=config.sampling(0)), given.judge)
     if len(triplets) < _FEWEST:
         raise ModelError(
             f"model: follows {given.instruction!r} in {len(triplets)} of {len(to_fit)} responses ({triplets.summary()}); "
             f"at least {_FEWEST} are needed. Try another instruction with --trait, or your own with `psr-lens run`."
         )
+    say("preparing the judge")
+    references = [each.text for answers in unsteered for each in answers]
+    coherence = judges.perplexity(model, validation + asked, references, given="either")
+    judge = judges.combine(trait=given.judge, coherence=coherence)
     say(f"fitting on {len(triplets)} triplets")
     middle = int(model.cfg.n_layers) // 2
     methods = {"A-PSR": fit(model, triplets, Sequential(rank=config.rank)), "S-Const DiM": fit(model, triplets, DiM(layers=middle))}
