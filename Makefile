@@ -101,7 +101,7 @@ $(REAL_MODEL): demo-real-model.txt | $(STAMP)
 
 .DELETE_ON_ERROR:
 
-# A chat model of 135 million parameters: about ten minutes on two cores, 93 MB once.
+# A chat model of 135 million parameters; 93 MB once.
 demo-real: $(REAL_MODEL)
 	$(BIN)/psr-lens demo --model $(REAL_MODEL) --out demo-real
 
