@@ -18,6 +18,7 @@ from _models import machine
 
 import psr_lens as psr
 from psr_lens.models import HookedModel
+from psr_lens.results.correlation import mean_ranks
 
 FIT, OTHERS = 60, 40
 """Questions to look at and fit on, and questions to compare on."""
@@ -44,10 +45,6 @@ def measured(model: HookedModel, name: str, trait: str) -> list[dict[str, Any]]:
     return rows
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    return values.argsort().argsort().astype(float)
-
-
 def lines_of(rows: list[dict[str, Any]]) -> list[list[str]]:
     """The table's cells: over all traits and layers of a model, and for A-PSR after the last layer over the traits."""
     last = max(row["layer"] for row in rows)
@@ -61,7 +58,7 @@ def lines_of(rows: list[dict[str, Any]]) -> list[list[str]]:
         }
         for what, chosen in kinds.items():
             expected, reached = (np.array([row[key] for row in chosen]) for key in ("expected", "reached"))
-            rho = np.corrcoef(ranks(expected), ranks(reached))[0, 1]
+            rho = np.corrcoef(mean_ranks(expected), mean_ranks(reached))[0, 1]
             off = expected - reached
             lines.append([model, what, str(len(chosen)), f"{rho:.2f}", f"{off.mean():+.3f}", f"{off[np.abs(off).argmax()]:+.3f}"])
     return lines

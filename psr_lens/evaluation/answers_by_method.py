@@ -17,7 +17,7 @@ from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair
 from psr_lens.replacement import SteeringPlan
 from psr_lens.results.bootstrap import mean_interval
-from psr_lens.results.judgement import Judge, checked_judge, judged
+from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
 from psr_lens.results.result import Result
 
 
@@ -104,12 +104,21 @@ def answers_by_method(
     alphas = strengths(alpha, list(plans))
     if judge is not None:
         checked_judge(judge)
-    asked = tuple(pair.asked for pair in pairs)
     found = {name: tuple(each.text for each in some) for name, some in answer_all(model, pairs, plans, alphas, sampling).items()}
-    scores = {} if judge is None else {name: judged(judge, list(texts), list(asked)).trait for name, texts in found.items()}
-    return AnswersByMethod(
-        pairs[0].instruction, asked, found, alphas, {name: tuple(map(float, each)) for name, each in scores.items()}
-    )
+    asked = [pair.asked for pair in pairs]
+    verdicts = {} if judge is None else {name: judged(judge, list(texts), asked) for name, texts in found.items()}
+    return side_by_side(pairs, found, alphas, verdicts)
+
+
+def side_by_side(
+    pairs: Sequence[PromptPair],
+    answers: Mapping[str, tuple[str, ...]],
+    alphas: Mapping[str, float],
+    verdicts: Mapping[str, Judgement],
+) -> AnswersByMethod:
+    """Answers that there are, by method, with what a judge said of them."""
+    traits = {name: tuple(map(float, verdict.trait)) for name, verdict in verdicts.items()}
+    return AnswersByMethod(pairs[0].instruction, tuple(pair.asked for pair in pairs), answers, alphas, traits)
 
 
 def answer_all(

@@ -19,7 +19,7 @@ from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading
 from psr_lens.errors import InputError
 from psr_lens.fitting.layerwise.rank import leading
 from psr_lens.models import HookedModel, frozen
-from psr_lens.prompts import Span, Triplet, check_triplets, rephrase
+from psr_lens.prompts import Span, Triplet, check_triplets, rephrase, token_table
 from psr_lens.results.bootstrap import Estimate, estimate, ratio
 
 Acting = Literal["all", "one"]
@@ -256,20 +256,16 @@ def outlook(
         raise InputError("ranks", repr(list(ranks)), "whole numbers of at least 1, in a list that is not empty")
     check_triplets(model, triplets)
     tried = tuple(sorted({min(int(rank), int(model.cfg.d_model)) for rank in ranks}))
-    rows = Rows(triplets, span)
-    owner = torch.repeat_interleave(torch.arange(len(triplets)), torch.tensor(rows.counts))
+    tokens = token_table(model, triplets, span)
     massive = massive_activations(model, triplets, span=span, token_budget=token_budget)
-    left = torch.ones(len(owner), dtype=torch.bool)
-    left[
-        [rows.offsets[token.triplet] + triplets[token.triplet].pair.span_length(span) + token.position for token in massive.tokens]
-    ] = False
+    left = ~massive.mask(tokens).any(dim=1)
     read = _Reader(model, triplets, None if paraphrase is None else rephrase(model, triplets, paraphrase), span, token_budget)
-    by_layer = [_layer(*each, left, owner, len(triplets), tried) for each in read.layers(len(owner))]
+    by_layer = [_layer(*each, left, tokens.triplet, len(triplets), tried) for each in read.layers(len(tokens))]
     accumulated, local, other = zip(*by_layer, strict=True)
     return Outlook(
         triplets[0].pair.instruction,
         tried,
-        len(owner),
+        len(tokens),
         len(massive),
         _stacked(accumulated),
         _stacked(local),

@@ -21,6 +21,7 @@ from psr_lens.plots.controls import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, round_below, titled, translucent
 from psr_lens.plots.token_rows import shortened, trace_of
 from psr_lens.prompts.token_text import readable
+from psr_lens.results.correlation import mean_ranks
 
 MAX_POINTS: Final = 1_200
 """Most points per panel. Of more tokens, evenly spaced ones in order of the wanted coefficient are drawn, so that the largest stay."""
@@ -200,17 +201,10 @@ def _heading(layer: int, added: Float[Tensor, " token"], wanted: Float[Tensor, "
     # The coefficients of a constant differ by rounding.
     if len(added) < 2 or bool((pair.std(axis=1) <= 1e-5 * np.abs(pair).max(axis=1)).any()):
         return f"layer {layer}<br>no spread"
-    ranks = np.stack([_ranks(each) for each in pair])
+    ranks = np.stack([mean_ranks(each) for each in pair])
     return f"layer {layer}<br>" + "<br>".join(
         f"{sign} = {np.corrcoef(each)[0, 1]:.2f}".replace("-", "−") for sign, each in (("r", pair), ("ρ", ranks))
     )
-
-
-def _ranks(values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " token"]:
-    """Ranks; equal numbers, such as the zeros of a ReLU, share their mean rank."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Float[np.ndarray, " token"] = (counts.cumsum() - (counts - 1) / 2)[which]
-    return ranks
 
 
 def _spread(order: Int[Tensor, " token"], most: int) -> Int[Tensor, " shown"]:

@@ -64,6 +64,12 @@ def spearman(
     return estimate(statistic, n, resamples=RANK_RESAMPLES)
 
 
+def mean_ranks(values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " token"]:
+    """Ranks from 0.5 up; equal numbers, such as the zeros of a ReLU, share their mean rank."""
+    ranks: Float[np.ndarray, " token"] = _ranker(values)(np.ones((1, len(values))))[0]
+    return ranks
+
+
 def _ranker(
     values: Float[np.ndarray, " token"],
 ) -> Callable[[Float[np.ndarray, "resample token"]], Float[np.ndarray, "resample token"]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from psr_lens.evaluation.answers_by_method import AnswersByMethod
+from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
 from psr_lens.evaluation.comparison import Comparison, compare
 from psr_lens.evaluation.methods import NONE, PROMPT
 from psr_lens.evaluation.scores import summed
@@ -88,5 +88,4 @@ class HeldOut:
             [summed(name, verdict, alphas.get(name)) for name, verdict in verdicts.items()],
             {**settings, "paraphrase": self.paraphrase},
         )
-        traits = {name: tuple(map(float, verdict.trait)) for name, verdict in verdicts.items()}
-        return comparison, AnswersByMethod(self.pairs[0].instruction, tuple(asked), texts, dict(alphas), traits), responses
+        return comparison, side_by_side(self.pairs, texts, dict(alphas), verdicts), responses

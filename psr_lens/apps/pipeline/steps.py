@@ -20,7 +20,7 @@ from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import Answers
-from psr_lens.evaluation.answers_by_method import AnswersByMethod
+from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
 from psr_lens.evaluation.comparison import Comparison, compare
 from psr_lens.evaluation.config import JudgeServer, load_judge
 from psr_lens.evaluation.evaluate import evaluate
@@ -252,13 +252,8 @@ class _Run:
 
     def _side_by_side(self, result: RunResult) -> AnswersByMethod:
         points = {} if result.evaluation is None else self._points(result.evaluation)
-        return AnswersByMethod(
-            self.held_out[0].instruction,
-            tuple(pair.asked for pair in self.held_out),
-            result.answers,
-            dict.fromkeys(result.methods, float(self.config.alpha)),
-            {name: tuple(map(float, points[name].judgement.trait)) for name in result.answers if name in points},
-        )
+        verdicts = {name: points[name].judgement for name in result.answers if name in points}
+        return side_by_side(self.held_out, result.answers, dict.fromkeys(result.methods, float(self.config.alpha)), verdicts)
 
     def _write(self, result: RunResult) -> None:
         asked = {"question": [pair.asked for pair in self.held_out], "instruction": [pair.instruction for pair in self.held_out]}
