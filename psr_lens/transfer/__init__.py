@@ -1,5 +1,17 @@
 """Does a replacement carry over to another model? The same text in two models, and what of one can be read in the other."""
 
+from psr_lens.transfer.activation_map import ActivationMap, LayerMap, fit_activation_map
+from psr_lens.transfer.layer_matching import best_monotone_matching, matched_by_depth
 from psr_lens.transfer.pairing import PairedText, TokenPairs, pair_texts, pair_tokens
 
-__all__ = ["PairedText", "TokenPairs", "pair_texts", "pair_tokens"]
+__all__ = [
+    "ActivationMap",
+    "LayerMap",
+    "PairedText",
+    "TokenPairs",
+    "best_monotone_matching",
+    "fit_activation_map",
+    "matched_by_depth",
+    "pair_texts",
+    "pair_tokens",
+]

@@ -189,7 +189,7 @@ def check_rendered(model: HookedModel, triplets: Sequence[Triplet]) -> None:
     """
     made: list[PromptPair | None]
     try:
-        made = [*_prompts(model, [each.pair for each in triplets])]
+        made = list(_prompts(model, [each.pair for each in triplets]))
     except InputError:  # of one of them, such as an empty question; which one is seen below
         made = [_prompt_if_any(model, each.pair) for each in triplets]
     for index, (triplet, found) in enumerate(zip(triplets, made, strict=True)):
