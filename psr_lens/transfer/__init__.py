@@ -3,6 +3,7 @@
 from psr_lens.transfer.activation_map import ActivationMap, LayerMap, fit_activation_map
 from psr_lens.transfer.layer_matching import best_monotone_matching, matched_by_depth
 from psr_lens.transfer.pairing import PairedText, TokenPairs, pair_texts, pair_tokens
+from psr_lens.transfer.rungs import gates, gates_through_text, through_text
 
 __all__ = [
     "ActivationMap",
@@ -11,7 +12,10 @@ __all__ = [
     "TokenPairs",
     "best_monotone_matching",
     "fit_activation_map",
+    "gates",
+    "gates_through_text",
     "matched_by_depth",
     "pair_texts",
     "pair_tokens",
+    "through_text",
 ]
