@@ -29,9 +29,9 @@ from psr_lens.transfer.activation_map import ActivationMap
 from psr_lens.transfer.origin import SETTING, check_source, origin
 from psr_lens.transfer.pairing import pair_texts
 
-THROUGH_TEXT: Final = Joint(objective="ll", rank=4, epochs=8, learning_rate=1e-2, regulariser=0.0)
-"""Settings of `through_text`."""
-GATES_THROUGH_TEXT: Final = Joint(objective="ll", epochs=8, learning_rate=1e-2, regulariser=0.0)
+THROUGH_TEXT: Final = Joint(objective="ll", rank=4, epochs=8, batch_size=4, learning_rate=1e-2, regulariser=0.0)
+"""Settings of `through_text`. With 60 texts, steps of 16 were too few."""
+GATES_THROUGH_TEXT: Final = Joint(objective="ll", epochs=8, batch_size=4, learning_rate=1e-2, regulariser=0.0)
 """Settings of `gates_through_text`."""
 
 
