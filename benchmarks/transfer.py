@@ -244,7 +244,7 @@ def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence
         for trait in traits or psr.organism.TRAITS:
             parts = (train[:FITTED], train[FITTED:], held_out)
             judge, sampling = psr.judges.organism(trait), psr.SamplingConfig(max_new_tokens=48)
-            yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, None)
+            yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before")
         return
     import pyarrow.parquet as parquet
 
