@@ -184,7 +184,8 @@ class Gates:
 
 def length(gate: Float[Tensor, "token size"]) -> Float[Tensor, " token"]:
     """Length of what is added; signed if there is a single direction."""
-    return gate[:, 0] if gate.shape[1] == 1 else torch.linalg.vector_norm(gate, dim=1)
+    found: Tensor = gate[:, 0] if gate.shape[1] == 1 else torch.linalg.vector_norm(gate, dim=1)
+    return found
 
 
 def gates_of(model: HookedModel, triplets: Sequence[Triplet], replacement: Replacement, token_budget: int) -> Gates:
@@ -214,7 +215,8 @@ def _added(site: Site, arriving: Float[Tensor, " token *width"]) -> Float[Tensor
     site = site.to(arriving.device, torch.float32)
     coefficients = site.coefficients(arriving)
     if site.rank == 1:
-        return (coefficients * torch.linalg.vector_norm(site.directions, dim=-1)).flatten(1)
+        found: Tensor = (coefficients * torch.linalg.vector_norm(site.directions, dim=-1)).flatten(1)
+        return found
     sizes, axes = torch.linalg.eigh(site.directions.double() @ site.directions.double().transpose(-1, -2))
     root = axes * sizes.clamp(min=0).sqrt().unsqueeze(-2)
     return per_head(coefficients.double(), root).flatten(1).float()

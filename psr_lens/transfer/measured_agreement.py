@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
@@ -13,10 +15,10 @@ from psr_lens.activations.massive_activations import massive_activations
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Reading, Rows, Take
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, fingerprint, frozen
-from psr_lens.prompts import Triplet, token_table
+from psr_lens.prompts import TokenTable, Triplet, token_table
 from psr_lens.replacement import Replacement
 from psr_lens.transfer.agreement_result import Agreement
-from psr_lens.transfer.gate_reading import gates_of, read_gates
+from psr_lens.transfer.gate_reading import GateReading, gates_of, read_gates
 from psr_lens.transfer.normal_equations import FOLDS
 from psr_lens.transfer.pairing import PairedRows, pair_texts, paired_rows
 
@@ -63,54 +65,72 @@ def agreement(
     if given and len(triplets) < FOLDS:
         raise InputError("triplets", f"{len(triplets)} of them", f"at least {FOLDS}, to hold texts out")
     paired = pair_texts(source, target, triplets)
-    sides = (source, [each.source for each in paired]), (target, [each.target for each in paired])
-    tokens = [token_table(model, texts, "R") for model, texts in sides]
+    here = _Side(source, [each.source for each in paired], token_budget)
+    there = _Side(target, [each.target for each in paired], token_budget)
     every = paired_rows(paired)
-    massive = torch.zeros(len(every.text), dtype=torch.bool)
-    for (model, texts), table, rows in zip(sides, tokens, every[:2], strict=True):
-        found = massive_activations(model, texts, span="R", token_budget=token_budget)
-        massive |= found.mask(table).any(dim=1)[rows]
-    rows = PairedRows(*(each[~massive] for each in every))
+    massive = here.massive()[every.source] | there.massive()[every.target]
+    rows = PairedRows(every.source[~massive], every.target[~massive], every.text[~massive])
     if len(rows.text) < 2:
         raise InputError("triplets", f"{len(rows.text)} tokens that both models end at the same byte", "at least two")
-    magnitudes = [_magnitudes(model, texts, token_budget) for model, texts in sides]
-    readings = []
-    for one, (gated, reader), at in (
-        (replacement, sides, (rows.source, rows.target)),
-        (target_replacement, sides[::-1], (rows.target, rows.source)),
-    ):
-        if one is None:
-            readings.append(None)
-            continue
-        gates = gates_of(*gated, one, token_budget)
-        readings.append(read_gates(gates, at[0], *reader, at[1], rows.text, token_budget))
     return Agreement(
         triplets[0].pair.instruction,
         fingerprint(source),
         fingerprint(target),
-        *tokens,
+        here.tokens,
+        there.tokens,
         rows,
         len(paired),
         int(massive.sum()),
-        magnitudes[0][rows.source],
-        magnitudes[1][rows.target],
-        *readings,
+        here.magnitudes()[rows.source],
+        there.magnitudes()[rows.target],
+        None if replacement is None else _read(here, replacement, rows.source, there, rows.target, rows.text),
+        None if target_replacement is None else _read(there, target_replacement, rows.target, here, rows.source, rows.text),
     )
 
 
-def _magnitudes(model: HookedModel, triplets: Sequence[Triplet], token_budget: int) -> Float[Tensor, "token layer"]:
-    """‖Δ‖ of every token on the span `R` after every layer."""
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(int(model.cfg.n_layers))]
-    shapes = {name: (int(model.cfg.d_model),) for name in names}
-    reading = Reading(model, triplets, shapes, next(iter(model.parameters())).dtype, "R", token_budget=token_budget)
-    rows = Rows(triplets, "R")
-    with reading.bar() as bar, torch.no_grad(), frozen(model):
-        for batch in reading.batches(range(len(triplets))):
-            taken = rows.of(batch)
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One model with its triplets."""
 
-            def norms(name: str, difference: Tensor, take: Take = taken) -> None:
-                take(name, torch.linalg.vector_norm(difference.float(), dim=1))
+    model: HookedModel
+    triplets: Sequence[Triplet]
+    token_budget: int
 
-            reading.read(batch, norms)
-            bar.update(sum(rows.counts[index] for index in batch))
-    return torch.stack([rows.tensors[name] for name in names], dim=1)
+    @cached_property
+    def tokens(self) -> TokenTable:
+        return token_table(self.model, self.triplets, "R")
+
+    def massive(self) -> Bool[Tensor, " token"]:
+        """Which tokens have a massive activation after any layer, in either context."""
+        found = massive_activations(self.model, self.triplets, span="R", token_budget=self.token_budget)
+        return found.mask(self.tokens).any(dim=1)
+
+    def magnitudes(self) -> Float[Tensor, "token layer"]:
+        """‖Δ‖ of every token after every layer."""
+        names = [f"blocks.{layer}.hook_resid_post" for layer in range(int(self.model.cfg.n_layers))]
+        shapes = {name: (int(self.model.cfg.d_model),) for name in names}
+        dtype = next(iter(self.model.parameters())).dtype
+        reading = Reading(self.model, self.triplets, shapes, dtype, "R", token_budget=self.token_budget)
+        rows = Rows(self.triplets, "R")
+        with reading.bar() as bar, torch.no_grad(), frozen(self.model):
+            for batch in reading.batches(range(len(self.triplets))):
+                taken = rows.of(batch)
+
+                def norms(name: str, difference: Tensor, take: Take = taken) -> None:
+                    take(name, torch.linalg.vector_norm(difference.float(), dim=1))
+
+                reading.read(batch, norms)
+                bar.update(sum(rows.counts[index] for index in batch))
+        return torch.stack([rows.tensors[name] for name in names], dim=1)
+
+
+def _read(
+    gated: _Side,
+    replacement: Replacement,
+    gate_rows: Int[Tensor, " pair"],
+    reader: _Side,
+    reader_rows: Int[Tensor, " pair"],
+    text: Int[Tensor, " pair"],
+) -> GateReading:
+    gates = gates_of(gated.model, gated.triplets, replacement, gated.token_budget)
+    return read_gates(gates, gate_rows, reader.model, reader.triplets, reader_rows, text, reader.token_budget)
