@@ -103,8 +103,7 @@ class GateReading:
     @cached_property
     def matching(self) -> LayerPairs:
         """For each gate the layer that reads it, `(gate, reader)`: the best monotone matching of R²; hopeless pairs all count as 0."""
-        chosen = best_monotone_matching(self.r2.clamp(min=0).T.contiguous())
-        return tuple((self.gate_layers[gate], self.reader_layers[reader]) for reader, gate in chosen)
+        return tuple((self.gate_layers[gate], self.reader_layers[reader]) for gate, reader in _readers(self.r2))
 
     def matched(self) -> Estimate:
         """R² of each gate from the layer that `matching` gives to it, with its interval over texts.
@@ -256,9 +255,13 @@ def read_gates(
             found.append(_held_out(rows.to(device), values, [_columns(each, columns) for each in sums], folds, sizes))
     layers = tuple(range(int(reader.cfg.n_layers)))
     real, control = (_summed(found, owner, count) for found in errors)
-    made = GateReading(gates.layers, layers, real, control, gates.lengths(gate_rows), torch.empty(0, len(sizes)))
-    read = [errors[0][reader].lengths[:, at] for at, (_, reader) in enumerate(made.matching)]
-    return GateReading(gates.layers, layers, real, control, made.gate, torch.stack(read, dim=1).float().cpu())
+    read = [errors[0][reader].lengths[:, gate] for gate, reader in _readers(real.r2)]
+    return GateReading(gates.layers, layers, real, control, gates.lengths(gate_rows), torch.stack(read, dim=1).float().cpu())
+
+
+def _readers(r2: Float[Tensor, "gate reader"]) -> LayerPairs:
+    """For each gate the index of the layer that reads it; R² below 0 all count as 0."""
+    return tuple((gate, reader) for reader, gate in best_monotone_matching(r2.clamp(min=0).T.contiguous()))
 
 
 def _activations(
