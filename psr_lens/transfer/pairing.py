@@ -152,15 +152,12 @@ def pair_texts(source: HookedModel, target: HookedModel, triplets: Sequence[Trip
         own = triplet.response_ids[:-1] if ended else triplet.response_ids
         ends = token_ends(from_, own, triplet.response, argument), token_ends(to, ids, triplet.response, argument)
         at = pair_tokens(*ends)
-        both = ended and end is not None
-        ids = (*ids, end) if both else ids
+        if ended and end is not None:
+            at = TokenPairs(*(torch.cat([each, torch.tensor([len(of)])]) for each, of in zip(at, (own, ids), strict=True)))
+            ids = (*ids, end)
         if not ids:
             raise InputError(argument, repr(triplet.response), "a text of at least one token of the target", "Drop the triplet.")
-        last = (
-            [torch.tensor([len(each.response_ids) - 1]) for each in (triplet, replace(triplet, response_ids=ids))] if both else []
-        )
-        positions = [torch.cat([each, *last[side : side + 1]]) for side, each in enumerate(at)]
-        paired.append(PairedText(triplet, replace(triplet, pair=pair, response_ids=ids), *positions))
+        paired.append(PairedText(triplet, replace(triplet, pair=pair, response_ids=ids), *at))
     check_triplets(target, [each.target for each in paired])
     return paired
 

@@ -22,7 +22,7 @@ from evaluated import WordJudge
 from helpers import pairs_of, random_replacement, random_triplets
 
 import psr_lens as psr
-from psr_lens import datasets, judges, organism, patching, plots
+from psr_lens import datasets, judges, organism, patching, plots, transfer
 from psr_lens.errors import InputError, PsrLensError
 from psr_lens.replacement import LearningCurve
 
@@ -38,7 +38,15 @@ BAD = {
     "an object": object(),
 }
 """What each argument is replaced by."""
-ROOMS = {"": psr, "datasets.": datasets, "judges.": judges, "organism.": organism, "patching.": patching, "plots.": plots}
+ROOMS = {
+    "": psr,
+    "datasets.": datasets,
+    "judges.": judges,
+    "organism.": organism,
+    "patching.": patching,
+    "plots.": plots,
+    "transfer.": transfer,
+}
 SETTINGS = {
     *("SamplingConfig", "InMemory", "Statistics", "OnDisk", "SideEffects", "Calibration", "SteeringPlan", "Replacement"),
     *("Sequential", "Local", "Joint", "Polish", "DiM", "ActAdd", "LastToken", "Stolfo", "ReFT", "LoReFT", "CLAS"),
