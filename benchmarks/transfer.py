@@ -147,6 +147,28 @@ def constants(setting: Setting) -> Replacement:
     return Replacement(sites, "R", "A-Const", fingerprint(setting.model))
 
 
+OTHERS = 3
+"""Number of other instructions whose differences teach a map; each with a third of the questions."""
+
+
+def others(setting: Setting) -> list[PairedText]:
+    """The source's answers with other instructions."""
+    names = [name for name in psr.organism.TRAITS if name != setting.name][:OTHERS]
+    found: list[Triplet] = []
+    for index, name in enumerate(names):
+        asked = list(setting.questions[0])[index::OTHERS]
+        pairs = psr.prompt_pairs(setting.source, asked, psr.organism.instruction(name))
+        found += psr.sample_responses(setting.source, pairs, psr.judges.organism(name), sampling=setting.sampling)
+    return psr.transfer.pair_texts(setting.source, setting.model, found)
+
+
+def whole(setting: Setting, kind: Any) -> Replacement:
+    """Rung 4."""
+    texts = others(setting) if kind == "differences" else setting.plain
+    forward = psr.transfer.fit_direction_map(setting.source, setting.model, texts, kind)
+    return psr.transfer.whole(setting.model, setting.fitted, setting.map, forward)
+
+
 CELLS: dict[str, Callable[[Setting], Replacement]] = {
     "native": native,
     "gates, plain map": lambda setting: setting.gates(setting.map),
@@ -154,9 +176,11 @@ CELLS: dict[str, Callable[[Setting], Replacement]] = {
     "gates through text, plain map": lambda setting: psr.transfer.gates_through_text(
         setting.model, setting.carried, setting.fitted, setting.map
     ),
-    "gates, own map": lambda setting: setting.gates(
-        psr.transfer.fit_activation_map(setting.source, setting.model, setting.paired)
-    ),
+    "whole, ridge": lambda setting: whole(setting, "ridge"),
+    "whole, procrustes": lambda setting: whole(setting, "procrustes"),
+    "whole, anchors": lambda setting: whole(setting, "anchors"),
+    "whole, differences": lambda setting: whole(setting, "differences"),
+    "gates, own map": lambda setting: setting.gates(psr.transfer.fit_activation_map(setting.source, setting.model, setting.paired)),
     "gates, shuffled map": lambda setting: setting.gates(shuffled_map(setting)),
     "gates, random map": lambda setting: setting.gates(random_map(setting)),
     "constants": constants,

@@ -1,4 +1,4 @@
-"""Where a replacement that was carried over came from: the record in its settings, and what is kept of the replacement that it came from."""
+"""Where a replacement that was carried over came from: the record in its settings, and which replacements can be carried."""
 
 from __future__ import annotations
 
@@ -77,4 +77,6 @@ def check_source(replacement: Replacement, mapped: ActivationMap) -> None:
             )
     if replacement.span != "R" or replacement.tokens != "span":
         where = "the last prompt token alone" if replacement.tokens == "last" else f"the span {replacement.span!r}"
-        raise InputError("replacement", f"one that acts on {where}", "one that acts on the span 'R', as the texts of the map are read")
+        raise InputError(
+            "replacement", f"one that acts on {where}", "one that acts on the span 'R', as the texts of the map are read"
+        )

@@ -36,9 +36,7 @@ GATES_THROUGH_TEXT: Final = Joint(objective="ll", epochs=8, batch_size=4, learni
 
 
 @checks_arguments
-def through_text(
-    source: HookedModel, target: HookedModel, triplets: Sequence[Triplet], config: Joint | None = None
-) -> Replacement:
+def through_text(source: HookedModel, target: HookedModel, triplets: Sequence[Triplet], config: Joint | None = None) -> Replacement:
     """Carry over the texts alone: the target learns by likelihood from the source's responses, and is never prompted.
 
     Needs of the target: gradients through it, on the questions *without* the instruction. No map, and no replacement of the source's.
@@ -108,7 +106,9 @@ def gates(
     check_triplets(target, triplets)
     probes = pulled_back(replacement, mapped)
     sites = solve_for_directions(target, triplets, probes, config)
-    return _carried(target, triplets, replacement, sites, config.to_json(), origin_of("gates", target, triplets, replacement, mapped))
+    return _carried(
+        target, triplets, replacement, sites, config.to_json(), origin_of("gates", target, triplets, replacement, mapped)
+    )
 
 
 @checks_arguments
