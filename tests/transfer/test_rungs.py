@@ -114,7 +114,7 @@ def test_a_texts_end_is_learned_and_the_prompt_is_not_read(two) -> None:
 
 
 def test_a_loaded_transfer_says_where_it_came_from(two, carried, tmp_path) -> None:
-    back = psr.Replacement.load(carried.save(tmp_path / "carried"), model=two.target)
+    back = psr.Replacement.load(carried.save(tmp_path / "carried"))
     assert back.origin == ("gates", "organism")
     assert repr(back).endswith("for organism-gpt2, gates from organism)")
     assert "| carried over | gates from organism |" in back.model_card()
