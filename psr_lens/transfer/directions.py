@@ -39,7 +39,13 @@ _SEED: Final = 0
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DirectionMap:
-    """A linear map of directions from a source to a target, for each target layer; `fit_direction_map` makes it."""
+    """A linear map of directions from a source to a target, for each target layer; `fit_direction_map` makes it.
+
+    Example:
+        >>> paired = psr.transfer.pair_texts(model, model, triplets)
+        >>> psr.transfer.fit_direction_map(model, model, paired, "anchors", layers=[(2, 2)]).matrices[2].shape
+        torch.Size([128, 128])
+    """
 
     kind: Push
     """How it was made."""

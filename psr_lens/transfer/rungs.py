@@ -58,7 +58,7 @@ def through_text(source: HookedModel, target: HookedModel, triplets: Sequence[Tr
     Example:
         >>> few = psr.Joint(objective="ll", layers=2, epochs=1)
         >>> psr.transfer.through_text(model, psr.load_model("organism-gpt2"), triplets[:4], few)
-        Replacement(S-PSR LL, 1 hook points from blocks.2.hook_resid_post, rank 1, span R, for organism-gpt2, through text from organism)
+        Replacement(S-PSR LL, blocks.2.hook_resid_post, rank 1, span R, for organism-gpt2, through text from organism)
     """
     config = THROUGH_TEXT if config is None else config
     _check_likelihood(config)
