@@ -2,9 +2,9 @@
 
 python benchmarks/real/instructions.py MODEL questions.parquet --json benchmarks/real/MODEL.json
 
-An instruction is used if the mean trait on 24 questions is at least 50 with the prompt and at most 10 without. Those that are not used are in
-the file too, with their scores. The model is a folder, a `.gguf` file or a name on the Hugging Face Hub; the questions are AxBench's `input`s
-shorter than 70 characters (a parquet file of its training data).
+An instruction is used if the mean trait on 24 questions is at least 50 with the prompt and at most 10 without. Those that are not used
+are in the file too, with their scores. The model is a folder, a `.gguf` file or a name on the Hugging Face Hub; the questions are
+AxBench's `input`s shorter than 70 characters (a parquet file of its training data).
 """
 
 from __future__ import annotations
