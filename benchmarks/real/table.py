@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -83,7 +83,7 @@ class Passes:
     """How often the training texts went through the model, without and with gradients: tokens embedded over tokens of the triplets."""
 
     def __init__(self, model: HookedModel, triplets: Sequence[Triplet]) -> None:
-        self.embedding = next(each for each in model.modules() if isinstance(each, torch.nn.Embedding))
+        self.embedding = next(each for each in cast(torch.nn.Module, model).modules() if isinstance(each, torch.nn.Embedding))
         self.tokens = sum(len(each.pair.base_ids) + len(each.response_ids) for each in triplets)
         self.seen = [0, 0]
 
@@ -118,7 +118,7 @@ class Cell:
         self.triplets = psr.sample_responses(model, self.fitted, given.judge, sampling=SAMPLING)
         self.unsteered = psr.generate(model, self.held_out, sampling=SAMPLING)
         self.prompted = psr.generate(model, self.held_out, context="prompted", sampling=SAMPLING)
-        references = [each.text for each in (*self.unsteered, *self.prompted)]
+        references = [*[""] * VALIDATION, *[each.text for each in self.unsteered]]
         coherence = psr.judges.perplexity(model, [*self.validation, *self.held_out], references, given="either")
         self.judge: Judge = psr.judges.combine(trait=given.judge, coherence=coherence)
         self.compared = judged_triplets(self.held_out, self.prompted, given.judge)[:COMPARED]
