@@ -42,6 +42,8 @@ class PromptPair:
     """Role and content of the messages before the question, if it ends a conversation."""
     chat: ChatSettings = ChatSettings()  # noqa: RUF009 (frozen)
     """How both prompts were put together."""
+    thought_ids: tuple[int, ...] = ()
+    """Token ids of the model's own thought, which ends both prompts (see `think`). They are never made anew from text."""
 
     @property
     def asked(self) -> str:
