@@ -34,7 +34,7 @@ from psr_lens.evaluation.scores import Scores
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import Layers, check_layers
-from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
+from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, instruction_label, token_table
 from psr_lens.results.table import ResultTable
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Comparison:
     """
 
     instruction: str
-    """The instruction of the prompt; the first, if there are several."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     model: Mapping[str, object]
     """Fingerprint of the model."""
     span: Span
@@ -366,7 +366,7 @@ def compare(
         for label in plans
     }
     return Comparison(
-        triplets[0].pair.instruction,
+        instruction_label(each.pair for each in triplets),
         fingerprint(model),
         span,
         token_table(model, triplets, span),

@@ -20,7 +20,7 @@ from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT, Methods, plans
 from psr_lens.evaluation.side_by_side import SideBySide
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import Layers, check_layers
-from psr_lens.prompts import Span, Triplet, check_triplets
+from psr_lens.prompts import Span, Triplet, check_triplets, instruction_label
 
 
 @checks_arguments
@@ -73,7 +73,7 @@ def faithfulness(
         if same := {each.pair.instruction for each in chosen} & set(texts):
             raise InputError("paraphrases", repr(same.pop()), "other words than the instruction's own")
     blocks = {str(kind): _measured(reading, list(chosen), token_budget) for kind, chosen in kinds.items()}
-    instruction = next(iter(kinds.values()))[0].pair.instruction
+    instruction = instruction_label(each.pair for chosen in kinds.values() for each in chosen)
     return Faithfulness(instruction, texts, fingerprint(model), span, tuple(reading.layers), alphas, blocks)
 
 

@@ -186,7 +186,7 @@ class Faithfulness:
     """
 
     instruction: str
-    """The instruction of the prompt; the first, if there are several."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     paraphrases: tuple[str, ...]
     """The instruction in other words."""
     model: Mapping[str, object]

@@ -19,7 +19,7 @@ from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading
 from psr_lens.errors import InputError
 from psr_lens.fitting.layerwise.rank import leading
 from psr_lens.models import HookedModel, frozen
-from psr_lens.prompts import Span, Triplet, check_triplets, rephrase, token_table
+from psr_lens.prompts import Span, Triplet, check_triplets, instruction_label, rephrase, token_table
 from psr_lens.results.bootstrap import Estimate, estimate, ratio
 
 Acting = Literal["all", "one"]
@@ -66,7 +66,7 @@ class Outlook:
     """
 
     instruction: str
-    """The instruction of the prompt."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     ranks: tuple[int, ...]
     """The ranks that were looked at, in ascending order."""
     tokens: int
@@ -263,7 +263,7 @@ def outlook(
     by_layer = [_layer(*each, left, tokens.triplet, len(triplets), tried) for each in read.layers(len(tokens))]
     accumulated, local, other = zip(*by_layer, strict=True)
     return Outlook(
-        triplets[0].pair.instruction,
+        instruction_label(each.pair for each in triplets),
         tried,
         len(tokens),
         len(massive),

@@ -31,7 +31,7 @@ from psr_lens.interpretation.attribution.running_sums import SourceSums, TokenSu
 from psr_lens.interpretation.attribution.split_by_layer import SplitLayer, above_rounding, delta_after, split_layers
 from psr_lens.models import HookedModel, device_of, fingerprint, frozen
 from psr_lens.models.hook_points import Layers, check_layers, layer_of
-from psr_lens.prompts import Span, Triplet, check_triplets, token_table
+from psr_lens.prompts import Span, Triplet, check_triplets, instruction_label, token_table
 from psr_lens.replacement import Replacement, check_compatible
 
 TOKEN_BUDGET: Final = 4_096
@@ -111,7 +111,7 @@ def attribute(
             bar.update(len(indices))
     unrolled = target is not None
     return Attribution(
-        triplets[0].pair.instruction,
+        instruction_label(each.pair for each in triplets),
         fingerprint(model),
         span,
         difference,
