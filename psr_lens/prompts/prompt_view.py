@@ -18,7 +18,7 @@ from rich.text import Text
 from psr_lens._utils.sequences import common_prefix, common_suffix
 from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.replaced_system import replaced_system
-from psr_lens.prompts.token_text import is_byte_level, token_bytes, token_strings, visible
+from psr_lens.prompts.token_text import is_byte_level, token_bytes, token_strings, visible, with_bytes
 
 Part = Literal["", "instruction", "question", "prefix", "response"]
 """What a token belongs to; empty for a token of the template or of an earlier message."""
@@ -216,10 +216,7 @@ def prompt_view(tokenizer: Any, pair: PromptPair, span: Span, response_ids: Sequ
 
 def _shown_text(spelled: bytes) -> str:
     """A token's text; its bytes if it is only a piece of a character."""
-    try:
-        return visible(spelled.decode())
-    except UnicodeDecodeError:
-        return "".join(f"‹{byte:02X}›" for byte in spelled)
+    return visible(with_bytes(spelled.decode("utf-8", "surrogateescape")))
 
 
 def _mark(parts: list[Part], part: Part, positions: range) -> None:
