@@ -17,7 +17,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Faithfulness
 from psr_lens.evaluation.faithfulness_sums import ClosenessSums, SiteSums
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT, Methods, plans_for, strengths
-from psr_lens.evaluation.side_by_side import SideBySide
+from psr_lens.evaluation.side_by_side import SideBySide, squared_distances
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import Layers, check_layers
 from psr_lens.prompts import Span, Triplet, check_triplets, instruction_label
@@ -94,15 +94,18 @@ def _measured(reading: SideBySide, triplets: Sequence[Triplet], token_budget: in
             for context, unsteered in enumerate(batch.unsteered):
                 finder.look(column, context, unsteered.rows[name])
         finder.add(rows)
-        close[NONE].add(batch, rows, batch.base, batch.prompted)
-        for rephrased in batch.rephrased:
-            close[PARAPHRASE].add(batch, rows, rephrased, batch.prompted)
-            away[NONE].add(batch, rows, batch.base, rephrased)
-            away[PROMPT].add(batch, rows, batch.prompted, rephrased)
+        prompted, *rephrased = (
+            (unsteered, squared_distances(unsteered, batch.base, reading.residuals)) for unsteered in batch.unsteered[1:]
+        )
+        close[NONE].add(batch, rows, batch.base, *prompted)
+        for other in rephrased:
+            close[PARAPHRASE].add(batch, rows, other[0], *prompted)
+            away[NONE].add(batch, rows, batch.base, *other)
+            away[PROMPT].add(batch, rows, batch.prompted, *other)
         for steered in reading.steered(batch):
-            close[steered.label].add(batch, rows, steered.reading, batch.prompted)
-            for rephrased in batch.rephrased:
-                away[steered.label].add(batch, rows, steered.reading, rephrased)
+            close[steered.label].add(batch, rows, steered.reading, *prompted)
+            for other in rephrased:
+                away[steered.label].add(batch, rows, steered.reading, *other)
             for site, found in zip(at_sites[steered.label], steered.sites, strict=True):
                 site.add(batch, found)
     massive = finder.finish()

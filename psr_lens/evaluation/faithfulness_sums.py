@@ -13,7 +13,7 @@ from psr_lens.activations.paired_passes import row_counts
 from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, squares
 from psr_lens.evaluation.faithfulness_result import Closeness, SiteFaithfulness
-from psr_lens.evaluation.side_by_side import Batch
+from psr_lens.evaluation.side_by_side import Batch, squared_distances
 from psr_lens.prompts import Span
 
 
@@ -27,17 +27,29 @@ class ClosenessSums:
         self._single = np.zeros((3, responses))
         self._tokens: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, batch: Batch, rows: Int[Tensor, " token"], found: BatchReading, target: BatchReading) -> None:
-        """Add a batch, whose tokens have these rows: what the method does to it, and what the prompt does, both against the base prompt."""
+    def add(
+        self,
+        batch: Batch,
+        rows: Int[Tensor, " token"],
+        found: BatchReading,
+        target: BatchReading,
+        energy: Float[Tensor, "token layer"],
+    ) -> None:
+        """Add a batch, whose tokens have these rows.
+
+        Args:
+            batch: The batch.
+            rows: The row of each of its tokens.
+            found: The batch as the method has it.
+            target: The batch as the prompt has it.
+            energy: ‖Δ_acc‖² of the target, the same for all methods.
+        """
         spanned = row_counts(batch.triplets, self._span)
-        norms = np.empty((2, len(rows), len(self._names)), dtype=np.float32)
-        for column, name in enumerate(self._names):
-            base = batch.base.rows[name].float()
-            delta = target.rows[name].float() - base
-            error = found.rows[name].float() - base - delta
-            for kind, squared in enumerate((squares(error), squares(delta))):
-                self._layered[kind, batch.indices, column] += by_response(squared, spanned)
-                norms[kind, :, column] = squared.sqrt().cpu().numpy()
+        both = (squared_distances(found, target, self._names), energy)
+        for kind, squared in enumerate(both):
+            for column, each in enumerate(squared.unbind(1)):
+                self._layered[kind, batch.indices, column] += by_response(each, spanned)
+        norms = (squared.sqrt().float().numpy() for squared in both)
         self._tokens.append((rows.numpy(), np.repeat(batch.indices, spanned), *norms))
         predicted = [len(each.response_ids) for each in batch.triplets]
         if found.logits is not None and target.logits is not None:

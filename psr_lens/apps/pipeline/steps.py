@@ -21,7 +21,8 @@ from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
-from psr_lens.evaluation.comparison import Comparison, compare
+from psr_lens.evaluation.compare import compare
+from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.config import JudgeServer, load_judge
 from psr_lens.evaluation.evaluate import evaluate
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
