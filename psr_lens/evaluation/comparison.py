@@ -135,12 +135,11 @@ class Comparison:
         rows: list[tuple[object, ...]] = []
         for name in dict.fromkeys([*scores, *distances]):
             score, found = scores.get(name), distances.get(name)
-            last = (found.relative_rmse, found.without_massive, found.median) if found else ()
             rows.append(
                 (
                     name,
                     *((score.trait, score.coherence, score.n) if score else ("", "", "")),
-                    *([float(each[-1]) for each in last] or ("", "", "")),
+                    *(found.last if found else ("", "", "")),
                 )
             )
         rmse = f"relative RMSE, layer {self.layers[-1]}"

@@ -107,13 +107,13 @@ def _measured(reading: SideBySide, triplets: Sequence[Triplet], token_budget: in
             for other in rephrased:
                 away[steered.label].add(batch, rows, steered.reading, *other)
             for site, found in zip(at_sites[steered.label], steered.sites, strict=True):
-                site.add(batch, found)
+                site.add(batch, rows, found)
     massive = finder.finish()
     mask = massive.mask(places.offsets[-1])
     return BlockFaithfulness(
         count,
         {label: each.finish(mask) for label, each in close.items()},
         {label: each.finish(mask) for label, each in away.items()},
-        {label: tuple(each.finish() for each in sites) for label, sites in at_sites.items()},
+        {label: tuple(each.finish(mask) for each in sites) for label, sites in at_sites.items()},
         listed(massive, reading.model, triplets, reading.span, reading.layers, reading.contexts),
     )

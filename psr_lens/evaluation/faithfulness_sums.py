@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -76,30 +77,31 @@ class SiteSums:
     def __init__(self, site: ActingSite, span: Span, responses: int) -> None:
         """Start at zero."""
         self._site, self._span = site, span
-        self._tokens: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._sums = np.zeros((5, responses))
+        self._responses = responses
+        self._tokens: list[tuple[np.ndarray, ...]] = []
 
-    def add(self, batch: Batch, reading: SiteReading) -> None:
-        """Add a batch: what was done at the hook point."""
+    def add(self, batch: Batch, rows: Int[Tensor, " token"], reading: SiteReading) -> None:
+        """Add a batch, whose tokens have these rows: what was done at the hook point."""
         name = self._site.name
         delta = batch.prompted.rows[name].float() - batch.base.rows[name].float()
-        spanned = row_counts(batch.triplets, self._span)
-        owner, acting = np.repeat(batch.indices, spanned), reading.acting.cpu().numpy()
-        self._tokens.append(
-            (owner[acting], *(each.double().cpu().numpy()[acting] for each in (reading.coefficient, reading.projection)))
-        )
         energies = (squares(delta), self._site.within(delta), reading.missing, reading.within, reading.left)
-        for row, energy in enumerate(energies):
-            self._sums[row, batch.indices] += by_response(energy, spanned)
+        owner = np.repeat(batch.indices, row_counts(batch.triplets, self._span))
+        numbers = (each.double().cpu().numpy() for each in (reading.coefficient, reading.projection, *energies))
+        self._tokens.append((rows.numpy(), owner, reading.acting.cpu().numpy(), *numbers))
 
-    def finish(self) -> SiteFaithfulness:
-        """The sums over everything that was added, and its tokens in the order of the responses."""
-        response, coefficient, projection = (np.concatenate(each) for each in zip(*self._tokens, strict=True))
-        order = np.argsort(response, kind="stable")
+    def finish(self, massive: Bool[Tensor, " token"]) -> SiteFaithfulness:
+        """The sums over everything that was added, given which tokens are massive after any layer."""
+        rows, *others = (np.concatenate(each) for each in zip(*self._tokens, strict=True))
+        order = np.argsort(rows)
+        every = [each[order] for each in others]
+        ordinary = ~massive.numpy()[rows[order]]
+        return replace(self._summed(every), without_massive=self._summed([each[ordinary] for each in every]))
+
+    def _summed(self, tokens: Sequence[np.ndarray]) -> SiteFaithfulness:
+        owner, acting, coefficient, projection, *energies = tokens
+        sums = [np.bincount(owner, energy, self._responses) for energy in energies]
         site = self._site
-        return SiteFaithfulness(
-            site.name, site.layer, site.rank, response[order], coefficient[order], projection[order], *self._sums
-        )
+        return SiteFaithfulness(site.name, site.layer, site.rank, owner[acting], coefficient[acting], projection[acting], *sums)
 
 
 def by_response(values: Float[Tensor, " token"], counts: Sequence[int]) -> Float[np.ndarray, " response"]:
