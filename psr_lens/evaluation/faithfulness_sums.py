@@ -26,7 +26,7 @@ class ClosenessSums:
         self._names, self._span = names, span
         self._layered = np.zeros((2, responses, len(names)))
         self._single = np.zeros((3, responses))
-        self._tokens: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._tokens: list[tuple[np.ndarray, ...]] = []
 
     def add(
         self,
@@ -99,9 +99,20 @@ class SiteSums:
 
     def _summed(self, tokens: Sequence[np.ndarray]) -> SiteFaithfulness:
         owner, acting, coefficient, projection, *energies = tokens
-        sums = [np.bincount(owner, energy, self._responses) for energy in energies]
-        site = self._site
-        return SiteFaithfulness(site.name, site.layer, site.rank, owner[acting], coefficient[acting], projection[acting], *sums)
+        delta, delta_within, missing, within, left = (np.bincount(owner, energy, self._responses) for energy in energies)
+        return SiteFaithfulness(
+            self._site.name,
+            self._site.layer,
+            self._site.rank,
+            owner[acting],
+            coefficient[acting],
+            projection[acting],
+            delta,
+            delta_within,
+            missing,
+            within,
+            left,
+        )
 
 
 def by_response(values: Float[Tensor, " token"], counts: Sequence[int]) -> Float[np.ndarray, " response"]:
