@@ -351,8 +351,8 @@ def compare(
             lengths = [lengths_of(_moved(found, base, name), directions[name]) for name in names]
             take(f"{label}/magnitude", torch.stack([magnitude for magnitude, _ in lengths], dim=1))
             take(f"{label}/component", torch.stack([component for _, component in lengths], dim=1))
-            take(f"{label}/coefficient", torch.stack([site.coefficient for site in steered.sites], dim=1))
-            take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
+            take(f"{label}/coefficient", _columns([site.coefficient for site in steered.sites], len(squared)))
+            take(f"{label}/projection", _columns([site.projection for site in steered.sites], len(squared)))
     traces = {
         label: MethodTrace(
             rows.tensors[f"{label}/magnitude"],
@@ -386,6 +386,10 @@ def compare(
 def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, "token d_model"]:
     """What a run changes at a hook point, against the base run."""
     return found.rows[name].float() - base.rows[name].float()
+
+
+def _columns(each: Sequence[Float[Tensor, " token"]], tokens: int) -> Float[Tensor, "token site"]:
+    return torch.stack(list(each), dim=1) if each else torch.empty(tokens, 0)
 
 
 def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, "token layer"]:

@@ -13,10 +13,9 @@ from psr_lens.activations.paired_passes import row_counts
 from psr_lens.activations.teacher_forced_pass import BatchReading, Steered, logits_budget, read_batch
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, positions
-from psr_lens.evaluation.methods import PARAPHRASE
+from psr_lens.evaluation.methods import PARAPHRASE, Plan
 from psr_lens.models import HookedModel, device_of
 from psr_lens.prompts import Context, Span, Triplet, rephrase
-from psr_lens.replacement import SteeringPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,7 @@ class SideBySide:
 
     model: HookedModel
     """The model."""
-    plans: Mapping[str, SteeringPlan]
+    plans: Mapping[str, Plan]
     """The methods by name."""
     alphas: Mapping[str, float]
     """Strength of each method."""

@@ -21,6 +21,7 @@ from psr_lens.activations.batches import length_batches
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.gradient_descent.checkpoint import Checkpoint, identity
 from psr_lens.fitting.gradient_descent.objective import Objective
+from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, frozen, has_hooks
 from psr_lens.prompts import Triplet
@@ -46,7 +47,7 @@ def train(
     config: Joint,
     objective_of: Callable[[bool], Objective],
     *,
-    asked: FitConfig,
+    asked: FitConfig | LoRA,
     checkpoint: str | Path | None = None,
 ) -> Trained:
     """Train for `config.epochs`, or resume from a checkpoint.
@@ -123,7 +124,7 @@ class _Run:
         self.triplets, self.config, self.objective, self.checkpoint = triplets, config, objective, checkpoint
         self.training, self.validation = split(len(triplets), config)
         self.rank, self.processes = rank_and_world_size()
-        self.tensors = objective.parameters.trained
+        self.tensors = objective.trained
         self.good = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         self.best: dict[str, Tensor] = {}
         self.optimiser = torch.optim.AdamW(list(self.tensors.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
