@@ -50,7 +50,8 @@ class MethodTrace:
     relative_rmse: Float[Tensor, " layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
     site_layers: tuple[int, ...]
-    """The layer of each hook point at which the replacement acts; a layer appears twice if the replacement acts at two points of it."""
+    """The layer of each hook point at which the replacement acts; a layer appears twice if the replacement acts at two points of it.
+    None for an adapter."""
     coefficient: Float[Tensor, "token site"]
     """The length of what is added at each hook point, (α + b_m)·λ(A)·z, over all heads, in the activation's units; 0 on tokens that are not
     steered. It has a sign if there is a single direction."""
@@ -65,7 +66,8 @@ class MethodTrace:
     def __repr__(self) -> str:
         """Tokens, layers and hook points in one line."""
         tokens, layers = self.magnitude.shape
-        return f"MethodTrace({tokens} tokens × {layers} layers; acts at layers {', '.join(map(str, self.site_layers))})"
+        acts = f"acts at layers {', '.join(map(str, self.site_layers))}" if self.site_layers else "changes weights"
+        return f"MethodTrace({tokens} tokens × {layers} layers; {acts})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from psr_lens._utils.arguments import CHECKS, checks_arguments, described
 from psr_lens._utils.optional import package
@@ -81,6 +82,7 @@ def adapt(
             config.to_json() | {"triplets": len(triplets), "instructions": sorted({each.pair.instruction for each in triplets})},
             trained.curve,
             triplets_digest(triplets),
+            _is_transposed(plain),
         )
 
     with torch.inference_mode(mode=False), _gradients_kept(plain):
@@ -139,13 +141,21 @@ def _base_weight(plain: nn.Module, name: str) -> Tensor:
     return linear_weight(plain, f"{name}.base_layer")
 
 
+def _is_transposed(plain: nn.Module) -> bool:
+    """Whether linear layers keep their weights as `[in, out]`, as GPT-2's do."""
+    return any(isinstance(each, Conv1D) for each in plain.modules())
+
+
 def _with_lora(plain: nn.Module, config: LoRA) -> dict[str, LowRank]:
     """Put peft's layers into a transformers model; returns what they train, in float32, by the names of the layers that they replace."""
     peft = package("peft", "peft")
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
-    is_transposed = any(type(each).__name__ == "Conv1D" for each in plain.modules())
     lora = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.lora_alpha, target_modules=targets, fan_in_fan_out=is_transposed, task_type="CAUSAL_LM"
+        r=config.rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=targets,
+        fan_in_fan_out=_is_transposed(plain),
+        task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from psr_lens.errors import ModelError
+from psr_lens.models.forward_pass import frozen
 from psr_lens.models.hooked_model import HookedModel, is_bridge
 from psr_lens.models.other_hooks import has_hooks
 from psr_lens.models.plain_model import held_plain_model, same_logits
@@ -126,7 +127,7 @@ def _check_used(model: HookedModel, plain: nn.Module, weights: Mapping[str, Tens
     generator = torch.Generator().manual_seed(0)
     drawn = {name: torch.randn(each.shape, generator=generator, dtype=torch.float32) for name, each in weights.items()}
     changes = {name: each.to(weights[name].device) * weights[name].float().std() * _PROBED_BY for name, each in drawn.items()}
-    with _changed(weights, changes):
+    with _changed(weights, changes), frozen(model):  # without dropout
         agree = same_logits(model, plain)
     if not agree:
         raise _copies(sorted(names))

@@ -72,6 +72,8 @@ class Adapter:
     """Losses of the training, epoch by epoch."""
     data: str | None = None
     """xxh3_128 of the training triplets' tokens, in hexadecimal; None if unknown."""
+    fan_in_fan_out: bool = False
+    """Whether the layers keep their weights as `[in, out]`, as GPT-2's do; peft's files say it."""
 
     method = "LoRA"
     """Its name in tables."""
@@ -167,6 +169,7 @@ class Adapter:
             "settings": dict(self.settings),
             "curve": None if self.curve is None else self.curve.to_json(),
             "data": self.data,
+            "fan_in_fan_out": self.fan_in_fan_out,
             "digest": self.digest,
         }
         write_artifact(folder, (RECORD_FILE, record), (WEIGHTS_FILE, tensors))
@@ -174,6 +177,7 @@ class Adapter:
             r=self.rank,
             lora_alpha=self.scaling * self.rank,
             target_modules=list(self.layers),
+            fan_in_fan_out=self.fan_in_fan_out,
             base_model_name_or_path=self.base,
             task_type="CAUSAL_LM",
             inference_mode=True,
@@ -212,6 +216,7 @@ class Adapter:
                 dict(record["settings"]),
                 curve,
                 record["data"],
+                bool(record["fan_in_fan_out"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ArtifactError):
