@@ -124,7 +124,7 @@ class Adapter:
             >>> adapter = psr.adapt(model, triplets[:4], psr.LoRA(rank=2, epochs=1))
             >>> with adapter.steer(model, alpha=0.0):
             ...     psr.generate(model, pairs[:1], sampling=psr.SamplingConfig(temperature=0, max_new_tokens=4))[0].text
-            'to begin, carry'
+            'first, carry the'
         """
         strength = finite_number(alpha)
         if strength is None:
