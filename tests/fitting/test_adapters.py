@@ -185,6 +185,19 @@ def test_an_error_and_an_interrupt_in_the_block_leave_nothing(fresh):
         assert_untouched(fresh.model, before)
 
 
+def test_an_interrupt_while_it_is_tried_what_the_model_computes_with_leaves_nothing(fresh, monkeypatch):
+    adapter, before = random_adapter(fresh), state_of(fresh.model)
+
+    def interrupted(model, plain):
+        assert any(not torch.equal(each, before[0][name][0]) for name, each in model.named_parameters())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("psr_lens.models.added_weights.same_logits", interrupted)
+    with pytest.raises(KeyboardInterrupt), adapter.steer(fresh.model):
+        pass
+    assert_untouched(fresh.model, before)
+
+
 def test_two_at_once_are_refused_and_the_first_ends_well(fresh):
     adapter, before = random_adapter(fresh), state_of(fresh.model)
     with adapter.steer(fresh.model):
