@@ -27,9 +27,9 @@ from psr_lens.fitting.gradient_descent.training import Trained, train
 from psr_lens.fitting.negatives import check_no_negatives
 from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import Joint, as_joint
-from psr_lens.models import HookedModel, fingerprint, linear_weight, plain_with_shared_weights
+from psr_lens.models import HookedModel, LowRank, fingerprint, linear_weight, plain_with_shared_weights
 from psr_lens.prompts import Triplet, check_triplets
-from psr_lens.replacement import Adapter, LowRank
+from psr_lens.replacement import Adapter
 
 
 @checks_arguments
@@ -127,7 +127,7 @@ class _Adapting(Likelihood):
     def where_it_broke(self, indices: Sequence[int]) -> str:
         """The layer whose weight is changed most, relative to its size."""
         sizes = {
-            name: float((each.b @ each.a).norm() / _base_weight(self._plain, name).float().norm())
+            name: float((each.b @ each.a).detach().norm() / _base_weight(self._plain, name).float().norm())
             for name, each in self._layers.items()
         }
         return max(sizes, key=lambda name: float("inf") if sizes[name] != sizes[name] else sizes[name])

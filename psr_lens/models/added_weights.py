@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -30,6 +31,25 @@ _in_force: set[int] = set()
 """Addresses of weights that something is added to."""
 _tried: weakref.WeakKeyDictionary[Any, set[frozenset[str]]] = weakref.WeakKeyDictionary()
 """Names of layers of which it is known that the model computes with their weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A change of a linear layer's weight, B A; A and B may be on any device."""
+
+    a: Float[Tensor, "rank in"]
+    """A, `[rank, in]`."""
+    b: Float[Tensor, "out rank"]
+    """B, `[out, rank]`."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the change, with a row for each output."""
+        return torch.Size((len(self.b), self.a.shape[1]))
+
+    def on(self, device: torch.device) -> Float[Tensor, "out in"]:
+        """The change, in float32 on a device."""
+        return self.b.to(device).float() @ self.a.to(device).float()
 
 
 def plain_with_shared_weights(model: HookedModel) -> nn.Module:
@@ -67,12 +87,13 @@ def linear_weight(plain: nn.Module, name: str) -> Float[Tensor, "out in"]:
 
 
 @contextmanager
-def weights_added(model: HookedModel, changes: Mapping[str, Float[Tensor, "out in"]]) -> Iterator[None]:
+def weights_added(model: HookedModel, changes: Mapping[str, LowRank], factor: float) -> Iterator[None]:
     """Add to the weights of linear layers; at the end of the block they are bit-identical to what they were.
 
     Args:
         model: The model. No other thread may use it meanwhile.
-        changes: What to add, by the layer's name in the plain transformers model; computed in the weights' own type.
+        changes: What to add, by the layer's name in the plain transformers model; the sum has the weights' own type.
+        factor: What the changes are multiplied by; 0 leaves the model as it is.
 
     Raises:
         ModelError: the model does not compute with weights that can be changed, lacks a layer, has other sizes, or something is being added
@@ -87,12 +108,15 @@ def weights_added(model: HookedModel, changes: Mapping[str, Float[Tensor, "out i
                 f"model: {name} is {wanted}, the adapter's change {got}. Load the model that the adapter was made for."
             )
     _check_used(model, plain, weights)
-    with _changed(weights, changes):
+    if factor == 0:
+        yield
+        return
+    with _changed(weights, lambda name, device: factor * changes[name].on(device)):
         yield
 
 
 @contextmanager
-def _changed(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> Iterator[None]:
+def _changed(weights: Mapping[str, Tensor], change: Callable[[str, torch.device], Tensor]) -> Iterator[None]:
     places = {weight.data_ptr() for weight in weights.values()}
     with _lock:
         if places & _in_force:
@@ -103,7 +127,7 @@ def _changed(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> It
         with torch.no_grad():
             for name, weight in weights.items():
                 kept[name] = weight.clone()
-                weight.add_(changes[name].to(weight.device, weight.dtype))
+                weight.add_(change(name, weight.device).to(weight.dtype))
         yield
     finally:
         with torch.no_grad():
@@ -125,9 +149,12 @@ def _check_used(model: HookedModel, plain: nn.Module, weights: Mapping[str, Tens
     if names in known or has_hooks(model):
         return
     generator = torch.Generator().manual_seed(0)
-    drawn = {name: torch.randn(each.shape, generator=generator, dtype=torch.float32) for name, each in weights.items()}
-    changes = {name: each.to(weights[name].device) * weights[name].float().std() * _PROBED_BY for name, each in drawn.items()}
-    with _changed(weights, changes), frozen(model):  # without dropout
+
+    def drawn(name: str, device: torch.device) -> Tensor:
+        weight = weights[name]
+        return torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(device) * weight.float().std() * _PROBED_BY
+
+    with _changed(weights, drawn), frozen(model):  # without dropout
         agree = same_logits(model, plain)
     if not agree:
         raise _copies(sorted(names))

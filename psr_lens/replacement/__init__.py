@@ -1,7 +1,7 @@
 """Replacements and steering plans: what they do at a hook point, the hooks that steer, their files, and exports to other libraries."""
 
 from psr_lens.replacement.actions import SPANS
-from psr_lens.replacement.adapter import Acting, Adapter, LowRank, check_acting, in_force
+from psr_lens.replacement.adapter import Acting, Adapter, check_acting, in_force
 from psr_lens.replacement.compatibility import check_compatible
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.replacement import Part, Replacement, SteeringPlan
@@ -17,7 +17,6 @@ __all__ = [
     "Acting",
     "Adapter",
     "LearningCurve",
-    "LowRank",
     "Part",
     "Replacement",
     "ReplacementSpec",

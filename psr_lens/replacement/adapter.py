@@ -22,7 +22,7 @@ from psr_lens._utils.optional import package
 from psr_lens._utils.safe_files import brief, read_settings, read_tensors, write_artifact
 from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, hooked, weights_added
+from psr_lens.models import HookedModel, LowRank, hooked, weights_added
 from psr_lens.replacement.actions import Start
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.spec import finite_number
@@ -34,16 +34,6 @@ RECORD_FILE: Final = "psr_adapter.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
 """What peft puts before the names of the base model's layers."""
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """The change of one layer's weight, B A; A and B may be on any device."""
-
-    a: Float[Tensor, "rank in"]
-    """A, `[rank, in]`."""
-    b: Float[Tensor, "out rank"]
-    """B, `[out, rank]`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,8 +99,8 @@ class Adapter:
     def steer(self, model: HookedModel, alpha: float = 1.0) -> Iterator[HookedModel]:
         """Add the change to the model's weights inside a `with` block; after it they are bit-identical to what they were.
 
-        All tokens are read with the changed weights, those of the prompt too. The block is for one thread: another that uses the
-        model meanwhile gets the changed one.
+        That takes as much memory again as the weights that are changed. All tokens are read with the changed weights, those of the
+        prompt too. The block is for one thread: another that uses the model meanwhile gets the changed one.
 
         Args:
             model: The model that it was made for, or one with the same layers.
@@ -132,9 +122,7 @@ class Adapter:
         if not hasattr(model, "cfg") or not hasattr(model, "hooks"):
             remedy = "`save` writes a folder that `peft.PeftModel.from_pretrained` puts into a plain transformers model."
             raise InputError("model", type(model).__name__, "a model of TransformerLens", remedy)
-        factor = strength * self.scaling
-        changes = {} if factor == 0 else {name: factor * (each.b.float() @ each.a.float()) for name, each in self.layers.items()}
-        with weights_added(model, changes):
+        with weights_added(model, self.layers, strength * self.scaling):
             yield model
 
     @checks_arguments

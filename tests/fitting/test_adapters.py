@@ -7,22 +7,27 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from helpers import LAYERS, logits_of, random_triplets
+from helpers import BACKENDS, LAYERS, logits_of, random_triplets
 from transformers.pytorch_utils import Conv1D
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, FitError, InputError, ModelError
 from psr_lens.evaluation.answer_cache import Answers
+from psr_lens.evaluation.config import load_methods
 from psr_lens.generation.likelihood import log_likelihoods
-from psr_lens.models import fingerprint
+from psr_lens.models import LowRank, fingerprint
 from psr_lens.models.plain_model import held_plain_model
-from psr_lens.replacement import Adapter, LowRank
+from psr_lens.replacement import Adapter
 
 peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of peft's
 
 SEQUENCE = (5, 17, 40, 23, 61, 8, 30)
 ALL_LINEAR = {"llama": 7 * LAYERS, "llama-gqa": 7 * LAYERS, "gpt2": 4 * LAYERS}
 """Linear layers but the head: q, k, v, o, gate, up and down in each block, or c_attn, c_fc and two c_proj."""
+
+TWO = (("llama-gqa", BACKENDS[0]), ("gpt2", "bridge"))
+"""Families and classes of models, for what takes longer."""
 
 
 def random_adapter(case, *, rank: int = 3, size: float = 0.1, seed: int = 0) -> Adapter:
@@ -41,13 +46,17 @@ def random_adapter(case, *, rank: int = 3, size: float = 0.1, seed: int = 0) -> 
     return Adapter(layers, 2.0, fingerprint(case.model), str(case.folder), fan_in_fan_out=transposed)
 
 
-def adapted_by_peft(case, folder, strength: float = 1.0):
-    """Plain transformers with the saved adapter in force, as peft loads it, with its scaling multiplied by a strength."""
-    model = peft.PeftModel.from_pretrained(oracles.transformer(case.folder), folder).eval()
-    for module in model.modules():
+def adapted_by_peft(case, folder):
+    """Plain transformers with the saved adapter in force, as peft loads it."""
+    return peft.PeftModel.from_pretrained(oracles.transformer(case.folder), folder).eval()
+
+
+def at_strength(adapted, strength: float):
+    """The same with peft's scaling multiplied by a strength."""
+    for module in adapted.modules():
         if isinstance(module, peft.tuners.lora.LoraLayer):
-            module.scale_layer(strength)
-    return model
+            module.set_scale("default", strength)
+    return adapted
 
 
 def state_of(model):
@@ -72,10 +81,10 @@ def assert_untouched(model, before) -> None:
 def test_logits_are_those_of_peft_at_every_strength_and_nothing_stays(tiny, tmp_path):
     adapter, before = random_adapter(tiny), state_of(tiny.model)
     base = logits_of(tiny.model, SEQUENCE)
-    folder = adapter.save(tmp_path / "lora")
+    hf = adapted_by_peft(tiny, adapter.save(tmp_path / "lora"))
     for strength in (1.0, 0.5, -1.0):
         with torch.no_grad():
-            wanted = adapted_by_peft(tiny, folder, strength)(torch.tensor([SEQUENCE])).logits[0]
+            wanted = at_strength(hf, strength)(torch.tensor([SEQUENCE])).logits[0]
         with adapter.steer(tiny.model, alpha=strength):
             found = logits_of(tiny.model, SEQUENCE)
         torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
@@ -86,21 +95,22 @@ def test_logits_are_those_of_peft_at_every_strength_and_nothing_stays(tiny, tmp_
     assert torch.equal(logits_of(tiny.model, SEQUENCE), base)
 
 
-def test_answers_are_those_of_peft_and_each_pair_has_its_own_strength(tiny, tmp_path):
-    adapter = random_adapter(tiny)
-    pairs = [each.pair for each in random_triplets(tiny.model, 4)]
-    greedy = psr.SamplingConfig(temperature=0, max_new_tokens=5)
-    mixed = psr.generate(tiny.model, pairs, adapter, alpha=[1.0, 0.0, 0.5, 1.0], sampling=greedy)
-    folder = adapter.save(tmp_path / "lora")
-    for pair, strength, response in zip(pairs, (1.0, 0.0, 0.5, 1.0), mixed, strict=True):
+@pytest.mark.parametrize(("family", "backend"), TWO)
+def test_answers_are_those_of_peft_and_each_pair_has_its_own_strength(load, family, backend, tmp_path):
+    case = load(family, backend)
+    adapter = random_adapter(case)
+    pairs = [each.pair for each in random_triplets(case.model, 3)]
+    greedy = psr.SamplingConfig(temperature=0, max_new_tokens=3)
+    mixed = psr.generate(case.model, pairs, adapter, alpha=[1.0, 0.0, 0.5], sampling=greedy)
+    hf = adapted_by_peft(case, adapter.save(tmp_path / "lora"))
+    for pair, strength, response in zip(pairs, (1.0, 0.0, 0.5), mixed, strict=True):
         ids = list(pair.base_ids)
-        hf = adapted_by_peft(tiny, folder, strength)
         for token in response.ids:
             with torch.no_grad():
-                assert int(hf(torch.tensor([ids])).logits[0, -1].argmax()) == token
+                assert int(at_strength(hf, strength)(torch.tensor([ids])).logits[0, -1].argmax()) == token
             ids.append(token)
-    with adapter.steer(tiny.model):  # sampling within a block, too
-        inside = psr.generate(tiny.model, pairs[:1], sampling=greedy)
+    with adapter.steer(case.model):  # sampling within a block, too
+        inside = psr.generate(case.model, pairs[:1], sampling=greedy)
     assert inside[0] == mixed[0]
 
 
@@ -154,13 +164,19 @@ def test_every_measurement_takes_it_as_a_method(tiny_llama, tmp_path):
         psr.answers_by_method(model, pairs, adapter, alpha=0.5, sampling=few).answers["LoRA"] == evaluated.curves["LoRA"][1].answers
     )
     assert list(psr.robustness(model, pairs, adapter, judge, counter="but be plain .", sampling=few).alphas) == ["LoRA"]
-    close = psr.faithfulness(model, triplets, adapter).table().select(method="LoRA")
-    assert all(np.isfinite(row.value) for row in close)
+    close = psr.faithfulness(model, triplets, adapter)
+    assert all(np.isfinite(row.value) for row in close.table().select(method="LoRA"))
     beside = psr.fit(model, triplets, psr.DiM(layers=1))
     harm = psr.collateral(model, pairs, {"LoRA": adapter, "CAA": beside}, sampling=few)
     assert list(harm.doses) == ["CAA"]
     assert harm.perplexity_ratio("LoRA").value != 1
-    psr.report(compared, tmp_path / "report.html")
+    assert not psr.collateral(model, pairs, adapter, sampling=few, effects=psr.SideEffects(dose_limit=0.1)).overdosed
+    harm_alone = replace(harm, doses={})
+    page = psr.report(compared, tmp_path / "report.html", also=[close, harm_alone]).read_text()
+    assert "changes weights" in repr(compared.methods["LoRA"])
+    assert "Coefficients applied" not in page
+    with pytest.raises(InputError, match=r"method: got 'LoRA', expected a replacement or a plan\. An adapter changes weights"):
+        psr.plots.coefficient_text(compared, "LoRA")
     assert_untouched(model, before)
 
 
@@ -236,17 +252,19 @@ def test_a_class_that_keeps_a_copy_of_a_weight_is_found_out(fresh, monkeypatch):
 # --- trained --------------------------------------------------------------------------------------------------------------------
 
 
-def test_training_is_that_of_peft_in_a_loop_written_by_hand(tiny, tmp_path):
-    model = tiny.model
+@pytest.mark.parametrize(("family", "backend"), TWO)
+def test_training_is_that_of_peft_in_a_loop_written_by_hand(load, family, backend, tmp_path):
+    case = load(family, backend)
+    model = case.model
     triplets = [replace(each, trait=100.0) for each in random_triplets(model, 3)]
     before, rate, epochs = state_of(model), 1e-2, 2
     adapter = psr.adapt(model, triplets, psr.LoRA(rank=2, lora_alpha=6, epochs=epochs, batch_size=3, learning_rate=rate))
     assert_untouched(model, before)
 
     torch.manual_seed(123)
-    transposed = tiny.family == "gpt2"
+    transposed = case.family == "gpt2"
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=transposed)
-    by_hand = peft.get_peft_model(oracles.transformer(tiny.folder), config)
+    by_hand = peft.get_peft_model(oracles.transformer(case.folder), config)
     weights = {name: each for name, each in by_hand.named_parameters() if each.requires_grad}
     optimiser = torch.optim.AdamW(weights.values(), lr=rate, weight_decay=1e-6)
     losses, tokens = [], sum(len(each.response_ids) for each in triplets)
@@ -262,7 +280,7 @@ def test_training_is_that_of_peft_in_a_loop_written_by_hand(tiny, tmp_path):
         losses.append(float(loss.detach()))
         optimiser.step()
     np.testing.assert_allclose(adapter.curve.train, losses, rtol=1e-4)
-    assert len(weights) == 2 * len(adapter.layers) == 2 * ALL_LINEAR[tiny.family]
+    assert len(weights) == 2 * len(adapter.layers) == 2 * ALL_LINEAR[case.family]
     for name, change in adapter.layers.items():
         for part, found in (("A", change.a), ("B", change.b)):
             torch.testing.assert_close(
@@ -272,7 +290,7 @@ def test_training_is_that_of_peft_in_a_loop_written_by_hand(tiny, tmp_path):
     with torch.no_grad(), adapter.steer(model):
         wanted = by_hand.eval()(torch.tensor([SEQUENCE])).logits[0]
         torch.testing.assert_close(logits_of(model, SEQUENCE), wanted, atol=1e-3, rtol=1e-3)
-        opened = adapted_by_peft(tiny, folder)(torch.tensor([SEQUENCE])).logits[0]
+        opened = adapted_by_peft(case, folder)(torch.tensor([SEQUENCE])).logits[0]
         torch.testing.assert_close(logits_of(model, SEQUENCE), opened, atol=2e-5, rtol=1e-4)
 
 
@@ -322,15 +340,18 @@ def test_an_exploding_loss_gives_the_last_good_adapter(tiny_llama):
 # --- saved ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_is_opened_by_load_model_too(tiny, tmp_path, recwarn):
-    adapter = random_adapter(tiny)
-    loaded = psr.load_model(adapter.save(tmp_path / "lora"), backend=tiny.backend)
+@pytest.mark.parametrize(("family", "backend"), TWO)
+def test_the_folder_is_opened_by_load_model_too(load, family, backend, tmp_path, recwarn):
+    case = load(family, backend)
+    adapter = random_adapter(case)
+    loaded = psr.load_model(adapter.save(tmp_path / "lora"), backend=case.backend)
     assert not [each for each in recwarn if "fan_in_fan_out" in str(each.message)]
-    with adapter.steer(tiny.model):
-        torch.testing.assert_close(logits_of(loaded, SEQUENCE), logits_of(tiny.model, SEQUENCE), atol=2e-5, rtol=1e-4)
+    with adapter.steer(case.model):
+        torch.testing.assert_close(logits_of(loaded, SEQUENCE), logits_of(case.model, SEQUENCE), atol=2e-5, rtol=1e-4)
     again = Adapter.load(tmp_path / "lora")
     assert again.digest == adapter.digest
     assert repr(again) == repr(adapter)
+    assert load_methods({"LoRA": str(tmp_path / "lora")})["LoRA"].digest == adapter.digest
 
 
 def test_damage_and_files_of_another_adapter_are_refused(tiny_llama, tmp_path):
@@ -374,7 +395,7 @@ def test_bad_input_is_said(tiny_llama, load):
         psr.adapt(model, [replace(triplets[0], trait=10.0)], psr.LoRA())
     with pytest.raises(InputError, match=r"config: got a Joint, expected the settings of an adapter"):
         psr.adapt(model, triplets, psr.Joint())
-    with pytest.raises(InputError, match=r"config: got a LoRA, expected the settings of a solver.*"):
+    with pytest.raises(InputError, match=r"config: got a LoRA, expected the settings of a solver.*`psr\.adapt` trains adapters"):
         psr.fit(model, triplets, psr.LoRA())
     for given in ({"lora_alpha": 0.0}, {"rank": 0}, {"targets": []}, {"targets": [""]}):
         with pytest.raises(InputError, match=f"^{next(iter(given))}: got"):
