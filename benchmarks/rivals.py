@@ -195,8 +195,8 @@ def table_of(model: str, trait: str, kind: str, held: dict[str, Any]) -> list[st
     for name, row in held["cells"].items():
         cells = [_scores(row[str(count)][kind], row[str(count)]["alpha"]) if str(count) in row else "–" for count in counts]
         seconds = [row[str(count)]["seconds"] for count in counts if str(count) in row]
-        took = f"{seconds[0]:.2g} s" if len(seconds) == 1 else f"{min(seconds):.2g}–{max(seconds):.2g} s"
-        lines.append(f"| {name} | {next(iter(row.values()))['parameters']:,} | {' | '.join(cells)} | {took} |")
+        took = "–".join(dict.fromkeys(f"{each:.1f}" if each < 10 else f"{each:.0f}" for each in (min(seconds), max(seconds))))
+        lines.append(f"| {name} | {next(iter(row.values()))['parameters']:,} | {' | '.join(cells)} | {took} s |")
     return [*lines, ""]
 
 
