@@ -50,8 +50,7 @@ class MethodTrace:
     relative_rmse: Float[Tensor, " layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
     site_layers: tuple[int, ...]
-    """The layer of each hook point at which the replacement acts; a layer appears twice if the replacement acts at two points of it.
-    None for an adapter."""
+    """The layer of each hook point at which it acts; a layer appears twice if it acts at two points of it. Empty for an adapter."""
     coefficient: Float[Tensor, "token site"]
     """The length of what is added at each hook point, (α + b_m)·λ(A)·z, over all heads, in the activation's units; 0 on tokens that are not
     steered. It has a sign if there is a single direction."""
@@ -353,8 +352,8 @@ def compare(
             lengths = [lengths_of(_moved(found, base, name), directions[name]) for name in names]
             take(f"{label}/magnitude", torch.stack([magnitude for magnitude, _ in lengths], dim=1))
             take(f"{label}/component", torch.stack([component for _, component in lengths], dim=1))
-            take(f"{label}/coefficient", _columns([site.coefficient for site in steered.sites], len(squared)))
-            take(f"{label}/projection", _columns([site.projection for site in steered.sites], len(squared)))
+            take(f"{label}/coefficient", steered.columns("coefficient"))
+            take(f"{label}/projection", steered.columns("projection"))
     traces = {
         label: MethodTrace(
             rows.tensors[f"{label}/magnitude"],
@@ -388,10 +387,6 @@ def compare(
 def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, "token d_model"]:
     """What a run changes at a hook point, against the base run."""
     return found.rows[name].float() - base.rows[name].float()
-
-
-def _columns(each: Sequence[Float[Tensor, " token"]], tokens: int) -> Float[Tensor, "token site"]:
-    return torch.stack(list(each), dim=1) if each else torch.empty(tokens, 0)
 
 
 def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, "token layer"]:

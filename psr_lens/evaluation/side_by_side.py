@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.massive_activations import CONTEXTS
@@ -48,7 +52,13 @@ class SteeredBatch:
     reading: BatchReading
     """The steered run."""
     sites: tuple[SiteReading, ...]
-    """For each hook point where the method acts, what it added and what would have been right."""
+    """For each hook point where the method acts, what it added and what would have been right; none for an adapter."""
+
+    def columns(self, name: str) -> Float[Tensor, "token site"]:
+        """One field of the readings at all sites, side by side."""
+        each = [getattr(site, name) for site in self.sites]
+        tokens = len(next(iter(self.reading.rows.values())))
+        return torch.stack(each, dim=1) if each else torch.empty(tokens, 0)
 
 
 @dataclass(frozen=True, eq=False)
