@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.side_effects import SideEffects as SideEffects
     from psr_lens.evaluation.side_effects import collateral as collateral
     from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
+    from psr_lens.fitting.adapt import adapt as adapt
     from psr_lens.fitting.fit import fit as fit
+    from psr_lens.fitting.settings.adapters import LoRA as LoRA
     from psr_lens.fitting.settings.baselines import CLAS as CLAS
     from psr_lens.fitting.settings.baselines import ActAdd as ActAdd
     from psr_lens.fitting.settings.baselines import DiM as DiM
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from psr_lens.prompts import prompt_pairs_from_texts as prompt_pairs_from_texts
     from psr_lens.prompts import rephrase as rephrase
     from psr_lens.prompts import with_responses as with_responses
+    from psr_lens.replacement import Adapter as Adapter
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.replacement import SteeringPlan as SteeringPlan
     from psr_lens.reporting import report as report
@@ -134,6 +137,9 @@ _HOME = {
     "LoReFT": "fitting.settings.baselines",
     "CLAS": "fitting.settings.baselines",
     "fit": "fitting.fit",
+    "LoRA": "fitting.settings.adapters",
+    "adapt": "fitting.adapt",
+    "Adapter": "replacement",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",
     "Result": "results.result",

@@ -11,11 +11,15 @@ from jaxtyping import Float
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
-from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
+from psr_lens.evaluation.methods import NONE, PROMPT, Methods, Plan, plans_for, strengths
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
+<<<<<<< HEAD
 from psr_lens.prompts import PromptPair, instruction_label
 from psr_lens.replacement import SteeringPlan
+=======
+from psr_lens.prompts import PromptPair
+>>>>>>> rivals
 from psr_lens.results.bootstrap import mean_interval
 from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
 from psr_lens.results.result import Result
@@ -142,7 +146,7 @@ def side_by_side(
 def answer_all(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    plans: Mapping[str, SteeringPlan],
+    plans: Mapping[str, Plan],
     alphas: Mapping[str, float],
     config: SamplingConfig | None,
 ) -> dict[str, list[Response]]:

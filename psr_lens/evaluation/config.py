@@ -17,7 +17,8 @@ from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.judges.llm_judge.api_key import OPENAI, origin
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, prompt_pairs, prompt_pairs_from_texts
-from psr_lens.replacement import PLAN_FILE, Replacement, SteeringPlan
+from psr_lens.replacement import PLAN_FILE, Adapter, Replacement, SteeringPlan
+from psr_lens.replacement.adapter import RECORD_FILE
 from psr_lens.results.judgement import Judge
 
 
@@ -99,17 +100,19 @@ def read_config(path: str | Path) -> EvaluationConfig:
 
 
 def load_methods(folders: Mapping[str, Any]) -> dict[str, Method]:
-    """Replacements and plans by name, loaded from their folders.
+    """Replacements, plans and adapters by name, loaded from their folders.
 
     Raises:
         InputError: a folder is not a string.
-        ArtifactError: a folder holds neither a replacement nor a plan.
+        ArtifactError: a folder holds neither a replacement nor a plan nor an adapter.
     """
     found: dict[str, Method] = {}
     for name, folder in folders.items():
         if not isinstance(folder, str):
-            raise InputError(f"methods.{name}", repr(folder), "the folder of a replacement or a plan")
-        found[str(name)] = SteeringPlan.load(folder) if (Path(folder) / PLAN_FILE).exists() else Replacement.load(folder)
+            raise InputError(f"methods.{name}", repr(folder), "the folder of a replacement, a plan or an adapter")
+        kinds: dict[str, type[SteeringPlan] | type[Adapter]] = {PLAN_FILE: SteeringPlan, RECORD_FILE: Adapter}
+        kind = next((each for file, each in kinds.items() if (Path(folder) / file).exists()), Replacement)
+        found[str(name)] = kind.load(folder)
     return found
 
 

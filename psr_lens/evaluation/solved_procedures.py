@@ -10,10 +10,10 @@ from jaxtyping import Float
 
 from psr_lens.datasets import Procedure
 from psr_lens.evaluation.answers_by_method import answer_all
+from psr_lens.evaluation.methods import Plan
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, remade
-from psr_lens.replacement import SteeringPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ def solve(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     tasks: Sequence[Procedure],
-    plans: Mapping[str, SteeringPlan],
+    plans: Mapping[str, Plan],
     alphas: Mapping[str, float],
     sampling: SamplingConfig | None,
 ) -> Solved:

@@ -81,6 +81,18 @@ def trace_of(result: Comparison, method: str, argument: str = "method") -> Metho
     return result.methods[method]
 
 
+def trace_with_sites(result: Comparison, method: str) -> MethodTrace:
+    """The trace of one replacement, which acts along directions.
+
+    Raises:
+        InputError: no replacement has that name, or it is an adapter, which changes weights.
+    """
+    trace = trace_of(result, method)
+    if not trace.site_layers:
+        raise InputError("method", repr(method), "a replacement or a plan", "An adapter changes weights, and has no coefficients.")
+    return trace
+
+
 def traces_of(result: Comparison, methods: Sequence[str] | None) -> dict[str, MethodTrace]:
     """The named replacements, or all of them.
 

@@ -41,7 +41,7 @@ BAD = {
 ROOMS = {"": psr, "datasets.": datasets, "judges.": judges, "organism.": organism, "patching.": patching, "plots.": plots}
 SETTINGS = {
     *("SamplingConfig", "InMemory", "Statistics", "OnDisk", "SideEffects", "Calibration", "SteeringPlan", "Replacement"),
-    *("Sequential", "Local", "Joint", "Polish", "DiM", "ActAdd", "LastToken", "Stolfo", "ReFT", "LoReFT", "CLAS"),
+    *("Sequential", "Local", "Joint", "Polish", "DiM", "ActAdd", "LastToken", "Stolfo", "ReFT", "LoReFT", "CLAS", "LoRA"),
     *("judges.Backoff", "judges.LLMSettings"),
 }
 """The classes that users make; functions make the others."""
@@ -115,6 +115,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "plots.magnitude_strips.methods": None,
         "judge": WordJudge(),
         "config": psr.DiM(),
+        "adapt.config": psr.LoRA(),
         "questions": ["what is a bear ?"] * 2,
         "organism.facts_right.texts": ["a bear"] * 2,
         "organism.steps_in_order.texts": ["a bear"] * 2,

@@ -16,6 +16,7 @@ from torch import Tensor
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError
+from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, model_content
 from psr_lens.models.content import former_identity
@@ -28,7 +29,7 @@ STATE_FILE: Final = "state.safetensors"
 
 
 def identity(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: Joint, asked: FitConfig
+    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: Joint, asked: FitConfig | LoRA
 ) -> dict[str, Any]:
     """What must be the same for a run to resume: the model and its weights, the triplets in their order, all settings, and versions.
 

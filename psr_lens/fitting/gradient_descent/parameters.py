@@ -55,6 +55,11 @@ class Parameters:
         return cls._trainable(model, names, config, stacked[0], stacked[1], torch.zeros(stacked[0].shape[:-1], dtype=torch.float32))
 
     @classmethod
+    def none(cls) -> Parameters:
+        """No sites, for what is trained in the weights."""
+        return cls((), "linear", *(torch.zeros(shape, dtype=torch.float32) for shape in ((0, 1, 1), (0, 1, 1), (0, 1), ())))
+
+    @classmethod
     def of(cls, model: HookedModel, sites: Mapping[str, Site], config: Joint) -> Parameters:
         """Start from given sites; where their ranks differ, all get the largest, with directions and probes of 0 that stay 0.
 

@@ -22,6 +22,7 @@ from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.gradient_descent.checkpoint import Checkpoint, identity
 from psr_lens.fitting.gradient_descent.objective import Objective
 from psr_lens.fitting.gradient_descent.parameters import Parameters
+from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, frozen, has_hooks
 from psr_lens.prompts import Triplet
@@ -47,7 +48,7 @@ def train(
     config: Joint,
     objective_of: Callable[[Parameters | None], Objective],
     *,
-    asked: FitConfig,
+    asked: FitConfig | LoRA,
     checkpoint: str | Path | None = None,
 ) -> Trained:
     """Train for `config.epochs`, or resume from a checkpoint.
@@ -84,7 +85,7 @@ def train(
     kept = None if checkpoint is None else Checkpoint(checkpoint, wanted, model)
     begun = None if kept is None else kept.load()
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
-        known = None if begun is None else Parameters.saved(model, names, config, _of_kinds(begun[0], "fixed", "trained"))
+        known = Parameters.saved(model, names, config, _of_kinds(begun[0], "fixed", "trained")) if begun and names else None
         return _Run(triplets, config, objective_of(known), kept, begun).go()
 
 
@@ -138,7 +139,7 @@ class _Run:
         self.triplets, self.config, self.objective, self.checkpoint, self.begun = triplets, config, objective, checkpoint, begun
         self.training, self.validation = split(len(triplets), config)
         self.rank, self.processes = rank_and_world_size()
-        self.tensors = objective.parameters.trained
+        self.tensors = objective.trained
         self.good = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         self.best: dict[str, Tensor] = {}
         self.optimiser = torch.optim.AdamW(list(self.tensors.values()), lr=config.learning_rate, weight_decay=config.weight_decay)

@@ -261,7 +261,7 @@ def read_config(path: str | Path) -> FitConfig:
     return FitConfig.of(yaml_mapping(path, "`solver: sequential`"))
 
 
-def as_joint(*parts: FitConfig | Polish, **changes: Any) -> Joint:
+def as_joint(*parts: Settings, **changes: Any) -> Joint:
     """The config of a joint fit with the settings that `parts` share with it, and changes: what the training loop works with."""
     own = settable(Joint)
     shared = {name: getattr(part, name) for part in parts for name in settable(type(part)) if name in own}
