@@ -14,12 +14,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, Plan, plans_for, strengths
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
-<<<<<<< HEAD
 from psr_lens.prompts import PromptPair, instruction_label
-from psr_lens.replacement import SteeringPlan
-=======
-from psr_lens.prompts import PromptPair
->>>>>>> rivals
 from psr_lens.results.bootstrap import mean_interval
 from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
 from psr_lens.results.result import Result

@@ -104,8 +104,8 @@ def compare(
             lengths = [lengths_of(_moved(found, base, name), directions[name]) for name in names]
             take(f"{label}/magnitude", torch.stack([magnitude for magnitude, _ in lengths], dim=1))
             take(f"{label}/component", torch.stack([component for _, component in lengths], dim=1))
-            take(f"{label}/coefficient", torch.stack([site.coefficient for site in steered.sites], dim=1))
-            take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
+            take(f"{label}/coefficient", steered.columns("coefficient"))
+            take(f"{label}/projection", steered.columns("projection"))
     traces = {
         label: MethodTrace(
             rows.tensors[f"{label}/magnitude"],

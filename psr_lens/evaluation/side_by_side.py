@@ -16,13 +16,8 @@ from psr_lens.activations.massive_activations import CONTEXTS
 from psr_lens.activations.paired_passes import row_counts
 from psr_lens.activations.teacher_forced_pass import BatchReading, Steered, logits_budget, read_batch
 from psr_lens.errors import InputError
-<<<<<<< HEAD
 from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, positions, squares
-from psr_lens.evaluation.methods import PARAPHRASE
-=======
-from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, positions
 from psr_lens.evaluation.methods import PARAPHRASE, Plan
->>>>>>> rivals
 from psr_lens.models import HookedModel, device_of
 from psr_lens.prompts import Context, Span, Triplet, rephrase
 
