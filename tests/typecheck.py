@@ -11,7 +11,7 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, config, install_import_hook
 
 _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # where an int will do for a float
-_jaxtyped = jaxtyping.jaxtyped
+_with_shapes = jaxtyping.jaxtyped
 
 
 def install(package: str) -> None:
@@ -23,18 +23,19 @@ def install(package: str) -> None:
 def jaxtyped(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
     """What jaxtyping's import hook puts on every class and function, without what only costs time.
 
-    A function within another is not checked: hooks are made anew for every batch and take nothing but bare tensors. Of a function, beartype
-    checks arguments and result in one call; jaxtyping would check the arguments twice, and bind those of every call. What it adds is
-    where shapes are remembered from one argument to the next, for functions whose signature names any.
+    A function within another is not checked: hooks are made anew for every batch and take nothing but bare tensors. Where a signature
+    names no shape, beartype checks alone; jaxtyping would bind the arguments of every call, to compare nothing.
     """
 
     def decorate(given: Any) -> Any:
         if isclass(given):
-            return _jaxtyped(typechecker=typechecker)(given)
+            return _with_shapes(typechecker=typechecker)(given)
         if "<locals>" in given.__qualname__:
             return given
         hints = {name: _resolved(hint, given) for name, hint in given.__annotations__.items()}
-        return _each_call_checked(given, hints, typechecker)
+        if any(map(_names_a_shape, hints.values())):
+            return _with_shapes(typechecker=typechecker)(given)
+        return _without_shapes(given, hints, typechecker)
 
     return decorate
 
@@ -63,20 +64,13 @@ def _names_a_shape(hint: Any) -> bool:
     return (isclass(hint) and issubclass(hint, AbstractArray)) or any(map(_names_a_shape, get_args(hint)))
 
 
-def _each_call_checked(function: Callable[..., Any], hints: dict[str, Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:
+def _without_shapes(function: Callable[..., Any], hints: dict[str, Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:
     written, function.__annotations__ = function.__annotations__, hints
-    checked_function = typechecker(function)
+    fast = typechecker(function)
     function.__annotations__ = written
 
     @wraps(function)
-    def without_shapes(*args: Any, **kwargs: Any) -> Any:
-        return (function if config.jaxtyping_disable else checked_function)(*args, **kwargs)
+    def unless_disabled(*args: Any, **kwargs: Any) -> Any:
+        return (function if config.jaxtyping_disable else fast)(*args, **kwargs)
 
-    @wraps(function)
-    def with_shapes(*args: Any, **kwargs: Any) -> Any:
-        if config.jaxtyping_disable:
-            return function(*args, **kwargs)
-        with _jaxtyped("context"):
-            return checked_function(*args, **kwargs)
-
-    return with_shapes if any(map(_names_a_shape, hints.values())) else without_shapes
+    return unless_disabled

@@ -72,9 +72,9 @@ def test_wrong_types_are_refused_in_functions_methods_and_dataclasses(module):
 
 def test_shapes_are_compared_over_arguments_and_inside_containers(module):
     assert module.same_rows(torch.zeros(3), {"a": torch.zeros(3, 2), "b": torch.zeros(3, 2)}) == 3
-    with pytest.raises(BeartypeCallHintViolation, match="rows"):
+    with pytest.raises(jaxtyping.TypeCheckError, match="rows"):
         module.same_rows(torch.zeros(3), {"a": torch.zeros(4, 2)})
-    with pytest.raises(BeartypeCallHintViolation, match="parameter a="):
+    with pytest.raises(jaxtyping.TypeCheckError, match="a"):
         module.same_rows(torch.zeros(3, 1), {})
 
 
