@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def capture(
+def capture(  # noqa: PLR0913  (a command: each parameter is an option)
     pairs: Annotated[
         Path,
         typer.Option(help='JSON lines {"question": …, "instruction": …}, optionally with "response" and "group".'),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def fit(
+def fit(  # noqa: PLR0913  (a command: each parameter is an option)
     triplets: Annotated[
         Path,
         typer.Option(

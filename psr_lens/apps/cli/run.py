@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913  (a command: each parameter is an option)
     model: Annotated[str | None, typer.Option(help=MODELS)] = None,
     instruction: Annotated[str | None, typer.Option(help="The instruction to replace.")] = None,
     questions: Annotated[
