@@ -2,20 +2,17 @@
 
 from psr_lens.transfer.activation_map import ActivationMap, LayerMap, fit_activation_map
 from psr_lens.transfer.agreement_result import Agreement
-from psr_lens.transfer.gate_reading import Errors, GateReading
+from psr_lens.transfer.gate_reading import GateReading
 from psr_lens.transfer.layer_matching import best_monotone_matching, matched_by_depth
 from psr_lens.transfer.measured_agreement import agreement
-from psr_lens.transfer.pairing import PairedRows, PairedText, TokenPairs, pair_texts, pair_tokens
+from psr_lens.transfer.pairing import PairedText, pair_texts, pair_tokens
 
 __all__ = [
     "ActivationMap",
     "Agreement",
-    "Errors",
     "GateReading",
     "LayerMap",
-    "PairedRows",
     "PairedText",
-    "TokenPairs",
     "agreement",
     "best_monotone_matching",
     "fit_activation_map",
