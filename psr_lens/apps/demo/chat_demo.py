@@ -35,6 +35,8 @@ MIN_COHERENCE: Final = 80.0
 _KINDS: Final = ("attn_out", "mlp_out", "resid_post")
 _FEWEST: Final = 8
 """Fewest responses with the trait that anything is fitted on."""
+_REFERENCES: Final = 20
+"""Number of unsteered answers that the coherence judge takes its scale from."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,11 @@ class ChatDemoConfig:
     """Number of questions to choose strengths on: neither fitted on nor scored."""
     rank: int = 16
     """Directions of A-PSR at each layer; a chat model needs more of them than the organism."""
-    max_new_tokens: int = 40
+    max_new_tokens: int = 32
     """Maximum length of a response in tokens."""
     temperature: float = 0.7
     """Softmax temperature of all sampling; a small model at 1 babbles."""
-    looked_into: int = 12
+    looked_into: int = 8
     """Number of held-out responses for the report's next-token distances and kinds of hook points."""
     seed: int = 0
     """Seed of the questions and the sampling."""
@@ -151,7 +153,8 @@ def run_instruction(
             f"at least {_FEWEST} are needed. Try another instruction with --trait, or your own with `psr-lens run`."
         )
     say("preparing the judge")
-    references = [each.text for answers in unsteered for each in answers]
+    # Of twenty answers the scale is known well enough; reading all of them under both prompts would take longer than scoring a method.
+    references = [each.text if index < _REFERENCES else "" for index, each in enumerate([*unsteered[0], *unsteered[1]])]
     coherence = judges.perplexity(model, validation + asked, references, given="either")
     judge = judges.combine(trait=given.judge, coherence=coherence)
     say(f"fitting on {len(triplets)} triplets")
