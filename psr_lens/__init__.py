@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from psr_lens import judges as judges
     from psr_lens import organism as organism
     from psr_lens import plots as plots
+    from psr_lens import transfer as transfer
     from psr_lens._utils.progress import progress_bars as progress_bars
     from psr_lens.activations.capture import Captured as Captured
     from psr_lens.activations.capture import InMemory as InMemory
@@ -172,6 +173,7 @@ _MODULES = {
     "organism": "organism",
     "patching": "interpretation.patching",
     "plots": "plots",
+    "transfer": "transfer",
 }
 """Public names of rooms."""
 

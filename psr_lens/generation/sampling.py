@@ -99,7 +99,7 @@ def generate(
         frozen(model),
         progress_bar(total=len(pairs), desc="sample", unit="response") as bar,
     ):
-        decode = Decoding(model, config, tokenizer, _stop_ids(model, tokenizer))
+        decode = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
         for rows, adapted in _batches(model, pairs, replacement, strengths, context, config):
             chosen = [pairs[row] for row in rows]
             tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
@@ -221,7 +221,7 @@ def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:
     return torch.from_numpy(np.random.default_rng((config.seed, stream)).random(config.max_new_tokens))
 
 
-def _stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:
+def stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:
     """The end tokens of the tokenizer and the model, and the token with which the chat template ends an assistant's message."""
     stops = set(end_tokens(model))
     if tokenizer.eos_token_id is not None:

@@ -22,7 +22,7 @@ from evaluated import WordJudge
 from helpers import pairs_of, random_replacement, random_triplets
 
 import psr_lens as psr
-from psr_lens import datasets, judges, organism, patching, plots
+from psr_lens import datasets, judges, organism, patching, plots, transfer
 from psr_lens.errors import InputError, PsrLensError
 from psr_lens.replacement import LearningCurve
 
@@ -38,7 +38,15 @@ BAD = {
     "an object": object(),
 }
 """What each argument is replaced by."""
-ROOMS = {"": psr, "datasets.": datasets, "judges.": judges, "organism.": organism, "patching.": patching, "plots.": plots}
+ROOMS = {
+    "": psr,
+    "datasets.": datasets,
+    "judges.": judges,
+    "organism.": organism,
+    "patching.": patching,
+    "plots.": plots,
+    "transfer.": transfer,
+}
 SETTINGS = {
     *("SamplingConfig", "InMemory", "Statistics", "OnDisk", "SideEffects", "Calibration", "SteeringPlan", "Replacement"),
     *("Sequential", "Local", "Joint", "Polish", "DiM", "ActAdd", "LastToken", "Stolfo", "ReFT", "LoReFT", "CLAS", "LoRA"),
@@ -96,15 +104,30 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
     results |= dict.fromkeys(("head_map", "parts_by_layer", "source_map"), made.attribution())
     results |= dict.fromkeys(("coefficient_correlation", "explained_energy", "next_token"), faithfulness)
     results |= {
+        "agreement": made.agreement(),
+        "gates_by_family": made.agreement(),
         "cosine_matrix": psr.cosines({"A": method}),
         "outlook": psr.outlook(model, random_triplets(model, 4), ranks=[1]),
         "pareto": made.TABLE,
         "top_tokens": psr.top_tokens(model, triplets, method, layer=1),
     }
+    here = torch.arange(len(triplets[0].response_ids))
+    paired = [transfer.PairedText(triplets[0], triplets[0], here, here)]
+    between = ("pair_texts", "agreement", "fit_activation_map")
     curve = LearningCurve((1.0, 0.5), (), (1.0, 1.0), 1)
     return {
         **{f"plots.{name}.result": result for name, result in results.items()},
         **{f"plots.coefficient_{name}.method": "A-PSR" for name in ("text", "scatter")},
+        **{f"transfer.{name}.{role}": model for name in between for role in ("source", "target")},
+        "transfer.fit_activation_map.layers": [(0, 0)],
+        "transfer.fit_activation_map.ridge": 1.0,
+        "transfer.best_monotone_matching.scores": torch.zeros(2, 2),
+        "paired": paired,
+        "source_ends": [1, 2],
+        "target_ends": [1, 2],
+        "source_layers": 2,
+        "target_layers": 2,
+        "plots.agreement.show": "magnitude",
         "model": model,
         "pairs": psr.PromptPairs(tuple(pairs_of(model, 2)), model.tokenizer),
         "triplets": triplets,
