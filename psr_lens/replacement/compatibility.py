@@ -52,6 +52,21 @@ def check_sizes(replacement: ReplacementSpec, theirs: Mapping[str, Any]) -> None
     Raises:
         ArtifactError: the sizes differ.
     """
+    check_depth_and_width(replacement, theirs)
+    for name, site in replacement.sites.items():
+        _check_width(name, site, theirs)
+
+
+def check_depth_and_width(replacement: ReplacementSpec, theirs: Mapping[str, Any]) -> None:
+    """Refuse a model of another number of layers or another width, which its config alone tells.
+
+    Args:
+        replacement: The replacement.
+        theirs: The model's `model_name`, `n_layers` and `d_model`.
+
+    Raises:
+        ArtifactError: they differ.
+    """
     made_for = replacement.model
     for key in ("d_model", "n_layers"):
         if key in made_for and made_for[key] != theirs[key]:
@@ -59,8 +74,6 @@ def check_sizes(replacement: ReplacementSpec, theirs: Mapping[str, Any]) -> None
                 f"model: this replacement was made for {made_for.get('model_name')} with {key}={made_for[key]}, "
                 f"this model ({theirs['model_name']}) has {key}={theirs[key]}. Load the model that it was made for, or fit a new one."
             )
-    for name, site in replacement.sites.items():
-        _check_width(name, site, theirs)
 
 
 def _check_width(name: str, site: Site, theirs: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from helpers import BACKENDS, pairs_of, random_replacement, random_triplets, sav
 
 import psr_lens as psr
 from psr_lens.errors import InputError
-from psr_lens.evaluation.config import check_judge, judge_at, load_judge
+from psr_lens.evaluation.judge_settings import check_judge, judge_at, load_judge
 from psr_lens.generation.sampled_triplets import Dropped, Triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.results.judgement import Judgement, identity_of
