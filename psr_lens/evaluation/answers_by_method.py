@@ -51,6 +51,7 @@ class AnswersByMethod:
                         f"{field}[{name!r}]", f"{len(each)} of them", f"one for each of {len(self.questions)} questions"
                     )
 
+    @checks_arguments
     def heading(self, method: str) -> str:
         """The method's name, with its strength where that is not 1.
 

@@ -50,6 +50,7 @@ class Calibration:
     """The search ends at a coherence this close to the target."""
 
     @classmethod
+    @checks_arguments
     def of(cls, given: Mapping[str, Any], alphas: Sequence[float] | None = None) -> Calibration:
         """Settings from a mapping, such as a YAML file holds.
 
