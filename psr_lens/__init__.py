@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from psr_lens.activations.store import Store as Store
     from psr_lens.evaluation.answers_by_method import AnswersByMethod as AnswersByMethod
     from psr_lens.evaluation.answers_by_method import answers_by_method as answers_by_method
+    from psr_lens.evaluation.compare import compare as compare
     from psr_lens.evaluation.comparison import Comparison as Comparison
-    from psr_lens.evaluation.comparison import compare as compare
     from psr_lens.evaluation.evaluate import Calibration as Calibration
     from psr_lens.evaluation.evaluate import evaluate as evaluate
     from psr_lens.evaluation.evaluation_result import Evaluation as Evaluation
@@ -149,7 +149,7 @@ _HOME = {
     "Evaluation": "evaluation.evaluation_result",
     "evaluate": "evaluation.evaluate",
     "Comparison": "evaluation.comparison",
-    "compare": "evaluation.comparison",
+    "compare": "evaluation.compare",
     "cosines": "interpretation.directions",
     "logit_lens": "interpretation.directions",
     "top_tokens": "interpretation.directions",

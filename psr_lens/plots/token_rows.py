@@ -14,7 +14,7 @@ from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.style import MUTED, escaped
 from psr_lens.prompts import TokenTable
-from psr_lens.prompts.token_text import readable
+from psr_lens.prompts.token_text import readable_text
 
 Word = Literal["read", "predicted"]
 """Which word stands for an activation: the token whose reading left it, or the next token, which is predicted from it."""
@@ -119,7 +119,7 @@ def shortened(text: str, width: int) -> str:
 
 def row_labels(result: Tokened, rows: Int[Tensor, " row"], width: int = 14) -> list[str]:
     """One label per token with its position in the response; tokens of the prompt are marked."""
-    texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
+    texts = readable_text([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
     labels = []
     for text, position in zip(texts, result.tokens.position[rows].tolist(), strict=True):
         shown = escaped(shortened(text, width))

@@ -62,7 +62,7 @@ def further_parts(results: Iterable[object], cells: int) -> list[Part]:
 
 def _answers(result: AnswersByMethod, cells: int) -> Blocks:
     blocks = []
-    for index, question in enumerate(result.questions[:QUESTIONS]):
+    for index, question in enumerate(result.asked[:QUESTIONS]):
         row = []
         for name, texts in result.answers.items():
             trait = result.trait[name][index] if name in result.trait else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -153,15 +154,16 @@ def _value(text: str | None) -> Any:
 
 
 def _summary(result: RunResult) -> str:
-    """Scores and relative RMSE, one line per method."""
-    scores = {each.method: each for each in result.comparison.scores}
+    """Scores and relative RMSE with and without massive tokens, one line per method."""
+    scores, distances = {each.method: each for each in result.comparison.scores}, result.comparison.distances
     lines = []
     for name in dict.fromkeys([*scores, *result.comparison.methods]):
         parts = []
         if name in scores:
             parts.append(f"trait {scores[name].trait:.1f}, coherence {scores[name].coherence:.1f} ({scores[name].n} answers)")
         if name in result.comparison.methods:
-            rmse = float(result.comparison.methods[name].relative_rmse[-1])
-            parts.append(f"relative RMSE after the last layer {rmse:.2f}")
+            rmse, without, median = distances[name].last
+            more = "" if math.isnan(median) else f" ({without:.2f} without massive tokens, {median:.2f} at the median token)"
+            parts.append(f"relative RMSE after the last layer {rmse:.2f}{more}")
         lines.append(f"{name}: {'; '.join(parts)}")
     return "\n".join(lines)

@@ -22,7 +22,8 @@ from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
-from psr_lens.evaluation.comparison import Comparison, compare
+from psr_lens.evaluation.compare import compare
+from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.evaluate import evaluate
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
 from psr_lens.evaluation.judge_settings import JudgeServer, load_judge
@@ -34,7 +35,7 @@ from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel, load_model, tokenizer_of
 from psr_lens.models.config_without_weights import has_outline
-from psr_lens.prompts import PromptPairs, Triplet
+from psr_lens.prompts import PromptPairs, Triplet, instruction_label
 from psr_lens.replacement import Replacement
 from psr_lens.reporting import report
 from psr_lens.results.judgement import Judge, Judgement
@@ -264,13 +265,13 @@ class _Run:
         run_folder.write_answers(self.out / run_folder.ANSWERS_FILE, {**asked, **result.answers})
         results = {
             "format": RESULTS_FORMAT,
-            "instruction": self.held_out[0].instruction,
+            "instruction": instruction_label(self.held_out),
             "fitted_on": {"kept": len(result.triplets), "dropped": len(result.triplets.dropped)},
             "judge": self.config.judge,
             **comparison_json(result.comparison),
         }
         if result.evaluation is not None:
-            table = result.evaluation.table(trait=self.held_out[0].instruction)
+            table = result.evaluation.table(trait=instruction_label(self.held_out))
             table.to_json(self.out / "evaluation.json")
             write_text(self.out / "evaluation.md", result.evaluation.to_markdown())
         write_text(self.out / run_folder.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")

@@ -89,11 +89,6 @@ class Checkpoint:
             self._compare(found, model)
             self._run = found
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is a state to resume from."""
-        return (self.folder / STATE_FILE).exists()
-
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and numbers that `save` wrote last; None if it never did.
 
@@ -101,7 +96,7 @@ class Checkpoint:
             ArtifactError: the file is damaged.
         """
         path = self.folder / STATE_FILE
-        if not self.begun:
+        if not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:

@@ -67,6 +67,15 @@ class Parameters:
         return cls._trainable(model, list(sites), config, *Site.stacked(list(sites.values())))
 
     @classmethod
+    def saved(
+        cls, model: HookedModel, names: Sequence[str], config: Joint, tensors: Mapping[str, Float[Tensor, "..."]]
+    ) -> Parameters | None:
+        """The parameters whose `tensors` were kept, by name; None if they are not all there, as in checkpoints of older versions."""
+        if not {"directions", "weights", "bias"} <= tensors.keys():
+            return None
+        return cls._trainable(model, names, config, tensors["directions"], tensors["weights"], tensors["bias"])
+
+    @classmethod
     def _trainable(
         cls, model: HookedModel, names: Sequence[str], config: Joint, directions: Tensor, weights: Tensor, bias: Tensor
     ) -> Parameters:
@@ -82,10 +91,14 @@ class Parameters:
         return made
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, those that are not trained included."""
+        return {part: getattr(self, part) for part in ("directions", "weights", "bias", "offset")}
+
+    @property
     def trained(self) -> dict[str, Tensor]:
         """The tensors that are trained, by name."""
-        tensors = {part: getattr(self, part) for part in ("directions", "weights", "bias", "offset")}
-        return {part: tensor for part, tensor in tensors.items() if tensor.requires_grad}
+        return {part: tensor for part, tensor in self.tensors.items() if tensor.requires_grad}
 
     def sites(self) -> dict[str, Site]:
         """The site of each hook point, as views through which gradients reach the stacks."""
