@@ -61,9 +61,8 @@ def evaluate(
         table = found.table(trait=settings.trait or settings.group or "", block=settings.block)
         table.to_json(folder / "results.json")
         write_text(folder / "results.md", found.to_markdown())
-        if {side for curve in found.curves.values() for point in curve for side in point.gives} == set(
-            SIDES
-        ):  # else there is no plane
+        sides = {side for curve in found.curves.values() for point in curve for side in point.gives or ()}
+        if sides == set(SIDES):  # with one kind of score there is no plane to show
             write_text(folder / "pareto.html", psr.plots.pareto(table).to_html(include_plotlyjs=True))
     say(found.to_markdown())
     say_where(folder, began)
