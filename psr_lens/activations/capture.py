@@ -137,6 +137,7 @@ class InMemory:
         """Refuse fields of another type."""
         check_fields(self)
 
+    @checks_arguments
     def receive(self, reading: Reading) -> Captured:
         """Read all differences; called by `capture`.
 

@@ -64,6 +64,7 @@ class AnswersByMethod:
             return self.questions
         return tuple(f"{question} [{instruction}]" for question, instruction in zip(self.questions, self.instructions, strict=True))
 
+    @checks_arguments
     def heading(self, method: str) -> str:
         """The method's name, with its strength where that is not 1.
 

@@ -186,7 +186,9 @@ def with_thought(pair: PromptPair, thought: Sequence[int]) -> PromptPair:
 
 
 @checks_arguments
-def prompt_pairs_from_texts(model: WithTokenizer, base: Sequence[str], prompted: Sequence[str]) -> PromptPairs:
+def prompt_pairs_from_texts(
+    model: WithTokenizer, base: Sequence[str], prompted: Sequence[str], *, template_kwargs: Mapping[str, Any] | None = None
+) -> PromptPairs:
     """Tokenise prompts that come in two versions, where the second is not simply an instruction plus the question.
 
     With a chat template, each text is the user's message; otherwise it is plain text followed by a line end. A pair's `question` is its
@@ -197,13 +199,15 @@ def prompt_pairs_from_texts(model: WithTokenizer, base: Sequence[str], prompted:
         model: Model whose tokenizer and chat template are used.
         base: The prompts without the instruction, such as IFEval's `prompt_without_instruction`.
         prompted: The same prompts with the instruction, one per base prompt.
+        template_kwargs: Variables of the chat template, as for `prompt_pairs`.
 
     Returns:
         One pair per prompt, in order. The span `QR` begins where the two prompts agree up to their ends, so it is hardly longer than `R`
         if the instruction comes last.
 
     Raises:
-        InputError: no prompts, an empty prompt, lists of different lengths, or a prompt as long as the model's context.
+        InputError: no prompts, an empty prompt, lists of different lengths, a variable that the template does not read, or a prompt as long
+            as the model's context.
         ModelError: the model has no tokenizer.
 
     Example:
@@ -214,7 +218,7 @@ def prompt_pairs_from_texts(model: WithTokenizer, base: Sequence[str], prompted:
     if len(base) != len(prompted):
         raise InputError("prompted", f"{len(prompted)} prompts", f"one for each of the {len(base)} base prompts")
     builder = _PairBuilder(model)
-    chat = builder.settings()
+    chat = builder.settings(None, None, "before", "", template_kwargs)
     prompter = builder.prompter(chat)
     pairs = []
     for index, (question, text) in enumerate(zip(base, prompted, strict=True)):

@@ -31,7 +31,9 @@ def folder():
 
 @pytest.fixture
 def in_its_language(monkeypatch):
-    known = ChatInstruction(organism.instruction("pirate"), organism.instruction("pirate", 1), psr.judges.organism("pirate"))
+    known = ChatInstruction(
+        organism.instruction("pirate"), organism.instruction("pirate", 1), lambda: psr.judges.organism("pirate")
+    )
     monkeypatch.setattr(chat_demo, "INSTRUCTIONS", {"pirate": known})
     monkeypatch.setattr(chat_demo, "everyday_questions", questions)
 
@@ -78,7 +80,7 @@ def test_the_instructions_judges_know_their_trait(name):
         "spanish": "El gato duerme en la silla roja.",
         "pirate": "Arr, the cat be asleep, matey!",
     }
-    judge = INSTRUCTIONS[name].judge
+    judge = INSTRUCTIONS[name].make_judge()
     assert judge([texts[name], "The cat sleeps on the red chair."], ["q", "q"]).trait.round().tolist() == [100.0, 0.0]
 
 

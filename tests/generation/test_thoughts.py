@@ -15,7 +15,7 @@ from helpers import BACKENDS, pairs_of, random_replacement, random_triplets, sav
 import psr_lens as psr
 from psr_lens.activations.store.triplets import pair_from, pair_json
 from psr_lens.errors import InputError
-from psr_lens.evaluation.config import check_judge, judge_at, load_judge
+from psr_lens.evaluation.judge_settings import check_judge, judge_at, load_judge
 from psr_lens.generation.sampled_triplets import Dropped, Triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.prompts import PromptPairs, remade

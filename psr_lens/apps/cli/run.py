@@ -91,7 +91,7 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
         from psr_lens._utils.distributed import own_device
         from psr_lens.apps.pipeline import plan_run, read_config
         from psr_lens.apps.pipeline import run as run_all
-        from psr_lens.evaluation.config import JudgeServer, judge_at
+        from psr_lens.evaluation.judge_settings import JudgeServer, judge_at
 
         given = _config_changes(
             config,
@@ -118,12 +118,12 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
         settings = read_config(config, given)
         if base_url is not None:
             settings = replace(settings, judge=judge_at(settings.judge, base_url))
+        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
         if dry_run:
-            plan = plan_run(settings)
+            plan = plan_run(settings, server)
             say(f"{plan}\n")
             console.print(plan.view)
             return
-        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
         result = run_all(settings, device=device or str(own_device()), say=say, show=console.print, server=server)
         say(_summary(result))
     say_where(result.out, began)

@@ -15,6 +15,7 @@ from psr_lens.activations.store import triplet_id, triplets_digest
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
+from psr_lens.apps.pipeline.dry_run import plan_run
 from psr_lens.apps.pipeline.questions import Split, kept_prompts, read_split
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
@@ -23,9 +24,9 @@ from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
 from psr_lens.evaluation.compare import compare
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.evaluation.config import JudgeServer, load_judge
 from psr_lens.evaluation.evaluate import evaluate
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
+from psr_lens.evaluation.judge_settings import JudgeServer, load_judge
 from psr_lens.evaluation.methods import NONE, PROMPT
 from psr_lens.evaluation.scores import Scores, summed
 from psr_lens.fitting.fit import fit
@@ -33,6 +34,7 @@ from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel, load_model, tokenizer_of
+from psr_lens.models.config_without_weights import has_outline
 from psr_lens.prompts import PromptPairs, Triplet, instruction_label
 from psr_lens.replacement import Replacement
 from psr_lens.reporting import report
@@ -89,6 +91,8 @@ def run(
         FitError: a fit cannot continue.
     """
     out = check_folder(config.out)
+    if has_outline(config.model):
+        plan_run(config, server)  # so that whatever is wrong is reported before weights are read
     split = read_split(config)
     say(f"loading {config.model}")
     model = load_model(
