@@ -21,13 +21,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from _divergence import Divergence, repeated
 from _models import machine
-from torch import Tensor
 
 import psr_lens as psr
-from psr_lens.activations.batches import length_batches
-from psr_lens.activations.next_token import divergence
-from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, read_batch
 from psr_lens.fitting.layerwise import token_weights
 from psr_lens.judges import Judgement
 from psr_lens.models import HookedModel
@@ -156,16 +153,6 @@ def organism_settings(name: str, traits: Sequence[str]) -> list[Setting]:
     return found
 
 
-def repeated(texts: Sequence[str]) -> float:
-    """Percentage of words that end a trigram of words seen before in the same answer."""
-    again = whole = 0
-    for text in texts:
-        words = text.split()
-        trigrams = list(zip(words, words[1:], words[2:], strict=False))
-        again, whole = again + len(trigrams) - len(set(trigrams)), whole + len(trigrams)
-    return 100 * again / max(whole, 1)
-
-
 def answers(setting: Setting, pairs: Sequence[PromptPair], steering: Any = None, **given: Any) -> dict[str, Any]:
     """Mean scores of sampled answers, with intervals, and repetition."""
     from psr_lens.evaluation.scores import score
@@ -176,32 +163,6 @@ def answers(setting: Setting, pairs: Sequence[PromptPair], steering: Any = None,
     row = {"n": found.n, "trait": found.trait, "interval": list(found.trait_interval)}
     row |= {"coherence": found.coherence} if np.isfinite(found.coherence) else {}
     return row | {"repeated": repeated([each.text for each in responses]), "examples": [each.text for each in responses[:3]]}
-
-
-class Divergence:
-    """KL(prompted ‖ steered) of the next token, in nats: at the first, the second to fourth, and later response tokens."""
-
-    def __init__(self, model: HookedModel, triplets: Sequence[Triplet]) -> None:
-        self.model = model
-        self.batches = [[triplets[index] for index in batch] for batch in length_batches(triplets, logits_budget(model, 2_048, 3))]
-        self.prompted = [self._logits(batch, "prompted", None) for batch in self.batches]
-
-    def _logits(self, batch: Sequence[Triplet], context: Any, steered: Steered | None) -> Tensor:
-        found = read_batch(self.model, batch, [], context, "R", steered=steered, logits=True).logits
-        if found is None:
-            raise typer.BadParameter("got a model without logits, expected one with them.")
-        return found
-
-    def of(self, steering: Replacement | None, alpha: float = 1.0) -> list[float]:
-        """The mean of each group."""
-        steered = None if steering is None else Steered(steering, alpha)
-        groups: list[list[float]] = [[], [], []]
-        for batch, wanted in zip(self.batches, self.prompted, strict=True):
-            positions = [position for triplet in batch for position in range(len(triplet.response_ids))]
-            values = divergence(wanted, self._logits(batch, "base", steered)).tolist()
-            for position, value in zip(positions, values, strict=True):
-                groups[0 if position == 0 else 1 if position < 4 else 2].append(value)
-        return [float(np.mean(group)) for group in groups]
 
 
 def fitted(setting: Setting, triplets: Sequence[Triplet], candidate: Candidate) -> Replacement:

@@ -250,6 +250,7 @@ class Statistics:
         """Refuse fields of another type."""
         check_fields(self)
 
+    @checks_arguments
     def receive(self, reading: Reading) -> CapturedStatistics:
         """Read all differences, batch by batch; called by `capture`.
 

@@ -77,6 +77,7 @@ class Axbench:
     rows: tuple[AxbenchRow, ...]
     """All examples, file by file."""
 
+    @checks_arguments
     def positives(self, concept_id: int) -> list[AxbenchRow]:
         """The examples with a concept.
 
@@ -92,6 +93,7 @@ class Axbench:
         self._check(concept_id)
         return [row for row in self.rows if row.concept_id == concept_id and row.category == "positive"]
 
+    @checks_arguments
     def negatives(self, concept_id: int) -> list[AxbenchRow]:
         """The examples without a concept: its own negative examples, and those that belong to no concept.
 

@@ -55,7 +55,7 @@ def agreement(result: Agreement, show: Shown = "magnitude") -> go.Figure:
         InputError: the result has no such gates.
 
     Example:
-        >>> figure = psr.plots.agreement(psr.transfer.agreement(model, model, triplets))
+        >>> figure = psr.plots.agreement(psr.transfer.agreement(model, model, triplets[:4]))
         >>> figure.data[0].z.shape, figure.data[1].x.count(None)
         ((6, 6), 6)
     """
@@ -117,7 +117,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) 
         InputError: a result without gates, no such text, or a layer without a gate.
 
     Example:
-        >>> figure = psr.plots.gates_by_family(psr.transfer.agreement(model, model, triplets, pirate), layer=2)
+        >>> figure = psr.plots.gates_by_family(psr.transfer.agreement(model, model, triplets[:4], pirate), layer=2)
         >>> figure.layout.title.text
         'Gate of layer 2, and as it is read from<br>layer ... of the other model'
     """

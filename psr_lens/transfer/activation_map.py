@@ -37,7 +37,13 @@ _AT_ONCE: Final = 2**30
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerMap:
-    """The map of one pair of layers: `source ≈ matrix · target + offset`."""
+    """The map of one pair of layers: `source ≈ matrix · target + offset`.
+
+    Example:
+        >>> paired = psr.transfer.pair_texts(model, model, triplets)
+        >>> psr.transfer.fit_activation_map(model, model, paired, layers=[(1, 2)], ridge=0.1).by_target_layer[2].matrix.shape
+        torch.Size([128, 128])
+    """
 
     source_layer: int
     """Layer of the source whose activations are predicted."""
@@ -66,9 +72,10 @@ class ActivationMap:
     """A linear map from a target's residual stream to a source's, for each pair of layers; `fit_activation_map` makes it.
 
     Example:
-        >>> mapped = psr.transfer.fit_activation_map(model, model, psr.transfer.pair_texts(model, model, triplets))
+        >>> paired = psr.transfer.pair_texts(model, model, triplets)
+        >>> mapped = psr.transfer.fit_activation_map(model, model, paired, layers=[(2, 2)])
         >>> mapped
-        ActivationMap(organism → organism, 6 layers from ... tokens of ... texts, R² 1.00 to 1.00 on texts held out)
+        ActivationMap(organism → organism, 1 layer from ... tokens of ... texts, R² 1.00 on texts held out)
         >>> mapped.pull_back(pirate.sites["blocks.2.hook_resid_post"].weights, target_layer=2)[0].shape
         torch.Size([4, 128])
     """
@@ -112,7 +119,8 @@ class ActivationMap:
             InputError: a layer without a map, or probes of another width.
 
         Example:
-            >>> mapped = psr.transfer.fit_activation_map(model, model, psr.transfer.pair_texts(model, model, triplets))
+            >>> paired = psr.transfer.pair_texts(model, model, triplets)
+            >>> mapped = psr.transfer.fit_activation_map(model, model, paired, layers=[(2, 2)])
             >>> site = pirate.sites["blocks.2.hook_resid_post"]
             >>> weights, bias = mapped.pull_back(site.weights, site.bias, target_layer=2)
             >>> bool(((weights - site.weights).norm(dim=1) < 0.5 * site.weights.norm(dim=1)).all())  # of the model itself, about the same
@@ -141,7 +149,8 @@ class ActivationMap:
             ArtifactError: sizes, vocabulary, architecture or the processing of the weights differ.
 
         Example:
-            >>> psr.transfer.fit_activation_map(model, model, psr.transfer.pair_texts(model, model, triplets)).check(source=model)
+            >>> paired = psr.transfer.pair_texts(model, model, triplets)
+            >>> psr.transfer.fit_activation_map(model, model, paired, layers=[(2, 2)], ridge=0.1).check(source=model)
         """
         for model, recorded, role in ((source, self.source_model, "source"), (target, self.target_model, "target")):
             if model is not None:
@@ -158,7 +167,8 @@ class ActivationMap:
             The folder.
 
         Example:
-            >>> mapped = psr.transfer.fit_activation_map(model, model, psr.transfer.pair_texts(model, model, triplets))
+            >>> paired = psr.transfer.pair_texts(model, model, triplets)
+            >>> mapped = psr.transfer.fit_activation_map(model, model, paired, layers=[(2, 2)])
             >>> sorted(path.name for path in mapped.save("map").iterdir())
             ['activation_map.json', 'activation_map.safetensors']
         """
@@ -199,9 +209,10 @@ class ActivationMap:
                 or the map was made for other models.
 
         Example:
-            >>> mapped = psr.transfer.fit_activation_map(model, model, psr.transfer.pair_texts(model, model, triplets))
+            >>> paired = psr.transfer.pair_texts(model, model, triplets)
+            >>> mapped = psr.transfer.fit_activation_map(model, model, paired, layers=[(2, 2)])
             >>> psr.transfer.ActivationMap.load(mapped.save("map"), target=model)
-            ActivationMap(organism → organism, 6 layers from ... tokens of ... texts, R² 1.00 to 1.00 on texts held out)
+            ActivationMap(organism → organism, 1 layer from ... tokens of ... texts, R² 1.00 on texts held out)
         """
         record, maps = read_map(Path(folder))
         by_target = {
@@ -224,8 +235,10 @@ class ActivationMap:
         """Models, layers, size and R², in one line."""
         names = f"{self.target_model.get('model_name')} → {self.source_model.get('model_name')}"
         r2 = [each.r2 for each in self.by_target_layer.values() if math.isfinite(each.r2)]
-        fits = f", R² {min(r2):.2f} to {max(r2):.2f} on texts held out" if r2 else ""
-        return f"ActivationMap({names}, {len(self.by_target_layer)} layers from {self.tokens:,} tokens of {self.text_count} texts{fits})"
+        span = f"{r2[0]:.2f}" if len(r2) == 1 else f"{min(r2):.2f} to {max(r2):.2f}" if r2 else ""
+        fits = f", R² {span} on texts held out" if span else ""
+        layers = f"{len(self.by_target_layer)} layer{'s' if len(self.by_target_layer) > 1 else ''}"
+        return f"ActivationMap({names}, {layers} from {self.tokens:,} tokens of {self.text_count} texts{fits})"
 
 
 @checks_arguments

@@ -76,7 +76,7 @@ class Agreement:
         """Correlation of log ‖Δ‖ at the matched pairs of layers, one for each target layer, with its interval over texts.
 
         Example:
-            >>> psr.transfer.agreement(model, model, triplets).matched().value.round(2)
+            >>> psr.transfer.agreement(model, model, triplets[:4]).matched().value.round(2)
             array([1., 1., 1., 1., 1., 1.])
         """
         counted, sums = self._sums(self.matching)
@@ -86,7 +86,7 @@ class Agreement:
         """Mean of these correlations over the target's layers, with its interval over texts.
 
         Example:
-            >>> round(float(psr.transfer.agreement(model, model, triplets).mean().value), 2)
+            >>> round(float(psr.transfer.agreement(model, model, triplets[:4]).mean().value), 2)
             1.0
         """
         counted, sums = self._sums(self.matching)
@@ -104,7 +104,7 @@ class Agreement:
             InputError: layers that the models do not have.
 
         Example:
-            >>> round(float(psr.transfer.agreement(model, model, triplets).at(2, 2).value), 2)
+            >>> round(float(psr.transfer.agreement(model, model, triplets[:4]).at(2, 2).value), 2)
             1.0
         """
         for name, layer, size in zip(("source_layer", "target_layer"), (source_layer, target_layer), self._sizes, strict=True):
@@ -119,7 +119,7 @@ class Agreement:
         Correlations have a row for each target layer, `from layer` the source's; R² has one for each gate, `from layer` the reader's.
 
         Example:
-            >>> psr.transfer.agreement(model, model, triplets).table()
+            >>> psr.transfer.agreement(model, model, triplets[:4]).table()
             ResultTable(7 rows; methods: organism → organism; metrics: correlation of log ‖Δ‖)
         """
         there, here = (str(each.get("model_name")) for each in (self.source_model, self.target_model))
@@ -138,7 +138,7 @@ class Agreement:
             MissingPackageError: pandas is not installed.
 
         Example:
-            >>> len(psr.transfer.agreement(model, model, triplets).to_pandas())
+            >>> len(psr.transfer.agreement(model, model, triplets[:4]).to_pandas())
             7
         """
         return self.table().to_pandas()

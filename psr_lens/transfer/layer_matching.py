@@ -62,6 +62,7 @@ def best_monotone_matching(scores: Float[Tensor, "source target"]) -> LayerPairs
         InputError: no layers, or infinite scores.
 
     Example:
+        >>> import torch
         >>> psr.transfer.best_monotone_matching(torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0], [0.0, 0.7, 0.4]]))
         ((1, 0), (2, 1), (2, 2))
     """

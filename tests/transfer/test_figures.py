@@ -7,7 +7,7 @@ import pytest
 
 import psr_lens as psr
 from psr_lens.errors import InputError
-from psr_lens.transfer import PairedRows
+from psr_lens.transfer.pairing import PairedRows
 
 
 @pytest.fixture(scope="module")

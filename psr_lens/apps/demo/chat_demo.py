@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Final
 
 from psr_lens import judges
@@ -35,6 +36,8 @@ MIN_COHERENCE: Final = 80.0
 _KINDS: Final = ("attn_out", "mlp_out", "resid_post")
 _FEWEST: Final = 8
 """Fewest responses with the trait that anything is fitted on."""
+_REFERENCES: Final = 20
+"""Number of unsteered answers that the coherence judge takes its scale from."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,24 @@ class ChatInstruction:
     """The instruction, which comes after the question: small models hardly follow one in the system message."""
     paraphrase: str
     """The same in other words."""
-    judge: Judge
-    """Judge of the trait."""
+    make_judge: Callable[[], Judge]
+    """Makes the judge of the trait, which may need an optional package."""
 
 
 INSTRUCTIONS: Final[Mapping[str, ChatInstruction]] = {
-    "french": ChatInstruction("Answer in French.", "Please write your answer in the French language.", judges.language("fr")),
-    "spanish": ChatInstruction("Answer in Spanish.", "Please write your answer in the Spanish language.", judges.language("es")),
+    "french": ChatInstruction(
+        "Answer in French.", "Please write your answer in the French language.", partial(judges.language, "fr")
+    ),
+    "spanish": ChatInstruction(
+        "Answer in Spanish.", "Please write your answer in the Spanish language.", partial(judges.language, "es")
+    ),
     "pirate": ChatInstruction(
         "Talk like a pirate.",
         "Please speak the way a pirate would.",
-        judges.fraction(
-            r"(?i)\b(arr+|ahoy|avast|aye|ye|yer|matey|mateys|hearties|pirates?|captain|crew|treasure|ship|sail)\b", of="text"
+        partial(
+            judges.fraction,
+            r"(?i)\b(arr+|ahoy|avast|aye|ye|yer|matey|mateys|hearties|pirates?|captain|crew|treasure|ship|sail)\b",
+            of="text",
         ),
     ),
 }
@@ -77,11 +86,11 @@ class ChatDemoConfig:
     """Number of questions to choose strengths on: neither fitted on nor scored."""
     rank: int = 16
     """Directions of A-PSR at each layer; a chat model needs more of them than the organism."""
-    max_new_tokens: int = 40
+    max_new_tokens: int = 32
     """Maximum length of a response in tokens."""
     temperature: float = 0.7
     """Softmax temperature of all sampling; a small model at 1 babbles."""
-    looked_into: int = 12
+    looked_into: int = 8
     """Number of held-out responses for the report's next-token distances and kinds of hook points."""
     seed: int = 0
     """Seed of the questions and the sampling."""
@@ -141,19 +150,21 @@ def run_instruction(
     """
     began = time.perf_counter()
     given = instruction_named(name)
+    trait_judge = given.make_judge()
     known, asked = _prompts(model, given, config)
     to_fit, validation = known[: config.fit_questions], known[config.fit_questions :]
     say("sampling responses to the prompt")
-    triplets = judged_triplets(to_fit, generate(model, to_fit, context="prompted", sampling=config.sampling(0)), given.judge)
+    triplets = judged_triplets(to_fit, generate(model, to_fit, context="prompted", sampling=config.sampling(0)), trait_judge)
     if len(triplets) < _FEWEST:
         raise ModelError(
             f"model: follows {given.instruction!r} in {len(triplets)} of {len(to_fit)} responses ({triplets.summary()}); "
             f"at least {_FEWEST} are needed. Try another instruction with --trait, or your own with `psr-lens run`."
         )
     say("preparing the judge")
-    references = [each.text for answers in unsteered for each in answers]
+    # Of twenty answers the scale is known well enough; reading all of them under both prompts would take longer than scoring a method.
+    references = [each.text if index < _REFERENCES else "" for index, each in enumerate([*unsteered[0], *unsteered[1]])]
     coherence = judges.perplexity(model, validation + asked, references, given="either")
-    judge = judges.combine(trait=given.judge, coherence=coherence)
+    judge = judges.combine(trait=trait_judge, coherence=coherence)
     say(f"fitting on {len(triplets)} triplets")
     middle = int(model.cfg.n_layers) // 2
     methods = {"A-PSR": fit(model, triplets, Sequential(rank=config.rank)), "S-Const DiM": fit(model, triplets, DiM(layers=middle))}
@@ -175,7 +186,7 @@ def run_instruction(
         "command": f"psr-lens demo --trait {name} --model {config.model} --seed {config.seed}",
         **asdict(config),
         "fitted_on": triplets.summary(),
-        "trait_judge": repr(given.judge),
+        "trait_judge": repr(trait_judge),
         "coherence_judge": repr(coherence),
         "strengths": f"of {ALPHAS} and {CONSTANT_ALPHAS}, those with the highest trait at a coherence of {MIN_COHERENCE:g} or more on "
         f"{len(validation)} validation questions, none of which is scored",
