@@ -46,7 +46,7 @@ def check_sizes(replacement: ReplacementSpec, theirs: Mapping[str, Any]) -> None
     """Refuse a model of other sizes.
 
     Args:
-        made_for: The model that a method was made for, as its artifact describes it.
+        replacement: The replacement.
         theirs: The model's `model_name`, `n_layers`, `d_model`, `n_heads` and `d_head`.
 
     Raises:
