@@ -61,7 +61,7 @@ def train_directions(model: HookedModel, triplets: Sequence[Triplet], probes: Ma
     start = {name: _scaled(site, arriving[name].float()) for name, site in probes.items()}
     joint = replace(config, regulariser=0.0)
 
-    def objective(resumed: bool) -> Objective:
+    def objective(_known: Parameters | None) -> Objective:
         parameters = Parameters.of(model, start, joint)
         for part in (parameters.weights, parameters.bias):
             part.requires_grad_(False)

@@ -179,20 +179,23 @@ def _read(
 
 
 def _matrix(x: Float[Tensor, "pair source_width"], y: Float[Tensor, "pair target_width"], text: Tensor, kind: Push) -> Tensor:
+    matrix: Tensor
+    centred_x, centred_y = x - x.mean(0), y - y.mean(0)
     if kind in ("ridge", "differences"):
         folds = [Sums.of(x[text % FOLDS == fold], y[text % FOLDS == fold]) for fold in range(FOLDS)]
         total = folds[0]
         for fold in folds[1:]:
             total = total + fold
-        return Ridge.of(total).weights(RIDGES[cross_validated(folds, total, RIDGES).best])[0]
-    x, y = x - x.mean(0), y - y.mean(0)
-    if kind == "procrustes":
-        left, sizes, right = torch.linalg.svd(y.T @ x, full_matrices=False)
-        return left @ right * (sizes.sum() / x.square().sum())
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(_SEED))[:_ANCHORS]
-    ours, theirs = (torch.nn.functional.normalize(each[chosen], dim=1) for each in (x, y))
-    scale = (y.square().sum() / x.square().sum()).sqrt()  # cosines say nothing of lengths
-    return scale * torch.linalg.pinv(theirs, rtol=1e-2) @ ours
+        matrix = Ridge.of(total).weights(RIDGES[cross_validated(folds, total, RIDGES).best])[0]
+    elif kind == "procrustes":
+        left, sizes, right = torch.linalg.svd(centred_y.T @ centred_x, full_matrices=False)
+        matrix = left @ right * (sizes.sum() / centred_x.square().sum())
+    else:
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(_SEED))[:_ANCHORS]
+        ours, theirs = (torch.nn.functional.normalize(each[chosen], dim=1) for each in (centred_x, centred_y))
+        scale = (centred_y.square().sum() / centred_x.square().sum()).sqrt()  # cosines say nothing of lengths
+        matrix = scale * torch.linalg.pinv(theirs, rtol=1e-2) @ ours
+    return matrix
 
 
 def _components(y: Float[Tensor, "pair width"]) -> Float[Tensor, "component width"]:

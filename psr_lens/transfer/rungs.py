@@ -176,9 +176,9 @@ def pulled_back(replacement: Replacement, mapped: ActivationMap) -> dict[str, Si
             )
     found = {}
     for source_layer, target_layer in mapped.layers:
-        site = replacement.sites.get(f"blocks.{source_layer}.hook_resid_post")
-        if site is not None:
-            weights, bias = mapped.pull_back(site.weights, site.bias, target_layer=target_layer)
+        own = replacement.sites.get(f"blocks.{source_layer}.hook_resid_post")
+        if own is not None:
+            weights, bias = mapped.pull_back(own.weights, own.bias, target_layer=target_layer)
             found[f"blocks.{target_layer}.hook_resid_post"] = Site(torch.zeros_like(weights), weights, bias, "relu")
     if not found:
         layers = ", ".join(str(source) for source, _ in mapped.layers)
