@@ -201,4 +201,5 @@ def _matrix(x: Float[Tensor, "pair source_width"], y: Float[Tensor, "pair target
 def _components(y: Float[Tensor, "pair width"]) -> Float[Tensor, "component width"]:
     variance, axes = torch.linalg.eigh(torch.cov(y.T))
     share = variance.flip(0).clamp(min=0).cumsum(0) / variance.clamp(min=0).sum()
-    return axes.flip(1).T[: int((share < 0.95).sum()) + 1]
+    found: Tensor = axes.flip(1).T[: int((share < 0.95).sum()) + 1]
+    return found
