@@ -24,6 +24,7 @@ from helpers import pairs_of, random_replacement, random_triplets
 import psr_lens as psr
 from psr_lens import datasets, judges, organism, patching, plots, transfer
 from psr_lens.errors import InputError, PsrLensError
+from psr_lens.models import LowRank, fingerprint
 from psr_lens.replacement import LearningCurve
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # as users have it: without run-time types
@@ -131,7 +132,9 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
     }
     here = torch.arange(len(triplets[0].response_ids))
     paired = [transfer.PairedText(triplets[0], triplets[0], here, here)]
-    between = ("pair_texts", "agreement", "fit_activation_map")
+    between = ("pair_texts", "agreement", "fit_activation_map", "fit_direction_map", "through_text")
+    width, made_for = model.cfg.d_model, fingerprint(model)
+    layer = transfer.LayerMap(0, 0, torch.eye(width), torch.zeros(width), 1.0, 1.0, 0)
     curve = LearningCurve((1.0, 0.5), (), (1.0, 1.0), 1)
     return {
         **{f"plots.{name}.result": result for name, result in results.items()},
@@ -140,6 +143,11 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "transfer.fit_activation_map.layers": [(0, 0)],
         "transfer.fit_activation_map.ridge": 1.0,
         "transfer.best_monotone_matching.scores": torch.zeros(2, 2),
+        **{f"transfer.{name}.target": model for name in ("gates", "gates_through_text", "whole")},
+        "transfer.gates.config": psr.Sequential(),
+        **{f"transfer.{name}.config": psr.Joint(objective="ll") for name in ("gates_through_text", "through_text")},
+        "mapped": transfer.ActivationMap({0: layer}, made_for, made_for, "0" * 32, 1, 4),
+        "forward": transfer.DirectionMap("ridge", {0: torch.eye(width)}, {0: torch.eye(width)}),
         "paired": paired,
         "source_ends": [1, 2],
         "target_ends": [1, 2],
@@ -211,9 +219,9 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "Store.batches.hooks": ("resid_post", 0),
         "Evaluation.calibrated.method": "A-PSR",
         "Evaluation.difference.metric": "trait",
-        "first": "none",
-        "second": "prompt",
-        "given": {},
+        "Evaluation.difference.first": "none",
+        "Evaluation.difference.second": "prompt",
+        "Calibration.of.given": {},
         "settings": {},
         "steering": method,
         "question": "who ?",
@@ -287,12 +295,19 @@ def objects(valid, tiny_llama, tmp_path_factory) -> list[Any]:
     few, pairs = psr.SamplingConfig(max_new_tokens=2), valid["pairs"]
     on_disk = psr.OnDisk(tmp_path_factory.mktemp("store") / "store")
     row = datasets.AxbenchRow("q", "a", "c", "positive", 1, {})
+    width, here = model.cfg.d_model, fingerprint(model)
+    adapter = psr.Adapter({"model.layers.0.mlp.up_proj": LowRank(torch.ones(1, width), torch.ones(2, 1))}, 2.0, here, "none")
     return [
         valid["report.result"],
         valid["plots.next_token.result"],
         valid["plots.outlook.result"],
         valid["captured"],
         valid["grid"],
+        made.agreement(),
+        made.agreement().gates,
+        adapter,
+        valid["mapped"],
+        valid["forward"],
         made.attribution(),
         made.side_by_side(),
         made.TABLE,
