@@ -1,4 +1,4 @@
-"""Arguments held against the type hints of the function that takes them: a value of another type is an `InputError` before any work.
+"""Arguments checked against the type hints of the function that takes them: a value of another type is an `InputError` before any work.
 
 The hints say what is legal, and are said nowhere else. What they cannot say (ranges, lengths, names that exist) functions check themselves.
 """

@@ -66,7 +66,7 @@ class MassiveToken:
         return len(self.contexts) == len(self.massive)
 
     def __repr__(self) -> str:
-        """Token, place, layers and its largest norm in each context, on one line."""
+        """Token, position, layers and largest norm in each context, on one line."""
         norms = ", ".join(f"{max(norms):.4g} {context}" for context, norms in self.norm.items())
         where = f"at position {self.position} of response {self.triplet}"
         return f"MassiveToken({self.string!r} {where}, after layers {ranges(self.layers)}; norm {norms})"
@@ -147,7 +147,7 @@ class MassiveActivations:
             >>> comparison.magnitude[ordinary].isfinite().all()
             tensor(True)
         """
-        rows = {place: row for row, place in enumerate(zip(tokens.triplet.tolist(), tokens.position.tolist(), strict=True))}
+        rows = {at: row for row, at in enumerate(zip(tokens.triplet.tolist(), tokens.position.tolist(), strict=True))}
         mask = torch.zeros(len(tokens), len(self.layers), dtype=torch.bool)
         for token in self.tokens:
             mask[rows[token.triplet, token.position], [self.layers.index(layer) for layer in token.layers]] = True
@@ -209,7 +209,7 @@ class MassiveActivations:
 
 
 def listing(found: MassiveActivations) -> tuple[list[str], list[tuple[object, ...]]]:
-    """The headings and rows of a table with one row a token, with its norms at the layer where the largest of them is."""
+    """The headings and rows of a table with one row per token, with its norms at the layer where the largest of them is."""
     contexts, strings = list(found.typical), [token.string for token in found.tokens]
     rows: list[tuple[object, ...]] = []
     for token, text in zip(found.tokens, readable(strings, strings), strict=True):

@@ -36,7 +36,7 @@ class EvaluationConfig:
     model: str = "organism"
     """Name, folder or file, as for `psr_lens.load_model`."""
     verify: bool = True
-    """Whether the model is held against plain transformers when it is loaded."""
+    """Whether the model is checked against plain transformers when it is loaded."""
     pairs: str | None = None
     """File of questions and instructions, as for `psr-lens capture`; the alternative to `dataset`."""
     group: str | None = None
@@ -64,7 +64,7 @@ class EvaluationConfig:
             raise InputError("pairs", f"{got} of pairs and dataset", "one of the two")
         for name, kind in (("methods", Mapping), ("calibration", Mapping), ("sampling", Mapping), ("alphas", list | tuple)):
             if not isinstance(getattr(self, name), kind):
-                raise InputError(name, repr(getattr(self, name)), "a list" if name == "alphas" else "a mapping, one entry a line")
+                raise InputError(name, repr(getattr(self, name)), "a list" if name == "alphas" else "a mapping, one entry per line")
         if not isinstance(self.verify, bool):
             raise InputError("verify", repr(self.verify), "true or false")
         for name in ("out", "model", "trait", "block"):

@@ -129,7 +129,7 @@ def evaluate(
         Curves, and what follows from them: `.table()`, `.calibrated(method, metric)`, `.difference(method, other, metric)`.
 
     Raises:
-        InputError: no pairs, no methods, a reserved name, or something other than a method or a judge in its place.
+        InputError: no pairs, no methods, a reserved name, or an argument of the wrong type.
         ArtifactError: a method was made for another model, or a file of the cache is damaged.
 
     Example:

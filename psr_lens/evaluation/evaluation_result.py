@@ -79,7 +79,7 @@ class Calibrated:
     trait: float
     """Trait at the target, 0–100; NaN if unmeasured."""
     interval: Interval
-    """95 % bootstrap interval of the trait; the strength is found anew in each resample."""
+    """95 % bootstrap interval of the trait; the strength is found again in each resample."""
     outcome: Outcome
     """Whether the target was reached; see `psr_lens.evaluation.trait_at_coherence`."""
 
@@ -124,7 +124,7 @@ class Evaluation:
         """What a method reaches at a target coherence.
 
         The interval comes from resamples of the questions. In each, all strengths (and the prompt, whose coherence is the target of TA@Cp)
-        are averaged over the same questions, and the strength is found anew: other questions would have led to another strength, and that
+        are averaged over the same questions, and the strength is found again, because other questions could lead to another strength, which
         is part of the number's uncertainty. Intervals at a fixed strength leave it out, and are too narrow where trait and coherence move
         in opposite directions.
 

@@ -96,8 +96,8 @@ class Closeness:
 class SiteFaithfulness:
     """One hook point of a replacement: do its coefficients follow what the prompt calls for, and how much can its directions reach?
 
-    What is `missing` when an activation arrives is prompted − arriving: Δ_acc itself at the first hook point, and at later ones what the
-    earlier ones left of it.
+    What is `missing` when an activation arrives is prompted − arriving: Δ_acc itself at the first hook point, and at later ones what
+    remains after the earlier sites.
     """
 
     hook: str
@@ -150,7 +150,7 @@ class SiteFaithfulness:
 
     @cached_property
     def filled(self) -> Estimate:
-        """Share of what is missing that the hook point adds; at most the ceiling, below 0 where it does harm."""
+        """Share of what is missing that the hook point adds; at most the ceiling, negative if it makes the match worse."""
         left = ratio(self.left, self.missing)
         return estimate(lambda weights: 1 - left(weights), len(self.delta))
 
@@ -226,7 +226,7 @@ class Faithfulness:
 
     @checks_arguments
     def table(self, *, trait: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
-        """All numbers, one a row; `n` counts responses.
+        """All numbers, one per row; `n` counts responses.
 
         Metrics: `KL` (nats), `KL removed`, `top-1 agreement`; by layer `relative RMSE`, `relative RMSE without massive tokens`,
         `median relative error` (that of the median token), `explained energy`, `Pearson`, `Spearman`, `share of Δ in span`, `ceiling`,

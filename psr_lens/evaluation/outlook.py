@@ -95,7 +95,7 @@ class Outlook:
             rank: One of `ranks`; the suggested one if left out.
 
         Returns:
-            One number a layer, with its interval over responses.
+            One number per layer, with its interval over responses.
 
         Raises:
             InputError: another rank.
@@ -228,7 +228,7 @@ def outlook(
     """Estimate what a token-wise replacement can reach, before it is fitted: will it work, at which layers, with which rank?
 
     After each layer, the leading directions of Δ and a linear probe for the coefficient along each are taken from three quarters of the
-    responses and held against the rest, four times in turn; once with Δ itself, for a replacement at one layer, and once with what the
+    responses and checked against the rest, four times in turn; once with Δ itself, for a replacement at one layer, and once with what the
     layer adds to it, for one at all layers. Forward passes and linear algebra alone: no sampling, no gradient descent.
 
     Args:

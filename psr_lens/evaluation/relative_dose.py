@@ -28,7 +28,7 @@ DOSE: Final = "relative dose"
 """What the table calls it."""
 
 PERCENTILE: Final = 0.99
-"""The quantile that is held against a limit, so that a single token does not decide."""
+"""The quantile that is compared with a limit, so that a single token does not decide."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

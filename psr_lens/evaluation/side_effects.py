@@ -70,8 +70,8 @@ class SideEffects:
     """Neutral texts for the perplexity. Triplets are read after their own prompts; strings without a question, under the prompt after the
     instruction on a line of its own. None takes the model's own unsteered answers."""
     procedures: Sequence[Procedure] = ()
-    """Tasks of several steps, such as `datasets.procedures(50)`, that every method does too, under the instruction where it is a prompt;
-    the metric `procedures` is the percentage of right results."""
+    """Multi-step tasks, such as `datasets.procedures(50)`, to run with every method, with the instruction where the method is a prompt;
+    metric `procedures`: percentage of correct results."""
     dose_limit: float | None = None
     """Largest relative dose, ‖added‖ / ‖activation‖, that 99 % of the tokens should keep at every layer; a method that exceeds it is named
     by a warning, the result and its table. None for no limit."""

@@ -134,8 +134,8 @@ CHECKS[FitConfig] = _check_config
 def _check_negatives(triplets: Sequence[Triplet], config: FitConfig) -> None:
     """Refuse responses without the trait where they would teach nothing, or teach it as if they had it.
 
-    What they say is what the model does at a strength near 0, where (without an offset) nothing is added whatever is learned. A mean takes
-    no notice of strengths.
+    What they say is what the model does at a strength near 0, where (without an offset) nothing is added whatever is learned. A mean
+    ignores strengths.
     """
     if config.takes_negatives:
         return

@@ -53,7 +53,7 @@ def fit_reft_r1(
     *,
     checkpoint: str | Path | None = None,
 ) -> Trained:
-    """Train one direction a site; several sites are trained together, each with latents of its own.
+    """Train one direction per site; several sites are trained together, each with latents of its own.
 
     The sequence is the span of the settings. The result is constant steering: the directions have length 1, and the bias is the mean
     coefficient over the triplets.

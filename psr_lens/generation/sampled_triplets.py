@@ -40,8 +40,9 @@ class Dropped:
     response: str
     """The response as text."""
     reason: Reason
-    """`"empty"`; `"without a score"`, if the judge could not give a score of a kind that it gives; `"incoherent"` or `"without the trait"`,
-    if that score is below 50; `"without the marker"`, if `answers_after` did not find the text that ends a thought."""
+    """`"empty"`; `"without a score"`, if the judge could not give one of the scores it should give; `"incoherent"` or
+    `"without the trait"`, if that score is below 50; `"without the marker"`, if `answers_after` did not find the text that ends a
+    thought."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -237,7 +237,7 @@ def perplexity(
     Args:
         model: The model, unsteered.
         pairs: Prompts of all questions to be judged.
-        references: Answers taken to be coherent, one per pair, of which empty ones do not count; if None, the model's own unsteered
+        references: Answers taken to be coherent, one per pair (empty ones are ignored); if None, the model's own unsteered
             answers. With `given="prompted"` these are answers to the prompt with the instruction.
         given: The prompt that answers are read after: `"base"`, `"prompted"` or `"either"`.
         sampling: How references are sampled, if none are given.

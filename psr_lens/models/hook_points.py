@@ -133,8 +133,8 @@ def layer_of(name: str) -> int | None:
 def hook_points(model: HookedModel) -> HookPointTable:
     """Every distinct hook point that fires in a forward pass of `model`, in the order of firing, as a table.
 
-    A point with several names on a bridge is listed once. Points that do not fire by default are left out (such as `attn.hook_result`
-    before `model.set_use_attn_result(True)`). Takes one forward pass of ten tokens.
+    A hook point that has several names in a bridge is listed once. Points that do not fire by default are left out (such as
+    `attn.hook_result` before `model.set_use_attn_result(True)`). Takes one forward pass of ten tokens.
 
     Raises:
         InputError: `model` is not a model with hook points.

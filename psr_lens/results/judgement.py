@@ -133,7 +133,7 @@ def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argumen
     """What a judge says of some texts, checked.
 
     Raises:
-        InputError: the judge returns something other than one score of each kind and one reason a text, or a score that is not from 0
+        InputError: the judge returns something other than one score of each kind and one reason per text, or a score that is not from 0
             to 100.
     """
     judgement: Any = judge(texts, questions)

@@ -1,4 +1,4 @@
-"""One table for everything that is measured: one row a number, with its interval, sample size and number of missing scores."""
+"""One table for everything that is measured: one row per number, with its interval, sample size and number of missing scores."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class ResultTable:
     # --- to other forms -----------------------------------------------------------------------------------------------------
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one column a field; the interval is in `low` and `high`.
+        """A data frame with one column per field; the interval is in `low` and `high`.
 
         Raises:
             MissingPackageError: pandas is not installed.

@@ -330,7 +330,7 @@ def test_a_file_of_another_store_is_refused(made, tmp_path, name):
     found = (
         "triplets.jsonl: is damaged"
         if "triplets" in name
-        else "safetensors: belongs to another store than the manifest.json beside it"
+        else "safetensors: does not belong to the store described by the manifest.json beside it"
     )
     with pytest.raises(ArtifactError, match=rf"{found}.*{REMEDY}"):
         Store.open(tmp_path / "it")

@@ -88,7 +88,7 @@ class ChatDemoConfig:
     seed: int = 0
     """Seed of the questions and the sampling."""
     verify: bool = True
-    """Whether the model is held against plain transformers when it is loaded."""
+    """Whether the model is checked against plain transformers when it is loaded."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -62,7 +62,7 @@ class DemoConfig:
     seed: int = 0
     """Seed of the questions, the sampling and the fits."""
     verify: bool = True
-    """Whether the model is held against plain transformers when it is loaded."""
+    """Whether the model is checked against plain transformers when it is loaded."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

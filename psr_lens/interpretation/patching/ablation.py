@@ -1,4 +1,4 @@
-"""A replacement taken apart: skip one of its sites at one token, or keep nothing but that.
+"""A replacement taken apart: skip one of its sites at one token, or keep only that site.
 
 Compared with `patch` on the same tokens, this shows where a replacement steers though the prompt does not, and the reverse.
 """
