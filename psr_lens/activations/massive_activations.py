@@ -15,6 +15,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import package
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import ranges
@@ -108,7 +109,7 @@ class MassiveActivations:
     def summary(self) -> str:
         """How many tokens have a massive activation, after which layers, and how many of them in some contexts only, in a sentence."""
         if not self.tokens:
-            return f"No massive activations in {self.searched:,} tokens"
+            return f"No massive activations in {counted(self.searched, 'token')}"
         has = "token has" if len(self) == 1 else "tokens have"
         return f"{len(self):,} of {self.searched:,} {has} a massive activation, {self._where()}"
 
@@ -195,7 +196,7 @@ class MassiveActivations:
         return table(*listing(self), self._found())
 
     def _found(self) -> str:
-        of = f"{self.searched:,} tokens of {self.responses:,} responses"
+        of = f"{counted(self.searched, 'token')} of {counted(self.responses, 'response')}"
         if not self.tokens:
             return f"none in {of}, after layers {ranges(self.layers)}"
         return f"{len(self):,} of {of}, {self._where()}"

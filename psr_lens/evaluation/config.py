@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from psr_lens import datasets, judges, organism
-from psr_lens._utils.yaml_config import check_keys, yaml_mapping
+from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.methods import Method
@@ -22,7 +22,7 @@ from psr_lens.results.judgement import Judge
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(KnownSettings):
     """Settings of `psr-lens evaluate`; paths are relative to the working directory."""
 
     judge: str | Mapping[str, Any]

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.evaluation.trait_at_coherence import OUTCOMES, Outcome, at_target
@@ -39,7 +40,7 @@ class Point:
     def __repr__(self) -> str:
         """Strength, mean scores and number of answers in one line."""
         at = "" if self.alpha is None else f"α = {self.alpha:g}, "
-        return f"Point({at}trait {self.mean('trait'):.1f}, coherence {self.mean('coherence'):.1f}; {len(self.answers)} answers)"
+        return f"Point({at}trait {self.mean('trait'):.1f}, coherence {self.mean('coherence'):.1f}; {counted(len(self.answers), 'answer')})"
 
     @property
     def judgement(self) -> Judgement:
@@ -117,7 +118,8 @@ class Evaluation:
     def __repr__(self) -> str:
         """Questions, methods, strengths and targets in one line."""
         curves = ", ".join(f"{name} ({len(points)})" for name, points in self.curves.items())
-        return f"Evaluation({len(self.questions)} questions; methods (strengths): {curves}; targets: {', '.join(self.targets) or 'none'})"
+        targets = ", ".join(self.targets) or "none"
+        return f"Evaluation({counted(len(self.questions), 'question')}; methods (strengths): {curves}; targets: {targets})"
 
     @checks_arguments
     def calibrated(self, method: str, metric: str = "TA@C80") -> Calibrated:
@@ -213,7 +215,7 @@ class Evaluation:
         curves = table.select(metric=SIDES).to_markdown(("method", "alpha"), "metric")
         reached = table.select(metric=tuple(self.targets))
         targets = ", ".join(f"{metric}: coherence {target:.1f}" for metric, target in self.targets.items())
-        lines = [f"{len(self.questions)} questions; mean scores 0–100 with 95 % bootstrap intervals.\n"]
+        lines = [f"{counted(len(self.questions), 'question')}; mean scores 0–100 with 95 % bootstrap intervals.\n"]
         if len(reached):
             lines += [
                 f"Trait at a target coherence ({targets}):\n",

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens.activations.massive_activations import MassiveActivations
 from psr_lens.evaluation.distance import METRICS
 from psr_lens.evaluation.methods import NONE
@@ -51,7 +52,7 @@ class Closeness:
 
     def __repr__(self) -> str:
         """KL and agreement in one line."""
-        return f"Closeness(KL {self.divergence.value:.3g}, top-1 agreement {self.agreement.value:.3g}; {len(self.kl)} responses)"
+        return f"Closeness(KL {self.divergence.value:.3g}, top-1 agreement {self.agreement.value:.3g}; {counted(len(self.kl), 'response')})"
 
     @cached_property
     def relative_rmse(self) -> Estimate:
@@ -125,7 +126,7 @@ class SiteFaithfulness:
 
     def __repr__(self) -> str:
         """Hook point, rank and size in one line."""
-        size = f"{len(self.response)} tokens of {len(self.delta)} responses"
+        size = f"{counted(len(self.response), 'token')} of {counted(len(self.delta), 'response')}"
         return f"SiteFaithfulness({self.hook!r}, rank {self.rank}; {size})"
 
     @cached_property
@@ -172,7 +173,7 @@ class BlockFaithfulness:
 
     def __repr__(self) -> str:
         """Responses and methods in one line."""
-        return f"BlockFaithfulness({self.responses} responses; methods: {', '.join(self.methods)})"
+        return f"BlockFaithfulness({counted(self.responses, 'response')}; methods: {', '.join(self.methods)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -205,7 +206,8 @@ class Faithfulness:
         responses = sum(block.responses for block in self.blocks.values())
         kinds = ", ".join(filter(None, self.blocks))
         of = f" ({kinds})" if kinds else ""
-        return f"Faithfulness({self.instruction!r}, {responses} responses{of}, span {self.span}; methods: {', '.join(self.alphas)})"
+        size = f"{counted(responses, 'response')}{of}, span {self.span}"
+        return f"Faithfulness({self.instruction!r}, {size}; methods: {', '.join(self.alphas)})"
 
     def _repr_html_(self) -> str:
         last = f"relative RMSE, layer {self.layers[-1]}"

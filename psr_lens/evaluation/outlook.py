@@ -13,6 +13,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens.activations.finite import check_finite
 from psr_lens.activations.massive_activations import massive_activations
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading, Rows, Take
@@ -178,7 +179,7 @@ class Outlook:
 
     def __repr__(self) -> str:
         """Size, rank and what can be expected, in one line."""
-        size = f"{len(self.accumulated.energy)} responses, {self.tokens:,} tokens, {len(self.layers)} layers"
+        size = f"{counted(len(self.accumulated.energy), 'response')}, {counted(self.tokens, 'token')}, {counted(len(self.layers), 'layer')}"
         return f"Outlook({self.instruction!r}, {size}: at rank {self.rank}, {_percent(self.reachable(), -1)} can be expected)"
 
     def _repr_html_(self) -> str:

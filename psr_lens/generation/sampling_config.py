@@ -8,11 +8,12 @@ from typing import Any
 
 from psr_lens._utils.arguments import CHECKS
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.errors import InputError
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(KnownSettings):
     r"""How responses are sampled; each setting means what it means in transformers' `generate`, whose own code carries it out.
 
     Example:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from psr_lens import judges
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
 from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
@@ -66,7 +67,7 @@ INSTRUCTIONS: Final[Mapping[str, ChatInstruction]] = {
 
 
 @dataclass(frozen=True)
-class ChatDemoConfig:
+class ChatDemoConfig(KnownSettings):
     """Settings of the demo on a chat model."""
 
     model: str

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 import yaml
 
-from psr_lens._utils.yaml_config import check_keys, yaml_mapping
+from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.evaluation.config import check_judge
 from psr_lens.evaluation.evaluate import Calibration
@@ -25,7 +25,7 @@ _CHAT: Final = tuple(each.name for each in fields(ChatSettings))
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(KnownSettings):
     """Settings of `psr-lens run`; paths are relative to the working directory."""
 
     model: str
