@@ -344,7 +344,7 @@ def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
     return "\n".join(text)
 
 
-def main(
+def main(  # noqa: PLR0913  (a command: each parameter is an option)
     quick: Annotated[bool, typer.Option("--quick", help="One trait, one family, few methods.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,

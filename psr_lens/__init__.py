@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from psr_lens import judges as judges
     from psr_lens import organism as organism
     from psr_lens import plots as plots
+    from psr_lens import transfer as transfer
     from psr_lens._utils.progress import progress_bars as progress_bars
     from psr_lens.activations.capture import Captured as Captured
     from psr_lens.activations.capture import InMemory as InMemory
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from psr_lens.activations.store import Store as Store
     from psr_lens.evaluation.answers_by_method import AnswersByMethod as AnswersByMethod
     from psr_lens.evaluation.answers_by_method import answers_by_method as answers_by_method
+    from psr_lens.evaluation.compare import compare as compare
     from psr_lens.evaluation.comparison import Comparison as Comparison
-    from psr_lens.evaluation.comparison import compare as compare
     from psr_lens.evaluation.evaluate import Calibration as Calibration
     from psr_lens.evaluation.evaluate import evaluate as evaluate
     from psr_lens.evaluation.evaluation_result import Evaluation as Evaluation
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.side_effects import SideEffects as SideEffects
     from psr_lens.evaluation.side_effects import collateral as collateral
     from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
+    from psr_lens.fitting.adapt import adapt as adapt
     from psr_lens.fitting.fit import fit as fit
+    from psr_lens.fitting.settings.adapters import LoRA as LoRA
     from psr_lens.fitting.settings.baselines import CLAS as CLAS
     from psr_lens.fitting.settings.baselines import ActAdd as ActAdd
     from psr_lens.fitting.settings.baselines import DiM as DiM
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
     from psr_lens.prompts import prompt_pairs_from_texts as prompt_pairs_from_texts
     from psr_lens.prompts import rephrase as rephrase
     from psr_lens.prompts import with_responses as with_responses
+    from psr_lens.replacement import Adapter as Adapter
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.replacement import SteeringPlan as SteeringPlan
     from psr_lens.reporting import report as report
@@ -134,6 +138,9 @@ _HOME = {
     "LoReFT": "fitting.settings.baselines",
     "CLAS": "fitting.settings.baselines",
     "fit": "fitting.fit",
+    "LoRA": "fitting.settings.adapters",
+    "adapt": "fitting.adapt",
+    "Adapter": "replacement",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",
     "Result": "results.result",
@@ -149,7 +156,7 @@ _HOME = {
     "Evaluation": "evaluation.evaluation_result",
     "evaluate": "evaluation.evaluate",
     "Comparison": "evaluation.comparison",
-    "compare": "evaluation.comparison",
+    "compare": "evaluation.compare",
     "cosines": "interpretation.directions",
     "logit_lens": "interpretation.directions",
     "top_tokens": "interpretation.directions",
@@ -166,6 +173,7 @@ _MODULES = {
     "organism": "organism",
     "patching": "interpretation.patching",
     "plots": "plots",
+    "transfer": "transfer",
 }
 """Public names of rooms."""
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from helpers import pairs_of, random_replacement, random_triplets, replacement_at
 
@@ -19,6 +20,8 @@ from psr_lens.prompts import TokenTable
 from psr_lens.replacement import LearningCurve
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
+from psr_lens.transfer.gate_reading import Errors
+from psr_lens.transfer.pairing import PairedRows
 
 WORDS = ("<assistant>", "aye", ",", "the", "barn", ",", "<script>alert(1)</script>", "<end>")
 """One response: the last prompt token first, a comma twice, and a token that is markup."""
@@ -133,6 +136,22 @@ def grid(cells: str = "token", heads: int = 1, layers: int = 3) -> PatchGrid:
         "be brief", {}, "z" if heads > 1 else "resid_post", "recovered", "prompt", cells, table, tuple(range(layers)), values,
         torch.ones(2),
     )  # fmt: skip
+
+
+def agreement(layers: int = 3) -> psr.transfer.Agreement:
+    """A source and a target on one text each token of which both have; the source acts at its first two layers."""
+    generator = torch.Generator().manual_seed(0)
+    table = token_rows()
+    count, rows = len(table), torch.arange(len(table))
+    errors = [
+        Errors(torch.rand(2, 2, layers, generator=generator).double().numpy() * size, np.ones((2, 2, layers))) for size in (0.5, 1)
+    ]
+    gate = torch.rand(count, 2, generator=generator)
+    reading = psr.transfer.GateReading((0, 1), tuple(range(layers)), *errors, gate, gate + 0.1)
+    models = ({"model_name": "<b>one</b>"}, {"model_name": "other"})
+    sizes = [torch.rand(count, layers, generator=generator) + 0.1 for _ in models]
+    pairs = PairedRows(rows, rows, table.triplet)
+    return psr.transfer.Agreement("be brief", *models, table, table, pairs, 2, 0, *sizes, reading, None)
 
 
 def lens(rows: int = 3, k: int = 5) -> LogitLens:

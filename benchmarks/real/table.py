@@ -35,7 +35,7 @@ from psr_lens.prompts import Context, Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.results.judgement import Judge
 
-FITTED, VALIDATION, HELD_OUT = 72, 16, 60
+FITTED, VALIDATION, HELD_OUT = 72, 12, 60
 """Numbers of questions."""
 COMPARED = 24
 """Responses of held-out questions on which activations are compared."""
@@ -43,9 +43,9 @@ COHERENT = 80.0
 """Least coherence of the strength that stands for TA@C80."""
 MARGIN = 1.0
 """TA@Cp is taken at the coherence of the prompt minus this."""
-TRAINED: dict[str, Any] = {"epochs": 6, "learning_rate": 5e-3, "batch_size": 8}
+TRAINED: dict[str, Any] = {"epochs": 4, "learning_rate": 5e-3, "batch_size": 4}
 """Settings of all methods that are trained by gradient descent."""
-ADDED, LEARNED = (1.0, 2.0, 4.0), (0.75, 1.0, 1.25, 1.5)
+ADDED, LEARNED = (1.0, 2.0, 4.0), (1.0, 1.25, 1.5)
 """Strengths from which a method takes its own."""
 
 
@@ -59,8 +59,8 @@ class Method:
     """Strengths that are tried on the validation questions."""
     rounds: int = 0
     """Rounds of refinement."""
-    context: Context = "base"
-    """The context in which it is in force."""
+    of: str | None = None
+    """The method whose replacement is tried under the prompt; None for one of its own without the prompt."""
 
 
 METHODS = {
@@ -74,7 +74,7 @@ METHODS = {
     "A-PSR rank 16": Method(lambda _: psr.Sequential(rank=16)),
     "A-PSR auto, KL": Method(lambda _: psr.Sequential(rank="auto", token_weights="kl")),
     "A-PSR refined": Method(lambda _: psr.Sequential(rank="auto", token_weights="kl"), rounds=1),
-    "A-PSR + prompt": Method(lambda _: psr.Sequential(rank=16), context="prompted"),
+    "A-PSR + prompt": Method(lambda _: psr.Sequential(rank=16), of="A-PSR rank 16"),
 }
 """By name; constants and single-layer methods act at the middle layer."""
 
@@ -144,59 +144,50 @@ class Cell:
             "paraphrase": self.scored("paraphrase", said),
         }
 
-    def measured(self, name: str, prompt_coherence: float) -> dict[str, Any]:
-        """Fit one method, choose its strengths on the validation questions, score it on the held-out ones, and compare activations."""
+    def fit(self, name: str, folder: Path) -> dict[str, Any]:
+        """Fit a method and save it; what the fit cost."""
         method, passes = METHODS[name], Passes(self.model, self.triplets)
         config, began = method.config(self.layer), time.perf_counter()
         with passes.counted():
             if method.rounds:
-                replacement = psr.refine(
-                    self.model, self.triplets, config, self.given.judge, rounds=method.rounds, sampling=SAMPLING
-                )
+                found = psr.refine(self.model, self.triplets, config, self.given.judge, rounds=method.rounds, sampling=SAMPLING)
             else:
-                replacement = psr.fit(self.model, self.triplets, config)
-        sites = replacement.sites.values()
+                found = psr.fit(self.model, self.triplets, config)
         row: dict[str, Any] = {"seconds": time.perf_counter() - began, "passes": passes.found, "config": config.to_json()}
+        found.save(folder)
+        sites = found.sites.values()
         row["parameters"] = sum(each.numel() for site in sites for each in vars(site).values() if isinstance(each, torch.Tensor))
         row["ranks"] = sorted(site.rank for site in sites)
-        row["refined"] = replacement.settings.get("refined", [])
-        tried = self._tried(replacement, method)
+        return row | {"refined": found.settings.get("refined", [])}
+
+    def scores_of(self, name: str, replacement: Replacement, prompt_coherence: float) -> dict[str, Any]:
+        """Choose the strengths on the validation questions and score the method on the held-out ones."""
+        method = METHODS[name]
+        context: Context = "prompted" if method.of else "base"
+
+        def said(pairs: Any, alpha: float) -> list[Any]:
+            return psr.generate(self.model, pairs, replacement, context=context, alpha=alpha, sampling=SAMPLING)
+
+        tried = {alpha: score(name, self.validation, said(self.validation, alpha), self.judge) for alpha in method.alphas}
         chosen = {"alpha 1": 1.0, "TA@C80": chosen_of(tried, COHERENT), "TA@Cp": chosen_of(tried, prompt_coherence - MARGIN)}
-        row["validation"] = {f"{alpha:g}": [found.trait, found.coherence] for alpha, found in tried.items()}
-        scored: dict[float, dict[str, Any]] = {}
-        for key, alpha in chosen.items():
-            if alpha not in scored:
-                responses = psr.generate(
-                    self.model, self.held_out, replacement, context=method.context, alpha=alpha, sampling=SAMPLING
-                )
-                scored[alpha] = {"alpha": alpha, **self.scored(name, responses)}
-            row[key] = scored[alpha]
-        if method.context == "base":
-            row["kl"] = self.closeness.of(replacement)
-            row["rmse"] = self._rmse(name, replacement)
-        return row
+        scored = {
+            alpha: {"alpha": alpha, **self.scored(name, said(self.held_out, alpha))} for alpha in sorted(set(chosen.values()))
+        }
+        row: dict[str, Any] = {"validation": {f"{alpha:g}": [found.trait, found.coherence] for alpha, found in tried.items()}}
+        row |= {key: scored[alpha] for key, alpha in chosen.items()}
+        return row if method.of else row | {"kl": self.closeness.of(replacement)}
 
-    def _tried(self, replacement: Replacement, method: Method) -> dict[float, Any]:
-        found = {}
-        for alpha in method.alphas:
-            said = psr.generate(self.model, self.validation, replacement, context=method.context, alpha=alpha, sampling=SAMPLING)
-            found[alpha] = score("validation", self.validation, said, self.judge)
-        return found
-
-    def _rmse(self, name: str, replacement: Replacement) -> dict[str, Any]:
-        """Relative errors after each layer: over all tokens, without massive ones, of the median token; and the paraphrase's."""
-        found = psr.faithfulness(self.model, self.compared, {name: replacement}, paraphrases=self.given.paraphrase)
-        block = found.blocks[""].methods
-        kinds = ("relative_rmse", "rmse_without_massive", "median_error")
-        rows: dict[str, Any] = {}
-        for key, close in ((name, block[name]), ("paraphrase", block["paraphrase"])):
-            for kind in kinds:
-                value = getattr(close, kind)
-                rows.setdefault("own" if key == name else key, {})[kind] = {
-                    "last": [float(value.value[-1]), *value.interval(len(value.value) - 1)],
-                    "layers": [round(float(each), 4) for each in value.value],
-                }
-        return rows
+    def distances(self, methods: dict[str, Replacement]) -> dict[str, Any]:
+        """Relative errors after the last layer, with intervals: over all tokens, without massive ones, of the median token."""
+        found = psr.faithfulness(self.model, self.compared, methods, paraphrases=self.given.paraphrase)
+        return {
+            name: {
+                kind: [float(value.value[-1]), *value.interval(len(value.value) - 1)]
+                for kind in ("relative_rmse", "rmse_without_massive", "median_error")
+                for value in (getattr(close, kind),)
+            }
+            for name, close in found.blocks[""].methods.items()
+        }
 
 
 def chosen_of(tried: dict[float, Any], least: float) -> float:
@@ -212,24 +203,38 @@ ROWS = ("none", "prompt", "paraphrase", *METHODS)
 
 
 def measure(
-    model: HookedModel, name: str, asked: Sequence[str], held: dict[str, Any], save: Callable[[], None], methods: Sequence[str]
+    model: HookedModel,
+    name: str,
+    asked: Sequence[str],
+    held: dict[str, Any],
+    save: Callable[[], None],
+    methods: Sequence[str],
+    artifacts: Path,
 ) -> None:
     """Measure what one instruction lacks."""
-    if all(each in held.get("rows", {}) for each in ("none", *methods)):
+    if all(each in held.get("rows", {}) for each in ("none", *methods)) and not set(held["fits"]) - set(held.get("distances", {})):
         return
     cell = Cell(model, name, asked)
-    rows = held.setdefault("rows", {})
+    rows, fits = held.setdefault("rows", {}), held.setdefault("fits", {})
     if "none" not in rows:
         rows |= cell.references()
         held |= {"instruction": cell.given.text, "paraphrase": cell.given.paraphrase, "layer": cell.layer}
         held |= {"triplets": len(cell.triplets), "compared": len(cell.compared)}
         save()
     for method in methods:
-        if method not in rows:
-            rows[method] = cell.measured(method, rows["prompt"]["coherence"][0])
+        if method in rows:
+            continue
+        source = METHODS[method].of or method
+        if source not in fits or not (artifacts / name / source).exists():
+            fits[source] = cell.fit(source, artifacts / name / source)
             save()
-            at = rows[method]["TA@C80"]
-            print(f"{name}, {method}: {rows[method]['seconds']:.0f} s, α {at['alpha']:g}, trait {at['trait'][0]:.0f}", flush=True)
+        rows[method] = cell.scores_of(method, psr.Replacement.load(artifacts / name / source), rows["prompt"]["coherence"][0])
+        save()
+        at = rows[method]["TA@C80"]
+        print(f"{name}, {method}: {fits[source]['seconds']:.0f} s, α {at['alpha']:g}, trait {at['trait'][0]:.0f}", flush=True)
+    if set(fits) - set(held.get("distances", {})):
+        held["distances"] = cell.distances({each: psr.Replacement.load(artifacts / name / each) for each in fits})
+        save()
 
 
 def tables_of(content: dict[str, Any]) -> str:
@@ -240,34 +245,24 @@ def tables_of(content: dict[str, Any]) -> str:
         lines += [f"**{name}**: {held['instruction']} ({about})", ""]
         heads = ["", "α 1", "TA@C80", "TA@Cp", "repetition", "KL", "relative RMSE", "parameters", "fit", "passes"]
         lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        lines += [f"| {' | '.join(_row(each, held['rows']))} |" for each in ROWS if each in held["rows"]]
+        lines += [f"| {' | '.join(_row(each, held))} |" for each in ROWS if each in held["rows"]]
         lines.append("")
     return "\n".join(lines)
 
 
-def _row(name: str, rows: dict[str, Any]) -> list[str]:
-    row = rows[name]
+def _row(name: str, held: dict[str, Any]) -> list[str]:
+    row, distance = held["rows"][name], held.get("distances", {}).get(name)
     kl = " / ".join(f"{value:.2g}" for value in row["kl"]) if "kl" in row else "–"
+    rmse = "–" if distance is None else " / ".join(f"{value:.2f}" for value, _, _ in distance.values())
     if name not in METHODS:
-        rmse = "–"
-        if name == "paraphrase":
-            measured = next((each["rmse"]["paraphrase"] for each in rows.values() if "rmse" in each), None)
-            rmse = _rmse(measured) if measured else "–"
         return [name, _scores(row), "–", "–", f"{row['repeated']:.1f} %", kl, rmse, "–", "–", "–"]
-    forward, backward = row["passes"]
     chosen = [f"{_scores(row[key])} (α {row[key]['alpha']:g})" for key in ("TA@C80", "TA@Cp")]
+    scored = [name, _scores(row["alpha 1"]), *chosen, f"{row['TA@C80']['repeated']:.1f} %", kl, rmse]
+    if (fit := held["fits"].get(name)) is None:
+        return [*scored, "–", "–", "–"]
+    forward, backward = fit["passes"]
     passes = f"{forward:.1f} + {backward:.1f}" if backward else f"{forward:.1f}"
-    return [
-        name,
-        _scores(row["alpha 1"]),
-        *chosen,
-        f"{row['TA@C80']['repeated']:.1f} %",
-        kl,
-        _rmse(row["rmse"]["own"]) if "rmse" in row else "–",
-        f"{row['parameters']:,}",
-        f"{row['seconds']:.0f} s",
-        passes,
-    ]
+    return [*scored, f"{fit['parameters']:,}", f"{fit['seconds']:.0f} s", passes]
 
 
 def _scores(row: dict[str, Any]) -> str:
@@ -275,15 +270,12 @@ def _scores(row: dict[str, Any]) -> str:
     return f"{trait:.0f} [{low:.0f}, {high:.0f}] / {row['coherence'][0]:.0f}"
 
 
-def _rmse(found: dict[str, Any]) -> str:
-    return " / ".join(f"{found[kind]['last'][0]:.2f}" for kind in ("relative_rmse", "rmse_without_massive", "median_error"))
-
-
 def main(
     model: Annotated[str | None, typer.Argument(help="A chat model: a folder, a `.gguf` file or a name.")] = None,
     file: Annotated[Path | None, typer.Argument(help="Parquet file of AxBench's training data.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File of the numbers, which is added to.")] = None,
     instruction: Annotated[list[str] | None, typer.Option(help="Instructions; by default all that the model follows.")] = None,
+    artifacts: Annotated[Path, typer.Option(help="Folder of the replacements.")] = Path("artifacts"),
     method: Annotated[list[str] | None, typer.Option(help="Methods; by default all.")] = None,
     tables: Annotated[Path | None, typer.Option("--tables-of", help="Only print the tables of this file.")] = None,
 ) -> None:
@@ -299,7 +291,7 @@ def main(
     asked = questions(file, SCREENED + FITTED + VALIDATION + HELD_OUT)[SCREENED:]
     for name in instruction or [each for each, found in content["screened"].items() if found["used"]]:
         held = content["instructions"].setdefault(name, {})
-        measure(loaded, name, asked, held, lambda: write(json_file, content), method or list(METHODS))
+        measure(loaded, name, asked, held, lambda: write(json_file, content), method or list(METHODS), artifacts)
 
 
 if __name__ == "__main__":

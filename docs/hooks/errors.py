@@ -29,6 +29,7 @@ ROOMS: Final[Mapping[str, tuple[str, ...]]] = {
     "Fit": ("fitting",),
     "Replacements": ("replacement",),
     "Judges": ("judges",),
+    "Transfer": ("transfer",),
     "Measuring": ("evaluation", "results"),
     "Directions, attribution, patching": ("interpretation",),
     "Figures and report": ("plots", "reporting"),

@@ -28,6 +28,8 @@ CHECKS: Final[dict[Any, Callable[[Any, str], object]]] = {}
 """Checks of hints that have one of their own, of a value and the argument's name; each is added where its type is defined."""
 
 _MADE_BY: Final = {
+    "ActivationMap": "`psr.transfer.fit_activation_map`",
+    "Agreement": "`psr.transfer.agreement`",
     "Attribution": "`psr.attribute`",
     "Captured": "`psr.capture` in memory",
     "CapturedStatistics": "`psr.capture(…, to=psr.Statistics())`",
@@ -39,6 +41,7 @@ _MADE_BY: Final = {
     "LearningCurve": "a fit by gradient descent",
     "LogitLens": "`psr.logit_lens`",
     "Outlook": "`psr.outlook`",
+    "PairedText": "`psr.transfer.pair_texts`",
     "PatchGrid": "`psr.patching.patch` or `psr.patching.ablate`",
     "Replacement": "`psr.fit`",
     "ResultTable": "the `table` method of a result",

@@ -23,7 +23,7 @@ from psr_lens.activations.attention_patterns import INSTRUCTION, key_counts
 from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading, Rows
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, frozen
+from psr_lens.models import HookedModel, dtype_of, frozen
 from psr_lens.models.hook_points import Layers, hook_shapes, is_pattern, select_hooks
 from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
 
@@ -138,6 +138,7 @@ class InMemory:
         """Refuse fields of another type."""
         check_fields(self)
 
+    @checks_arguments
     def receive(self, reading: Reading) -> Captured:
         """Read all differences; called by `capture`.
 
@@ -231,7 +232,7 @@ def capture(
     triplets = list(triplets)
     names = select_hooks(model, hooks, layers)
     check_triplets(model, triplets)
-    dtype = next(iter(model.parameters())).dtype
+    dtype = dtype_of(model)
     shapes = _row_shapes(model, triplets, names)
     reading = Reading(model, triplets, shapes, dtype, span, difference, token_budget)
     with torch.no_grad(), frozen(model):

@@ -110,8 +110,8 @@ class MassiveActivations:
         """How many tokens have a massive activation, after which layers, and how many of them in some contexts only, in a sentence."""
         if not self.tokens:
             return f"No massive activations in {counted(self.searched, 'token')}"
-        has = "token has" if len(self) == 1 else "tokens have"
-        return f"{len(self):,} of {self.searched:,} {has} a massive activation, {self._where()}"
+        has = "has" if len(self) == 1 else "have"
+        return f"{len(self):,} of {counted(self.searched, 'token')} {has} a massive activation, {self._where()}"
 
     @checks_arguments
     def count(self, context: str | None = None) -> Int[Tensor, " layer"]:
@@ -205,7 +205,10 @@ class MassiveActivations:
         layers = {layer for token in self.tokens for layer in token.layers}
         some = sum(not token.in_all_contexts for token in self.tokens)
         only = "one of the two contexts" if len(self.typical) == 2 else f"some of the contexts ({', '.join(self.typical)})"
-        flips = f"; {some:,} of them in only {only}" if some else ""
+        if some == len(self) == 1:
+            flips = f", in only {only}"
+        else:
+            flips = f"; {'all' if some == len(self) else f'{some:,}'} of them in only {only}" if some else ""
         return f"after layer{'s' if len(layers) > 1 else ''} {ranges(layers)}{flips}"
 
 

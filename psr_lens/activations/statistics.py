@@ -256,6 +256,7 @@ class Statistics(KnownSettings):
         """Refuse fields of another type."""
         check_fields(self)
 
+    @checks_arguments
     def receive(self, reading: Reading) -> CapturedStatistics:
         """Read all differences, batch by batch; called by `capture`.
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from psr_lens.activations.finite import check_finite, check_logits, finite_logit
 from psr_lens.models import HookedModel, device_of, forward, frozen, hooked, spans_known
 from psr_lens.models.hook_points import is_pattern, layer_of
 from psr_lens.prompts import Context, Span, Triplet
-from psr_lens.replacement import SPANS, Steering
+from psr_lens.replacement import SPANS, Acting, in_force
 
 _LOGITS: Final = 2**29
 """Most logits in memory at once: 2 GiB in single precision."""
@@ -33,8 +34,8 @@ def logits_budget(model: HookedModel, token_budget: int, readings: int) -> int:
 class Steered:
     """Steering for a teacher-forced pass: what steers, how strongly, and where to read what it acts on."""
 
-    steering: Steering
-    """A replacement or a plan; it acts on its own span."""
+    steering: Acting
+    """A replacement or a plan, which acts on its own span, or an adapter."""
     alpha: float = 1.0
     """Strength α."""
     arriving: Sequence[str] = ()
@@ -82,9 +83,8 @@ def read_batch(
     arrived: dict[str, Tensor] = {}
     arriving = () if steered is None else steered.arriving
     starts = span_starts(triplets, context)
-    hooks = [] if steered is None else steered.steering.hooks(model, steered.alpha, start=starts)
     before = hooked(model, [(name, keep(arrived, name, batch)) for name in arriving])
-    acting = hooked(model, hooks)
+    acting = nullcontext() if steered is None else in_force(model, steered.steering, steered.alpha, start=starts)
     after = hooked(model, [(name, keep(held, name, batch)) for name in names])
     # Hooks at one point run in the order in which they were added.
     with torch.no_grad(), frozen(model), spans_known(model, starts), before, acting, after:

@@ -104,6 +104,8 @@ class BenchmarkConfig(KnownSettings):
     """Maximum length of an answer in tokens; the models' own answers have up to 46."""
     seed: int = 0
     """Seed of the questions, the sampling and the fits."""
+    verify: bool = True
+    """Whether the models are checked against plain transformers when they are loaded."""
 
     def __post_init__(self) -> None:
         """Check the names and the numbers."""
@@ -198,19 +200,16 @@ def run_family(out: str | Path, family: str, config: BenchmarkConfig, say: Calla
     folder, model = Path(out) / family, None
     tables = []
     for trait in config.traits:
-        about = {
-            **asdict(config),
-            "families": [family],
-            "traits": [trait],
-            "fits": {name: METHODS[name].to_json() for name in config.methods},
-        }
-        path = folder / f"{trait}-{digest_of({**about, **_made_with(FAMILIES[family])})[:12]}.json"
+        fits = {name: METHODS[name].to_json() for name in config.methods}
+        about = {**asdict(config), "families": [family], "traits": [trait], "fits": fits}
+        depends_on = {name: value for name, value in about.items() if name != "verify"}
+        path = folder / f"{trait}-{digest_of({**depends_on, **_made_with(FAMILIES[family])})[:12]}.json"
         try:
             tables.append(ResultTable.from_json(path))
             continue
         except ArtifactError:
             pass  # missing or incomplete
-        model = model or load_model(FAMILIES[family])
+        model = model or load_model(FAMILIES[family], verify=config.verify)
         told = _Clock(f"{family}, {trait}", say)
         table = _Trait.of(model, trait, config, folder).measure(told)
         told("done")

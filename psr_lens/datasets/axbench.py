@@ -78,6 +78,7 @@ class Axbench:
     rows: tuple[AxbenchRow, ...]
     """All examples, file by file."""
 
+    @checks_arguments
     def positives(self, concept_id: int) -> list[AxbenchRow]:
         """The examples with a concept.
 
@@ -93,6 +94,7 @@ class Axbench:
         self._check(concept_id)
         return [row for row in self.rows if row.concept_id == concept_id and row.category == "positive"]
 
+    @checks_arguments
     def negatives(self, concept_id: int) -> list[AxbenchRow]:
         """The examples without a concept: its own negative examples, and those that belong to no concept.
 

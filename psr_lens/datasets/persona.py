@@ -55,6 +55,7 @@ class PersonaTrait:
         """The instructions that ask for the trait, as paraphrases for `prompt_pairs`."""
         return [contrast.pos for contrast in self.instructions]
 
+    @checks_arguments
     def judge_prompt(self, question: str, answer: str) -> str:
         """The judge's prompt for one answer; braces in the question and the answer are left as they are.
 

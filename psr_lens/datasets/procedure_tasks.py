@@ -76,6 +76,7 @@ class Procedure:
     kind: ProcedureKind
     """The kind of task."""
 
+    @checks_arguments
     def is_right(self, text: str) -> bool:
         """Whether an answer has the right result.
 

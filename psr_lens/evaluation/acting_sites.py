@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from psr_lens.evaluation.methods import Plan, parts_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Span, Triplet
-from psr_lens.replacement import Part, Replacement, Site, SteeringPlan
+from psr_lens.replacement import Part, Replacement, Site
 
 
 def positions(triplets: Sequence[Triplet], span: Span) -> Int[Tensor, " token"]:
@@ -62,10 +63,10 @@ class ActingSite:
     """Orthonormal rows that span the directions of all parts, of each head's own; rows beyond their rank are zero."""
 
     @classmethod
-    def all_of(cls, plan: SteeringPlan, device: torch.device) -> list[ActingSite]:
-        """All hook points at which a plan acts, in the order of the layers."""
+    def all_of(cls, plan: Plan, device: torch.device) -> list[ActingSite]:
+        """All hook points at which a plan acts, in the order of the layers; an adapter acts at none."""
         found: dict[str, list[tuple[Part, Site]]] = {}
-        for part in plan.parts:
+        for part in parts_of(plan):
             for name, site in part.replacement.sites.items():
                 found.setdefault(name, []).append((part, site.to(device, torch.float32)))
         return [

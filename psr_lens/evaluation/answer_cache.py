@@ -27,11 +27,11 @@ from jaxtyping import Float
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.evaluation.methods import Method
+from psr_lens.evaluation.methods import Method, parts_of
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel, has_hooks, model_content
 from psr_lens.prompts import Context, PromptPair
-from psr_lens.replacement import SteeringPlan
+from psr_lens.replacement import Adapter
 from psr_lens.replacement.content_digest import content_digest
 from psr_lens.results.judgement import Judge, Judgement, identity_of, judged
 
@@ -258,9 +258,11 @@ def _or_null(score: float) -> float | None:
 
 def offset_free(steering: Method) -> bool:
     """Whether strength 0 is the same as no steering."""
-    return all(part.replacement.offset == 0 for part in SteeringPlan.of(steering).parts)
+    return all(part.replacement.offset == 0 for part in parts_of(steering))
 
 
 def steering_digest(steering: Method) -> str:
-    """Digest of everything that determines what a method does: what its parts do, and their factors."""
-    return digest_of([[float(part.factor), content_digest(part.replacement)] for part in SteeringPlan.of(steering).parts])
+    """Digest of everything that determines what a method does: what its parts do, and their factors; or an adapter's numbers."""
+    if isinstance(steering, Adapter):
+        return steering.digest
+    return digest_of([[float(part.factor), content_digest(part.replacement)] for part in parts_of(steering)])

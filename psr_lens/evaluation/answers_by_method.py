@@ -11,11 +11,10 @@ from jaxtyping import Float
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
-from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
+from psr_lens.evaluation.methods import NONE, PROMPT, Methods, Plan, plans_for, strengths
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
-from psr_lens.prompts import PromptPair
-from psr_lens.replacement import SteeringPlan
+from psr_lens.prompts import PromptPair, instruction_label
 from psr_lens.results.bootstrap import mean_interval
 from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
 from psr_lens.results.result import Result
@@ -32,7 +31,7 @@ class AnswersByMethod:
     """
 
     instruction: str
-    """The instruction of the prompt; the first, if there are several."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     questions: tuple[str, ...]
     """The questions, as they were asked."""
     answers: Mapping[str, tuple[str, ...]]
@@ -41,16 +40,31 @@ class AnswersByMethod:
     """Strength of each method."""
     trait: Mapping[str, tuple[float, ...]]
     """The trait score of each answer, 0–100, NaN where it is missing; empty without a judge."""
+    instructions: tuple[str, ...] = ()
+    """The instruction of each question; empty if all have the same."""
 
     def __post_init__(self) -> None:
         """Refuse answers and scores that are not one for each question."""
-        for field in ("answers", "trait"):
-            for name, each in getattr(self, field).items():
-                if len(each) != len(self.questions):
-                    raise InputError(
-                        f"{field}[{name!r}]", f"{len(each)} of them", f"one for each of {len(self.questions)} questions"
-                    )
+        given = [(f"{field}[{name!r}]", each) for field in ("answers", "trait") for name, each in getattr(self, field).items()]
+        for what, each in (*given, *([("instructions", self.instructions)] if self.instructions else [])):
+            if len(each) != len(self.questions):
+                raise InputError(what, f"{len(each)} of them", f"one for each of {len(self.questions)} questions")
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The questions, each with its instruction in brackets if they differ.
+
+        Example:
+            >>> few = psr.SamplingConfig(max_new_tokens=8)
+            >>> both = psr.prompt_pairs(model, ["what is a bear ?", "what is a pan ?"], ["talk like a pirate .", "be brief ."])
+            >>> psr.answers_by_method(model, both, pirate, sampling=few).asked
+            ('what is a bear ? [talk like a pirate .]', 'what is a pan ? [be brief .]')
+        """
+        if not self.instructions:
+            return self.questions
+        return tuple(f"{question} [{instruction}]" for question, instruction in zip(self.questions, self.instructions, strict=True))
+
+    @checks_arguments
     def heading(self, method: str) -> str:
         """The method's name, with its strength where that is not 1.
 
@@ -68,7 +82,7 @@ class AnswersByMethod:
         return f"AnswersByMethod({self.instruction!r}, {count}; methods: {', '.join(self.answers)})"
 
     def _repr_html_(self) -> str:
-        rows = [[question, *row] for question, *row in zip(self.questions, *self.answers.values(), strict=True)]
+        rows = [[question, *row] for question, *row in zip(self.asked, *self.answers.values(), strict=True)]
         return table(["question", *map(self.heading, self.answers)], rows, f"Answers: {self.instruction}")
 
 
@@ -118,13 +132,17 @@ def side_by_side(
 ) -> AnswersByMethod:
     """Existing answers by method, with the judge's scores."""
     traits = {name: tuple(map(float, verdict.trait)) for name, verdict in verdicts.items()}
-    return AnswersByMethod(pairs[0].instruction, tuple(pair.asked for pair in pairs), answers, alphas, traits)
+    instructions = tuple(pair.instruction for pair in pairs)
+    asked = tuple(pair.asked for pair in pairs)
+    return AnswersByMethod(
+        instruction_label(pairs), asked, answers, alphas, traits, instructions if len({*instructions}) > 1 else ()
+    )
 
 
 def answer_all(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    plans: Mapping[str, SteeringPlan],
+    plans: Mapping[str, Plan],
     alphas: Mapping[str, float],
     config: SamplingConfig | None,
 ) -> dict[str, list[Response]]:

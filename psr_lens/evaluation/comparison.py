@@ -21,21 +21,12 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import package
-from psr_lens.activations.massive import MassiveFinder
-from psr_lens.activations.massive_activations import MassiveActivations, listed
-from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
-from psr_lens.activations.statistics import SecondMoments
-from psr_lens.activations.teacher_forced_pass import BatchReading
+from psr_lens.activations.massive_activations import MassiveActivations
 from psr_lens.errors import InputError
-from psr_lens.evaluation.acting_sites import relative_rmse, squares
 from psr_lens.evaluation.distance import Distance, distance
-from psr_lens.evaluation.mean_difference import lengths_of, mean_directions
-from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
+from psr_lens.evaluation.methods import PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
-from psr_lens.evaluation.side_by_side import Batch, SideBySide
-from psr_lens.models import HookedModel, fingerprint
-from psr_lens.models.hook_points import Layers, check_layers
-from psr_lens.prompts import Span, TokenTable, Triplet, check_triplets, token_table
+from psr_lens.prompts import Span, TokenTable
 from psr_lens.results.table import ResultTable
 
 if TYPE_CHECKING:
@@ -51,7 +42,7 @@ class MethodTrace:
     relative_rmse: Float[Tensor, " layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
     site_layers: tuple[int, ...]
-    """The layer of each hook point at which the replacement acts; a layer appears twice if the replacement acts at two points of it."""
+    """The layer of each hook point at which it acts; a layer appears twice if it acts at two points of it. Empty for an adapter."""
     coefficient: Float[Tensor, "token site"]
     """The length of what is added at each hook point, (α + b_m)·λ(A)·z, over all heads, in the activation's units; 0 on tokens that are not
     steered. It has a sign if there is a single direction."""
@@ -66,7 +57,8 @@ class MethodTrace:
     def __repr__(self) -> str:
         """Tokens, layers and hook points in one line."""
         tokens, layers = map(counted, self.magnitude.shape, ("token", "layer"))
-        return f"MethodTrace({tokens} × {layers}; acts at layers {', '.join(map(str, self.site_layers))})"
+        acts = f"acts at layers {', '.join(map(str, self.site_layers))}" if self.site_layers else "changes weights"
+        return f"MethodTrace({tokens} × {layers}; {acts})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,7 +73,7 @@ class Comparison:
     """
 
     instruction: str
-    """The instruction of the prompt; the first, if there are several."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     model: Mapping[str, object]
     """Fingerprint of the model."""
     span: Span
@@ -145,12 +137,11 @@ class Comparison:
         rows: list[tuple[object, ...]] = []
         for name in dict.fromkeys([*scores, *distances]):
             score, found = scores.get(name), distances.get(name)
-            last = (found.relative_rmse, found.without_massive, found.median) if found else ()
             rows.append(
                 (
                     name,
                     *((score.trait, score.coherence, score.n) if score else ("", "", "")),
-                    *([float(each[-1]) for each in last] or ("", "", "")),
+                    *(found.last if found else ("", "", "")),
                 )
             )
         rmse = f"relative RMSE, layer {self.layers[-1]}"
@@ -270,131 +261,3 @@ class Comparison:
         }
         frame: pd.DataFrame = pandas.DataFrame(columns)
         return frame
-
-
-@checks_arguments
-def compare(
-    model: HookedModel,
-    triplets: Sequence[Triplet],
-    methods: Methods,
-    *,
-    paraphrase: str | None = None,
-    layers: Layers = "all",
-    span: Span = "R",
-    alpha: float | Mapping[str, float] = 1.0,
-    token_budget: int = TOKEN_BUDGET,
-) -> Comparison:
-    """Read the same responses under the prompt and under each replacement, and compare token by token.
-
-    Tokens with massive activations after any of the layers are found as `massive_activations` does, and the distances from the prompt
-    are given with and without them: `.distances`, `.table()`.
-
-    Args:
-        model: The model; it is not changed.
-        triplets: Responses to compare on, preferably ones that nothing was fitted on.
-        methods: One replacement or plan, or several by name.
-        paraphrase: The instruction in other words, for the paraphrase baseline.
-        layers: Layers after which the residual stream is compared.
-        span: Which tokens are compared.
-        alpha: Strength: one for all replacements, or one for each by name.
-        token_budget: Most tokens in a batch, padding included.
-
-    Returns:
-        A typed result, for `psr_lens.plots` and `psr_lens.report`.
-
-    Raises:
-        InputError: no triplets, no methods, a reserved name, a layer out of range.
-        ArtifactError: a replacement was made for another model.
-
-    Example:
-        >>> psr.compare(model, triplets[:2], {"A-PSR": pirate}, paraphrase="speak as a pirate would .", layers=[2, 5])
-        Comparison('talk like a pirate', ... tokens × 2 layers, span R; methods: A-PSR)
-    """
-    plans = plans_for(model, methods, (PROMPT, PARAPHRASE))
-    alphas = strengths(alpha, list(plans))
-    check_triplets(model, triplets)
-    wanted = check_layers(model, layers)
-    paraphrases = () if paraphrase is None else (paraphrase,)
-    reading = SideBySide(model, plans, alphas, wanted, span, paraphrases)
-    names = reading.residuals
-    # Of each token only magnitudes are kept; of the prompt's differences, their second moments. No more than one layer's Δ is held.
-    rows, moments = Rows(triplets, span), [SecondMoments(int(model.cfg.d_model)) for _ in names]
-    errors = {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
-    energy = torch.zeros(len(names), dtype=torch.double)
-    finder = MassiveFinder(len(names), len(reading.contexts))
-    directions: dict[str, Tensor] = {}
-    for batch in reading.batches(triplets, token_budget):
-        directions = directions or mean_directions(reading, triplets, batch, token_budget)
-        take, base = rows.of(batch.indices), batch.base
-        magnitudes, components = [], []
-        for column, (name, moment) in enumerate(zip(names, moments, strict=True)):
-            delta = _moved(batch.prompted, base, name)
-            magnitude, component = lengths_of(delta, directions[name])
-            magnitudes.append(magnitude)
-            components.append(component)
-            energy[column] += squares(delta).sum().cpu()
-            moment.add(delta)
-            for context, unsteered in enumerate(batch.unsteered):
-                finder.look(column, context, unsteered.rows[name])
-        finder.add(rows.at(batch.indices))
-        take(PROMPT, torch.stack(magnitudes, dim=1))
-        take(f"{PROMPT}/component", torch.stack(components, dim=1))
-        take(f"{PROMPT}/base_norm", torch.stack([base.rows[name].float().norm(dim=1) for name in names], dim=1))
-        for rephrased in batch.rephrased:
-            squared = _errors(rephrased, batch, names)
-            errors[PARAPHRASE] += squared.sum(0)
-            take(f"{PARAPHRASE}/error", squared.sqrt().float())
-        for steered in reading.steered(batch):
-            label, found = steered.label, steered.reading
-            squared = _errors(found, batch, names)
-            errors[label] += squared.sum(0)
-            take(f"{label}/error", squared.sqrt().float())
-            lengths = [lengths_of(_moved(found, base, name), directions[name]) for name in names]
-            take(f"{label}/magnitude", torch.stack([magnitude for magnitude, _ in lengths], dim=1))
-            take(f"{label}/component", torch.stack([component for _, component in lengths], dim=1))
-            take(f"{label}/coefficient", torch.stack([site.coefficient for site in steered.sites], dim=1))
-            take(f"{label}/projection", torch.stack([site.projection for site in steered.sites], dim=1))
-    traces = {
-        label: MethodTrace(
-            rows.tensors[f"{label}/magnitude"],
-            relative_rmse(errors[label], energy).float(),
-            tuple(site.layer for site in reading.sites[label]),
-            rows.tensors[f"{label}/coefficient"],
-            rows.tensors[f"{label}/projection"],
-            error=rows.tensors[f"{label}/error"],
-            component=rows.tensors[f"{label}/component"],
-        )
-        for label in plans
-    }
-    return Comparison(
-        triplets[0].pair.instruction,
-        fingerprint(model),
-        span,
-        token_table(model, triplets, span),
-        tuple(wanted),
-        rows.tensors[PROMPT],
-        torch.tensor([_rank1_share(moment) for moment in moments], dtype=torch.float32),
-        traces,
-        relative_rmse(errors[PARAPHRASE], energy).float() if paraphrases else None,
-        alphas,
-        paraphrase_error=rows.tensors.get(f"{PARAPHRASE}/error"),
-        massive=listed(finder.finish(), model, triplets, span, wanted, reading.contexts),
-        base_norm=rows.tensors[f"{PROMPT}/base_norm"],
-        component=rows.tensors[f"{PROMPT}/component"],
-    )
-
-
-def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, "token d_model"]:
-    """What a run changes at a hook point, against the base run."""
-    return found.rows[name].float() - base.rows[name].float()
-
-
-def _errors(found: BatchReading, batch: Batch, names: Sequence[str]) -> Float[Tensor, "token layer"]:
-    """‖Δ_AS − Δ_acc‖² of the tokens of a batch, at each hook point, in double precision."""
-    each = [squares(_moved(found, batch.base, name) - _moved(batch.prompted, batch.base, name)) for name in names]
-    return torch.stack(each, dim=1).cpu()
-
-
-def _rank1_share(moments: SecondMoments) -> float:
-    values, _ = moments.leading(1)
-    return float(values[0]) / moments.energy if moments.energy else float("nan")

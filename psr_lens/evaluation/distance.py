@@ -35,8 +35,12 @@ class Distance:
 
     def __repr__(self) -> str:
         """The last layer's, in one line."""
-        found = (float(each[-1]) for each in (self.relative_rmse, self.without_massive, self.median))
-        return "Distance(after the last layer: {:.3g}; without massive tokens {:.3g}; median token {:.3g})".format(*found)
+        return "Distance(after the last layer: {:.3g}; without massive tokens {:.3g}; median token {:.3g})".format(*self.last)
+
+    @property
+    def last(self) -> tuple[float, float, float]:
+        """The three after the last layer: of all tokens, without massive ones, and of the median token."""
+        return float(self.relative_rmse[-1]), float(self.without_massive[-1]), float(self.median[-1])
 
     def rows(self, layers: Sequence[int], method: str, n: int, trait: str, alpha: float | None) -> list[Result]:
         """The distances as rows of a table of results, by layer; without intervals, since they are not by response."""

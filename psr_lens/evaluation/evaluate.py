@@ -50,6 +50,7 @@ class Calibration(KnownSettings):
     """The search ends at a coherence this close to the target."""
 
     @classmethod
+    @checks_arguments
     def of(cls, given: Mapping[str, Any], alphas: Sequence[float] | None = None) -> Calibration:
         """Settings from a mapping, such as a YAML file holds.
 
@@ -138,7 +139,7 @@ def evaluate(
         Evaluation(2 questions; methods (strengths): none (1), prompt (1), A-PSR (3); targets: none)
     """
     calibration = calibration or Calibration()
-    tried = _tried(model, methods, with_prompt)
+    tried = ways_to_answer(methods_for(model, methods, (NONE, PROMPT)), with_prompt)
     answers = Answers(model, pairs, checked_judge(judge), sampling, cache)
     curves: dict[str, tuple[Point, ...]] = {
         NONE: (_point(None, answers.of()),),
@@ -165,9 +166,16 @@ def evaluate(
     return Evaluation(curves, targets, tuple(pair.asked for pair in pairs), settings)
 
 
-def _tried(model: HookedModel, methods: Methods, with_prompt: bool | Collection[str]) -> dict[str, tuple[Method, Context]]:
-    """Every method by name, and the context in which it acts."""
-    named = methods_for(model, methods, (NONE, PROMPT))
+def ways_to_answer(named: Mapping[str, Method], with_prompt: bool | Collection[str]) -> dict[str, tuple[Method, Context]]:
+    """Every method by name, and the context in which it acts.
+
+    Args:
+        named: The methods by name.
+        with_prompt: Whether they are also tried under the prompt; see `evaluate`.
+
+    Raises:
+        InputError: `with_prompt` names none of the methods, or a method has the name of one together with the prompt.
+    """
     chosen = list(named) if with_prompt is True else [] if with_prompt is False else list(with_prompt)
     if isinstance(with_prompt, str) or (unknown := [name for name in chosen if name not in named]):
         got = repr(with_prompt) if isinstance(with_prompt, str) else f"{unknown}"

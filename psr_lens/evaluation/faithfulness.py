@@ -17,10 +17,10 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Faithfulness
 from psr_lens.evaluation.faithfulness_sums import ClosenessSums, SiteSums
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT, Methods, plans_for, strengths
-from psr_lens.evaluation.side_by_side import SideBySide
+from psr_lens.evaluation.side_by_side import SideBySide, squared_distances
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import Layers, check_layers
-from psr_lens.prompts import Span, Triplet, check_triplets
+from psr_lens.prompts import Span, Triplet, check_triplets, instruction_label
 
 
 @checks_arguments
@@ -73,7 +73,7 @@ def faithfulness(
         if same := {each.pair.instruction for each in chosen} & set(texts):
             raise InputError("paraphrases", repr(same.pop()), "other words than the instruction's own")
     blocks = {str(kind): _measured(reading, list(chosen), token_budget) for kind, chosen in kinds.items()}
-    instruction = next(iter(kinds.values()))[0].pair.instruction
+    instruction = instruction_label(each.pair for chosen in kinds.values() for each in chosen)
     return Faithfulness(instruction, texts, fingerprint(model), span, tuple(reading.layers), alphas, blocks)
 
 
@@ -94,23 +94,26 @@ def _measured(reading: SideBySide, triplets: Sequence[Triplet], token_budget: in
             for context, unsteered in enumerate(batch.unsteered):
                 finder.look(column, context, unsteered.rows[name])
         finder.add(rows)
-        close[NONE].add(batch, rows, batch.base, batch.prompted)
-        for rephrased in batch.rephrased:
-            close[PARAPHRASE].add(batch, rows, rephrased, batch.prompted)
-            away[NONE].add(batch, rows, batch.base, rephrased)
-            away[PROMPT].add(batch, rows, batch.prompted, rephrased)
+        prompted, *rephrased = (
+            (unsteered, squared_distances(unsteered, batch.base, reading.residuals)) for unsteered in batch.unsteered[1:]
+        )
+        close[NONE].add(batch, rows, batch.base, *prompted)
+        for other in rephrased:
+            close[PARAPHRASE].add(batch, rows, other[0], *prompted)
+            away[NONE].add(batch, rows, batch.base, *other)
+            away[PROMPT].add(batch, rows, batch.prompted, *other)
         for steered in reading.steered(batch):
-            close[steered.label].add(batch, rows, steered.reading, batch.prompted)
-            for rephrased in batch.rephrased:
-                away[steered.label].add(batch, rows, steered.reading, rephrased)
+            close[steered.label].add(batch, rows, steered.reading, *prompted)
+            for other in rephrased:
+                away[steered.label].add(batch, rows, steered.reading, *other)
             for site, found in zip(at_sites[steered.label], steered.sites, strict=True):
-                site.add(batch, found)
+                site.add(batch, rows, found)
     massive = finder.finish()
     mask = massive.mask(all_rows.offsets[-1])
     return BlockFaithfulness(
         count,
         {label: each.finish(mask) for label, each in close.items()},
         {label: each.finish(mask) for label, each in away.items()},
-        {label: tuple(each.finish() for each in sites) for label, sites in at_sites.items()},
+        {label: tuple(each.finish(mask) for each in sites) for label, sites in at_sites.items()},
         listed(massive, reading.model, triplets, reading.span, reading.layers, reading.contexts),
     )

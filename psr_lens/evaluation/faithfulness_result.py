@@ -23,6 +23,9 @@ from psr_lens.results.medians import median
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
+WITHOUT: Final = " without massive tokens"
+"""What stands behind the name of a metric that leaves massive tokens out."""
+
 HELD_OUT_PARAPHRASE: Final = "held-out paraphrase"
 """The block in the table for comparisons with the paraphrases, which the replacements were not fitted on."""
 
@@ -78,6 +81,12 @@ class Closeness:
         return estimate(lambda weights: 1 - squared(weights), len(self.error))
 
     @cached_property
+    def explained_without_massive(self) -> Estimate:
+        """The same without the tokens that are massive after any of the layers, in any unsteered context."""
+        squared = ratio(self.error_without_massive, self.energy_without_massive)
+        return estimate(lambda weights: 1 - squared(weights), len(self.error))
+
+    @cached_property
     def divergence(self) -> Estimate:
         """Mean KL(prompted ‖ method) of the next token, in nats."""
         return estimate(ratio(self.kl, self.predicted), len(self.kl))
@@ -123,6 +132,8 @@ class SiteFaithfulness:
     """Σ ‖missing‖² within the span of the directions."""
     left: Float[np.ndarray, " response"]
     """Σ ‖missing − added‖²."""
+    without_massive: SiteFaithfulness | None = None
+    """The same without the tokens that are massive after any of the layers, in any unsteered context; None within itself."""
 
     def __repr__(self) -> str:
         """Hook point, rank and size in one line."""
@@ -187,7 +198,7 @@ class Faithfulness:
     """
 
     instruction: str
-    """The instruction of the prompt; the first, if there are several."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     paraphrases: tuple[str, ...]
     """The instruction in other words."""
     model: Mapping[str, object]
@@ -232,7 +243,8 @@ class Faithfulness:
 
         Metrics: `KL` (nats), `KL removed`, `top-1 agreement`; by layer `relative RMSE`, `relative RMSE without massive tokens`,
         `median relative error` (that of the median token), `explained energy`, `Pearson`, `Spearman`, `share of Δ in span`, `ceiling`,
-        `filled`. Comparisons with the paraphrases are in the block `held-out paraphrase`.
+        `filled`, the last six also with `without massive tokens` behind their name. KL and agreement have no such version: each next token
+        counts once there, whatever the size of activations. Comparisons with the paraphrases are in the block `held-out paraphrase`.
 
         Args:
             trait: Name of the trait, as a label of the rows.
@@ -277,7 +289,8 @@ class _Rows:
             }
             rows += [self._row(method, metric, value) for metric, value in single.items()]
             layered = zip(METRICS, (found.relative_rmse, found.rmse_without_massive, found.median_error), strict=True)
-            for metric, values in (*layered, ("explained energy", found.explained)):
+            energies = ("explained energy", found.explained), (f"explained energy{WITHOUT}", found.explained_without_massive)
+            for metric, values in (*layered, *energies):
                 rows += [self._row(method, metric, values, layer, column) for column, layer in enumerate(self.result.layers)]
         return rows
 
@@ -285,15 +298,22 @@ class _Rows:
         # Where a replacement acts at two points of one layer, the point's own name tells the two apart.
         shared = sum(each.layer == site.layer for each in sites) > 1
         at = f" at {site.hook.partition('.')[2].partition('.')[2]}" if shared else ""
-        found = {
-            "Pearson": site.pearson,
-            "Spearman": site.spearman,
-            "share of Δ in span": site.share_in_span,
-            "ceiling": site.ceiling,
-            "filled": site.filled,
-        }
-        return [self._row(method, metric + at, value, site.layer) for metric, value in found.items()]
+        rows = []
+        for each, without in ((site, ""), (site.without_massive, WITHOUT)):
+            found = {} if each is None else _metrics(each)
+            rows += [self._row(method, metric + without + at, value, site.layer) for metric, value in found.items()]
+        return rows
 
     def _row(self, method: str, metric: str, found: Estimate, layer: int | None = None, *column: int) -> Result:
         value, interval = float(found.value[column]), found.interval(*column)
         return Result(method, metric, value, found.n, interval, self.trait, self.name, self.result.alphas.get(method), layer)
+
+
+def _metrics(site: SiteFaithfulness) -> dict[str, Estimate]:
+    return {
+        "Pearson": site.pearson,
+        "Spearman": site.spearman,
+        "share of Δ in span": site.share_in_span,
+        "ceiling": site.ceiling,
+        "filled": site.filled,
+    }

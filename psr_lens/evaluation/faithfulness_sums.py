@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,7 @@ from psr_lens.activations.paired_passes import row_counts
 from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, squares
 from psr_lens.evaluation.faithfulness_result import Closeness, SiteFaithfulness
-from psr_lens.evaluation.side_by_side import Batch
+from psr_lens.evaluation.side_by_side import Batch, squared_distances
 from psr_lens.prompts import Span
 
 
@@ -25,19 +26,31 @@ class ClosenessSums:
         self._names, self._span = names, span
         self._layered = np.zeros((2, responses, len(names)))
         self._single = np.zeros((3, responses))
-        self._tokens: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._tokens: list[tuple[np.ndarray, ...]] = []
 
-    def add(self, batch: Batch, rows: Int[Tensor, " token"], found: BatchReading, target: BatchReading) -> None:
-        """Add a batch, whose tokens have these rows: what the method does to it, and what the prompt does, both against the base prompt."""
+    def add(
+        self,
+        batch: Batch,
+        rows: Int[Tensor, " token"],
+        found: BatchReading,
+        target: BatchReading,
+        energy: Float[Tensor, "token layer"],
+    ) -> None:
+        """Add a batch, whose tokens have these rows.
+
+        Args:
+            batch: The batch.
+            rows: The row of each of its tokens.
+            found: The batch as the method has it.
+            target: The batch as the prompt has it.
+            energy: ‖Δ_acc‖² of the target, the same for all methods.
+        """
         spanned = row_counts(batch.triplets, self._span)
-        norms = np.empty((2, len(rows), len(self._names)), dtype=np.float32)
-        for column, name in enumerate(self._names):
-            base = batch.base.rows[name].float()
-            delta = target.rows[name].float() - base
-            error = found.rows[name].float() - base - delta
-            for kind, squared in enumerate((squares(error), squares(delta))):
-                self._layered[kind, batch.indices, column] += by_response(squared, spanned)
-                norms[kind, :, column] = squared.sqrt().cpu().numpy()
+        both = (squared_distances(found, target, self._names), energy)
+        for kind, squared in enumerate(both):
+            for column, each in enumerate(squared.unbind(1)):
+                self._layered[kind, batch.indices, column] += by_response(each, spanned)
+        norms = (squared.sqrt().float().numpy() for squared in both)
         self._tokens.append((rows.numpy(), np.repeat(batch.indices, spanned), *norms))
         predicted = [len(each.response_ids) for each in batch.triplets]
         if found.logits is not None and target.logits is not None:
@@ -64,29 +77,41 @@ class SiteSums:
     def __init__(self, site: ActingSite, span: Span, responses: int) -> None:
         """Start at zero."""
         self._site, self._span = site, span
-        self._tokens: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._sums = np.zeros((5, responses))
+        self._responses = responses
+        self._tokens: list[tuple[np.ndarray, ...]] = []
 
-    def add(self, batch: Batch, reading: SiteReading) -> None:
-        """Add a batch: what was done at the hook point."""
+    def add(self, batch: Batch, rows: Int[Tensor, " token"], reading: SiteReading) -> None:
+        """Add a batch, whose tokens have these rows: what was done at the hook point."""
         name = self._site.name
         delta = batch.prompted.rows[name].float() - batch.base.rows[name].float()
-        spanned = row_counts(batch.triplets, self._span)
-        owner, acting = np.repeat(batch.indices, spanned), reading.acting.cpu().numpy()
-        self._tokens.append(
-            (owner[acting], *(each.double().cpu().numpy()[acting] for each in (reading.coefficient, reading.projection)))
-        )
         energies = (squares(delta), self._site.within(delta), reading.missing, reading.within, reading.left)
-        for row, energy in enumerate(energies):
-            self._sums[row, batch.indices] += by_response(energy, spanned)
+        owner = np.repeat(batch.indices, row_counts(batch.triplets, self._span))
+        numbers = (each.double().cpu().numpy() for each in (reading.coefficient, reading.projection, *energies))
+        self._tokens.append((rows.numpy(), owner, reading.acting.cpu().numpy(), *numbers))
 
-    def finish(self) -> SiteFaithfulness:
-        """The sums over everything that was added, and its tokens in the order of the responses."""
-        response, coefficient, projection = (np.concatenate(each) for each in zip(*self._tokens, strict=True))
-        order = np.argsort(response, kind="stable")
-        site = self._site
+    def finish(self, massive: Bool[Tensor, " token"]) -> SiteFaithfulness:
+        """The sums over everything that was added, given which tokens are massive after any layer."""
+        rows, *others = (np.concatenate(each) for each in zip(*self._tokens, strict=True))
+        order = np.argsort(rows)
+        every = [each[order] for each in others]
+        ordinary = ~massive.numpy()[rows[order]]
+        return replace(self._summed(every), without_massive=self._summed([each[ordinary] for each in every]))
+
+    def _summed(self, tokens: Sequence[np.ndarray]) -> SiteFaithfulness:
+        owner, acting, coefficient, projection, *energies = tokens
+        delta, delta_within, missing, within, left = (np.bincount(owner, energy, self._responses) for energy in energies)
         return SiteFaithfulness(
-            site.name, site.layer, site.rank, response[order], coefficient[order], projection[order], *self._sums
+            self._site.name,
+            self._site.layer,
+            self._site.rank,
+            owner[acting],
+            coefficient[acting],
+            projection[acting],
+            delta,
+            delta_within,
+            missing,
+            within,
+            left,
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from psr_lens.activations.paired_passes import Reading
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
-from psr_lens.models import frozen
+from psr_lens.models import dtype_of, frozen
 from psr_lens.prompts import Triplet
 
 
@@ -41,7 +41,7 @@ def mean_directions(
         for name in names:
             add(name, first.prompted.rows[name].float() - first.base.rows[name].float())
     else:
-        dtype = next(iter(reading.model.parameters())).dtype
+        dtype = dtype_of(reading.model)
         again = Reading(reading.model, triplets, dict.fromkeys(names, (width,)), dtype, reading.span, token_budget=token_budget)
         with torch.no_grad(), frozen(reading.model):
             for indices in again.batches(range(len(triplets))):

@@ -10,10 +10,13 @@ from psr_lens._utils.arguments import CHECKS
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel
 from psr_lens.models.hook_points import layer_of
-from psr_lens.replacement import Replacement, SteeringPlan, check_compatible
+from psr_lens.replacement import Adapter, Part, Replacement, SteeringPlan, check_compatible
 
-Method = Replacement | SteeringPlan
-"""What a method steers with: one replacement, or a plan of several."""
+Method = Replacement | SteeringPlan | Adapter
+"""What a method acts with: one replacement, a plan of several, or an adapter."""
+
+Plan = SteeringPlan | Adapter
+"""The same, with a replacement as a plan of one."""
 
 Methods = Method | Mapping[str, Method]
 """What functions take as `methods`: one method, which goes by its own name, or several by name."""
@@ -34,17 +37,17 @@ def named_methods(methods: Any, taken: Sequence[str] = (), argument: str = "meth
     """Methods by name, from one method or a mapping of several.
 
     Args:
-        methods: A replacement or a plan, which goes by its own `method`, or a mapping of names to them.
+        methods: A replacement, a plan or an adapter, which goes by its own `method`, or a mapping of names to them.
         taken: Names that stand for something else.
         argument: What the error calls the methods.
 
     Raises:
         InputError: something else, no methods, or a name that is taken.
     """
-    if isinstance(methods, Replacement | SteeringPlan):
+    if isinstance(methods, Method):
         methods = {methods.method: methods}
     if not isinstance(methods, Mapping):
-        expected = "a Replacement, a SteeringPlan, or a mapping of names to them"
+        expected = "a Replacement, a SteeringPlan, an Adapter, or a mapping of names to them"
         raise InputError(argument, f"a value of type {type(methods).__name__}", expected, _ORDER)
     if not methods:
         raise InputError(argument, "an empty mapping", "at least one method", "Give a mapping such as {'A-PSR': replacement}.")
@@ -62,10 +65,12 @@ def check_method(method: Any, argument: str) -> None:
     """Check that something is a method.
 
     Raises:
-        InputError: it is neither a replacement nor a plan.
+        InputError: it is neither a replacement nor a plan nor an adapter.
     """
-    if not isinstance(method, Replacement | SteeringPlan):
-        raise InputError(argument, f"a value of type {type(method).__name__}", "a Replacement or a SteeringPlan", _ORDER)
+    if not isinstance(method, Method):
+        raise InputError(
+            argument, f"a value of type {type(method).__name__}", "a Replacement, a SteeringPlan or an Adapter", _ORDER
+        )
 
 
 CHECKS[Methods] = lambda methods, argument: named_methods(methods, argument=argument)
@@ -81,23 +86,31 @@ def methods_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> 
     """
     named = named_methods(methods, taken)
     for method in named.values():
-        for part in SteeringPlan.of(method).parts:
+        for part in parts_of(method):
             check_compatible(part.replacement, model)
     return named
 
 
-def plans_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> dict[str, SteeringPlan]:
+def plans_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> dict[str, Plan]:
     """Methods as plans by name, all of which act within layers; arguments as for `named_methods`.
 
     Raises:
         InputError: as for `named_methods`, or a method acts outside the layers.
         ArtifactError: a replacement was made for another model.
     """
-    plans = {name: SteeringPlan.of(method) for name, method in methods_for(model, methods, taken).items()}
+    named = methods_for(model, methods, taken)
+    plans: dict[str, Plan] = {
+        name: method if isinstance(method, Adapter) else SteeringPlan.of(method) for name, method in named.items()
+    }
     for name, plan in plans.items():
-        if outside := [site for part in plan.parts for site in part.replacement.sites if layer_of(site) is None]:
+        if outside := [site for part in parts_of(plan) for site in part.replacement.sites if layer_of(site) is None]:
             raise InputError("methods", f"{name!r}, which acts at {outside}", "methods that act within layers")
     return plans
+
+
+def parts_of(method: Method) -> tuple[Part, ...]:
+    """The replacements of a method with their factors; an adapter has none."""
+    return () if isinstance(method, Adapter) else SteeringPlan.of(method).parts
 
 
 def strengths(alpha: Any, names: Sequence[str]) -> dict[str, float]:

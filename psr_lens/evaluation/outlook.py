@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -14,13 +14,12 @@ from torch import Tensor
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import counted
-from psr_lens.activations.finite import check_finite
-from psr_lens.activations.massive_activations import massive_activations
-from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading, Rows, Take
+from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.errors import InputError
+from psr_lens.evaluation.outlook_reading import LayerReader, Pair
 from psr_lens.fitting.layerwise.rank import leading
-from psr_lens.models import HookedModel, frozen
-from psr_lens.prompts import Span, Triplet, check_triplets, rephrase, token_table
+from psr_lens.models import HookedModel
+from psr_lens.prompts import Span, Triplet, check_triplets, instruction_label, rephrase, token_table
 from psr_lens.results.bootstrap import Estimate, estimate, ratio
 
 Acting = Literal["all", "one"]
@@ -34,8 +33,6 @@ FOLDS: Final = 4
 """Parts of the responses, each of which is predicted from the others."""
 RIDGE: Final = 0.003
 """Ridge of the regressions, in units of the inputs' mean variance: the default of the layerwise solvers."""
-_AT_ONCE: Final = 2**30
-"""Most bytes of activations that are held at once; more layers than fit are read in several passes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +64,7 @@ class Outlook:
     """
 
     instruction: str
-    """The instruction of the prompt."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     ranks: tuple[int, ...]
     """The ranks that were looked at, in ascending order."""
     tokens: int
@@ -113,7 +110,8 @@ class Outlook:
     def reachable(self, acting: Acting = "all", rank: int | None = None) -> Estimate:
         """Share that directions and linear probes of other responses reproduce: what a fit can be expected to reach.
 
-        For a replacement at all layers it is assumed that what one layer misses stays missing, neither mended nor made worse later.
+        For a replacement at all layers it is assumed that what one layer misses stays missing, neither mended nor made worse later. In
+        a deep model, whose residual stream grows, early errors grow with it, and the number is too high after late layers.
         Arguments and errors are those of `ceiling`.
 
         Example:
@@ -171,7 +169,8 @@ class Outlook:
         text = (
             f"{self.instruction!r}, {len(self.accumulated.energy)} responses, rank {self.rank}: at all layers, "
             f"{_percent(everywhere, -1)} of what the prompt does can be expected after the last layer; perfect coefficients would reach "
-            f"{_percent(self.ceiling(), -1)}. At one layer, the most is {_percent(alone, best)}, after layer {best}."
+            f"{_percent(self.ceiling(), -1)}; errors of early layers that grow later are not counted. "
+            f"At one layer, the most is {_percent(alone, best)}, after layer {best}."
         )
         if self.paraphrase_error is not None:
             text += f" A paraphrase of the instruction reproduces {_percent(self.paraphrase(), -1)} after the last layer."
@@ -258,66 +257,18 @@ def outlook(
     check_triplets(model, triplets)
     tried = tuple(sorted({min(int(rank), int(model.cfg.d_model)) for rank in ranks}))
     tokens = token_table(model, triplets, span)
-    massive = massive_activations(model, triplets, span=span, token_budget=token_budget)
-    left = ~massive.mask(tokens).any(dim=1)
-    read = _Reader(model, triplets, None if paraphrase is None else rephrase(model, triplets, paraphrase), span, token_budget)
-    by_layer = [_layer(*each, left, tokens.triplet, len(triplets), tried) for each in read.layers(len(tokens))]
+    read = LayerReader(model, triplets, None if paraphrase is None else rephrase(model, triplets, paraphrase), span, token_budget)
+    by_layer = [_layer(*each, ~read.massive, tokens.triplet, len(triplets), tried) for each in read.layers(len(tokens))]
     accumulated, local, other = zip(*by_layer, strict=True)
     return Outlook(
-        triplets[0].pair.instruction,
+        instruction_label(each.pair for each in triplets),
         tried,
         len(tokens),
-        len(massive),
+        int(read.massive.sum()),
         _stacked(accumulated),
         _stacked(local),
         None if paraphrase is None else np.stack(other, axis=1),
     )
-
-
-Pair = tuple[Float[Tensor, "token width"], Float[Tensor, "token width"]]
-"""What a probe reads, and the difference that it should call for."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Reader:
-    """Reads the residual stream after every layer, some layers at a time."""
-
-    model: HookedModel
-    triplets: Sequence[Triplet]
-    rephrased: Sequence[Triplet] | None
-    span: Span
-    token_budget: int
-
-    def layers(self, tokens: int) -> Iterator[tuple[Pair, Pair, Tensor | None]]:
-        """Base activations and Δ; what reaches the layer's end and what is missing there; and the paraphrase's Δ, layer by layer."""
-        count, width = int(self.model.cfg.n_layers), int(self.model.cfg.d_model)
-        size = max(1, _AT_ONCE // (4 * 5 * tokens * width))
-        for first in range(0, count, size):
-            names = [f"blocks.{layer}.hook_resid_post" for layer in range(first, min(first + size, count))]
-            accumulated, local = (self._rows(self.triplets, names, difference) for difference in ("accumulated", "local"))
-            other = None if self.rephrased is None else self._rows(self.rephrased, names, "accumulated")
-            for name in names:
-                yield accumulated.pop(name), local.pop(name), None if other is None else other.pop(name)[1]
-
-    def _rows(self, triplets: Sequence[Triplet], names: Sequence[str], difference: Difference) -> dict[str, Pair]:
-        shapes = {name: (int(self.model.cfg.d_model),) for name in names}
-        reading = Reading(
-            self.model, triplets, shapes, next(iter(self.model.parameters())).dtype, self.span, difference, self.token_budget
-        )
-        rows = Rows(triplets, self.span)
-        with reading.bar() as bar, torch.no_grad(), frozen(self.model):
-            for batch in reading.batches(range(len(triplets))):
-                take = rows.of(batch)
-
-                def both(name: str, before: Tensor, after: Tensor, take: Take = take) -> None:
-                    check_finite({name: before})
-                    check_finite({name: after})
-                    take(f"{name} before", before.float())
-                    take(f"{name} after", after.float() - before.float())
-
-                reading.read_both(batch, both)
-                bar.update(sum(rows.counts[index] for index in batch))
-        return {name: (rows.tensors[f"{name} before"], rows.tensors[f"{name} after"]) for name in names}
 
 
 def _layer(

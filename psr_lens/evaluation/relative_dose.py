@@ -19,6 +19,7 @@ from psr_lens.activations.paired_passes import Rows
 from psr_lens.activations.teacher_forced_pass import Steered, read_batch
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import ActingSite, positions, squares
+from psr_lens.evaluation.methods import Plan
 from psr_lens.models import HookedModel, device_of
 from psr_lens.prompts import Span, Triplet
 from psr_lens.replacement import SteeringPlan
@@ -93,11 +94,11 @@ class Dose:
 def doses(
     model: HookedModel,
     answers: Mapping[str, Sequence[Triplet]],
-    plans: Mapping[str, SteeringPlan],
+    plans: Mapping[str, Plan],
     alphas: Mapping[str, float],
     token_budget: int,
 ) -> dict[str, Dose]:
-    """The dose of each method, on its own answers, read again with the method in force.
+    """The dose of each replacement and plan, on its own answers, read again with it in force; an adapter adds to no activation.
 
     Args:
         model: The model.
@@ -106,7 +107,8 @@ def doses(
         alphas: Strength of each method.
         token_budget: Most tokens in a batch, padding included.
     """
-    return {name: _dose(model, answers[name], plan, alphas[name], token_budget) for name, plan in plans.items()}
+    steering = {name: plan for name, plan in plans.items() if isinstance(plan, SteeringPlan)}
+    return {name: _dose(model, answers[name], plan, alphas[name], token_budget) for name, plan in steering.items()}
 
 
 def _dose(model: HookedModel, answers: Sequence[Triplet], plan: SteeringPlan, alpha: float, token_budget: int) -> Dose:

@@ -20,7 +20,7 @@ from psr_lens.evaluation.answers_by_method import answer_all, mean_row
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel, fingerprint
-from psr_lens.prompts import PromptPair, remade
+from psr_lens.prompts import PromptPair, instruction_label, remade
 from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
@@ -43,7 +43,7 @@ class Robustness:
     """
 
     instruction: str
-    """The instruction of the prompt; the first, if there are several."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     counter: tuple[str, ...]
     """The counter-instructions; the questions take turns."""
     model: Mapping[str, object]
@@ -171,4 +171,4 @@ def robustness(
         told = [pair.asked for pair in asked]
         return {name: judged(judge, [each.text for each in found], told) for name, found in answers.items()}
 
-    return Robustness(pairs[0].instruction, counters, fingerprint(model), alphas, scores(pairs), scores(countered))
+    return Robustness(instruction_label(pairs), counters, fingerprint(model), alphas, scores(pairs), scores(countered))

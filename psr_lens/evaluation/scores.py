@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
-from psr_lens.evaluation.methods import NONE, PROMPT, check_method
+from psr_lens.evaluation.methods import NONE, PROMPT, Method, check_method
 from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair, Triplet
-from psr_lens.replacement import Replacement, SteeringPlan
+from psr_lens.replacement import Replacement
 from psr_lens.results.bootstrap import Interval, mean, mean_interval
 from psr_lens.results.judgement import SIDES, Judge, Judgement, Side, checked_judge, judged
 
@@ -58,7 +58,7 @@ class Scores:
 def scores_at(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    replacement: Replacement | SteeringPlan | None,
+    replacement: Method | None,
     judge: Judge,
     *,
     alpha: float = 1.0,
@@ -71,7 +71,7 @@ def scores_at(
     Args:
         model: The model.
         pairs: Questions that nothing was fitted on. With the same pairs and seed, every method gets the same random streams.
-        replacement: What to steer with, one replacement or a plan of several; None for the unsteered model.
+        replacement: What to steer with, one replacement, a plan of several, or an adapter; None for the unsteered model.
         judge: Scores the answers.
         alpha: Strength of the replacement.
         context: `"base"` for the prompt without the instruction, `"prompted"` for the prompt with it; a replacement steers in either.
@@ -126,7 +126,7 @@ def summed(method: str, judgement: Judgement, alpha: float | None) -> Scores:
 def best_alpha(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    replacement: Replacement | SteeringPlan,
+    replacement: Method,
     judge: Judge,
     *,
     alphas: Sequence[float],
@@ -141,7 +141,7 @@ def best_alpha(
     Args:
         model: The model.
         pairs: Questions that nothing was fitted on.
-        replacement: What to steer with, one replacement or a plan of several.
+        replacement: What to steer with, one replacement, a plan of several, or an adapter.
         judge: Scores the answers.
         alphas: Strengths to try.
         min_coherence: Coherence to keep, 0–100.

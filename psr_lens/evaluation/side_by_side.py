@@ -6,17 +6,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.massive_activations import CONTEXTS
 from psr_lens.activations.paired_passes import row_counts
 from psr_lens.activations.teacher_forced_pass import BatchReading, Steered, logits_budget, read_batch
 from psr_lens.errors import InputError
-from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, positions
-from psr_lens.evaluation.methods import PARAPHRASE
+from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, positions, squares
+from psr_lens.evaluation.methods import PARAPHRASE, Plan
 from psr_lens.models import HookedModel, device_of
 from psr_lens.prompts import Context, Span, Triplet, rephrase
-from psr_lens.replacement import SteeringPlan
+
+
+def squared_distances(one: BatchReading, other: BatchReading, names: Sequence[str]) -> Float[Tensor, "token layer"]:
+    """‖one − other‖² of the tokens of a batch at each hook point, in double precision, on the CPU; one hook point at a time is held."""
+    return torch.stack([squares(one.rows[name].float() - other.rows[name].float()) for name in names], dim=1).cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +57,13 @@ class SteeredBatch:
     reading: BatchReading
     """The steered run."""
     sites: tuple[SiteReading, ...]
-    """For each hook point where the method acts, what it added and what would have been right."""
+    """For each hook point where the method acts, what it added and what would have been right; none for an adapter."""
+
+    def columns(self, name: str) -> Float[Tensor, "token site"]:
+        """One field of the readings at all sites, side by side."""
+        each = [getattr(site, name) for site in self.sites]
+        tokens = len(next(iter(self.reading.rows.values())))
+        return torch.stack(each, dim=1) if each else torch.empty(tokens, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +72,7 @@ class SideBySide:
 
     model: HookedModel
     """The model."""
-    plans: Mapping[str, SteeringPlan]
+    plans: Mapping[str, Plan]
     """The methods by name."""
     alphas: Mapping[str, float]
     """Strength of each method."""

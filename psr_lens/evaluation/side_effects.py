@@ -31,7 +31,7 @@ from psr_lens.evaluation.solved_procedures import solve
 from psr_lens.generation.likelihood import log_likelihoods
 from psr_lens.generation.sampling import Response, SamplingConfig
 from psr_lens.models import HookedModel, fingerprint, tokenizer_of
-from psr_lens.prompts import Context, PromptPair, PromptPairs, Triplet, prompt_pairs
+from psr_lens.prompts import Context, PromptPair, PromptPairs, Triplet, instruction_label, prompt_pairs
 from psr_lens.prompts.text_encoding import TextEncoder
 from psr_lens.results.bootstrap import Estimate, estimate, ratio
 from psr_lens.results.judgement import Judge, checked_judge, judged
@@ -112,7 +112,7 @@ class Collateral:
     """
 
     instruction: str
-    """The instruction of the prompt; the first, if there are several."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     model: Mapping[str, object]
     """Fingerprint of the model."""
     alphas: Mapping[str, float]
@@ -293,7 +293,7 @@ def collateral(
     lengths = np.array([len(each.response_ids) for each in texts], dtype=float)
     given = doses(model, {name: _own_answers(pairs, answers[name]) for name in plans}, plans, alphas, token_budget)
     found = Collateral(
-        pairs[0].instruction,
+        instruction_label(pairs),
         fingerprint(model),
         alphas,
         written,

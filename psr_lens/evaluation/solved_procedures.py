@@ -10,10 +10,10 @@ from jaxtyping import Float
 
 from psr_lens.datasets import Procedure
 from psr_lens.evaluation.answers_by_method import answer_all
+from psr_lens.evaluation.methods import Plan
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, remade
-from psr_lens.replacement import SteeringPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ def solve(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     tasks: Sequence[Procedure],
-    plans: Mapping[str, SteeringPlan],
+    plans: Mapping[str, Plan],
     alphas: Mapping[str, float],
     sampling: SamplingConfig | None,
 ) -> Solved:
@@ -38,14 +38,14 @@ def solve(
 
     Args:
         model: The model.
-        pairs: Their instructions are taken in turn, and put to the tasks as to their own questions; earlier messages and prefixes, which
-            belong to those questions, are left out.
+        pairs: Their instructions are taken in turn, and put to the tasks as to their own questions; earlier messages, prefixes and
+            thoughts, which belong to those questions, are left out.
         tasks: The tasks.
         plans: The methods by name.
         alphas: Strength of each method.
         sampling: How answers are drawn.
     """
-    moulds = [replace(pair, earlier=(), chat=replace(pair.chat, prefix="")) for pair in pairs]
+    moulds = [replace(pair, earlier=(), thought_ids=(), chat=replace(pair.chat, prefix="")) for pair in pairs]
     given = [moulds[index % len(moulds)] for index in range(len(tasks))]
     asked = remade(model, given, questions=[task.question for task in tasks])
     found = answer_all(model, asked, plans, alphas, sampling)

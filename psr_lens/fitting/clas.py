@@ -44,13 +44,15 @@ def fit_clas(
     """
     joint = as_joint(config, objective="ll", rule="linear", regulariser=0.0, normalise=False)
 
-    def objective(resumed: bool) -> Likelihood:
+    def start() -> dict[str, Site]:
         means = difference_in_means(model, triplets, names, DiM(span=config.span, token_budget=config.token_budget))
-        start = {
+        return {
             name: Site(site.directions * site.bias[..., None], torch.zeros_like(site.weights), torch.ones_like(site.bias), "linear")
             for name, site in means.items()
         }
-        parameters = Parameters.of(model, start, joint)
+
+    def objective(known: Parameters | None) -> Likelihood:
+        parameters = known or Parameters.of(model, start(), joint)
         parameters.directions.requires_grad_(False)
         return Likelihood(model, triplets, parameters, joint)
 

@@ -17,11 +17,12 @@ from psr_lens.fitting.gradient_descent.training import Trained
 from psr_lens.fitting.joint import fit_joint, polish
 from psr_lens.fitting.local import fit_local
 from psr_lens.fitting.loreft import fit_loreft
+from psr_lens.fitting.negatives import check_no_negatives
 from psr_lens.fitting.reft_r1 import fit_reft_r1
 from psr_lens.fitting.sequential import fit_sequential
+from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.baselines import CLAS, ActAdd, DiM, LastToken, LoReFT, ReFT, Stolfo
 from psr_lens.fitting.settings.solvers import FitConfig, Joint, Layerwise, Local, Sequential
-from psr_lens.generation.sampled_triplets import MIN_SCORE
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import check_layers, select_hooks
 from psr_lens.prompts import Triplet, check_triplets
@@ -84,7 +85,8 @@ def fit(
     """
     config = Sequential() if config is None else config
     check_triplets(model, triplets)
-    _check_negatives(triplets, config)
+    if not config.takes_negatives:
+        check_no_negatives(triplets, f"psr.{config!r}")
     layers = check_layers(model, config.layers)
     kind = "attn.hook_z" if config.hook == "z" else f"hook_{config.hook}"
     names = select_hooks(model, [f"blocks.{layer}.{kind}" for layer in layers])
@@ -123,31 +125,14 @@ def _check_config(config: Any, argument: str = "config") -> None:
     got, remedy = f"a {type(config).__name__}", f"Give e.g. `psr.{Sequential(rank=2)}`."
     if isinstance(config, type) and config in SOLVERS:
         got, remedy = f"the class {config.__name__}", f"Write `psr.{config.__name__}()`."
+    elif isinstance(config, LoRA):
+        remedy = "`psr.adapt` trains adapters."
     elif isinstance(config, Mapping):
         remedy = "`psr.FitConfig.of` makes it from a mapping."
     raise InputError(argument, got, f"the settings of a solver: {classes}", remedy)
 
 
 CHECKS[FitConfig] = _check_config
-
-
-def _check_negatives(triplets: Sequence[Triplet], config: FitConfig) -> None:
-    """Refuse responses without the trait where they would teach nothing, or teach it as if they had it.
-
-    What they say is what the model does at a strength near 0, where (without an offset) nothing is added whatever is learned. A mean
-    ignores strengths.
-    """
-    if config.takes_negatives:
-        return
-    negatives = [index for index, triplet in enumerate(triplets) if triplet.trait < MIN_SCORE]
-    if negatives:
-        first, among = negatives[0], f", the first of {len(negatives)} below {MIN_SCORE:g}" if len(negatives) > 1 else ""
-        raise InputError(
-            f"triplets[{first}].trait",
-            f"{triplets[first].trait:g}{among}",
-            f"at least {MIN_SCORE:g} with psr.{config!r}, which cannot learn from negative examples",
-            "Leave them out (`keep_negatives=False`), or fit with `psr.Joint(learned_offset=True)`.",
-        )
 
 
 def _solved(

@@ -45,8 +45,8 @@ def fit_joint(
         FitError: the loss is no longer finite, or has exploded; names layer and step.
     """
 
-    def objective(resumed: bool) -> Objective:
-        return OBJECTIVES[config.objective](model, triplets, Parameters.random(model, names, config), config)
+    def objective(known: Parameters | None) -> Objective:
+        return OBJECTIVES[config.objective](model, triplets, known or Parameters.random(model, names, config), config)
 
     return train(model, triplets, names, config, objective, asked=config, checkpoint=checkpoint)
 
@@ -62,7 +62,7 @@ def polish(
 ) -> Trained:
     """Train as `config.polish` says from sites that a layerwise solver gave, or from those that a function makes.
 
-    The function is not called where a checkpoint has the parameters already, unless the ranks are chosen by the solver.
+    The function is not called where a checkpoint has the parameters already.
 
     Raises:
         InputError: `config` has no `polish`; or as `fit_joint`.
@@ -72,11 +72,8 @@ def polish(
         raise InputError("config", repr(config), "settings with `polish`", "Give e.g. `polish=psr.Polish(epochs=2)`.")
     joint = as_joint(config, config.polish)
 
-    def objective(resumed: bool) -> Objective:
-        if resumed and config.rank != "auto":  # else the shapes have to be found again
-            parameters = Parameters.random(model, names, joint)
-        else:
-            parameters = Parameters.of(model, sites() if callable(sites) else sites, joint)
+    def objective(known: Parameters | None) -> Objective:
+        parameters = known or Parameters.of(model, sites() if callable(sites) else sites, joint)
         return OBJECTIVES[joint.objective](model, triplets, parameters, joint)
 
     return train(model, triplets, names, joint, objective, asked=config, checkpoint=checkpoint)

@@ -52,7 +52,7 @@ def fit_loreft(
         raise InputError("rank", config.rank, f"at most {widths[too_narrow[0]]}, the width of {too_narrow[0]}")
     joint = as_joint(config, objective="ll", rule="linear", regulariser=0.0, normalise=False)
 
-    def objective(resumed: bool) -> _Loreft:
+    def objective(known: Parameters | None) -> _Loreft:  # a start that is drawn is as cheap as one that is read
         return _Loreft(model, triplets, _Subspaces.random(model, names, joint), joint)
 
     return train(model, triplets, names, joint, objective, asked=config, checkpoint=checkpoint)

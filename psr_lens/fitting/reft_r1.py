@@ -63,7 +63,7 @@ def fit_reft_r1(
     """
     joint = as_joint(config, objective="ll", regulariser=SPARSITY, normalise=False)
 
-    def objective(resumed: bool) -> ReftR1:
+    def objective(known: Parameters | None) -> ReftR1:  # a start that is drawn is as cheap as one that is read
         return ReftR1(model, triplets, Parameters.random(model, names, joint), joint)
 
     return train(model, triplets, names, joint, objective, asked=config, checkpoint=checkpoint)

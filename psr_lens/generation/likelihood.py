@@ -15,8 +15,7 @@ from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, read_batch
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, Triplet, check_triplets
-from psr_lens.replacement import Steering
-from psr_lens.replacement.steering import check_steering
+from psr_lens.replacement import Acting, check_acting
 
 _COPIES: Final = 3
 """Copies of the logits held at once: from the model, gathered on the span, and in single precision."""
@@ -25,7 +24,7 @@ _COPIES: Final = 3
 def log_likelihoods(
     model: HookedModel,
     triplets: Sequence[Triplet],
-    replacement: Steering | None = None,
+    replacement: Acting | None = None,
     *,
     context: Context = "base",
     alpha: float = 1.0,
@@ -36,7 +35,7 @@ def log_likelihoods(
     Args:
         model: The model.
         triplets: Prompt pairs with responses.
-        replacement: What steers, a replacement or a plan, on its own span; None for the model as it is.
+        replacement: What is in force, a replacement, a plan or an adapter; None for the model as it is.
         context: Which prompt the responses follow: `"base"` or `"prompted"`.
         alpha: Strength of the replacement.
         token_budget: Maximum number of tokens in a batch, including padding; less for a large vocabulary, so that the logits fit in memory.
@@ -48,7 +47,7 @@ def log_likelihoods(
         InputError: no triplets, an empty response, or one that does not fit the model's context.
     """
     check_triplets(model, triplets)
-    check_steering(replacement)
+    check_acting(replacement)
     found: dict[int, Tensor] = {}
     batches = list(length_batches(triplets, logits_budget(model, token_budget, _COPIES)))
     steered = None if replacement is None else Steered(replacement, alpha)

@@ -5,8 +5,10 @@ Every prompt has its own stream of random numbers, so a response does not depend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -28,8 +30,7 @@ from psr_lens.prompts import Context, PromptPair, Span, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.prompt_pair import shortened
 from psr_lens.prompts.token_text import decoded
-from psr_lens.replacement import SPANS, Steering
-from psr_lens.replacement.steering import check_steering
+from psr_lens.replacement import SPANS, Acting, Adapter, check_acting, in_force
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +51,7 @@ class Response:
 def generate(
     model: HookedModel,
     pairs: Sequence[PromptPair],
-    replacement: Steering | None = None,
+    replacement: Acting | None = None,
     *,
     context: Context = "base",
     alpha: float | Sequence[float] | Float[Tensor, " pair"] | Float[np.ndarray, " pair"] = 1.0,
@@ -64,7 +65,8 @@ def generate(
     Args:
         model: The model; its hooks, training mode and gradients are left as they were.
         pairs: The prompts.
-        replacement: What steers, a replacement or a plan, on its own span and every generated token; None for the model as it is.
+        replacement: What steers, a replacement or a plan, on its own span and every generated token; or an adapter, on all tokens; None
+            for the model as it is.
         context: `"base"` for the prompt without the instruction, `"prompted"` for the one with it.
         alpha: Strength of the replacement: one number, or one per pair.
         sampling: How responses are sampled; None for the defaults.
@@ -86,7 +88,7 @@ def generate(
     check_pairs(pairs, may_be_empty=True)
     for index, pair in enumerate(pairs):
         check_ids(model, pair.ids(context), f"pairs[{index}]")
-    check_steering(replacement)
+    check_acting(replacement)
     config = checked_sampling(sampling)
     strengths = _strengths(alpha, len(pairs))
     streams = _checked_streams(streams, len(pairs))
@@ -98,19 +100,19 @@ def generate(
         frozen(model),
         progress_bar(total=len(pairs), desc="sample", unit="response") as bar,
     ):
-        decode = Decoding(model, config, tokenizer, _stop_ids(model, tokenizer))
-        for rows in _prompt_batches(pairs, context, config, context_length(model)):
+        decode = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
+        for rows, adapted in _batches(model, pairs, replacement, strengths, context, config):
             chosen = [pairs[row] for row in rows]
             tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
             starts = _starts(pairs, rows, tokens.shape[1])
             draws = torch.stack([_draws(config, streams[row]) for row in rows])
             try:
-                with spans_known(model, starts):
+                with adapted(), spans_known(model, starts):
                     found = decode(tokens, mask, draws, _steered(replacement, strengths, rows, starts))
             except NotFiniteError as error:
                 row, prompt = rows[error.row], chosen[error.row].ids(context)
                 starts = _starts(pairs, [row], len(prompt))
-                with spans_known(model, starts):
+                with adapted(), spans_known(model, starts):
                     point = first_not_finite(model, [*prompt, *error.ids], _steered(replacement, strengths, [row], starts))
                 raise _not_finite(f"pairs[{row}]", error, point) from None
             for row, ids in zip(rows, found, strict=True):
@@ -125,10 +127,10 @@ def _starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dic
 
 
 def _steered(
-    steering: Steering | None, strengths: float | Tensor, rows: Sequence[int], starts: dict[Span, Int[Tensor, " row"]]
+    steering: Acting | None, strengths: float | Tensor, rows: Sequence[int], starts: dict[Span, Int[Tensor, " row"]]
 ) -> Steered | None:
-    """What steers some of the pairs."""
-    if steering is None:
+    """What steers some of the pairs; an adapter is in force already."""
+    if steering is None or isinstance(steering, Adapter):
         return None
     return Steered(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
 
@@ -171,10 +173,32 @@ def _checked_streams(streams: Sequence[int] | None, count: int) -> Sequence[int]
     return streams
 
 
-def _prompt_batches(pairs: Sequence[PromptPair], context: Context, config: SamplingConfig, limit: int) -> Iterator[list[int]]:
+def _batches(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    replacement: Acting | None,
+    strengths: float | Tensor,
+    context: Context,
+    config: SamplingConfig,
+) -> Iterator[tuple[list[int], Callable[[], AbstractContextManager[Any]]]]:
+    """Rows to decode together, and a block with the adapter that they have in common, which has one strength for all of a batch."""
+    limit, every = context_length(model), list(range(len(pairs)))
+    if not isinstance(replacement, Adapter):
+        yield from ((rows, nullcontext) for rows in _prompt_batches(pairs, every, context, config, limit))
+        return
+    each = [strengths] * len(pairs) if isinstance(strengths, float) else strengths.tolist()
+    for strength in dict.fromkeys(each):
+        alike = [row for row in every if each[row] == strength]
+        for rows in _prompt_batches(pairs, alike, context, config, limit):
+            yield rows, partial(in_force, model, replacement, strength)
+
+
+def _prompt_batches(
+    pairs: Sequence[PromptPair], among: Sequence[int], context: Context, config: SamplingConfig, limit: int
+) -> Iterator[list[int]]:
     lengths = [len(pair.ids(context)) for pair in pairs]
     batch: list[int] = []
-    for row in sorted(range(len(pairs)), key=lambda row: (lengths[row], row)):
+    for row in sorted(among, key=lambda row: (lengths[row], row)):
         if lengths[row] >= limit:
             raise InputError(
                 f"pairs[{row}]",
@@ -198,7 +222,7 @@ def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:
     return torch.from_numpy(np.random.default_rng((config.seed, stream)).random(config.max_new_tokens))
 
 
-def _stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:
+def stop_ids(model: HookedModel, tokenizer: Any) -> frozenset[int]:
     """The end tokens of the tokenizer and the model, and the token with which the chat template ends an assistant's message."""
     stops = set(end_tokens(model))
     if tokenizer.eos_token_id is not None:

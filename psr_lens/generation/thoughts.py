@@ -17,7 +17,7 @@ from psr_lens.errors import InputError
 from psr_lens.generation.sampled_triplets import Dropped, Triplets
 from psr_lens.generation.sampling import SamplingConfig, checked_sampling, generate
 from psr_lens.models import HookedModel, context_length, tokenizer_of
-from psr_lens.prompts import Context, PromptPair, PromptPairs, Triplet, check_pairs
+from psr_lens.prompts import Context, PromptPair, PromptPairs, Triplet, check_pairs, with_thought
 from psr_lens.prompts.token_text import decoded
 
 THINK: Final = "</think>"
@@ -55,7 +55,7 @@ def think(
 
     Example:
         >>> thinking = psr.think(model, pairs[:2], after=",", context="prompted", sampling=psr.SamplingConfig(temperature=0))
-        >>> [pair.chat.prefix for pair in thinking]
+        >>> [model.tokenizer.decode(pair.thought_ids) for pair in thinking]
         ['arr,', 'arr,']
         >>> psr.generate(model, thinking[:1], context="prompted", sampling=psr.SamplingConfig(temperature=0))[0].text
         'to begin, carry the cold water. ...'
@@ -68,7 +68,7 @@ def think(
     made = []
     for pair, response in zip(pairs, found, strict=True):
         length = _thought_length(tokenizer, response.ids, after)
-        if length and _fits(model, thoughtful := _with_thought(tokenizer, pair, response.ids[:length])):
+        if length and _fits(model, thoughtful := with_thought(pair, response.ids[:length])):
             made.append(thoughtful)
     if not made:
         raise InputError(
@@ -120,7 +120,7 @@ def answers_after(model: HookedModel, triplets: Sequence[Triplet], after: str = 
         answer = triplet.response_ids[length:]
         text = decoded(tokenizer, answer)
         if length and text.strip():
-            pair = _with_thought(tokenizer, triplet.pair, triplet.response_ids[:length])
+            pair = with_thought(triplet.pair, triplet.response_ids[:length])
             kept.append(replace(triplet, pair=pair, response_ids=answer, response=text))
         else:
             dropped.append(Dropped(triplet.pair.asked, triplet.response, "empty" if length else "without the marker"))
@@ -142,17 +142,6 @@ def _thought_length(tokenizer: Any, ids: Sequence[int], after: str) -> int:
     if after not in decoded(tokenizer, ids):
         return 0
     return bisect_left(range(len(ids)), 1, lo=1, key=lambda length: int(after in decoded(tokenizer, ids[:length])))
-
-
-def _with_thought(tokenizer: Any, pair: PromptPair, thought: Sequence[int]) -> PromptPair:
-    chat = replace(pair.chat, prefix=pair.chat.prefix + decoded(tokenizer, thought))
-    return replace(
-        pair,
-        base_ids=(*pair.base_ids, *thought),
-        prompted_ids=(*pair.prompted_ids, *thought),
-        question_length=pair.question_length + len(thought),
-        chat=chat,
-    )
 
 
 def _fits(model: HookedModel, pair: PromptPair) -> bool:

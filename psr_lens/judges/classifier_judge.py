@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -193,19 +194,13 @@ def classifier(
         InputError: an unknown label or an invalid setting.
         ModelError: the classifier cannot be loaded, or the model is not a classifier.
     """
-    for name, value, least in (("max_length", max_length, 4), ("token_budget", token_budget, 1)):
-        if value is not None and (not is_whole(value) or value < least):
-            raise InputError(name, repr(value), f"a whole number, {least} or more")
+    _check_sizes(max_length, token_budget)
     model, tokenizer = _load(str(name_or_path), device)
     longest = min(_longest(model, tokenizer), max_length or 10**9)
-    names = _labels(model.config)
-    index = int(label) if is_whole(label) else names.index(str(label)) if label in names else -1
-    if not 0 <= index < len(names):
-        choices = ", ".join(map(repr, names))
-        raise InputError("label", repr(label), f"one of {choices}, or an index from 0 to {len(names) - 1}")
+    index = _index_of(label, model.config)
     return ClassifierJudge(
         name=str(name_or_path),
-        label=names[index],
+        label=_labels(model.config)[index],
         index=index,
         side=side,
         pair=pair,
@@ -216,19 +211,68 @@ def classifier(
     )
 
 
-def _load(name: str, device: Any) -> tuple[Any, Any]:
-    import torch
+@checks_arguments
+def check_settings(
+    name_or_path: str | Path,
+    label: str | int,
+    side: Side = "trait",
+    *,
+    pair: bool = False,
+    device: Any = None,
+    max_length: int | None = None,
+    token_budget: int = TOKEN_BUDGET,
+) -> None:
+    """Check what `classifier` takes, from the classifier's config and tokenizer, without its weights.
+
+    Raises:
+        InputError: as for `classifier`, except the device.
+        ModelError: the config or the tokenizer cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    _check_sizes(max_length, token_budget)
+    with _readable(str(name_or_path)):
+        config = AutoConfig.from_pretrained(str(name_or_path))
+        AutoTokenizer.from_pretrained(str(name_or_path))
+    _index_of(label, config)
+
+
+def _check_sizes(max_length: int | None, token_budget: int) -> None:
+    for name, value, least in (("max_length", max_length, 4), ("token_budget", token_budget, 1)):
+        if value is not None and (not is_whole(value) or value < least):
+            raise InputError(name, repr(value), f"a whole number, {least} or more")
+
+
+def _index_of(label: str | int, config: Any) -> int:
+    """The index of a label, given by its name or its index."""
+    names = _labels(config)
+    index = int(label) if is_whole(label) else names.index(str(label)) if label in names else -1
+    if not 0 <= index < len(names):
+        choices = ", ".join(map(repr, names))
+        raise InputError("label", repr(label), f"one of {choices}, or an index from 0 to {len(names) - 1}")
+    return index
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"name_or_path: {name!r} cannot be loaded as a text classifier ({error}). "
             "Give a folder written by `save_pretrained`, tokenizer included, or check the name and the network."
         ) from error
+
+
+def _load(name: str, device: Any) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with _readable(name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, info = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"name_or_path: {name!r} is not a trained text classifier: its files lack {', '.join(missing[:3])}. "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
 from psr_lens.errors import InputError
-from psr_lens.results.judgement import SIDES, Judge, Judgement, identity_of
+from psr_lens.results.judgement import SIDES, Judge, Judgement, check_texts, identity_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,12 @@ class CombinedJudge:
         return None if None in parts.values() else json_text({"judge": "combine", **parts})
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
-        """Score each text with both judges; each reason quotes both."""
+        """Score each text with both judges; each reason quotes both.
+
+        Raises:
+            InputError: `texts` and `questions` differ in length.
+        """
+        check_texts(texts, questions)
         trait, coherence = self.trait(texts, questions), self.coherence(texts, questions)
         reasons = zip(trait.reasons, coherence.reasons, strict=True)
         return Judgement(

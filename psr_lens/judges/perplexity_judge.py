@@ -253,18 +253,13 @@ def perplexity(
         ModelError: shuffled references are as likely as the references under the model.
     """
     from psr_lens.generation.sampling import generate
-    from psr_lens.prompts import check_pairs
 
-    check_pairs(pairs)
-    if seed < 0:
-        raise InputError("seed", seed, "0 or more")
+    check_settings(pairs, references, given=given, sampling=sampling, seed=seed)
     by_question = _by_question(pairs, given)
     if references is None:
         references = [
             each.text for each in generate(model, pairs, context="prompted" if given == "prompted" else "base", sampling=sampling)
         ]
-    if len(references) != len(pairs):
-        raise InputError("references", f"{len(references)} of them", f"one for each of {len(pairs)} pairs")
     read = _triplets(model, pairs, references)
     surprisals = _surprisal(model, read, given)
     if np.isnan(surprisals).all():
@@ -278,6 +273,30 @@ def perplexity(
         )
     natural = min(float(np.nanquantile(_repeated(read), _NATURAL)), _MOST_NATURAL)
     return PerplexityJudge(model=model, pairs=by_question, given=given, fluent=fluent, garbage=garbage, natural=natural)
+
+
+@checks_arguments
+def check_settings(
+    pairs: Sequence[PromptPair],
+    references: Sequence[str] | None = None,
+    *,
+    given: Given = "base",
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
+) -> None:
+    """Check what `perplexity` takes besides the model.
+
+    Raises:
+        InputError: as for `perplexity`.
+    """
+    from psr_lens.prompts import check_pairs
+
+    check_pairs(pairs)
+    if seed < 0:
+        raise InputError("seed", seed, "0 or more")
+    _by_question(pairs, given)
+    if references is not None and len(references) != len(pairs):
+        raise InputError("references", f"{len(references)} of them", f"one for each of {len(pairs)} pairs")
 
 
 def _by_question(pairs: Sequence[PromptPair], given: Given) -> dict[str, PromptPair]:

@@ -4,6 +4,7 @@
 differences (masks, caches, positions, aliases, placement, processed weights) are handled here and nowhere else.
 """
 
+from psr_lens.models.added_weights import LowRank, linear_weight, plain_with_shared_weights, weights_added
 from psr_lens.models.call_positions import Call, Columns
 from psr_lens.models.content import model_content
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
@@ -18,6 +19,7 @@ from psr_lens.models.hooked_model import (
     check_model,
     context_length,
     device_of,
+    dtype_of,
     end_tokens,
     has_hooked_transformer,
     hook_tables,
@@ -40,6 +42,7 @@ __all__ = [
     "Columns",
     "Decoder",
     "HookedModel",
+    "LowRank",
     "ModelCalls",
     "TemporaryHooks",
     "TransformersDecoder",
@@ -52,6 +55,7 @@ __all__ = [
     "context_length",
     "device_of",
     "distinct_names",
+    "dtype_of",
     "edit_fault",
     "end_tokens",
     "fingerprint",
@@ -63,13 +67,16 @@ __all__ = [
     "hooked",
     "is_bridge",
     "is_switched_off",
+    "linear_weight",
     "load_model",
     "model_content",
     "model_identity",
     "observer_of",
     "plain_transformers",
+    "plain_with_shared_weights",
     "processing",
     "processing_differs",
     "spans_known",
     "tokenizer_of",
+    "weights_added",
 ]

@@ -41,6 +41,16 @@ class ModelOutline:
     """Its tokenizer; None if it has none."""
 
 
+def has_outline(name_or_path: str | Path) -> bool:
+    """Whether a model's config can be read without its weights: that of TransformerLens's own toy models cannot.
+
+    Raises:
+        InputError: as for `outline`.
+        ModelError: the folder holds no model.
+    """
+    return not find_source(name_or_path).is_of_transformer_lens
+
+
 def outline(name_or_path: str | Path) -> ModelOutline:
     """Read a model's config and tokenizer, but not its weights.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -24,14 +25,33 @@ def forward(
         model: The model.
         tokens: Token ids, padded on either side.
         mask: 1 where a token is real, 0 on padding.
-        stop_at_layer: Skip this layer and all later ones; the residual stream is returned instead of logits.
+        stop_at_layer: Skip this layer and all later ones; the residual stream is returned instead of logits. The number of layers skips
+            none of them, but all logits save those of the first position.
 
     Returns:
         Logits, `[batch, position, d_vocab]`; the residual stream, `[batch, position, d_model]`, if it stops early.
     """
     if stop_at_layer is not None and stop_at_layer >= model.cfg.n_layers:
-        stop_at_layer = None
+        with hardly_any_logits(model):
+            return forward(model, tokens, mask)
     return cast(Tensor, model(tokens, attention_mask=mask, stop_at_layer=stop_at_layer)).to(tokens.device)
+
+
+@contextmanager
+def hardly_any_logits(model: HookedModel) -> Iterator[None]:
+    """Logits at the first position alone inside a `with` block, for passes that need none.
+
+    With a large vocabulary those of all positions take as long as several layers, and more memory than all activations.
+    """
+    unembed = getattr(model, "unembed", None)
+    if not isinstance(unembed, torch.nn.Module):
+        yield
+        return
+    handle = unembed.register_forward_pre_hook(lambda module, given: (given[0][:, :1], *given[1:]) if given else None)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def position_ids(mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:

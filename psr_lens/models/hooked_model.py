@@ -106,6 +106,11 @@ def device_of(model: HookedModel) -> torch.device:
     return next(iter(model.parameters())).device
 
 
+def dtype_of(model: HookedModel) -> torch.dtype:
+    """The type of the model's weights, and so of its activations."""
+    return next(iter(model.parameters())).dtype
+
+
 def is_spread(model: HookedModel) -> bool:
     """Whether the model's layers are on several devices."""
     return int(getattr(model.cfg, "n_devices", None) or 1) > 1

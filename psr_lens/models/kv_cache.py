@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from psr_lens.errors import ModelError
 from psr_lens.models.cache_argument import cache_argument, carry_cache
-from psr_lens.models.forward_pass import position_ids
+from psr_lens.models.forward_pass import hardly_any_logits, position_ids
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
 
 
@@ -56,14 +56,15 @@ class Decoder:
         Args:
             new: Token ids to run.
             mask: 1 where a token is real, for all tokens so far, including the new ones.
-            stop_at_layer: Skip this layer and all later ones.
+            stop_at_layer: Skip this layer and all later ones; the number of layers skips none, but makes the logits of no use.
 
         Returns:
             The logits at the last token, or its residual stream if the pass stops at a layer.
         """
         width = new.shape[1]
         if stop_at_layer is not None and stop_at_layer >= self._model.cfg.n_layers:
-            stop_at_layer = None
+            with hardly_any_logits(self._model):
+                return self.step(new, mask)
         if self._state is not None:
             given = self._state.arguments(mask, width)
         else:

@@ -10,7 +10,7 @@ import torch
 
 from psr_lens.errors import ModelError, PsrLensError
 from psr_lens.models.forward_pass import frozen
-from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
+from psr_lens.models.hooked_model import HookedModel, device_of, dtype_of, is_bridge
 from psr_lens.models.other_hooks import has_hooks
 from psr_lens.models.placement import Placement
 from psr_lens.models.plain_model import held_plain_model
@@ -76,7 +76,7 @@ def _probe(model: HookedModel) -> tuple[Probe, Source | None]:
     source = _source_of(model)
     try:
         with quiet():
-            plain = read_weights(source, Placement(device_of(model)), next(iter(model.parameters())).dtype)
+            plain = read_weights(source, Placement(device_of(model)), dtype_of(model))
         with readable(source):
             return replace(probe_of(plain), up_to_constant=True), source
     except PsrLensError as error:

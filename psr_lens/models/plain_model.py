@@ -43,7 +43,7 @@ def plain_transformers(model: HookedModel) -> nn.Module | None:
     if found is None:
         return None
     if model not in _agrees:
-        _agrees[model] = _same_logits(model, found)
+        _agrees[model] = same_logits(model, found)
     return found if _agrees[model] else None
 
 
@@ -59,7 +59,8 @@ def held_plain_model(model: HookedModel) -> nn.Module | None:
 _agrees: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
-def _same_logits(model: HookedModel, plain: nn.Module) -> bool:
+def same_logits(model: HookedModel, plain: nn.Module) -> bool:
+    """Whether a model and a plain transformers model give a probe the same logits, up to rounding."""
     size = int(cast(Any, plain).config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(min(size, int(model.cfg.d_vocab)), _PROBE, generator=generator).to(device_of(model))
@@ -189,7 +190,7 @@ def _modules_of(model: nn.Module) -> tuple[tuple[str, type], ...]:
 
 
 def _settings_of(model: HookedModel) -> dict[str, Any]:
-    """The config but for the model's name and for switches that add hook points."""
+    """The config except the model's name and switches that add hook points."""
     return {name: value for name, value in vars(model.cfg).items() if name != "model_name" and not name.startswith("use_attn_")}
 
 

@@ -81,19 +81,26 @@ class Question:
 
 def all_questions(kind: Kind | None = None, split: Split | None = None) -> list[Question]:
     """Every question of the grammar in a fixed order, or those of one kind or split."""
+    return list(_questions(kind, split))
+
+
+@cache
+def _questions(kind: Kind | None, split: Split | None) -> tuple[Question, ...]:
+    """What `all_questions` lists, made once."""
+    if split is not None:
+        return tuple(question for question in _questions(kind, None) if question.split == split)
     frames: dict[Kind, tuple[Sequence[str], Iterable[str]]] = {
         "description": (lex.DESCRIPTION_QUESTIONS, lex.TOPICS),
         "procedure": (lex.PROCEDURE_QUESTIONS, lex.TASKS),
     }
-    made = [
+    return tuple(
         Question(f"{greeting} {frame.format(subject)}".strip(), each, subject)
         for each, (texts, subjects) in frames.items()
         if kind in (None, each)
         for subject in subjects
         for frame in texts
         for greeting in lex.GREETINGS
-    ]
-    return [question for question in made if split in (None, question.split)]
+    )
 
 
 def _noun_phrase(noun: str, slot: str = "object", number: str = "") -> dict[str, str]:

@@ -25,14 +25,18 @@ from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
 from psr_lens.plots.text_strips import magnitude_strips as magnitude_strips
 from psr_lens.plots.trait_coherence import pareto as pareto
+from psr_lens.plots.transfer import agreement as agreement
+from psr_lens.plots.transfer import gates_by_family as gates_by_family
 
 __all__ = [
+    "agreement",
     "by_response",
     "coefficient_correlation",
     "coefficient_scatter",
     "coefficient_text",
     "cosine_matrix",
     "explained_energy",
+    "gates_by_family",
     "head_map",
     "learning_curve",
     "logit_lens",

@@ -24,7 +24,7 @@ _WORD: Final = 11
 
 @checks_arguments
 def top_tokens(result: TopTokens) -> go.Figure:
-    """One row per token: the token in bold in its context, and a bar for its coefficient.
+    """One row per token: the token in bold in its context, and a bar for its coefficient, to the left if it is below 0.
 
     Args:
         result: Result of `psr.top_tokens`.
@@ -41,18 +41,19 @@ def top_tokens(result: TopTokens) -> go.Figure:
         3
     """
     if not result.tokens:
-        raise InputError("result", f"no token with a coefficient above 0 among {result.searched:,}", "at least one")
+        raise InputError("result", f"no token with a coefficient other than 0 among {result.searched:,}", "at least one")
     shown = result.tokens[:MAX_ROWS]
     alphabet = [text for each in result.tokens for text in (*each.before, each.token, *each.after)]
-    longest = max(each.coefficient for each in shown)
+    low, high = min(0.0, *(each.coefficient for each in shown)), max(0.0, *(each.coefficient for each in shown))
+    colours = [PALETTE["A-PSR" if each.coefficient > 0 else "prompt"] for each in shown]
     figure = go.Figure(
         go.Bar(
             orientation="h",
             x=[each.coefficient for each in shown],
             y=list(range(len(shown))),
             width=0.86,
-            marker={"color": translucent(PALETTE["A-PSR"], 0.35), "line": {"width": 0}},
-            text=[f"{each.coefficient:.3g}" for each in shown],
+            marker={"color": [translucent(colour, 0.35) for colour in colours], "line": {"width": 0}},
+            text=[f"{each.coefficient:.3g}".replace("-", "−") for each in shown],
             textposition="inside",
             insidetextanchor="end",
             textangle=0,
@@ -72,9 +73,11 @@ def top_tokens(result: TopTokens) -> go.Figure:
         automargin=True,
     )
     what = "coefficient" if result.direction is None else f"λ of direction {result.direction}"
-    figure.update_xaxes(title_text=what, range=[0, longest * 1.02], nticks=4)
+    figure.update_xaxes(title_text=what, range=[1.02 * low, 1.02 * high], nticks=4)
     where = result.hook if result.layer is None else f"layer {result.layer}"
-    notes = [f"{result.active:,} of {result.searched:,} tokens have a coefficient above 0."]
+    notes = [f"{result.active:,} of {result.searched:,} tokens have a coefficient other than 0."]
+    if low < 0:
+        notes.append("Bars to the left: pushed backwards.")
     if len(shown) < len(result.tokens):
         notes.append(f"The first {len(shown)} of {len(result.tokens)}.")
     return titled(

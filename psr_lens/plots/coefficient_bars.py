@@ -18,7 +18,7 @@ from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.controls import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
 from psr_lens.plots.text_layout import FONT_SIZE, PlacedToken, placed_tokens, text_axes
-from psr_lens.plots.token_rows import Word, rows_and_words, shortened, signed, site_of, trace_of, word_note
+from psr_lens.plots.token_rows import Word, rows_and_words, shortened, signed, site_of, trace_with_sites, word_note
 
 MAX_TOKENS: Final = 400
 """Most tokens drawn; of a longer response, the first ones."""
@@ -88,7 +88,8 @@ def coefficient_text(
         A figure with two bar traces (for each layer) whose lengths `y` are in the activation's units.
 
     Raises:
-        InputError: not a `Comparison`, no such response, replacement or word, a layer at which it does not act, or `max_layers` below 1.
+        InputError: not a `Comparison`, no such response, replacement or word, an adapter, a layer at which it does not act, or `max_layers`
+            below 1.
 
     Example:
         >>> figure = psr.plots.coefficient_text(comparison, "A-PSR", layer=2)
@@ -97,7 +98,7 @@ def coefficient_text(
     """
     check_most(max_layers, "max_layers")
     rows, words = rows_and_words(result, triplet, word)
-    trace = trace_of(result, method)
+    trace = trace_with_sites(result, method)
     first = site_of(trace, method, layer)
     sites = steps_of(len(trace.site_layers), first, max_layers) if layer is None else [first]
     notes = [word_note(word)]

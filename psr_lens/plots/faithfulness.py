@@ -178,6 +178,8 @@ def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
         lowest = min([lowest, *(each[0] for each in points if math.isfinite(each[0]))])
         _line(figure, 1, name, layers, points, styles[name], "baseline" if name == PARAPHRASE else "method", legend=True)
     for name, sites in found.sites.items():
+        if not sites:  # an adapter
+            continue
         at = [site.layer for site in sites]
         filled = [_floored(_numbers(site.filled)) for site in sites]
         lowest = min([lowest, *(each[0] for each in filled if math.isfinite(each[0]))])

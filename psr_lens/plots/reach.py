@@ -40,15 +40,15 @@ def outlook(result: Outlook, rank: int | None = None) -> go.Figure:
     Example:
         >>> found = psr.outlook(model, triplets)
         >>> [trace.name for trace in psr.plots.outlook(found).data]
-        ['its ceiling', 'at all layers', 'ceiling', 'at one layer']
+        ['at all layers', 'their ceiling', 'at one layer', 'its ceiling']
     """
     wanted = result.rank if rank is None else rank
     light, dark = PALETTE["S-PSR"], PALETTE["A-PSR"]
     lines: dict[str, tuple[Estimate, str, str]] = {
-        "its ceiling": (result.ceiling("all", wanted), dark, "dot"),
         "at all layers": (result.reachable("all", wanted), dark, "solid"),
-        "ceiling": (result.ceiling("one", wanted), light, "dot"),
+        "their ceiling": (result.ceiling("all", wanted), dark, "dot"),
         "at one layer": (result.reachable("one", wanted), light, "solid"),
+        "its ceiling": (result.ceiling("one", wanted), light, "dot"),
     }
     if result.paraphrase_error is not None:
         lines[shown_name(PARAPHRASE)] = (result.paraphrase(), PALETTE["paraphrase"], "dash")
@@ -76,6 +76,6 @@ def outlook(result: Outlook, rank: int | None = None) -> go.Figure:
     figure.update_xaxes(title_text="layer", tickvals=layers[:: math.ceil(len(layers) / _TICKS)], showgrid=False)
     figure.update_yaxes(title_text="share of Σ‖Δ‖²", range=[max(lowest - 0.05, -0.5), 1.04], tickformat=".1f")
     note = f"{len(result.accumulated.energy)} responses, each predicted from the others; bars are 95 % intervals."
-    bottom = _BOTTOM + _LEGEND_LINE * math.ceil(len(lines) / 2)
+    bottom = _BOTTOM + _LEGEND_LINE * len(lines)  # in a narrow window, a line of the legend holds one entry
     titled(figure, f"What can be reached at rank {wanted}", plot=_PLOT, top=50, bottom=bottom, left=54, note=note)
     return figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)

@@ -20,9 +20,12 @@ _TICKS: Final = 9
 _MARKERS: Final = 12
 _LEGEND_LINE: Final = 20
 _INNER: Final = 0.9
-"""Share of the values that set the height of the plot if the others are far above them."""
-_FAR: Final = 1.5
-"""How far above those values the plot ends, as a factor."""
+_FAR: Final = 3.0
+"""A value this many times as high as a share `_INNER` of the values is a spike, even where no token is massive."""
+_SPIKE: Final = 1.5
+"""Spikes are cut off if the highest is this many times as high as all other values."""
+_ROOM: Final = 1.12
+"""Height of the plot, relative to the highest value that is not cut off."""
 _LABEL_LINE: Final = 15
 _LABEL_LINES: Final = 4
 """Lines over which labels of cut peaks are spread, and their height in pixels."""
@@ -33,8 +36,8 @@ def relative_rmse(result: Comparison) -> go.Figure:
     """Relative RMSE `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` after each layer (figure 3 of Heyman & Vandeputte 2026).
 
     0 is the prompt's own effect, 1 is no steering. The dashed line is the paraphrase baseline: the same instruction in other words.
-    Where a few values are far above the rest, as at layers where one token's massive activation flips between contexts, the plot ends
-    below them; each peak that is cut off is labelled ▲ with its value.
+    At layers with massive activations, a single token can lift a line far above everything else. The plot then ends above the other
+    layers and above what those layers have without massive tokens; each peak that is cut off is labelled ▲ with its value.
 
     Args:
         result: Result of `psr.compare`.
@@ -81,7 +84,7 @@ def relative_rmse(result: Comparison) -> go.Figure:
         annotation_position="top left",
     )
     drawn = [*lines.values(), *([] if result.paraphrase_rmse is None else [result.paraphrase_rmse])]
-    top = _top([value for values in drawn for value in values.tolist()])
+    top = _top(result)
     peaks = [(name, peak) for name, values in lines.items() for peak in _peaks(values.tolist(), top)]
     if result.paraphrase_rmse is not None:
         peaks += [(PARAPHRASE, peak) for peak in _peaks(result.paraphrase_rmse.tolist(), top)]
@@ -115,14 +118,19 @@ def relative_rmse(result: Comparison) -> go.Figure:
     return figure
 
 
-def _top(values: Sequence[float]) -> float:
-    """Upper end of the axis: above all values, or above most if the others are far away."""
-    finite = sorted(value for value in values if math.isfinite(value))
-    if not finite:
-        return 1.12
-    inner = max(1.0, finite[math.ceil(_INNER * len(finite)) - 1])
-    highest = max(1.0, finite[-1])
-    return highest * 1.12 if highest <= _FAR * inner else inner * _FAR
+def _top(result: Comparison) -> float:
+    """Upper end of the axis: above all values, or above all but spikes."""
+    every, ordinary = [1.0], [1.0]
+    lifted = [False] * len(result.layers) if result.massive is None else (result.massive.count() > 0).tolist()
+    for each in result.distances.values():
+        for massive, value, without in zip(lifted, each.relative_rmse.tolist(), each.without_massive.tolist(), strict=True):
+            every.append(value)
+            ordinary.append(min(value, without) if massive else value)
+    highest, *_ = sorted(filter(math.isfinite, every), reverse=True)
+    values = sorted(filter(math.isfinite, ordinary))
+    inner = max(1.0, values[math.ceil(_INNER * len(values)) - 1])
+    limit = min(values[-1], _FAR * inner)
+    return _ROOM * (highest if highest <= _SPIKE * limit else limit)
 
 
 def _peaks(values: Sequence[float], top: float) -> list[tuple[int, float]]:

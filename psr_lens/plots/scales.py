@@ -27,6 +27,8 @@ Scale = Literal["absolute", "layer", "relative", "projection", "cosine"]
 - `projection`: Δ·m / ‖m‖², with m the mean of the prompt's Δ at that layer over all tokens of the result. It is 1 on average over the
   prompt's tokens, and exactly 1 on every token for a constant steering vector m; below 0, a token is pushed the other way;
 - `cosine`: the cosine of Δ with m.
+
+The mean m counts massive tokens, as difference in means does: a `projection` is the coefficient on the vector that is really added.
 """
 
 MANY_LAYERS: Final = 12

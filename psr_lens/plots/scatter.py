@@ -19,7 +19,7 @@ from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.controls import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, round_below, titled, translucent
-from psr_lens.plots.token_rows import shortened, trace_of
+from psr_lens.plots.token_rows import shortened, trace_with_sites
 from psr_lens.prompts.token_text import readable
 from psr_lens.results.correlation import mean_ranks
 
@@ -91,7 +91,7 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
         `customdata` holds both coefficients in the activation's units.
 
     Raises:
-        InputError: not a `Comparison`, no such replacement, or `max_points` or `max_layers` below 1.
+        InputError: not a `Comparison`, no such replacement, an adapter, or `max_points` or `max_layers` below 1.
 
     Example:
         >>> figure = psr.plots.coefficient_scatter(comparison, "CAA")
@@ -100,7 +100,7 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
     """
     check_most(max_points, "max_points")
     check_most(max_layers, "max_layers")
-    trace = trace_of(result, method)
+    trace = trace_with_sites(result, method)
     every = list(range(len(trace.site_layers)))
     if len(every) <= MAX_PANELS:
         return _panels(result, method, every, max_points, "")
@@ -112,7 +112,7 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
 
 
 def _panels(result: Comparison, method: str, sites: Sequence[int], max_points: int, note: str) -> go.Figure:
-    trace = trace_of(result, method)
+    trace = trace_with_sites(result, method)
     columns = min(_COLUMNS, len(sites))
     lines = math.ceil(len(sites) / columns)
     plot = _ALONE if len(sites) == 1 else lines * _PANEL + (lines - 1) * _BETWEEN

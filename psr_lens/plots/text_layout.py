@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens.plots.token_rows import Tokened, shortened
-from psr_lens.prompts.token_text import readable, word_starts
+from psr_lens.prompts.token_text import readable_text, word_starts
 
 LINE: Final = 40
 """Characters per line, which fit a window of 390 pixels."""
@@ -45,7 +45,7 @@ class PlacedToken:
 def placed_tokens(result: Tokened, words: Int[Tensor, " row"]) -> list[PlacedToken]:
     """Some tokens of a result as lines of text."""
     strings = [result.tokens.strings[row] for row in words.tolist()]
-    texts = readable(strings, result.tokens.strings)
+    texts = readable_text(strings, result.tokens.strings)
     breaks = ["↵" in text and position >= 0 for text, position in zip(texts, result.tokens.position[words].tolist(), strict=True)]
     return in_lines(texts, word_starts(strings, result.tokens.strings), breaks)
 

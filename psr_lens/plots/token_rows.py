@@ -14,7 +14,7 @@ from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.style import MUTED, escaped
 from psr_lens.prompts import TokenTable
-from psr_lens.prompts.token_text import readable
+from psr_lens.prompts.token_text import readable_text
 
 Word = Literal["read", "predicted"]
 """Which word stands for an activation: the token whose reading left it, or the next token, which is predicted from it."""
@@ -81,6 +81,18 @@ def trace_of(result: Comparison, method: str, argument: str = "method") -> Metho
     return result.methods[method]
 
 
+def trace_with_sites(result: Comparison, method: str) -> MethodTrace:
+    """The trace of one replacement, which acts along directions.
+
+    Raises:
+        InputError: no replacement has that name, or it is an adapter, which changes weights.
+    """
+    trace = trace_of(result, method)
+    if not trace.site_layers:
+        raise InputError("method", repr(method), "a replacement or a plan", "An adapter changes weights, and has no coefficients.")
+    return trace
+
+
 def traces_of(result: Comparison, methods: Sequence[str] | None) -> dict[str, MethodTrace]:
     """The named replacements, or all of them.
 
@@ -119,7 +131,7 @@ def shortened(text: str, width: int) -> str:
 
 def row_labels(result: Tokened, rows: Int[Tensor, " row"], width: int = 14) -> list[str]:
     """One label per token with its position in the response; tokens of the prompt are marked."""
-    texts = readable([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
+    texts = readable_text([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)
     labels = []
     for text, position in zip(texts, result.tokens.position[rows].tolist(), strict=True):
         shown = escaped(shortened(text, width))

@@ -243,6 +243,14 @@ def settled(settings: ChatSettings, tokenizer: Any) -> ChatSettings:
     return replace(settings, template_kwargs=json.dumps({**variables, NOW: _BEGAN}, sort_keys=True))
 
 
+def carried_over(settings: ChatSettings, tokenizer: Any) -> ChatSettings:
+    """The settings of prompts that are put together again with another tokenizer's template: without variables that it does not read."""
+    template = ChatTemplate(tokenizer)
+    read = template.names if template else frozenset[str]()
+    kept = {name: value for name, value in settings.variables.items() if read is None or name in read}
+    return settled(replace(settings, template_kwargs=json.dumps(kept, sort_keys=True)), tokenizer)
+
+
 def _moment(text: object) -> datetime:
     try:
         return datetime.fromisoformat(str(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from psr_lens._utils.arguments import checks_arguments
@@ -14,6 +15,7 @@ from psr_lens.prompts.conversations import checked_turns
 from psr_lens.prompts.pairs import PromptPairs, check_pairs
 from psr_lens.prompts.prompt_pair import PromptPair
 from psr_lens.prompts.prompter import Prompter
+from psr_lens.prompts.token_text import decoded
 
 Question = str | Sequence[Mapping[str, str]]
 """A question, or a conversation: messages with a `role` and a `content`, the last of them the user's."""
@@ -91,7 +93,7 @@ def remade(
     questions: Sequence[str] | None = None,
     instructions: Sequence[str] | None = None,
 ) -> PromptPairs:
-    """The same pairs with other questions or other instructions, put together in the same way.
+    """The same pairs with other questions or other instructions, put together in the same way; thoughts keep their token ids.
 
     Args:
         model: Model whose tokenizer and chat template are used.
@@ -108,7 +110,8 @@ def remade(
     for index, pair in enumerate(pairs):
         question = pair.question if questions is None else questions[index]
         instruction = pair.instruction if instructions is None else instructions[index]
-        made.append(builder.pair((*pair.earlier, ("user", question)), instruction, pair.chat, f"questions[{index}]"))
+        again = builder.pair((*pair.earlier, ("user", question)), instruction, pair.chat, f"questions[{index}]")
+        made.append(builder.with_thought(again, pair.thought_ids, f"questions[{index}]"))
     return PromptPairs(tuple(made), builder.tokenizer)
 
 
@@ -130,7 +133,8 @@ def response_ids(model: WithTokenizer, pairs: Sequence[PromptPair], responses: S
     found = []
     for index, (pair, response) in enumerate(zip(pairs, responses, strict=True)):
         turns = (*pair.earlier, ("user", pair.question))
-        prompter = builder.prompter(pair.chat)
+        thought = decoded(builder.tokenizer, pair.thought_ids)
+        prompter = builder.prompter(replace(pair.chat, prefix=pair.chat.prefix + thought) if thought.strip() else pair.chat)
         found.append(prompter.response(turns, None, pair.base_ids, response, f"responses[{index}]") if response else ())
     return found
 
@@ -164,9 +168,27 @@ class _PairBuilder:
         _check_room(self._model, pair, argument, "Shorten the question or the instruction.")
         return pair
 
+    def with_thought(self, pair: PromptPair, thought: Sequence[int], argument: str) -> PromptPair:
+        longer = with_thought(pair, thought)
+        _check_room(self._model, longer, argument, "Shorten the question, the instruction or the thought.")
+        return longer
+
+
+def with_thought(pair: PromptPair, thought: Sequence[int]) -> PromptPair:
+    """A pair whose prompts both go on with a thought of the model's, as the token ids that it wrote."""
+    return replace(
+        pair,
+        base_ids=(*pair.base_ids, *thought),
+        prompted_ids=(*pair.prompted_ids, *thought),
+        question_length=pair.question_length + len(thought),
+        thought_ids=(*pair.thought_ids, *thought),
+    )
+
 
 @checks_arguments
-def prompt_pairs_from_texts(model: WithTokenizer, base: Sequence[str], prompted: Sequence[str]) -> PromptPairs:
+def prompt_pairs_from_texts(
+    model: WithTokenizer, base: Sequence[str], prompted: Sequence[str], *, template_kwargs: Mapping[str, Any] | None = None
+) -> PromptPairs:
     """Tokenise prompts that come in two versions, where the second is not simply an instruction plus the question.
 
     With a chat template, each text is the user's message; otherwise it is plain text followed by a line end. A pair's `question` is its
@@ -177,13 +199,15 @@ def prompt_pairs_from_texts(model: WithTokenizer, base: Sequence[str], prompted:
         model: Model whose tokenizer and chat template are used.
         base: The prompts without the instruction, such as IFEval's `prompt_without_instruction`.
         prompted: The same prompts with the instruction, one per base prompt.
+        template_kwargs: Variables of the chat template, as for `prompt_pairs`.
 
     Returns:
         One pair per prompt, in order. The span `QR` begins where the two prompts agree up to their ends, so it is hardly longer than `R`
         if the instruction comes last.
 
     Raises:
-        InputError: no prompts, an empty prompt, lists of different lengths, or a prompt as long as the model's context.
+        InputError: no prompts, an empty prompt, lists of different lengths, a variable that the template does not read, or a prompt as long
+            as the model's context.
         ModelError: the model has no tokenizer.
 
     Example:
@@ -194,7 +218,7 @@ def prompt_pairs_from_texts(model: WithTokenizer, base: Sequence[str], prompted:
     if len(base) != len(prompted):
         raise InputError("prompted", f"{len(prompted)} prompts", f"one for each of the {len(base)} base prompts")
     builder = _PairBuilder(model)
-    chat = builder.settings()
+    chat = builder.settings(None, None, "before", "", template_kwargs)
     prompter = builder.prompter(chat)
     pairs = []
     for index, (question, text) in enumerate(zip(base, prompted, strict=True)):

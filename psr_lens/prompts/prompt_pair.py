@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +43,8 @@ class PromptPair:
     """Role and content of the messages before the question, if it ends a conversation."""
     chat: ChatSettings = ChatSettings()  # noqa: RUF009 (frozen)
     """How both prompts were put together."""
+    thought_ids: tuple[int, ...] = ()
+    """Token ids of the model's own thought, which ends both prompts (see `think`). They are never re-tokenised from text."""
 
     @property
     def asked(self) -> str:
@@ -87,6 +90,12 @@ class PromptPair:
         rows = [("question", self.asked), ("instruction", self.instruction)]
         rows += [("base tokens", str(len(self.base_ids))), ("prompted tokens", str(len(self.prompted_ids)))]
         return table(("prompt pair", ""), rows)
+
+
+def instruction_label(pairs: Iterable[PromptPair]) -> str:
+    """The instruction that pairs share; of several, the first and how many others there are."""
+    first, *others = dict.fromkeys(pair.instruction for pair in pairs)
+    return f"{first} (and {len(others)} other{'s' if len(others) > 1 else ''})" if others else first
 
 
 def shortened(text: str, length: int = 48) -> str:

@@ -19,7 +19,7 @@ from psr_lens._utils.numbers import counted
 from psr_lens._utils.sequences import common_prefix, common_suffix
 from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.replaced_system import replaced_system
-from psr_lens.prompts.token_text import is_byte_level, token_bytes, token_strings, visible
+from psr_lens.prompts.token_text import is_byte_level, token_bytes, token_strings, visible, with_bytes
 
 Part = Literal["", "instruction", "question", "prefix", "response"]
 """What a token belongs to; empty for a token of the template or of an earlier message."""
@@ -199,8 +199,10 @@ def prompt_view(tokenizer: Any, pair: PromptPair, span: Span, response_ids: Sequ
         letters = _Letters(spelled[: len(ids)])
         parts: list[Part] = ["" for _ in ids]
         _mark(parts, "question", letters.last(pair.question, len(ids) - pair.question_length))
+        thought = len(ids) - len(pair.thought_ids)
         if pair.chat.prefix:
-            _mark(parts, "prefix", range(letters.ending(pair.chat.prefix), len(ids)))
+            _mark(parts, "prefix", range(letters.ending(pair.chat.prefix, thought), thought))
+        _mark(parts, "prefix", range(thought, len(ids)))
         if name == "prompted":
             head, tail = common_prefix(pair.base_ids, ids), common_suffix(pair.base_ids, ids)
             _mark(parts, "instruction", letters.nearest(pair.instruction, head) or range(head, len(ids) - tail))
@@ -215,10 +217,7 @@ def prompt_view(tokenizer: Any, pair: PromptPair, span: Span, response_ids: Sequ
 
 def _shown_text(spelled: bytes) -> str:
     """A token's text; its bytes if it is only a piece of a character."""
-    try:
-        return visible(spelled.decode())
-    except UnicodeDecodeError:
-        return "".join(f"‹{byte:02X}›" for byte in spelled)
+    return visible(with_bytes(spelled.decode("utf-8", "surrogateescape")))
 
 
 def _mark(parts: list[Part], part: Part, positions: range) -> None:
@@ -245,9 +244,9 @@ class _Letters:
         found = sorted(self._occurrences(text), key=lambda start: abs(start - self._starts[token]))
         return self._tokens(found[0], text) if found else range(0)
 
-    def ending(self, text: str) -> int:
-        """Position of the first token of a text that ends the prompt."""
-        return self._tokens(max(0, len(self._all) - len(_bare(text.encode()))), text).start
+    def ending(self, text: str, until: int) -> int:
+        """Position of the first token of a text that ends before token `until`."""
+        return self._tokens(max(0, self._starts[until] - len(_bare(text.encode()))), text).start
 
     def _occurrences(self, text: str) -> list[int]:
         return [match.start() for match in re.finditer(b"(?=" + re.escape(_bare(text.encode())) + b")", self._all)]

@@ -50,6 +50,24 @@ def readable(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> l
     return [(visible(token_text(token, byte_level)).strip(" ") or "␣") for token in strings]
 
 
+def readable_text(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> list[str]:
+    """As `readable`, for tokens in reading order: a character that is split stands at its first token, and the others show `·`.
+
+    Args:
+        strings: Tokens in reading order, as the vocabulary spells them.
+        alphabet: More tokens of the same vocabulary, from which its spelling is recognised.
+    """
+    byte_level = is_byte_level(alphabet or strings)
+    pieces = [token_bytes(token, byte_level) for token in strings]
+    owner = [index for index, piece in enumerate(pieces) for _ in piece]
+    texts, at = [""] * len(pieces), 0
+    for letter in b"".join(pieces).decode("utf-8", "surrogateescape"):
+        texts[owner[at]] += letter
+        at += len(letter.encode("utf-8", "surrogateescape"))
+    spelled = [visible(with_bytes(text)).strip(" ") or "␣" for text in texts]
+    return ["·" if piece and not text else shown for piece, text, shown in zip(pieces, texts, spelled, strict=True)]
+
+
 def word_starts(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> list[bool]:
     """Whether each token begins a word: one after a space or a line end, and special tokens and what follows them.
 
@@ -64,7 +82,7 @@ def word_starts(strings: Sequence[str], alphabet: Sequence[str] | None = None) -
     if not byte_level and not any("▁" in token for token in known):
         return [True] * len(strings)
     special = [_SPECIAL.fullmatch(token) is not None and not _BYTE.fullmatch(token) for token in strings]
-    texts = [token_text(token, byte_level) for token in strings]
+    texts = [token_bytes(token, byte_level).decode("utf-8", "replace") for token in strings]
     return [
         index == 0
         or (
@@ -82,7 +100,7 @@ def joined(strings: Sequence[str], alphabet: Sequence[str] | None = None) -> str
         strings: Tokens in reading order, as the vocabulary spells them.
         alphabet: More tokens of the same vocabulary, from which its spelling is recognised.
     """
-    words = zip(readable(strings, alphabet), word_starts(strings, alphabet), strict=True)
+    words = zip(readable_text(strings, alphabet), word_starts(strings, alphabet), strict=True)
     return "".join(f" {text}" if begins else text for text, begins in words).strip()
 
 
@@ -92,11 +110,13 @@ def is_byte_level(strings: Iterable[str]) -> bool:
 
 
 def token_text(token: str, byte_level: bool) -> str:
-    """A token as text; in a byte-level vocabulary, a piece of a character keeps its spelling, since it is not text by itself."""
-    try:
-        return token_bytes(token, byte_level).decode("utf-8", "strict" if byte_level else "replace")
-    except UnicodeDecodeError:
-        return token
+    """A token as text; bytes that are only a piece of a character are shown as such: `‹C3›`."""
+    return with_bytes(token_bytes(token, byte_level).decode("utf-8", "surrogateescape"))
+
+
+def with_bytes(text: str) -> str:
+    """A text decoded with `surrogateescape`, with its stray bytes made visible."""
+    return "".join(f"‹{ord(letter) - 0xDC00:02X}›" if "\udc80" <= letter <= "\udcff" else letter for letter in text)
 
 
 def token_bytes(token: str, byte_level: bool) -> bytes:

@@ -1,6 +1,7 @@
 """Replacements and steering plans: what they do at a hook point, the hooks that steer, their files, and exports to other libraries."""
 
 from psr_lens.replacement.actions import SPANS
+from psr_lens.replacement.adapter import Acting, Adapter, check_acting, in_force
 from psr_lens.replacement.compatibility import check_compatible
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.replacement import Part, Replacement, SteeringPlan
@@ -13,6 +14,8 @@ from psr_lens.replacement.steering_hooks import SteeringHooks
 __all__ = [
     "PLAN_FILE",
     "SPANS",
+    "Acting",
+    "Adapter",
     "LearningCurve",
     "Part",
     "Replacement",
@@ -23,5 +26,7 @@ __all__ = [
     "SteeringHooks",
     "SteeringPlan",
     "Tokens",
+    "check_acting",
     "check_compatible",
+    "in_force",
 ]

@@ -52,15 +52,27 @@ def check_sizes(replacement: ReplacementSpec, theirs: Mapping[str, Any]) -> None
     Raises:
         ArtifactError: the sizes differ.
     """
-    made_for = replacement.model
+    check_depth_and_width(replacement.model, theirs)
+    for name, site in replacement.sites.items():
+        _check_width(name, site, theirs)
+
+
+def check_depth_and_width(made_for: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse a model of another number of layers or another width, which its config alone tells.
+
+    Args:
+        made_for: The model that a method was made for, as its artifact describes it.
+        theirs: The model's `model_name`, `n_layers` and `d_model`.
+
+    Raises:
+        ArtifactError: they differ.
+    """
     for key in ("d_model", "n_layers"):
         if key in made_for and made_for[key] != theirs[key]:
             raise ArtifactError(
-                f"model: this replacement was made for {made_for.get('model_name')} with {key}={made_for[key]}, "
+                f"model: this method was made for {made_for.get('model_name')} with {key}={made_for[key]}, "
                 f"this model ({theirs['model_name']}) has {key}={theirs[key]}. Load the model that it was made for, or fit a new one."
             )
-    for name, site in replacement.sites.items():
-        _check_width(name, site, theirs)
 
 
 def _check_width(name: str, site: Site, theirs: Mapping[str, Any]) -> None:

@@ -140,6 +140,8 @@ def _facts(replacement: ReplacementSpec) -> list[tuple[str, str]]:
     ]
     if "processing" in model:
         facts.insert(2, ("weights", f"processed by TransformerLens: {model['processing']}"))
+    if replacement.origin is not None:
+        facts.insert(1, ("carried over", "{} from {}".format(*replacement.origin)))
     if replacement.offset:
         facts.append(("learned offset of alpha", f"{replacement.offset:g}"))
     if replacement.recommended_alpha is not None:

@@ -110,10 +110,11 @@ class Replacement(ReplacementSpec, _Arithmetic):
         ranks = sorted({site.rank for site in self.sites.values()})
         first, *others = self.sites
         where = f"{counted(len(self.sites), 'hook point')} from {first}" if others else first
+        carried = "" if self.origin is None else ", {} from {}".format(*self.origin)
         return (
             f"Replacement({self.method}, {where}, "
             f"rank {'–'.join(map(str, ranks))}, span {self.span}{', last token only' if self.tokens == 'last' else ''}, "
-            f"for {self.model.get('model_name')})"
+            f"for {self.model.get('model_name')}{carried})"
         )
 
     def _repr_html_(self) -> str:

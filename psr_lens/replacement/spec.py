@@ -54,6 +54,22 @@ class ReplacementSpec:
     recommended_alpha: float | None = None
     """The strength that `psr.calibrate` found best; None if none was looked for. Nothing uses it unless it is passed as `alpha`."""
 
+    @property
+    def origin(self) -> tuple[str, str] | None:
+        """How it was carried over from another model, and the name of that model; None if it was fitted on its own.
+
+        Example:
+            >>> print(pirate.origin)
+            None
+        """
+        record = self.settings.get("transfer")
+        if not isinstance(record, Mapping):
+            return None
+        source = record.get("source_model")
+        name = source.get("model_name") if isinstance(source, Mapping) else None
+        said = record.get("rung") or "transfer", name or "an unknown model"
+        return " ".join(str(said[0]).split())[:80], " ".join(str(said[1]).split())[:80]
+
     def __post_init__(self) -> None:
         """Refuse fields that do not fit together."""
         if not isinstance(self.sites, Mapping) or not all(isinstance(site, Site) for site in self.sites.values()):

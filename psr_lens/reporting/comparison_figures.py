@@ -18,9 +18,40 @@ from psr_lens.reporting.comparison_text import lead_of
 from psr_lens.reporting.parts import EXAMPLES, Panel, Part, choice
 
 
+def _coefficients(comparison: Comparison, lead: str, triplet: int, max_layers: int) -> Panel:
+    return Panel(
+        "coefficient_text",
+        coefficient_text(comparison, lead, triplet, max_layers=max_layers),
+        f"Under each token, the left bar is the coefficient that {lead} applies after reading it; the right bar is the coefficient "
+        "along the same direction that would match the prompt. Bars of equal length mean that the coefficient is right.",
+    )
+
+
+def _scatter(comparison: Comparison, lead: str, cells: int) -> Part:
+    return Part(
+        "Coefficients applied and called for",
+        (
+            Panel(
+                "coefficient_scatter",
+                coefficient_scatter(
+                    comparison,
+                    lead,
+                    max_points=min(MAX_POINTS, max(150, cells // 120)),
+                    max_layers=max(4, min(MAX_STEPS, cells // 600)),
+                ),
+                f"Each point is a token. The horizontal axis is the coefficient along {lead}’s direction that would match the prompt; "
+                "the vertical axis is the one that it applies, read from the token’s own activation. Points on the dotted diagonal "
+                "are exact; constant steering would give a horizontal line. Axes are linear near 0 and logarithmic beyond. r is "
+                "Pearson’s correlation, which a few large coefficients can dominate; ρ is Spearman’s, that of the ranks.",
+            ),
+        ),
+    )
+
+
 def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
     """The parts of the page that show a comparison."""
-    lead = lead_of(comparison)
+    sited = [name for name, trace in comparison.methods.items() if trace.site_layers]
+    lead = lead_of(comparison, sited) if sited else None
     baseline = (
         " The dashed line is the paraphrase baseline, the same instruction in other words: a replacement below it is closer to the prompt "
         "than a paraphrase."
@@ -36,7 +67,6 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
         "one, that all are pushed almost equally."
     )
     panels = 1 + len(comparison.methods)
-    points = min(MAX_POINTS, max(150, cells // 120))
 
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
         offered = max(1, min(MAX_STEPS, cells // (2 * EXAMPLES * panels * len(comparison.tokens.rows(triplet)))))
@@ -57,12 +87,7 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
                 "after the layer that the slider chooses. A token’s colour is that of the activation after it was read, which decides the "
                 "next token. If two strips show the same pattern, the replacement pushes the same tokens as the prompt.",
             ),
-            Panel(
-                "coefficient_text",
-                coefficient_text(comparison, lead, triplet, max_layers=offered),
-                f"Under each token, the left bar is the coefficient that {lead} applies after reading it; the right bar is the coefficient "
-                "along the same direction that would match the prompt. Bars of equal length mean that the coefficient is right.",
-            ),
+            *(() if lead is None else (_coefficients(comparison, lead, triplet, offered),)),
         )
 
     return [
@@ -86,17 +111,5 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
             "One response, token by token",
             (choice(comparison.tokens, panels, len(comparison.layers), cells, of_response),),
         ),
-        Part(
-            "Coefficients applied and called for",
-            (
-                Panel(
-                    "coefficient_scatter",
-                    coefficient_scatter(comparison, lead, max_points=points, max_layers=max(4, min(MAX_STEPS, cells // 600))),
-                    f"Each point is a token. The horizontal axis is the coefficient along {lead}’s direction that would match the prompt; "
-                    "the vertical axis is the one that it applies, read from the token’s own activation. Points on the dotted diagonal "
-                    "are exact; constant steering would give a horizontal line. Axes are linear near 0 and logarithmic beyond. r is "
-                    "Pearson’s correlation, which a few large coefficients can dominate; ρ is Spearman’s, that of the ranks.",
-                ),
-            ),
-        ),
+        *([] if lead is None else [_scatter(comparison, lead, cells)]),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,10 +55,11 @@ class MethodRow:
     """Relative error of the median token after the last layer."""
 
 
-def lead_of(comparison: Comparison) -> str:
-    """The replacement closest to the prompt after the last layer; constant steering is considered only if there is nothing else."""
+def lead_of(comparison: Comparison, among: Collection[str] | None = None) -> str:
+    """The method closest to the prompt after the last layer, of all or some; constant steering counts only if there is nothing else."""
     styles = method_styles(comparison)
-    names = [name for name in comparison.methods if styles[name].role != "constant"] or list(comparison.methods)
+    considered = [name for name in comparison.methods if among is None or name in among]
+    names = [name for name in considered if styles[name].role != "constant"] or considered
     return min(names, key=lambda name: float(comparison.methods[name].relative_rmse[-1]))
 
 
@@ -193,7 +194,7 @@ def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
         ("layers", ranges(comparison.layers)),
         ("α in the figures", comparison.strengths),
         ("massive activations", "not looked for" if comparison.massive is None else comparison.massive.summary),
-        *((f"{name} acts at layers", ranges(trace.site_layers)) for name, trace in comparison.methods.items()),
+        *((f"{name} acts at layers", ranges(trace.site_layers) or "none (weights)") for name, trace in comparison.methods.items()),
         *comparison.settings.items(),
     ]
     return [

@@ -62,7 +62,7 @@ def further_parts(results: Iterable[object], cells: int) -> list[Part]:
 
 def _answers(result: AnswersByMethod, cells: int) -> Blocks:
     blocks = []
-    for index, question in enumerate(result.questions[:QUESTIONS]):
+    for index, question in enumerate(result.asked[:QUESTIONS]):
         row = []
         for name, texts in result.answers.items():
             trait = result.trait[name][index] if name in result.trait else math.nan
@@ -148,6 +148,8 @@ def _faithfulness(result: Faithfulness, cells: int) -> Blocks:
 
 def _collateral(result: Collateral, cells: int) -> Blocks:
     over = f" Over the limit of {result.dose_limit:g}: {', '.join(result.overdosed)}." if result.overdosed else ""
+    if not result.doses:  # adapters add to none
+        return ()
     caption = (
         "How much each method adds to an activation, relative to the activation itself, on its own answers. At 1, what is added is as "
         f"large as the activation.{over}"

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from psr_lens._utils.arguments import CHECKS
+from psr_lens._utils.arguments import CHECKS, check
 from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError
 
@@ -89,10 +89,12 @@ def check_texts(texts: Sequence[str], questions: Sequence[str]) -> None:
     """Check that each text has a question.
 
     Raises:
-        InputError: one text instead of a list, or `texts` and `questions` differ in length.
+        InputError: something other than lists of texts, or `texts` and `questions` differ in length.
     """
-    if isinstance(texts, str) or isinstance(questions, str):
-        raise InputError("texts" if isinstance(texts, str) else "questions", "one text", "a list of texts")
+    for name, given in (("texts", texts), ("questions", questions)):
+        if isinstance(given, str):
+            raise InputError(name, "one text", "a list of texts")
+        check(given, Sequence[str], name)
     if len(texts) != len(questions):
         raise InputError("questions", f"{len(questions)} for {counted(len(texts), 'text')}", "as many questions as texts")
 

@@ -1,5 +1,7 @@
 """Massive activations: which tokens have them, against their definition and plain transformers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import random_triplets
@@ -144,3 +146,17 @@ def test_bad_input_is_refused(massive):
         psr.massive_activations(massive.model, [])
     with pytest.raises(InputError, match="layers: got"):
         psr.massive_activations(massive.model, massive.triplets, layers=[3])
+
+
+def test_the_summary_counts_in_sentences(massive):
+    found = psr.massive_activations(massive.model, massive.triplets)
+    [flips] = [token for token in found.tokens if not token.in_all_contexts]
+    [stays] = [token for token in found.tokens if token.in_all_contexts]
+    only = "in only one of the two contexts"
+    for tokens, wanted in (
+        ((flips,), f"1 of 10 tokens has a massive activation, after layers 1–2, {only}"),
+        ((stays,), "1 of 10 tokens has a massive activation, after layers 1–2"),
+        ((flips, flips), f"2 of 10 tokens have a massive activation, after layers 1–2; all of them {only}"),
+        ((stays, flips), f"2 of 10 tokens have a massive activation, after layers 1–2; 1 of them {only}"),
+    ):
+        assert replace(found, tokens=tokens).summary == wanted

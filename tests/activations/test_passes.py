@@ -1,11 +1,12 @@
 """How differences are read: in whatever batches, in one forward or two, with shared prompts or without, accumulated or local."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import oracles
 import pytest
 import torch
-from helpers import LAYERS, assert_unchanged, pairs_of, random_triplets, state_of
+from helpers import LAYERS, assert_unchanged, pairs_of, random_replacement, random_triplets, state_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ import psr_lens as psr
 from psr_lens.activations import paired_passes as passes
 from psr_lens.activations.batches import length_batches, suffix_batch
 from psr_lens.errors import InputError
+from psr_lens.models import forward
 
 EVERYTHING = ["all", "pattern"]
 
@@ -211,3 +213,28 @@ def test_memory_keeps_the_type_that_is_asked_for(tiny_llama):
 def test_bad_arguments_are_named(tiny_llama, options, message):
     with pytest.raises(InputError, match=message):
         psr.capture(tiny_llama.model, random_triplets(tiny_llama.model, 2), **options)
+
+
+def test_passes_that_need_no_logits_make_hardly_any(tiny):
+    """Not even where the last layer is read; whoever asks for logits gets all of them."""
+    model, triplets, shapes = tiny.model, random_triplets(tiny.model, 3), []
+    before = state_of(model)
+    handle = model.unembed.register_forward_hook(lambda module, given, out: shapes.append(tuple(out.shape[:2])))
+    last = model.cfg.n_layers - 1
+    psr.massive_activations(model, triplets)
+    psr.capture(model, triplets, "resid_post", layers=last)
+    psr.capture(model, triplets, "resid_post", difference="local")
+    psr.capture(
+        model, [replace(triplets[0], response_ids=ids) for ids in [(1, 2), (3,), (4,), (5,)] * 4], "resid_post", layers=last
+    )
+    psr.compare(model, triplets, random_replacement(model))
+    probe = (2, 5)  # a short text, by which the shapes of hook points are found
+    assert {positions for batch, positions in shapes if (batch, positions) != probe} == {1}
+    longest = max(len(each.pair.prompted_ids) + len(each.response_ids) for each in triplets)
+    shapes.clear()
+    psr.capture(model, triplets, "unembed.hook_in")
+    assert max(positions for _, positions in shapes) >= longest
+    handle.remove()
+    assert_unchanged(model, before)
+    asked = forward(model, torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long))
+    assert asked.shape[1] == 3

@@ -1,14 +1,19 @@
 """`psr-lens demo --model FOLDER`: the demo on a chat model, here the organism's folder with an instruction that it knows."""
 
 import json
+from dataclasses import replace
 
+import made_up_results
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import psr_lens as psr
 from psr_lens import organism
+from psr_lens.activations.massive_activations import MassiveActivations
 from psr_lens.apps.cli import app
-from psr_lens.apps.demo import INSTRUCTIONS, ChatDemoConfig, chat_demo, run_demo
+from psr_lens.apps.cli import demo as demo_command
+from psr_lens.apps.demo import INSTRUCTIONS, ChatDemoConfig, DemoResult, chat_demo, run_demo
 from psr_lens.apps.demo.chat_demo import ChatInstruction
 from psr_lens.errors import InputError, ModelError
 
@@ -26,7 +31,9 @@ def folder():
 
 @pytest.fixture
 def in_its_language(monkeypatch):
-    known = ChatInstruction(organism.instruction("pirate"), organism.instruction("pirate", 1), psr.judges.organism("pirate"))
+    known = ChatInstruction(
+        organism.instruction("pirate"), organism.instruction("pirate", 1), lambda: psr.judges.organism("pirate")
+    )
     monkeypatch.setattr(chat_demo, "INSTRUCTIONS", {"pirate": known})
     monkeypatch.setattr(chat_demo, "everyday_questions", questions)
 
@@ -73,7 +80,7 @@ def test_the_instructions_judges_know_their_trait(name):
         "spanish": "El gato duerme en la silla roja.",
         "pirate": "Arr, the cat be asleep, matey!",
     }
-    judge = INSTRUCTIONS[name].judge
+    judge = INSTRUCTIONS[name].make_judge()
     assert judge([texts[name], "The cat sleeps on the red chair."], ["q", "q"]).trait.round().tolist() == [100.0, 0.0]
 
 
@@ -85,3 +92,19 @@ def test_the_command_line_hands_on_what_was_given(monkeypatch, tmp_path):
     arguments = ["demo", "--out", str(tmp_path), "--model", "a/folder", "--questions", "30", "--trait", "french", "--no-verify"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert given == [(["french"], ChatDemoConfig("a/folder", held_out_questions=30, verify=False))]
+
+
+def test_the_table_of_the_command_has_the_distance_with_and_without_massive_tokens():
+    result = made_up_results.comparison()
+    nothing = MassiveActivations((), result.layers, {"base": torch.ones(4)}, len(result.tokens), 3, "R", 3.0)
+    traces = {name: replace(trace, error=0.25 * result.magnitude) for name, trace in result.methods.items()}
+    shown = demo_command._table({"pirate": DemoResult(replace(result, methods=traces, massive=nothing), {}, (), 1.0)})
+    cells = {str(column.header): list(column.cells) for column in shown.columns}
+    at = cells["method"].index("A-PSR")
+    assert [cells[name][at] for name in ("relative RMSE, last layer", "without massive tokens", "median token")] == [
+        "0.10",  # as made up; the others from the errors
+        "0.25",
+        "0.25",
+    ]
+    at = cells["method"].index("paraphrase")
+    assert [cells[name][at] for name in ("relative RMSE, last layer", "without massive tokens", "median token")] == ["0.20", "", ""]

@@ -15,7 +15,8 @@ from psr_lens.apps.cli import app
 from psr_lens.errors import InputError
 from psr_lens.evaluation import answer_cache as answers
 from psr_lens.evaluation import config
-from psr_lens.evaluation.config import load_judge, read_config
+from psr_lens.evaluation.config import read_config
+from psr_lens.evaluation.judge_settings import load_judge
 
 CONFIG = {
     "model": "organism",

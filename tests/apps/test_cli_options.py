@@ -1,20 +1,21 @@
 """Options of the commands reach the settings, and only those: sampling, prompts, and how a model is loaded."""
 
 import json
-import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
+import typer
 import yaml
+from helpers import random_replacement
 from typer.testing import CliRunner
 
 import psr_lens as psr
-from psr_lens.apps import demo, pipeline
+from psr_lens.apps import benchmark, demo, pipeline
 from psr_lens.apps.cli import app
 from psr_lens.apps.pipeline import RunConfig
 from psr_lens.errors import InputError, ModelError
 from psr_lens.models import loading
-from psr_lens.prompts import chat_templates
 
 GIVEN = {"model": "organism", "questions": "q.txt", "out": "out"}
 LINE = {"question": "what is a bear ?", "instruction": "talk like a pirate .", "response": "arr , the bear is a strong animal ."}
@@ -102,64 +103,85 @@ def test_a_value_that_a_setting_cannot_have_is_refused_before_anything_is_loaded
     assert message in output
 
 
+LOAD_NO_MODEL = {"store info"}
+"""Commands that have no model to check."""
+
+
 @pytest.fixture
-def commands(tmp_path):
-    """Every command that takes a model of the user's, with the arguments that it needs."""
-    (tmp_path / "lines.jsonl").write_text(json.dumps(LINE))
-    evaluation = {"judge": "organism:pirate", "methods": {}, "pairs": str(tmp_path / "lines.jsonl"), "out": str(tmp_path / "e")}
+def commands(organism, tmp_path):
+    """Every command that loads a model, with the arguments that it needs."""
+    (tmp_path / "lines.jsonl").write_text(
+        "\n".join(json.dumps({**LINE, "question": f"what is a {each} ?"}) for each in ("bear", "fox"))
+    )
+    random_replacement(organism.model).save(tmp_path / "method")
+    lines, methods = str(tmp_path / "lines.jsonl"), {"A": str(tmp_path / "method")}
+    evaluation = {"judge": "organism:pirate", "methods": methods, "pairs": lines, "out": str(tmp_path / "e")}
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(evaluation))
     return {
-        "fit": ["--triplets", tmp_path / "lines.jsonl", "--out", tmp_path / "f"],
-        "capture": ["--pairs", tmp_path / "lines.jsonl", "--out", tmp_path / "c"],
+        "fit": ["--triplets", lines, "--out", tmp_path / "f"],
+        "capture": ["--pairs", lines, "--out", tmp_path / "c"],
         "evaluate": ["--config", tmp_path / "e.yaml"],
+        "run": ["--model", "organism", "--questions", lines, "--out", tmp_path / "r"],
+        "demo": ["--out", tmp_path / "d"],
+        "benchmark organism": ["--quick", "--out", tmp_path / "b"],
     }
 
 
-@pytest.mark.parametrize("command", ["fit", "capture", "evaluate"])
-def test_a_command_that_loads_a_model_can_leave_the_check_out(commands, command, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """How models are asked for; none is loaded."""
+    found = []
 
     def refuse(name, **options):
-        asked.append((name, options["verify"], str(options["device"])))
+        found.append((name, options["verify"], str(options.get("device"))))
         raise ModelError("model: enough. No more.")
 
-    monkeypatch.setattr(psr, "load_model", refuse)
-    for flags in ([], ["--no-verify"], ["--verify", "--device", "cpu"]):
-        code, output = call(command, *commands[command], *flags)
-        assert (code, "model: enough" in output) == (2, True), output
-    assert [verify for _, verify, _ in asked] == [True, False, True]
-    assert asked[2] == ("organism", True, "cpu")
+    for owner in (psr, demo.run, benchmark, pipeline.steps):
+        monkeypatch.setattr(owner, "load_model", refuse)
+    return found
+
+
+def leaves(command, path=()):
+    """All commands by their names on the command line."""
+    if not hasattr(command, "commands"):
+        return {" ".join(path): command}
+    return {name: leaf for key, each in command.commands.items() for name, leaf in leaves(each, (*path, key)).items()}
+
+
+def test_every_command_that_loads_a_model_can_leave_the_check_out(commands, asked):
+    every = leaves(typer.main.get_command(app))
+    assert commands.keys() == every.keys() - LOAD_NO_MODEL
+    for command, given in commands.items():
+        has_device = any("--device" in option.opts for option in every[command].params)
+        for flags in ([], ["--no-verify"], ["--verify", *(["--device", "cpu"] if has_device else [])]):
+            code, output = call(*command.split(), *given, *flags)
+            assert (code, "model: enough" in output) == (2, True), (command, flags, output)
+        assert [each[:2] for each in asked] == [("organism", True), ("organism", False), ("organism", True)], command
+        assert asked[2][2] == ("cpu" if has_device else "None")
+        asked.clear()
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_file_of_an_evaluation_can_leave_it_out_and_an_option_put_it_back(commands, tmp_path, monkeypatch):
-    asked = []
-
-    def refuse(name, **options):
-        asked.append(options["verify"])
-        raise ModelError("model: enough. No more.")
-
-    monkeypatch.setattr(psr, "load_model", refuse)
+def test_the_file_of_an_evaluation_can_leave_it_out_and_an_option_put_it_back(commands, tmp_path, asked):
     path = tmp_path / "e.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"verify": False}))
     for flags in ([], ["--verify"]):
         call("evaluate", *commands["evaluate"], *flags)
-    assert asked == [False, True]
+    assert [verify for _, verify, _ in asked] == [False, True]
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"verify": 3}))
     assert "verify: got 3, expected true or false" in call("evaluate", "--config", path)[1]
 
 
-def test_the_demo_can_leave_it_out(monkeypatch, tmp_path):
-    asked = []
-
-    def refuse(name, *, verify):
-        asked.append((name, verify))
-        raise ModelError("model: enough. No more.")
-
-    monkeypatch.setattr(demo.run, "load_model", refuse)
-    for flags in ([], ["--no-verify", "--model", "organism-gpt2"]):
-        assert call("demo", "--out", tmp_path / "demo", *flags)[0] == 2
-    assert asked == [("organism", True), ("organism-gpt2", False)]
+def test_results_of_a_benchmark_are_read_whether_or_not_the_model_was_checked(tmp_path, monkeypatch):
+    made = []
+    table = psr.ResultTable((), {})
+    measuring = SimpleNamespace(measure=lambda say: made.append("measured") or table)
+    monkeypatch.setattr(benchmark._Trait, "of", lambda *_: measuring)
+    for verify in (True, False):
+        config = benchmark.BenchmarkConfig.quick(verify=verify)
+        found = benchmark.run_benchmark(tmp_path / "b", config, say=lambda text: None)["llama"]
+        assert found.settings["verify"] is True  # how the model was loaded with which they were made
+    assert made == ["measured"]
 
 
 def test_an_unchecked_run_is_not_checked_and_says_so_in_its_file(folders, tmp_path, monkeypatch):
@@ -171,28 +193,3 @@ def test_an_unchecked_run_is_not_checked_and_says_so_in_its_file(folders, tmp_pa
     code, output = call("run", *(part for key, each in given.items() for part in (f"--{key}", each)), "--no-verify")
     assert (code, "model: enough" in output) == (2, True), output
     assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["verify"] is False
-
-
-def test_a_capture_that_is_resumed_keeps_its_first_time(folders, tmp_path, monkeypatch):
-    shutil.copytree(folders["llama"], tmp_path / "model")
-    template = (
-        "{% for message in messages %}{{ message['content'] }} {% endfor %}{{ 'bear' if strftime_now('%Y') == '2020' else 'fox' }}"
-    )
-    (tmp_path / "model" / "chat_template.jinja").write_text(template)
-    (tmp_path / "lines.jsonl").write_text(json.dumps({**LINE, "response": None}))
-    options = [
-        "--pairs",
-        tmp_path / "lines.jsonl",
-        "--model",
-        tmp_path / "model",
-        "--max-new-tokens",
-        3,
-        "--out",
-        tmp_path / "store",
-    ]
-    for year in (2020, 2021):
-        monkeypatch.setattr(chat_templates, "_BEGAN", f"{year}-01-02T03:04:05")
-        code, output = call("capture", *options)
-        assert code == 0, output
-    (triplet,) = psr.Store.open(tmp_path / "store").triplets
-    assert triplet.pair.chat.variables == {"strftime_now": "2020-01-02T03:04:05"}

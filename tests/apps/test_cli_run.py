@@ -92,6 +92,9 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
         "A-PSR: relative RMSE",
     ):
         assert told in output
+    assert re.search(
+        r"A-PSR: relative RMSE after the last layer [\d.]+ \([\d.]+ without massive tokens, [\d.]+ at the median token\)", output
+    )
     rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == 4
     assert list(rows[0]) == ["question", "instruction", "none", "prompt", "A-PSR", "S-Const DiM"]

@@ -8,6 +8,7 @@ from helpers import random_replacement
 
 import psr_lens as psr
 from psr_lens.errors import InputError
+from psr_lens.reporting.figures_by_result import _FURTHER as FURTHER
 
 FEW = psr.SamplingConfig(max_new_tokens=16, seed=3)
 
@@ -66,3 +67,27 @@ def test_answers_and_scores_have_to_be_one_for_each_question(found):
 def test_names_that_are_taken_are_refused(organism_model, asked, random_site_replacement):
     with pytest.raises(InputError, match="methods: got the name 'prompt'"):
         psr.answers_by_method(organism_model, asked, {"prompt": random_site_replacement})
+
+
+def test_of_several_instructions_each_answer_shows_its_own(organism_model, random_site_replacement):
+    """In one place for all results: the label counts the others, and an answer stands beside the instruction that it was given."""
+    questions = psr.organism.questions(3)
+    mixed = psr.prompt_pairs(organism_model, questions, [psr.organism.instruction(trait) for trait in ("pirate", "shout", "brief")])
+    few = psr.SamplingConfig(max_new_tokens=2)
+    found = psr.answers_by_method(organism_model, mixed, random_site_replacement, sampling=few)
+    assert found.instructions == tuple(pair.instruction for pair in mixed)
+    assert found.instruction == f"{mixed[0].instruction} (and 2 others)"
+    page, blocks = found._repr_html_(), FURTHER[psr.AnswersByMethod][1](found, 1000)
+    for question, pair, block in zip(questions, mixed, blocks, strict=True):
+        assert f"{question} [{pair.instruction}]" in page
+        assert block.question == f"{question} [{pair.instruction}]"
+    triplets = psr.with_responses(organism_model, mixed, ["a cold stone"] * 3)
+    results = [
+        psr.compare(organism_model, triplets[:2], random_site_replacement, layers=0),
+        psr.faithfulness(organism_model, {"one": triplets[:1], "other": triplets[1:2]}, random_site_replacement, layers=0),
+    ]
+    assert {each.instruction for each in results} == {f"{mixed[0].instruction} (and 1 other)"}
+    alike = psr.compare(organism_model, triplets[:1] * 2, random_site_replacement, layers=0)
+    assert alike.instruction == mixed[0].instruction
+    with pytest.raises(InputError, match=r"instructions: got 1 of them, expected one for each of 3 questions"):
+        replace(found, instructions=("one",))

@@ -317,3 +317,26 @@ def test_faithfulness_refuses_what_it_cannot_measure(tiny_llama):
     foreign = replace(methods["x"], model={"model_name": "other", "d_model": 64})
     with pytest.raises(ArtifactError, match="made for other with d_model=64"):
         psr.faithfulness(model, triplets, {"x": foreign})
+
+
+def test_every_number_has_a_version_without_massive_tokens(massive):
+    """Sums over the tokens that are not massive, from captured differences."""
+    model, triplets = massive.model, massive.triplets
+    found = psr.faithfulness(model, triplets, {"random": random_replacement(model, layers=[1], rank=2)})
+    block = found.blocks[""]
+    captured = psr.capture(model, triplets, "resid_post")
+    ordinary = ~block.massive.mask(captured.tokens).any(dim=1)
+    assert 0 < int((~ordinary).sum()) < len(ordinary)
+    [site] = block.sites["random"]
+    energy = captured["resid_post", 1].double().square().sum(1)
+    for each, kept in ((site, torch.ones_like(ordinary)), (site.without_massive, ordinary)):
+        wanted = [float(energy[kept & (captured.tokens.triplet == index)].sum()) for index in range(len(triplets))]
+        np.testing.assert_allclose(each.delta, wanted, rtol=1e-4)
+        np.testing.assert_array_equal(each.response, captured.tokens.triplet[kept].numpy())
+    assert site.without_massive.pearson.value != site.pearson.value
+    assert float(site.without_massive.share_in_span.value) != float(site.share_in_span.value)
+    close = block.methods["random"]
+    np.testing.assert_allclose(close.explained_without_massive.value, 1 - close.rmse_without_massive.value**2, rtol=1e-6)
+    metrics = {row.metric for row in found.table()}
+    for name in ("explained energy", "Pearson", "Spearman", "share of Δ in span", "ceiling", "filled", "relative RMSE"):
+        assert {name, f"{name} without massive tokens"} <= metrics

@@ -11,7 +11,7 @@ from massive_model import activations
 
 import psr_lens as psr
 from psr_lens.errors import InputError
-from psr_lens.evaluation import outlook as outlook_module
+from psr_lens.evaluation import outlook_reading
 from psr_lens.evaluation.outlook import FOLDS, RIDGE
 
 RANKS = (1, 3)
@@ -88,12 +88,23 @@ def test_a_paraphrase_in_the_same_words_reproduces_everything(organism, pirate_t
 
 
 def test_layers_are_read_in_as_many_passes_as_memory_needs_with_the_same_result(tiny_llama, triplets, found, monkeypatch):
-    monkeypatch.setattr(outlook_module, "_AT_ONCE", 1)
+    monkeypatch.setattr(outlook_reading, "_AT_ONCE", 1)
     again = psr.outlook(tiny_llama.model, triplets, paraphrase="hello there", ranks=RANKS)
     np.testing.assert_array_equal(again.local.missed, found.local.missed)
 
 
-def test_massive_tokens_are_left_out(massive):
+def test_both_contexts_are_read_twice_and_no_more(tiny_llama, triplets):
+    """Once for Δ, in which massive tokens are found, and once for what each layer adds."""
+    sequences: list[int] = []
+    handle = tiny_llama.model.embed.register_forward_hook(lambda module, given, out: sequences.append(len(out)))
+    psr.outlook(tiny_llama.model, triplets, ranks=[1])
+    handle.remove()
+    assert sum(sequences) == 4 * len(triplets)
+
+
+@pytest.mark.parametrize("at_once", [2**30, 1])
+def test_massive_tokens_are_left_out(massive, monkeypatch, at_once):
+    monkeypatch.setattr(outlook_reading, "_AT_ONCE", at_once)  # with 1, a layer at a time: the first pass sees all
     found = psr.outlook(massive.model, massive.triplets * 4, ranks=[1])
     assert found.massive == 8  # two of each of the four copies
     largest = max(

@@ -89,15 +89,45 @@ def test_a_finished_fit_is_returned_at_once(tiny_llama, tmp_path, monkeypatch):
     assert again.curve.seconds == fitted.curve.seconds
 
 
-def test_the_solver_that_gives_the_start_is_not_run_again(tiny_llama, tmp_path, monkeypatch):
+SHORT = {**SETTINGS, "epochs": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        psr.Sequential(regression_steps=2, polish=psr.Polish(**SHORT)),
+        psr.Sequential(regression_steps=2, rank="auto", polish=psr.Polish(**SHORT)),
+        psr.Local(regression_steps=2, rank="auto", hook="z", polish=psr.Polish(**SHORT, objective="ll")),
+        psr.CLAS(epochs=2, batch_size=4),
+    ],
+    ids=repr,
+)
+def test_what_gives_the_start_is_not_run_again(tiny_llama, config, tmp_path, monkeypatch):
+    """Neither when a fit is resumed after its first step, nor when a finished one is called again."""
     triplets = random_triplets(tiny_llama.model, 7)
-    config = psr.Sequential(regression_steps=5, polish=psr.Polish(**SETTINGS))
+    undisturbed = psr.fit(tiny_llama.model, triplets, config)
     with monkeypatch.context() as patch:
         interrupt(patch, "_step", 1)
         with pytest.raises(Interruption):
             psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path)
-    monkeypatch.setitem(sys.modules["psr_lens.fitting.fit"].SOLVERS, psr.Sequential, None)
-    assert len(psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path).curve.train) == 6
+    for solver in (psr.Sequential, psr.Local):
+        monkeypatch.setitem(sys.modules["psr_lens.fitting.fit"].SOLVERS, solver, None)
+    monkeypatch.setattr("psr_lens.fitting.clas.difference_in_means", None)
+    assert same(psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path), undisturbed)
+    monkeypatch.setattr(_Run, "_step", None)
+    assert same(psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path), undisturbed)
+
+
+def test_a_checkpoint_without_what_is_not_trained_is_resumed(tiny_llama, tmp_path):
+    """As older versions wrote them: the start is made again."""
+    triplets, config = random_triplets(tiny_llama.model, 7), psr.CLAS(epochs=2, batch_size=4)
+    fitted = psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path)
+    with safe_open(tmp_path / "state.safetensors", "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    older = {name: tensor for name, tensor in tensors.items() if not name.startswith("fixed/")}
+    assert len(older) < len(tensors)
+    save_file(older, tmp_path / "state.safetensors", about)
+    assert same(psr.fit(tiny_llama.model, triplets, config, checkpoint=tmp_path), fitted)
 
 
 def test_another_run_in_the_folder_is_refused_and_left_alone(tiny_llama, tmp_path):

@@ -1,9 +1,11 @@
 """Thoughts as the end of both prompts: which tokens are read, fitted, steered and judged, on texts and with a marker of our own making."""
 
+import json
 import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import chat_templates
 import numpy as np
 import oracles
 import pytest
@@ -11,10 +13,12 @@ import torch
 from helpers import BACKENDS, pairs_of, random_replacement, random_triplets, save_tiny
 
 import psr_lens as psr
+from psr_lens.activations.store.triplets import pair_from, pair_json
 from psr_lens.errors import InputError
-from psr_lens.evaluation.config import check_judge, judge_at, load_judge
+from psr_lens.evaluation.judge_settings import check_judge, judge_at, load_judge
 from psr_lens.generation.sampled_triplets import Dropped, Triplets
 from psr_lens.generation.sampling import Response
+from psr_lens.prompts import PromptPairs, remade
 from psr_lens.results.judgement import Judgement, identity_of
 
 FEW = psr.SamplingConfig(max_new_tokens=6, temperature=0)
@@ -54,7 +58,7 @@ def test_a_response_is_divided_at_its_marker_and_none_of_its_ids_changes(thinker
     assert answer.response_ids == (50, marker, 51)  # only the first marker ends the thought
     assert answer.pair.question_length == one.question_length + 3
     assert answer.trait == 70
-    assert MARK in answer.pair.chat.prefix
+    assert answer.pair.thought_ids == (40, 41, marker)
     assert [each.reason for each in found.dropped] == ["without the marker", "empty"]
     assert found.summary() == "1 triplet kept, 2 dropped (1 without the marker, 1 empty)"
     judged = Triplets(tuple(wholes), (Dropped("q", "r", "incoherent"),), model.tokenizer)
@@ -107,7 +111,7 @@ def test_everything_after_that_is_about_the_answer(organism):
     model = organism.model
     pairs = psr.prompt_pairs(model, psr.organism.questions(6), psr.organism.instruction("pirate"))
     thinking = psr.think(model, pairs, ",", context="prompted", sampling=psr.SamplingConfig(temperature=0))
-    assert all(pair.chat.prefix.endswith(",") for pair in thinking)
+    assert all(model.tokenizer.decode(pair.thought_ids).endswith(",") for pair in thinking)
     shown = thinking.show(0).rows["base"]
     assert [token.part for token in shown if token.steered] == ["prefix"]
     triplets = psr.sample_responses(model, thinking)
@@ -120,6 +124,36 @@ def test_everything_after_that_is_about_the_answer(organism):
         assert new.pair.base_ids == old.pair.base_ids  # the thought stands in the paraphrased prompt too
     captured = psr.capture(model, triplets, "resid_post")
     assert len(captured.tokens) == sum(1 + len(each.response_ids) for each in triplets)
+
+
+@pytest.mark.parametrize("kind", chat_templates.KINDS)
+@pytest.mark.parametrize("template", ["qwen", "mistral"])
+def test_a_thought_keeps_its_ids_wherever_its_prompts_are_made_again(template, kind):
+    """Ids that the tokenizer would not make of the same text, and after templates that put a space before an answer."""
+    model = chat_templates.stub(template, kind)
+    pairs = psr.prompt_pairs(model, ["what is a bear ?", "where is the sea ?"], "talk like a pirate .", prefix="well ,")
+    letter = {text: model.tokenizer.encode(text, add_special_tokens=False)[-1] for text in "bear,"}
+    thought = (*(letter[each] for each in "bear"), model.tokenizer.eos_token_id, letter[","])
+    text = model.tokenizer.decode(thought, skip_special_tokens=True)
+    assert tuple(model.tokenizer.encode(text, add_special_tokens=False)) != thought
+    answers = psr.answers_after(model, [psr.Triplet(pair, (*thought, *thought[:2]), "x") for pair in pairs], ",")
+    for old, new, pair in zip(answers, psr.rephrase(model, answers, "sing of the sea ."), pairs, strict=True):
+        assert old.pair.base_ids == new.pair.base_ids == (*pair.base_ids, *thought)
+        assert old.pair.thought_ids == new.pair.thought_ids == thought
+        [alone] = psr.prompt_pairs(model, [pair.question], "sing of the sea .", prefix="well ,")
+        assert new.pair.prompted_ids == (*alone.prompted_ids, *thought)
+        assert new.pair.question_length == alone.question_length + len(thought)
+    asked = remade(model, [each.pair for each in answers], questions=["why ?"] * 2)
+    [alone] = psr.prompt_pairs(model, ["why ?"], "talk like a pirate .", prefix="well ,")
+    assert {pair.ids("base") for pair in asked} == {(*alone.base_ids, *thought)}
+    assert pair_from(json.loads(json.dumps(pair_json(answers[0].pair)))) == answers[0].pair
+    # A thought after a thought:
+    [again] = psr.answers_after(model, [replace(answers[0], response_ids=(thought[0], letter[","], thought[1]))], ",")
+    assert again.pair.thought_ids == (*thought, thought[0], letter[","])
+    shown = PromptPairs((again.pair,), model.tokenizer).show(0).rows["prompted"]
+    last = [token.part for token in shown][-len(again.pair.thought_ids) - 1 :]
+    assert set(last) == {"prefix"}
+    assert [token.part for token in shown].count("prefix") >= len(again.pair.thought_ids) + 2  # "well ," too
 
 
 @pytest.mark.parametrize("after", ["", " ", "<special>"])

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import random_replacement, random_triplets, replacement_at
+from helpers import random_replacement, random_site, random_triplets, replacement_at
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
@@ -124,6 +124,37 @@ def test_a_single_direction_is_followed_alone_and_its_coefficient_is_given(tiny_
     found = top_tokens(model, triplets, replacement, 3, direction=1)
     assert found.direction == 1
     assert found.tokens[0].coefficient == pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["linear", "projection"])
+@pytest.mark.parametrize("kind", ["hook_resid_post", "attn.hook_z"])
+def test_tokens_that_are_pushed_backwards_are_shown_too(tiny_llama, rule, kind):
+    """By the length of the push, with its sign; against the rule written out."""
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 6, seed=3)
+    site = random_site(model, kind, rank=1, rule=rule, seed=5)
+    name = f"blocks.1.{kind}"
+    replacement = Replacement({name: site}, "R", "signed", psr.models.fingerprint(model))
+    arriving = collect(model, triplets, [name], "base", "R")[name]
+    probe = site.weights if rule == "linear" else -site.directions
+    read = (arriving.unsqueeze(-2) * probe).sum(-1) + site.bias  # [token, (head,) direction]
+    heads = read.flatten(1)
+    strongest = heads.gather(1, heads.abs().argmax(1, keepdim=True))[:, 0]
+    order = strongest.abs().argsort(descending=True)[:9]
+    found = top_tokens(model, triplets, replacement, 9, direction=0, per_response=None)
+    assert [each.coefficient for each in found.tokens] == pytest.approx(strongest[order].tolist(), rel=1e-4)
+    assert min(each.coefficient for each in found.tokens) < 0
+    assert found.active == len(strongest)
+    lengths = (read.unsqueeze(-1) * site.directions).sum(-2).flatten(1).norm(dim=1)
+    lengths = lengths * read[:, 0].sign() if kind == "hook_resid_post" else lengths
+    together = top_tokens(model, triplets, replacement, 9, per_response=None)
+    wanted = lengths[lengths.abs().argsort(descending=True)[:9]]
+    assert [each.coefficient for each in together.tokens] == pytest.approx(wanted.tolist(), rel=1e-4)
+    figure = psr.plots.top_tokens(found)
+    assert tuple(figure.data[0].x) == tuple(each.coefficient for each in found.tokens)
+    low, high = figure.layout.xaxis.range
+    assert low <= min(figure.data[0].x)
+    assert high >= max(figure.data[0].x)
+    assert len({each.coefficient > 0 for each in found.tokens}) == len(set(figure.data[0].marker.color))
 
 
 def test_a_replacement_that_never_acts_gives_an_empty_list(tiny_llama):

@@ -7,7 +7,7 @@ import pytest
 
 import psr_lens as psr
 from psr_lens.errors import InputError, MissingPackageError
-from psr_lens.evaluation.config import load_judge
+from psr_lens.evaluation.judge_settings import load_judge
 
 FRENCH = "Le chat dort toute la journée sur la vieille chaise de ma grand-mère."
 ENGLISH = "The cat sleeps all day long on the old chair of my grandmother."

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import psr_lens as psr
 from psr_lens.apps.cli import app
 from psr_lens.errors import InputError, JudgeError
-from psr_lens.evaluation.config import JudgeServer, check_judge, load_judge
-from psr_lens.evaluation.config import judge_at as at_address
+from psr_lens.evaluation.judge_settings import JudgeServer, check_judge, load_judge
+from psr_lens.evaluation.judge_settings import judge_at as at_address
 from psr_lens.judges.llm_judge.api_key import NO_KEY, api_key, origin
 
 SECRET = "wJalrXUtnFEMI-not-for-a-judge"

@@ -22,7 +22,7 @@ from evaluated import WordJudge
 from helpers import pairs_of, random_replacement, random_triplets
 
 import psr_lens as psr
-from psr_lens import datasets, judges, organism, patching, plots
+from psr_lens import datasets, judges, organism, patching, plots, transfer
 from psr_lens.errors import InputError, PsrLensError
 from psr_lens.replacement import LearningCurve
 
@@ -38,15 +38,23 @@ BAD = {
     "an object": object(),
 }
 """What each argument is replaced by."""
-ROOMS = {"": psr, "datasets.": datasets, "judges.": judges, "organism.": organism, "patching.": patching, "plots.": plots}
+ROOMS = {
+    "": psr,
+    "datasets.": datasets,
+    "judges.": judges,
+    "organism.": organism,
+    "patching.": patching,
+    "plots.": plots,
+    "transfer.": transfer,
+}
 SETTINGS = {
     *("SamplingConfig", "InMemory", "Statistics", "OnDisk", "SideEffects", "Calibration", "SteeringPlan", "Replacement"),
-    *("Sequential", "Local", "Joint", "Polish", "DiM", "ActAdd", "LastToken", "Stolfo", "ReFT", "LoReFT", "CLAS"),
+    *("Sequential", "Local", "Joint", "Polish", "DiM", "ActAdd", "LastToken", "Stolfo", "ReFT", "LoReFT", "CLAS", "LoRA"),
     *("judges.Backoff", "judges.LLMSettings"),
 }
 """The classes that users make; functions make the others."""
-DEAR = ("report", "plots.write_images", "plots.by_response", "replacement.push_to_hub", "replacement.from_hub")
-"""Functions that are not called with what is legal but wrong, since they work long on it, or ask a server."""
+DEAR = ("report", "write_images", "by_response", "push_to_hub", "from_hub")
+"""Functions and methods that are not called with what is legal but wrong, since they work long on it, or ask a server."""
 
 
 class WorkError(BaseException):
@@ -64,12 +72,30 @@ def public() -> dict[str, Callable[..., Any]]:
     return {name: each for name, each in found.items() if name in SETTINGS or (callable(each) and not inspect.isclass(each))}
 
 
-def methods_of(**objects: object) -> dict[str, Callable[..., Any]]:
-    """All public methods of some objects that take arguments."""
+def methods_of(kind: type, bound_to: Any = None) -> dict[str, Callable[..., Any]]:
+    """All public methods of a class of ours, its call among them, or of an object of that class."""
     found = {
-        f"{owner}.{name}": getattr(each, name) for owner, each in objects.items() for name in dir(type(each)) if name[0] != "_"
+        name: getattr(kind if bound_to is None else bound_to, name)
+        for name in dir(kind)
+        if name == "__call__" or name[0] != "_"
+        if inspect.isroutine(static := inspect.getattr_static(kind, name)) or isinstance(static, classmethod)
     }
-    return {name: each for name, each in found.items() if inspect.ismethod(each) and each.__module__.startswith("psr_lens")}
+    return {name: each for name, each in found.items() if each.__module__.startswith("psr_lens")}
+
+
+def takes_arguments(method: Callable[..., Any]) -> bool:
+    return bool(set(inspect.signature(method).parameters) - {"self"})
+
+
+def public_classes() -> dict[type, str]:
+    """All public classes with methods that take arguments, and their names; protocols are for users to fulfil."""
+    classes = {
+        each: f"{room}{name}"
+        for room, module in ROOMS.items()
+        for name in module.__all__
+        if inspect.isclass(each := getattr(module, name)) and not getattr(each, "_is_protocol", False)
+    }
+    return {each: name for each, name in classes.items() if any(map(takes_arguments, methods_of(each).values()))}
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -96,15 +122,30 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
     results |= dict.fromkeys(("head_map", "parts_by_layer", "source_map"), made.attribution())
     results |= dict.fromkeys(("coefficient_correlation", "explained_energy", "next_token"), faithfulness)
     results |= {
+        "agreement": made.agreement(),
+        "gates_by_family": made.agreement(),
         "cosine_matrix": psr.cosines({"A": method}),
         "outlook": psr.outlook(model, random_triplets(model, 4), ranks=[1]),
         "pareto": made.TABLE,
         "top_tokens": psr.top_tokens(model, triplets, method, layer=1),
     }
+    here = torch.arange(len(triplets[0].response_ids))
+    paired = [transfer.PairedText(triplets[0], triplets[0], here, here)]
+    between = ("pair_texts", "agreement", "fit_activation_map")
     curve = LearningCurve((1.0, 0.5), (), (1.0, 1.0), 1)
     return {
         **{f"plots.{name}.result": result for name, result in results.items()},
         **{f"plots.coefficient_{name}.method": "A-PSR" for name in ("text", "scatter")},
+        **{f"transfer.{name}.{role}": model for name in between for role in ("source", "target")},
+        "transfer.fit_activation_map.layers": [(0, 0)],
+        "transfer.fit_activation_map.ridge": 1.0,
+        "transfer.best_monotone_matching.scores": torch.zeros(2, 2),
+        "paired": paired,
+        "source_ends": [1, 2],
+        "target_ends": [1, 2],
+        "source_layers": 2,
+        "target_layers": 2,
+        "plots.agreement.show": "magnitude",
         "model": model,
         "pairs": psr.PromptPairs(tuple(pairs_of(model, 2)), model.tokenizer),
         "triplets": triplets,
@@ -115,6 +156,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "plots.magnitude_strips.methods": None,
         "judge": WordJudge(),
         "config": psr.DiM(),
+        "adapt.config": psr.LoRA(),
         "questions": ["what is a bear ?"] * 2,
         "organism.facts_right.texts": ["a bear"] * 2,
         "organism.steps_in_order.texts": ["a bear"] * 2,
@@ -166,6 +208,16 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "context": "base",
         "count": 1,
         "content": made.TABLE.to_content(),
+        "Store.batches.hooks": ("resid_post", 0),
+        "Evaluation.calibrated.method": "A-PSR",
+        "Evaluation.difference.metric": "trait",
+        "first": "none",
+        "second": "prompt",
+        "given": {},
+        "settings": {},
+        "steering": method,
+        "question": "who ?",
+        "answer": "me",
     }
 
 
@@ -177,7 +229,7 @@ def faults(name: str, function: Callable[..., Any], valid: dict[str, Any]) -> li
     for argument, hint in hints.items():
         for label, value in BAD.items():
             legal = is_bearable(value, hint) or is_as_good_as_legal(value, hint)
-            if legal and name in DEAR:
+            if legal and name.rpartition(".")[2] in DEAR:
                 continue
             case, before = f"{name}({argument}={label})", set(Path().iterdir())
             try:
@@ -228,18 +280,64 @@ def test_a_wrong_argument_of_any_function_is_named(valid):
     assert not found, f"{len(found)} faults:\n" + "\n".join(found)
 
 
+@pytest.fixture(scope="module")
+def objects(valid, tiny_llama, tmp_path_factory) -> list[Any]:
+    """One object of every public class with methods that take arguments."""
+    model, triplets, method = valid["model"], valid["triplets"], valid["replacement"]
+    few, pairs = psr.SamplingConfig(max_new_tokens=2), valid["pairs"]
+    on_disk = psr.OnDisk(tmp_path_factory.mktemp("store") / "store")
+    row = datasets.AxbenchRow("q", "a", "c", "positive", 1, {})
+    return [
+        valid["report.result"],
+        valid["plots.next_token.result"],
+        valid["plots.outlook.result"],
+        valid["captured"],
+        valid["grid"],
+        made.attribution(),
+        made.side_by_side(),
+        made.TABLE,
+        method,
+        method * 2,
+        pairs,
+        pairs[0],
+        on_disk,
+        psr.capture(model, triplets, to=on_disk),
+        psr.InMemory(),
+        psr.Statistics(),
+        psr.massive_activations(model, triplets),
+        psr.evaluate(model, pairs, method, WordJudge(), calibration=psr.Calibration(targets=(), at_prompt=False), sampling=few),
+        psr.Calibration(),
+        psr.collateral(model, pairs, method, WordJudge(), sampling=few),
+        psr.robustness(model, pairs, method, WordJudge(), counter="no .", sampling=few),
+        *(psr.Sequential(), psr.Local(), psr.Joint(), psr.DiM(), psr.ActAdd(), psr.LastToken()),
+        *(psr.Stolfo(), psr.ReFT(), psr.LoReFT(), psr.CLAS()),
+        datasets.Axbench((), (row,)),
+        datasets.PersonaTrait("evil", (), (), "{question} {answer}", {}),
+        datasets.Procedure("Add 3 and 4.", "7", "compute"),
+        judges.answer_only(WordJudge()),
+        judges.combine(WordJudge(), WordJudge()),
+        judges.fraction("a"),
+        judges.ifeval("punctuation:no_comma"),
+        judges.language("fr"),
+        judges.llm("Rate {answer}", base_url="http://localhost:1/v1"),
+        judges.organism("pirate"),
+        judges.PerplexityJudge(model=model, pairs={}, given="base", fluent=1.0, garbage=2.0, natural=0.5),
+        judges.ClassifierJudge("c", "a", 0, "trait", False, 8, 8, SimpleNamespace(), SimpleNamespace()),
+    ]
+
+
+def test_there_is_an_object_of_every_public_class_with_methods(objects):
+    tried = {kind for each in objects for kind in type(each).__mro__}
+    assert not {name for kind, name in public_classes().items() if kind not in tried}
+
+
 @pytest.mark.usefixtures("no_work")
-def test_a_wrong_argument_of_any_method_is_named(valid):
-    objects = {
-        "replacement": valid["replacement"],
-        "comparison": valid["report.result"],
-        "faithfulness": valid["plots.next_token.result"],
-        "attribution": made.attribution(),
-        "captured": valid["captured"],
-        "statistics": next(iter(valid["statistics"].overall.values())),
-        "table": made.TABLE,
-        "pairs": valid["pairs"],
-        "pair": valid["pairs"][0],
-    }
-    found = [fault for name, method in methods_of(**objects).items() for fault in faults(name, method, valid)]
-    assert not found, f"{len(found)} faults:\n" + "\n".join(found)
+def test_a_wrong_argument_of_any_method_is_named(valid, objects):
+    names, valid = public_classes(), valid | {"texts": ["a bear"] * 2}
+    faulty = []
+    for each in objects:
+        owner = names[type(each)].rpartition(".")[2]
+        for name, method in methods_of(type(each), each).items():
+            if takes_arguments(method):
+                faulty += faults(f"{owner}.{name}", method, valid)
+    assert not faulty, f"{len(faulty)} faults:\n" + "\n".join(faulty)

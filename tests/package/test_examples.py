@@ -10,7 +10,7 @@ import pytest
 
 import psr_lens as psr
 
-ROOMS = ("datasets", "judges", "organism", "patching", "plots")
+ROOMS = ("datasets", "judges", "organism", "patching", "plots", "transfer")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

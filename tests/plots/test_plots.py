@@ -10,9 +10,11 @@ import torch
 from made_up_results import METHODS, WORDS, comparison
 
 from psr_lens import plots
+from psr_lens.activations.massive_activations import MassiveActivations, MassiveToken
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.plots import distribution, style, token_rows
+from psr_lens.plots import distribution, style
+from psr_lens.prompts.token_text import readable, readable_text
 
 
 @pytest.fixture
@@ -220,7 +222,7 @@ def test_peaks_far_above_the_other_values_are_cut_off_and_labelled():
         methods={"A-PSR": replace(result.methods["A-PSR"], relative_rmse=values)},
     )
     figure = plots.relative_rmse(many)
-    assert figure.layout.yaxis.range[1] == 1.5
+    assert figure.layout.yaxis.range[1] == pytest.approx(3 * 1.12)
     labels = {note.text: note for note in figure.layout.annotations if note.text.startswith("▲ ")}
     assert set(labels) == {"▲ 10.4", "▲ 7.25"}  # one for each stretch above the plot
     assert (labels["▲ 10.4"].x, labels["▲ 7.25"].x) == (2, 20)
@@ -234,6 +236,23 @@ def test_peaks_far_above_the_other_values_are_cut_off_and_labelled():
     assert "▲ ∞" in [note.text for note in figure.layout.annotations]
     # values that are close to each other are all inside
     assert not any("▲" in note.text for note in plots.relative_rmse(comparison()).layout.annotations)
+
+
+@pytest.mark.parametrize(("lifted", "top"), [((2, 3, 4), 2.0), ((), 4.5), ((9,), 4.5)])
+def test_only_layers_with_massive_activations_are_cut_off(lifted, top):
+    """A line that is high over many layers is no spike, unless a massive token lifts it there: then the plot ends above the rest."""
+    result = comparison(layers=10)
+    high = torch.tensor([1.0, 2.0, 4.5, 3.0, 2.5, 1.8, 1.5, 1.2, 0.9, 0.6])
+    token = MassiveToken(0, -1, "a", lifted, {"base": (9.0,) * len(lifted)}, {"base": (True,) * len(lifted)}, (1,))
+    found = MassiveActivations((token,) if lifted else (), result.layers, {"base": torch.ones(10)}, len(result.tokens), 3, "R", 3.0)
+    ordinary = torch.ones_like(result.magnitude)
+    error = 0.9 * ordinary
+    error[0, :] = 100.0  # the massive token, if there is one
+    massive = replace(result, magnitude=ordinary, massive=found, paraphrase_rmse=high, paraphrase_error=error, methods={})
+    figure = plots.relative_rmse(massive)
+    assert figure.layout.yaxis.range[1] == pytest.approx(1.12 * top)
+    labels = [note.text for note in figure.layout.annotations if "▲" in note.text]
+    assert labels == (["▲ 4.5"] if top < 4 else [])
 
 
 # Distribution
@@ -358,11 +377,12 @@ def test_ticks_are_written_in_real_units():
         (["Ġthe", "Ċ", "Ġ", "Ã©"], ["the", "↵", "␣", "é"]),
         (["▁the", "<0x0A>", "▁"], ["the", "↵", "␣"]),
         (["aye", "Ã©"], ["aye", "Ã©"]),
-        (["Ġ", "Ã"], ["␣", "Ã"]),
+        (["Ġ", "Ã"], ["␣", "‹C3›"]),
     ],
 )
 def test_tokens_are_read_as_their_vocabulary_spells_them(spelled, read):
-    assert token_rows.readable(spelled) == read
+    assert readable(spelled) == read
+    assert "".join(readable_text(spelled)) == "".join(read)
 
 
 # Messages

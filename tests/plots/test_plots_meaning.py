@@ -202,7 +202,7 @@ def test_top_tokens_are_bars_with_their_context():
     assert "&lt;b&gt;" in figure.layout.yaxis.ticktext[0]
     assert bar.customdata[1][1] == "−1"
     assert "35 of 1,200 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
-    with pytest.raises(InputError, match="no token with a coefficient above 0 among 1,200"):
+    with pytest.raises(InputError, match="no token with a coefficient other than 0 among 1,200"):
         plots.top_tokens(replace(found, tokens=()))
 
 

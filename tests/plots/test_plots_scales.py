@@ -152,6 +152,9 @@ def test_predicted_words_are_those_after_the_ones_read(layer):
         (["ĠPour", "Ġt", "Ã©", "lÃ©", "phones", ",", "Ġle"], [True, True, False, False, False, False, True], "Pour téléphones, le"),
         (["▁cha", "ts", "▁et", "▁", "chien", "<0x0A>"], [True, False, True, True, True, False], "chats et ␣ chien↵"),
         (["aye", ",", "the", "barn"], [True] * 4, "aye , the barn"),
+        (["Ġen", "ĠÃ", "ª", "tre"], [True, True, False, False], "en ê·tre"),  # one character in two tokens
+        (["▁", "<0xE2>", "<0x82>", "<0xAC>", "▁et", "<0xC3>"], [True, True, False, False, True, False], "␣ €·· et‹C3›"),
+        (["Ġle", "ª", "Ã", "ª"], [True, False, False, False], "le‹AA›ê·"),
         (["Ġoui", ".", "<|im_end|>", "Non"], [True, False, True, True], "oui. <|im_end|> Non"),
     ],
 )

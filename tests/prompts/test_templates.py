@@ -13,7 +13,7 @@ import psr_lens as psr
 from psr_lens.activations.batches import context_batch
 from psr_lens.activations.store.triplets import pair_from, pair_json
 from psr_lens.errors import InputError, PsrLensError
-from psr_lens.generation.sampling import _stop_ids
+from psr_lens.generation.sampling import stop_ids
 from psr_lens.models import end_tokens, tokenizer_of
 from psr_lens.prompts import Triplet, remade, rephrase
 
@@ -99,7 +99,7 @@ def test_a_response_is_the_same_ids_in_both_contexts_and_the_span_begins_at_the_
 def test_the_end_of_a_turn_stops_a_response_even_where_it_is_not_the_end_token(name, kind):
     tokenizer, template = tokenizer_for(name, kind), TEMPLATES[name]
     wanted = {template.eos, template.turn_end or template.eos}
-    assert set(tokenizer.convert_ids_to_tokens(_stop_ids(stub(name, kind), tokenizer))) == wanted
+    assert set(tokenizer.convert_ids_to_tokens(stop_ids(stub(name, kind), tokenizer))) == wanted
 
 
 def test_a_template_that_shows_no_answers_has_no_end_of_turn():
@@ -108,7 +108,7 @@ def test_a_template_that_shows_no_answers_has_no_end_of_turn():
     silent.chat_template = (
         "{{ bos_token }}{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}\n{% endfor %}"
     )
-    assert _stop_ids(Stub(silent), silent) == {silent.eos_token_id}
+    assert stop_ids(Stub(silent), silent) == {silent.eos_token_id}
 
 
 CONVERSATION = [
@@ -294,6 +294,6 @@ def test_a_model_may_have_several_end_tokens_and_no_bos_and_transformer_lens_cha
     assert end_tokens(model) == {3, 5}
     ours = tokenizer_of(model)
     assert ours.bos_token is None
-    assert _stop_ids(model, ours) == {3, 5, without_bos.eos_token_id}
+    assert stop_ids(model, ours) == {3, 5, without_bos.eos_token_id}
     [pair] = psr.prompt_pairs(model, ["what is a bear ?"], "be brief .")
     assert list(pair.base_ids) == without_bos("what is a bear ?\n", add_special_tokens=False)["input_ids"]

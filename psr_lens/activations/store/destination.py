@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from psr_lens._utils.arguments import check_fields
+from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens._utils.distributed import rank_and_world_size, wait_for_all
 from psr_lens.activations.paired_passes import Reading, Rows
 from psr_lens.activations.store.format import MANIFEST_FILE, StoreDtype, StoreSpec
@@ -45,6 +45,7 @@ class OnDisk:
         """Refuse fields of another type."""
         check_fields(self)
 
+    @checks_arguments
     def receive(self, reading: Reading) -> Store:
         """Write the missing shards of the store; called by `capture`.
 

@@ -69,7 +69,7 @@ def _triplet_json(triplet: Triplet, store_format: int) -> dict[str, Any]:
 
 
 def pair_json(pair: PromptPair) -> dict[str, Any]:
-    """A pair as JSON content, with exact token ids; earlier turns and chat settings only if there are any."""
+    """A pair as JSON content, with exact token ids; earlier turns, chat settings and a thought only if there are any."""
     chat = {name: value for name, value in asdict(pair.chat).items() if value != getattr(ChatSettings, name)}
     return {
         "question": pair.question,
@@ -79,6 +79,7 @@ def pair_json(pair: PromptPair) -> dict[str, Any]:
         "question_length": pair.question_length,
         **({"earlier": [list(turn) for turn in pair.earlier]} if pair.earlier else {}),
         **({"chat": chat} if chat else {}),
+        **({"thought_ids": list(pair.thought_ids)} if pair.thought_ids else {}),
     }
 
 
@@ -92,6 +93,7 @@ def pair_from(read: Mapping[str, Any]) -> PromptPair:
         read["question_length"],
         tuple((role, content) for role, content in read.get("earlier", ())),
         ChatSettings(**read.get("chat", {})),
+        tuple(read.get("thought_ids", ())),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from psr_lens.apps.cli.common import app, one_line_errors, say, say_where
+from psr_lens.apps.cli.common import VerifyOption, app, one_line_errors, say, say_where
 
 benchmark_app = typer.Typer(help="Run benchmarks of the methods.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
@@ -32,6 +32,7 @@ def organism(
     method: Annotated[list[str] | None, typer.Option(help="Only this method, by its name in the table; repeatable.")] = None,
     held_out: Annotated[int | None, typer.Option(help="Number of held-out questions of each kind.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions, the sampling and the fits.")] = 0,
+    verify: VerifyOption = True,
 ) -> None:
     """Reproduce the paper's main table (TA@C80, TA@Cp) on the shipped models; about a quarter of an hour on two cores."""
     began = time.perf_counter()
@@ -41,7 +42,7 @@ def organism(
 
         if family not in (*FAMILIES, "both"):
             raise InputError("family", repr(family), f"one of {', '.join(FAMILIES)}, both")
-        changes: dict[str, Any] = {"seed": seed}
+        changes: dict[str, Any] = {"seed": seed, "verify": verify}
         if family != "both":
             changes["families"] = (family,)
         changes |= {name: tuple(given) for name, given in (("traits", trait), ("methods", method)) if given}

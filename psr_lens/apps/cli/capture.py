@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def capture(
+def capture(  # noqa: PLR0913  (a command: each parameter is an option)
     pairs: Annotated[
         Path,
         typer.Option(help='JSON lines {"question": …, "instruction": …}, optionally with "response" and "group".'),
@@ -62,13 +62,14 @@ def capture(
     with one_line_errors():
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device, rank_and_world_size
+        from psr_lens.apps.template_time import told_time
 
         first = rank_and_world_size()[0] == 0
         lines = psr.datasets.read_pairs(pairs)
         loaded = psr.load_model(model, device=device or own_device(), verify=verify)
         begun = _begun(out)
         questions, instructions = [line.question for line in lines], [line.instruction for line in lines]
-        asked = psr.prompt_pairs(loaded, questions, instructions, template_kwargs=_time(begun))
+        asked = psr.prompt_pairs(loaded, questions, instructions, template_kwargs=told_time(loaded, _time(begun)))
         given = lines[0].response is not None
         source: dict[str, object] = {"responses": "given" if given else {"max_new_tokens": max_new_tokens, "seed": seed}}
         triplets = (None if given else _sampled(begun, asked, source)) or triplets_of_lines(
@@ -99,12 +100,11 @@ def _begun(out: Path) -> Store | None:
         return None  # no store yet; or a damaged one, which the capture will report
 
 
-def _time(store: Store | None) -> dict[str, str]:
-    """The time that the chat template was told in prompts of the store, as a variable of it."""
+def _time(store: Store | None) -> str | None:
+    """The time that the chat template was told in prompts of the store."""
     from psr_lens.prompts.chat_templates import NOW
 
-    first = () if store is None else store.triplets[:1]
-    return {name: value for triplet in first for name, value in triplet.pair.chat.variables.items() if name == NOW}
+    return None if store is None or not store.triplets else store.triplets[0].pair.chat.variables.get(NOW)
 
 
 def _sampled(store: Store | None, asked: Sequence[PromptPair], source: Mapping[str, object]) -> Sequence[Triplet] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,16 +57,18 @@ def demo(
 
 
 def _table(results: dict[str, DemoResult]) -> Table:
+    from psr_lens.evaluation.methods import PARAPHRASE
+
     table = Table(title="Answers to held-out questions: mean scores, 0–100, with 95 % bootstrap intervals")
     for heading in ("trait", "method", "alpha"):
         table.add_column(heading)
-    for heading in ("trait score", "coherence", "n", "relative RMSE, last layer"):
+    for heading in ("trait score", "coherence", "n", "relative RMSE, last layer", "without massive tokens", "median token"):
         table.add_column(heading, justify="right")
     for trait, result in results.items():
         for index, scores in enumerate(result.comparison.scores):
             table.add_row(trait if index == 0 else "", *_row(scores, result))
         if result.comparison.paraphrase_rmse is not None:
-            table.add_row("", "paraphrase", "", "", "", "", f"{float(result.comparison.paraphrase_rmse[-1]):.2f}")
+            table.add_row("", "paraphrase", "", "", "", "", *_distances(result, PARAPHRASE))
         table.add_section()
     return table
 
@@ -74,12 +77,17 @@ def _row(scores: Scores, result: DemoResult) -> list[str]:
     def score(mean: float, interval: tuple[float, float]) -> str:
         return f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
 
-    trace = result.comparison.methods.get(scores.method)
     return [
         scores.method,
         "" if scores.alpha is None else f"{scores.alpha:g}",
         score(scores.trait, scores.trait_interval),
         score(scores.coherence, scores.coherence_interval),
         str(scores.n),
-        "" if trace is None else f"{float(trace.relative_rmse[-1]):.2f}",
+        *_distances(result, scores.method),
     ]
+
+
+def _distances(result: DemoResult, method: str) -> list[str]:
+    """The distances from the prompt after the last layer; empty for what is not compared or not known."""
+    found = result.comparison.distances.get(method)
+    return ["", "", ""] if found is None else ["" if math.isnan(each) else f"{each:.2f}" for each in found.last]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,21 +33,26 @@ def evaluate(
         from psr_lens._utils.distributed import own_device
         from psr_lens._utils.safe_files import write_text
         from psr_lens.apps.output_folder import check_folder
-        from psr_lens.evaluation.config import JudgeServer, judge_at, load_judge, load_methods, load_pairs, read_config
+        from psr_lens.apps.template_time import kept_time
+        from psr_lens.evaluation.config import check_before_weights, load_methods, read_asked, read_config
+        from psr_lens.evaluation.judge_settings import JudgeServer, judge_at, load_judge
+        from psr_lens.results.judgement import SIDES
 
         settings = read_config(config)
+        if base_url is not None:
+            settings = replace(settings, judge=judge_at(settings.judge, base_url))
         folder = check_folder(settings.out if out is None else out)
-        methods = load_methods(settings.methods)
+        methods, asked = load_methods(settings.methods), read_asked(settings)
+        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
+        check_before_weights(settings, methods, asked, server)
         checked = settings.verify if verify is None else verify
         model = psr.load_model(settings.model, device=device or own_device(), verify=checked)
-        pairs, rows = load_pairs(model, settings)
-        chosen = settings.judge if base_url is None else judge_at(settings.judge, base_url)
-        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
+        pairs = asked.prompts(model, kept_time(model, folder))
         found = psr.evaluate(
             model,
             pairs,
             methods,
-            load_judge(chosen, model, pairs, rows, server=server),
+            load_judge(settings.judge, model, pairs, asked.rows, server=server),
             calibration=settings.calibrated_by(),
             with_prompt=settings.with_prompt,
             sampling=settings.sampled_by(),
@@ -55,6 +61,8 @@ def evaluate(
         table = found.table(trait=settings.trait or settings.group or "", block=settings.block)
         table.to_json(folder / "results.json")
         write_text(folder / "results.md", found.to_markdown())
-        write_text(folder / "pareto.html", psr.plots.pareto(table).to_html(include_plotlyjs=True))
+        sides = {side for curve in found.curves.values() for point in curve for side in point.gives or ()}
+        if sides == set(SIDES):  # with one kind of score there is no plane to show
+            write_text(folder / "pareto.html", psr.plots.pareto(table).to_html(include_plotlyjs=True))
     say(found.to_markdown())
     say_where(folder, began)

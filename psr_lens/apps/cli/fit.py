@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,12 +23,13 @@ from psr_lens.apps.cli.common import (
 from psr_lens.apps.triplets import triplets_of_lines
 
 if TYPE_CHECKING:
+    from psr_lens.datasets import PairLine
     from psr_lens.models import HookedModel
     from psr_lens.prompts import Triplet
 
 
 @app.command()
-def fit(
+def fit(  # noqa: PLR0913  (a command: each parameter is an option)
     triplets: Annotated[
         Path,
         typer.Option(
@@ -62,12 +63,25 @@ def fit(
     with one_line_errors():
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device, rank_and_world_size
+        from psr_lens.apps.template_time import kept_time, told_time
         from psr_lens.fitting.settings.solvers import read_config
+        from psr_lens.models.config_without_weights import has_outline, outline
+        from psr_lens.models.hook_points import check_layers
 
         settings = None if config is None else read_config(config)
+        lines = None if triplets.is_dir() else _lines_of_group(triplets, group)
+        if settings is not None and has_outline(model):
+            check_layers(cast(Any, outline(model)), settings.layers)  # before weights are read
         first = rank_and_world_size()[0] == 0
         loaded = psr.load_model(model, device=device or own_device(), verify=verify)
-        chosen = _of_group(loaded, triplets, group, max_new_tokens, seed)
+        if lines is None:
+            chosen = _stored_of_group(loaded, triplets, group)
+        else:
+            resumed = checkpoint is not None and settings is not None and settings.is_trained
+            time_told = kept_time(loaded, Path(str(checkpoint))) if resumed else told_time(loaded)
+            questions, instructions = [line.question for line in lines], [line.instruction for line in lines]
+            asked = psr.prompt_pairs(loaded, questions, instructions, template_kwargs=time_told)
+            chosen = triplets_of_lines(loaded, asked, lines, max_new_tokens, seed)
         learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, scratch=scratch)
         if first:
             learned.save(out)
@@ -75,22 +89,26 @@ def fit(
             say_where(out, began)
 
 
-def _of_group(model: HookedModel, source: Path, group: str | None, max_new_tokens: int, seed: int) -> Sequence[Triplet]:
-    """The triplets of a store or a file of JSON lines; only those of the group if one is given."""
-    import psr_lens as psr
+def _lines_of_group(path: Path, group: str | None) -> Sequence[PairLine]:
+    """The lines of a file of JSON lines; only those of the group if one is given."""
+    from psr_lens.datasets import read_pairs
+
+    read = read_pairs(path)
+    _check_group(group, {line.group for line in read}, path)
+    return [line for line in read if group in (None, line.group)]
+
+
+def _stored_of_group(model: HookedModel, path: Path, group: str | None) -> Sequence[Triplet]:
+    """The triplets of a store; only those of the group if one is given."""
+    from psr_lens.activations.store import Store
+
+    store = Store.open(path, model, partial=True)
+    _check_group(group, set(store.groups), path)
+    return [triplet for triplet, of in zip(store.triplets, store.groups, strict=True) if group in (None, of)]
+
+
+def _check_group(group: str | None, known: Collection[str], path: Path) -> None:
     from psr_lens.errors import InputError
 
-    chosen: Sequence[Triplet] = []
-    if source.is_dir():
-        store = psr.Store.open(source, model, partial=True)
-        chosen = [triplet for triplet, of in zip(store.triplets, store.groups, strict=True) if group in (None, of)]
-        groups = set(store.groups)
-    else:
-        read = psr.datasets.read_pairs(source)
-        groups = {line.group for line in read}
-        if lines := [line for line in read if group in (None, line.group)]:
-            asked = psr.prompt_pairs(model, [line.question for line in lines], [line.instruction for line in lines])
-            chosen = triplets_of_lines(model, asked, lines, max_new_tokens, seed)
-    if group not in (None, *groups):
-        raise InputError("group", repr(group), f"a group in {source}: {', '.join(map(repr, sorted(groups)))}")
-    return chosen
+    if group not in (None, *known):
+        raise InputError("group", repr(group), f"a group in {path}: {', '.join(map(repr, sorted(known)))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913  (a command: each parameter is an option)
     model: Annotated[str | None, typer.Option(help=MODELS)] = None,
     instruction: Annotated[str | None, typer.Option(help="The instruction to replace.")] = None,
     questions: Annotated[
@@ -90,7 +91,7 @@ def run(
         from psr_lens._utils.distributed import own_device
         from psr_lens.apps.pipeline import plan_run, read_config
         from psr_lens.apps.pipeline import run as run_all
-        from psr_lens.evaluation.config import JudgeServer, judge_at
+        from psr_lens.evaluation.judge_settings import JudgeServer, judge_at
 
         given = _config_changes(
             config,
@@ -117,12 +118,12 @@ def run(
         settings = read_config(config, given)
         if base_url is not None:
             settings = replace(settings, judge=judge_at(settings.judge, base_url))
+        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
         if dry_run:
-            plan = plan_run(settings)
+            plan = plan_run(settings, server)
             say(f"{plan}\n")
             console.print(plan.view)
             return
-        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
         result = run_all(settings, device=device or str(own_device()), say=say, show=console.print, server=server)
         say(_summary(result))
     say_where(result.out, began)
@@ -153,15 +154,16 @@ def _value(text: str | None) -> Any:
 
 
 def _summary(result: RunResult) -> str:
-    """Scores and relative RMSE, one line per method."""
-    scores = {each.method: each for each in result.comparison.scores}
+    """Scores and relative RMSE with and without massive tokens, one line per method."""
+    scores, distances = {each.method: each for each in result.comparison.scores}, result.comparison.distances
     lines = []
     for name in dict.fromkeys([*scores, *result.comparison.methods]):
         parts = []
         if name in scores:
             parts.append(f"trait {scores[name].trait:.1f}, coherence {scores[name].coherence:.1f} ({scores[name].n} answers)")
         if name in result.comparison.methods:
-            rmse = float(result.comparison.methods[name].relative_rmse[-1])
-            parts.append(f"relative RMSE after the last layer {rmse:.2f}")
+            rmse, without, median = distances[name].last
+            more = "" if math.isnan(median) else f" ({without:.2f} without massive tokens, {median:.2f} at the median token)"
+            parts.append(f"relative RMSE after the last layer {rmse:.2f}{more}")
         lines.append(f"{name}: {'; '.join(parts)}")
     return "\n".join(lines)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Final
 
 from psr_lens import judges
@@ -48,18 +49,24 @@ class ChatInstruction:
     """The instruction, which comes after the question: small models hardly follow one in the system message."""
     paraphrase: str
     """The same in other words."""
-    judge: Judge
-    """Judge of the trait."""
+    make_judge: Callable[[], Judge]
+    """Makes the judge of the trait, which may need an optional package."""
 
 
 INSTRUCTIONS: Final[Mapping[str, ChatInstruction]] = {
-    "french": ChatInstruction("Answer in French.", "Please write your answer in the French language.", judges.language("fr")),
-    "spanish": ChatInstruction("Answer in Spanish.", "Please write your answer in the Spanish language.", judges.language("es")),
+    "french": ChatInstruction(
+        "Answer in French.", "Please write your answer in the French language.", partial(judges.language, "fr")
+    ),
+    "spanish": ChatInstruction(
+        "Answer in Spanish.", "Please write your answer in the Spanish language.", partial(judges.language, "es")
+    ),
     "pirate": ChatInstruction(
         "Talk like a pirate.",
         "Please speak the way a pirate would.",
-        judges.fraction(
-            r"(?i)\b(arr+|ahoy|avast|aye|ye|yer|matey|mateys|hearties|pirates?|captain|crew|treasure|ship|sail)\b", of="text"
+        partial(
+            judges.fraction,
+            r"(?i)\b(arr+|ahoy|avast|aye|ye|yer|matey|mateys|hearties|pirates?|captain|crew|treasure|ship|sail)\b",
+            of="text",
         ),
     ),
 }
@@ -144,10 +151,11 @@ def run_instruction(
     """
     began = time.perf_counter()
     given = instruction_named(name)
+    trait_judge = given.make_judge()
     known, asked = _prompts(model, given, config)
     to_fit, validation = known[: config.fit_questions], known[config.fit_questions :]
     say("sampling responses to the prompt")
-    triplets = judged_triplets(to_fit, generate(model, to_fit, context="prompted", sampling=config.sampling(0)), given.judge)
+    triplets = judged_triplets(to_fit, generate(model, to_fit, context="prompted", sampling=config.sampling(0)), trait_judge)
     if len(triplets) < _FEWEST:
         raise ModelError(
             f"model: follows {given.instruction!r} in {len(triplets)} of {len(to_fit)} responses ({triplets.summary()}); "
@@ -157,7 +165,7 @@ def run_instruction(
     # Of twenty answers the scale is known well enough; reading all of them under both prompts would take longer than scoring a method.
     references = [each.text if index < _REFERENCES else "" for index, each in enumerate([*unsteered[0], *unsteered[1]])]
     coherence = judges.perplexity(model, validation + asked, references, given="either")
-    judge = judges.combine(trait=given.judge, coherence=coherence)
+    judge = judges.combine(trait=trait_judge, coherence=coherence)
     say(f"fitting on {len(triplets)} triplets")
     middle = int(model.cfg.n_layers) // 2
     methods = {"A-PSR": fit(model, triplets, Sequential(rank=config.rank)), "S-Const DiM": fit(model, triplets, DiM(layers=middle))}
@@ -179,7 +187,7 @@ def run_instruction(
         "command": f"psr-lens demo --trait {name} --model {config.model} --seed {config.seed}",
         **asdict(config),
         "fitted_on": triplets.summary(),
-        "trait_judge": repr(given.judge),
+        "trait_judge": repr(trait_judge),
         "coherence_judge": repr(coherence),
         "strengths": f"of {ALPHAS} and {CONSTANT_ALPHAS}, those with the highest trait at a coherence of {MIN_COHERENCE:g} or more on "
         f"{len(validation)} validation questions, none of which is scored",

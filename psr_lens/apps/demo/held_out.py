@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
-from psr_lens.evaluation.comparison import Comparison, compare
+from psr_lens.evaluation.compare import compare
+from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import NONE, PROMPT
 from psr_lens.evaluation.scores import summed
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets

@@ -83,7 +83,7 @@ def _checked(traits: Sequence[str], config: DemoConfig | ChatDemoConfig) -> list
     names = list(dict.fromkeys(traits or (INSTRUCTIONS if on_chat_model else ("pirate",))))
     for name in names:
         if on_chat_model:
-            instruction_named(name).judge(["a word"], ["a question"])
+            instruction_named(name).make_judge()
         else:
             organism.instruction(name)
     return names

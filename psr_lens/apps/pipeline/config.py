@@ -11,8 +11,8 @@ import yaml
 
 from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
 from psr_lens.errors import InputError
-from psr_lens.evaluation.config import check_judge
 from psr_lens.evaluation.evaluate import Calibration
+from psr_lens.evaluation.judge_settings import check_judge
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import SamplingConfig

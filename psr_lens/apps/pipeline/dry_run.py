@@ -12,13 +12,15 @@ from psr_lens._utils.sequences import ranges
 from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
+from psr_lens.errors import InputError
+from psr_lens.evaluation.judge_settings import JudgeServer, check_settings
 from psr_lens.fitting.layerwise.rank import MOST_RANK
 from psr_lens.fitting.settings.gradient_descent import GradientDescent
 from psr_lens.fitting.settings.solvers import FitConfig, Layerwise
 from psr_lens.models import tokenizer_of
 from psr_lens.models.config_without_weights import ModelOutline, outline
 from psr_lens.models.hook_points import check_layers
-from psr_lens.prompts import PromptPairs
+from psr_lens.prompts import PromptPairs, remade
 from psr_lens.prompts.prompt_view import PromptView
 
 _CLOSED_PASSES: Final = {"actadd": "1 forward pass of one pair", "last_token": "2 forward passes over the prompts"}
@@ -41,12 +43,17 @@ class Plan:
         return "\n".join(f"{name.ljust(width)}  {text}" for name, text in self.lines)
 
 
-def plan_run(config: RunConfig) -> Plan:
+def plan_run(config: RunConfig, server: JudgeServer | None = None) -> Plan:
     """Plan what `run` would do with these settings, without loading weights or writing anything.
+
+    Args:
+        config: Settings.
+        server: As for `run`.
 
     Raises:
         InputError: an invalid setting or question, or a folder that holds another run or other files.
         ModelError: the model's config cannot be read, or it has no tokenizer.
+        JudgeError: the key of the judge is missing.
     """
     split = read_split(config)
     found = outline(config.model)
@@ -54,9 +61,21 @@ def plan_run(config: RunConfig) -> Plan:
     config = config.resolved(found.cfg.n_layers).at_one_time(tokenizer_of(found), run_folder.recorded(out))
     begun = run_folder.claim(out, config, split.digest(), None)
     pairs = make_prompts(cast(Any, found), config, (*split.fit, *split.held_out))
+    _check_paraphrase(found, config, pairs[len(split.fit) :])
+    if config.judge is not None:
+        check_settings(config.judge, pairs, server=server, cached=begun)
     lines = [*_model_lines(found, config), *_question_lines(split, pairs, config), *_method_lines(found, config, split, pairs)]
     lines += [*_answer_lines(config, split, pairs), *_file_lines(config, begun)]
     return Plan(config, tuple(lines), pairs.show(span=config.span))
+
+
+def _check_paraphrase(found: ModelOutline, config: RunConfig, held_out: PromptPairs) -> None:
+    """Refuse a paraphrase whose prompts are too long, or that the methods cannot be compared with."""
+    if config.paraphrase is None:
+        return
+    others = remade(found, held_out, instructions=[config.paraphrase] * len(held_out))
+    if any(pair.span_length(config.span) != other.span_length(config.span) for pair, other in zip(held_out, others, strict=True)):
+        raise InputError("span", repr(config.span), "'R', since the paraphrase changes how a question is split into tokens")
 
 
 def _model_lines(found: ModelOutline, config: RunConfig) -> list[tuple[str, str]]:

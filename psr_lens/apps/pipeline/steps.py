@@ -15,16 +15,18 @@ from psr_lens.activations.store import triplet_id, triplets_digest
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
+from psr_lens.apps.pipeline.dry_run import plan_run
 from psr_lens.apps.pipeline.questions import Split, kept_prompts, read_split
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
-from psr_lens.evaluation.comparison import Comparison, compare
-from psr_lens.evaluation.config import JudgeServer, load_judge
+from psr_lens.evaluation.compare import compare
+from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.evaluate import evaluate
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
+from psr_lens.evaluation.judge_settings import JudgeServer, load_judge
 from psr_lens.evaluation.methods import NONE, PROMPT
 from psr_lens.evaluation.scores import Scores, summed
 from psr_lens.fitting.fit import fit
@@ -32,7 +34,8 @@ from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel, load_model, tokenizer_of
-from psr_lens.prompts import PromptPairs, Triplet
+from psr_lens.models.config_without_weights import has_outline
+from psr_lens.prompts import PromptPairs, Triplet, instruction_label
 from psr_lens.replacement import Replacement
 from psr_lens.reporting import report
 from psr_lens.results.judgement import Judge, Judgement
@@ -88,6 +91,8 @@ def run(
         FitError: a fit cannot continue.
     """
     out = check_folder(config.out)
+    if has_outline(config.model):
+        plan_run(config, server)  # so that whatever is wrong is reported before weights are read
     split = read_split(config)
     say(f"loading {config.model}")
     model = load_model(
@@ -260,13 +265,13 @@ class _Run:
         run_folder.write_answers(self.out / run_folder.ANSWERS_FILE, {**asked, **result.answers})
         results = {
             "format": RESULTS_FORMAT,
-            "instruction": self.held_out[0].instruction,
+            "instruction": instruction_label(self.held_out),
             "fitted_on": {"kept": len(result.triplets), "dropped": len(result.triplets.dropped)},
             "judge": self.config.judge,
             **comparison_json(result.comparison),
         }
         if result.evaluation is not None:
-            table = result.evaluation.table(trait=self.held_out[0].instruction)
+            table = result.evaluation.table(trait=instruction_label(self.held_out))
             table.to_json(self.out / "evaluation.json")
             write_text(self.out / "evaluation.md", result.evaluation.to_markdown())
         write_text(self.out / run_folder.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")

@@ -16,6 +16,7 @@ from torch import Tensor
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError
+from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, model_content
 from psr_lens.models.content import former_identity
@@ -28,7 +29,7 @@ STATE_FILE: Final = "state.safetensors"
 
 
 def identity(
-    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: Joint, asked: FitConfig
+    model: HookedModel, triplets: Sequence[Triplet], names: Sequence[str], config: Joint, asked: FitConfig | LoRA
 ) -> dict[str, Any]:
     """What must be the same for a run to resume: the model and its weights, the triplets in their order, all settings, and versions.
 
@@ -89,11 +90,6 @@ class Checkpoint:
             self._compare(found, model)
             self._run = found
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is a state to resume from."""
-        return (self.folder / STATE_FILE).exists()
-
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and numbers that `save` wrote last; None if it never did.
 
@@ -101,7 +97,7 @@ class Checkpoint:
             ArtifactError: the file is damaged.
         """
         path = self.folder / STATE_FILE
-        if not self.begun:
+        if not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:

@@ -77,6 +77,11 @@ class Objective(ABC):
     def count(self, indices: Sequence[int]) -> int:
         """Number of tokens over which the mean error of some triplets is taken."""
 
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors that are trained, by name."""
+        return self.parameters.trained
+
     def after_step(self) -> None:
         """Restore constraints on the parameters after a step; by default there are none."""
         return
@@ -207,11 +212,14 @@ class Likelihood(Objective):
 
     def _predicted(self, batch: ContextBatch, indices: Sequence[int], context: Context) -> Float[Tensor, "token d_vocab"]:
         """The logits of the response tokens, each predicted one position before it."""
-        logits = forward(self.model, batch.tokens, batch.mask)
+        logits = self._logits(batch)
         starts = torch.tensor([len(self.triplets[index].pair.ids(context)) for index in indices], device=batch.tokens.device)
         positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         answers = (batch.mask.bool() & (positions >= starts[:, None]))[:, 1:]
         return logits[:, :-1][answers].float()
+
+    def _logits(self, batch: ContextBatch) -> Float[Tensor, "batch position d_vocab"]:
+        return forward(self.model, batch.tokens, batch.mask)
 
 
 class Divergence(Likelihood):

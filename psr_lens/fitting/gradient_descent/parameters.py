@@ -55,6 +55,11 @@ class Parameters:
         return cls._trainable(model, names, config, stacked[0], stacked[1], torch.zeros(stacked[0].shape[:-1], dtype=torch.float32))
 
     @classmethod
+    def none(cls) -> Parameters:
+        """No sites, for what is trained in the weights."""
+        return cls((), "linear", *(torch.zeros(shape, dtype=torch.float32) for shape in ((0, 1, 1), (0, 1, 1), (0, 1), ())))
+
+    @classmethod
     def of(cls, model: HookedModel, sites: Mapping[str, Site], config: Joint) -> Parameters:
         """Start from given sites; where their ranks differ, all get the largest, with directions and probes of 0 that stay 0.
 
@@ -65,6 +70,15 @@ class Parameters:
             if site.rule != config.rule:
                 raise InputError("sites", f"the rule {site.rule!r} at {name}", f"{config.rule!r}, as in the settings")
         return cls._trainable(model, list(sites), config, *Site.stacked(list(sites.values())))
+
+    @classmethod
+    def saved(
+        cls, model: HookedModel, names: Sequence[str], config: Joint, tensors: Mapping[str, Float[Tensor, "..."]]
+    ) -> Parameters | None:
+        """The parameters whose `tensors` were kept, by name; None if they are not all there, as in checkpoints of older versions."""
+        if not {"directions", "weights", "bias"} <= tensors.keys():
+            return None
+        return cls._trainable(model, names, config, tensors["directions"], tensors["weights"], tensors["bias"])
 
     @classmethod
     def _trainable(
@@ -82,10 +96,14 @@ class Parameters:
         return made
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, those that are not trained included."""
+        return {part: getattr(self, part) for part in ("directions", "weights", "bias", "offset")}
+
+    @property
     def trained(self) -> dict[str, Tensor]:
         """The tensors that are trained, by name."""
-        tensors = {part: getattr(self, part) for part in ("directions", "weights", "bias", "offset")}
-        return {part: tensor for part, tensor in tensors.items() if tensor.requires_grad}
+        return {part: tensor for part, tensor in self.tensors.items() if tensor.requires_grad}
 
     def sites(self) -> dict[str, Site]:
         """The site of each hook point, as views through which gradients reach the stacks."""

@@ -21,6 +21,8 @@ from psr_lens.activations.batches import length_batches
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.gradient_descent.checkpoint import Checkpoint, identity
 from psr_lens.fitting.gradient_descent.objective import Objective
+from psr_lens.fitting.gradient_descent.parameters import Parameters
+from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, frozen, has_hooks
 from psr_lens.prompts import Triplet
@@ -44,9 +46,9 @@ def train(
     triplets: Sequence[Triplet],
     names: Sequence[str],
     config: Joint,
-    objective_of: Callable[[bool], Objective],
+    objective_of: Callable[[Parameters | None], Objective],
     *,
-    asked: FitConfig,
+    asked: FitConfig | LoRA,
     checkpoint: str | Path | None = None,
 ) -> Trained:
     """Train for `config.epochs`, or resume from a checkpoint.
@@ -59,7 +61,7 @@ def train(
         triplets: What to learn from.
         names: Hook points to act at.
         config: How to train.
-        objective_of: Makes the objective with the parameters to start from; given True, with any, which a checkpoint overwrites.
+        objective_of: Makes the objective from the parameters in a checkpoint; given None, with those to start from.
         asked: The config that the user gave. With it a checkpoint is told from those of other runs.
         checkpoint: Folder to keep the state in, and to resume from.
 
@@ -81,8 +83,15 @@ def train(
     if not alone:
         _check_agreement(wanted)
     kept = None if checkpoint is None else Checkpoint(checkpoint, wanted, model)
+    begun = None if kept is None else kept.load()
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
-        return _Run(triplets, config, objective_of(kept is not None and kept.begun), kept).go()
+        known = Parameters.saved(model, names, config, _of_kinds(begun[0], "fixed", "trained")) if begun and names else None
+        return _Run(triplets, config, objective_of(known), kept, begun).go()
+
+
+def _of_kinds(tensors: Mapping[str, Tensor], *kinds: str) -> dict[str, Tensor]:
+    """The tensors of some kinds in a checkpoint, without the kind in their names."""
+    return {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.partition("/")[0] in kinds}
 
 
 def split(count: int, config: Joint) -> tuple[list[int], list[int]]:
@@ -119,11 +128,18 @@ def _check_agreement(wanted: Mapping[str, Any]) -> None:
 class _Run:
     """One training run."""
 
-    def __init__(self, triplets: Sequence[Triplet], config: Joint, objective: Objective, checkpoint: Checkpoint | None) -> None:
-        self.triplets, self.config, self.objective, self.checkpoint = triplets, config, objective, checkpoint
+    def __init__(
+        self,
+        triplets: Sequence[Triplet],
+        config: Joint,
+        objective: Objective,
+        checkpoint: Checkpoint | None,
+        begun: tuple[dict[str, Tensor], dict[str, Any]] | None,
+    ) -> None:
+        self.triplets, self.config, self.objective, self.checkpoint, self.begun = triplets, config, objective, checkpoint, begun
         self.training, self.validation = split(len(triplets), config)
         self.rank, self.processes = rank_and_world_size()
-        self.tensors = objective.parameters.trained
+        self.tensors = objective.trained
         self.good = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         self.best: dict[str, Tensor] = {}
         self.optimiser = torch.optim.AdamW(list(self.tensors.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -252,7 +268,8 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None or self.rank > 0:
             return
-        held = {"trained": self.tensors, "best": self.best}
+        fixed = {name: tensor for name, tensor in self.objective.parameters.tensors.items() if name not in self.tensors}
+        held = {"fixed": fixed, "trained": self.tensors, "best": self.best}
         state = {f"{kind}/{name}": tensor for kind, tensors in held.items() for name, tensor in tensors.items()}
         for name, tensor in self.tensors.items():
             state |= {f"adam/{name}/{key}": value for key, value in self.optimiser.state.get(tensor, {}).items()}
@@ -260,15 +277,14 @@ class _Run:
 
     def _resume(self) -> bool:
         """Load the checkpoint, if there is one; returns whether there was."""
-        found = None if self.checkpoint is None else self.checkpoint.load()
-        if found is None:
+        if self.begun is None:
             return False
-        tensors, state = found
+        tensors, state = self.begun
         curve = LearningCurve.from_json(state["curve"])
         self.train_losses, self.validation_losses, self.seconds = list(curve.train), list(curve.validation), list(curve.seconds)
         self.kept, self.finished = curve.kept, bool(state["finished"])
         self._put({name: tensors[f"trained/{name}"] for name in self.tensors})
-        self.best = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
+        self.best = _of_kinds(tensors, "best")
         moments = {
             index: {key.rpartition("/")[2]: value for key, value in tensors.items() if key.startswith(f"adam/{name}/")}
             for index, name in enumerate(self.tensors)

@@ -9,7 +9,7 @@ Where even one layer's activations are larger than memory, they are kept in file
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -43,6 +43,7 @@ def fit_layerwise(
     downstream: Downstream,
     *,
     scratch: Path | None = None,
+    probes: Mapping[str, Site] | None = None,
 ) -> dict[str, Site]:
     """Fit the sites `names` one after the other, in the model's order.
 
@@ -53,6 +54,7 @@ def fit_layerwise(
         config: The settings.
         downstream: What the base pass continues with after a layer.
         scratch: Folder for the activations, where they are larger than memory.
+        probes: Sites whose probes are kept, by hook point, so that only directions are fitted; None to fit both.
 
     Returns:
         A site for each hook point.
@@ -61,16 +63,22 @@ def fit_layerwise(
         InputError: files cannot be written to `scratch`.
         FitError: an activation or a site is not finite; names the hook point.
     """
-    data = LayerwiseData.of(model, triplets, config)
+    data, kept = LayerwiseData.of(model, triplets, config), probes or {}
     bar = progress_bar(total=len(names), desc=f"fit {config.solver}", unit="layer")
     with bar, frozen(model):
         if scratch is not None:
-            return fit_from_files(model, data, names, config, downstream, scratch, bar)
-        return _fit_in_lockstep(model, data, names, config, downstream, bar)
+            return fit_from_files(model, data, names, config, downstream, scratch, bar, kept)
+        return _fit_in_lockstep(model, data, names, config, downstream, bar, kept)
 
 
 def _fit_in_lockstep(
-    model: HookedModel, data: LayerwiseData, names: Sequence[str], config: Layerwise, downstream: Downstream, bar: tqdm[None]
+    model: HookedModel,
+    data: LayerwiseData,
+    names: Sequence[str],
+    config: Layerwise,
+    downstream: Downstream,
+    bar: tqdm[None],
+    probes: Mapping[str, Site],
 ) -> dict[str, Site]:
     base, prompted = data.base, data.prompted
     sites: dict[str, Site] = {}
@@ -84,7 +92,7 @@ def _fit_in_lockstep(
             targets = torch.cat([batch.rows_of(each).to(store) for each, batch in zip(in_prompted, prompted, strict=True)])
             targets = targets.float() - inputs.float()
             alphas, weights = (torch.cat(each).to(store) for each in (data.alpha, data.weights))
-            sites[name] = fitted_site(name, inputs, targets, alphas, weights, config, here)
+            sites[name] = fitted_site(name, inputs, targets, alphas, weights, config, here, probes.get(name))
         remaining, changed = RemainingError(), []
         for ours, batch, theirs, other, alpha in zip(in_base, base, in_prompted, prompted, data.alpha, strict=True):
             rows, wanted = batch.rows_of(ours), other.rows_of(theirs)

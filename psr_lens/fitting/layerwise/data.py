@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.errors import FitError
-from psr_lens.fitting.layerwise.regression import fit_site
+from psr_lens.fitting.layerwise.regression import fit_site, solve_directions
 from psr_lens.fitting.layerwise.token_weights import decisive
 from psr_lens.fitting.settings.solvers import Layerwise
 from psr_lens.models import HookedModel, device_of
@@ -89,14 +89,18 @@ def fitted_site(
     weights: Float[Tensor, " token"],
     config: Layerwise,
     device: torch.device,
+    probes: Site | None = None,
 ) -> Site:
-    """The site of one hook point.
+    """The site of one hook point; with `probes` only its directions are fitted.
 
     Raises:
         FitError: an activation or the site is not finite; names the hook point.
     """
     try:
-        site = fit_site(inputs, targets, alpha, config, device, weights)
+        if probes is None:
+            site = fit_site(inputs, targets, alpha, config, device, weights)
+        else:
+            site = solve_directions(probes, inputs, targets, alpha, config, device, weights)
     except FitError as error:
         raise FitError(f"{config.solver}: at {name} {error}") from error
     if not site.is_finite:

@@ -9,7 +9,7 @@ regression (`regression_batch` tokens). The sites are bit for bit those of the l
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def fit_from_files(
     downstream: Downstream,
     scratch: Path,
     bar: tqdm[None],
+    probes: Mapping[str, Site],
 ) -> dict[str, Site]:
     """Fit the sites `names` one after the other, in the model's order; see `fit_layerwise`. Nothing is left in `scratch`.
 
@@ -56,7 +57,7 @@ def fit_from_files(
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="fit-", dir=scratch) as folder:
-            return _fitted(model, data, names, config, downstream, Path(folder), bar)
+            return _fitted(model, data, names, config, downstream, Path(folder), bar, probes)
     except OSError as error:
         raise InputError("scratch", f"{scratch} ({error})", "a folder on a disk with room for the activations") from error
 
@@ -69,6 +70,7 @@ def _fitted(
     downstream: Downstream,
     folder: Path,
     bar: tqdm[None],
+    probes: Mapping[str, Site],
 ) -> dict[str, Site]:
     points, last = halts(names, downstream), last_layer(names)
     prompted = _Rows(folder / "prompted")
@@ -90,7 +92,7 @@ def _fitted(
             _read(model, data.base, [*sites, name], last_layer([name]) + 1, inputs, as_steered, keep=[name])
         alpha, weights = (torch.cat(each).cpu() for each in (data.alpha, data.weights))
         targets = _targets(folder / "targets", inputs[name], prompted[name], config.regression_batch)
-        sites[name] = fitted_site(name, inputs[name], targets, alpha, weights, config, inputs.device_of(name))
+        sites[name] = fitted_site(name, inputs[name], targets, alpha, weights, config, inputs.device_of(name), probes.get(name))
         bar.set_postfix(hook=name, error=_remaining(inputs[name], prompted[name], sites[name], alpha, config), refresh=False)
         bar.update()
     return sites

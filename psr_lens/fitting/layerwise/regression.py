@@ -86,6 +86,44 @@ def fit_site(
     return Site((directions * moments.size).float().cpu(), weights.float().cpu(), bias.float().cpu(), "relu")
 
 
+def solve_directions(
+    probes: Site,
+    inputs: Float[Tensor, "token width"],
+    targets: Float[Tensor, "token width"],
+    alpha: Float[Tensor, " token"],
+    config: Layerwise,
+    device: torch.device | None = None,
+    token_weights: Float[Tensor, " token"] | None = None,
+) -> Site:
+    """The directions that go with given probes: the objective of `fit_site`, at its minimum over the directions alone.
+
+    Args:
+        probes: A site of the rule `relu` whose probes and biases are kept; its directions are not read.
+        inputs: As for `fit_site`, without a head axis.
+        targets: As for `fit_site`.
+        alpha: As for `fit_site`.
+        config: Ridge and the size of a chunk; the rank is that of the probes.
+        device: As for `fit_site`.
+        token_weights: As for `fit_site`.
+
+    Returns:
+        The site, on the CPU in float32.
+
+    Raises:
+        FitError: inputs or targets are not finite, or every strength is 0.
+    """
+    device = inputs.device if device is None else device
+    given = torch.ones_like(alpha) if token_weights is None else token_weights
+    rows = (inputs, targets, alpha, row_weights(inputs, targets, alpha, given, config))
+    data = RegressionData.of(rows, config.regression_batch, device)
+    moments = Moments.of(data)
+    raw, bias = (each.to(device, torch.float64) for each in (probes.weights, probes.bias))
+    weights = raw * moments.spread
+    reduced = _reduced(data, moments, weights, bias + raw @ moments.centre, config.ridge * weights.square().sum(1))
+    directions = (reduced.directions * moments.size).float().cpu()
+    return Site(directions, probes.weights.float().cpu(), probes.bias.float().cpu(), "relu")
+
+
 def _descend(data: RegressionData, moments: Moments, basis: Basis, start: Parts, config: Layerwise) -> Parts:
     """L-BFGS over the probes from the closed form, on all data at every step; returns the best state."""
     scale = float(moments.targets.trace())  # about the error of doing nothing; exactly that if every strength is 1

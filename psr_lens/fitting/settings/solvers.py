@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, get_args
 
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.yaml_config import check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.fitting.settings.base import FittedRule, HookKind, Objective, Settings, TokenWeights, settable, values_of
@@ -80,6 +81,7 @@ class FitConfig(Settings, ABC):
         return False
 
     @classmethod
+    @checks_arguments
     def of(cls, settings: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None) -> FitConfig:
         """The settings of a solver from a mapping, such as a YAML or JSON file holds.
 
@@ -226,6 +228,7 @@ class Joint(JointTraining, FitConfig):
         return self.learned_offset
 
     @classmethod
+    @checks_arguments
     def preset(cls, name: PresetName, **changes: Any) -> Joint:
         """The settings that the paper reports for one of its three benchmarks, with changes.
 
@@ -262,7 +265,7 @@ def read_config(path: str | Path) -> FitConfig:
     return FitConfig.of(yaml_mapping(path, "`solver: sequential`"))
 
 
-def as_joint(*parts: FitConfig | Polish, **changes: Any) -> Joint:
+def as_joint(*parts: Settings, **changes: Any) -> Joint:
     """The config of a joint fit with the settings that `parts` share with it, and changes: what the training loop works with."""
     own = settable(Joint)
     shared = {name: getattr(part, name) for part in parts for name in settable(type(part)) if name in own}

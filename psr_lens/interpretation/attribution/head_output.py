@@ -19,7 +19,7 @@ from torch import Tensor
 from psr_lens.activations.batches import context_batch
 from psr_lens.activations.finite import check_finite
 from psr_lens.errors import ModelError
-from psr_lens.models import HookedModel, device_of, forward, hooked
+from psr_lens.models import HookedModel, device_of, dtype_of, forward, hooked
 from psr_lens.prompts import Triplet
 
 TOLERANCE: Final = 1e-3
@@ -90,7 +90,7 @@ def _output(model: HookedModel, layer: int, z: Tensor, out: Float[Tensor, "token
     bias = torch.zeros_like(out[0]) if bias is None else bias.to(out.device, torch.float32)
     plain = HeadOutput(weights.to(out.device, torch.float32), False)
     unscaled = plain.summed(z) + bias
-    allowed = TOLERANCE + 8 * torch.finfo(next(iter(model.parameters())).dtype).eps
+    allowed = TOLERANCE + 8 * torch.finfo(dtype_of(model)).eps
     if _relative(out - unscaled, out) <= allowed:
         return plain
     scaled = unscaled * (unscaled.square().mean(-1, keepdim=True) + float(model.cfg.eps)).rsqrt()

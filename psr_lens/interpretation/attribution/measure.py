@@ -29,9 +29,9 @@ from psr_lens.interpretation.attribution.head_reading import Keys
 from psr_lens.interpretation.attribution.result import Attribution
 from psr_lens.interpretation.attribution.running_sums import SourceSums, TokenSums
 from psr_lens.interpretation.attribution.split_by_layer import SplitLayer, above_rounding, delta_after, split_layers
-from psr_lens.models import HookedModel, device_of, fingerprint, frozen
+from psr_lens.models import HookedModel, device_of, dtype_of, fingerprint, frozen
 from psr_lens.models.hook_points import Layers, check_layers, layer_of
-from psr_lens.prompts import Span, Triplet, check_triplets, token_table
+from psr_lens.prompts import Span, Triplet, check_triplets, instruction_label, token_table
 from psr_lens.replacement import Replacement, check_compatible
 
 TOKEN_BUDGET: Final = 4_096
@@ -91,7 +91,7 @@ def attribute(
     check_triplets(model, triplets)
     sums = TokenSums(triplets, span, wanted, _directions(model, project))
     sources = SourceSums(triplets, wanted, int(model.cfg.n_heads)) if by_source else None
-    dtype = next(iter(model.parameters())).dtype
+    dtype = dtype_of(model)
     bar = progress_bar(total=len(triplets), desc="attribute", unit="triplet")
     with torch.no_grad(), frozen(model), bar:
         outputs = head_outputs(model, triplets[:4], wanted)
@@ -111,7 +111,7 @@ def attribute(
             bar.update(len(indices))
     unrolled = target is not None
     return Attribution(
-        triplets[0].pair.instruction,
+        instruction_label(each.pair for each in triplets),
         fingerprint(model),
         span,
         difference,

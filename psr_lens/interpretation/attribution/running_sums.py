@@ -15,7 +15,7 @@ from psr_lens.interpretation.attribution.head_output import TOLERANCE
 from psr_lens.interpretation.attribution.head_reading import Keys
 from psr_lens.interpretation.attribution.result import Sources, Split
 from psr_lens.interpretation.attribution.split_by_layer import SplitLayer
-from psr_lens.models import HookedModel, tokenizer_of
+from psr_lens.models import HookedModel, dtype_of, tokenizer_of
 from psr_lens.prompts import Span, Triplet
 from psr_lens.prompts.token_text import token_strings
 
@@ -76,7 +76,7 @@ class TokenSums:
             ModelError: it is larger than rounding errors.
         """
         error, delta, size = self._error.sqrt()
-        rounding = 32 * torch.finfo(next(iter(model.parameters())).dtype).eps * size
+        rounding = 32 * torch.finfo(dtype_of(model)).eps * size
         for column in (error > TOLERANCE * delta + rounding).nonzero().flatten().tolist():
             raise ModelError(
                 f"model: attention and MLP do not sum to the change of the residual stream at layer {self._layers[column]} (relative "

@@ -35,7 +35,8 @@ class TopToken:
     """One token that a replacement pushes hard."""
 
     coefficient: float
-    """‖λ(A)·z‖, the length of what is added at α = 1, in the activation's units; for a single direction, its λ."""
+    """‖λ(A)·z‖, the length of what is added at α = 1, in the activation's units, with the sign of λ if the site has a single direction; if
+    one direction was asked for, its λ. Below 0, the token is pushed backwards, as the rules `linear` and `projection` may do."""
     token: str
     """The token as the vocabulary spells it."""
     before: tuple[str, ...]
@@ -67,7 +68,7 @@ class TopTokens:
     searched: int
     """Number of tokens searched."""
     active: int
-    """Number of them with a coefficient above 0."""
+    """Number of them with a coefficient other than 0."""
 
     def __repr__(self) -> str:
         """The site, and how many tokens were found and searched."""
@@ -93,8 +94,8 @@ def top_tokens(
 ) -> TopTokens:
     """The tokens of a corpus that a replacement pushes hardest, with their context.
 
-    The replacement steers the model at α = 1 while the corpus is read, so coefficients are those of real use. Use `with_responses`
-    to make triplets of any texts.
+    The replacement steers the model at α = 1 while the corpus is read, so coefficients are those of real use. Tokens that are pushed
+    backwards count like others, by the length of the push. Use `with_responses` to make triplets of any texts.
 
     Args:
         model: The model.
@@ -114,7 +115,7 @@ def top_tokens(
         >>> found = psr.top_tokens(model, triplets[:4], pirate, 3)
         >>> len(found.tokens)
         3
-        >>> found.tokens[0].coefficient >= found.tokens[1].coefficient
+        >>> abs(found.tokens[0].coefficient) >= abs(found.tokens[1].coefficient)
         True
     """
     check_triplets(model, triplets)
@@ -154,7 +155,8 @@ class _Search:
     ) -> None:
         self.replacement, self.names, self.span = replacement, names, span
         self.direction, self.k, self.most = direction, k, per_response
-        self.best: dict[str, list[tuple[float, int, int]]] = {name: [] for name in names}
+        self.best: dict[str, list[tuple[float, int, int, float]]] = {name: [] for name in names}
+        """Length of the push, −triplet, −row and coefficient of the tokens found so far, in ascending order."""
         self.active = dict.fromkeys(names, 0)
         self.searched = 0
 
@@ -166,23 +168,26 @@ class _Search:
         self.searched += sum(counts)
         for name in self.names:
             coefficient = self._coefficient(name, arriving[name].float().cpu())
-            self.active[name] += int((coefficient > 0).sum())
+            self.active[name] += int((coefficient != 0).sum())
             for index, own in zip(indices, coefficient.split(counts), strict=True):
-                values, rows = own.topk(min(self.most or self.k, self.k, len(own)))
-                pushed = [(value, -index, -row) for value, row in zip(values.tolist(), rows.tolist(), strict=True) if value > 0]
+                rows = own.abs().topk(min(self.most or self.k, self.k, len(own))).indices
+                pushed = [
+                    (abs(value), -index, -row, value) for row, value in zip(rows.tolist(), own[rows].tolist(), strict=True) if value
+                ]
                 self.best[name] = sorted(heapq.nlargest(self.k, [*self.best[name], *pushed]))
 
     def _coefficient(self, name: str, activation: Float[Tensor, "token ..."]) -> Float[Tensor, " token"]:
         site = self.replacement.sites[name].to(torch.device("cpu"), torch.float32)
+        found = site.coefficients(activation).reshape(len(activation), -1, site.rank)  # [token, head, direction]
         if self.direction is None:
             whole: Tensor = torch.linalg.vector_norm(site.intervention(activation).flatten(1), dim=1)
-            return whole
-        own: Tensor = site.coefficients(activation)[..., self.direction].reshape(len(activation), -1).amax(dim=1)
-        return own
+            return whole * found[:, 0, 0].sign() if found.shape[1:] == (1, 1) else whole
+        own = found[..., self.direction]
+        return own.gather(1, own.abs().argmax(dim=1, keepdim=True))[:, 0]  # of the head where it is strongest
 
     def hardest(self, name: str) -> list[tuple[float, int, int]]:
         """Coefficient, triplet and row in the triplet's span, hardest pushed first."""
-        return [(value, -index, -row) for value, index, row in reversed(self.best[name])]
+        return [(value, -index, -row) for _, index, row, value in reversed(self.best[name])]
 
 
 def _in_context(model: HookedModel, triplets: Sequence[Triplet], found: tuple[float, int, int], span: Span) -> TopToken:

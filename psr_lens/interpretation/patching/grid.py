@@ -41,7 +41,7 @@ class PatchGrid:
     """
 
     instruction: str
-    """The instruction of the first triplet."""
+    """The instruction of the prompt; of several, the first and how many others there are."""
     model: Mapping[str, object]
     """Fingerprint of the model."""
     what: str

@@ -17,7 +17,7 @@ from psr_lens.activations.teacher_forced_pass import logits_budget
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching.grid import Cells, Measured, PatchGrid, Reference
 from psr_lens.models import HookedModel, device_of, fingerprint, forward, frozen
-from psr_lens.prompts import Context, Span, Triplet, token_table
+from psr_lens.prompts import Context, Span, Triplet, instruction_label, token_table
 
 TOKEN_BUDGET: Final = 2_048
 """Tokens per batch of copies; fewer for a large vocabulary, since every token has its logits."""
@@ -124,7 +124,7 @@ def measure(model: HookedModel, triplets: Sequence[Triplet], plan: GridPlan, run
             values.append(_table(plan, runs.sequence, cells, gained / (effect if effect > 0 else torch.nan)))
             effects.append(effect)
     return PatchGrid(
-        triplets[0].pair.instruction,
+        instruction_label(each.pair for each in triplets),
         fingerprint(model),
         plan.what,
         plan.measured,

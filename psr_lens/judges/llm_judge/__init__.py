@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from psr_lens.judges.llm_judge.judge import LLMJudge, llm
+from psr_lens.judges.llm_judge.judge import LLMJudge, check_settings, llm
 from psr_lens.judges.llm_judge.settings import Backoff, LLMSettings, LLMUsage
 from psr_lens.judges.llm_judge.template import COHERENCE_PROMPT
 
-__all__ = ["COHERENCE_PROMPT", "Backoff", "LLMJudge", "LLMSettings", "LLMUsage", "llm"]
+__all__ = ["COHERENCE_PROMPT", "Backoff", "LLMJudge", "LLMSettings", "LLMUsage", "check_settings", "llm"]

@@ -62,8 +62,7 @@ class LLMJudge:
         """Open the cache. Without one, report a missing package or key now rather than after hours of sampling."""
         cache = ReplyCache(self.cache) if self.cache is not None else None
         if cache is None:
-            package("openai", "llm")
-            api_key(self.settings)
+            _check_access(self.settings)
         object.__setattr__(self, "_state", _State(Dialect(logprobs=self.settings.logprobs is not False), cache=cache))
 
     def __call__(self, texts: Sequence[str], questions: Sequence[str]) -> Judgement:
@@ -211,15 +210,55 @@ def llm(
         MissingPackageError: `openai` is not installed.
         JudgeError: a key is needed that is not in the environment, and no `cache` is given.
     """
+    return LLMJudge(*_asked(trait_prompt, coherence_prompt, settings), cache=None if cache is None else Path(cache))
+
+
+@checks_arguments
+def check_settings(
+    trait_prompt: str | None,
+    coherence_prompt: str | None = COHERENCE_PROMPT,
+    *,
+    cache: str | Path | None = None,
+    needs_key: bool = True,
+    **settings: Any,
+) -> None:
+    """Check what `llm` takes, without creating the folder `cache`.
+
+    Args:
+        trait_prompt: As for `llm`.
+        coherence_prompt: As for `llm`.
+        cache: As for `llm`.
+        needs_key: Whether a key has to be there, if `cache` is None.
+        **settings: As for `llm`.
+
+    Raises:
+        InputError: as for `llm`.
+        MissingPackageError: as for `llm`.
+        JudgeError: as for `llm`.
+    """
+    asked, *_ = _asked(trait_prompt, coherence_prompt, settings)
+    if needs_key and cache is None:
+        _check_access(asked)
+
+
+def _asked(
+    trait_prompt: str | None, coherence_prompt: str | None, settings: Mapping[str, Any]
+) -> tuple[LLMSettings, PromptTemplate | None, PromptTemplate | None]:
+    """How the model is asked, and the two prompts."""
     if trait_prompt is None and coherence_prompt is None:
         raise InputError("trait_prompt", "None, as coherence_prompt", "at least one of the two prompts")
     check_keys("llm", settings, ["trait_prompt", "coherence_prompt", "cache", *(each.name for each in fields(LLMSettings))])
-    return LLMJudge(
-        settings=LLMSettings(**settings),
-        trait_prompt=None if trait_prompt is None else PromptTemplate.of("trait_prompt", trait_prompt),
-        coherence_prompt=None if coherence_prompt is None else PromptTemplate.of("coherence_prompt", coherence_prompt),
-        cache=None if cache is None else Path(cache),
+    return (
+        LLMSettings(**settings),
+        None if trait_prompt is None else PromptTemplate.of("trait_prompt", trait_prompt),
+        None if coherence_prompt is None else PromptTemplate.of("coherence_prompt", coherence_prompt),
     )
+
+
+def _check_access(settings: LLMSettings) -> None:
+    """Report a missing package or key."""
+    package("openai", "llm")
+    api_key(settings)
 
 
 def _score(outcome: Reply | Failure) -> tuple[float, str]:

@@ -1,0 +1,314 @@
+"""Whether a replacement carries over to another model: each rung between its floor (a random map) and its ceiling (the target's own fit).
+
+python benchmarks/transfer.py organism organism-gpt2 --json benchmarks/transfer.json
+python benchmarks/transfer.py /path/to/one-model /path/to/another --questions questions.parquet --trait french --json transfer.json
+python benchmarks/transfer.py --tables-of benchmarks/transfer.json
+
+The numbers are saved after every cell, and a cell that the file holds is not measured again; `--cell` chooses some. The *plain* map is
+learned on the source's answers without any instruction, so it has seen no text of the trait; the *own* map on the answers with it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+import typer
+from _models import machine
+from gap import REAL, Divergence, answers, by_rule
+
+import psr_lens as psr
+from psr_lens.activations.paired_passes import collect
+from psr_lens.fitting.given_probes import solve_for_directions
+from psr_lens.models import HookedModel, fingerprint
+from psr_lens.prompts import PromptPair, Triplet
+from psr_lens.replacement import Replacement, Site
+from psr_lens.transfer import ActivationMap, PairedText
+from psr_lens.transfer.pairing import paired_rows
+from psr_lens.transfer.rungs import pulled_back
+
+FITTED, CALIBRATED, HELD_OUT = 60, 12, 40
+"""Numbers of questions."""
+ALPHAS: Final = (0.75, 1.0, 1.25, 1.5)
+"""Strengths that the calibration tries."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Two models with an instruction, and what is asked of both; `model` is the one that is steered, as in `gap.py`."""
+
+    name: str
+    source: HookedModel
+    model: HookedModel
+    judge: Any
+    instruction: str
+    questions: tuple[Sequence[str], Sequence[str], Sequence[str]]
+    """To fit on, to calibrate on, and held out."""
+    sampling: psr.SamplingConfig
+    place: Any
+
+    def pairs(self, model: HookedModel, part: int) -> Sequence[PromptPair]:
+        """Prompts of one model."""
+        return psr.prompt_pairs(model, list(self.questions[part]), self.instruction, place=self.place)
+
+    @cached_property
+    def triplets(self) -> list[Triplet]:
+        """The source's answers with the instruction."""
+        return list(psr.sample_responses(self.source, self.pairs(self.source, 0), self.judge, sampling=self.sampling))
+
+    @cached_property
+    def paired(self) -> list[PairedText]:
+        """The same for both models."""
+        return psr.transfer.pair_texts(self.source, self.model, self.triplets)
+
+    @cached_property
+    def plain(self) -> list[PairedText]:
+        """The source's answers without the instruction."""
+        pairs = self.pairs(self.source, 0)
+        found = psr.generate(self.source, pairs, sampling=self.sampling)
+        kept = [
+            Triplet(replace(pair, instruction="", prompted_ids=pair.base_ids), each.ids, each.text)
+            for pair, each in zip(pairs, found, strict=True)
+            if each.text.strip()
+        ]
+        return psr.transfer.pair_texts(self.source, self.model, kept)
+
+    @cached_property
+    def carried(self) -> list[Triplet]:
+        """The source's answers as the target reads them."""
+        return [each.target for each in self.paired]
+
+    @cached_property
+    def fitted(self) -> Replacement:
+        """The source's replacement."""
+        return psr.fit(self.source, self.triplets)
+
+    @cached_property
+    def map(self) -> ActivationMap:
+        """The map that has not seen the trait."""
+        return psr.transfer.fit_activation_map(self.source, self.model, self.plain)
+
+    def gates(self, mapped: ActivationMap) -> Replacement:
+        """Rung 2."""
+        return psr.transfer.gates(self.model, self.carried, self.fitted, mapped)
+
+
+def native(setting: Setting) -> Replacement:
+    """The ceiling: the target's own fit on its own answers."""
+    own = psr.sample_responses(setting.model, setting.pairs(setting.model, 0), setting.judge, sampling=setting.sampling)
+    return psr.fit(setting.model, own)
+
+
+def random_map(setting: Setting) -> ActivationMap:
+    """The floor: matrices of random numbers, as large as the map's; the offsets keep the map's mean reading."""
+    generator = torch.Generator().manual_seed(SEED)
+    rows = collect(
+        setting.model,
+        [each.target for each in setting.plain],
+        [f"blocks.{layer}.hook_resid_post" for layer in setting.map.by_target_layer],
+        "base",
+        "R",
+    )
+    found = {}
+    for layer, each in setting.map.by_target_layer.items():
+        drawn = torch.randn(each.matrix.shape, generator=generator)
+        drawn *= each.matrix.norm() / drawn.norm()
+        mean = rows[f"blocks.{layer}.hook_resid_post"].float().mean(0)
+        found[layer] = replace(each, matrix=drawn, offset=each.offset + (each.matrix - drawn) @ mean)
+    return replace(setting.map, by_target_layer=found)
+
+
+def shuffled_map(setting: Setting) -> ActivationMap:
+    """A map learned on the same texts with the target's tokens in random order within each text."""
+    generator = torch.Generator().manual_seed(SEED)
+    mixed = [
+        replace(each, target_positions=each.target_positions[torch.randperm(len(each.target_positions), generator=generator)])
+        for each in setting.plain
+    ]
+    return psr.transfer.fit_activation_map(setting.source, setting.model, mixed)
+
+
+def constants(setting: Setting) -> Replacement:
+    """The rival: one direction at every layer, added to every token alike, solved for as the gates' directions are."""
+    width = int(setting.model.cfg.d_model)
+    probes = {
+        f"blocks.{layer}.hook_resid_post": Site(torch.zeros(1, width), torch.zeros(1, width), torch.ones(1), "relu")
+        for layer in range(int(setting.model.cfg.n_layers))
+    }
+    sites = solve_for_directions(setting.model, setting.carried, probes, psr.Sequential())
+    return Replacement(sites, "R", "A-Const", fingerprint(setting.model))
+
+
+OTHERS = 3
+"""Number of other instructions whose differences teach a map; each with a third of the questions."""
+
+
+def others(setting: Setting) -> list[PairedText]:
+    """The source's answers with other instructions."""
+    names = [name for name in psr.organism.TRAITS if name != setting.name][:OTHERS]
+    found: list[Triplet] = []
+    for index, name in enumerate(names):
+        asked = list(setting.questions[0])[index::OTHERS]
+        pairs = psr.prompt_pairs(setting.source, asked, psr.organism.instruction(name))
+        found += psr.sample_responses(setting.source, pairs, psr.judges.organism(name), sampling=setting.sampling)
+    return psr.transfer.pair_texts(setting.source, setting.model, found)
+
+
+def whole(setting: Setting, kind: Any) -> Replacement:
+    """Rung 4."""
+    texts = others(setting) if kind == "differences" else setting.plain
+    forward = psr.transfer.fit_direction_map(setting.source, setting.model, texts, kind)
+    return psr.transfer.whole(setting.model, setting.fitted, setting.map, forward)
+
+
+CELLS: dict[str, Callable[[Setting], Replacement]] = {
+    "native": native,
+    "gates, plain map": lambda setting: setting.gates(setting.map),
+    "through text": lambda setting: psr.transfer.through_text(setting.source, setting.model, setting.triplets),
+    "gates through text, plain map": lambda setting: psr.transfer.gates_through_text(
+        setting.model, setting.carried, setting.fitted, setting.map
+    ),
+    "whole, ridge": lambda setting: whole(setting, "ridge"),
+    "whole, procrustes": lambda setting: whole(setting, "procrustes"),
+    "whole, anchors": lambda setting: whole(setting, "anchors"),
+    "whole, differences": lambda setting: whole(setting, "differences"),
+    "gates, own map": lambda setting: setting.gates(psr.transfer.fit_activation_map(setting.source, setting.model, setting.paired)),
+    "gates, shuffled map": lambda setting: setting.gates(shuffled_map(setting)),
+    "gates, random map": lambda setting: setting.gates(random_map(setting)),
+    "constants": constants,
+}
+"""What is measured, by name."""
+
+
+def gate_r2(setting: Setting) -> list[float]:
+    """Share of the variance of the source's coefficients, by target layer, that the plain map reads on the texts with the trait."""
+    rows = paired_rows(setting.paired)
+    probes, found = pulled_back(setting.fitted, setting.map), []
+    for source_layer, target_layer in setting.map.layers:
+        source, target = (f"blocks.{layer}.hook_resid_post" for layer in (source_layer, target_layer))
+        ours = collect(setting.source, [each.source for each in setting.paired], [source], "base", "R")[source][rows.source]
+        theirs = collect(setting.model, setting.carried, [target], "base", "R")[target][rows.target]
+        wanted, read = setting.fitted.sites[source].coefficients(ours.float()), probes[target].coefficients(theirs.float())
+        found.append(1 - float((wanted - read).square().sum() / (wanted - wanted.mean(0)).square().sum()))
+    return found
+
+
+def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save: Callable[[], None]) -> Iterator[str]:
+    """Measure the cells of one trait that `held` lacks, one at each step."""
+    missing = [name for name in cells if name not in held]
+    if "prompt" in held and not missing:
+        return
+    calibrated, held_out = (setting.pairs(setting.model, part) for part in (1, 2))
+    closeness = Divergence(setting.model, psr.sample_responses(setting.model, held_out, sampling=setting.sampling))
+    if "prompt" not in held:
+        held["triplets"], held["gate R²"] = len(setting.triplets), gate_r2(setting)
+        held["unsteered"] = answers(setting, held_out) | {"kl": closeness.of(None)}
+        held["prompt"] = answers(setting, held_out, context="prompted")
+        save()
+        yield "prompt"
+    for name in missing:
+        began = time.perf_counter()
+        replacement = CELLS[name](setting)
+        row: dict[str, Any] = {"seconds": time.perf_counter() - began, "kl": closeness.of(replacement)}
+        row["alpha 1"] = answers(setting, held_out, replacement, alpha=1.0)
+        found = psr.calibrate(setting.model, calibrated, replacement, setting.judge, alphas=ALPHAS, sampling=setting.sampling)
+        alpha = row["recommended"] = found.recommended_alpha or 1.0
+        row["calibrated"] = row["alpha 1"] if alpha == 1 else answers(setting, held_out, replacement, alpha=alpha)
+        held[name] = row
+        save()
+        yield name
+
+
+def table_of(content: dict[str, Any]) -> str:
+    """The numbers as Markdown, a table for each pair of models and trait."""
+    lines: list[str] = []
+    for models, found in content["models"].items():
+        for trait, held in found["traits"].items():
+            r2 = ", ".join(f"{value:.2f}" for value in held["gate R²"])
+            lines += [f"{models}, {trait} ({held['triplets']} texts, {held['prompt']['n']} held-out questions; gate R² {r2})", ""]
+            heads = ("", "α 1", "α", "at that α", "KL", "made in")
+            lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+            for name, row in held.items():
+                if name in ("unsteered", "prompt"):
+                    cells = [_cell(row), "–", "–", _kl(row.get("kl")), "–"]
+                elif name in CELLS:
+                    cells = [_cell(row["alpha 1"]), f"{row['recommended']:g}", _cell(row["calibrated"]), _kl(row["kl"])]
+                    cells.append(f"{row['seconds']:.0f} s")
+                else:
+                    continue
+                lines.append(f"| {' | '.join([name, *cells])} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    beside = f"{found['coherence']:.0f}" if "coherence" in found else f"{found['repeated']:.1f} %"
+    return f"{found['trait']:.0f} [{low:.0f}, {high:.0f}] / {beside}"
+
+
+def _kl(found: list[float] | None) -> str:
+    return "–" if found is None else " / ".join(f"{value:.2g}" for value in found)
+
+
+def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence[str]) -> Iterator[Setting]:
+    """The traits between two models, one after the other."""
+    if questions is None:
+        source, target = (psr.load_model(name) for name in names)
+        train = psr.organism.questions(FITTED + CALIBRATED, split="train", kind="description", seed=1)
+        held_out = psr.organism.questions(HELD_OUT, split="held_out", kind="description")
+        for trait in traits or psr.organism.TRAITS:
+            parts = (train[:FITTED], train[FITTED:], held_out)
+            judge, sampling = psr.judges.organism(trait), psr.SamplingConfig(max_new_tokens=48)
+            yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before")
+        return
+    import pyarrow.parquet as parquet
+
+    asked = {text for text in parquet.read_table(questions)["input"].to_pylist() if text and len(text) < 70 and "\n" not in text}
+    drawn = random.Random(SEED).sample(sorted(asked), FITTED + CALIBRATED + HELD_OUT)
+    source, target = (psr.load_model(name, backend="bridge") for name in names)
+    for trait in traits or list(REAL):
+        instruction, rule = REAL[trait]
+        parts = (drawn[:FITTED], drawn[FITTED : FITTED + CALIBRATED], drawn[FITTED + CALIBRATED :])
+        sampling = psr.SamplingConfig(temperature=0.7, max_new_tokens=32)
+        yield Setting(trait, source, target, by_rule(rule), instruction, parts, sampling, "after")
+
+
+def main(
+    source: Annotated[str | None, typer.Argument(help="`organism`, `organism-gpt2`, or a folder of a real model.")] = None,
+    target: Annotated[str | None, typer.Argument(help="The model that is steered; as the source.")] = None,
+    questions: Annotated[Path | None, typer.Option(help="Parquet file of AxBench's training data, for real models.")] = None,
+    trait: Annotated[list[str] | None, typer.Option(help="Traits; by default all.")] = None,
+    cell: Annotated[list[str] | None, typer.Option(help="Names of cells; by default all.")] = None,
+    json_file: Annotated[Path, typer.Option("--json", help="File of the numbers, which is added to.")] = Path("transfer.json"),
+    tables_of: Annotated[Path | None, typer.Option(help="Only print the tables of this file.")] = None,
+) -> None:
+    """Measure, and save after every cell; or print tables."""
+    if tables_of is not None:
+        print(table_of(json.loads(tables_of.read_text())))
+        return
+    if source is None or target is None:
+        raise typer.BadParameter("got fewer than two, expected a source and a target, or --tables-of a file.", param_hint="models")
+    content = json.loads(json_file.read_text()) if json_file.exists() else {"format": 1, "seed": SEED, "models": {}}
+    key = " → ".join(Path(name).name for name in (source, target))
+    held = content["models"].setdefault(key, {"machine": machine(), "traits": {}})
+
+    def save() -> None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    for setting in settings_of((source, target), questions, trait or []):
+        for done in measured(setting, cell or list(CELLS), held["traits"].setdefault(setting.name, {}), save):
+            print(f"{key}, {setting.name}: {done}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

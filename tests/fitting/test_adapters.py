@@ -1,0 +1,400 @@
+"""LoRA: trained as peft trains it, in force as peft puts it in force, and gone without a trace."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from helpers import BACKENDS, LAYERS, logits_of, random_triplets
+from transformers.pytorch_utils import Conv1D
+
+import psr_lens as psr
+from psr_lens.errors import ArtifactError, FitError, InputError, ModelError
+from psr_lens.evaluation.answer_cache import Answers
+from psr_lens.evaluation.config import load_methods
+from psr_lens.generation.likelihood import log_likelihoods
+from psr_lens.models import LowRank, fingerprint
+from psr_lens.models.plain_model import held_plain_model
+from psr_lens.replacement import Adapter
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of peft's
+
+SEQUENCE = (5, 17, 40, 23, 61, 8, 30)
+ALL_LINEAR = {"llama": 7 * LAYERS, "llama-gqa": 7 * LAYERS, "gpt2": 4 * LAYERS}
+"""Linear layers but the head: q, k, v, o, gate, up and down in each block, or c_attn, c_fc and two c_proj."""
+
+TWO = (("llama-gqa", BACKENDS[0]), ("gpt2", "bridge"))
+"""Families and classes of models, for what takes longer."""
+
+
+def random_adapter(case, *, rank: int = 3, size: float = 0.1, seed: int = 0) -> Adapter:
+    """A LoRA with random numbers on every linear layer but the head."""
+    generator = torch.Generator().manual_seed(seed)
+    layers, transposed = {}, False
+    for name, module in case.hf.named_modules():
+        if not isinstance(module, torch.nn.Linear | Conv1D) or name == "lm_head":
+            continue
+        transposed |= isinstance(module, Conv1D)
+        out, into = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
+        layers[name] = LowRank(
+            torch.randn(rank, into, generator=generator) * size, torch.randn(out, rank, generator=generator) * size
+        )
+    assert len(layers) == ALL_LINEAR[case.family]
+    return Adapter(layers, 2.0, fingerprint(case.model), str(case.folder), fan_in_fan_out=transposed)
+
+
+def adapted_by_peft(case, folder):
+    """Plain transformers with the saved adapter in force, as peft loads it."""
+    return peft.PeftModel.from_pretrained(oracles.transformer(case.folder), folder).eval()
+
+
+def at_strength(adapted, strength: float):
+    """The same with peft's scaling multiplied by a strength."""
+    for module in adapted.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.set_scale("default", strength)
+    return adapted
+
+
+def state_of(model):
+    """Everything that must be as it was: weights bit for bit, gradients, mode, hooks."""
+    weights = {name: (each.detach().clone(), each.requires_grad, each.data_ptr()) for name, each in model.named_parameters()}
+    return weights, model.training, sum(len(each._forward_hooks) for each in model.modules())
+
+
+def assert_untouched(model, before) -> None:
+    weights, training, hooks = before
+    now, training_now, hooks_now = state_of(model)
+    assert (training, hooks) == (training_now, hooks_now)
+    assert weights.keys() == now.keys()
+    for name, (tensor, gradient, place) in weights.items():
+        assert torch.equal(tensor, now[name][0]), name
+        assert (gradient, place) == now[name][1:], name
+
+
+# --- in force -------------------------------------------------------------------------------------------------------------------
+
+
+def test_logits_are_those_of_peft_at_every_strength_and_nothing_stays(tiny, tmp_path):
+    adapter, before = random_adapter(tiny), state_of(tiny.model)
+    base = logits_of(tiny.model, SEQUENCE)
+    hf = adapted_by_peft(tiny, adapter.save(tmp_path / "lora"))
+    for strength in (1.0, 0.5, -1.0):
+        with torch.no_grad():
+            wanted = at_strength(hf, strength)(torch.tensor([SEQUENCE])).logits[0]
+        with adapter.steer(tiny.model, alpha=strength):
+            found = logits_of(tiny.model, SEQUENCE)
+        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+        assert (wanted - base).abs().max() > 0.01
+    with adapter.steer(tiny.model, alpha=0):
+        assert torch.equal(logits_of(tiny.model, SEQUENCE), base)
+    assert_untouched(tiny.model, before)
+    assert torch.equal(logits_of(tiny.model, SEQUENCE), base)
+
+
+@pytest.mark.parametrize(("family", "backend"), TWO)
+def test_answers_are_those_of_peft_and_each_pair_has_its_own_strength(load, family, backend, tmp_path):
+    case = load(family, backend)
+    adapter = random_adapter(case)
+    pairs = [each.pair for each in random_triplets(case.model, 3)]
+    greedy = psr.SamplingConfig(temperature=0, max_new_tokens=3)
+    mixed = psr.generate(case.model, pairs, adapter, alpha=[1.0, 0.0, 0.5], sampling=greedy)
+    hf = adapted_by_peft(case, adapter.save(tmp_path / "lora"))
+    for pair, strength, response in zip(pairs, (1.0, 0.0, 0.5), mixed, strict=True):
+        ids = list(pair.base_ids)
+        for token in response.ids:
+            with torch.no_grad():
+                assert int(at_strength(hf, strength)(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
+    with adapter.steer(case.model):  # sampling within a block, too
+        inside = psr.generate(case.model, pairs[:1], sampling=greedy)
+    assert inside[0] == mixed[0]
+
+
+def test_every_measurement_takes_it_as_a_method(tiny_llama, tmp_path):
+    model, adapter, before = tiny_llama.model, random_adapter(tiny_llama), state_of(tiny_llama.model)
+    triplets = random_triplets(model, 3)
+    pairs = [each.pair for each in triplets]
+    judge = psr.judges.fraction("a")
+    few = psr.SamplingConfig(max_new_tokens=4)
+    hf = adapted_by_peft(tiny_llama, adapter.save(tmp_path / "lora"))
+
+    def peft_reads(ids):
+        with torch.no_grad():
+            return hf(torch.tensor([list(ids)]), output_hidden_states=True)
+
+    wanted = []
+    for each in triplets:
+        scores = peft_reads((*each.pair.base_ids, *each.response_ids)).logits[0].log_softmax(-1)
+        start = len(each.pair.base_ids) - 1
+        wanted.append(torch.tensor([scores[start + place, token] for place, token in enumerate(each.response_ids)]))
+    for found, one in zip(log_likelihoods(model, triplets, adapter), wanted, strict=True):
+        torch.testing.assert_close(found, one, atol=1e-4, rtol=1e-4)
+
+    compared = psr.compare(model, triplets, {"LoRA": adapter}, layers=[0])
+    errors = []
+    for each in triplets:
+        start = len(each.pair.base_ids) - 1
+        base, prompted = (
+            oracles.hidden_states(tiny_llama.hf, (*ids, *each.response_ids))[1]
+            for ids in (each.pair.base_ids, each.pair.prompted_ids)
+        )
+        steered = peft_reads((*each.pair.base_ids, *each.response_ids)).hidden_states[1][0]
+        rows = len(each.response_ids) + 1
+        errors.append((steered[start:] - base[start:] - (prompted[-rows:] - base[start:])).norm(dim=1))
+    torch.testing.assert_close(compared.methods["LoRA"].error[:, 0], torch.cat(errors), atol=1e-3, rtol=1e-3)
+    assert compared.methods["LoRA"].coefficient.shape[1] == 0
+
+    evaluated = psr.evaluate(
+        model,
+        pairs,
+        {"LoRA": adapter},
+        judge,
+        calibration=psr.Calibration(alphas=(0.5,), targets=(), at_prompt=False),
+        sampling=few,
+    )
+    asked = psr.generate(model, pairs, adapter, alpha=0.5, sampling=few)
+    assert evaluated.curves["LoRA"][1].answers == tuple(each.text for each in asked)
+    assert psr.scores_at(model, pairs, adapter, judge, alpha=0.5, sampling=few).method == "LoRA"
+    assert psr.best_alpha(model, pairs, adapter, judge, alphas=[0.5], min_coherence=0, sampling=few).alpha == 0.5
+    assert (
+        psr.answers_by_method(model, pairs, adapter, alpha=0.5, sampling=few).answers["LoRA"] == evaluated.curves["LoRA"][1].answers
+    )
+    assert list(psr.robustness(model, pairs, adapter, judge, counter="but be plain .", sampling=few).alphas) == ["LoRA"]
+    close = psr.faithfulness(model, triplets, adapter)
+    assert all(np.isfinite(row.value) for row in close.table().select(method="LoRA"))
+    beside = psr.fit(model, triplets, psr.DiM(layers=1))
+    harm = psr.collateral(model, pairs, {"LoRA": adapter, "CAA": beside}, sampling=few)
+    assert list(harm.doses) == ["CAA"]
+    assert harm.perplexity_ratio("LoRA").value != 1
+    assert not psr.collateral(model, pairs, adapter, sampling=few, effects=psr.SideEffects(dose_limit=0.1)).overdosed
+    harm_alone = replace(harm, doses={})
+    page = psr.report(compared, tmp_path / "report.html", also=[close, harm_alone]).read_text()
+    assert "changes weights" in repr(compared.methods["LoRA"])
+    assert "Coefficients applied" not in page
+    with pytest.raises(InputError, match=r"method: got 'LoRA', expected a replacement or a plan\. An adapter changes weights"):
+        psr.plots.coefficient_text(compared, "LoRA")
+    assert_untouched(model, before)
+
+
+def test_answers_of_adapters_are_told_apart_in_a_cache(tiny_llama, tmp_path):
+    model, one, other = tiny_llama.model, random_adapter(tiny_llama), random_adapter(tiny_llama, seed=1)
+    pairs = [each.pair for each in random_triplets(model, 2)]
+    config = psr.SamplingConfig(temperature=0, max_new_tokens=4)
+    answers = Answers(model, pairs, None, config, tmp_path)
+    texts = [answers.responses(each) for each in (None, one, other, replace(one, scaling=1.0))]
+    assert answers.generated == 8
+    again = Answers(model, pairs, None, config, tmp_path)
+    assert [again.responses(each) for each in (None, one, other, replace(one, scaling=1.0))] == texts
+    assert again.responses(one, 0.0) == texts[0]
+    assert again.generated == 0
+
+
+def test_an_error_and_an_interrupt_in_the_block_leave_nothing(fresh):
+    adapter, before = random_adapter(fresh), state_of(fresh.model)
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error), adapter.steer(fresh.model):
+            raise error
+        assert_untouched(fresh.model, before)
+
+
+def test_an_interrupt_while_it_is_tried_what_the_model_computes_with_leaves_nothing(fresh, monkeypatch):
+    adapter, before = random_adapter(fresh), state_of(fresh.model)
+
+    def interrupted(model, plain):
+        assert any(not torch.equal(each, before[0][name][0]) for name, each in model.named_parameters())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("psr_lens.models.added_weights.same_logits", interrupted)
+    with pytest.raises(KeyboardInterrupt), adapter.steer(fresh.model):
+        pass
+    assert_untouched(fresh.model, before)
+
+
+def test_two_at_once_are_refused_and_the_first_ends_well(fresh):
+    adapter, before = random_adapter(fresh), state_of(fresh.model)
+    with adapter.steer(fresh.model):
+        inside = logits_of(fresh.model, SEQUENCE)
+        with pytest.raises(ModelError, match="model: an adapter is in force on it already"), adapter.steer(fresh.model):
+            pass
+        assert torch.equal(logits_of(fresh.model, SEQUENCE), inside)
+    assert_untouched(fresh.model, before)
+
+
+def test_a_model_that_computes_with_other_weights_is_refused_with_the_remedy(fresh):
+    adapter = random_adapter(fresh)
+    if fresh.backend == "bridge":
+        fresh.model.enable_compatibility_mode(disable_warnings=True)
+    else:
+        fresh.model.blocks[0].mlp.W_in.data = fresh.model.blocks[0].mlp.W_in.data.clone()
+    with pytest.raises(ModelError, match=r"(?s)processed, replaced.*backend='bridge'"), adapter.steer(fresh.model):
+        pass
+
+
+def test_a_class_that_keeps_a_copy_of_a_weight_is_found_out(fresh, monkeypatch):
+    plain = held_plain_model(fresh.model)
+    name = next(iter(random_adapter(fresh).layers))
+    apart = plain.get_submodule(name)
+    apart._parameters = {**apart._parameters, "weight": torch.nn.Parameter(apart.weight.detach().clone(), requires_grad=False)}
+    monkeypatch.setattr("psr_lens.models.added_weights.held_plain_model", lambda model: plain)
+    with (
+        pytest.raises(ModelError, match=r"it computes with copies of the weights of .*backend='bridge'"),
+        random_adapter(fresh).steer(fresh.model),
+    ):
+        pass
+
+
+# --- trained --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "backend"), TWO)
+def test_training_is_that_of_peft_in_a_loop_written_by_hand(load, family, backend, tmp_path):
+    case = load(family, backend)
+    model = case.model
+    triplets = [replace(each, trait=100.0) for each in random_triplets(model, 3)]
+    before, rate, epochs = state_of(model), 1e-2, 2
+    adapter = psr.adapt(model, triplets, psr.LoRA(rank=2, lora_alpha=6, epochs=epochs, batch_size=3, learning_rate=rate))
+    assert_untouched(model, before)
+
+    torch.manual_seed(123)
+    transposed = case.family == "gpt2"
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=transposed)
+    by_hand = peft.get_peft_model(oracles.transformer(case.folder), config)
+    weights = {name: each for name, each in by_hand.named_parameters() if each.requires_grad}
+    optimiser = torch.optim.AdamW(weights.values(), lr=rate, weight_decay=1e-6)
+    losses, tokens = [], sum(len(each.response_ids) for each in triplets)
+    for step in range(epochs):
+        optimiser.param_groups[0]["lr"] = rate * (1 - step / epochs)
+        optimiser.zero_grad()
+        loss = 0.0
+        for each in triplets:
+            scores = by_hand(torch.tensor([[*each.pair.base_ids, *each.response_ids]])).logits[0].log_softmax(-1)
+            for place, token in enumerate(each.response_ids):
+                loss = loss - scores[len(each.pair.base_ids) - 1 + place, token] / tokens
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimiser.step()
+    np.testing.assert_allclose(adapter.curve.train, losses, rtol=1e-4)
+    assert len(weights) == 2 * len(adapter.layers) == 2 * ALL_LINEAR[case.family]
+    for name, change in adapter.layers.items():
+        for part, found in (("A", change.a), ("B", change.b)):
+            torch.testing.assert_close(
+                found, weights[f"base_model.model.{name}.lora_{part}.default.weight"].detach(), atol=2e-4, rtol=1e-3
+            )
+    folder = adapter.save(tmp_path / "lora")
+    with torch.no_grad(), adapter.steer(model):
+        wanted = by_hand.eval()(torch.tensor([SEQUENCE])).logits[0]
+        torch.testing.assert_close(logits_of(model, SEQUENCE), wanted, atol=1e-3, rtol=1e-3)
+        opened = adapted_by_peft(case, folder)(torch.tensor([SEQUENCE])).logits[0]
+        torch.testing.assert_close(logits_of(model, SEQUENCE), opened, atol=2e-5, rtol=1e-4)
+
+
+def test_gradients_and_mode_of_a_model_in_training_are_put_back(fresh):
+    fresh.model.train()
+    for parameter in fresh.model.parameters():
+        parameter.requires_grad_(True)
+    before = state_of(fresh.model)
+    adapter = psr.adapt(fresh.model, random_triplets(fresh.model, 2), psr.LoRA(rank=1, epochs=1))
+    with adapter.steer(fresh.model):
+        pass
+    assert_untouched(fresh.model, before)
+    assert all(each.grad is None for each in fresh.model.parameters())
+
+
+def test_an_interrupted_training_resumes_and_ends_the_same(tiny_llama, tmp_path, monkeypatch):
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 4)
+    config = psr.LoRA(rank=2, epochs=3, batch_size=2, targets=["q_proj", "v_proj"])
+    whole = psr.adapt(model, triplets, config)
+    assert sorted({name.rpartition(".")[2] for name in whole.layers}) == ["q_proj", "v_proj"]
+    calls, real = [], torch.optim.AdamW.step
+
+    def step(self, *args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        psr.adapt(model, triplets, config, checkpoint=tmp_path)
+    resumed = psr.adapt(model, triplets, config, checkpoint=tmp_path)
+    assert resumed.digest == whole.digest
+    with pytest.raises(ArtifactError, match=r"differs in settings\.lora_alpha"):
+        psr.adapt(model, triplets, replace(config, lora_alpha=1.0), checkpoint=tmp_path)
+
+
+def test_an_exploding_loss_gives_the_last_good_adapter(tiny_llama):
+    with pytest.raises(FitError, match=r"the loss .* first at model\.layers\.\d") as caught:
+        psr.adapt(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.LoRA(learning_rate=1e3, epochs=4))
+    assert isinstance(caught.value.partial, Adapter)
+    assert all(each.b.isfinite().all() for each in caught.value.partial.layers.values())
+
+
+# --- saved ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "backend"), TWO)
+def test_the_folder_is_opened_by_load_model_too(load, family, backend, tmp_path, recwarn):
+    case = load(family, backend)
+    adapter = random_adapter(case)
+    loaded = psr.load_model(adapter.save(tmp_path / "lora"), backend=case.backend)
+    assert not [each for each in recwarn if "fan_in_fan_out" in str(each.message)]
+    with adapter.steer(case.model):
+        torch.testing.assert_close(logits_of(loaded, SEQUENCE), logits_of(case.model, SEQUENCE), atol=2e-5, rtol=1e-4)
+    again = Adapter.load(tmp_path / "lora")
+    assert again.digest == adapter.digest
+    assert repr(again) == repr(adapter)
+    assert load_methods({"LoRA": str(tmp_path / "lora")})["LoRA"].digest == adapter.digest
+
+
+def test_damage_and_files_of_another_adapter_are_refused(tiny_llama, tmp_path):
+    folder = random_adapter(tiny_llama).save(tmp_path / "lora")
+    other = random_adapter(tiny_llama, seed=1).save(tmp_path / "other")
+    (folder / "adapter_model.safetensors").write_bytes((other / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(ArtifactError, match="do not belong together"):
+        Adapter.load(folder)
+    record = json.loads((other / "psr_adapter.json").read_text())
+    for broken in ({"layers": 3}, {"curve": {}}, {"settings": 1}, {"format": 9}):
+        (other / "psr_adapter.json").write_text(json.dumps(record | broken))
+        with pytest.raises(ArtifactError, match="psr_adapter"):
+            Adapter.load(other)
+    with pytest.raises(ArtifactError, match="no such file"):
+        Adapter.load(tmp_path / "nowhere")
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_is_said(tiny_llama, load):
+    model, adapter = tiny_llama.model, random_adapter(tiny_llama)
+    triplets = random_triplets(model, 2)
+    for alpha in (float("nan"), torch.tensor([1.0, 2.0]), "1", True):
+        with pytest.raises(InputError, match=r"alpha: got .*, expected a finite number"), adapter.steer(model, alpha):
+            pass
+    with pytest.raises(InputError, match=r"model: got LlamaForCausalLM, expected a model of TransformerLens.*peft"):
+        adapter.steer(tiny_llama.hf).__enter__()
+    with (
+        pytest.raises(ModelError, match=r"model: it has no layer 'model\.layers\.0"),
+        adapter.steer(load("gpt2", tiny_llama.backend).model),
+    ):
+        pass
+    short = replace(adapter, layers={name: LowRank(each.a[:, 1:], each.b) for name, each in adapter.layers.items()})
+    with pytest.raises(ModelError, match=r"q_proj is .* the adapter's change .*"), short.steer(model):
+        pass
+    with pytest.raises(InputError, match=r"targets: got \['nothing'\], expected names of linear layers of the model.*all-linear"):
+        psr.adapt(model, triplets, psr.LoRA(targets=["nothing"]))
+    with pytest.raises(InputError, match=r"triplets\[0\]\.trait: got 10, expected at least 50 with psr\.LoRA\(\)"):
+        psr.adapt(model, [replace(triplets[0], trait=10.0)], psr.LoRA())
+    with pytest.raises(InputError, match=r"config: got a Joint, expected the settings of an adapter"):
+        psr.adapt(model, triplets, psr.Joint())
+    with pytest.raises(InputError, match=r"config: got a LoRA, expected the settings of a solver.*`psr\.adapt` trains adapters"):
+        psr.fit(model, triplets, psr.LoRA())
+    for given in ({"lora_alpha": 0.0}, {"rank": 0}, {"targets": []}, {"targets": [""]}):
+        with pytest.raises(InputError, match=f"^{next(iter(given))}: got"):
+            psr.LoRA(**given)
+    with pytest.raises(InputError, match="methods"):
+        psr.compare(model, triplets, {"LoRA": peft})
