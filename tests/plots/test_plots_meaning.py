@@ -207,8 +207,8 @@ def test_top_tokens_are_bars_with_their_context():
 
 
 def test_a_row_of_a_lens_and_a_token_are_shown_on_one_line():
-    row = LensRow("blocks.1.hook_mlp_out", 1, 0, ("a", "b", "c", "d"), torch.ones(4), ("x",), -torch.ones(1))
-    assert repr(row) == "LensRow(blocks.1.hook_mlp_out, direction 0: promotes 'a', 'b', 'c'; suppresses 'x')"
+    row = LensRow("blocks.1.hook_mlp_out", 1, 0, ("a", "b"), torch.ones(2), ("x", "y"), -torch.ones(2))
+    assert repr(row) == "LensRow(blocks.1.hook_mlp_out, direction 0: promotes 'a', 'b'; suppresses 'x', 'y')"
     assert repr(TopToken(3.5, "aye", ("b",), (",",), 4, 0)) == "TopToken('aye', 3.5, position 0 of response 4)"
 
 
