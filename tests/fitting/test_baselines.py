@@ -146,7 +146,7 @@ def test_settings_come_from_a_mapping_as_a_file_gives_it():
         ({"relative": 2.0, "hook": "z"}, "relative: got 2.0, expected 0 with hook='z'"),
         ({"solver": "last_token", "span": "QR"}, "the setting 'span' with the solver 'last_token'"),
         ({"solver": "joint", "normalise": "no"}, "normalise: got 'no', expected True or False"),
-        ([("rank", 1)], "config: got [('rank', 1)], expected a mapping"),
+        ([("rank", 1)], "settings: got a list, expected a mapping"),
         ({"hook": "resid_mid"}, "hook: got 'resid_mid', expected one of 'resid_post', 'attn_out', 'mlp_out', 'z'"),
     ],
 )
