@@ -92,8 +92,8 @@ def differences_are_those_of_transformers(case: Case) -> None:
         ]
     for layer in range(case.model.cfg.n_layers):
         wanted = [
-            steered[layer][-len(triplet.response_ids) - 1 :] - base[layer][-len(triplet.response_ids) - 1 :]
-            for triplet, (base, steered) in zip(triplets, read, strict=True)
+            prompted[layer][-len(triplet.response_ids) - 1 :] - base[layer][-len(triplet.response_ids) - 1 :]
+            for triplet, (base, prompted) in zip(triplets, read, strict=True)
         ]
         torch.testing.assert_close(captured[f"blocks.{layer}.hook_resid_post"], torch.cat(wanted), atol=TOLERANCE, rtol=TOLERANCE)
 

@@ -135,7 +135,7 @@ class Cell:
         return row | {"repeated": repeated([each.text for each in responses]), "examples": [each.text for each in responses[:3]]}
 
     def references(self) -> dict[str, Any]:
-        """What the methods are held against: nothing, the prompt, and the prompt in other words."""
+        """What the methods are compared with: nothing, the prompt, and the prompt in other words."""
         other = psr.prompt_pairs(self.model, [each.question for each in self.held_out], self.given.paraphrase, place="after")
         said = psr.generate(self.model, other, context="prompted", sampling=SAMPLING)
         return {

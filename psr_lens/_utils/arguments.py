@@ -1,4 +1,4 @@
-"""Arguments held against the type hints of the function that takes them: a value of another type is an `InputError` before any work.
+"""Arguments checked against the type hints of the function that takes them: a value of another type is an `InputError` before any work.
 
 The hints say what is legal, and are said nowhere else. What they cannot say (ranges, lengths, names that exist) functions check themselves.
 """
@@ -210,6 +210,8 @@ def _several(hint: Any) -> str:
 def _plural(hint: Any) -> str:
     if _is_sequence(hint) or _is_mapping(hint):
         return _words(hint).removeprefix("a ").replace("list", "lists", 1).replace("mapping", "mappings", 1)
+    if get_origin(hint) is tuple:
+        return f"tuples of {len(get_args(hint))} {' and '.join(dict.fromkeys(map(_plural, get_args(hint))))}"
     named = {int: "whole numbers", float: "numbers", str: "texts", Any: "values", object: "values"}
     if hasattr(hint, "array_type"):
         return "arrays" if hint.array_type is np.ndarray else "tensors"

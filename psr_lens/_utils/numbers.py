@@ -1,4 +1,4 @@
-"""Numbers as users give them: Python's and NumPy's alike."""
+"""Numbers as users give them, Python's and NumPy's alike, and as messages show them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def is_whole(value: object) -> bool:
 def is_real(value: object) -> bool:
     """Whether a value is a real number, of Python or of NumPy; True and False are not, NaN and infinity are."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where that is right: `1 token`, `1,234 tokens`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def use_plain_numbers(settings: Any) -> None:

@@ -118,18 +118,21 @@ def read_settings(path: Path, formats: Collection[int], writer: str, root: Path 
     with _opened(path, writer, root) as (file, size):
         if size > LARGEST_SETTINGS:
             raise ArtifactError(
-                f"{path}: has {size:,} bytes, at most {LARGEST_SETTINGS:,} can be read. Save it anew with `{writer}`."
+                f"{path}: has {size:,} bytes, at most {LARGEST_SETTINGS:,} can be read. Save it again with `{writer}`."
             )
         content = file.read(LARGEST_SETTINGS)
     try:
         settings = json.loads(content.decode("utf-8"))
         _check_plain(settings)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: cannot be read as JSON ({error}). Save it anew with `{writer}`.") from error
+        raise ArtifactError(f"{path}: cannot be read as JSON ({error}). Save it again with `{writer}`.") from error
     found = settings.get("format") if isinstance(settings, dict) else None
     if isinstance(found, bool) or not isinstance(found, int) or found not in formats:
         readable = " and ".join(map(str, formats))
-        raise ArtifactError(f"{path}: has format {brief(found)}, this version reads {readable}. Update psr_lens, or save it anew.")
+        raise ArtifactError(
+            f"{path}: format {brief(found)} is not supported; this version reads {readable}. "
+            f"Update psr_lens, or save the file again with `{writer}`."
+        )
     return cast(dict[str, Any], settings)
 
 
@@ -156,7 +159,7 @@ def read_tensors(path: Path, names: Collection[str], writer: str, root: Path | N
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, ArtifactError):
             raise
-        raise ArtifactError(f"{path}: cannot be read as safetensors ({error}). Save it anew with `{writer}`.") from error
+        raise ArtifactError(f"{path}: cannot be read as safetensors ({error}). Save it again with `{writer}`.") from error
 
 
 @contextmanager
@@ -166,7 +169,7 @@ def _opened(path: Path, writer: str, root: Path | None) -> Iterator[tuple[Binary
         real = path.resolve(strict=True)
         if root is not None and not real.is_relative_to(root.resolve(strict=True)):
             raise ArtifactError(
-                f"{path}: is a link to a place outside {root}, which is not followed. Give a folder that holds the files themselves; "
+                f"{path}: links to a path outside {root}, and is not followed. Give a folder that holds the files themselves; "
                 "`from_hub` reads the Hub's cache."
             )
         if not real.is_file():  # opening a pipe would block forever
@@ -176,7 +179,7 @@ def _opened(path: Path, writer: str, root: Path | None) -> Iterator[tuple[Binary
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(f"{path}: no such file. Give the folder that `{writer}` wrote.") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise ArtifactError(f"{path}: cannot be read ({error}). Save it anew with `{writer}`.") from error
+        raise ArtifactError(f"{path}: cannot be read ({error}). Save it again with `{writer}`.") from error
 
 
 def _check_plain(value: Any) -> None:

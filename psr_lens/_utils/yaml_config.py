@@ -1,9 +1,10 @@
-"""Settings from YAML files, and the error for an unknown setting."""
+"""Settings from YAML files, and the error for an unknown setting, from a file or in Python."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,16 @@ def check_keys(where: str, given: Mapping[Any, Any], known: Sequence[str]) -> No
             close = difflib.get_close_matches(str(key), known, n=1)
             remedy = f"Did you mean {close[0]!r}?" if close else f"Known settings: {', '.join(known)}."
             raise UnknownSettingError(f"{where}: unknown setting {key!r}. {remedy}")
+
+
+class KnownSettings:
+    """Base of the dataclasses of settings: an unknown name is refused as it is in a YAML file."""
+
+    def __new__(cls, *values: Any, **settings: Any) -> Any:
+        """Check the names; the dataclass itself takes the values.
+
+        Raises:
+            InputError: an unknown setting.
+        """
+        check_keys(cls.__name__, settings, [each.name for each in fields(cls) if each.init])  # type: ignore[arg-type]
+        return super().__new__(cls)

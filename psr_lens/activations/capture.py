@@ -18,6 +18,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import CHECKS, check_fields, checks_arguments, described
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens.activations.attention_patterns import INSTRUCTION, key_counts
 from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading, Rows
@@ -80,7 +81,7 @@ class Captured:
 
     def __repr__(self) -> str:
         """Numbers of hook points, tokens and responses, in one line."""
-        return f"Captured({len(self.deltas)} hook points, {self._tokens()}, {self.difference}, span {self.span})"
+        return f"Captured({counted(len(self.deltas), 'hook point')}, {self._tokens()}, {self.difference}, span {self.span})"
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -97,7 +98,7 @@ class Captured:
         return table(("hook point", "shape of a token", "median ‖Δ‖", "99 % within", "MB"), rows, about)
 
     def _tokens(self) -> str:
-        return f"{len(self):,} tokens of {len(self.tokens.triplet.unique()):,} responses"
+        return f"{counted(len(self), 'token')} of {counted(len(self.tokens.triplet.unique()), 'response')}"
 
     @checks_arguments
     def magnitude(self, hook: HookKey) -> Float[Tensor, " token"]:

@@ -29,7 +29,7 @@ def check_finite(activations: Mapping[str, Float[Tensor, "..."]], remedy: str = 
 
 
 def finite_rows(logits: Float[Tensor, "*row d_vocab"]) -> Bool[Tensor, "*row"]:
-    """Whether no logit of a row is NaN or +∞, and not all are −∞, which is a token that is impossible."""
+    """For each row, whether its logits are valid: no NaN or +∞, and not all −∞ (−∞ marks an impossible token)."""
     return logits.amax(-1).isfinite()  # NaN is the largest
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import package
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import ranges
@@ -66,7 +67,7 @@ class MassiveToken:
         return len(self.contexts) == len(self.massive)
 
     def __repr__(self) -> str:
-        """Token, place, layers and its largest norm in each context, on one line."""
+        """Token, position, layers and largest norm in each context, on one line."""
         norms = ", ".join(f"{max(norms):.4g} {context}" for context, norms in self.norm.items())
         where = f"at position {self.position} of response {self.triplet}"
         return f"MassiveToken({self.string!r} {where}, after layers {ranges(self.layers)}; norm {norms})"
@@ -108,9 +109,9 @@ class MassiveActivations:
     def summary(self) -> str:
         """How many tokens have a massive activation, after which layers, and how many of them in some contexts only, in a sentence."""
         if not self.tokens:
-            return f"No massive activations in {self.searched:,} tokens"
+            return f"No massive activations in {counted(self.searched, 'token')}"
         has = "has" if len(self) == 1 else "have"
-        return f"{len(self):,} of {self.searched:,} tokens {has} a massive activation, {self._where()}"
+        return f"{len(self):,} of {counted(self.searched, 'token')} {has} a massive activation, {self._where()}"
 
     @checks_arguments
     def count(self, context: str | None = None) -> Int[Tensor, " layer"]:
@@ -147,7 +148,7 @@ class MassiveActivations:
             >>> comparison.magnitude[ordinary].isfinite().all()
             tensor(True)
         """
-        rows = {place: row for row, place in enumerate(zip(tokens.triplet.tolist(), tokens.position.tolist(), strict=True))}
+        rows = {at: row for row, at in enumerate(zip(tokens.triplet.tolist(), tokens.position.tolist(), strict=True))}
         mask = torch.zeros(len(tokens), len(self.layers), dtype=torch.bool)
         for token in self.tokens:
             mask[rows[token.triplet, token.position], [self.layers.index(layer) for layer in token.layers]] = True
@@ -195,7 +196,7 @@ class MassiveActivations:
         return table(*listing(self), self._found())
 
     def _found(self) -> str:
-        of = f"{self.searched:,} tokens of {self.responses:,} responses"
+        of = f"{counted(self.searched, 'token')} of {counted(self.responses, 'response')}"
         if not self.tokens:
             return f"none in {of}, after layers {ranges(self.layers)}"
         return f"{len(self):,} of {of}, {self._where()}"
@@ -212,7 +213,7 @@ class MassiveActivations:
 
 
 def listing(found: MassiveActivations) -> tuple[list[str], list[tuple[object, ...]]]:
-    """The headings and rows of a table with one row a token, with its norms at the layer where the largest of them is."""
+    """The headings and rows of a table with one row per token, with its norms at the layer where the largest of them is."""
     contexts, strings = list(found.typical), [token.string for token in found.tokens]
     rows: list[tuple[object, ...]] = []
     for token, text in zip(found.tokens, readable(strings, strings), strict=True):

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.log_histogram import BINS, histogram_quantile, log_histogram
 from psr_lens.activations.paired_passes import Reading, row_counts
@@ -107,7 +109,9 @@ class HookStatistics:
 
     def __repr__(self) -> str:
         """Number of tokens, shape and mean magnitude, in one line."""
-        return f"HookStatistics({self.tokens:,} tokens of shape {tuple(self.mean.shape)}, mean ‖Δ‖ {self.mean_magnitude:.4g})"
+        return (
+            f"HookStatistics({counted(self.tokens, 'token')} of shape {tuple(self.mean.shape)}, mean ‖Δ‖ {self.mean_magnitude:.4g})"
+        )
 
     @checks_arguments
     def quantile(self, q: float) -> float:
@@ -201,7 +205,9 @@ class CapturedStatistics:
         """Numbers of hook points, tokens and groups, in one line."""
         tokens = next(iter(self.overall.values())).tokens if self.overall else 0
         groups = f", groups {', '.join(self.by_group)}" if self.by_group else ""
-        return f"CapturedStatistics({len(self.overall)} hook points, {tokens:,} tokens, span {self.span}{groups})"
+        return (
+            f"CapturedStatistics({counted(len(self.overall), 'hook point')}, {counted(tokens, 'token')}, span {self.span}{groups})"
+        )
 
     def _repr_html_(self) -> str:
         rows = [
@@ -232,7 +238,7 @@ class CapturedStatistics:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(KnownSettings):
     """Destination of `capture` that keeps statistics only; its memory does not grow with the number of triplets.
 
     Example:

@@ -22,6 +22,7 @@ from psr_lens import organism
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import versions
 from psr_lens._utils.safe_files import write_text
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.errors import ArtifactError, InputError, PsrLensError
 from psr_lens.evaluation.answer_cache import Answers
@@ -82,7 +83,7 @@ QUICK: Final = ("S-Const DiM", "A-PSR sequential, rank 4")
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(KnownSettings):
     """Settings of the benchmark; the defaults take about a quarter of an hour on two cores."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
@@ -104,7 +105,7 @@ class BenchmarkConfig:
     seed: int = 0
     """Seed of the questions, the sampling and the fits."""
     verify: bool = True
-    """Whether the models are held against plain transformers when they are loaded."""
+    """Whether the models are checked against plain transformers when they are loaded."""
 
     def __post_init__(self) -> None:
         """Check the names and the numbers."""

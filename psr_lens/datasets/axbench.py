@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import package
 from psr_lens.datasets._files import json_lines, shown, text_field
 from psr_lens.errors import InputError
@@ -111,7 +112,7 @@ class Axbench:
 
     def __repr__(self) -> str:
         """Numbers of concepts and examples."""
-        return f"Axbench({len(self.concepts)} concepts, {len(self.rows)} examples)"
+        return f"Axbench({counted(len(self.concepts), 'concept')}, {counted(len(self.rows), 'example')})"
 
     def _repr_html_(self) -> str:
         head = ("concept_id", "concept", "positive", "negative")

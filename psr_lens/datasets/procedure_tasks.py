@@ -1,4 +1,4 @@
-"""Small tasks of several steps, made from a seed, with the one right answer to each: where every step counts, an error is seen.
+"""Small multi-step tasks, made from a seed, with the one right answer to each, so that an error in any step shows in the result.
 
 They are checked by rules that look for the result alone: an answer in capitals, in other words, or as a pirate would give it, is right if
 its result is.

@@ -130,7 +130,7 @@ def side_by_side(
     alphas: Mapping[str, float],
     verdicts: Mapping[str, Judgement],
 ) -> AnswersByMethod:
-    """Answers that there are, by method, with what a judge said of them."""
+    """Existing answers by method, with the judge's scores."""
     traits = {name: tuple(map(float, verdict.trait)) for name, verdict in verdicts.items()}
     instructions = tuple(pair.instruction for pair in pairs)
     asked = tuple(pair.asked for pair in pairs)

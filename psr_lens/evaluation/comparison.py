@@ -19,6 +19,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import package
 from psr_lens.activations.massive_activations import MassiveActivations
 from psr_lens.errors import InputError
@@ -55,9 +56,9 @@ class MethodTrace:
 
     def __repr__(self) -> str:
         """Tokens, layers and hook points in one line."""
-        tokens, layers = self.magnitude.shape
+        tokens, layers = map(counted, self.magnitude.shape, ("token", "layer"))
         acts = f"acts at layers {', '.join(map(str, self.site_layers))}" if self.site_layers else "changes weights"
-        return f"MethodTrace({tokens} tokens × {layers} layers; {acts})"
+        return f"MethodTrace({tokens} × {layers}; {acts})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -107,7 +108,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         """Instruction, size and methods in one line."""
-        size = f"{len(self.tokens)} tokens × {len(self.layers)} layers, span {self.span}"
+        size = f"{counted(len(self.tokens), 'token')} × {counted(len(self.layers), 'layer')}, span {self.span}"
         return f"Comparison({self.instruction!r}, {size}; methods: {', '.join(self.methods)})"
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 from psr_lens import datasets, organism
 from psr_lens._utils.arguments import check
-from psr_lens._utils.yaml_config import check_keys, yaml_mapping
+from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluate import Calibration, ways_to_answer
 from psr_lens.evaluation.judge_settings import JudgeServer, check_settings
@@ -24,7 +24,7 @@ from psr_lens.replacement.compatibility import check_depth_and_width
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(KnownSettings):
     """Settings of `psr-lens evaluate`; paths are relative to the working directory."""
 
     judge: str | Mapping[str, Any]
@@ -38,7 +38,7 @@ class EvaluationConfig:
     model: str = "organism"
     """Name, folder or file, as for `psr_lens.load_model`."""
     verify: bool = True
-    """Whether the model is held against plain transformers when it is loaded."""
+    """Whether the model is checked against plain transformers when it is loaded."""
     pairs: str | None = None
     """File of questions and instructions, as for `psr-lens capture`; the alternative to `dataset`."""
     group: str | None = None
@@ -66,7 +66,7 @@ class EvaluationConfig:
             raise InputError("pairs", f"{got} of pairs and dataset", "one of the two")
         for name, kind in (("methods", Mapping), ("calibration", Mapping), ("sampling", Mapping), ("alphas", list | tuple)):
             if not isinstance(getattr(self, name), kind):
-                raise InputError(name, repr(getattr(self, name)), "a list" if name == "alphas" else "a mapping, one entry a line")
+                raise InputError(name, repr(getattr(self, name)), "a list" if name == "alphas" else "a mapping, one entry per line")
         if not isinstance(self.verify, bool):
             raise InputError("verify", repr(self.verify), "true or false")
         for name in ("out", "model", "trait", "block"):

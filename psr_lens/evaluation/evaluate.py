@@ -12,7 +12,7 @@ from typing import Any
 from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens._utils.progress import progress_bar
-from psr_lens._utils.yaml_config import check_keys
+from psr_lens._utils.yaml_config import KnownSettings, check_keys
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answer_cache import Answers, Judged
 from psr_lens.evaluation.evaluation_result import PROMPT_TARGET, Evaluation, Point
@@ -25,7 +25,7 @@ from psr_lens.results.judgement import Judge, checked_judge, given_sides
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(KnownSettings):
     """Which strengths to measure, which target coherences to look for, and how long.
 
     Example:
@@ -130,7 +130,7 @@ def evaluate(
         Curves, and what follows from them: `.table()`, `.calibrated(method, metric)`, `.difference(method, other, metric)`.
 
     Raises:
-        InputError: no pairs, no methods, a reserved name, or something other than a method or a judge in its place.
+        InputError: no pairs, no methods, a reserved name, or an argument of the wrong type.
         ArtifactError: a method was made for another model, or a file of the cache is damaged.
 
     Example:

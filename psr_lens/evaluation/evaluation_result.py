@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.evaluation.trait_at_coherence import OUTCOMES, Outcome, at_target
@@ -39,7 +40,7 @@ class Point:
     def __repr__(self) -> str:
         """Strength, mean scores and number of answers in one line."""
         at = "" if self.alpha is None else f"α = {self.alpha:g}, "
-        return f"Point({at}trait {self.mean('trait'):.1f}, coherence {self.mean('coherence'):.1f}; {len(self.answers)} answers)"
+        return f"Point({at}trait {self.mean('trait'):.1f}, coherence {self.mean('coherence'):.1f}; {counted(len(self.answers), 'answer')})"
 
     @property
     def judgement(self) -> Judgement:
@@ -79,7 +80,7 @@ class Calibrated:
     trait: float
     """Trait at the target, 0–100; NaN if unmeasured."""
     interval: Interval
-    """95 % bootstrap interval of the trait; the strength is found anew in each resample."""
+    """95 % bootstrap interval of the trait; the strength is found again in each resample."""
     outcome: Outcome
     """Whether the target was reached; see `psr_lens.evaluation.trait_at_coherence`."""
 
@@ -117,14 +118,15 @@ class Evaluation:
     def __repr__(self) -> str:
         """Questions, methods, strengths and targets in one line."""
         curves = ", ".join(f"{name} ({len(points)})" for name, points in self.curves.items())
-        return f"Evaluation({len(self.questions)} questions; methods (strengths): {curves}; targets: {', '.join(self.targets) or 'none'})"
+        targets = ", ".join(self.targets) or "none"
+        return f"Evaluation({counted(len(self.questions), 'question')}; methods (strengths): {curves}; targets: {targets})"
 
     @checks_arguments
     def calibrated(self, method: str, metric: str = "TA@C80") -> Calibrated:
         """What a method reaches at a target coherence.
 
         The interval comes from resamples of the questions. In each, all strengths (and the prompt, whose coherence is the target of TA@Cp)
-        are averaged over the same questions, and the strength is found anew: other questions would have led to another strength, and that
+        are averaged over the same questions, and the strength is found again, because other questions could lead to another strength, which
         is part of the number's uncertainty. Intervals at a fixed strength leave it out, and are too narrow where trait and coherence move
         in opposite directions.
 
@@ -213,7 +215,7 @@ class Evaluation:
         curves = table.select(metric=SIDES).to_markdown(("method", "alpha"), "metric")
         reached = table.select(metric=tuple(self.targets))
         targets = ", ".join(f"{metric}: coherence {target:.1f}" for metric, target in self.targets.items())
-        lines = [f"{len(self.questions)} questions; mean scores 0–100 with 95 % bootstrap intervals.\n"]
+        lines = [f"{counted(len(self.questions), 'question')}; mean scores 0–100 with 95 % bootstrap intervals.\n"]
         if len(reached):
             lines += [
                 f"Trait at a target coherence ({targets}):\n",

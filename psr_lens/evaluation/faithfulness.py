@@ -1,7 +1,7 @@
 """How faithfully replacements do what the prompt does: to the residual stream, to the next token, and token by token.
 
 All methods are read on the same response tokens, teacher-forced (Heyman & Vandeputte 2026, section 5 and figure 3), batch by batch. Sums
-are kept of each response, two numbers a layer of each token, and logits of only one batch at a time. The paraphrase baseline is the same
+are kept of each response, two numbers per layer of each token, and logits of only one batch at a time. The paraphrase baseline is the same
 instruction in other words.
 """
 
@@ -87,9 +87,9 @@ def _measured(reading: SideBySide, triplets: Sequence[Triplet], token_budget: in
     close = sums(NONE, *plans, *([PARAPHRASE] if reading.paraphrases else []))
     away = sums(NONE, *plans, PROMPT) if reading.paraphrases else {}
     at_sites = {label: [SiteSums(site, reading.span, count) for site in sites] for label, sites in reading.sites.items()}
-    finder, places = MassiveFinder(len(reading.layers), len(reading.contexts)), Rows(triplets, reading.span)
+    finder, all_rows = MassiveFinder(len(reading.layers), len(reading.contexts)), Rows(triplets, reading.span)
     for batch in reading.batches(triplets, token_budget):
-        rows = places.at(batch.indices)
+        rows = all_rows.at(batch.indices)
         for column, name in enumerate(reading.residuals):
             for context, unsteered in enumerate(batch.unsteered):
                 finder.look(column, context, unsteered.rows[name])
@@ -109,7 +109,7 @@ def _measured(reading: SideBySide, triplets: Sequence[Triplet], token_budget: in
             for site, found in zip(at_sites[steered.label], steered.sites, strict=True):
                 site.add(batch, rows, found)
     massive = finder.finish()
-    mask = massive.mask(places.offsets[-1])
+    mask = massive.mask(all_rows.offsets[-1])
     return BlockFaithfulness(
         count,
         {label: each.finish(mask) for label, each in close.items()},

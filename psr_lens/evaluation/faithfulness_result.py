@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens.activations.massive_activations import MassiveActivations
 from psr_lens.evaluation.distance import METRICS
 from psr_lens.evaluation.methods import NONE
@@ -54,7 +55,7 @@ class Closeness:
 
     def __repr__(self) -> str:
         """KL and agreement in one line."""
-        return f"Closeness(KL {self.divergence.value:.3g}, top-1 agreement {self.agreement.value:.3g}; {len(self.kl)} responses)"
+        return f"Closeness(KL {self.divergence.value:.3g}, top-1 agreement {self.agreement.value:.3g}; {counted(len(self.kl), 'response')})"
 
     @cached_property
     def relative_rmse(self) -> Estimate:
@@ -105,8 +106,8 @@ class Closeness:
 class SiteFaithfulness:
     """One hook point of a replacement: do its coefficients follow what the prompt calls for, and how much can its directions reach?
 
-    What is `missing` when an activation arrives is prompted − arriving: Δ_acc itself at the first hook point, and at later ones what the
-    earlier ones left of it.
+    What is `missing` when an activation arrives is prompted − arriving: Δ_acc itself at the first hook point, and at later ones what
+    remains after the earlier sites.
     """
 
     hook: str
@@ -136,7 +137,7 @@ class SiteFaithfulness:
 
     def __repr__(self) -> str:
         """Hook point, rank and size in one line."""
-        size = f"{len(self.response)} tokens of {len(self.delta)} responses"
+        size = f"{counted(len(self.response), 'token')} of {counted(len(self.delta), 'response')}"
         return f"SiteFaithfulness({self.hook!r}, rank {self.rank}; {size})"
 
     @cached_property
@@ -161,7 +162,7 @@ class SiteFaithfulness:
 
     @cached_property
     def filled(self) -> Estimate:
-        """Share of what is missing that the hook point adds; at most the ceiling, below 0 where it does harm."""
+        """Share of what is missing that the hook point adds; at most the ceiling, negative if it makes the match worse."""
         left = ratio(self.left, self.missing)
         return estimate(lambda weights: 1 - left(weights), len(self.delta))
 
@@ -183,7 +184,7 @@ class BlockFaithfulness:
 
     def __repr__(self) -> str:
         """Responses and methods in one line."""
-        return f"BlockFaithfulness({self.responses} responses; methods: {', '.join(self.methods)})"
+        return f"BlockFaithfulness({counted(self.responses, 'response')}; methods: {', '.join(self.methods)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -216,7 +217,8 @@ class Faithfulness:
         responses = sum(block.responses for block in self.blocks.values())
         kinds = ", ".join(filter(None, self.blocks))
         of = f" ({kinds})" if kinds else ""
-        return f"Faithfulness({self.instruction!r}, {responses} responses{of}, span {self.span}; methods: {', '.join(self.alphas)})"
+        size = f"{counted(responses, 'response')}{of}, span {self.span}"
+        return f"Faithfulness({self.instruction!r}, {size}; methods: {', '.join(self.alphas)})"
 
     def _repr_html_(self) -> str:
         last = f"relative RMSE, layer {self.layers[-1]}"
@@ -237,7 +239,7 @@ class Faithfulness:
 
     @checks_arguments
     def table(self, *, trait: str = "", settings: Mapping[str, object] | None = None) -> ResultTable:
-        """All numbers, one a row; `n` counts responses.
+        """All numbers, one per row; `n` counts responses.
 
         Metrics: `KL` (nats), `KL removed`, `top-1 agreement`; by layer `relative RMSE`, `relative RMSE without massive tokens`,
         `median relative error` (that of the median token), `explained energy`, `Pearson`, `Spearman`, `share of Δ in span`, `ceiling`,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.errors import InputError
 from psr_lens.evaluation.outlook_reading import LayerReader, Pair
@@ -92,7 +93,7 @@ class Outlook:
             rank: One of `ranks`; the suggested one if left out.
 
         Returns:
-            One number a layer, with its interval over responses.
+            One number per layer, with its interval over responses.
 
         Raises:
             InputError: another rank.
@@ -177,7 +178,7 @@ class Outlook:
 
     def __repr__(self) -> str:
         """Size, rank and what can be expected, in one line."""
-        size = f"{len(self.accumulated.energy)} responses, {self.tokens:,} tokens, {len(self.layers)} layers"
+        size = f"{counted(len(self.accumulated.energy), 'response')}, {counted(self.tokens, 'token')}, {counted(len(self.layers), 'layer')}"
         return f"Outlook({self.instruction!r}, {size}: at rank {self.rank}, {_percent(self.reachable(), -1)} can be expected)"
 
     def _repr_html_(self) -> str:
@@ -227,7 +228,7 @@ def outlook(
     """Estimate what a token-wise replacement can reach, before it is fitted: will it work, at which layers, with which rank?
 
     After each layer, the leading directions of Δ and a linear probe for the coefficient along each are taken from three quarters of the
-    responses and held against the rest, four times in turn; once with Δ itself, for a replacement at one layer, and once with what the
+    responses and checked against the rest, four times in turn; once with Δ itself, for a replacement at one layer, and once with what the
     layer adds to it, for one at all layers. Forward passes and linear algebra alone: no sampling, no gradient descent.
 
     Args:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import Rows
@@ -29,7 +30,7 @@ DOSE: Final = "relative dose"
 """What the table calls it."""
 
 PERCENTILE: Final = 0.99
-"""The quantile that is held against a limit, so that a single token does not decide."""
+"""The quantile that is compared with a limit, so that a single token does not decide."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,7 +46,7 @@ class Dose:
 
     def __repr__(self) -> str:
         """Size, mean and 99th percentile in one line."""
-        size = f"{len(self.ratio)} tokens × {len(self.layers)} hook points"
+        size = f"{counted(len(self.ratio), 'token')} × {counted(len(self.layers), 'hook point')}"
         return f"Dose({size}; mean {float(self.mean().value):.3g}, 99th percentile {self.quantile(0.99):.3g})"
 
     @checks_arguments

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import answer_all, mean_row
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, strengths
@@ -57,7 +58,8 @@ class Robustness:
     def __repr__(self) -> str:
         """Instruction, questions and methods in one line."""
         questions = len(self.plain[PROMPT].trait)
-        return f"Robustness({self.instruction!r} against {self.counter[0]!r}, {questions} questions; methods: {', '.join(self.alphas)})"
+        size = counted(questions, "question")
+        return f"Robustness({self.instruction!r} against {self.counter[0]!r}, {size}; methods: {', '.join(self.alphas)})"
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

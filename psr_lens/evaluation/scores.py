@@ -82,7 +82,7 @@ def scores_at(
         Mean scores with 95 % bootstrap intervals over questions.
 
     Raises:
-        InputError: no pairs, or something other than a replacement or a judge in its place.
+        InputError: no pairs, or an argument of the wrong type.
         ArtifactError: the replacement was made for another model.
 
     Example:
@@ -149,7 +149,7 @@ def best_alpha(
         sampling: How answers are drawn.
 
     Raises:
-        InputError: no strengths, no pairs, something other than a replacement or a judge in its place, or a judge that gives no trait,
+        InputError: no strengths, no pairs, an argument of the wrong type, or a judge that gives no trait,
             or no coherence with `min_coherence` above 0.
         ArtifactError: the replacement was made for another model.
 
@@ -198,8 +198,7 @@ def calibrate(
         The same replacement with its `recommended_alpha`.
 
     Raises:
-        InputError: no strengths, no pairs, a negative margin, something other than a replacement or a judge in its place, or a judge that
-            gives no trait.
+        InputError: no strengths, no pairs, a negative margin, an argument of the wrong type, or a judge that gives no trait.
         ArtifactError: the replacement was made for another model.
 
     Example:
@@ -238,7 +237,7 @@ def _best(curve: Sequence[Scores], min_coherence: float) -> Scores:
 
 
 def _checked_sides(scores: Sequence[Scores], min_coherence: float) -> tuple[Side, ...]:
-    """The kinds of score that there are, among them those that are needed to choose a strength."""
+    """The kinds of score present, including those required to choose a strength."""
     given = _given(scores)
     for side in SIDES:
         if side not in given and (side == "trait" or min_coherence > 0):
@@ -274,7 +273,7 @@ def best_layer(
         The replacement with the highest sum of trait and coherence at alpha 1, or the highest score of the only kind that the judge gives.
 
     Raises:
-        InputError: no layers, no pairs, something other than a judge in its place, or a judge that can score no answer.
+        InputError: no layers, no pairs, an argument of the wrong type, or a judge that can score no answer.
 
     Example:
         >>> few = psr.SamplingConfig(max_new_tokens=8)
@@ -297,7 +296,7 @@ def best_layer(
 
 
 def _given(scores: Sequence[Scores]) -> tuple[Side, ...]:
-    """The kinds of score that there are in any of some results of one judge."""
+    """The kinds of score present in any result of one judge."""
     return tuple(side for side in SIDES if any(math.isfinite(getattr(each, side)) for each in scores))
 
 

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.arguments import check_fields, checks_arguments
+from psr_lens._utils.numbers import counted
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.datasets import Procedure
 from psr_lens.errors import InputError
@@ -55,7 +57,7 @@ class Check(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class SideEffects:
+class SideEffects(KnownSettings):
     """Which side effects `collateral` measures besides trait and coherence.
 
     Example:
@@ -70,8 +72,8 @@ class SideEffects:
     """Neutral texts for the perplexity. Triplets are read after their own prompts; strings without a question, under the prompt after the
     instruction on a line of its own. None takes the model's own unsteered answers."""
     procedures: Sequence[Procedure] = ()
-    """Tasks of several steps, such as `datasets.procedures(50)`, that every method does too, under the instruction where it is a prompt;
-    the metric `procedures` is the percentage of right results."""
+    """Multi-step tasks, such as `datasets.procedures(50)`, to run with every method, with the instruction where the method is a prompt;
+    metric `procedures`: percentage of correct results."""
     dose_limit: float | None = None
     """Largest relative dose, ‖added‖ / ‖activation‖, that 99 % of the tokens should keep at every layer; a method that exceeds it is named
     by a warning, the result and its table. None for no limit."""
@@ -148,7 +150,7 @@ class Collateral:
     def __repr__(self) -> str:
         """Instruction, questions, methods and metrics in one line."""
         metrics = ", ".join([*self.scores, "perplexity", *[DOSE] * bool(self.doses)])
-        methods = f"{len(self.answers[NONE])} questions; methods: {', '.join(self.alphas)}; metrics: {metrics}"
+        methods = f"{counted(len(self.answers[NONE]), 'question')}; methods: {', '.join(self.alphas)}; metrics: {metrics}"
         over = f"; {DOSE} over {self.dose_limit:g}: {', '.join(self.overdosed)}" if self.overdosed else ""
         return f"Collateral({self.instruction!r}, {methods}{over})"
 
@@ -217,9 +219,8 @@ class Collateral:
                     rows.append(mean_row(method, name, values, trait=trait, block=block, alpha=self.alphas.get(method)))
         for method in self.surprise:
             measured = {"perplexity": self.perplexity(method), "perplexity ratio": self.perplexity_ratio(method)}
-            for name, each in measured.items():
-                alpha = self.alphas.get(method)
-                rows.append(Result(method, name, float(each.value), each.n, each.interval(), trait, block, alpha))
+            labels = (trait, block, self.alphas.get(method))
+            rows += [Result(method, name, float(each.value), each.n, each.interval(), *labels) for name, each in measured.items()]
         for method, dose in self.doses.items():
             rows += dose_rows(method, dose, self.dose_limit, {"trait": trait, "block": block, "alpha": self.alphas[method]})
         limit = {} if self.dose_limit is None else {"dose_limit": self.dose_limit, "overdosed": list(self.overdosed)}

@@ -19,6 +19,8 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from psr_lens._utils.numbers import counted
+
 Outcome = Literal["reached", "above", "below", "unmeasured"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("reached", "above", "below", "unmeasured")
 
@@ -32,6 +34,11 @@ class AtTarget(NamedTuple):
     """Strength; NaN if unmeasured."""
     outcome: Int[np.ndarray, " curve"]
     """Index into `OUTCOMES`."""
+
+    def __repr__(self) -> str:
+        """How many curves have which outcome, on one line."""
+        counts = [(int((self.outcome == index).sum()), name) for index, name in enumerate(OUTCOMES)]
+        return f"AtTarget({counted(len(self.outcome), 'curve')}: {', '.join(f'{count} {name}' for count, name in counts if count)})"
 
 
 def at_target(

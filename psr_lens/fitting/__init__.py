@@ -1,1 +1,1 @@
-"""Learning replacements: `fit`, and one file a solver."""
+"""Learning replacements: `fit`, and one file per solver."""

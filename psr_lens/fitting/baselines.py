@@ -1,4 +1,4 @@
-"""Baselines in closed form: one direction a site, from the differences between the two contexts.
+"""Baselines in closed form: one direction per site, from the differences between the two contexts.
 
 With several sites, `difference_in_means` uses what each layer adds by itself (Δ_loc), since what earlier sites add is still in the residual
 stream at a later one. A single site uses the whole difference to the unsteered run (Δ_acc).

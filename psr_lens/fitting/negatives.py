@@ -12,8 +12,8 @@ from psr_lens.prompts import Triplet
 def check_no_negatives(triplets: Sequence[Triplet], config: str) -> None:
     """Refuse responses without the trait.
 
-    What they say is what the model does at a strength near 0, where (without an offset) nothing is added whatever is learned. A mean takes
-    no notice of strengths, nor does an adapter.
+    What they say is what the model does at a strength near 0, where (without an offset) nothing is added whatever is learned. A mean
+    ignores strengths, and so does an adapter.
 
     Raises:
         InputError: there is one; the error shows the settings `config`.

@@ -53,7 +53,7 @@ def fit_reft_r1(
     *,
     checkpoint: str | Path | None = None,
 ) -> Trained:
-    """Train one direction a site; several sites are trained together, each with latents of its own.
+    """Train one direction per site; several sites are trained together, each with latents of its own.
 
     The sequence is the span of the settings. The result is constant steering: the directions have length 1, and the bias is the mean
     coefficient over the triplets.
@@ -95,9 +95,9 @@ class ReftR1(Likelihood):
     def _steering(self, batch: ContextBatch, indices: Sequence[int], penalties: list[Tensor]) -> list[tuple[str, Any]]:
         return self._hooks(batch, penalties, {name: [] for name in self.parameters.names})
 
-    def _hooks(self, batch: ContextBatch, penalties: list[Tensor], strengths: dict[str, list[Tensor]]) -> list[tuple[str, Any]]:
+    def _hooks(self, batch: ContextBatch, penalties: list[Tensor], latents: dict[str, list[Tensor]]) -> list[tuple[str, Any]]:
         return [
-            (name, _reft_hook(site.directions, batch.span, penalties, strengths[name]))
+            (name, _reft_hook(site.directions, batch.span, penalties, latents[name]))
             for name, site in self.parameters.sites().items()
         ]
 
@@ -114,7 +114,7 @@ def _reft_hook(
     directions: Float[Tensor, "*head 1 width"],
     span: Bool[Tensor, "batch position"],
     penalties: list[Tensor],
-    strengths: list[Tensor],
+    means: list[Tensor],
 ) -> Any:
     def hook(activation: Tensor, hook: Any) -> Tensor:
         device = activation.device
@@ -127,9 +127,9 @@ def _reft_hook(
             # Latents are never negative, so the zeros outside of the span are never chosen before a positive one.
             largest = latents.topk(min(TOP_K, span.shape[1]), dim=1).values.sum(1)
             penalties.append((latents.sum(1) - largest).sum().to(span.device))
-            strength = largest / span.sum(1).clamp(max=TOP_K).to(device).reshape(-1, *[1] * (largest.ndim - 1))
-            strengths.append(strength.detach().to(span.device))
-            added = per_head(strength[:, None] * inside, here)
+            mean = largest / span.sum(1).clamp(max=TOP_K).to(device).reshape(-1, *[1] * (largest.ndim - 1))
+            means.append(mean.detach().to(span.device))
+            added = per_head(mean[:, None] * inside, here)
             return activation + added.to(activation.dtype)
 
     return hook

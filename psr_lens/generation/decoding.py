@@ -123,18 +123,18 @@ class Decoding:
         rows = torch.arange(len(tokens), device=device)
         unfinished = torch.ones_like(rows, dtype=torch.bool)
         new = tokens
-        for place in range(steps):
+        for position in range(steps):
             logits = step(new, mask)
             wrong = unfinished & ~finite_rows(logits)
-            chosen = choose(logits, drawn[rows, :place], draws[:, place])
-            drawn[rows, place] = chosen
-            ending = unfinished & ended(drawn[rows, : place + 1], unfinished)
-            lengths[rows[ending]] = place + 1
+            chosen = choose(logits, drawn[rows, :position], draws[:, position])
+            drawn[rows, position] = chosen
+            ending = unfinished & ended(drawn[rows, : position + 1], unfinished)
+            lengths[rows[ending]] = position + 1
             unfinished &= ~ending
             left, broken = torch.stack([unfinished.sum(), wrong.sum()]).tolist()
             if broken:
                 row = int(rows[wrong.nonzero()[0, 0]])
-                raise NotFiniteError(row, drawn[row, :place].tolist())
+                raise NotFiniteError(row, drawn[row, :position].tolist())
             if not left:
                 break
             new = chosen[:, None]

@@ -12,7 +12,7 @@ import numpy as np
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
-from psr_lens._utils.numbers import is_whole
+from psr_lens._utils.numbers import counted, is_whole
 from psr_lens.activations.massive_activations import massive_activations
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
@@ -40,8 +40,9 @@ class Dropped:
     response: str
     """The response as text."""
     reason: Reason
-    """`"empty"`; `"without a score"`, if the judge could not give a score of a kind that it gives; `"incoherent"` or `"without the trait"`,
-    if that score is below 50; `"without the marker"`, if `answers_after` did not find the text that ends a thought."""
+    """`"empty"`; `"without a score"`, if the judge could not give one of the scores it should give; `"incoherent"` or
+    `"without the trait"`, if that score is below 50; `"without the marker"`, if `answers_after` did not find the text that ends a
+    thought."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,7 +115,7 @@ class Triplets(Sequence[Triplet]):
     def _counts(self) -> str:
         counts = Counter(each.reason for each in self.dropped)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-        return f"{len(self.kept)} triplets kept, {len(self.dropped)} dropped" + (f" ({reasons})" if reasons else "")
+        return f"{counted(len(self.kept), 'triplet')} kept, {len(self.dropped)} dropped" + (f" ({reasons})" if reasons else "")
 
     def _repr_html_(self) -> str:
         rows = [(each.pair.question, each.response, each.trait, each.coherence) for each in self.kept[:_SHOWN]]

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import padded
 from psr_lens.errors import InputError, ModelError
@@ -43,7 +44,7 @@ class Response:
 
     def __repr__(self) -> str:
         """The text and its length, on one line."""
-        return f"Response({shortened(self.text)}, {len(self.ids)} tokens)"
+        return f"Response({shortened(self.text)}, {counted(len(self.ids), 'token')})"
 
 
 @checks_arguments

@@ -8,11 +8,12 @@ from typing import Any
 
 from psr_lens._utils.arguments import CHECKS
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.errors import InputError
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(KnownSettings):
     r"""How responses are sampled; each setting means what it means in transformers' `generate`, whose own code carries it out.
 
     Example:
@@ -26,7 +27,7 @@ class SamplingConfig:
     max_new_tokens: int = 128
     """Maximum number of tokens in a response, including the end token; the model's context may allow fewer."""
     seed: int = 0
-    """Seed of the random streams, of which every prompt has one."""
+    """Seed of the random streams; each prompt has its own."""
     token_budget: int = 16_384
     """Maximum number of tokens in a batch, prompts and responses together."""
     top_p: float = 1.0
@@ -34,7 +35,7 @@ class SamplingConfig:
     top_k: int = 0
     """Sample from this many of the likeliest tokens; 0 for no limit."""
     min_p: float = 0.0
-    """Sample from the tokens that are at least this times as probable as the likeliest, 0–1; 0 for no limit."""
+    """Sample from the tokens that are at least this fraction as probable as the likeliest, 0–1; 0 for no limit."""
     repetition_penalty: float = 1.0
     """Logits of tokens in the prompt or the response are divided by this if positive, else multiplied by it; 1 for no penalty."""
     min_new_tokens: int = 0
@@ -52,7 +53,7 @@ class SamplingConfig:
             if not is_whole(value) or value < least:
                 raise InputError(name, repr(value), f"a whole number, {least} or more")
         if not is_real(self.top_p) or not 0 < self.top_p <= 1:
-            raise InputError("top_p", repr(self.top_p), "a number above 0, and 1 at most", "1 leaves it out.")
+            raise InputError("top_p", repr(self.top_p), "a number above 0 and at most 1", "1 leaves it out.")
         if not is_real(self.min_p) or not 0 <= self.min_p <= 1:
             raise InputError("min_p", repr(self.min_p), "a number from 0 to 1", "0 leaves it out.")
         if not is_real(self.repetition_penalty) or not 0 < self.repetition_penalty < float("inf"):

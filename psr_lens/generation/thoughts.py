@@ -91,7 +91,7 @@ def think(
 def answers_after(model: HookedModel, triplets: Sequence[Triplet], after: str = THINK) -> Triplets:
     """Triplets of whole responses as triplets of answers: what comes before an answer becomes the end of both prompts.
 
-    The ids of a response are divided, not made anew: the answer begins with the token after the one that completes the marker.
+    The response's ids are split, not re-tokenised: the answer begins with the token after the one that completes the marker.
 
     Args:
         model: Model whose tokenizer is used.
@@ -132,7 +132,9 @@ def _check_marker(tokenizer: Any, after: str) -> None:
         raise InputError("after", repr(after), "the text that ends a thought, such as '</think>'")
     added = {token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special}
     if found := [each for each in {*added, *tokenizer.all_special_tokens} if each.strip() and each in after]:
-        raise InputError("after", repr(after), f"a text without the special token {found[0]!r}, which no text of a response has")
+        raise InputError(
+            "after", repr(after), f"a text without the special token {found[0]!r}, which never occurs in the text of a response"
+        )
 
 
 def _thought_length(tokenizer: Any, ids: Sequence[int], after: str) -> int:

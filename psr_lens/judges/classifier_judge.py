@@ -225,7 +225,7 @@ def check_settings(
     """Check what `classifier` takes, from the classifier's config and tokenizer, without its weights.
 
     Raises:
-        InputError: as for `classifier`, but for the device.
+        InputError: as for `classifier`, except the device.
         ModelError: the config or the tokenizer cannot be read.
     """
     from transformers import AutoConfig, AutoTokenizer

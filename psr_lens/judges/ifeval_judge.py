@@ -10,6 +10,7 @@ import numpy as np
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import versions as versions_of
 from psr_lens.datasets import IfevalRow, Instruction
 from psr_lens.errors import InputError
@@ -122,7 +123,7 @@ class IfevalJudge:
 
     def __repr__(self) -> str:
         """One line: the instruction, or the number of rows, and settings that are not the defaults."""
-        what = f"{len(self._tasks)} rows" if self._orders else repr(self._tasks[0].instructions[0].id)
+        what = counted(len(self._tasks), "row") if self._orders else repr(self._tasks[0].instructions[0].id)
         loose = "" if self.accuracy == "strict" else f", accuracy={self.accuracy!r}"
         return f"IfevalJudge({what}{loose}{'' if self.score == 'all' else f', score={self.score!r}'})"
 

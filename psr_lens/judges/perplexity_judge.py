@@ -13,6 +13,7 @@ from jaxtyping import Float
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import digest_of, json_text
 from psr_lens._utils.ngrams import repeated_share
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError, ModelError
 from psr_lens.judges.clean_text import sendable
 from psr_lens.results.judgement import Judgement, check_texts
@@ -153,7 +154,7 @@ class PerplexityJudge:
     def __repr__(self) -> str:
         """One line, with the scale in nats per token and the share of trigrams that may be repeated."""
         scale = f"fluent={self.fluent:.2f}, garbage={self.garbage:.2f}, natural={self.natural:.2f}"
-        return f"PerplexityJudge({len(self.pairs)} questions, given={self.given!r}, {scale})"
+        return f"PerplexityJudge({counted(len(self.pairs), 'question')}, given={self.given!r}, {scale})"
 
     def _reason(self, surprisal: float, repeated: float) -> str:
         if math.isnan(surprisal):
@@ -237,7 +238,7 @@ def perplexity(
     Args:
         model: The model, unsteered.
         pairs: Prompts of all questions to be judged.
-        references: Answers taken to be coherent, one per pair, of which empty ones do not count; if None, the model's own unsteered
+        references: Answers taken to be coherent, one per pair (empty ones are ignored); if None, the model's own unsteered
             answers. With `given="prompted"` these are answers to the prompt with the instruction.
         given: The prompt that answers are read after: `"base"`, `"prompted"` or `"either"`.
         sampling: How references are sampled, if none are given.

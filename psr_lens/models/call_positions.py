@@ -78,7 +78,7 @@ class Sequences:
         return self._found_firsts()
 
     def _check_one_text_a_row(self) -> None:
-        """Refuse packed rows, of which each text would need a start of its own: position ids that do not rise from token to token."""
+        """Refuse several texts packed into one row, seen by position ids that do not increase: each text would need its own start."""
         numbers = self.numbers
         if numbers is None or numbers.ndim != 2 or numbers.shape[1] != self.width:
             return
@@ -90,7 +90,7 @@ class Sequences:
         if bool(((numbers.diff(dim=1) <= 0) & is_token[:, 1:] & is_token[:, :-1]).any()):
             raise InputError(
                 "position_ids",
-                "ids that do not rise from token to token, as of several texts in a row",
+                "ids that do not increase along the sequence, as if several texts were packed into one row",
                 "one text in each row",
                 "Give each text a row of its own, or pass `start=`.",
             )
@@ -159,7 +159,7 @@ class Call:
     sequences: Sequences
     """What it reads or continues; one object for all calls that continue the same sequences."""
     past: int | None
-    """Number of columns before its own, in the cache; None if the cache does not tell."""
+    """Number of columns before its own, in the cache; None if the cache does not say."""
     rows: int
     """Number of sequences, with beams."""
     length: int
@@ -173,12 +173,12 @@ class Call:
         """`past`, if it is known.
 
         Raises:
-            InputError: the cache does not tell its length.
+            InputError: the length of the cache is unknown.
         """
         if self.past is None:
             raise InputError(
                 "model",
-                "a call behind a cache that does not tell its length and was filled elsewhere",
+                "a call behind a cache whose length is unknown and that was filled elsewhere",
                 "a cache that was filled inside the block",
                 "Read the prompt inside the block too.",
             )

@@ -23,8 +23,8 @@ _CENTRED: Final = 2e-3
 def fingerprint(model: HookedModel) -> dict[str, Any]:
     """What an artifact records of the model that it was made with: what `model_identity` gives, and `verified`.
 
-    `verified` says how `load_model` held the model against plain transformers: the largest difference of logits in units of their standard
-    deviation, the type of the weights, and the number of tokens. It is False for a model that was not.
+    `verified` says how `load_model` checked the model against plain transformers: the largest difference of logits in units of their
+    standard deviation, the type of the weights, and the number of tokens. It is False for a model that was not.
     """
     verification = verification_of(model)
     return model_identity(model) | {"verified": False if verification is None else verification.to_json()}

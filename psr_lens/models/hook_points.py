@@ -15,6 +15,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import CHECKS, checks_arguments, described, fits
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.sequences import ranges
 from psr_lens.errors import InputError
 from psr_lens.models.forward_pass import forward
@@ -86,7 +87,7 @@ class HookPointTable(tuple[HookPointInfo, ...]):
     def __repr__(self) -> str:
         """How many points there are, and at how many layers."""
         layers = {point.layer for point in self} - {None}
-        return f"HookPointTable({len(self)} hook points, {len(layers)} layers)"
+        return f"HookPointTable({counted(len(self), 'hook point')}, {counted(len(layers), 'layer')})"
 
     def _repr_html_(self) -> str:
         return table(_HEAD, [self._row(kind) for kind in self._kinds()])
@@ -133,8 +134,8 @@ def layer_of(name: str) -> int | None:
 def hook_points(model: HookedModel) -> HookPointTable:
     """Every distinct hook point that fires in a forward pass of `model`, in the order of firing, as a table.
 
-    A point with several names on a bridge is listed once. Points that do not fire by default are left out (such as `attn.hook_result`
-    before `model.set_use_attn_result(True)`). Takes one forward pass of ten tokens.
+    A hook point that has several names in a bridge is listed once. Points that do not fire by default are left out (such as
+    `attn.hook_result` before `model.set_use_attn_result(True)`). Takes one forward pass of ten tokens.
 
     Raises:
         InputError: `model` is not a model with hook points.

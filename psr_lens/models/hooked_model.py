@@ -22,7 +22,7 @@ class WithTokenizer(Protocol):
 
     @property
     def cfg(self) -> Any:
-        """Its sizes."""
+        """The model's configuration."""
 
     @property
     def tokenizer(self) -> Any:

@@ -1,4 +1,4 @@
-"""Holding a model that is loaded already against plain transformers, wherever there is a plain model to hold it against."""
+"""Checking an already loaded model against plain transformers, where one is available."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class _NothingToCompareError(Exception):
 
 
 def verify_loaded(model: HookedModel) -> None:
-    """Hold a model that is loaded already against plain transformers, and record the result for its fingerprint.
+    """Check an already loaded model against plain transformers, and record the result for its fingerprint.
 
     A bridge, and a `HookedTransformer` that `load_model` made, are compared with the transformers model that they share weights with; any
-    other model with the one that its config names, read anew. Processing by TransformerLens (folded norms, centred weights) may shift all
-    logits of a position by a constant, which is left out of the comparison. A model with nothing to compare it with is told in a warning of
-    one line, and counts as unverified.
+    other model with the one that its config names, read again. Processing by TransformerLens (folded norms, centred weights) may shift all
+    logits of a position by a constant, which is left out of the comparison. If there is nothing to compare a model with, a warning
+    says so, and the model counts as unverified.
 
     Args:
         model: The model; its mode, weights and hooks stay as they are.
@@ -48,7 +48,7 @@ def verify_loaded(model: HookedModel) -> None:
         probe, source = _probe(model)
     except _NothingToCompareError as reason:
         record_verification(model, None)
-        warnings.warn(f"model: this {kind} was not held against plain transformers: {reason}.", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"model: this {kind} was not checked against plain transformers: {reason}.", RuntimeWarning, stacklevel=3)
         return
     try:
         with frozen(model):
@@ -57,12 +57,12 @@ def verify_loaded(model: HookedModel) -> None:
         if source is None:
             raise
         raise DisagreementError(
-            f"{error} It was held against {source}, which its config names. If it is another model, give it another `cfg.model_name`."
+            f"{error} It was compared with {source}, which its config names. If it is another model, give it another `cfg.model_name`."
         ) from error
 
 
 def _probe(model: HookedModel) -> tuple[Probe, Source | None]:
-    """What the model is held against, and where that was read from; None if the model itself holds it.
+    """What the model is compared with, and where that was read from; None if the model itself contains it.
 
     Raises:
         _NothingToCompareError: there is no plain model.

@@ -38,7 +38,7 @@ def load_model(
     n_devices: int = 1,
     verify: bool = True,
 ) -> HookedModel:
-    """Load a model with unprocessed weights, and hold it against plain transformers: it has the same logits, or it is refused.
+    """Load a model with unprocessed weights and check that its logits match plain transformers; refuse it if they do not.
 
     The weights are read by transformers, and a probe of token ids is run through that model first, then through the class of
     TransformerLens: all positions at once, and decode steps with a KV cache. What was found is the entry `verified` of the model's
@@ -47,7 +47,7 @@ def load_model(
     Args:
         name_or_path: `"organism"` or `"organism-gpt2"` (shipped with the package), a name that TransformerLens knows, a local
             Hugging Face folder (with an adapter: the adapted model), a `.gguf` file, or a model that is already loaded, which is
-            returned unchanged: it is held against the transformers model that it holds, or else against the one that its config
+            returned unchanged: it is checked against the transformers model that it contains, or else against the one that its config
             names. If there is neither, a warning says so, and `verified` is False.
         device: Where the weights go; `"auto"` takes a GPU if there is one. This and the other options but `verify` say how weights
             are read, and cannot be given with a model that is already loaded.
@@ -57,7 +57,7 @@ def load_model(
         device_map: Spread the model over devices as accelerate does: `"auto"`, `"balanced"`, `"sequential"`, or a mapping from part of
             the model to device. Used instead of `device`; for a bridge only.
         n_devices: Number of GPUs to split the layers over.
-        verify: Whether to hold the model against plain transformers. It takes a few forward passes, over a sequence longer than the
+        verify: Whether to check the model against plain transformers. It takes a few forward passes, over a sequence longer than the
             model's sliding windows; False is for models that are too large for that.
 
     Returns:
@@ -124,7 +124,7 @@ def _refuse_options(**options: Any) -> None:
     for name, given in options.items():
         if given != inspect.signature(load_model).parameters[name].default:
             raise InputError(
-                name, repr(given), "nothing, since the model is already loaded", "Give its name or folder to load it anew."
+                name, repr(given), "nothing, since the model is already loaded", "Give its name or folder to load it again."
             )
 
 
@@ -189,7 +189,7 @@ class _Loading:
         return self._checked(as_bridge(self._plain, read_tokenizer(self.source), self.source), "TransformerBridge")
 
     def of_transformer_lens(self, hooked: bool) -> HookedModel:
-        """A toy model of TransformerLens's own, of which transformers has no version to hold it against."""
+        """A toy model of TransformerLens's own; transformers has no version to compare it with."""
         dtype = torch.float32 if self.dtype == "auto" else self.dtype
         return _ready(toy_model(self.source, self.placement, dtype, hooked=hooked))
 
@@ -206,7 +206,7 @@ class _Loading:
             record_verification(ready, verify_model(ready, self._probe, kind))
             if self._probe.unreached is not None:
                 warnings.warn(
-                    f"model: {self.source} was held against transformers on only {self._probe.length:,} tokens, fewer than its "
+                    f"model: {self.source} was checked against transformers on only {self._probe.length:,} tokens, fewer than its "
                     f"window or original context of {self._probe.unreached:,}, since more would take too long or too much memory here.",
                     RuntimeWarning,
                     stacklevel=4,

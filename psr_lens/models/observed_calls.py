@@ -331,7 +331,7 @@ class ModelCalls:
 
 
 def _length(cache: Any, known: _Cached | None, cache_position: Tensor | None, in_scope: bool) -> int | None:
-    """Number of columns in a cache before a call; None if it does not tell."""
+    """Number of columns in a cache before a call; None if it is unknown."""
     if cache is None:
         return 0
     if hasattr(cache, "past_keys"):  # HookedTransformer's

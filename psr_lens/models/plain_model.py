@@ -1,6 +1,6 @@
 """The plain transformers model behind a model of TransformerLens, on the same weights: it gives the same logits in less time.
 
-A bridge has wrapped the modules of one; they are taken out of their wrappers, at each call anew, so that whatever was changed is seen. A
+A bridge has wrapped the modules of one; they are taken out of their wrappers, at each call again, so that whatever was changed is seen. A
 `HookedTransformer` keeps the one that it was loaded from, whose weights its own are views of, and is compared with it at each call.
 """
 
@@ -190,7 +190,7 @@ def _modules_of(model: nn.Module) -> tuple[tuple[str, type], ...]:
 
 
 def _settings_of(model: HookedModel) -> dict[str, Any]:
-    """The config but for the model's name and for switches that add hook points."""
+    """The config except the model's name and switches that add hook points."""
     return {name: value for name, value in vars(model.cfg).items() if name != "model_name" and not name.startswith("use_attn_")}
 
 

@@ -242,8 +242,8 @@ def _adapted(source: Source, adapter: Mapping[str, Any], placement: Placement, d
         peft = package("peft", "peft")
     except MissingPackageError as error:
         raise ModelError(
-            f"model: {source} holds an adapter ({kind}), and would be another model without it. {error} "
-            "Or merge the adapter into the weights (`merge_and_unload` of peft), save them, and give that folder."
+            f"model: {source} holds an adapter ({kind}), and is a different model without it. {error} "
+            "Alternatively, merge the adapter into the weights (`merge_and_unload` of peft), save them, and give that folder."
         ) from error
     with _base_of(source, adapter) as base:
         model = _read(base, placement, dtype)

@@ -1,4 +1,4 @@
-"""Holding a model against plain transformers: the same logits, with and without a KV cache, or it is refused.
+"""Checking a model against plain transformers: it is refused unless its logits are the same, with and without a KV cache.
 
 A probe of token ids goes through transformers' model before a class of TransformerLens takes it over, and then through that class. The
 probe is longer than every sliding window and every original context scale (RoPE scaling) of the config, since that is where they show.
@@ -53,7 +53,7 @@ _STEPS: Final = 2
 
 @dataclass(frozen=True)
 class Verification:
-    """How a model was held against plain transformers."""
+    """How a model was checked against plain transformers."""
 
     difference: float
     """Largest difference of logits, in units of their standard deviation."""
@@ -86,7 +86,7 @@ class Passage:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What a model is held against."""
+    """What a model is compared with."""
 
     short: Passage
     """A few tokens."""
@@ -170,7 +170,7 @@ def _passage(model: Any, ids: Int[Tensor, " position"]) -> Passage:
 
 
 def verify_model(model: HookedModel, probe: Probe, kind: str) -> Verification:
-    """Hold a loaded model against a probe: all positions of one pass, then prompts of unequal lengths and decode steps with the cache.
+    """Compare a loaded model with a probe: all positions of one pass, then prompts of unequal lengths and decode steps with the cache.
 
     Args:
         model: The model of TransformerLens.
@@ -275,7 +275,7 @@ class _enough_memory:  # noqa: N801 (a context manager)
         """Replace torch's error."""
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise ModelError(
-                "model: there is not enough memory to hold it against plain transformers. `verify=False` loads it without this check."
+                "model: there is not enough memory to check it against plain transformers. `verify=False` loads it without this check."
             ) from error
 
 
@@ -297,5 +297,5 @@ def record_verification(model: HookedModel, verification: Verification | None) -
 
 
 def verification_of(model: HookedModel) -> Verification | None:
-    """How a model was held against plain transformers; None if it was not."""
+    """How a model was checked against plain transformers; None if it was not."""
     return _records.get(model)

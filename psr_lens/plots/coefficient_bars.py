@@ -74,13 +74,13 @@ def coefficient_text(
 
     The first bar is `α·‖λ(A)·z‖`, the second the part of (prompted activation − arriving activation) along the replacement's directions,
     in the same units and on the same scale. Where the prompt pushes against the direction, the bar points up; a ReLU cannot follow.
-    A slider goes over the layers at which the replacement acts.
+    A slider selects among the layers at which the replacement acts.
 
     Args:
         result: Result of `psr.compare`.
         method: Name of the replacement.
         triplet: Index of the response.
-        layer: The only layer to show; by default a slider goes over all, and begins at the one where the replacement adds most.
+        layer: The only layer to show; by default a slider selects among all, and begins at the one where the replacement adds most.
         word: What stands above the bars: the token that was `read`, or the next one, which is `predicted` from the activation.
         max_layers: Most layers of the slider; of more, evenly spaced ones are offered, with the one where most is added.
 

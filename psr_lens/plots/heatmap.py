@@ -59,7 +59,7 @@ def magnitude_heatmap(
     response token. Buttons switch between scales:
 
     - `absolute`: ‖Δ‖ in the activation's units, which grows with depth;
-    - `layer`: ‖Δ‖ over the median of the prompt's ‖Δ‖ at that layer, which shows which tokens are pushed at every layer alike;
+    - `layer`: ‖Δ‖ over the median of the prompt's ‖Δ‖ at that layer, which shows which tokens are pushed equally at every layer;
     - `relative`: ‖Δ‖ / ‖A‖, the change relative to the activation that is changed;
     - `projection`: Δ along the mean of the prompt's Δ at that layer, in lengths of that mean: the coefficient of a token on the
       difference in means. It is 1 on average over the prompt's tokens, and 1 everywhere for a constant;

@@ -30,7 +30,7 @@ _LONGEST: Final = 10
 def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     """Tokens that each direction promotes, left, and suppresses, right, coloured by their logits.
 
-    Up to 48 directions are rows of one table; of more, a slider goes from layer to layer.
+    Up to 48 directions are rows of one table; for more, a slider selects among the layers.
 
     Args:
         lens: Result of `psr.logit_lens`.

@@ -31,7 +31,7 @@ def by_response(
         options: Further arguments of `figure`.
 
     Returns:
-        A figure with the traces of all responses, of which one response's are visible; image files show the first. A figure that has a
+        A figure with the traces of all responses, with only one response visible at a time; image files show the first. A figure that has a
         slider over layers stays at the layer that it shows first; `layer=` chooses another.
 
     Raises:

@@ -47,13 +47,13 @@ def magnitude_strips(
 ) -> go.Figure:
     """One response as text, in one strip for the prompt and one for each replacement, coloured by how hard each token is pushed.
 
-    A slider goes from layer to layer, and buttons switch between the scales of `magnitude_heatmap`. Colours are the same for every
+    A slider selects among the layers, and buttons switch between the scales of `magnitude_heatmap`. Colours are the same for every
     response and layer of a result.
 
     Args:
         result: Result of `psr.compare`.
         triplet: Index of the response.
-        layer: The only layer to show; by default a slider goes over all layers that were compared, and begins at the last.
+        layer: The only layer to show; by default a slider selects among all layers that were compared, and begins at the last.
         methods: Replacements to show, in this order; all by default.
         scale: The scale shown first; by default `absolute` up to 12 layers, `layer` beyond.
         word: What is coloured: the token that was `read`, or the next one, which is `predicted` from the activation.

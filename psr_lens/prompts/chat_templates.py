@@ -16,6 +16,7 @@ import jinja2
 from jinja2 import TemplateError
 
 from psr_lens._utils.sequences import common_prefix, common_suffix
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.errors import InputError
 
 Place = Literal["before", "after", "default_system"]
@@ -45,7 +46,7 @@ _BEGAN: Final = datetime.now().replace(microsecond=0).isoformat()
 
 
 @dataclass(frozen=True)
-class ChatSettings:
+class ChatSettings(KnownSettings):
     """How a prompt is put together around its question and its instruction."""
 
     system_role: bool | None = None

@@ -64,7 +64,7 @@ def prompt_pairs(
         One pair per question, in order; `.show()` shows which tokens are steered.
 
     Raises:
-        InputError: no questions, an empty question or instruction, one of which the tokenizer makes no tokens, a conversation that the
+        InputError: no questions, an empty question or instruction, one that the tokenizer turns into no tokens, a conversation that the
             template refuses, a variable that it does not read, or a prompt as long as the model's context.
         ModelError: the model has no tokenizer.
 

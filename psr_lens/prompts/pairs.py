@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any, overload
 
 from psr_lens._utils.arguments import CHECKS, checks_arguments
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError
 from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.prompt_view import PromptView, prompt_view
@@ -60,7 +61,7 @@ class PromptPairs(Sequence[PromptPair]):
 
     def __repr__(self) -> str:
         """How many there are."""
-        return f"PromptPairs({len(self)} pairs; `.show()` shows one with its spans)"
+        return f"PromptPairs({counted(len(self), 'pair')}; `.show()` shows one with its spans)"
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_() if self.pairs and self.tokenizer is not None else f"<p>{len(self)} prompt pairs</p>"

@@ -44,7 +44,7 @@ class PromptPair:
     chat: ChatSettings = ChatSettings()  # noqa: RUF009 (frozen)
     """How both prompts were put together."""
     thought_ids: tuple[int, ...] = ()
-    """Token ids of the model's own thought, which ends both prompts (see `think`). They are never made anew from text."""
+    """Token ids of the model's own thought, which ends both prompts (see `think`). They are never re-tokenised from text."""
 
     @property
     def asked(self) -> str:

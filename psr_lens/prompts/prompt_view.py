@@ -15,6 +15,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.sequences import common_prefix, common_suffix
 from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.replaced_system import replaced_system
@@ -83,7 +84,7 @@ class PromptView:
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, tokens in self.rows.items():
-            table.add_row(Text(f"{name}\n{len(tokens)} tokens\n", style="bold"), self._text(tokens))
+            table.add_row(Text(f"{name}\n{counted(len(tokens), 'token')}\n", style="bold"), self._text(tokens))
         return Group(*map(Text, filter(None, (self.caption, self.note))), Text(), table, self._legend_text())
 
     def _repr_html_(self) -> str:

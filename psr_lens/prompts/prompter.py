@@ -63,14 +63,14 @@ class Prompter:
         """Token ids of a prompt, up to where the response begins; an error names `argument`.
 
         Raises:
-            InputError: the template refuses these messages, or the tokenizer makes no tokens of the question or the instruction.
+            InputError: the template refuses these messages, or the tokenizer turns the question or the instruction into no tokens.
         """
         for text in (turns[-1][1], *([] if instruction is None else [instruction])):
             if not self.encoder.encode(self.encoder.masked(text), argument).ids:
                 which = f"{type(self.tokenizer).__name__} ({getattr(self.tokenizer, 'name_or_path', '') or 'without a name'})"
                 raise InputError(
                     argument,
-                    f"the text {text!r}, of which the tokenizer {which} makes no tokens",
+                    f"the text {text!r}, which the tokenizer {which} turns into no tokens",
                     "at least one token",
                     "Is this the tokenizer that the model was trained with? Try `model.tokenizer.tokenize(text)`.",
                 )

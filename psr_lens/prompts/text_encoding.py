@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
     ids: tuple[int, ...]
     """Token ids."""
     ends: list[int] | None
-    """Where each token ends in the masked text; None if the tokenizer does not tell."""
+    """Where each token ends in the masked text; None if the tokenizer does not say."""
 
 
 class _Piece(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, check_ids, context_length, tokenizer_of
 from psr_lens.prompts.pair_builder import remade, response_ids
@@ -46,7 +47,7 @@ class Triplet:
     def __repr__(self) -> str:
         """Question, response and scores, on one line."""
         texts = f"{shortened(self.pair.question)} → {shortened(self.response)}"
-        return f"Triplet({texts}, {len(self.response_ids)} tokens, trait {self.trait:g}, coherence {self.coherence:g})"
+        return f"Triplet({texts}, {counted(len(self.response_ids), 'token')}, trait {self.trait:g}, coherence {self.coherence:g})"
 
     def _repr_html_(self) -> str:
         rows = [("question", self.pair.asked), ("instruction", self.pair.instruction), ("response", self.response)]
@@ -76,7 +77,7 @@ class TokenTable:
 
     def __repr__(self) -> str:
         """Numbers of tokens and triplets."""
-        return f"TokenTable({len(self)} tokens of {len(self.triplet.unique())} triplets)"
+        return f"TokenTable({counted(len(self), 'token')} of {counted(len(self.triplet.unique()), 'triplet')})"
 
     def _repr_html_(self) -> str:
         rows = list(zip(self.strings, self.token_ids.tolist(), self.triplet.tolist(), self.position.tolist(), strict=True))

@@ -14,6 +14,7 @@ from typing import Any, Final
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel
 from psr_lens.replacement.actions import Action
@@ -88,7 +89,8 @@ class Attached:
 
     def __repr__(self) -> str:
         """The model's class and the number of hooks in a line."""
-        return f"Attached({type(self._model).__name__}, {'removed' if self._removed else f'{len(self._handles)} hooks'})"
+        state = "removed" if self._removed else counted(len(self._handles), "hook")
+        return f"Attached({type(self._model).__name__}, {state})"
 
     def __enter__(self) -> Any:
         """Return the steered model.

@@ -1,4 +1,4 @@
-"""A digest of what a replacement does, by which its files and its cached answers are told from those of others."""
+"""A digest of what a replacement does, used to tell its files and cached answers from those of other replacements."""
 
 from __future__ import annotations
 

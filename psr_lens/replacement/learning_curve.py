@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from psr_lens._utils.numbers import counted
+
 
 @dataclass(frozen=True, repr=False)
 class LearningCurve:
@@ -25,7 +27,7 @@ class LearningCurve:
         named = {"train": self.train, "validation": self.validation}
         losses = [f", {name} {values[0]:.3g} to {values[-1]:.3g}" for name, values in named.items() if values]
         kept = "initial state" if self.kept is None else f"epoch {self.kept}"
-        return f"LearningCurve({len(self.train)} epochs{''.join(losses)}, kept {kept})"
+        return f"LearningCurve({counted(len(self.train), 'epoch')}{''.join(losses)}, kept {kept})"
 
     def to_json(self) -> dict[str, Any]:
         """The curve as lists and numbers, for `json.dumps`."""

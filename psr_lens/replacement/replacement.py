@@ -19,6 +19,7 @@ import torch
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.safe_files import brief
 from psr_lens.errors import InputError
 from psr_lens.replacement.gguf_export import write_control_vector
@@ -108,7 +109,7 @@ class Replacement(ReplacementSpec, _Arithmetic):
         """Method, hook points, rank and span in a line."""
         ranks = sorted({site.rank for site in self.sites.values()})
         first, *others = self.sites
-        where = f"{len(self.sites)} hook points from {first}" if others else first
+        where = f"{counted(len(self.sites), 'hook point')} from {first}" if others else first
         carried = "" if self.origin is None else ", {} from {}".format(*self.origin)
         return (
             f"Replacement({self.method}, {where}, "
@@ -270,7 +271,7 @@ class SteeringPlan(_Arithmetic):
 
     def _repr_html_(self) -> str:
         rows = [(part.factor, repr(part.replacement)) for part in self.parts]
-        return table(("factor", "replacement"), rows, f"SteeringPlan of {len(self.parts)} parts")
+        return table(("factor", "replacement"), rows, f"SteeringPlan of {counted(len(self.parts), 'part')}")
 
     def _parts(self) -> tuple[Part, ...]:
         return self.parts

@@ -182,7 +182,9 @@ class SteeredCalls:
         self._state.call, self._state.is_alone = call, None
         if not self._warned and not call.is_announced and (reason := self._doubt(call)):
             self._warned = True
-            warnings.warn(f"{reason} If that is not meant, pass `start=`, the first steered position.", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"{reason} If this is not intended, pass `start=`, the first steered position.", UserWarning, stacklevel=2
+            )
 
     def _check_batch_of_our_own(self, call: Call) -> None:
         """Refuse a start or strengths that were meant for another batch than psr_lens makes of the prompts."""
@@ -195,7 +197,7 @@ class SteeredCalls:
                 raise InputError(
                     "alpha" if several else "start",
                     "one per sequence" if several else f"a position for prompts of {call.rows} different lengths",
-                    "one number in a block around functions that make batches themselves" if several else "None",
+                    "one number in a block around functions that build their own batches" if several else "None",
                     "Give the replacement to the function instead.",
                 )
 

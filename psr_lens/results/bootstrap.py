@@ -16,6 +16,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float
 
+from psr_lens._utils.numbers import counted
+
 Interval = tuple[float, float]
 """Lower and upper end."""
 
@@ -53,7 +55,7 @@ class Estimate:
     def __repr__(self) -> str:
         """The number with its interval, or how many numbers there are."""
         if self.value.ndim:
-            return f"Estimate({self.value.shape[0]} layers; n={self.n})"
+            return f"Estimate({counted(self.value.shape[0], 'layer')}; n={self.n})"
         low, high = self.interval()
         return f"Estimate({float(self.value):.4g} [{low:.4g}, {high:.4g}]; n={self.n})"
 

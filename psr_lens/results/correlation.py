@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from psr_lens.results.bootstrap import Estimate, estimate
 
 RANK_RESAMPLES: Final = 500
-"""Resamples of a rank correlation; each of them is ranked anew, which is slow."""
+"""Resamples of a rank correlation; each of them is ranked again, which is slow."""
 
 _AT_ONCE: Final = 2**22
 """Most numbers in memory at once while ranks are computed."""
@@ -25,8 +25,8 @@ def pearson(
     """Pearson correlation over the tokens of `n` responses; NaN if x or y is the same on every token.
 
     Args:
-        x: One number a token.
-        y: Another number a token.
+        x: One number per token.
+        y: Another number per token.
         response: Index of the response that each token belongs to.
         n: Number of responses.
     """
@@ -46,7 +46,7 @@ def pearson(
 def spearman(
     x: Float[np.ndarray, " token"], y: Float[np.ndarray, " token"], response: Int[np.ndarray, " token"], n: int
 ) -> Estimate:
-    """Spearman's rank correlation, ties at their mean rank; arguments as for `pearson`. Every resample is ranked anew."""
+    """Spearman's rank correlation, ties at their mean rank; arguments as for `pearson`. Every resample is ranked again."""
     if _flat(x) or _flat(y):
         return _unknown(n)
     ranks_of_x, ranks_of_y = _ranker(x), _ranker(y)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from psr_lens._utils.arguments import CHECKS, check
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError
 
 Side = Literal["trait", "coherence"]
@@ -28,7 +29,7 @@ class Judgement:
 
     Example:
         >>> judge([triplets[0].response], [questions[0]])
-        Judgement(1 texts; scores: 1 trait, 1 coherence)
+        Judgement(1 text; scores: 1 trait, 1 coherence)
     """
 
     trait: Float[np.ndarray, " text"]
@@ -65,7 +66,7 @@ class Judgement:
     def __repr__(self) -> str:
         """How many texts there are, and how many of them are scored."""
         counts = (f"{int(np.isfinite(side).sum())} {name}" for name, side in (("trait", self.trait), ("coherence", self.coherence)))
-        return f"Judgement({len(self.trait)} texts; scores: {', '.join(counts)})"
+        return f"Judgement({counted(len(self.trait), 'text')}; scores: {', '.join(counts)})"
 
 
 @runtime_checkable
@@ -95,7 +96,7 @@ def check_texts(texts: Sequence[str], questions: Sequence[str]) -> None:
             raise InputError(name, "one text", "a list of texts")
         check(given, Sequence[str], name)
     if len(texts) != len(questions):
-        raise InputError("questions", f"{len(questions)} for {len(texts)} texts", "as many questions as texts")
+        raise InputError("questions", f"{len(questions)} for {counted(len(texts), 'text')}", "as many questions as texts")
 
 
 def checked_judge(judge: Any, argument: str = "judge") -> Judge:
@@ -135,7 +136,7 @@ def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argumen
     """What a judge says of some texts, checked.
 
     Raises:
-        InputError: the judge returns something other than one score of each kind and one reason a text, or a score that is not from 0
+        InputError: the judge returns something other than one score of each kind and one reason per text, or a score that is not from 0
             to 100.
     """
     judgement: Any = judge(texts, questions)

@@ -1,4 +1,4 @@
-"""One table for everything that is measured: one row a number, with its interval, sample size and number of missing scores."""
+"""One table for everything that is measured: one row per number, with its interval, sample size and number of missing scores."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import package
 from psr_lens._utils.safe_files import read_settings, write_artifact
 from psr_lens.errors import ArtifactError, InputError
@@ -33,7 +34,7 @@ class ResultTable:
     Example:
         >>> row = psr.Result("A-PSR", "trait", 97.5, n=100, interval=(95.0, 99.0), trait="pirate")
         >>> psr.ResultTable((row,), {"seed": 0})
-        ResultTable(1 rows; methods: A-PSR; metrics: trait)
+        ResultTable(1 row; methods: A-PSR; metrics: trait)
     """
 
     rows: tuple[Result, ...]
@@ -67,7 +68,7 @@ class ResultTable:
     def __repr__(self) -> str:
         """Number of rows, methods and metrics in one line."""
         methods, metrics = (", ".join(dict.fromkeys(getattr(row, name) for row in self.rows)) for name in ("method", "metric"))
-        return f"ResultTable({len(self)} rows; methods: {methods}; metrics: {metrics})"
+        return f"ResultTable({counted(len(self), 'row')}; methods: {methods}; metrics: {metrics})"
 
     def select(self, **wanted: Any) -> ResultTable:
         """The rows whose fields have these values; a list, tuple or set matches any of its members.
@@ -112,7 +113,7 @@ class ResultTable:
     # --- to other forms -----------------------------------------------------------------------------------------------------
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one column a field; the interval is in `low` and `high`.
+        """A data frame with one column per field; the interval is in `low` and `high`.
 
         Raises:
             MissingPackageError: pandas is not installed.

@@ -35,7 +35,7 @@ def agreement(
 ) -> Agreement:
     """Measure whether an instruction pushes the same tokens in two models, and whether the gates of one are read from the other.
 
-    Both models read the same texts (`pair_texts`), and tokens that end at the same byte are held against each other, the last prompt token
+    Both models read the same texts (`pair_texts`), and tokens that end at the same byte are compared with each other, the last prompt token
     included. Tokens with massive activations are left out.
 
     Args:

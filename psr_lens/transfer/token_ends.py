@@ -47,7 +47,7 @@ def token_ends(tokenizer: Any, ids: Sequence[int], text: str, argument: str = "t
     for other in (_from_offsets, _from_prefixes):
         ends = other(tokenizer, ids, text) if ends is None else ends
     if ends is None:
-        raise InputError(argument, repr(text[:80]), "the text that its tokens spell", "Make the triplet of this text anew.")
+        raise InputError(argument, repr(text[:80]), "the text that its tokens spell", "Make the triplet of this text again.")
     return ends
 
 

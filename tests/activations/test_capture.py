@@ -53,11 +53,11 @@ def test_the_last_blocks_output_is_that_of_transformers_too(tiny):
     captured = psr.capture(tiny.model, triplets, f"blocks.{LAYERS - 1}.hook_resid_post")
     wanted = []
     for triplet in triplets:
-        base, steered = (
+        base, prompted = (
             oracles.read(tiny.hf, (*ids, *triplet.response_ids)).residuals[-1][len(ids) - 1 :]
             for ids in (triplet.pair.base_ids, triplet.pair.prompted_ids)
         )
-        wanted.append(steered - base)
+        wanted.append(prompted - base)
     torch.testing.assert_close(captured[f"blocks.{LAYERS - 1}.hook_resid_post"], torch.cat(wanted), **TOLERANCE)
 
 

@@ -28,7 +28,7 @@ def assert_same(found: psr.Captured, wanted: psr.Captured) -> None:
 def one_by_one(model, triplets, hooks, **options) -> psr.Captured:
     """Each triplet alone, each context alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "_fit_together", lambda base, steered: False)
+        patch.setattr(passes, "_fit_together", lambda base, prompted: False)
         patch.setattr(passes, "LEAST_SAVED", 2.0)
         return psr.capture(model, triplets, hooks, token_budget=1, **options)
 
@@ -48,7 +48,7 @@ def test_one_forward_or_two_make_no_difference(tiny, difference, span, together,
     triplets = random_triplets(tiny.model, 5)
     wanted = one_by_one(tiny.model, triplets, EVERYTHING, difference=difference, span=span)
     forwards = []
-    monkeypatch.setattr(passes, "_fit_together", lambda base, steered: together)
+    monkeypatch.setattr(passes, "_fit_together", lambda base, prompted: together)
     monkeypatch.setattr(passes, "forward", lambda *given: forwards.append(1) or psr.models.forward(*given))
     assert_same(psr.capture(tiny.model, triplets, EVERYTHING, difference=difference, span=span), wanted)
     assert len(forwards) == (1 if together and difference == "accumulated" else 2)
@@ -97,7 +97,7 @@ def test_any_mix_of_lengths_and_budgets_gives_what_one_triplet_at_a_time_gives(
     hooks = ["resid_post", "z"]
     wanted = one_by_one(tiny_llama.model, triplets, hooks, span=span)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "_fit_together", lambda base, steered: together)
+        patch.setattr(passes, "_fit_together", lambda base, prompted: together)
         patch.setattr(passes, "LEAST_SAVED", saved)
         assert_same(psr.capture(tiny_llama.model, triplets, hooks, span=span, token_budget=token_budget), wanted)
 

@@ -16,19 +16,19 @@ ids = st.lists(st.integers(0, 3), max_size=6).map(tuple)  # few ids, so that par
 
 
 @given(start=ids, only_base=ids, instruction=ids, question=ids.filter(len), response=ids.filter(len))
-def test_keys_are_aligned_with_the_same_token_and_cover_the_steered_context(start, only_base, instruction, question, response):
+def test_keys_are_aligned_with_the_same_token_and_cover_the_prompted_context(start, only_base, instruction, question, response):
     pair = PromptPair("", "", (*start, *only_base, *question), (*start, *instruction, *question), len(question))
     triplet = Triplet(pair, response, "")
-    base, steered = (*pair.base_ids, *response), (*pair.prompted_ids, *response)
+    base, prompted = (*pair.base_ids, *response), (*pair.prompted_ids, *response)
     alignment = align_keys(triplet)
     assert len(alignment.counterpart) == len(base)
     matched = [place for place in alignment.counterpart if place is not None]
-    assert all(base[here] == steered[there] for here, there in enumerate(alignment.counterpart) if there is not None)
+    assert all(base[here] == prompted[there] for here, there in enumerate(alignment.counterpart) if there is not None)
     assert all(one < other for one, other in pairwise(matched))
-    assert sorted([*matched, *alignment.instruction]) == list(range(len(steered)))
+    assert sorted([*matched, *alignment.instruction]) == list(range(len(prompted)))
     assert len(alignment.instruction) <= len(instruction)
     assert alignment.counterpart.count(None) <= len(only_base)
-    assert alignment.counterpart[-len(response) :] == tuple(range(len(steered) - len(response), len(steered)))
+    assert alignment.counterpart[-len(response) :] == tuple(range(len(prompted) - len(response), len(prompted)))
 
 
 @pytest.mark.parametrize("span", ["R", "QR"])
@@ -42,7 +42,7 @@ def test_patterns_are_those_of_run_with_cache_in_both_contexts(tiny, span):
         assert captured[f"{name}{INSTRUCTION}"].shape == (len(captured), 4, instruction_keys)
         for index, triplet in enumerate(triplets):
             kept = triplet.pair.span_length(span)
-            (base, start), (steered, start_steered) = (
+            (base, start), (prompted, start_prompted) = (
                 (
                     tiny.model.run_with_cache(torch.tensor([[*prompt, *triplet.response_ids]]))[1][name][0],
                     len(prompt) - kept,
@@ -53,10 +53,10 @@ def test_patterns_are_those_of_run_with_cache_in_both_contexts(tiny, span):
             rows = captured.tokens.rows(index)
             changed, on_instruction = captured[name][rows], captured[f"{name}{INSTRUCTION}"][rows]
             for column, there in enumerate(alignment.counterpart):
-                wanted = steered[:, start_steered:, there] - base[:, start:, column]
+                wanted = prompted[:, start_prompted:, there] - base[:, start:, column]
                 torch.testing.assert_close(changed[..., column], wanted.T, atol=1e-5, rtol=1e-4)
             assert changed[..., len(alignment.counterpart) :].abs().sum() == 0
-            wanted = steered[:, start_steered:][..., list(alignment.instruction)].transpose(0, 1)
+            wanted = prompted[:, start_prompted:][..., list(alignment.instruction)].transpose(0, 1)
             torch.testing.assert_close(on_instruction[..., : wanted.shape[-1]], wanted, atol=1e-5, rtol=1e-4)
             assert on_instruction[..., wanted.shape[-1] :].abs().sum() == 0
 

@@ -198,12 +198,12 @@ def _rewritten(folder, change, *, others=False):
     [
         (
             lambda content: content.update(format=FORMAT + 1),
-            r"manifest.json: has format 4, this version reads up to 3. Update psr_lens",
+            r"manifest.json: format 4 is not supported; this version reads formats up to 3. Update psr_lens",
         ),
         (lambda content: content.update(format="x"), r"manifest.json: has format 'x', which is not a store's. Give the folder"),
         (
             lambda content: content.update(dtype="float16"),
-            r"tokens.safetensors: belongs to another store .* Delete the wrong one of the two",
+            r"tokens.safetensors: does not belong to the store .* Delete the wrong one of the two",
         ),
     ],
 )

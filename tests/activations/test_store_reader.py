@@ -330,7 +330,7 @@ def test_a_file_of_another_store_is_refused(made, tmp_path, name):
     found = (
         "triplets.jsonl: is damaged"
         if "triplets" in name
-        else "safetensors: belongs to another store than the manifest.json beside it"
+        else "safetensors: does not belong to the store described by the manifest.json beside it"
     )
     with pytest.raises(ArtifactError, match=rf"{found}.*{REMEDY}"):
         Store.open(tmp_path / "it")
@@ -369,6 +369,8 @@ def test_an_unfinished_store_is_refused_unless_it_is_asked_for(tmp_path):
     assert store.missing == tuple(range(1, left))
     assert not store.summary().complete
     assert f"incomplete, 1 of {left} shards" in str(store.summary())
+    assert "\n" not in repr(store.summary())
+    assert repr(store.summary()).endswith(f", 1 of {left} shards)")
     assert torch.equal(store[POST][:3], numbers[POST][:3])
     with pytest.raises(ArtifactError, match=rf"shard-00002.safetensors: cannot be read \(No such file or directory\). {REMEDY}"):
         store[POST][spec.shards[2].rows.start]

@@ -134,10 +134,10 @@ def test_scores_are_the_judges_and_differences_are_paired(tiny_llama):
 def test_a_standing_instruction_is_in_both_prompts(organism):
     [pair] = psr.standing_pairs(organism.model, ["what is a bear ?"], "be helpful .", "talk like a pirate .")
     words = organism.model.tokenizer.convert_ids_to_tokens
-    base, steered = (words(list(ids)) for ids in (pair.base_ids, pair.prompted_ids))
-    assert [each for each in steered if each not in base] == ["talk", "like", "pirate"]  # "a" is in the question
+    base, prompted = (words(list(ids)) for ids in (pair.base_ids, pair.prompted_ids))
+    assert [each for each in prompted if each not in base] == ["talk", "like", "pirate"]  # "a" is in the question
     assert "helpful" in base
-    assert base[-pair.question_length :] == steered[-pair.question_length :]
+    assert base[-pair.question_length :] == prompted[-pair.question_length :]
     assert words(list(pair.base_ids[-pair.question_length :]))[0] == "what"
     assert (pair.instruction, pair.question) == ("talk like a pirate .", "what is a bear ?")
 

@@ -34,27 +34,27 @@ def fitted(case, triplets, solver, **settings):
 def test_actadd_is_the_first_pairs_difference_at_the_last_prompt_token(tiny):
     triplets = random_triplets(tiny.model, 4)
     replacement = fitted(tiny, triplets, psr.ActAdd, layers=1)
-    base, steered = last_tokens(tiny, triplets, 1)
+    base, prompted = last_tokens(tiny, triplets, 1)
     [site] = replacement.sites.values()
-    torch.testing.assert_close(site.intervention(torch.randn(3, 32)), (steered[0] - base[0]).expand(3, -1), **TOLERANCE)
+    torch.testing.assert_close(site.intervention(torch.randn(3, 32)), (prompted[0] - base[0]).expand(3, -1), **TOLERANCE)
     assert (replacement.method, replacement.tokens) == ("S-ActAdd", "span")
 
 
 def test_the_last_token_baseline_is_the_mean_difference_there_and_acts_only_there(tiny):
     triplets = random_triplets(tiny.model, 4)
     replacement = fitted(tiny, triplets, psr.LastToken, layers=1)
-    base, steered = last_tokens(tiny, triplets, 1)
+    base, prompted = last_tokens(tiny, triplets, 1)
     [site] = replacement.sites.values()
-    torch.testing.assert_close(site.directions[0], (steered - base).mean(0), **TOLERANCE)
+    torch.testing.assert_close(site.directions[0], (prompted - base).mean(0), **TOLERANCE)
     assert (replacement.method, replacement.tokens) == ("S-Last token", "last")
 
 
 def test_stolfo_moves_every_tokens_projection_to_the_prompted_mean(tiny):
     triplets = random_triplets(tiny.model, 5)
     replacement = fitted(tiny, triplets, psr.Stolfo, layers=2)
-    base, steered = last_tokens(tiny, triplets, 2)
-    unit = torch.nn.functional.normalize((steered - base).mean(0), dim=0)
-    target = (steered @ unit).mean()
+    base, prompted = last_tokens(tiny, triplets, 2)
+    unit = torch.nn.functional.normalize((prompted - base).mean(0), dim=0)
+    target = (prompted @ unit).mean()
     [site] = replacement.sites.values()
     tokens = torch.randn(6, 32)
     torch.testing.assert_close((tokens + site.intervention(tokens)) @ unit, target.expand(6), **TOLERANCE)
@@ -146,7 +146,7 @@ def test_settings_come_from_a_mapping_as_a_file_gives_it():
         ({"relative": 2.0, "hook": "z"}, "relative: got 2.0, expected 0 with hook='z'"),
         ({"solver": "last_token", "span": "QR"}, "the setting 'span' with the solver 'last_token'"),
         ({"solver": "joint", "normalise": "no"}, "normalise: got 'no', expected True or False"),
-        ([("rank", 1)], "config: got [('rank', 1)], expected a mapping"),
+        ([("rank", 1)], "settings: got a list, expected a mapping"),
         ({"hook": "resid_mid"}, "hook: got 'resid_mid', expected one of 'resid_post', 'attn_out', 'mlp_out', 'z'"),
     ],
 )

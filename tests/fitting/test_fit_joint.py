@@ -28,9 +28,9 @@ def reference_losses(hf, triplets, sites: dict[int, Site], span: str) -> tuple[t
     error, dead, tokens = torch.zeros(()), torch.zeros(()), 0
     for triplet in triplets:
         kept = 1 if span == "R" else triplet.pair.question_length
-        base, steered = triplet.pair.base_ids, triplet.pair.prompted_ids
+        base, prompted = triplet.pair.base_ids, triplet.pair.prompted_ids
         with torch.no_grad():
-            wanted = oracles.read(hf, (*steered, *triplet.response_ids)).residuals
+            wanted = oracles.read(hf, (*prompted, *triplet.response_ids)).residuals
         fired: dict[int, torch.Tensor] = {}
 
         def edit_of(layer, start, alpha, fired=fired):
@@ -45,7 +45,7 @@ def reference_losses(hf, triplets, sites: dict[int, Site], span: str) -> tuple[t
         edits = {layer: edit_of(layer, len(base) - kept, triplet.trait / 100) for layer in sites}
         found = oracles.read(hf, (*base, *triplet.response_ids), edits).residuals
         for layer in measured:
-            error = error + (found[layer][len(base) - kept :] - wanted[layer][len(steered) - kept :]).square().sum()
+            error = error + (found[layer][len(base) - kept :] - wanted[layer][len(prompted) - kept :]).square().sum()
         dead = dead + sum(torch.relu(1 - fired[layer]).sum() for layer in sites)
         tokens += kept + len(triplet.response_ids)
     return error / tokens, dead / len(triplets)

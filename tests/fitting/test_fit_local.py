@@ -29,9 +29,11 @@ def reference_local(hf, triplets, layers, config) -> dict:
     alpha = []
     for triplet in triplets:
         kept = triplet.pair.span_length(config.span)
-        base, steered = triplet.pair.base_ids, triplet.pair.prompted_ids
+        base, prompted_ids = triplet.pair.base_ids, triplet.pair.prompted_ids
         with torch.no_grad():
-            prompted = [each[len(steered) - kept :] for each in oracles.read(hf, (*steered, *triplet.response_ids)).residuals]
+            prompted = [
+                each[len(prompted_ids) - kept :] for each in oracles.read(hf, (*prompted_ids, *triplet.response_ids)).residuals
+            ]
         made: dict = {}
 
         start = len(base) - kept
@@ -118,7 +120,7 @@ def later_inputs(model, triplets, names, site, local: bool):
     """What arrives at the second site, triplet by triplet, in the base context and in the prompted one."""
     arrived, prompted = [], []
     for triplet in triplets:
-        base, steered = (context_batch([triplet], context, "R") for context in ("base", "prompted"))
+        base, prompted_batch = (context_batch([triplet], context, "R") for context in ("base", "prompted"))
         outputs = [f"blocks.{layer}.hook_resid_post" for layer in (0, 1)]
         held: dict = {}
 
@@ -126,14 +128,16 @@ def later_inputs(model, triplets, names, site, local: bool):
             return lambda activation, hook: held.update({name: activation.clone()})
 
         with torch.no_grad(), model.hooks(fwd_hooks=[(name, keep(name)) for name in (*outputs, names[1])]):
-            forward(model, steered.tokens, steered.mask)
-        prompted.append(held[names[1]][steered.span])
+            forward(model, prompted_batch.tokens, prompted_batch.mask)
+        prompted.append(held[names[1]][prompted_batch.span])
 
-        def edit(name, base=base, steered=steered, triplet=triplet, held=held):
+        def edit(name, base=base, prompted_batch=prompted_batch, triplet=triplet, held=held):
             def hook(activation, hook):
                 changed = activation.clone()
                 rows = activation[base.span]
-                changed[base.span] = held[name][steered.span] if local else rows + triplet.trait / 100 * site.intervention(rows)
+                changed[base.span] = (
+                    held[name][prompted_batch.span] if local else rows + triplet.trait / 100 * site.intervention(rows)
+                )
                 return changed
 
             return hook

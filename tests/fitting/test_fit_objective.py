@@ -81,7 +81,7 @@ def reference(hf, triplets, parameters, config) -> torch.Tensor:
     """The error of a batch, summed, one triplet at a time."""
     total = torch.zeros(())
     for triplet in triplets:
-        base, steered, response = triplet.pair.base_ids, triplet.pair.prompted_ids, triplet.response_ids
+        base, prompted, response = triplet.pair.base_ids, triplet.pair.prompted_ids, triplet.response_ids
         kept = 1 if config.span == "R" else triplet.pair.question_length
         strength = triplet.trait / 100 + parameters.offset
         edits = [edit_of(site, strength, len(base) - kept) for site in parameters.sites().values()]
@@ -92,15 +92,15 @@ def reference(hf, triplets, parameters, config) -> torch.Tensor:
                 total = total - scores[len(base) - 1 + place, token]
             continue
         with torch.no_grad():
-            wanted = oracles.read(hf, (*steered, *response))
+            wanted = oracles.read(hf, (*prompted, *response))
         if config.objective == "kl":
             for place in range(len(response)):
-                p = wanted.logits[len(steered) - 1 + place].softmax(-1)
+                p = wanted.logits[len(prompted) - 1 + place].softmax(-1)
                 q = found.logits[len(base) - 1 + place].softmax(-1)
                 total = total + (p * (p / q).log()).sum()
         else:
             for mine, theirs in zip(found.residuals, wanted.residuals, strict=True):
-                total = total + (mine[len(base) - kept :] - theirs[len(steered) - kept :]).square().sum()
+                total = total + (mine[len(base) - kept :] - theirs[len(prompted) - kept :]).square().sum()
     return total
 
 

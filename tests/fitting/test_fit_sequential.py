@@ -22,11 +22,11 @@ def reference_sequential(hf, triplets, layers, config) -> dict:
         inputs, wanted, alpha = [], [], []
         for triplet in triplets:
             kept = triplet.pair.span_length(config.span)
-            base, steered = triplet.pair.base_ids, triplet.pair.prompted_ids
+            base, prompted = triplet.pair.base_ids, triplet.pair.prompted_ids
             edits = {each: oracles.steering(site, triplet.trait / 100, len(base) - kept) for each, site in sites.items()}
             with torch.no_grad():
                 inputs.append(oracles.read(hf, (*base, *triplet.response_ids), edits).residuals[layer][len(base) - kept :])
-                wanted.append(oracles.read(hf, (*steered, *triplet.response_ids)).residuals[layer][len(steered) - kept :])
+                wanted.append(oracles.read(hf, (*prompted, *triplet.response_ids)).residuals[layer][len(prompted) - kept :])
             alpha.append(torch.full((len(inputs[-1]),), triplet.trait / 100))
         sites[layer] = fit_site(torch.cat(inputs), torch.cat(wanted) - torch.cat(inputs), torch.cat(alpha), config)
     return sites

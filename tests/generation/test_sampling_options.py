@@ -1,4 +1,4 @@
-"""Sampling options: held against transformers' own `generate`, and against their definitions."""
+"""Sampling options: compared with transformers' own `generate`, and against their definitions."""
 
 import math
 import re

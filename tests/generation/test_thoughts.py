@@ -60,7 +60,7 @@ def test_a_response_is_divided_at_its_marker_and_none_of_its_ids_changes(thinker
     assert answer.trait == 70
     assert answer.pair.thought_ids == (40, 41, marker)
     assert [each.reason for each in found.dropped] == ["without the marker", "empty"]
-    assert found.summary() == "1 triplets kept, 2 dropped (1 without the marker, 1 empty)"
+    assert found.summary() == "1 triplet kept, 2 dropped (1 without the marker, 1 empty)"
     judged = Triplets(tuple(wholes), (Dropped("q", "r", "incoherent"),), model.tokenizer)
     assert [each.reason for each in psr.answers_after(model, judged).dropped] == ["incoherent", "without the marker", "empty"]
 

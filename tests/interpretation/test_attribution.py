@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import psr_lens as psr
 from psr_lens.activations.attention_patterns import INSTRUCTION, align_keys
 from psr_lens.errors import ArtifactError, InputError, ModelError
-from psr_lens.interpretation.attribution import PARTS, Split, measure
+from psr_lens.interpretation.attribution import PARTS, HeadReading, Split, measure
 from psr_lens.prompts import PromptPair, Triplet
 
 SUM = 1e-4
@@ -339,3 +339,9 @@ def test_an_architecture_that_adds_up_otherwise_is_refused(fresh, point, what):
 def test_a_split_totals_its_parts():
     split = Split(torch.ones(2, 3, 4, 5), torch.full((2, 3), 2.0), torch.full((2, 3), 3.0))
     assert torch.equal(split.total(), torch.full((2, 3), 25.0))
+
+
+def test_a_split_and_a_reading_are_shown_on_one_line():
+    split = Split(torch.ones(2, 1, 4, 5), torch.ones(2, 1), torch.ones(2, 1))
+    assert repr(split) == "Split(2 tokens × 1 layer; 4 heads in 5 parts each, MLP, direct)"
+    assert repr(HeadReading(3, 1, 0.123456)) == "HeadReading(L3H1, 0.123)"

@@ -325,7 +325,7 @@ def test_replacements_of_other_models_are_refused(tiny_llama, organism):
 
 def test_a_call_with_a_text_is_matched_by_its_tokens(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 1)
-    refusal = r"^pairs: .*begins with none of their prompts"
+    refusal = r"^pairs: .*does not begin with any of their prompts"
     with knock_out(tiny_llama.model, [(0, 0)], pairs), pytest.raises(InputError, match=refusal):
         tiny_llama.model("what is a bear ?")
 

@@ -208,7 +208,7 @@ def test_references_of_ones_own_set_the_scale(organism, pairs, answers, judge):
             ModelError,
             "references no likelier than shuffled text",
         ),
-        (lambda model, pairs: psr.judges.perplexity(model, pairs)(["a"], []), InputError, "questions: got 0 for 1 texts"),
+        (lambda model, pairs: psr.judges.perplexity(model, pairs)(["a"], []), InputError, "questions: got 0 for 1 text"),
         (lambda model, pairs: psr.judges.perplexity(model, pairs)(["a"], ["why ?"]), InputError, r"questions\[0\]: got 'why \?'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A model that is loaded already is held against plain transformers too, wherever there is something to hold it against."""
+"""An already loaded model is checked against plain transformers too, where one is available."""
 
 import warnings
 from pathlib import Path
@@ -45,7 +45,7 @@ def assert_verified(model: Any) -> None:
 
 
 def assert_unverified(model: Any, reason: str) -> None:
-    with pytest.warns(RuntimeWarning, match=f"^model: this .* was not held against plain transformers: {reason}") as caught:
+    with pytest.warns(RuntimeWarning, match=f"^model: this .* was not checked against plain transformers: {reason}") as caught:
         assert psr.load_model(model) is model
     assert "\n" not in str(caught[0].message)
     assert models.fingerprint(model)["verified"] is False
@@ -100,7 +100,7 @@ def test_a_hooked_transformer_is_held_against_the_model_that_its_config_names(fe
     with torch.no_grad():
         plain.blocks[1].mlp.b_out[0] += 0.5
     with pytest.raises(
-        DisagreementError, match=r"this HookedTransformer differ .* It was held against 'gpt2', which its config names\."
+        DisagreementError, match=r"this HookedTransformer differ .* It was compared with 'gpt2', which its config names\."
     ):
         psr.load_model(plain)
 
@@ -120,7 +120,7 @@ def test_a_bridge_in_compatibility_mode_is_held_against_the_model_that_its_confi
 def test_edited_weights_of_a_loaded_model_are_not_the_named_model_s(fetched):
     model = psr.load_model("gpt2", backend="hooked_transformer")
     model.unembed.W_U.data = model.unembed.W_U.data * 1.5
-    with pytest.raises(DisagreementError, match="It was held against 'gpt2'"):
+    with pytest.raises(DisagreementError, match="It was compared with 'gpt2'"):
         psr.load_model(model)
 
 

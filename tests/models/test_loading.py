@@ -193,7 +193,9 @@ def test_the_probe_is_longer_than_every_window_and_original_context(folders):
 
 def test_a_probe_that_has_to_be_shorter_is_said(folders, monkeypatch):
     monkeypatch.setattr(verification, "_OPERATIONS", 0)
-    with pytest.warns(RuntimeWarning, match=rf"held against transformers on only 24 tokens, fewer than its window .* of {WINDOW}"):
+    with pytest.warns(
+        RuntimeWarning, match=rf"checked against transformers on only 24 tokens, fewer than its window .* of {WINDOW}"
+    ):
         model = psr.load_model(folders["mistral"])
     assert models.fingerprint(model)["verified"] | {"difference": 0} == {
         "difference": 0,

@@ -1,4 +1,4 @@
-"""Sampling on plain transformers with the same weights, held against the model's own steps; and when it must not be taken."""
+"""Sampling on plain transformers with the same weights, compared with the model's own steps; and when it must not be taken."""
 
 import copy
 

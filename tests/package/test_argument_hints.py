@@ -129,3 +129,8 @@ def test_a_base_install_can_show_figures():
     """Plotly needs nbformat to show anything in a notebook, and does not require it."""
     required = tomllib.loads((Path(psr_lens.__file__).parents[1] / "pyproject.toml").read_text())["project"]["dependencies"]
     assert {"plotly", "nbformat"} <= {re.split(r"[<>=]", each)[0] for each in required}
+
+
+def test_tuples_of_a_fixed_length_are_named_in_the_plural():
+    assert in_words(Sequence[tuple[int, int] | str]) == "a list of tuples of 2 whole numbers or texts"
+    assert in_words(Sequence[tuple[str, float]]) == "a list of tuples of 2 texts and numbers"

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import package
 from psr_lens._utils.sequences import common_prefix, common_suffix, padded, ranges
 from psr_lens.errors import BrokenPackageError, MissingPackageError
@@ -39,6 +40,11 @@ def test_common_ends_are_as_long_as_they_can_be(one, other):
 )
 def test_ranges_in_words(numbers, words):
     assert ranges(numbers) == words
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 tokens"), (1, "1 token"), (2, "2 tokens"), (1234, "1,234 tokens")])
+def test_a_noun_is_in_the_plural_unless_there_is_one(number, words):
+    assert counted(number, "token") == words
 
 
 def test_a_missing_package_is_told_from_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

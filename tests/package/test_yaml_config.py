@@ -1,8 +1,14 @@
 """Settings from YAML files: unknown names and files that hold no settings."""
 
+import importlib
+import pkgutil
+from copy import copy
+from dataclasses import replace
+
 import pytest
 
-from psr_lens._utils.yaml_config import check_keys, yaml_mapping
+import psr_lens as psr
+from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
 from psr_lens.errors import InputError
 
 KNOWN = ("epochs", "layers", "seed")
@@ -43,3 +49,42 @@ def test_a_file_without_settings_is_refused(tmp_path, content, message):
     with pytest.raises(InputError, match=r"^config: got ") as caught:
         yaml_mapping(path, "`seed: 0`")
     assert message in str(caught.value)
+
+
+def settings_classes():
+    """Every class of settings that can be made."""
+    for module in pkgutil.walk_packages(psr.__path__, "psr_lens."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, left = [], [KnownSettings]
+    while left:
+        kind = left.pop()
+        left += kind.__subclasses__()
+        found += [kind] if kind.__module__.startswith("psr_lens") and "__dataclass_fields__" in vars(kind) else []
+    return found
+
+
+def test_an_unknown_setting_is_refused_by_every_class_of_settings_as_in_a_file():
+    kinds = settings_classes()
+    assert {psr.Joint, psr.DiM, psr.ReFT, psr.SamplingConfig, psr.Calibration, psr.SideEffects, psr.Statistics} <= set(kinds)
+    for kind in set(kinds) - {psr.FitConfig}:  # which is not made at all
+        with pytest.raises(InputError, match=f"^{kind.__name__}: unknown setting 'no_such'"):
+            kind(no_such=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: psr.Joint(epoch=3), "Joint: unknown setting 'epoch'. Did you mean 'epochs'?"),
+        (lambda: psr.SamplingConfig(max_tokens=3), "SamplingConfig: unknown setting 'max_tokens'. Did you mean 'max_new_tokens'?"),
+        (lambda: replace(psr.Calibration(), target=80), "Calibration: unknown setting 'target'. Did you mean 'targets'?"),
+    ],
+)
+def test_a_misspelt_setting_gets_the_closest_name(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_known_settings_are_taken_by_name_and_by_position_and_copied():
+    assert psr.SamplingConfig(0.5, seed=3) == psr.SamplingConfig(temperature=0.5, seed=3) == copy(psr.SamplingConfig(0.5, 128, 3))

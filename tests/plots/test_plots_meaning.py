@@ -17,7 +17,7 @@ import psr_lens as psr
 from psr_lens import plots
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
-from psr_lens.interpretation.directions import LogitLens, TopToken, TopTokens, cosines
+from psr_lens.interpretation.directions import LensRow, LogitLens, TopToken, TopTokens, cosines
 from psr_lens.plots import controls, rank, scatter, text_strips
 from psr_lens.plots import cosines as cosine_plot
 from psr_lens.plots.scatter import SymLog
@@ -204,6 +204,12 @@ def test_top_tokens_are_bars_with_their_context():
     assert "35 of 1,200 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
     with pytest.raises(InputError, match="no token with a coefficient other than 0 among 1,200"):
         plots.top_tokens(replace(found, tokens=()))
+
+
+def test_a_row_of_a_lens_and_a_token_are_shown_on_one_line():
+    row = LensRow("blocks.1.hook_mlp_out", 1, 0, ("a", "b"), torch.ones(2), ("x", "y"), -torch.ones(2))
+    assert repr(row) == "LensRow(blocks.1.hook_mlp_out, direction 0: promotes 'a', 'b'; suppresses 'x', 'y')"
+    assert repr(TopToken(3.5, "aye", ("b",), (",",), 4, 0)) == "TopToken('aye', 3.5, position 0 of response 4)"
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_an_instruction_that_replaces_the_templates_own_system_message_is_said_t
         assert re.search(said, shown)
     assert own in " ".join(str(pairs.show()).split())
     assert f"&#x27;{own}&#x27;" in pairs.show()._repr_html_()
-    assert repr(triplets) == "Triplets(1 triplets kept, 0 dropped)"
+    assert repr(triplets) == "Triplets(1 triplet kept, 0 dropped)"
 
 
 @pytest.mark.parametrize("case", CASES)

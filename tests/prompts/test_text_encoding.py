@@ -216,7 +216,8 @@ class Silent(type(tokenizer("slow"))):
 def test_a_tokenizer_that_makes_nothing_of_a_prompt_is_named_with_it(template):
     made = Silent(bos_token="<s>", eos_token="</s>", additional_special_tokens=list(SPECIAL[3:]), name_or_path="some/model")
     made.chat_template = template
-    message = r"questions\[0\]: got the text 'what is', of which the tokenizer Silent \(some/model\) makes no tokens, expected at least one"
+    which = r"which the tokenizer Silent \(some/model\) turns into no tokens"
+    message = rf"questions\[0\]: got the text 'what is', {which}, expected at least one"
     with pytest.raises(InputError, match=message):
         psr.prompt_pairs(Stub(made), ["what is"], "be brief .")
     with pytest.raises(InputError, match=message.replace("questions", "base")):

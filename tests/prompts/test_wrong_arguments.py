@@ -125,6 +125,6 @@ def test_what_is_shown_fits_on_a_line(tiny_llama):
     assert all("\n" not in repr(each) and len(repr(each)) < 160 for each in shown)
     assert repr(triplet).startswith("Triplet('what is a bear ?\\nwhat")
     assert repr(triplet).endswith("→ 'arr , a bear is big .', 7 tokens, trait 100, coherence 100)")
-    assert repr(table) == "TokenTable(8 tokens of 1 triplets)"
+    assert repr(table) == "TokenTable(8 tokens of 1 triplet)"
     for each in (*pairs, triplet, table):
         assert each._repr_html_().startswith("<table>")

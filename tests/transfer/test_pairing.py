@@ -186,7 +186,7 @@ def texts_in_two(organism):
 
 
 def test_the_other_model_gets_prompts_of_its_own(organism, texts_in_two) -> None:
-    """Held against `prompt_pairs` and the tokenizer itself, with another template and tokenizer."""
+    """Compared with `prompt_pairs` and the tokenizer itself, with another template and tokenizer."""
     other = Stub(tokenizer("byte level", TEMPLATE))
     made = psr.transfer.pair_texts(organism.model, other, texts_in_two)
     assert [each.source for each in made] == list(texts_in_two)

@@ -72,7 +72,7 @@ def read_checksums(path: Path, layout: Layout) -> dict[str, str]:
         raise ArtifactError(f"{path}: is damaged, its header cannot be read. {RESUME}") from error
     if metadata.get("store") != layout.store:
         raise ArtifactError(
-            f"{path}: belongs to another store than the manifest.json beside it. Delete the wrong one of the two. {RESUME}"
+            f"{path}: does not belong to the store described by the manifest.json beside it. Delete the wrong one of the two. {RESUME}"
         )
     if metadata.get("part") != layout.part:
         raise ArtifactError(f"{path}: holds {metadata.get('part')!r} instead of {layout.part!r}; was it renamed? {RESUME}")

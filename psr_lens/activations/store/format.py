@@ -287,7 +287,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: cannot be read as JSON ({error}). Delete this file. {RESUME}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise ArtifactError(f"{path}: has format {found}, this version reads up to {FORMAT}. Update psr_lens.")
+        raise ArtifactError(f"{path}: format {found} is not supported; this version reads formats up to {FORMAT}. Update psr_lens.")
     if not isinstance(found, int) or found < 1:
         raise ArtifactError(f"{path}: has format {found!r}, which is not a store's. Give the folder that `capture` wrote.")
     digest = content.pop("digest", None)

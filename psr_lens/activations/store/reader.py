@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens.activations.hook_keys import HookKey, captured_name, is_hook_key
 from psr_lens.activations.store.files import RESUME, read_checksums, verify_file
 from psr_lens.activations.store.format import StoreSpec, read_spec, shard_layout
@@ -89,7 +90,7 @@ class Store:
 
     def __repr__(self) -> str:
         """Folder, sizes and data type, in one line."""
-        return f"Store({self.folder}, {len(self)} tokens at {len(self.names)} hook points, {self.spec.dtype})"
+        return f"Store({self.folder}, {counted(len(self), 'token')} at {counted(len(self.names), 'hook point')}, {self.spec.dtype})"
 
     def __len__(self) -> int:
         """Number of tokens, including those of missing shards."""
@@ -307,7 +308,7 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         return [{name: rows[index] for name, rows in read.items()} for index in range(len(indices))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoreSummary:
     """What a store holds; `print` shows a table."""
 
@@ -343,15 +344,20 @@ class StoreSummary:
         """Whether all shards exist, according to their headers."""
         return not self.missing
 
+    def __repr__(self) -> str:
+        """Folder, tokens, triplets, hook points and shards, on one line."""
+        size = f"{counted(self.tokens, 'token')} of {counted(self.triplets, 'triplet')} at {counted(len(self.hooks), 'hook point')}"
+        return f"StoreSummary({self.folder}, {size}, {self.shards - len(self.missing)} of {counted(self.shards, 'shard')})"
+
     def __str__(self) -> str:
         """A table."""
         there = self.shards - len(self.missing)
         state = "complete" if self.complete else "incomplete"
         lines = [
-            f"{self.folder}: {state}, {there} of {self.shards} shards",
+            f"{self.folder}: {state}, {there} of {counted(self.shards, 'shard')}",
             f"  model      {self.model}",
             f"  values     {self.difference} differences, span {self.span}, {self.dtype}",
-            f"  rows       {self.tokens:,} tokens of {self.triplets:,} triplets",
+            f"  rows       {counted(self.tokens, 'token')} of {counted(self.triplets, 'triplet')}",
             f"  on disk    {_size(self.bytes_on_disk)}; the differences take {_size(self.bytes_of_tensors)} when complete",
         ]
         groups = [(group or "(none)", f"{triplets:,}", f"{tokens:,}") for group, (triplets, tokens) in self.groups.items()]

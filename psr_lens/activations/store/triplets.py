@@ -84,7 +84,7 @@ def pair_json(pair: PromptPair) -> dict[str, Any]:
 
 
 def pair_from(read: Mapping[str, Any]) -> PromptPair:
-    """The pair of the JSON content that `pair_json` made."""
+    """Rebuild a pair from the JSON made by `pair_json`."""
     return PromptPair(
         read["question"],
         read["instruction"],

@@ -28,7 +28,7 @@ ModelOption = Annotated[str, typer.Option("--model", help=MODELS)]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …; by default a GPU if there is one (one per process).")
 ]
-VERIFY: Final = "Whether to hold the model against plain transformers when it is loaded."
+VERIFY: Final = "Whether to check the model against plain transformers when it is loaded."
 VerifyOption = Annotated[bool, typer.Option("--verify/--no-verify", help=VERIFY)]
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", help="Maximum length of a response in tokens, if the file has no responses.")

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from psr_lens import judges
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
 from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
@@ -73,7 +74,7 @@ INSTRUCTIONS: Final[Mapping[str, ChatInstruction]] = {
 
 
 @dataclass(frozen=True)
-class ChatDemoConfig:
+class ChatDemoConfig(KnownSettings):
     """Settings of the demo on a chat model."""
 
     model: str
@@ -95,7 +96,7 @@ class ChatDemoConfig:
     seed: int = 0
     """Seed of the questions and the sampling."""
     verify: bool = True
-    """Whether the model is held against plain transformers when it is loaded."""
+    """Whether the model is checked against plain transformers when it is loaded."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

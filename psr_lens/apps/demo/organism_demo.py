@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from psr_lens import organism
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
 from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
@@ -43,7 +44,7 @@ _EXAMPLES: Final = 3
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(KnownSettings):
     """Settings of the demo on the organism."""
 
     model: str = "organism"
@@ -62,7 +63,7 @@ class DemoConfig:
     seed: int = 0
     """Seed of the questions, the sampling and the fits."""
     verify: bool = True
-    """Whether the model is held against plain transformers when it is loaded."""
+    """Whether the model is checked against plain transformers when it is loaded."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

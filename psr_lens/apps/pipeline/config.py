@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 import yaml
 
-from psr_lens._utils.yaml_config import check_keys, yaml_mapping
+from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.judge_settings import check_judge
@@ -25,7 +25,7 @@ _CHAT: Final = tuple(each.name for each in fields(ChatSettings))
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(KnownSettings):
     """Settings of `psr-lens run`; paths are relative to the working directory."""
 
     model: str
@@ -60,7 +60,7 @@ class RunConfig:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """Target coherences and the search for them (with a judge), as for `psr-lens evaluate`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """How responses and answers are sampled: the settings of `psr_lens.SamplingConfig` but for the seed."""
+    """How responses and answers are sampled: the settings of `psr_lens.SamplingConfig` except the seed."""
     chat: Mapping[str, Any] = field(default_factory=dict)
     """How prompts are built: `system_role`, `system`, `place`, `prefix`, `template_kwargs`, as for `prompt_pairs`."""
     dtype: str = "float32"
@@ -68,7 +68,7 @@ class RunConfig:
     backend: str = "auto"
     """TransformerLens's class: hooked_transformer, bridge or auto."""
     verify: bool = True
-    """Whether the model is held against plain transformers when it is loaded, as for `psr_lens.load_model`."""
+    """Whether the model is checked against plain transformers when it is loaded, as for `psr_lens.load_model`."""
     seed: int = 0
     """Seed of the split, the responses, the answers and the fits."""
 
@@ -93,7 +93,7 @@ class RunConfig:
             raise InputError("held_out", repr(self.held_out), "a share of the questions between 0 and 1, or a whole number of them")
         if self.limit is not None and (not _is_whole(self.limit) or self.limit < 2):
             raise InputError(
-                "limit", repr(self.limit), "a whole number of at least 2", "One question is fitted on, one is answered."
+                "limit", repr(self.limit), "a whole number of at least 2", "One question is used to fit and one to evaluate."
             )
         if not _is_number(self.alpha) or self.alpha < 0:
             raise InputError("alpha", repr(self.alpha), "a number, 0 or more")

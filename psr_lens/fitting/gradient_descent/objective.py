@@ -230,7 +230,7 @@ class Divergence(Likelihood):
     """
 
     def _error(self, predicted: Float[Tensor, "token d_vocab"], indices: Sequence[int]) -> Float[Tensor, ""]:
-        """KL of the prompted distributions, which are computed anew: those of all data would not fit in memory."""
+        """KL of the prompted distributions, which are computed again: those of all data would not fit in memory."""
         chosen = [self.triplets[index] for index in indices]
         batch = context_batch(chosen, "prompted", self.config.span, self.device)
         with torch.no_grad(), self.precision():

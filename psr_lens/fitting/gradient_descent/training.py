@@ -75,7 +75,7 @@ def train(
         raise InputError(
             "checkpoint",
             f"{checkpoint}, with hooks on the model",
-            "a model without hooks, since a checkpoint cannot tell them from others",
+            "a model without hooks, since a checkpoint does not record hooks",
             "Remove the hooks, or fit without a checkpoint.",
         )
     alone = rank_and_world_size()[1] == 1
@@ -121,7 +121,7 @@ def _check_agreement(wanted: Mapping[str, Any]) -> None:
             "triplets",
             "other arguments than another process",
             "the same model, triplets and config in every process",
-            "Fix the seeds that they are made with.",
+            "Use the same seeds in every process.",
         )
 
 

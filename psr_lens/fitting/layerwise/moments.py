@@ -102,7 +102,7 @@ class Moments:
     targets: Float[Tensor, "width width"]
     """TᵀT."""
     mean: Float[Tensor, " width"]
-    """The constant that is best added at strength 1, Σ k·α·T / Σ k·α²."""
+    """The best constant to add at strength 1, Σ k·α·T / Σ k·α²."""
 
     @classmethod
     def of(cls, data: RegressionData) -> Moments:

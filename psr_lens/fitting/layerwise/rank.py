@@ -1,4 +1,4 @@
-"""The start of a regression, for which no descent is needed, and the rank that it shows to be worth having."""
+"""Closed-form start of a regression, and the rank chosen from it."""
 
 from __future__ import annotations
 

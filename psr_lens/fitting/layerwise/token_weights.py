@@ -30,7 +30,7 @@ FLOOR: Final = 0.5
 
 
 def decisive(model: HookedModel, triplets: Sequence[Triplet], config: Layerwise) -> list[Float[Tensor, " token"]]:
-    """Weights by what the tokens decide, one tensor a triplet, for the tokens of its span.
+    """Weights by what the tokens decide, one tensor per triplet, for the tokens of its span.
 
     A token's weight is `FLOOR` plus a share of KL(prompted ‖ base), the divergence between the distributions of the response token that it
     predicts. The question's tokens and the last response token predict none. The mean over all tokens is 1.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, Literal, get_args
 
 from psr_lens._utils.arguments import check_fields
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
 
@@ -39,7 +40,7 @@ _NOT_NEGATIVE: Final = ("learning_rate", "weight_decay", "regulariser", "ridge",
 _YES_OR_NO: Final = ("normalise", "learned_offset")
 
 
-class Settings:
+class Settings(KnownSettings):
     """Base of the dataclasses of settings: values are checked, and `repr` shows those that are not the default."""
 
     may_be_auto: ClassVar[tuple[str, ...]] = ()

@@ -73,7 +73,7 @@ class Stolfo(Baseline):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ReFT(GradientDescent, Baseline):
-    """Settings of ReFT-r1 (AxBench): one direction a site, trained to make the responses likely.
+    """Settings of ReFT-r1 (AxBench): one direction per site, trained to make the responses likely.
 
     Example:
         >>> psr.fit(model, triplets[:4], psr.ReFT(layers=2, epochs=1)).method

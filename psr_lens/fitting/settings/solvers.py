@@ -1,4 +1,4 @@
-"""One class of settings for each solver: `Sequential`, `Local`, `Joint` and the baselines. `FitConfig` is their base."""
+"""One class of settings for each solver: `Sequential`, `Local` and `Joint`; baselines are in `baselines.py`. `FitConfig` is their base."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class FitConfig(Settings, ABC):
             classes = ", ".join(f"psr.{each.__name__}" for each in _BY_NAME.values())
             raise InputError("config", "psr.FitConfig(…)", f"the class of a solver: {classes}", f"Write `psr.{wanted}(…)`.")
         _check_names(cls, settings, f"psr.{cls.__name__}")
-        return super().__new__(cls)
+        made: FitConfig = super().__new__(cls, **settings)
+        return made
 
     @property
     @abstractmethod

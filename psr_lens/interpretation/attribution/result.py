@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
-from psr_lens._utils.numbers import is_whole
+from psr_lens._utils.numbers import counted, is_whole
 from psr_lens.activations.paired_passes import Difference
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span, TokenTable
@@ -39,12 +39,16 @@ class HeadReading(NamedTuple):
     value: float
     """The mean over tokens by which heads were ordered: a share of Δ, or a length in the activation's units."""
 
+    def __repr__(self) -> str:
+        """The head and its value, `HeadReading(L3H1, 0.25)`."""
+        return f"HeadReading({self}, {self.value:.3g})"
+
     def __str__(self) -> str:
         """The usual notation, `L3H1`."""
         return f"L{self.layer}H{self.head}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """One number for each part of Δ at each token."""
 
@@ -60,6 +64,12 @@ class Split:
         """The sum of all parts at each layer."""
         summed: Tensor = self.heads.sum((2, 3)) + self.mlp + self.direct
         return summed
+
+    def __repr__(self) -> str:
+        """Tokens, layers, heads and parts, on one line."""
+        tokens, layers, heads, parts = self.heads.shape
+        size = f"{counted(tokens, 'token')} × {counted(layers, 'layer')}"
+        return f"Split({size}; {counted(heads, 'head')} in {counted(parts, 'part')} each, MLP, direct)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +199,7 @@ class Attribution:
     def __repr__(self) -> str:
         """Tokens, layers, heads and what was split."""
         target = "" if self.target is None else f", target layer {self.target}"
-        size = f"{len(self.tokens):,} tokens × {len(self.layers)} layers × {self.share.heads.shape[2]} heads"
+        size = f"{counted(len(self.tokens), 'token')} × {counted(len(self.layers), 'layer')} × {counted(self.share.heads.shape[2], 'head')}"
         return f"Attribution({self.instruction!r}, {self.difference} Δ: {size}{target})"
 
     def _repr_html_(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
-from psr_lens._utils.numbers import is_whole
+from psr_lens._utils.numbers import counted, is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
@@ -30,7 +30,7 @@ CONTEXT: Final = 8
 """Tokens of context that are kept on either side."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TopToken:
     """One token that a replacement pushes hard."""
 
@@ -47,6 +47,10 @@ class TopToken:
     """Index of the triplet."""
     position: int
     """Position in the response; −1 is the last prompt token."""
+
+    def __repr__(self) -> str:
+        """Token, coefficient and where it is, on one line."""
+        return f"TopToken({self.token!r}, {self.coefficient:.3g}, position {self.position} of response {self.triplet})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +73,7 @@ class TopTokens:
     def __repr__(self) -> str:
         """The site, and how many tokens were found and searched."""
         which = "" if self.direction is None else f", direction {self.direction}"
-        return f"TopTokens({self.hook}{which}: top {len(self.tokens)} of {self.searched:,} tokens, {self.active:,} active)"
+        return f"TopTokens({self.hook}{which}: top {len(self.tokens)} of {counted(self.searched, 'token')}, {self.active:,} active)"
 
     def _repr_html_(self) -> str:
         rows = [(each.coefficient, " ".join(each.before), each.token, " ".join(each.after)) for each in self.tokens]

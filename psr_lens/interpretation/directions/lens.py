@@ -25,7 +25,7 @@ from psr_lens.prompts.token_text import token_strings
 from psr_lens.replacement import Replacement, check_compatible
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LensRow:
     """The tokens that one direction promotes and suppresses most."""
 
@@ -43,6 +43,11 @@ class LensRow:
     """Tokens whose logits it lowers most, the most suppressed first."""
     suppressed_logits: Float[Tensor, " token"]
     """How much it lowers them; negative."""
+
+    def __repr__(self) -> str:
+        """The direction, and the three tokens at either end, on one line."""
+        up, down = (", ".join(map(repr, tokens[:3])) for tokens in (self.promoted, self.suppressed))
+        return f"LensRow({self.hook}, direction {self.direction}: promotes {up}; suppresses {down})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.numbers import counted
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions.sources import Part, Source, directions_of
 from psr_lens.models.hook_points import layer_of
@@ -39,7 +40,7 @@ class Cosines:
     def __repr__(self) -> str:
         """Number of sites of each source."""
         counts = ", ".join(f"{name} ({self.names.count(name)})" for name in dict.fromkeys(self.names))
-        return f"Cosines({len(self.names)} sites; sources (sites): {counts})"
+        return f"Cosines({counted(len(self.names), 'site')}; sources (sites): {counts})"
 
     def _repr_html_(self) -> str:
         labels = [f"{name}, {hook}" for name, hook in zip(self.names, self.hooks, strict=True)]

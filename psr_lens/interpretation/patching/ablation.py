@@ -1,4 +1,4 @@
-"""A replacement taken apart: skip one of its sites at one token, or keep nothing but that.
+"""A replacement taken apart: skip one of its sites at one token, or keep only that site.
 
 Compared with `patch` on the same tokens, this shows where a replacement steers though the prompt does not, and the reverse.
 """
@@ -61,7 +61,7 @@ def ablate(
 
     Example:
         >>> psr.patching.ablate(model, triplets[:1], caa, cells="all")
-        PatchGrid(replacement: share of the replacement's effect lost, 1 responses × 1 layers)
+        PatchGrid(replacement: share of the replacement's effect lost, 1 response × 1 layer)
     """
     for name, value, kind in (("mode", mode, Mode), ("reference", reference, Reference)):
         if value not in get_args(kind):

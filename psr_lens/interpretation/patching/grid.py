@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.html_table import table
-from psr_lens._utils.numbers import is_whole
+from psr_lens._utils.numbers import counted, is_whole
 from psr_lens.errors import InputError
 from psr_lens.prompts import TokenTable
 
@@ -65,8 +65,8 @@ class PatchGrid:
     def __repr__(self) -> str:
         """What was patched, and the size of the grid."""
         rows, layers, heads = self.values.shape
-        row = "tokens" if self.cells == "token" else "responses"
-        size = f"{rows:,} {row} × {layers} layers" + (f" × {heads} heads" if heads > 1 else "")
+        row = "token" if self.cells == "token" else "response"
+        size = f"{counted(rows, row)} × {counted(layers, 'layer')}" + (f" × {counted(heads, 'head')}" if heads > 1 else "")
         return f"PatchGrid({self.what}: share of the {self.reference}'s effect {self.measured}, {size})"
 
     def _repr_html_(self) -> str:

@@ -46,7 +46,7 @@ def knock_out(
         span: Hide the instruction from the tokens of this span and from generated tokens; None for every token after the instruction.
 
     Raises:
-        InputError: a head out of range, no pairs, or, inside the block, a prompt of no pair.
+        InputError: a head out of range, no pairs, or, inside the block, a prompt that belongs to none of the pairs.
 
     Example:
         >>> with psr.patching.knock_out(model, [(0, 3)], pairs):

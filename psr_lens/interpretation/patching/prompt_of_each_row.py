@@ -88,7 +88,7 @@ class PromptRows:
                 return found
         raise InputError(
             "pairs",
-            f"a call with a sequence of {len(ids)} tokens that begins with none of their prompts",
+            f"a call with a sequence of {len(ids)} tokens that does not begin with any of their prompts",
             "the pairs of every prompt that is read",
         )
 

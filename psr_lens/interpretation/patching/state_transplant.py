@@ -48,7 +48,8 @@ def transplant(
         heads: Heads to change, at `"z"` only; all by default.
 
     Raises:
-        InputError: no pairs, an unknown hook or context, a layer or head out of range, or, inside the block, a prompt of no pair.
+        InputError: no pairs, an unknown hook or context, a layer or head out of range, or, inside the block, a prompt that
+            belongs to none of the pairs.
 
     Example:
         >>> with psr.patching.transplant(model, pairs[:2], layers=5):

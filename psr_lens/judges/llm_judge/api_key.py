@@ -1,4 +1,4 @@
-"""The key of a judge's server: which one belongs to the address, read from the environment when it is needed, and kept out of all else.
+"""The key of a judge's server: which one belongs to the address, read from the environment when needed and never stored elsewhere.
 
 A key is sent only to the address that it belongs to: `OPENAI_API_KEY` to OpenAI's own, or to that in `OPENAI_BASE_URL`; a key in
 `PSR_LENS_API_KEYS` to the address beside it. Any other variable is read only if the program's author, or the person who starts it, names it

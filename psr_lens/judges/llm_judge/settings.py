@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from psr_lens._utils.arguments import fits
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
+from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.errors import InputError
 
 _NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -38,7 +39,7 @@ class Backoff:
 
 
 @dataclass(frozen=True)
-class LLMSettings:
+class LLMSettings(KnownSettings):
     """Which language model judges, and how it is asked; the keyword arguments of `psr.judges.llm`.
 
     Example:

@@ -56,13 +56,13 @@ class PromptTemplate:
             InputError: the template is not a string, or lacks {answer}.
         """
         if not isinstance(template, str):
-            raise InputError(argument, type(template).__name__, "a text with {answer} and perhaps {question}")
+            raise InputError(argument, type(template).__name__, "a text with {answer} and optionally {question}")
         pieces = _PLACEHOLDER.split(template)
         if "answer" not in pieces[1::2]:
             raise InputError(
                 argument,
                 "a template without {answer}",
-                "a text with {answer} and perhaps {question}",
+                "a text with {answer} and optionally {question}",
                 "Write {answer} where the text to be judged goes.",
             )
         if _is_format_string(template):

@@ -76,6 +76,7 @@ def test_it_agrees_with_a_fine_walk_along_the_curve(points, target):
 def test_many_curves_at_once_are_read_as_each_by_itself(many, target):
     trait, coherence = np.array(many, float).transpose(2, 0, 1)
     together = at_target(ALPHAS, trait, coherence, np.full(len(many), float(target)))
+    assert repr(together).startswith(f"AtTarget({len(many)} curve")
     for place in range(len(many)):
         alone = read(trait[place], coherence[place], target)
         assert (together.trait[place], together.alpha[place], OUTCOMES[together.outcome[place]]) == alone
