@@ -98,6 +98,7 @@ class ActivationMap:
         """The pairs of a source and a target layer."""
         return tuple((each.source_layer, target) for target, each in self.by_target_layer.items())
 
+    @checks_arguments
     def pull_back(
         self,
         weights: Float[Tensor, "rank source_width"],
@@ -138,6 +139,7 @@ class ActivationMap:
         added = torch.zeros(len(wide), dtype=torch.float64) if bias is None else bias.detach().to("cpu", torch.float64)
         return (wide @ one.matrix.double()).float(), (wide @ one.offset.double() + added).float()
 
+    @checks_arguments
     def check(self, source: HookedModel | None = None, target: HookedModel | None = None) -> None:
         """Refuse models that this map was not made for.
 

@@ -58,6 +58,7 @@ class DirectionMap:
         """Kind and layers."""
         return f"DirectionMap({self.kind}, {len(self.matrices)} layers)"
 
+    @checks_arguments
     def seen(self, directions: Float[Tensor, "rank target_width"], target_layer: int) -> float:
         """Share of the squared length of directions of the target that lies in the span of `components`; by chance, their share of d_model.
 

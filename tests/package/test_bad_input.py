@@ -81,7 +81,7 @@ def methods_of(kind: type, bound_to: Any = None) -> dict[str, Callable[..., Any]
         if name == "__call__" or name[0] != "_"
         if inspect.isroutine(static := inspect.getattr_static(kind, name)) or isinstance(static, classmethod)
     }
-    return {name: each for name, each in found.items() if each.__module__.startswith("psr_lens")}
+    return {name: each for name, each in found.items() if callable(each) and each.__module__.startswith("psr_lens")}
 
 
 def takes_arguments(method: Callable[..., Any]) -> bool:
@@ -222,6 +222,12 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "Evaluation.difference.first": "none",
         "Evaluation.difference.second": "prompt",
         "Calibration.of.given": {},
+        **{f"Agreement.at.{role}_layer": 0 for role in ("source", "target")},
+        **{f"GateReading.at.{role}_layer": 0 for role in ("gate", "reader")},
+        **{f"ActivationMap.{name}.{role}": model for name in ("check", "load") for role in ("source", "target")},
+        "ActivationMap.pull_back.weights": torch.zeros(1, width),
+        "DirectionMap.seen.directions": torch.zeros(1, width),
+        "target_layer": 0,
         "settings": {},
         "steering": method,
         "question": "who ?",
