@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from psr_lens.activations.store import Store as Store
     from psr_lens.evaluation.answers_by_method import AnswersByMethod as AnswersByMethod
     from psr_lens.evaluation.answers_by_method import answers_by_method as answers_by_method
+    from psr_lens.evaluation.calibration import best_alpha as best_alpha
+    from psr_lens.evaluation.calibration import best_layer as best_layer
+    from psr_lens.evaluation.calibration import calibrate as calibrate
     from psr_lens.evaluation.compare import compare as compare
     from psr_lens.evaluation.comparison import Comparison as Comparison
     from psr_lens.evaluation.evaluate import Calibration as Calibration
@@ -40,9 +43,6 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
-    from psr_lens.evaluation.scores import best_alpha as best_alpha
-    from psr_lens.evaluation.scores import best_layer as best_layer
-    from psr_lens.evaluation.scores import calibrate as calibrate
     from psr_lens.evaluation.scores import scores_at as scores_at
     from psr_lens.evaluation.side_effects import Collateral as Collateral
     from psr_lens.evaluation.side_effects import SideEffects as SideEffects
@@ -146,9 +146,9 @@ _HOME = {
     "Result": "results.result",
     "ResultTable": "results.table",
     "Scores": "evaluation.scores",
-    "best_alpha": "evaluation.scores",
-    "best_layer": "evaluation.scores",
-    "calibrate": "evaluation.scores",
+    "best_alpha": "evaluation.calibration",
+    "best_layer": "evaluation.calibration",
+    "calibrate": "evaluation.calibration",
     "scores_at": "evaluation.scores",
     "AnswersByMethod": "evaluation.answers_by_method",
     "answers_by_method": "evaluation.answers_by_method",

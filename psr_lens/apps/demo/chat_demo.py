@@ -15,8 +15,8 @@ from psr_lens.activations.statistics import Statistics
 from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
 from psr_lens.datasets import everyday_questions
 from psr_lens.errors import InputError, ModelError
+from psr_lens.evaluation.calibration import best_alpha
 from psr_lens.evaluation.faithfulness import faithfulness
-from psr_lens.evaluation.scores import best_alpha
 from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.baselines import DiM
 from psr_lens.fitting.settings.solvers import Sequential

@@ -13,9 +13,9 @@ from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
 from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
 from psr_lens.errors import InputError
+from psr_lens.evaluation.calibration import best_alpha, best_layer
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.faithfulness import faithfulness
-from psr_lens.evaluation.scores import best_alpha, best_layer
 from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.baselines import DiM
 from psr_lens.fitting.settings.gradient_descent import Polish
