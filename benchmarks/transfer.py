@@ -249,6 +249,28 @@ def table_of(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+KEPT, COHERENT = 0.9, 5.0
+"""A rung keeps a trait if it has this share of the native fit's score, and at most so much less coherence."""
+
+
+def summary_of(models: str, content: dict[str, Any], at: str) -> list[list[str]]:
+    """A row for each trait: trait / coherence of every cell, at `alpha 1` or `calibrated`; the last row counts what is kept."""
+    traits = content["models"][models]["traits"]
+    cells = [name for name in CELLS if all(name in held for held in traits.values())]
+    rows, kept = [], dict.fromkeys(cells, 0)
+    for trait, held in traits.items():
+        native = held["native"][at]
+        row = [trait]
+        for name in cells:
+            found = held[name][at]
+            keeps = found["trait"] >= KEPT * native["trait"] and found["coherence"] >= native["coherence"] - COHERENT
+            kept[name] += keeps
+            shown = f"{found['trait']:.0f} / {found['coherence']:.0f}"
+            row.append(shown if keeps else f"*{shown}*")
+        rows.append(row)
+    return [["trait", *cells], *rows, ["kept", *(f"{kept[name]} of {len(traits)}" for name in cells)]]
+
+
 def _cell(found: dict[str, Any]) -> str:
     low, high = found["interval"]
     beside = f"{found['coherence']:.0f}" if "coherence" in found else f"{found['repeated']:.1f} %"
@@ -293,7 +315,13 @@ def main(
 ) -> None:
     """Measure, and save after every cell; or print tables."""
     if tables_of is not None:
-        print(table_of(json.loads(tables_of.read_text())))
+        content = json.loads(tables_of.read_text())
+        for models in content["models"]:
+            for at in ("alpha 1", "calibrated"):
+                head, *rows = summary_of(models, content, at)
+                print(f"{models}, {at}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
+                print(*(f"| {' | '.join(row)} |" for row in rows), "", sep="\n")
+        print(table_of(content))
         return
     if source is None or target is None:
         raise typer.BadParameter("got fewer than two, expected a source and a target, or --tables-of a file.", param_hint="models")

@@ -1,0 +1,33 @@
+"""The tables of docs/transfer.md are those of the numbers in benchmarks/transfer.json, and the goals that the page states are met."""
+
+import json
+
+import pytest
+from helpers import BENCHMARKS, benchmark_script
+
+CONTENT = json.loads((BENCHMARKS / "transfer.json").read_text(encoding="utf-8"))
+PAGE = (BENCHMARKS.parent / "docs" / "transfer.md").read_text(encoding="utf-8")
+RUNGS = ("gates, plain map", "through text", "gates through text, plain map")
+
+
+@pytest.fixture(scope="module")
+def script():
+    with benchmark_script("transfer") as found:
+        yield found
+
+
+@pytest.mark.parametrize("models", CONTENT["models"])
+@pytest.mark.parametrize("at", ["alpha 1", "calibrated"])
+def test_every_row_is_in_the_page(script, models, at):
+    rows = script.summary_of(models, CONTENT, at)
+    assert len(rows) == 1 + 9 + 1
+    for row in rows:
+        assert f"| {' | '.join(row)} |\n" in PAGE
+
+
+@pytest.mark.parametrize("models", CONTENT["models"])
+def test_the_rungs_keep_seven_of_nine_traits_at_the_chosen_strength_and_the_floors_do_not(script, models):
+    head, *_, last = script.summary_of(models, CONTENT, "calibrated")
+    kept = {name: int(cell.split()[0]) for name, cell in zip(head[1:], last[1:], strict=True)}
+    assert all(kept[name] >= 7 for name in RUNGS)
+    assert all(kept[name] <= 3 for name in ("gates, shuffled map", "gates, random map", "constants"))
