@@ -70,7 +70,7 @@ class Axbench:
     Example:
         >>> concept = psr.datasets.AxbenchConcept(3, "rivers", "https://example.com/1", {})
         >>> psr.datasets.Axbench((concept,), ())
-        Axbench(1 concepts, 0 examples)
+        Axbench(1 concept, 0 examples)
     """
 
     concepts: tuple[AxbenchConcept, ...]
@@ -148,7 +148,7 @@ def read_axbench(source: str | Path | Sequence[str | Path]) -> Axbench:
         >>> row = {"input": "Hi", "output": "Hello.", "output_concept": "EEEEE", "category": "negative", "concept_id": 0}
         >>> pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), "train.parquet")
         >>> psr.datasets.read_axbench(".")
-        Axbench(1 concepts, 1 examples)
+        Axbench(1 concept, 1 example)
     """
     metadata, tables = _files(source)
     concepts = [_concept(where, found) for where, found in json_lines(metadata, "axbench")]

@@ -154,8 +154,7 @@ class GateReading:
             if layer not in known:
                 raise InputError(name, layer, f"one of {', '.join(map(str, known))}")
         gates, readers = [self.gate_layers.index(gate_layer)], [self.reader_layers.index(reader_layer)]
-        found = self.errors.at(gates, readers)
-        return Estimate(found.value[0], found.low[0], found.high[0], found.n)
+        return self.errors.mean_at(gates, readers)  # of this one
 
     @property
     def _indices(self) -> tuple[list[int], list[int]]:

@@ -125,7 +125,9 @@ def test_it_says_what_a_fit_then_reaches(organism, pirate_triplets):
     assert html.escape(pirate.summary) in pirate._repr_html_()
     assert "at rank 4, 9" in repr(pirate)
     figure = psr.plots.outlook(pirate)
-    np.testing.assert_allclose(figure.data[1].y, pirate.reachable().value)
+    drawn = {trace.name: trace.y for trace in figure.data}
+    np.testing.assert_allclose(drawn["at all layers"], pirate.reachable().value)
+    np.testing.assert_allclose(drawn["their ceiling"], pirate.ceiling().value)
 
 
 def test_bad_input_is_said(tiny_llama, triplets, found):

@@ -356,6 +356,6 @@ def test_a_grid_says_what_it_is(tiny_llama):
     grid = patch(tiny_llama.model, triplets, "mlp_out", into="prompted")
     assert isinstance(grid, PatchGrid)
     assert (grid.what, grid.measured, grid.reference, grid.cells) == ("mlp_out", "lost", "prompt", "token")
-    assert grid.instruction == triplets[0].pair.instruction
+    assert grid.instruction == "talk like a pirate . (and 1 other)"
     assert repr(grid) == f"PatchGrid(mlp_out: share of the prompt's effect lost, {len(grid.tokens)} tokens × 3 layers)"
     assert ablate(tiny_llama.model, triplets, random_replacement(tiny_llama.model)).measured == "lost"

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from helpers import pairs_of, random_replacement, random_triplets
-from made_up_results import METHODS, TABLE, attribution, captured, comparison, grid, lens
+from made_up_results import METHODS, TABLE, agreement, attribution, captured, comparison, grid, lens
 
 import psr_lens as psr
 from psr_lens import plots
@@ -221,6 +221,8 @@ def every_figure(tiny_llama):
     close = psr.faithfulness(model, random_triplets(model, 3), {"A-PSR": replacement})
     token = TopToken(3.5, "aye", ("<assistant>",), (",",), 0, 0)
     return {
+        plots.agreement: plots.agreement(agreement()),
+        plots.gates_by_family: plots.gates_by_family(agreement()),
         plots.by_response: plots.by_response(plots.magnitude_strips, result),
         plots.coefficient_correlation: plots.coefficient_correlation(close),
         plots.coefficient_scatter: plots.coefficient_scatter(result, "A-PSR"),

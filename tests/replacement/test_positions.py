@@ -125,7 +125,10 @@ def test_several_texts_in_a_row_are_asked_about_and_padding_is_none(span):
             packed | {"attention_mask": torch.ones_like(ids)},
             packed | {"attention_mask": torch.ones(7, 7).tril().bool()[None, None]},
         ):
-            with pytest.raises(InputError, match=r"^position_ids: got ids that do not rise .*a row of its own, or pass `start=`"):
+            with pytest.raises(
+                InputError,
+                match=r"^position_ids: got ids that do not increase along the sequence.*a row of its own, or pass `start=`",
+            ):
                 model(ids, use_cache=False, **given)
         alone = model(texts[:1, 3:]).logits[0]
         for padding, mask in ((0, None), (1, None), (1, (texts != 0).long())):  # as different versions number it

@@ -69,7 +69,7 @@ def test_answers_come_first_as_text_with_their_scores(rich):
         == "what is number 0 ? none trait 0 answer 0 prompt arr, matey A-PSR (α = 1.25) <script>alert(1)</script>"
     )
     second = body[body.index("what is number 1 ?") : body.index("what is number 2 ?")]
-    assert " ".join(second.split()) == "what is number 1 ? none 0 answer 1 prompt 100 aye A-PSR (α = 1.25) (nothing)"
+    assert " ".join(second.split()) == "what is number 1 ? none trait 0 answer 1 prompt trait 100 aye A-PSR (α = 1.25) (nothing)"
     assert "what is number 7 ?" in body
     assert "what is number 8 ?" not in body
     assert "The first 8 of 10 questions." in body
