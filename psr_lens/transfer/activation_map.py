@@ -117,7 +117,7 @@ class ActivationMap:
             Probes `w·M` and biases `w·c + b` for the target's activations, in float32.
 
         Raises:
-            InputError: a layer without a map, or probes of another width.
+            InputError: a layer without a map, probes of another width, or not one bias per probe.
 
         Example:
             >>> paired = psr.transfer.pair_texts(model, model, triplets)
@@ -135,6 +135,8 @@ class ActivationMap:
             raise InputError(
                 "weights", f"the shape {tuple(weights.shape)}", f"one probe per row, {one.matrix.shape[0]} wide as the source is"
             )
+        if bias is not None and bias.shape != weights.shape[:1]:
+            raise InputError("bias", f"the shape {tuple(bias.shape)}", f"one number per probe, {len(weights)}")
         wide = weights.detach().to("cpu", torch.float64)
         added = torch.zeros(len(wide), dtype=torch.float64) if bias is None else bias.detach().to("cpu", torch.float64)
         return (wide @ one.matrix.double()).float(), (wide @ one.offset.double() + added).float()

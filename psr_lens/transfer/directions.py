@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.numbers import counted
+from psr_lens.activations.massive import is_massive
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, collect
+from psr_lens.activations.store.triplets import triplets_digest
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import Context, Triplet
 from psr_lens.replacement import Replacement, Site
 from psr_lens.transfer.activation_map import ActivationMap
-from psr_lens.transfer.layer_matching import checked_pairs, matched_by_depth
+from psr_lens.transfer.layer_matching import LayerPairs, checked_pairs, matched_by_depth
+from psr_lens.transfer.model_check import SAME
 from psr_lens.transfer.normal_equations import FOLDS, RIDGES, Ridge, Sums, cross_validated
 from psr_lens.transfer.origin import SETTING, origin
 from psr_lens.transfer.pairing import PairedText, paired_rows
@@ -53,10 +57,18 @@ class DirectionMap:
     """M by target layer: a direction z of the source becomes M z."""
     components: Mapping[int, Float[Tensor, "component target_width"]]
     """By target layer, the principal components of the target's side of the texts that hold 95 % of its variance, as rows."""
+    layers: LayerPairs
+    """The pairs of a source and a target layer."""
+    source_model: Mapping[str, Any]
+    """Fingerprint of the model whose directions are pushed."""
+    target_model: Mapping[str, Any]
+    """Fingerprint of the model that they are for."""
+    texts: str
+    """xxh3_128 of the source's tokens of the texts, in hexadecimal."""
 
     def __repr__(self) -> str:
         """Kind and layers."""
-        return f"DirectionMap({self.kind}, {len(self.matrices)} layers)"
+        return f"DirectionMap({self.kind}, {counted(len(self.matrices), 'layer')})"
 
     @checks_arguments
     def seen(self, directions: Float[Tensor, "rank target_width"], target_layer: int) -> float:
@@ -66,12 +78,22 @@ class DirectionMap:
             directions: Directions of the target, such as those of its own fit.
             target_layer: Their layer.
 
+        Raises:
+            InputError: a layer without a map, or directions of another width.
+
         Example:
             >>> paired = psr.transfer.pair_texts(model, model, triplets)
             >>> forward = psr.transfer.fit_direction_map(model, model, paired, layers=[(2, 2)])
             >>> 0 < forward.seen(pirate.sites["blocks.2.hook_resid_post"].directions, 2) <= 1
             True
         """
+        if target_layer not in self.components:
+            raise InputError("target_layer", target_layer, f"one of {', '.join(map(str, self.components))}")
+        width = self.components[target_layer].shape[1]
+        if directions.ndim != 2 or directions.shape[1] != width:
+            raise InputError(
+                "directions", f"the shape {tuple(directions.shape)}", f"one direction per row, {width} wide as the target is"
+            )
         within = directions.float() @ self.components[target_layer].T
         return float(within.square().sum() / directions.float().square().sum().clamp(min=1e-30))
 
@@ -87,6 +109,8 @@ def fit_direction_map(
     token_budget: int = TOKEN_BUDGET,
 ) -> DirectionMap:
     """Learn to push directions forward from a source to a target, on texts that both read.
+
+    Pairs of tokens at which either model has a massive activation are left out.
 
     Args:
         source: The model whose directions are pushed.
@@ -105,7 +129,7 @@ def fit_direction_map(
     Example:
         >>> paired = psr.transfer.pair_texts(model, model, triplets)
         >>> psr.transfer.fit_direction_map(model, model, paired, "procrustes", layers=[(2, 2)])
-        DirectionMap(procrustes, 1 layers)
+        DirectionMap(procrustes, 1 layer)
     """
     if kind not in get_args(Push):
         raise InputError("kind", repr(kind), f"one of {', '.join(map(repr, get_args(Push)))}")
@@ -116,11 +140,13 @@ def fit_direction_map(
     rows = paired_rows(paired)
     matrices, components = {}, {}
     for source_layer, target_layer in pairs:
-        x = _read(source, [each.source for each in paired], source_layer, kind, token_budget)[rows.source]
-        y = _read(target, [each.target for each in paired], target_layer, kind, token_budget)[rows.target]
-        matrices[target_layer] = _matrix(x, y, rows.text, kind).float()
-        components[target_layer] = _components(y).float()
-    return DirectionMap(kind, matrices, components)
+        x, massive = _read(source, [each.source for each in paired], source_layer, kind, token_budget, rows.source)
+        y, also = _read(target, [each.target for each in paired], target_layer, kind, token_budget, rows.target)
+        left = ~(massive | also)
+        matrices[target_layer] = _matrix(x[left], y[left], rows.text[left], kind).float()
+        components[target_layer] = _components(y[left]).float()
+    texts = triplets_digest([each.source for each in paired])
+    return DirectionMap(kind, matrices, components, pairs, fingerprint(source), fingerprint(target), texts)
 
 
 @checks_arguments
@@ -139,7 +165,7 @@ def whole(target: HookedModel, replacement: Replacement, mapped: ActivationMap, 
         A replacement for the target.
 
     Raises:
-        InputError: `forward` lacks a layer; or as `gates`.
+        InputError: `forward` is between other models or layers than `mapped`; or as `gates`.
         ArtifactError: as `gates`.
 
     Example:
@@ -149,34 +175,53 @@ def whole(target: HookedModel, replacement: Replacement, mapped: ActivationMap, 
         ('whole, ridge', 'organism')
     """
     mapped.check(target=target)
+    _check_beside(forward, mapped)
     probes, sites = pulled_back(replacement, mapped), {}
     for source_layer, target_layer in mapped.layers:
         name, of = f"blocks.{target_layer}.hook_resid_post", replacement.sites.get(f"blocks.{source_layer}.hook_resid_post")
         if of is None:
             continue
-        if target_layer not in forward.matrices:
-            known = ", ".join(map(str, forward.matrices))
-            raise InputError(
-                "forward", f"a map for the target layers {known}", f"one for layer {target_layer} too, as `mapped` has"
-            )
         directions = of.directions.float() @ forward.matrices[target_layer].T
         sites[name] = Site(directions, probes[name].weights, probes[name].bias, "relu")
-    record = origin(f"whole, {forward.kind}", replacement.model, target, replacement=replacement, mapped=mapped)
+    record = origin(
+        f"whole, {forward.kind}", replacement.model, target, replacement=replacement, mapped=mapped, forward_texts=forward.texts
+    )
     instructions = replacement.settings.get("instructions", [])
     method = f"{'S' if len(sites) == 1 else 'A'}-PSR whole"
-    return Replacement(sites, "R", method, fingerprint(target), settings={"instructions": instructions, SETTING: record})
+    settings = {"instructions": instructions, SETTING: record}
+    return Replacement(sites, "R", method, fingerprint(target), offset=replacement.offset, settings=settings)
+
+
+def _check_beside(forward: DirectionMap, mapped: ActivationMap) -> None:
+    """Refuse a map of directions between other models, or other layers, than the map of activations is.
+
+    Raises:
+        InputError: the models differ, or a pair of layers is missing.
+    """
+    for role in ("source", "target"):
+        ours, theirs = getattr(forward, f"{role}_model"), getattr(mapped, f"{role}_model")
+        if any(ours.get(key) != theirs.get(key) for key in SAME):
+            wanted = f"{theirs.get('model_name')}, as in `mapped`"
+            raise InputError("forward", f"one with {ours.get('model_name')} as the {role}", wanted)
+    if missing := [pair for pair in mapped.layers if pair not in forward.layers]:
+        raise InputError("forward", f"one between the layers {forward.layers}", f"one between {missing[0]} too, as in `mapped`")
 
 
 def _read(
-    model: HookedModel, triplets: Sequence[Triplet], layer: int, kind: Push, token_budget: int
-) -> Float[Tensor, "token width"]:
-    """Activations in the base context, or with `differences` what the prompt changes of them."""
+    model: HookedModel, triplets: Sequence[Triplet], layer: int, kind: Push, token_budget: int, chosen: Int[Tensor, " pair"]
+) -> tuple[Float[Tensor, "pair width"], Bool[Tensor, " pair"]]:
+    """Activations in the base context, or with `differences` what the prompt changes of them, of some tokens; and which are massive."""
     name = f"blocks.{layer}.hook_resid_post"
 
     def rows(context: Context) -> Tensor:
-        return collect(model, triplets, [name], context, "R", token_budget=token_budget)[name].double()
+        return collect(model, triplets, [name], context, "R", token_budget=token_budget)[name]
 
-    return rows("prompted") - rows("base") if kind == "differences" else rows("base")
+    base = rows("base")
+    massive = is_massive(base)
+    if kind != "differences":
+        return base[chosen].double(), massive[chosen]
+    prompted = rows("prompted")
+    return (prompted.double() - base.double())[chosen], (massive | is_massive(prompted))[chosen]
 
 
 def _matrix(x: Float[Tensor, "pair source_width"], y: Float[Tensor, "pair target_width"], text: Tensor, kind: Push) -> Tensor:

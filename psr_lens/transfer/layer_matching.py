@@ -16,7 +16,7 @@ LayerPairs = tuple[tuple[int, int], ...]
 """A source layer for each target layer: `(source, target)`, ascending in the target and never descending in the source."""
 
 _LEAST: Final = 1.0
-"""How far below the lowest score an unknown one counts, so that it is chosen only if there is nothing else."""
+"""An unknown score counts so much more below the lowest than any sum of others could make up for."""
 
 
 @checks_arguments
@@ -71,8 +71,9 @@ def best_monotone_matching(scores: Float[Tensor, "source target"]) -> LayerPairs
     if bool(scores.isinf().any()):
         raise InputError("scores", "infinite numbers", "finite numbers, or NaN where there is no score")
     known = scores.double().cpu()
-    least = known[~known.isnan()].min() if bool((~known.isnan()).any()) else torch.zeros(())
-    known = known.nan_to_num(nan=float(least) - _LEAST * known.shape[1])
+    finite = known[~known.isnan()]
+    least, spread = (float(finite.min()), float(finite.max() - finite.min())) if len(finite) else (0.0, 0.0)
+    known = known.nan_to_num(nan=least - (spread + _LEAST) * known.shape[1])
     sums, came_from = known[:, 0], []
     for column in known.T[1:]:
         best, at = _running_best(sums)

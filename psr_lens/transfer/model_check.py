@@ -8,7 +8,7 @@ from typing import Any, Final
 from psr_lens.errors import ArtifactError
 from psr_lens.models import HookedModel, model_identity, processing_differs
 
-_SAME: Final = ("architecture", "n_layers", "d_model", "n_heads", "d_vocab")
+SAME: Final = ("architecture", "n_layers", "d_model", "n_heads", "d_vocab")
 """What has to agree; a name may differ, as that of the same model in another folder does."""
 
 
@@ -24,7 +24,7 @@ def check_model_is(model: HookedModel, recorded: Mapping[str, Any], role: str) -
         ArtifactError: sizes, vocabulary, architecture or the processing of the weights differ.
     """
     theirs = model_identity(model)
-    for key in _SAME:
+    for key in SAME:
         if key in recorded and recorded[key] != theirs[key]:
             raise ArtifactError(
                 f"{role}: this map was made with {recorded.get('model_name')} as the {role}, with {key}={recorded[key]}; this model "

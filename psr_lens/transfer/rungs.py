@@ -21,8 +21,10 @@ from psr_lens.activations.store.triplets import triplets_digest
 from psr_lens.errors import InputError
 from psr_lens.fitting.fit import fit
 from psr_lens.fitting.given_probes import solve_for_directions, train_directions
-from psr_lens.fitting.settings.solvers import Joint, Sequential
+from psr_lens.fitting.negatives import check_no_negatives
+from psr_lens.fitting.settings.solvers import FitConfig, Joint, Sequential
 from psr_lens.models import HookedModel, fingerprint
+from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Triplet, check_triplets
 from psr_lens.replacement import LearningCurve, Replacement, Site
 from psr_lens.transfer.activation_map import ActivationMap
@@ -92,7 +94,8 @@ def gates(
         A replacement for the target.
 
     Raises:
-        InputError: triplets that the target cannot read, a replacement without gates to carry over, or none at the map's layers.
+        InputError: another span or `polish`, triplets that the target cannot read or without the trait, a replacement without gates to
+            carry over, or none at the map's layers.
         ArtifactError: the map was made for another target, or the replacement for another source.
         FitError: the regression has no finite solution.
 
@@ -102,8 +105,11 @@ def gates(
         Replacement(A-PSR gates, 6 hook points from blocks.0.hook_resid_post, rank 4, span R, for organism, gates from organism)
     """
     config = Sequential() if config is None else config
-    mapped.check(target=target)
-    check_triplets(target, triplets)
+    if config.span != "R" or config.polish is not None:
+        raise InputError(
+            "config", repr(config), "psr.Sequential() on the span 'R' and without `polish`, since the probes stay as they are"
+        )
+    _check_texts(target, triplets, mapped, config)
     probes = pulled_back(replacement, mapped)
     sites = solve_for_directions(target, triplets, probes, config)
     return _carried(
@@ -135,7 +141,7 @@ def gates_through_text(
         A replacement for the target.
 
     Raises:
-        InputError: another objective; or as `gates`.
+        InputError: another objective, another rule or a learned offset; or as `gates`.
         ArtifactError: as `gates`.
         FitError: the loss is no longer finite, or has exploded.
 
@@ -147,8 +153,9 @@ def gates_through_text(
     """
     config = GATES_THROUGH_TEXT if config is None else config
     _check_likelihood(config)
-    mapped.check(target=target)
-    check_triplets(target, triplets)
+    if config.learned_offset or config.rule != "relu":
+        raise InputError("config", repr(config), "the rule 'relu' without a learned offset, as the gates that are carried over")
+    _check_texts(target, triplets, mapped, config)
     probes = pulled_back(replacement, mapped)
     texts = unprompted(triplets)
     with torch.inference_mode(mode=False):
@@ -198,6 +205,12 @@ def origin_of(
     return origin(rung, replacement.model, target, replacement=replacement, mapped=mapped, triplets=list(triplets))
 
 
+def _check_texts(target: HookedModel, triplets: Sequence[Triplet], mapped: ActivationMap, config: FitConfig) -> None:
+    mapped.check(target=target)
+    check_triplets(target, triplets)
+    check_no_negatives(triplets, f"psr.{config!r}")
+
+
 def _carried(
     target: HookedModel,
     triplets: Sequence[Triplet],
@@ -208,9 +221,17 @@ def _carried(
     curve: LearningCurve | None = None,
 ) -> Replacement:
     method = f"{'S' if len(sites) == 1 else 'A'}-PSR {'gates' if curve is None else 'gates LL'}"
-    further = {"triplets": len(triplets), "instructions": sorted({each.pair.instruction for each in triplets}), SETTING: record}
+    layers = [layer_of(name) for name in sites]
+    further = {"layers": layers, "rank": max(site.rank for site in sites.values()), "triplets": len(triplets)}
+    further |= {"instructions": sorted({each.pair.instruction for each in triplets}), SETTING: record}
     return Replacement(
-        sites, "R", method, fingerprint(target), settings={**settings, **further}, curve=curve, data=triplets_digest(triplets)
+        sites,
+        "R",
+        method,
+        fingerprint(target),
+        settings={**settings, **further},
+        curve=curve,
+        data=triplets_digest(triplets),
     )
 
 

@@ -147,7 +147,9 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "transfer.gates.config": psr.Sequential(),
         **{f"transfer.{name}.config": psr.Joint(objective="ll") for name in ("gates_through_text", "through_text")},
         "mapped": transfer.ActivationMap({0: layer}, made_for, made_for, "0" * 32, 1, 4),
-        "forward": transfer.DirectionMap("ridge", {0: torch.eye(width)}, {0: torch.eye(width)}),
+        "forward": transfer.DirectionMap(
+            "ridge", {0: torch.eye(width)}, {0: torch.eye(width)}, ((0, 0),), made_for, made_for, "0" * 32
+        ),
         "paired": paired,
         "source_ends": [1, 2],
         "target_ends": [1, 2],

@@ -1,5 +1,7 @@
 """Directions pushed forward: each kind of map against equations on what plain transformers read, and the identity."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_rungs import HOOK, logits, to_itself
@@ -38,6 +40,7 @@ def test_anchors_keep_cosines(two, alone) -> None:
     z = two.fitted.sites[HOOK.format(1)].directions
     pushed = z @ found.matrices[1].T
     assert float(torch.cosine_similarity(pushed, z).min()) > 0.7
+    assert ((pushed.norm(dim=1) / z.norm(dim=1)).log().abs() < 0.5).all()
 
 
 def test_the_share_that_was_seen(two) -> None:
@@ -58,5 +61,26 @@ def test_what_cannot_be_pushed_is_refused(two, alone) -> None:
     with pytest.raises(InputError, match="paired"):
         psr.transfer.fit_direction_map(two.source, two.target, two.paired[:3])
     forward = psr.transfer.fit_direction_map(two.source, two.source, alone, layers=[(1, 1)])
-    with pytest.raises(InputError, match="layer 0 too"):
-        psr.transfer.whole(two.source, two.fitted, to_itself(two, torch.eye(int(two.source.cfg.d_model))), forward)
+    identity = to_itself(two, torch.eye(int(two.source.cfg.d_model)))
+    with pytest.raises(InputError, match=r"forward: got one between the layers \(\(1, 1\),\), expected one between \(0, 0\) too"):
+        psr.transfer.whole(two.source, two.fitted, identity, forward)
+    between = psr.transfer.fit_direction_map(two.source, two.target, two.paired, layers=[(1, 1)])
+    with pytest.raises(InputError, match=r"forward: got one with .* as the target, expected .*, as in `mapped`"):
+        psr.transfer.whole(two.source, two.fitted, identity, between)
+    with pytest.raises(InputError, match="target_layer: got 3, expected one of 1"):
+        forward.seen(torch.ones(1, 4), 3)
+    with pytest.raises(InputError, match=r"directions: got the shape \(1, 3\)"):
+        forward.seen(torch.ones(1, 3), 1)
+
+
+def test_directions_of_another_model_are_pushed_through_the_map_of_their_own_layers(two) -> None:
+    layers = [(0, 1), (1, 2)]
+    mapped = psr.transfer.fit_activation_map(two.source, two.target, two.paired, layers=layers, ridge=0.1)
+    forward = psr.transfer.fit_direction_map(two.source, two.target, two.paired, "procrustes", layers=layers)
+    carried = psr.transfer.whole(two.target, replace(two.fitted, offset=-0.5), mapped, forward)
+    assert list(carried.sites) == [HOOK.format(1), HOOK.format(2)]
+    assert carried.offset == -0.5
+    for source, target in layers:
+        wanted = torch.stack([forward.matrices[target] @ z for z in two.fitted.sites[HOOK.format(source)].directions.float()])
+        torch.testing.assert_close(carried.sites[HOOK.format(target)].directions, wanted)
+    assert carried.settings["transfer"]["forward_texts"] == forward.texts
