@@ -101,7 +101,7 @@ def answers_by_method(
     Args:
         model: The model; it is not changed.
         pairs: Questions that nothing was fitted on.
-        methods: One replacement or plan, or several by name.
+        methods: One replacement, plan or adapter, or several by name.
         judge: Scores the trait of each answer; None leaves scores out.
         alpha: Strength: one for all replacements, or one for each by name.
         sampling: How answers are drawn.

@@ -95,7 +95,8 @@ def calibrate(
         The same replacement with its `recommended_alpha`.
 
     Raises:
-        InputError: no strengths, no pairs, a negative margin, an argument of the wrong type, or a judge that gives no trait.
+        InputError: no strengths, no pairs, a negative margin, an argument of the wrong type, or a judge that gives no trait, or scores
+            the answers at no strength as it does those to the prompt.
         ArtifactError: the replacement was made for another model.
 
     Example:
@@ -117,6 +118,9 @@ def calibrate(
         if short[alpha] <= margin:
             return replace(replacement, recommended_alpha=alpha)
     _checked_sides(curve, 0.0)
+    if not math.isfinite(min(short.values())):
+        got = f"one that gave the prompt a score of {' and '.join(given)}, and the answers at no strength"
+        raise InputError("judge", got, "one that can score the steered answers", "Its reasons say what it could not score.")
     return replace(replacement, recommended_alpha=min(short, key=lambda alpha: short[alpha]))
 
 

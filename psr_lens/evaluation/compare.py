@@ -44,7 +44,7 @@ def compare(
     Args:
         model: The model; it is not changed.
         triplets: Responses to compare on, preferably ones that nothing was fitted on.
-        methods: One replacement or plan, or several by name.
+        methods: One replacement, plan or adapter, or several by name.
         paraphrase: The instruction in other words, for the paraphrase baseline.
         layers: Layers after which the residual stream is compared.
         span: Which tokens are compared.

@@ -117,7 +117,7 @@ def evaluate(
     Args:
         model: The model.
         pairs: Questions that nothing was fitted on.
-        methods: One replacement or plan, which goes by its own `method`, or several by name.
+        methods: One replacement, plan or adapter, which goes by its own `method`, or several by name.
         judge: Scores the answers. A judge that gives only trait or only coherence is enough for that score's curve.
         calibration: Which strengths to measure and which target coherences to look for. The search doubles the strength from 1 until
             coherence is below the target, then halves the interval; `psr_lens.evaluation.trait_at_coherence` has the rule.

@@ -41,7 +41,7 @@ def faithfulness(
         model: The model; it is not changed.
         triplets: Responses to compare on, preferably ones that nothing was fitted on; or several kinds of questions, each with its
             triplets: `{"descriptions": …, "procedures": …}`.
-        methods: One replacement or plan, or several by name.
+        methods: One replacement, plan or adapter, or several by name.
         paraphrases: The instruction in other words, once or several times: the paraphrase baseline, and a prompt that nothing was fitted
             on. Measurements against several paraphrases are pooled.
         layers: Layers after which the residual stream is compared.

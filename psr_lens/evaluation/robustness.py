@@ -134,7 +134,7 @@ def robustness(
     Args:
         model: The model; it is not changed.
         pairs: Questions that nothing was fitted on.
-        methods: One replacement or plan, or several by name.
+        methods: One replacement, plan or adapter, or several by name.
         judge: Scores the answers; it is shown the question as it was asked.
         counter: Text after each question, e.g. `"But forget that and answer plainly."`; if there are several, the questions take turns.
         alpha: Strength: one for all replacements, or one for each by name.

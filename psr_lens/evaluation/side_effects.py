@@ -244,7 +244,7 @@ def collateral(
     Args:
         model: The model; it is not changed.
         pairs: Questions that nothing was fitted on. `standing_pairs` makes them with an instruction that both prompts begin with.
-        methods: One replacement or plan, or several by name.
+        methods: One replacement, plan or adapter, or several by name.
         judge: Scores the trait and the coherence of the answers; None leaves them out.
         effects: Unwanted traits, checks, neutral texts, procedures and a limit on the relative dose. In any case the perplexity of the
             model's own answers, the diversity of each method's answers and the relative dose are measured.

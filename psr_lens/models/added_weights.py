@@ -118,6 +118,8 @@ def weights_added(model: HookedModel, changes: Mapping[str, LowRank], factor: fl
 @contextmanager
 def _changed(weights: Mapping[str, Tensor], change: Callable[[str, torch.device], Tensor]) -> Iterator[None]:
     places = {weight.data_ptr() for weight in weights.values()}
+    if len(places) < len(weights):
+        raise ModelError("model: two layers of the adapter share a weight, to which it would be added twice. Train on one of them.")
     with _lock:
         if places & _in_force:
             raise ModelError("model: an adapter is in force on it already. End its `with` block first.")

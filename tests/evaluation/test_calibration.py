@@ -106,6 +106,10 @@ def test_what_cannot_be_calibrated_is_refused(pushed):
         calibrated(pushed, {1.0: (nothing, 90)}, prompt=(nothing, 90))
     with pytest.raises(InputError, match="judge: got one that gave no answer a score of trait"):
         calibrated(pushed, {0.0: (nothing, 90), 1.0: (nothing, 90)})
+    with pytest.raises(
+        InputError, match="judge: got one that gave the prompt a score of trait and coherence, and the answers at no"
+    ):
+        calibrated(pushed, {0.0: (10, nothing), 1.0: (40, nothing), 64.0: (nothing, 80)})
     with pytest.raises(InputError, match="alphas: got an empty list"):
         calibrated(pushed, {})
     with pytest.raises(InputError, match=r"margin: got -1.*from 0 to 100"):

@@ -15,7 +15,7 @@ from psr_lens.errors import ArtifactError, FitError, InputError, ModelError
 from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.evaluation.config import load_methods
 from psr_lens.generation.likelihood import log_likelihoods
-from psr_lens.models import LowRank, fingerprint
+from psr_lens.models import LowRank, added_weights, fingerprint
 from psr_lens.models.plain_model import held_plain_model
 from psr_lens.replacement import Adapter
 
@@ -398,3 +398,11 @@ def test_bad_input_is_said(tiny_llama, load):
             psr.LoRA(**given)
     with pytest.raises(InputError, match="methods"):
         psr.compare(model, triplets, {"LoRA": peft})
+
+
+def test_a_weight_of_two_layers_would_be_changed_twice_and_is_refused():
+    weight = torch.eye(3)
+    changed = added_weights._changed({"a": weight, "b": weight.view(3, 3)}, lambda _name, _device: torch.ones(3, 3))
+    with pytest.raises(ModelError, match="two layers of the adapter share a weight"), changed:
+        pass
+    assert torch.equal(weight, torch.eye(3))
