@@ -1,18 +1,15 @@
 """What closes the gap between a sequential A-PSR and the prompt: rank, token weights, strength, refinement, and the objective of polishing.
 
-python benchmarks/gap.py /path/to/SmolLM2-135M-Instruct questions.parquet --json benchmarks/gap.json
 python benchmarks/gap.py organism --json benchmarks/gap.json
 python benchmarks/gap.py --tables-of benchmarks/gap.json
 
-The numbers are saved after every cell, and a cell that the file holds is not measured again; `--cell` chooses some. A real model is a
-folder or a `.gguf` file, and its questions are AxBench's `input`s shorter than 70 characters (a parquet file of its training data).
+The numbers are saved after every cell, and a cell that the file holds is not measured again; `--cell` chooses some.
+`benchmarks/real/table.py` does the like on real models.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,18 +19,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from _divergence import Divergence, repeated
-from _models import machine
+from _numbers import opened, traits_of
 
 import psr_lens as psr
 from psr_lens.fitting.layerwise import token_weights
-from psr_lens.judges import Judgement
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.replacement import Replacement
 
 FITTED, CALIBRATED, HELD_OUT = 60, 12, 40
 """Numbers of questions."""
-SAMPLING = psr.SamplingConfig(temperature=0.7, max_new_tokens=32)
 ALPHAS = (1.0, 1.25, 1.5)
 """Strengths that the calibration tries."""
 SEED = 0
@@ -84,54 +79,7 @@ class Setting:
     sampling: psr.SamplingConfig
 
 
-def by_rule(rule: Callable[[str], float]) -> Callable[[Sequence[str], Sequence[str]], Judgement]:
-    """A judge of the trait alone."""
-
-    def judge(texts: Sequence[str], questions: Sequence[str]) -> Judgement:
-        scores = np.array([rule(text) for text in texts], dtype=float)
-        return Judgement(scores, np.full(len(texts), np.nan), ("by rule",) * len(texts), ("trait",))
-
-    return judge
-
-
-def french(text: str) -> float:
-    """The probability of French that langdetect gives."""
-    from langdetect import DetectorFactory, LangDetectException, detect_langs
-
-    DetectorFactory.seed = 0
-    try:
-        return 100 * next((each.prob for each in detect_langs(text) if each.lang == "fr"), 0.0)
-    except LangDetectException:  # no letters
-        return 0.0
-
-
-PIRATE = re.compile(r"\b(?:a+r+r+|yarr+|ahoy|mate[ys]*|ye|yer|aye|avast|heart(?:y|ies)|shiver|scurvy|lads?|landlubbers?|booty)\b")
-
-
-def pirate(text: str) -> float:
-    """100 with two words of a pirate, 50 with one."""
-    return min(100.0, 50.0 * len(PIRATE.findall(text.lower())))
-
-
-REAL = {"french": ("Answer in French.", french), "pirate": ("Talk like a pirate.", pirate)}
 ORGANISM = ("pirate", "dense", "brief")
-
-
-def real_settings(path: str, questions: Path, traits: Sequence[str]) -> list[Setting]:
-    """A real model, asked AxBench's short inputs."""
-    import pyarrow.parquet as parquet
-
-    asked = {text for text in parquet.read_table(questions)["input"].to_pylist() if text and len(text) < 70 and "\n" not in text}
-    drawn = random.Random(SEED).sample(sorted(asked), FITTED + CALIBRATED + HELD_OUT)
-    model = psr.load_model(path, backend="bridge")
-    found = []
-    for trait in traits:
-        instruction, rule = REAL[trait]
-        pairs = psr.prompt_pairs(model, drawn, instruction, place="after")
-        rest = pairs[FITTED:]
-        held_out = {"questions": rest[CALIBRATED:]}
-        found.append(Setting(trait, model, by_rule(rule), pairs[:FITTED], rest[:CALIBRATED], held_out, SAMPLING))
-    return found
 
 
 def organism_settings(name: str, traits: Sequence[str]) -> list[Setting]:
@@ -258,10 +206,7 @@ def _kl(found: list[float] | None) -> str:
 
 
 def main(
-    model: Annotated[
-        str | None, typer.Argument(help="`organism`, `organism-gpt2`, or a folder or `.gguf` of a real model.")
-    ] = None,
-    questions: Annotated[Path | None, typer.Argument(help="Parquet file of AxBench's training data, for a real model.")] = None,
+    model: Annotated[str | None, typer.Argument(help="`organism` or `organism-gpt2`.")] = None,
     trait: Annotated[list[str] | None, typer.Option(help="Traits; by default all.")] = None,
     cell: Annotated[list[str] | None, typer.Option(help="Names of candidates; by default all.")] = None,
     json_file: Annotated[Path, typer.Option("--json", help="File of the numbers, which is added to.")] = Path("gap.json"),
@@ -273,24 +218,10 @@ def main(
         return
     if model is None:
         raise typer.BadParameter("got none, expected a model, or --tables-of a file.", param_hint="model")
-    content = json.loads(json_file.read_text()) if json_file.exists() else {"format": 1, "seed": SEED, "models": {}}
-    embedded = model.startswith("organism")
-    if embedded:
-        settings = organism_settings(model, trait or ORGANISM)
-    else:
-        if questions is None:
-            raise typer.BadParameter("got none, expected a parquet file of questions for a real model.", param_hint="questions")
-        settings = real_settings(model, questions, trait or list(REAL))
-    held = content["models"].setdefault(
-        model if embedded else Path(model).name.removesuffix(".gguf"), {"machine": machine(), "traits": {}}
-    )
-
-    def save() -> None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-    for setting in settings:
-        for done in measured(setting, cell or list(CANDIDATES), held["traits"].setdefault(setting.name, {}), save):
+    content, save = opened(json_file, {"format": 1, "seed": SEED, "models": {}})
+    held = traits_of(content, model)
+    for setting in organism_settings(model, trait or ORGANISM):
+        for done in measured(setting, cell or list(CANDIDATES), held.setdefault(setting.name, {}), save):
             print(f"{setting.name}: {done}", flush=True)
 
 

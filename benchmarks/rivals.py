@@ -12,7 +12,6 @@ training data).
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
-from _models import machine
-from gap import REAL, by_rule
+from _instructions import INSTRUCTIONS, SAMPLING
+from _instructions import questions as asked_of_real_models
+from _numbers import opened, traits_of
 
 import psr_lens as psr
 from psr_lens.models import HookedModel
@@ -40,7 +40,8 @@ ALPHAS = (0.75, 1.0, 1.25, 1.5)
 """Strengths that are tried on the validation questions."""
 MARGIN: Final = 5.0
 """How far below the prompt's coherence that of the chosen strength may be."""
-ORGANISM = ("pirate", "dense")
+ORGANISM, REAL = ("pirate", "dense"), ("french", "spanish")
+"""Traits that are measured unless others are given."""
 SEED = 0
 
 
@@ -101,18 +102,14 @@ def organism_settings(name: str, traits: Sequence[str]) -> Iterator[Setting]:
 
 def real_settings(path: str, questions: Path, traits: Sequence[str]) -> Iterator[Setting]:
     """A real model, asked AxBench's short inputs."""
-    import pyarrow.parquet as parquet
-
-    asked = {text for text in parquet.read_table(questions)["input"].to_pylist() if text and len(text) < 70 and "\n" not in text}
-    drawn = random.Random(SEED).sample(sorted(asked), 2 * ASKED + VALIDATED + HELD_OUT)
+    drawn = asked_of_real_models(questions, HELD_OUT + VALIDATED + ASKED)
     model = psr.load_model(path, backend="bridge")
     for trait in traits:
-        instruction, rule = REAL[trait]
-        pairs = psr.prompt_pairs(model, drawn, instruction, place="after")
+        given = INSTRUCTIONS[trait]
+        pairs = psr.prompt_pairs(model, drawn, given.text, place="after")
         held_out = {"questions": pairs[:HELD_OUT]}
         validated, rest = pairs[HELD_OUT : HELD_OUT + VALIDATED], pairs[HELD_OUT + VALIDATED :]
-        sampling = psr.SamplingConfig(temperature=0.7, max_new_tokens=32)
-        yield Setting(trait, model, by_rule(rule), rest, validated, held_out, sampling, int(model.cfg.n_layers) // 3)
+        yield Setting(trait, model, given.judge, rest, validated, held_out, SAMPLING, int(model.cfg.n_layers) // 3)
 
 
 def parameters(method: psr.Replacement | Adapter) -> int:
@@ -223,24 +220,16 @@ def main(
         return
     if model is None:
         raise typer.BadParameter("got none, expected a model, or --tables-of a file.", param_hint="model")
-    content = json.loads(json_file.read_text()) if json_file.exists() else {"format": 1, "seed": SEED, "models": {}}
-    embedded = model.startswith("organism")
-    if embedded:
-        settings = organism_settings(model, trait or ORGANISM)
+    content, save = opened(json_file, {"format": 1, "seed": SEED, "models": {}})
+    if model.startswith("organism"):
+        settings, name = organism_settings(model, trait or ORGANISM), model
+    elif questions is None:
+        raise typer.BadParameter("got none, expected a parquet file of questions for a real model.", param_hint="questions")
     else:
-        if questions is None:
-            raise typer.BadParameter("got none, expected a parquet file of questions for a real model.", param_hint="questions")
-        settings = real_settings(model, questions, trait or list(REAL))
-    held = content["models"].setdefault(
-        model if embedded else Path(model).name.removesuffix(".gguf"), {"machine": machine(), "traits": {}}
-    )
-
-    def save() -> None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
+        settings, name = real_settings(model, questions, trait or REAL), Path(model).name.removesuffix(".gguf")
+    held = traits_of(content, name)
     for setting in settings:
-        kept = held["traits"].setdefault(setting.name, {})
+        kept = held.setdefault(setting.name, {})
         for done in measured(setting, method or list(METHODS), examples or EXAMPLES, kept, save):
             print(f"{setting.name}: {done}", flush=True)
 

@@ -11,7 +11,6 @@ learned on the source's answers without any instruction, so it has seen no text 
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +20,11 @@ from typing import Annotated, Any, Final
 
 import torch
 import typer
-from _models import machine
-from gap import REAL, Divergence, answers, by_rule
+from _divergence import Divergence
+from _instructions import INSTRUCTIONS, SAMPLING
+from _instructions import questions as asked_of_real_models
+from _numbers import opened, traits_of
+from gap import answers
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
@@ -39,6 +41,8 @@ FITTED, CALIBRATED, HELD_OUT = 60, 12, 40
 ALPHAS: Final = (0.75, 1.0, 1.25, 1.5)
 """Strengths that the calibration tries."""
 SEED = 0
+REAL = ("french", "spanish", "german", "sentence")
+"""Instructions between real models."""
 
 
 @dataclass(frozen=True)
@@ -292,16 +296,12 @@ def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence
             judge, sampling = psr.judges.organism(trait), psr.SamplingConfig(max_new_tokens=48)
             yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before")
         return
-    import pyarrow.parquet as parquet
-
-    asked = {text for text in parquet.read_table(questions)["input"].to_pylist() if text and len(text) < 70 and "\n" not in text}
-    drawn = random.Random(SEED).sample(sorted(asked), FITTED + CALIBRATED + HELD_OUT)
+    drawn = asked_of_real_models(questions, FITTED + CALIBRATED + HELD_OUT)
     source, target = (psr.load_model(name, backend="bridge") for name in names)
-    for trait in traits or list(REAL):
-        instruction, rule = REAL[trait]
+    for trait in traits or REAL:
+        given = INSTRUCTIONS[trait]
         parts = (drawn[:FITTED], drawn[FITTED : FITTED + CALIBRATED], drawn[FITTED + CALIBRATED :])
-        sampling = psr.SamplingConfig(temperature=0.7, max_new_tokens=32)
-        yield Setting(trait, source, target, by_rule(rule), instruction, parts, sampling, "after")
+        yield Setting(trait, source, target, given.judge, given.text, parts, SAMPLING, "after")
 
 
 def main(
@@ -325,16 +325,11 @@ def main(
         return
     if source is None or target is None:
         raise typer.BadParameter("got fewer than two, expected a source and a target, or --tables-of a file.", param_hint="models")
-    content = json.loads(json_file.read_text()) if json_file.exists() else {"format": 1, "seed": SEED, "models": {}}
+    content, save = opened(json_file, {"format": 1, "seed": SEED, "models": {}})
     key = " → ".join(Path(name).name for name in (source, target))
-    held = content["models"].setdefault(key, {"machine": machine(), "traits": {}})
-
-    def save() -> None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
+    held = traits_of(content, key)
     for setting in settings_of((source, target), questions, trait or []):
-        for done in measured(setting, cell or list(CELLS), held["traits"].setdefault(setting.name, {}), save):
+        for done in measured(setting, cell or list(CELLS), held.setdefault(setting.name, {}), save):
             print(f"{key}, {setting.name}: {done}", flush=True)
 
 

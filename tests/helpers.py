@@ -184,7 +184,7 @@ def benchmark_script(name: str) -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module(name)
-    for each in (name, "_models", "_divergence", "gap", "instructions"):
+    for each in (name, "_models", "_divergence", "_instructions", "_numbers", "gap", "screening"):
         sys.modules.pop(each, None)
 
 

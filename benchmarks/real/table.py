@@ -3,7 +3,7 @@
 python benchmarks/real/table.py MODEL questions.parquet --json benchmarks/real/MODEL.json
 python benchmarks/real/table.py --tables-of benchmarks/real/MODEL.json
 
-`benchmarks/real/instructions.py` goes before: it finds the instructions that the model follows. All methods of an instruction are fitted on
+`benchmarks/real/screening.py` goes before: it finds the instructions that the model follows. All methods of an instruction are fitted on
 the same responses, have their strength chosen on the same validation questions, and are scored on the same held-out ones, with the same
 seeds. The numbers are saved after every cell, and a cell that the file holds is not measured again.
 """
@@ -21,11 +21,13 @@ from typing import Annotated, Any, cast
 
 import torch
 import typer
-from instructions import INSTRUCTIONS, SAMPLING, SCREENED, questions, read, write
 
 sys.path.append(str(Path(__file__).parents[1]))  # what all benchmarks share
 from _divergence import Divergence, repeated
+from _instructions import INSTRUCTIONS, SAMPLING, questions
 from _models import machine
+from _numbers import opened
+from screening import EMPTY, SCREENED
 
 import psr_lens as psr
 from psr_lens.evaluation.scores import score
@@ -285,13 +287,13 @@ def main(
         return
     if model is None or file is None or json_file is None:
         raise typer.BadParameter("got none, expected a model, a file of questions and --json, or --tables-of.", param_hint="model")
-    content = read(json_file)
+    content, save = opened(json_file, EMPTY)
     content.setdefault("machine", machine())
     loaded = psr.load_model(model, backend="bridge")
     asked = questions(file, SCREENED + FITTED + VALIDATION + HELD_OUT)[SCREENED:]
     for name in instruction or [each for each, found in content["screened"].items() if found["used"]]:
         held = content["instructions"].setdefault(name, {})
-        measure(loaded, name, asked, held, lambda: write(json_file, content), method or list(METHODS), artifacts)
+        measure(loaded, name, asked, held, save, method or list(METHODS), artifacts)
 
 
 if __name__ == "__main__":

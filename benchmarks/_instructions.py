@@ -1,35 +1,18 @@
-"""Instructions that are tried on real chat models, each with an exact judge; and which of them a model follows.
-
-python benchmarks/real/instructions.py MODEL questions.parquet --json benchmarks/real/MODEL.json
-
-An instruction is used if the mean trait on 24 questions is at least 50 with the prompt and at most 10 without. Those that are not used
-are in the file too, with their scores. The model is a folder, a `.gguf` file or a name on the Hugging Face Hub; the questions are
-AxBench's `input`s shorter than 70 characters (a parquet file of its training data).
-"""
+"""Instructions that are tried on real chat models, each with a judge that needs no language model, and their questions."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
 
 import psr_lens as psr
-from psr_lens.evaluation.scores import score
-from psr_lens.generation.sampling import Response
-from psr_lens.models import HookedModel
 from psr_lens.results.judgement import Judge
 
 SAMPLING = psr.SamplingConfig(temperature=0.7, max_new_tokens=32)
+"""How all answers of real models are drawn; a small model at temperature 1 babbles."""
 SEED = 0
-SCREENED = 24
-"""Number of questions of the screening; the table's held-out questions are others."""
-FOLLOWED, UNPROMPTED = 50.0, 10.0
-"""Least mean trait with the prompt, and most without."""
+"""Seed of the questions."""
 
 
 @dataclass(frozen=True)
@@ -139,52 +122,3 @@ def questions(file: Path, count: int) -> list[str]:
 
     asked = {text for text in parquet.read_table(file)["input"].to_pylist() if text and len(text) < 70 and "\n" not in text}
     return random.Random(SEED).sample(sorted(asked), count)
-
-
-def read(file: Path) -> dict[str, Any]:
-    """The numbers that a file holds so far."""
-    if file.exists():
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
-    return {"format": 1, "seed": SEED, "screened": {}, "instructions": {}}
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Save the numbers."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def screened(model: HookedModel, name: str, asked: Sequence[str], unprompted: Sequence[Response]) -> dict[str, Any]:
-    """Trait with and without the prompt."""
-    given = INSTRUCTIONS[name]
-    pairs = psr.prompt_pairs(model, asked, given.text, place="after")
-    row: dict[str, Any] = {"instruction": given.text, "n": len(pairs)}
-    prompted = psr.generate(model, pairs, context="prompted", sampling=SAMPLING)
-    for key, responses in (("none", unprompted), ("prompt", prompted)):
-        row[key] = score(key, pairs, responses, given.judge).trait
-        row[f"{key}, examples"] = [each.text for each in responses[:2]]
-    return row | {"used": bool(row["prompt"] >= FOLLOWED and row["none"] <= UNPROMPTED)}
-
-
-def main(
-    model: Annotated[str, typer.Argument(help="A chat model: a folder, a `.gguf` file or a name.")],
-    file: Annotated[Path, typer.Argument(help="Parquet file of AxBench's training data.")],
-    json_file: Annotated[Path, typer.Option("--json", help="File of the numbers, which is added to.")],
-) -> None:
-    """Try every instruction that the file lacks."""
-    content = read(json_file)
-    loaded = psr.load_model(model, backend="bridge")
-    asked = questions(file, SCREENED)
-    unprompted = psr.generate(
-        loaded, psr.prompt_pairs(loaded, asked, INSTRUCTIONS["french"].text, place="after"), sampling=SAMPLING
-    )
-    for name in INSTRUCTIONS:
-        if name not in content["screened"]:
-            content["screened"][name] = found = screened(loaded, name, asked, unprompted)
-            write(json_file, content)
-            print(f"{name}: {found['none']:.0f} → {found['prompt']:.0f}", flush=True)
-
-
-if __name__ == "__main__":
-    typer.run(main)

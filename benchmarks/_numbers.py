@@ -1,0 +1,27 @@
+"""Files of numbers that are added to, cell by cell."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from _models import machine
+
+
+def opened(file: Path, empty: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    """The numbers that a file holds so far, or those of an empty one, and what saves them."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else copy.deepcopy(empty)
+
+    def save() -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    return content, save
+
+
+def traits_of(content: dict[str, Any], model: str) -> dict[str, Any]:
+    """The traits of a model, or of a pair of them, in the numbers."""
+    return content["models"].setdefault(model, {"machine": machine(), "traits": {}})["traits"]  # type: ignore[no-any-return]
