@@ -25,3 +25,15 @@ def opened(file: Path, empty: dict[str, Any]) -> tuple[dict[str, Any], Callable[
 def traits_of(content: dict[str, Any], model: str) -> dict[str, Any]:
     """The traits of a model, or of a pair of them, in the numbers."""
     return content["models"].setdefault(model, {"machine": machine(), "traits": {}})["traits"]  # type: ignore[no-any-return]
+
+
+def scores_cell(found: dict[str, Any]) -> str:
+    """Trait with its interval / coherence, or the share of repetition where there is none, for a table."""
+    low, high = found["interval"]
+    beside = f"{found['coherence']:.0f}" if "coherence" in found else f"{found['repeated']:.1f} %"
+    return f"{found['trait']:.0f} [{low:.0f}, {high:.0f}] / {beside}"
+
+
+def kl_cell(found: list[float] | None) -> str:
+    """KL divergences by position, for a table."""
+    return "–" if found is None else " / ".join(f"{value:.2g}" for value in found)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from _divergence import Divergence, repeated
-from _numbers import opened, traits_of
+from _numbers import kl_cell, opened, scores_cell, traits_of
 
 import psr_lens as psr
 from psr_lens.fitting.layerwise import token_weights
@@ -181,28 +181,29 @@ def table_of(content: dict[str, Any]) -> str:
                 if name == "triplets":
                     continue
                 if name in ("unsteered", "prompt"):
-                    cells = ["–", *(_cell(row[kind]) for kind in kinds), "–", *("–" for _ in kinds), _kl(row.get("kl")), "–"]
+                    cells = [
+                        "–",
+                        *(scores_cell(row[kind]) for kind in kinds),
+                        "–",
+                        *("–" for _ in kinds),
+                        kl_cell(row.get("kl")),
+                        "–",
+                    ]
                 else:
                     low, mean, high = row["ranks"]
                     cells = [
                         f"{low}" if low == high else f"{low}–{high} ({mean:.0f})",
-                        *(_cell(row["alpha 1"][kind]) for kind in kinds),
+                        *(scores_cell(row["alpha 1"][kind]) for kind in kinds),
                     ]
-                    cells += [f"{row['recommended']:g}", *(_cell(row["calibrated"][kind]) for kind in kinds), _kl(row["kl"])]
+                    cells += [
+                        f"{row['recommended']:g}",
+                        *(scores_cell(row["calibrated"][kind]) for kind in kinds),
+                        kl_cell(row["kl"]),
+                    ]
                     cells += [f"{row['seconds']:.0f} s"]
                 lines.append(f"| {' | '.join([name, *cells])} |")
             lines.append("")
     return "\n".join(lines)
-
-
-def _cell(found: dict[str, Any]) -> str:
-    low, high = found["interval"]
-    beside = f"{found['coherence']:.0f}" if "coherence" in found else f"{found['repeated']:.1f} %"
-    return f"{found['trait']:.0f} [{low:.0f}, {high:.0f}] / {beside}"
-
-
-def _kl(found: list[float] | None) -> str:
-    return "–" if found is None else " / ".join(f"{value:.2g}" for value in found)
 
 
 def main(

@@ -23,7 +23,7 @@ import typer
 from _divergence import Divergence
 from _instructions import INSTRUCTIONS, SAMPLING
 from _instructions import questions as asked_of_real_models
-from _numbers import opened, traits_of
+from _numbers import kl_cell, opened, scores_cell, traits_of
 from gap import answers
 
 import psr_lens as psr
@@ -242,9 +242,14 @@ def table_of(content: dict[str, Any]) -> str:
             lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
             for name, row in held.items():
                 if name in ("unsteered", "prompt"):
-                    cells = [_cell(row), "–", "–", _kl(row.get("kl")), "–"]
+                    cells = [scores_cell(row), "–", "–", kl_cell(row.get("kl")), "–"]
                 elif name in CELLS:
-                    cells = [_cell(row["alpha 1"]), f"{row['recommended']:g}", _cell(row["calibrated"]), _kl(row["kl"])]
+                    cells = [
+                        scores_cell(row["alpha 1"]),
+                        f"{row['recommended']:g}",
+                        scores_cell(row["calibrated"]),
+                        kl_cell(row["kl"]),
+                    ]
                     cells.append(f"{row['seconds']:.0f} s")
                 else:
                     continue
@@ -273,16 +278,6 @@ def summary_of(models: str, content: dict[str, Any], at: str) -> list[list[str]]
             row.append(shown if keeps else f"*{shown}*")
         rows.append(row)
     return [["trait", *cells], *rows, ["kept", *(f"{kept[name]} of {len(traits)}" for name in cells)]]
-
-
-def _cell(found: dict[str, Any]) -> str:
-    low, high = found["interval"]
-    beside = f"{found['coherence']:.0f}" if "coherence" in found else f"{found['repeated']:.1f} %"
-    return f"{found['trait']:.0f} [{low:.0f}, {high:.0f}] / {beside}"
-
-
-def _kl(found: list[float] | None) -> str:
-    return "–" if found is None else " / ".join(f"{value:.2g}" for value in found)
 
 
 def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence[str]) -> Iterator[Setting]:

@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # what all benchmarks share
 from _divergence import Divergence, repeated
 from _instructions import INSTRUCTIONS, SAMPLING, questions
 from _models import machine
-from _numbers import opened
+from _numbers import kl_cell, opened
 from screening import EMPTY, SCREENED
 
 import psr_lens as psr
@@ -254,7 +254,7 @@ def tables_of(content: dict[str, Any]) -> str:
 
 def _row(name: str, held: dict[str, Any]) -> list[str]:
     row, distance = held["rows"][name], held.get("distances", {}).get(name)
-    kl = " / ".join(f"{value:.2g}" for value in row["kl"]) if "kl" in row else "–"
+    kl = kl_cell(row.get("kl"))
     rmse = "–" if distance is None else " / ".join(f"{value:.2f}" for value, _, _ in distance.values())
     if name not in METHODS:
         return [name, _scores(row), "–", "–", f"{row['repeated']:.1f} %", kl, rmse, "–", "–", "–"]

@@ -19,6 +19,12 @@ LONGEST: Final = 16
 """Most characters shown of one token."""
 FONT_SIZE: Final = 11
 """Size of the letters in pixels."""
+STRIP: Final = 22
+"""Height of a strip in pixels."""
+EDGE: Final = 0.06
+"""Space between tokens of one word, in characters."""
+_GAP: Final = 0.55
+"""Space between lines of text, in strip heights."""
 _CHARACTER: Final = 6.7
 """Width of a character in pixels; in monospaced fonts of size 11 it is at most that."""
 
@@ -102,3 +108,32 @@ def text_axes(figure: go.Figure, pixels: float) -> None:
         constraintoward="left",
     )
     figure.update_yaxes(constrain="domain", constraintoward="top")
+
+
+def strip_pitch(strips: int) -> float:
+    """Distance from one line of text to the next, in strip heights, where each line is drawn as some strips above each other."""
+    return strips + _GAP
+
+
+def strip_axes(figure: go.Figure, labels: Sequence[str], lines: int) -> None:
+    """Axes of lines of text that are drawn as strips above each other, and the colour bar that bars do not have of their own.
+
+    Args:
+        figure: The figure, with a strip of bars for each label, which is changed in place.
+        labels: What stands beside the strips of each line.
+        lines: Number of lines.
+    """
+    pitch = strip_pitch(len(labels))
+    figure.update_yaxes(
+        range=[lines * pitch - _GAP + 0.1, -0.1],
+        tickmode="array",
+        tickvals=[line * pitch + order + 0.5 for line in range(lines) for order in range(len(labels))],
+        ticktext=[*labels] * lines,
+        ticklabelstandoff=4,
+        showgrid=False,
+        automargin=True,
+    )
+    text_axes(figure, STRIP)
+    # Bars have no colour bar of their own; an empty trace adds it.
+    figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": [0], "coloraxis": "coloraxis"}, showlegend=False)
+    figure.update_layout(barmode="overlay", showlegend=False)

@@ -18,20 +18,14 @@ from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.controls import MAX_STEPS, add_buttons, steps_of, switched
 from psr_lens.plots.scales import Scale, View, chosen_scale, hover_of, of_comparison, views_of
 from psr_lens.plots.style import DIVERGING, INK, MONO, SEQUENTIAL, colour_bar, escaped, method_styles, titled
-from psr_lens.plots.text_layout import FONT_SIZE, PlacedToken, placed_tokens, text_axes
+from psr_lens.plots.text_layout import EDGE, FONT_SIZE, STRIP, PlacedToken, placed_tokens, strip_axes, strip_pitch
 from psr_lens.plots.token_rows import Word, rows_and_words, shortened, signed, word_note
 
 MAX_TOKENS: Final = 300
 """Most tokens drawn; of a longer response, the first ones."""
 
-_ROW: Final = 22
-"""Height of a strip in pixels."""
-_GAP: Final = 0.55
-"""Space between lines of text, in strip heights."""
 _COLOURS: Final = (SEQUENTIAL[:5], DIVERGING[1:-1])
 """The figures' common colours without the darkest, on which dark letters would have a contrast below 4.5:1."""
-_EDGE: Final = 0.06
-"""Space between tokens of one word, in characters."""
 
 
 @checks_arguments
@@ -95,7 +89,7 @@ def magnitude_strips(
         figure.update_traces(
             hovertemplate=f"%{{text}} (%{{hovertext}})<br>layer {number}<br>{hover_of(views)}", selector={"type": "bar"}
         )
-        plot = round((placed[-1].line + 1) * _pitch(values[shown]) * _ROW)
+        plot = round((placed[-1].line + 1) * strip_pitch(len(values[shown])) * STRIP)
         titled(figure, f"Magnitude after layer {number}, token by token", plot=plot, top=112, bottom=10, note=" ".join(notes))
         figure.update_layout(coloraxis={"colorbar": colour_bar("", 66 / plot)})
         figure.update_layout(coloraxis_colorbar={"lenmode": "pixels", "len": 280, "x": 0, "xanchor": "left"})
@@ -122,14 +116,14 @@ def _strips(
     hover: Sequence[str],
 ) -> go.Figure:
     """The strips of one layer, without titles and colours."""
-    names, pitch = list(values[shown]), _pitch(values[shown])
+    names, pitch = list(values[shown]), strip_pitch(len(values[shown]))
     figure = go.Figure()
     for order, name in enumerate(names):
         figure.add_bar(
             name=escaped(name),
             orientation="h",
-            base=np.array([token.left + _EDGE / 2 for token in placed], dtype=np.float32),
-            x=np.array([token.width - _EDGE for token in placed], dtype=np.float32),
+            base=np.array([token.left + EDGE / 2 for token in placed], dtype=np.float32),
+            x=np.array([token.width - EDGE for token in placed], dtype=np.float32),
             y=np.array([token.line * pitch + order + 0.5 for token in placed], dtype=np.float32),
             width=0.94,
             marker={"color": _drawn(views[shown], values[shown][name]).numpy(), "coloraxis": "coloraxis", "line": {"width": 0}},
@@ -144,22 +138,6 @@ def _strips(
         )
     lines = placed[-1].line + 1
     styles = method_styles(result)
-    figure.update_yaxes(
-        range=[lines * pitch - _GAP + 0.1, -0.1],
-        tickmode="array",
-        tickvals=[line * pitch + order + 0.5 for line in range(lines) for order in range(len(names))],
-        ticktext=[f'<span style="color:{styles[name].color}">■</span> {escaped(shortened(name, 12))}' for name in names] * lines,
-        ticklabelstandoff=4,
-        showgrid=False,
-        automargin=True,
-    )
-    text_axes(figure, _ROW)
-    # Bars have no colour bar of their own; an empty trace adds it.
-    figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": [0], "coloraxis": "coloraxis"}, showlegend=False)
-    figure.update_layout(barmode="overlay", showlegend=False)
+    labels = [f'<span style="color:{styles[name].color}">■</span> {escaped(shortened(name, 12))}' for name in names]
+    strip_axes(figure, labels, lines)
     return figure
-
-
-def _pitch(strips: Mapping[str, object]) -> float:
-    """Distance from one line of text to the next, in strip heights."""
-    return len(strips) + _GAP

@@ -15,7 +15,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.plots.share_heatmap import BAR
 from psr_lens.plots.style import DIVERGING, GRID, INK, MONO, MUTED, PALETTE, SEQUENTIAL, SMALL, colour_bar, escaped, titled
-from psr_lens.plots.text_layout import FONT_SIZE, PlacedToken, in_lines, text_axes
+from psr_lens.plots.text_layout import EDGE, FONT_SIZE, STRIP, PlacedToken, in_lines, strip_axes, strip_pitch
 from psr_lens.plots.token_rows import shortened, signed
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import readable, word_starts
@@ -32,9 +32,6 @@ _LARGEST: Final = 560
 _LEAST: Final = 150
 _TEXT_UP_TO: Final = 9
 """Most columns of a heatmap with its numbers in it, in a window of 390 pixels."""
-_ROW: Final = 22
-_GAP: Final = 0.55
-_EDGE: Final = 0.06
 _PROMPT: Final = "prompt"
 """What stands for the last prompt token, which templates spell differently."""
 
@@ -139,7 +136,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) 
     figure, lines = _strips(strips)
     largest = float(torch.cat(values).abs().max()) or 1.0
     signs = float(values[0].min()) < 0
-    plot = round(lines * _pitch() * _ROW)
+    plot = round(lines * strip_pitch(2) * STRIP)
     axis = {"cmin": -largest if signs else 0, "cmax": largest, "colorscale": DIVERGING[1:-1] if signs else SEQUENTIAL[:5]}
     bar = colour_bar("what is added, in the source’s units", 66 / plot)
     figure.update_layout(coloraxis={**axis, "colorbar": bar})
@@ -210,9 +207,9 @@ def _strips(strips: Mapping[str, tuple[TokenTable, Tensor, Tensor]]) -> tuple[go
             figure.add_bar(
                 name=escaped(name),
                 orientation="h",
-                base=[token.left + _EDGE / 2 for token in tokens],
-                x=[token.width - _EDGE for token in tokens],
-                y=[token.line * _pitch() + order + 0.5 for token in tokens],
+                base=[token.left + EDGE / 2 for token in tokens],
+                x=[token.width - EDGE for token in tokens],
+                y=[token.line * strip_pitch(2) + order + 0.5 for token in tokens],
                 width=0.94,
                 marker=marker,
                 customdata=numbers.numpy(),
@@ -225,19 +222,7 @@ def _strips(strips: Mapping[str, tuple[TokenTable, Tensor, Tensor]]) -> tuple[go
                 hovertext=[f"{escaped(string)} ({signed(position)})" for string, position in zip(strings, positions, strict=True)],
                 hovertemplate=f"{template}<extra>{escaped(name)}</extra>",
             )
-    names = [escaped(shortened(name, 14)) for name in strips]
-    figure.update_yaxes(
-        range=[lines * _pitch() - _GAP + 0.1, -0.1],
-        tickmode="array",
-        tickvals=[line * _pitch() + order + 0.5 for line in range(lines) for order in range(len(names))],
-        ticktext=names * lines,
-        ticklabelstandoff=4,
-        showgrid=False,
-        automargin=True,
-    )
-    text_axes(figure, _ROW)
-    figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": [0], "coloraxis": "coloraxis"}, showlegend=False)
-    figure.update_layout(barmode="overlay", showlegend=False)
+    strip_axes(figure, [escaped(shortened(name, 14)) for name in strips], lines)
     return figure, lines
 
 
@@ -248,8 +233,3 @@ def _placed(table: TokenTable, rows: Int[Tensor, " row"]) -> list[PlacedToken]:
     texts = [_PROMPT if at < 0 else text for at, text in zip(positions, readable(strings, table.strings), strict=True)]
     starts = [begins or at == 0 for at, begins in zip(positions, word_starts(strings, table.strings), strict=True)]
     return in_lines(texts, starts, ["↵" in text and at >= 0 for at, text in zip(positions, texts, strict=True)])
-
-
-def _pitch() -> float:
-    """Distance from one line of text to the next, in strip heights."""
-    return 2 + _GAP
