@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -53,6 +53,10 @@ class Steered:
     start: Mapping[Span, Int[Tensor, " batch"]]
     """First steered position of each prompt, counted with padding."""
 
+    def after(self, columns: int) -> Steered:
+        """The same for a batch of which the first columns have been run."""
+        return replace(self, start={span: start - columns for span, start in self.start.items()}) if columns else self
+
     def hooks(self, model: HookedModel) -> SteeringHooks:
         """Hooks for a model of TransformerLens."""
         return self.steering.hooks(model, self.alpha, start=self.start)
@@ -94,25 +98,38 @@ class Decoding:
         """
         device = device_of(self._model)
         tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
-        with self._decoder(len(tokens), steered) as (step, select):
-            return self._decode(tokens, mask, draws, step, select)
+        # Nothing steers before the first span, so what all prompts begin with is run once, before the hooks are there.
+        unsteered = tokens.shape[1] - 1 if steered is None else min(int(each.min()) for each in steered.start.values())
+        with self._decoder(tokens, mask, unsteered, steered) as (step, select, begun):
+            return self._decode(tokens, mask, draws, step, select, begun)
 
     @contextmanager
-    def _decoder(self, batch: int, steered: Steered | None) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None]]]:
-        """What makes a step, and what continues with some of the sequences."""
-        attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
-        if self._plain is not None and (steered is None or attached is not None):
+    def _decoder(
+        self, tokens: Tensor, mask: Tensor, unsteered: int, steered: Steered | None
+    ) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None], int]]:
+        """What makes a step, what continues with some of the sequences, and how many columns have been run."""
+        if self._plain is not None:
             decoder = TransformersDecoder(self._plain)
-            with attached or nullcontext():
-                yield decoder.step, _both(decoder.select, attached.select) if attached else decoder.select
-            return
-        hooks = SteeringHooks() if steered is None else steered.hooks(self._model)
-        own = Decoder(self._model, batch)
+            begun = decoder.begin(tokens, mask, unsteered)
+            attached = None if steered is None else _attached(self._plain, steered.after(begun))
+            if steered is None or attached is not None:
+                with attached or nullcontext():
+                    yield decoder.step, _both(decoder.select, attached.select) if attached else decoder.select, begun
+                return
+        own = Decoder(self._model, len(tokens))
+        begun = own.begin(tokens, mask, unsteered) if self._keep else 0
+        hooks = SteeringHooks() if steered is None else steered.after(begun).hooks(self._model)
         with hooked(self._model, hooks):
-            yield own.step, _both(own.select, hooks.select)
+            yield own.step, _both(own.select, hooks.select), begun
 
     def _decode(
-        self, tokens: Tensor, mask: Tensor, draws: Tensor, step: Callable[..., Tensor], select: Callable[[Tensor], None]
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        draws: Tensor,
+        step: Callable[..., Tensor],
+        select: Callable[[Tensor], None],
+        begun: int,
     ) -> list[tuple[int, ...]]:
         device = tokens.device
         choose = TokenChoice(self._config, tokens, mask, self._stops)
@@ -122,7 +139,7 @@ class Decoding:
         lengths = tokens.new_full((len(tokens),), steps)
         rows = torch.arange(len(tokens), device=device)
         unfinished = torch.ones_like(rows, dtype=torch.bool)
-        new = tokens
+        new = tokens[:, begun:]
         for position in range(steps):
             logits = step(new, mask)
             wrong = unfinished & ~finite_rows(logits)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.models.hooked_model import HookedModel, all_modules
+from psr_lens.models.other_hooks import module_has_hooks
 
 
 def forward(
@@ -43,13 +44,38 @@ def hardly_any_logits(model: HookedModel) -> Iterator[None]:
 
     With a large vocabulary those of all positions take as long as several layers, and more memory than all activations.
     """
+    with _unembedding(model, lambda residual: residual[:, :1]):
+        yield
+
+
+@contextmanager
+def logits_at(model: HookedModel, rows: Int[Tensor, " row"]) -> Iterator[Callable[[Tensor], Float[Tensor, "row d_vocab"]]]:
+    """Logits at some positions alone inside a `with` block, for a pass that needs no others.
+
+    Args:
+        model: The model.
+        rows: Indices of the positions in the flattened batch.
+
+    Yields:
+        What takes these rows from the logits that the model returns, whether or not it computed others.
+    """
+    with _unembedding(model, lambda residual: residual.flatten(0, 1)[None, rows.to(residual.device)]) as alone:
+        yield lambda logits: logits[0] if alone else logits.flatten(0, 1)[rows.to(logits.device)]
+
+
+@contextmanager
+def _unembedding(model: HookedModel, select: Callable[[Tensor], Tensor]) -> Iterator[bool]:
+    """Only a selection of the positions is unembedded. Where that cannot be, all of them are, and it yields False.
+
+    That is so if the unembedding is no module, or if there are hooks on it, which are to see every position.
+    """
     unembed = getattr(model, "unembed", None)
-    if not isinstance(unembed, torch.nn.Module):
-        yield
+    if not isinstance(unembed, torch.nn.Module) or any(map(module_has_hooks, unembed.modules())):
+        yield False
         return
-    handle = unembed.register_forward_pre_hook(lambda module, given: (given[0][:, :1], *given[1:]) if given else None)
+    handle = unembed.register_forward_pre_hook(lambda module, given: (select(given[0]), *given[1:]))
     try:
-        yield
+        yield True
     finally:
         handle.remove()
 

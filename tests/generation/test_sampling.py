@@ -11,7 +11,7 @@ from helpers import BACKENDS, CONTEXT, assert_unchanged, pairs_of, random_replac
 import psr_lens as psr
 from psr_lens.generation.sampled_triplets import judged_triplets
 from psr_lens.generation.sampling import Response, SamplingConfig
-from psr_lens.models import TransformersDecoder, hook_tables
+from psr_lens.models import Decoder, TransformersDecoder, hook_tables, kv_cache
 from psr_lens.prompts import PromptPair
 from psr_lens.results.judgement import Judgement
 
@@ -135,6 +135,51 @@ def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength
         )
         assert alone[0].ids == together[place]
     assert len({len(ids) for ids in together}) > 2
+
+
+@pytest.mark.parametrize(
+    ("sort", "family", "backend"),
+    [("plan", "organism", BACKENDS[0]), ("relu", "organism-gpt2", BACKENDS[-1]), (None, "organism", BACKENDS[-1])],
+)
+def test_what_all_prompts_begin_with_is_run_once_with_the_same_result(load, sort, family, backend, monkeypatch):
+    model, config = load(family, backend).model, SamplingConfig(max_new_tokens=16, seed=3)
+    pairs = pairs_of(model, 5)
+    assert len({len(pair.prompted_ids) for pair in pairs}) > 2
+    steering = None if sort is None else steerings(model)[sort]
+    begun: list[int] = []
+    for decoder in (TransformersDecoder, Decoder):
+        real = decoder.begin
+        monkeypatch.setattr(decoder, "begin", lambda *given, real=real: begun.append(real(*given)) or begun[-1])
+
+    def answers(least: int) -> list[tuple[int, ...]]:
+        begun.clear()
+        monkeypatch.setattr(kv_cache, "LEAST_COLUMNS", least)
+        return ids_of(psr.generate(model, pairs, steering, context="prompted", sampling=config))
+
+    assert answers(1) == answers(1_000)
+    assert begun[-1] == 0
+    answers(1)
+    width = max(len(pair.prompted_ids) for pair in pairs)
+    span = max(pair.question_length for pair in pairs) if sort == "plan" else 1
+    assert 0 < begun[-1] <= width - span
+    with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda activation, hook: None)]):
+        answers(1)
+    assert not any(begun)  # hooks of others may act anywhere
+
+
+def test_columns_in_which_padded_prompts_begin_alike(monkeypatch):
+    monkeypatch.setattr(kv_cache, "LEAST_COLUMNS", 1)
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [0, 0, 1, 2, 9], [0, 1, 2, 3, 4]])
+    mask = (tokens > 0).long()
+    assert kv_cache.alike(tokens, mask, 5) == 4  # at column 4 the second has 9, where the first has 3
+    assert kv_cache.alike(tokens, mask, 3) == 3
+    assert kv_cache.alike(tokens[:1], mask[:1], 5) == 0
+    state = torch.arange(4.0).view(1, 1, 4, 1)  # of 1, 2, 3, 4
+    found = kv_cache.spread(state, mask[:, :4], -2)
+    assert found.shape == (3, 1, 4, 1)
+    real = [row[0, kept.bool(), 0].tolist() for row, kept in zip(found, mask[:, :4], strict=True)]
+    assert real == [[0, 1, 2, 3], [0, 1], [0, 1, 2]]
+    assert kv_cache.spread(state.transpose(1, 2), mask[:, :4], 1).transpose(1, 2).equal(found)
 
 
 def test_the_same_seed_gives_the_same_responses_and_another_seed_others(shipped):
