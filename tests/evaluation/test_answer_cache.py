@@ -175,7 +175,7 @@ def test_inside_a_knock_out_the_answers_are_those_of_the_knocked_out_model(organ
 
     assert prompted() == 100.0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with psr.patching.knock_out(model, heads, pairs), pytest.warns(RuntimeWarning, match="cache: there are hooks on the model"):
+    with psr.patching.knock_out(model, pairs, heads), pytest.warns(RuntimeWarning, match="cache: there are hooks on the model"):
         assert prompted() == 0.0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert prompted() == 100.0
