@@ -11,7 +11,12 @@ from psr_lens._utils.numbers import counted
 
 @dataclass(frozen=True, repr=False)
 class LearningCurve:
-    """Losses of a fit by gradient descent, one number per epoch."""
+    """Losses of a fit by gradient descent, one number per epoch.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.Joint(layers=1, epochs=2)).curve
+        LearningCurve(2 epochs, train ..., kept epoch 1)
+    """
 
     train: tuple[float, ...]
     """Mean training error of each epoch, as a share of the unsteered error where the fit is set to that; without regularisation."""

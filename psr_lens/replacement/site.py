@@ -19,7 +19,12 @@ Rule = Literal["relu", "sigmoid", "linear", "constant", "projection"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Site:
-    """What a replacement does at one hook point (Heyman & Vandeputte 2026, eq. 7 and 8)."""
+    """What a replacement does at one hook point (Heyman & Vandeputte 2026, eq. 7 and 8).
+
+    Example:
+        >>> pirate.sites["blocks.2.hook_resid_post"]
+        Site(relu, rank 4, width 128)
+    """
 
     directions: Float[Tensor, "*head rank width"]
     """The directions `z` that are added, `[rank, d_model]`; at `attn.hook_z` each head has its own, `[head, rank, d_head]`."""

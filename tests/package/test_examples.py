@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import psr_lens as psr
+import psr_lens.replacement
 
 ROOMS = ("datasets", "judges", "organism", "patching", "plots", "transfer")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -20,6 +21,7 @@ def documented() -> Iterator[tuple[str, Any]]:
     for room in ROOMS:
         module = getattr(psr, room)
         public |= {f"psr.{room}.{name}": getattr(module, name) for name in module.__all__}
+    public |= {f"psr.replacement.{name}": getattr(psr_lens.replacement, name) for name in ("LearningCurve", "Site")}
     for name, value in public.items():
         if inspect.isclass(value) or inspect.isfunction(value):
             yield name, value
