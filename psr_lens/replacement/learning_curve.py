@@ -35,7 +35,12 @@ class LearningCurve:
         return f"LearningCurve({counted(len(self.train), 'epoch')}{''.join(losses)}, kept {kept})"
 
     def to_json(self) -> dict[str, Any]:
-        """The curve as lists and numbers, for `json.dumps`."""
+        """The curve as lists and numbers, for `json.dumps`.
+
+        Example:
+            >>> psr.fit(model, triplets[:4], psr.Joint(layers=1, epochs=1)).curve.to_json()["kept"]
+            0
+        """
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
