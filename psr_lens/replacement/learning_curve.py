@@ -49,6 +49,11 @@ class LearningCurve:
 
         Raises:
             KeyError, TypeError, ValueError: `found` is not a learning curve.
+
+        Example:
+            >>> curve = {"train": [2.0, 1.0], "validation": [], "seconds": [0.1, 0.1], "kept": 1}
+            >>> psr.replacement.LearningCurve.from_json(curve)
+            LearningCurve(2 epochs, train 2 to 1, kept epoch 1)
         """
         losses = {name: found[name] for name in ("train", "validation", "seconds")}
         for name, values in losses.items():

@@ -236,6 +236,7 @@ def test_a_shuffled_buffer_takes_few_places_of_the_disk_but_mixes_them(tmp_path)
     assert (batches[0].diff() == 1).sum() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (1, "spawn")])
 def test_a_data_loader_reads_every_row(made, workers, start):
     store, numbers = made

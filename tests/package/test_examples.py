@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import psr_lens as psr
 import psr_lens.replacement
@@ -50,7 +51,7 @@ def world(organism: Any) -> dict[str, Any]:
     comparison = psr.compare(model, triplets[:4], {"A-PSR": pirate, "CAA": caa})
     names = ("model", "questions", "pairs", "judge", "triplets", "captured", "pirate", "caa", "comparison")
     here = locals()
-    return {"psr": psr} | {name: here[name] for name in names}
+    return {"psr": psr, "torch": torch} | {name: here[name] for name in names}
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -11,7 +11,7 @@ from made_up_results import comparison, further_results
 
 import psr_lens as psr
 
-pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "a browser is there")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "a browser is there")]
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
