@@ -18,7 +18,7 @@ from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import counted
 from psr_lens._utils.short_text import quoted
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, check_ids, context_length, tokenizer_of
+from psr_lens.models import HookedModel, WithTokenizer, check_ids, context_length, tokenizer_of
 from psr_lens.prompts.pair_builder import remade, response_ids
 from psr_lens.prompts.pairs import check_pairs
 from psr_lens.prompts.prompt_pair import PromptPair, Span
@@ -86,7 +86,7 @@ class TokenTable:
 
 
 @checks_arguments
-def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[Triplet]:
+def with_responses(model: WithTokenizer, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[Triplet]:
     """Make triplets of responses that were written elsewhere.
 
     A response is encoded once, as what continues its prompt, and without special tokens: `"</s>"` in it is only characters.
