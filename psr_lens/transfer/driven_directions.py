@@ -63,8 +63,8 @@ def copilot(
         Both models with the directions; `.generate` samples from the target.
 
     Raises:
-        InputError: no texts; another span, `polish` or a learned offset; sites elsewhere than at `hook_resid_post`, or none at the source
-            layers; texts without the trait; layers that the models do not have.
+        InputError: no texts; another span, or `polish`; sites elsewhere than at `hook_resid_post`, or none at the source layers; texts
+            without the trait; layers that the models do not have.
         ArtifactError: a replacement for another model than the source.
         FitError: an activation is not finite; names the hook point.
 
