@@ -21,11 +21,10 @@ from psr_lens.fitting.settings.solvers import Sequential
 from psr_lens.models import HookedModel, fingerprint, frozen
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Replacement
-from psr_lens.replacement.compatibility import check_compatible
 from psr_lens.transfer.co_pilot import CoPilot
 from psr_lens.transfer.driving_coefficients import coefficients_of_texts, sites_between
 from psr_lens.transfer.layer_matching import checked_pairs, matched_by_depth
-from psr_lens.transfer.origin import origin
+from psr_lens.transfer.origin import check_made_for, origin
 from psr_lens.transfer.pairing import PairedText
 
 _LEAST: Final = 1e-10
@@ -80,7 +79,7 @@ def copilot(
         )
     if not paired:
         raise InputError("paired", "no texts", "at least one", "`pair_texts` makes them of triplets.")
-    check_compatible(replacement, source)
+    check_made_for(replacement, fingerprint(source))
     _check_read(replacement)
     depths = (int(source.cfg.n_layers), int(target.cfg.n_layers))
     pairs = matched_by_depth(*depths) if layers is None else checked_pairs(layers, *depths)

@@ -109,6 +109,10 @@ class ReadOn:
         self._prompts, self._real = padded([pair.base_ids for pair in pairs], "left", device)
         self._steering = replacement.hooks(source, start=self._prompts.shape[1] - 1)
         self._depth = layers_needed(list(names))
+        self._mask: Tensor = self._real
+        self._ids: list[tuple[int, ...]] = []
+        self._columns: list[list[int]] = []  # of each token of the texts, in the cache
+        self._read: list[list[dict[str, Tensor]]] = []  # coefficients at the last prompt token, and at each of those
         self._begin()
 
     def read(self, texts: Sequence[str]) -> Coefficients:
@@ -144,8 +148,8 @@ class ReadOn:
         rows = len(self._pairs)
         self._decoder = Decoder(self._source, rows)
         self._mask = self._real.clone()
-        self._ids: list[tuple[int, ...]] = [()] * rows
-        self._columns: list[list[int]] = [[] for _ in range(rows)]
+        self._ids = [()] * rows
+        self._columns = [[] for _ in range(rows)]
         found = self._step(self._prompts)
         self._read = [[{name: found[name][row, -1] for name in self._names}] for row in range(rows)]
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from two_models import by_hand
 
 import psr_lens as psr
-from psr_lens.errors import InputError
+from psr_lens.errors import ArtifactError, InputError
 from psr_lens.transfer.co_pilot import CoPilot
 from psr_lens.transfer.driving_coefficients import ReadAgain, ReadOn, coefficients_of_texts, reader
 
@@ -197,6 +197,8 @@ def test_what_cannot_be_driven_is_refused(two, driven, asked) -> None:
         made(dataclasses.replace(two.fitted, sites={"blocks.1.hook_mlp_out": one}))
     with pytest.raises(InputError, match=r"replacement: .*a site at one of the source layers \(1\)"):
         made(dataclasses.replace(two.fitted, sites={HOOK.format(2): one}), layers=[(1, 1)])
+    with pytest.raises(ArtifactError, match="made for organism with architecture="):
+        psr.transfer.copilot(two.target, two.source, two.paired, two.fitted)
     ready = dataclasses.replace(asked[1], base_ids=asked[1].base_ids[1:])
     with pytest.raises(InputError, match=r"pairs\[1\]: .*ready token ids"):
         driven.generate([asked[0], ready])
