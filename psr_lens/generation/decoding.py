@@ -92,10 +92,8 @@ class Decoding:
         Raises:
             NotFiniteError: logits are NaN or infinite.
         """
-        device = device_of(self._model)
-        tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
         with self._decoder(len(tokens), steered) as (step, select):
-            return self._decode(tokens, mask, draws, step, select)
+            return self.with_steps(tokens, mask, draws, step, select)
 
     @contextmanager
     def _decoder(
@@ -113,10 +111,28 @@ class Decoding:
         with hooked(self._model, hooks):
             yield own.step, _both(own.select, hooks.select)
 
-    def _decode(
-        self, tokens: Tensor, mask: Tensor, draws: Tensor, step: Callable[..., Tensor], select: Callable[[Tensor], None]
+    def with_steps(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        draws: Float[Tensor, "batch step"],
+        step: Callable[..., Tensor],
+        select: Callable[[Tensor], None],
     ) -> list[tuple[int, ...]]:
-        device = tokens.device
+        """The responses with steps of one's own.
+
+        Args:
+            tokens: The prompts, padded on the left.
+            mask: 1 where a token is real, 0 on padding.
+            draws: A uniform number for each token that may be sampled.
+            step: Takes new tokens and the mask of all so far, and gives the logits at the last token, as `Decoder.step` does.
+            select: Continues with some of the sequences.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
+        """
+        device = device_of(self._model)
+        tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
         choose = TokenChoice(self._config, tokens, mask, self._stops)
         ended = Ending(self._tokenizer, self._stops, self._config.stop, device)
         steps = min(draws.shape[1], context_length(self._model) - tokens.shape[1])

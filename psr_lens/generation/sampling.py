@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,8 +90,8 @@ def generate(
         check_ids(model, pair.ids(context), f"pairs[{index}]")
     check_acting(replacement)
     config = checked_sampling(sampling)
-    strengths = _strengths(alpha, len(pairs))
-    streams = _checked_streams(streams, len(pairs))
+    strengths = checked_strengths(alpha, len(pairs))
+    streams = checked_streams(streams, len(pairs))
     tokenizer = tokenizer_of(model)
     responses: dict[int, Response] = {}
     with (
@@ -102,15 +102,14 @@ def generate(
     ):
         decode = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
         for rows, adapted in _batches(model, pairs, replacement, strengths, context, config):
-            chosen = [pairs[row] for row in rows]
-            tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
-            starts = _starts(pairs, rows, tokens.shape[1])
-            draws = torch.stack([_draws(config, streams[row]) for row in rows])
+            batch = prompt_batch(pairs, rows, context, config, streams)
+            starts = _starts(pairs, rows, batch.tokens.shape[1])
             try:
                 with adapted(), spans_known(model, starts):
-                    found = decode(tokens, mask, draws, _steered(replacement, strengths, rows, starts))
+                    found = decode(*batch, _steered(replacement, strengths, rows, starts))
             except NotFiniteError as error:
-                row, prompt = rows[error.row], chosen[error.row].ids(context)
+                row = rows[error.row]
+                prompt = pairs[row].ids(context)
                 starts = _starts(pairs, [row], len(prompt))
                 with adapted(), spans_known(model, starts):
                     point = first_not_finite(model, [*prompt, *error.ids], _steered(replacement, strengths, [row], starts))
@@ -119,6 +118,25 @@ def generate(
                 responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
+
+
+class PromptBatch(NamedTuple):
+    """Prompts that are decoded together."""
+
+    tokens: Int[Tensor, "batch position"]
+    """Token ids, padded on the left."""
+    mask: Int[Tensor, "batch position"]
+    """1 where a token is real."""
+    draws: Float[Tensor, "batch step"]
+    """A uniform number for each token that may be sampled."""
+
+
+def prompt_batch(
+    pairs: Sequence[PromptPair], rows: Sequence[int], context: Context, config: SamplingConfig, streams: Sequence[int]
+) -> PromptBatch:
+    """The prompts of some of the pairs, each with the random numbers of its stream."""
+    draws = torch.stack([_draws(config, streams[row]) for row in rows])
+    return PromptBatch(*padded([pairs[row].ids(context) for row in rows], "left"), draws)
 
 
 def _starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dict[Span, Int[Tensor, " row"]]:
@@ -145,8 +163,12 @@ def _not_finite(pair: str, error: NotFiniteError, point: str | None) -> ModelErr
     )
 
 
-def _strengths(alpha: Any, count: int) -> float | Float[Tensor, " pair"]:
-    """One strength, or one per pair."""
+def checked_strengths(alpha: Any, count: int) -> float | Float[Tensor, " pair"]:
+    """One strength, or one per pair.
+
+    Raises:
+        InputError: something else, or a number that is not finite.
+    """
     expected = "a finite number, or one per pair"
     try:
         strengths = torch.as_tensor(alpha, dtype=torch.float64)
@@ -161,7 +183,12 @@ def _strengths(alpha: Any, count: int) -> float | Float[Tensor, " pair"]:
     return strengths
 
 
-def _checked_streams(streams: Sequence[int] | None, count: int) -> Sequence[int]:
+def checked_streams(streams: Sequence[int] | None, count: int) -> Sequence[int]:
+    """The number of each pair's random stream; by default its index.
+
+    Raises:
+        InputError: not one whole number of at least 0 for each pair.
+    """
     if streams is None:
         return range(count)
     if len(streams) != count:
@@ -184,18 +211,23 @@ def _batches(
     """Rows to decode together, and a block with the adapter that they have in common, which has one strength for all of a batch."""
     limit, every = context_length(model), list(range(len(pairs)))
     if not isinstance(replacement, Adapter):
-        yield from ((rows, nullcontext) for rows in _prompt_batches(pairs, every, context, config, limit))
+        yield from ((rows, nullcontext) for rows in prompt_batches(pairs, every, context, config, limit))
         return
     each = [strengths] * len(pairs) if isinstance(strengths, float) else strengths.tolist()
     for strength in dict.fromkeys(each):
         alike = [row for row in every if each[row] == strength]
-        for rows in _prompt_batches(pairs, alike, context, config, limit):
+        for rows in prompt_batches(pairs, alike, context, config, limit):
             yield rows, partial(in_force, model, replacement, strength)
 
 
-def _prompt_batches(
+def prompt_batches(
     pairs: Sequence[PromptPair], among: Sequence[int], context: Context, config: SamplingConfig, limit: int
 ) -> Iterator[list[int]]:
+    """Some of the pairs in batches of similar length that fit into the budget of tokens and a context of `limit` tokens.
+
+    Raises:
+        InputError: a prompt that fills the context.
+    """
     lengths = [len(pair.ids(context)) for pair in pairs]
     batch: list[int] = []
     for row in sorted(among, key=lambda row: (lengths[row], row)):

@@ -300,7 +300,7 @@ def fit_activation_map(
         fingerprint(target),
         triplets_digest([each.source for each in paired]),
         len(paired),
-        sum(1 + len(each.source_positions) for each in paired),
+        sum(len(each.source_positions) for each in paired),
     )
 
 
