@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.side_effects import SideEffects as SideEffects
     from psr_lens.evaluation.side_effects import collateral as collateral
     from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
+    from psr_lens.evaluation.stream import stream as stream
     from psr_lens.fitting.adapt import adapt as adapt
     from psr_lens.fitting.fit import fit as fit
     from psr_lens.fitting.settings.adapters import LoRA as LoRA
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from psr_lens.generation.sampled_triplets import sample_responses as sample_responses
     from psr_lens.generation.sampling import SamplingConfig as SamplingConfig
     from psr_lens.generation.sampling import generate as generate
+    from psr_lens.generation.streaming import StreamedToken as StreamedToken
     from psr_lens.generation.thoughts import answers_after as answers_after
     from psr_lens.generation.thoughts import think as think
     from psr_lens.interpretation import patching as patching
@@ -152,6 +154,8 @@ _HOME = {
     "scores_at": "evaluation.scores",
     "AnswersByMethod": "evaluation.answers_by_method",
     "answers_by_method": "evaluation.answers_by_method",
+    "StreamedToken": "generation.streaming",
+    "stream": "evaluation.stream",
     "Calibration": "evaluation.evaluate",
     "Evaluation": "evaluation.evaluation_result",
     "evaluate": "evaluation.evaluate",

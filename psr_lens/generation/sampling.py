@@ -104,29 +104,29 @@ def generate(
         for rows, adapted in _batches(model, pairs, replacement, strengths, context, config):
             chosen = [pairs[row] for row in rows]
             tokens, mask = padded([pair.ids(context) for pair in chosen], "left")
-            starts = _starts(pairs, rows, tokens.shape[1])
-            draws = torch.stack([_draws(config, streams[row]) for row in rows])
+            starts = span_starts(pairs, rows, tokens.shape[1])
+            draws = torch.stack([draws_of(config, streams[row]) for row in rows])
             try:
                 with adapted(), spans_known(model, starts):
-                    found = decode(tokens, mask, draws, _steered(replacement, strengths, rows, starts))
+                    found = decode(tokens, mask, draws, steered_rows(replacement, strengths, rows, starts))
             except NotFiniteError as error:
                 row, prompt = rows[error.row], chosen[error.row].ids(context)
-                starts = _starts(pairs, [row], len(prompt))
+                starts = span_starts(pairs, [row], len(prompt))
                 with adapted(), spans_known(model, starts):
-                    point = first_not_finite(model, [*prompt, *error.ids], _steered(replacement, strengths, [row], starts))
-                raise _not_finite(f"pairs[{row}]", error, point) from None
+                    point = first_not_finite(model, [*prompt, *error.ids], steered_rows(replacement, strengths, [row], starts))
+                raise not_finite(f"pairs[{row}]", error, point) from None
             for row, ids in zip(rows, found, strict=True):
                 responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
     return [responses[row] for row in range(len(pairs))]
 
 
-def _starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dict[Span, Int[Tensor, " row"]]:
+def span_starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dict[Span, Int[Tensor, " row"]]:
     """The first position of each span of some of the pairs, padded on the left to `width` tokens."""
     return {span: torch.tensor([width - pairs[row].span_length(span) for row in rows]) for span in SPANS}
 
 
-def _steered(
+def steered_rows(
     steering: Acting | None, strengths: float | Tensor, rows: Sequence[int], starts: dict[Span, Int[Tensor, " row"]]
 ) -> Steered | None:
     """What steers some of the pairs; an adapter is in force already."""
@@ -135,7 +135,8 @@ def _steered(
     return Steered(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
 
 
-def _not_finite(pair: str, error: NotFiniteError, point: str | None) -> ModelError:
+def not_finite(pair: str, error: NotFiniteError, point: str | None) -> ModelError:
+    """The error for the logits of a response, which names the first hook point that is not finite."""
     where = (
         "although the residual stream is finite at every layer" if point is None else f"and so is `{point}`, before any later layer"
     )
@@ -217,7 +218,7 @@ def _prompt_batches(
         yield batch
 
 
-def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:
+def draws_of(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:
     """One uniform number per step, which is all that sampling a token needs."""
     return torch.from_numpy(np.random.default_rng((config.seed, stream)).random(config.max_new_tokens))
 
