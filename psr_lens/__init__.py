@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from psr_lens.activations.statistics import Statistics as Statistics
     from psr_lens.activations.store import OnDisk as OnDisk
     from psr_lens.activations.store import Store as Store
+    from psr_lens.apps.playground.play import play as play
     from psr_lens.evaluation.answers_by_method import AnswersByMethod as AnswersByMethod
     from psr_lens.evaluation.answers_by_method import answers_by_method as answers_by_method
     from psr_lens.evaluation.calibration import best_alpha as best_alpha
@@ -166,6 +167,7 @@ _HOME = {
     "top_tokens": "interpretation.directions",
     "Attribution": "interpretation.attribution",
     "attribute": "interpretation.attribution",
+    "play": "apps.playground.play",
     "report": "reporting",
     "progress_bars": "_utils.progress",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
@@ -23,7 +23,7 @@ def stream(
     columns: Sequence[str] | None = None,
     sampling: SamplingConfig | None = None,
     number: int = 0,
-) -> Iterator[StreamedToken]:
+) -> Generator[StreamedToken, None, None]:
     """Answer one question without steering, with the prompt and with each method, all at once and token by token.
 
     Every column makes a step in turn, behind a KV cache of its own, and draws from the same random stream. Its tokens are those that

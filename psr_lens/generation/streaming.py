@@ -5,7 +5,7 @@ Each column has a KV cache of its own, and hooks are in force only while a colum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
@@ -83,7 +83,7 @@ class Column:
 
 def stream_columns(
     model: HookedModel, pair: PromptPair, columns: Sequence[Column], config: SamplingConfig, number: int
-) -> Iterator[StreamedToken]:
+) -> Generator[StreamedToken, None, None]:
     """Sample an answer in each column; all columns make a step in turn, and share the random stream `number`.
 
     Raises:
@@ -104,7 +104,7 @@ def stream_columns(
 
 def _streamed(
     model: HookedModel, pair: PromptPair, columns: Sequence[Column], config: SamplingConfig, number: int
-) -> Iterator[StreamedToken]:
+) -> Generator[StreamedToken, None, None]:
     with ExitStack() as stack:
         answers: list[_Answer] = []
         for column in columns:
