@@ -43,7 +43,7 @@ class NotFiniteError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Steered:
+class BatchSteering:
     """What steers a batch."""
 
     steering: Steering
@@ -58,11 +58,15 @@ class Steered:
         return self.steering.hooks(model, self.alpha, start=self.start)
 
 
+Step = Callable[[Int[Tensor, "batch new"], Int[Tensor, "batch position"]], Float[Tensor, "batch d_vocab"]]
+"""Runs new tokens, with the mask of all tokens so far; gives the logits at the last one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Steps:
     """What makes the steps of one batch, and holds its caches."""
 
-    step: Callable[[Int[Tensor, "batch new"], Int[Tensor, "batch position"]], Float[Tensor, "batch d_vocab"]]
+    step: Step
     """Runs new tokens, with the mask of all tokens so far; the logits at the last one."""
     select: Callable[[Int[Tensor, " row"]], None]
     """Continues with some of the sequences."""
@@ -100,7 +104,7 @@ class Decoding:
         tokens: Int[Tensor, "batch position"],
         mask: Int[Tensor, "batch position"],
         draws: Float[Tensor, "batch step"],
-        steered: Steered | None,
+        steered: BatchSteering | None,
     ) -> list[tuple[int, ...]]:
         """The responses to a batch of prompts, padded on the left.
 
@@ -115,15 +119,26 @@ class Decoding:
         """
         steps = self.steps(len(tokens), steered)
         with closing(steps), steps.in_force():
-            drawn = self.drawn(tokens, mask, draws, steps)
-            while True:
-                try:
-                    next(drawn)
-                except StopIteration as end:
-                    found: list[tuple[int, ...]] = end.value
-                    return found
+            return self.with_steps(tokens, mask, draws, steps.step, steps.select)
 
-    def steps(self, batch: int, steered: Steered | None) -> Steps:
+    def with_steps(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        draws: Float[Tensor, "batch step"],
+        step: Step,
+        select: Callable[[Tensor], None],
+    ) -> list[tuple[int, ...]]:
+        """The responses with steps of one's own; arguments and errors as for `drawn`."""
+        drawn = self.drawn(tokens, mask, draws, step, select)
+        while True:
+            try:
+                next(drawn)
+            except StopIteration as end:
+                found: list[tuple[int, ...]] = end.value
+                return found
+
+    def steps(self, batch: int, steered: BatchSteering | None) -> Steps:
         """What makes the steps of a batch; to be closed after use."""
         attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
         if self._plain is not None and (steered is None or attached is not None):
@@ -140,9 +155,21 @@ class Decoding:
         tokens: Int[Tensor, "batch position"],
         mask: Int[Tensor, "batch position"],
         draws: Float[Tensor, "batch step"],
-        steps: Steps,
+        step: Step,
+        select: Callable[[Tensor], None],
     ) -> Drawn:
-        """Draw the responses to a batch step by step, inside `steps.in_force()`; arguments and errors as for a call."""
+        """Draw the responses to a batch step by step.
+
+        Args:
+            tokens: The prompts, padded on the left.
+            mask: 1 where a token is real, 0 on padding.
+            draws: A uniform number for each token that may be sampled.
+            step: Takes new tokens and the mask of all so far, and gives the logits at the last token, as `Decoder.step` does.
+            select: Continues with some of the sequences.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
+        """
         device = device_of(self._model)
         tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
         choose = TokenChoice(self._config, tokens, mask, self._stops)
@@ -154,7 +181,7 @@ class Decoding:
         unfinished = torch.ones_like(rows, dtype=torch.bool)
         new = tokens
         for position in range(count):
-            logits = steps.step(new, mask)
+            logits = step(new, mask)
             wrong = unfinished & ~finite_rows(logits)
             chosen = choose(logits, drawn[rows, :position], draws[:, position])
             drawn[rows, position] = chosen
@@ -173,7 +200,7 @@ class Decoding:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             if left <= self._keep * len(rows):
                 kept = unfinished.nonzero().flatten()
-                steps.select(kept)
+                select(kept)
                 choose.select(kept)
                 rows, unfinished, new, mask, draws = (each[kept] for each in (rows, unfinished, new, mask, draws))
         return [tuple(row[:length]) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
@@ -183,7 +210,7 @@ def _nothing() -> None:
     """Nothing is left to remove."""
 
 
-def _attached(plain: nn.Module, steered: Steered) -> Any:
+def _attached(plain: nn.Module, steered: BatchSteering) -> Any:
     """The replacement attached to plain transformers; None if it cannot be: its own hooks act, or say what is wrong."""
     try:
         return steered.steering.attach(plain, steered.alpha, start=steered.start)
@@ -199,7 +226,7 @@ def _both(one: Callable[[Tensor], None], other: Callable[[Tensor], None]) -> Cal
     return select
 
 
-def first_not_finite(model: HookedModel, ids: list[int], steered: Steered | None) -> str | None:
+def first_not_finite(model: HookedModel, ids: list[int], steered: BatchSteering | None) -> str | None:
     """The first hook point at which the residual stream of a sequence is NaN or infinite; None if it is finite at each layer."""
     found: list[str] = []
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from psr_lens._utils.sequences import padded
 from psr_lens.errors import InputError
 from psr_lens.generation.decoding import Decoding, NotFiniteError, first_not_finite
-from psr_lens.generation.sampling import SamplingConfig, draws_of, not_finite, span_starts, steered_rows, stop_ids
+from psr_lens.generation.sampling import SamplingConfig, not_finite, prompt_batch, span_starts, steered_rows, stop_ids
 from psr_lens.models import (
     Decoder,
     HookedModel,
@@ -130,7 +130,7 @@ def _computing(model: HookedModel) -> Iterator[None]:
 def _answer(model: HookedModel, pair: PromptPair, column: Column, config: SamplingConfig, number: int) -> Iterator[_Answer]:
     tokenizer = tokenizer_of(model)
     decoding = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
-    prompt = torch.tensor([pair.ids(column.context)])
+    prompt, mask, draws = prompt_batch([pair], [0], column.context, config, [number])
     starts = span_starts([pair], [0], prompt.shape[1])
     steered = steered_rows(column.acting, column.alpha, [0], starts)
     steps = decoding.steps(1, steered)
@@ -143,7 +143,7 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
             added: dict[str, Tensor] = {}
             steps.steering.record(added)
             pushes = _Added(added, column.points)
-        drawn = decoding.drawn(prompt, torch.ones_like(prompt), draws_of(config, number)[None], steps)
+        drawn = decoding.drawn(prompt, mask, draws, steps.step, steps.select)
         stack.callback(drawn.close)
 
         @contextmanager

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from psr_lens.activations.teacher_forced_pass import Steered, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
 from psr_lens.apps.playground.request import Request
 from psr_lens.errors import InputError, PsrLensError
 from psr_lens.evaluation.methods import NONE, PROMPT, Method, parts_of
@@ -263,7 +263,7 @@ class Session:
             raise InputError("index", repr(index), f"a whole number from 0 to {len(answer.ids) - 1}")
         triplet = Triplet(answer.pair, tuple(answer.ids[: index + 1]), "")
         method = self._methods.get(str(column))
-        steered = None if method is None else Steered(method, answer.request.alphas[str(column)])
+        steered = None if method is None else PassSteering(method, answer.request.alphas[str(column)])
         with self._computing:
             here = self._next(triplet, "prompted" if column == PROMPT else "base", steered)
             base = self._next(triplet, "base", None)
@@ -271,7 +271,7 @@ class Session:
         answer.messages.append(found)
         return found
 
-    def _next(self, triplet: Triplet, context: Any, steered: Steered | None) -> list[tuple[str, float]]:
+    def _next(self, triplet: Triplet, context: Any, steered: PassSteering | None) -> list[tuple[str, float]]:
         logits = read_batch(self._model, [triplet], [], context, "R", steered=steered, logits=True).logits
         if logits is None:
             raise InputError("logits", None, "logits")
