@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from psr_lens.apps.cli.common import MODELS, DeviceOption, app, one_line_errors, say
+from psr_lens.apps.cli.common import MODELS, DeviceOption, VerifyOption, app, one_line_errors, say
 
 
 @app.command()
@@ -22,6 +22,7 @@ def play(
     ] = None,
     alpha: Annotated[float, typer.Option(help="Strength to begin with.")] = 1.0,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Whether to open the page in the browser.")] = True,
+    verify: VerifyOption = True,
     device: DeviceOption = None,
 ) -> None:
     """Play with a prompt and its replacements in the browser: answers side by side, live, with a slider for each strength.
@@ -43,7 +44,7 @@ def play(
         folders = named_folders(artifacts)
         methods = load_methods({name: str(folder) for name, folder in folders.items()})
         asked = instruction_of(methods) if instruction is None else instruction
-        loaded = psr.load_model(model, device=device or own_device(), verify=False)
+        loaded = psr.load_model(model, device=device or own_device(), verify=verify)
         session = session_of(loaded, question, methods, instruction=asked, alpha=alpha, loads=python_for(model, folders, methods))
         server = Server(session)
         say(f"{server.address}\nCtrl-C ends it. Whoever has this address and this machine can use the model.")

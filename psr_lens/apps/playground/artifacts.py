@@ -46,6 +46,20 @@ def instruction_of(methods: Mapping[str, Method]) -> str:
     raise InputError("instruction", None, "a text, since no artifact records one", "Pass `--instruction`.")
 
 
+def model_of(methods: Mapping[str, Method]) -> str:
+    """Name of the model that the first artifact was made for.
+
+    Raises:
+        InputError: it does not say.
+    """
+    first = next(iter(methods.values()))
+    made_for = first.model if isinstance(first, Adapter) else parts_of(first)[0].replacement.model
+    name = made_for.get("model_name")
+    if not isinstance(name, str) or not name:
+        raise InputError("model", None, "a model, since the artifact does not name its own", "Pass `--model`.")
+    return name
+
+
 def python_for(model: str, folders: Mapping[str, Path], methods: Mapping[str, Method]) -> dict[str, str]:
     """Python that loads the model (under `model`) and each artifact by its name."""
     loads = {name: f"psr.{type(methods[name]).__name__}.load({str(folder)!r})" for name, folder in folders.items()}
