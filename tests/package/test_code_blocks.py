@@ -38,7 +38,11 @@ STANDALONE = {
     "docs/api/index.md",
     "docs/chat-models.md",
 }
-NOT_RUN = {"docs/artifacts.md": "needs the Hugging Face Hub", "docs/chat-models.md": "takes a model that thinks"}
+NOT_RUN = {
+    "docs/artifacts.md": "needs the Hugging Face Hub",
+    "docs/chat-models.md": "takes a model that thinks",
+    "docs/playground.md": "needs a notebook",
+}
 """Page and reason of every block that says that it is not run."""
 FEW = 5
 """Questions that a block gets where it asks for more."""
