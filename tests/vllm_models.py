@@ -38,8 +38,13 @@ SETTINGS = {
     "gpt2": {},
     "gpt-neox": {},
     "olmo2": {},
+    "stablelm": {},
 }
 """Families, with what makes their heads 32 wide."""
+
+
+SERVED = [family for family in SETTINGS if family != "stablelm"]
+"""Families that the plugin takes."""
 
 
 class Tiny(NamedTuple):
@@ -90,6 +95,14 @@ def _steering(config: Any) -> dict[str, Replacement | SteeringPlan]:
     return found | {"plan": found["post"] - 0.5 * found["mlp"]}
 
 
+def replacement_at(config: Any, kind: str, **said: Any) -> Replacement:
+    """A replacement in the first layer, which says of its model what `said` has."""
+    width = said.get("d_model", config.hidden_size)
+    head, width = ((config.num_attention_heads,), 32) if kind == "attn.hook_q" else ((), width)
+    ones = torch.ones(*head, 1, width)
+    return Replacement({f"blocks.0.{kind}": Site(ones, ones, torch.ones(*head, 1), "relu")}, "R", "random", said)
+
+
 @pytest.fixture(scope="session")
 def tiny_for_vllm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
     """`tiny_for_vllm(family)`: made when it is first asked for."""
@@ -125,3 +138,11 @@ def _engine(tiny: Tiny, **settings: Any) -> Iterator[Any]:
 def engine() -> Callable[..., Any]:
     """`with engine(tiny, **settings) as llm`: a `vllm.LLM` that serves the model's replacements, in this process."""
     return _engine
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_for_vllm: Callable[[str], Tiny]) -> Iterator[tuple[Tiny, Any]]:
+    """An engine that the tests of a file share, with its model."""
+    tiny = tiny_for_vllm("llama")
+    with _engine(tiny) as llm:
+        yield tiny, llm

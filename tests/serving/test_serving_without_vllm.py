@@ -168,7 +168,24 @@ def test_an_engine_without_replacements_refuses_to_steer():
 
 def test_any_arguments_give_strengths_or_our_error(served):
     rng = random.Random(0)
-    pool = ["pirate", "plan", "question", "nix", 1, -2.5, math.nan, None, True, [], ["pirate", "last"], [1.0, 2.0], {}, {"a": 1}, b"x", ""]
+    pool = [
+        "pirate",
+        "plan",
+        "question",
+        "nix",
+        1,
+        -2.5,
+        math.nan,
+        None,
+        True,
+        [],
+        ["pirate", "last"],
+        [1.0, 2.0],
+        {},
+        {"a": 1},
+        b"x",
+        "",
+    ]
     keys = ["psr", "psr_alpha", "psr_start_R", "psr_start_QR", "psr_x", IN_FORCE, "other", 3]
     steered = 0
     for _ in range(3000):

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs this in an environment of its own")
 
 from vllm import SamplingParams
-from vllm_models import CONTEXT, SETTINGS
+from vllm_models import CONTEXT, SERVED
 
 ROUNDS = 20
 
@@ -23,13 +23,13 @@ def tokens(llm, requests):
     return [list(each.outputs[0].token_ids) for each in found]
 
 
-@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("family", SERVED)
 def test_mixed_batches_are_as_attach_alone(family, tiny_for_vllm, engine):
     """Requests of any strength, replacement, span and length share batches, chunks and the prefix cache."""
     tiny, rng = tiny_for_vllm(family), random.Random(family)
     vocabulary = tiny.hf.config.get_text_config().vocab_size
     prefixes = [[rng.randrange(5, vocabulary) for _ in range(length)] for length in (33, 66)]
-    chunk = 33 + 3 * list(SETTINGS).index(family)
+    chunk = 33 + 3 * list(SERVED).index(family)
     steered = cached = 0
     with engine(tiny, max_num_batched_tokens=chunk) as llm:
         for _ in range(ROUNDS):
@@ -78,13 +78,6 @@ def test_drafts_are_accepted_as_they_would_have_been_sampled(tiny_for_vllm, engi
     assert found == [tiny.greedy(ids, each["psr"], 1.0, 30) for ids, each in zip(prompts, asked, strict=True)]
 
 
-@pytest.fixture(scope="module")
-def llama(tiny_for_vllm, engine):
-    tiny = tiny_for_vllm("llama")
-    with engine(tiny) as llm:
-        yield tiny, llm
-
-
 def test_the_prefix_cache_keeps_what_is_steered_apart(llama, monkeypatch):
     tiny, llm = llama
     rng = random.Random(3)
@@ -106,7 +99,7 @@ def test_the_prefix_cache_keeps_what_is_steered_apart(llama, monkeypatch):
 
 
 def test_what_lies_before_the_steered_tokens_is_shared(llama):
-    tiny, llm = llama
+    _, llm = llama
     rng = random.Random(4)
     ids = [rng.randrange(5, 300) for _ in range(70)]
     cached = []
@@ -153,7 +146,9 @@ def test_without_strength_it_is_vllm_without_the_plugin(llama, tiny_for_vllm, en
         found = llm.generate(*map(list, zip(*[ask(llm, ids, asked, logprobs=3) for ids in prompts], strict=True)), use_tqdm=False)
         return [[{token: each.logprob for token, each in step.items()} for step in one.outputs[0].logprobs] for one in found]
 
-    steered = [answers(llm, asked) for asked in (None, {"psr": "post", "psr_alpha": 0.0}, {"psr": ["last", "heads"], "psr_alpha": 0})]
+    steered = [
+        answers(llm, asked) for asked in (None, {"psr": "post", "psr_alpha": 0.0}, {"psr": ["last", "heads"], "psr_alpha": 0})
+    ]
     with engine(tiny, additional_config={}) as plain:
         expected = answers(plain, None)
         with pytest.raises(ValueError, match="this engine serves none"):
