@@ -70,12 +70,13 @@ class Tiny(NamedTuple):
 def _steering(config: Any) -> dict[str, Replacement | SteeringPlan]:
     """Every rule, kind of hook point and span."""
     generator = torch.Generator().manual_seed(0)
+    size = 1.0 if config.model_type.startswith("gemma") else 0.15  # Gemma multiplies its embeddings, so that its stream is longer
     heads, layers, width = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
     wide = getattr(config, "head_dim", None) or width // heads
 
     def site(kind: str, rule: str) -> Site:
         def draw(*shape: int) -> torch.Tensor:
-            return torch.randn(*((heads,) if kind == "attn.hook_z" else ()), *shape, generator=generator) * 0.15
+            return torch.randn(*((heads,) if kind == "attn.hook_z" else ()), *shape, generator=generator) * size
 
         across = wide if kind == "attn.hook_z" else width
         return Site(draw(2, across), draw(2, across), draw(2), rule)
