@@ -49,7 +49,7 @@ def _process_inputs(original: Any, processor: Any, *args: Any, **kwargs: Any) ->
     request = original(processor, *args, **kwargs)
     params = request.sampling_params
     asked = None if params is None else params.extra_args
-    if not asks_to_be_steered(asked):
+    if asked is None or not asks_to_be_steered(asked):
         return request
     length = len(request.prompt_embeds if request.prompt_token_ids is None else request.prompt_token_ids)
     found = in_force(processor._psr_served, asked, length)
