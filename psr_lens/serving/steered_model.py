@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from psr_lens.errors import ArtifactError, InputError, ModelError
-from psr_lens.replacement.attach_to_transformers import LAYOUTS, POINT, check_attachable
+from psr_lens.errors import InputError, ModelError
+from psr_lens.replacement.attach_to_transformers import LAYOUTS, check_attachable, layer_and_point
 from psr_lens.serving.gates import Gate
 from psr_lens.serving.requests import IN_FORCE, asks_to_be_steered
 from psr_lens.serving.served import Served
@@ -142,10 +142,8 @@ def put_gates(model: nn.Module, config: Any, served: Served, strengths: Tensor) 
     layout = LAYOUTS[name]
     layers = model.get_submodule(layout.layers)
     for hook, sites in served.sites().items():
-        found = POINT.fullmatch(hook)
-        if found is None:  # which `check_attachable` has refused
-            raise ArtifactError(f"model: no gate can be put at {hook!r}.")
-        layer, point = layers[int(found.group(1))], found.group(2)  # type: ignore[index]
+        index, point = layer_and_point(hook)
+        layer: nn.Module = layers[index]  # type: ignore[index, assignment]
         gate = Gate(sites, strengths, strengths.device)
         if point == "hook_resid_post":
             _put(layer, gate)
