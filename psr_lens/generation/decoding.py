@@ -43,7 +43,7 @@ class NotFiniteError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Steered:
+class BatchSteering:
     """What steers a batch."""
 
     steering: Steering
@@ -79,7 +79,7 @@ class Decoding:
         tokens: Int[Tensor, "batch position"],
         mask: Int[Tensor, "batch position"],
         draws: Float[Tensor, "batch step"],
-        steered: Steered | None,
+        steered: BatchSteering | None,
     ) -> list[tuple[int, ...]]:
         """The responses to a batch of prompts, padded on the left.
 
@@ -92,13 +92,13 @@ class Decoding:
         Raises:
             NotFiniteError: logits are NaN or infinite.
         """
-        device = device_of(self._model)
-        tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
         with self._decoder(len(tokens), steered) as (step, select):
-            return self._decode(tokens, mask, draws, step, select)
+            return self.with_steps(tokens, mask, draws, step, select)
 
     @contextmanager
-    def _decoder(self, batch: int, steered: Steered | None) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None]]]:
+    def _decoder(
+        self, batch: int, steered: BatchSteering | None
+    ) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None]]]:
         """What makes a step, and what continues with some of the sequences."""
         attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
         if self._plain is not None and (steered is None or attached is not None):
@@ -111,10 +111,28 @@ class Decoding:
         with hooked(self._model, hooks):
             yield own.step, _both(own.select, hooks.select)
 
-    def _decode(
-        self, tokens: Tensor, mask: Tensor, draws: Tensor, step: Callable[..., Tensor], select: Callable[[Tensor], None]
+    def with_steps(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        draws: Float[Tensor, "batch step"],
+        step: Callable[..., Tensor],
+        select: Callable[[Tensor], None],
     ) -> list[tuple[int, ...]]:
-        device = tokens.device
+        """The responses with steps of one's own.
+
+        Args:
+            tokens: The prompts, padded on the left.
+            mask: 1 where a token is real, 0 on padding.
+            draws: A uniform number for each token that may be sampled.
+            step: Takes new tokens and the mask of all so far, and gives the logits at the last token, as `Decoder.step` does.
+            select: Continues with some of the sequences.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
+        """
+        device = device_of(self._model)
+        tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
         choose = TokenChoice(self._config, tokens, mask, self._stops)
         ended = Ending(self._tokenizer, self._stops, self._config.stop, device)
         steps = min(draws.shape[1], context_length(self._model) - tokens.shape[1])
@@ -147,7 +165,7 @@ class Decoding:
         return [tuple(row[:length]) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
 
 
-def _attached(plain: nn.Module, steered: Steered) -> Any:
+def _attached(plain: nn.Module, steered: BatchSteering) -> Any:
     """The replacement attached to plain transformers; None if it cannot be: its own hooks act, or say what is wrong."""
     try:
         return steered.steering.attach(plain, steered.alpha, start=steered.start)
@@ -163,7 +181,7 @@ def _both(one: Callable[[Tensor], None], other: Callable[[Tensor], None]) -> Cal
     return select
 
 
-def first_not_finite(model: HookedModel, ids: list[int], steered: Steered | None) -> str | None:
+def first_not_finite(model: HookedModel, ids: list[int], steered: BatchSteering | None) -> str | None:
     """The first hook point at which the residual stream of a sequence is NaN or infinite; None if it is finite at each layer."""
     found: list[str] = []
 

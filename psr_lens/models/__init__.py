@@ -26,7 +26,7 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
-from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several
+from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several, can_leave_out
 from psr_lens.models.loading import DTYPES, Backend, load_model
 from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
 from psr_lens.models.other_hooks import has_hooks
@@ -50,6 +50,7 @@ __all__ = [
     "all_modules",
     "called_module",
     "can_extend_by_several",
+    "can_leave_out",
     "check_ids",
     "check_model",
     "context_length",

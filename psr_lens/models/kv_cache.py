@@ -26,6 +26,18 @@ def can_extend_by_several(model: HookedModel) -> bool:
     )
 
 
+def can_leave_out(model: HookedModel) -> bool:
+    """Whether the tokens of a cache may be left out by a mask of 0, as if they had never been read.
+
+    Attention to the last few tokens counts those that are left out too, and so do distances that are not taken from position ids.
+    """
+    if not is_bridge(model):
+        return not model.cfg.use_local_attn and model.cfg.positional_embedding_type in ("standard", "rotary")
+    original = cast(Any, model).original_model
+    sliding = any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=original.config).layers)
+    return can_extend_by_several(model) and not sliding and "position_ids" in inspect.signature(original.forward).parameters
+
+
 class Decoder:
     """Prefill and decode steps of a TransformerLens model, correct under left padding in both classes.
 
@@ -55,7 +67,8 @@ class Decoder:
 
         Args:
             new: Token ids to run.
-            mask: 1 where a token is real, for all tokens so far, including the new ones.
+            mask: 1 where a token is real, for all tokens so far, including the new ones. A token that was real before may be 0 now; see
+                `can_leave_out`.
             stop_at_layer: Skip this layer and all later ones; the number of layers skips none, but makes the logits of no use.
 
         Returns:
@@ -68,6 +81,8 @@ class Decoder:
         if self._state is not None:
             given = self._state.arguments(mask, width)
         else:
+            if mask.shape[1] > width:  # tokens may have been left out since
+                self._cache.previous_attention_mask = mask[:, :-width]
             given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
         with stopped(self._model, stop_at_layer) as where:
             return cast(Tensor, self._model(new, **where, **given))[:, -1].to(new.device)
