@@ -47,7 +47,7 @@ def record_attributes(model: HookedModel) -> None:
 
 def _attributes_of(model: HookedModel, modules: Iterable[torch.nn.Module]) -> dict[int, tuple[Any, ...]]:
     """Those of each module by its address; without those of the model itself, which TransformerLens changes, and of hook points."""
-    return {id(module): _attributes_of_one(module) for module in modules if not (module is model or isinstance(module, HookPoint))}
+    return {id(module): _attributes_of_one(module) for module in modules if id(module) != id(model) and not _is_hook_point(module)}
 
 
 def _attributes_of_one(module: torch.nn.Module) -> tuple[Any, ...]:
@@ -57,7 +57,12 @@ def _attributes_of_one(module: torch.nn.Module) -> tuple[Any, ...]:
         for name, value in vars(module).items()
         if isinstance(value, _VALUES) and not name.startswith("_") and name not in _CHANGE_BY_THEMSELVES
     )
-    return found, tuple((name, id(inner)) for name, inner in module._modules.items() if not isinstance(inner, HookPoint))
+    return found, tuple((name, id(inner)) for name, inner in module._modules.items() if not _is_hook_point(inner))
+
+
+def _is_hook_point(module: object) -> bool:
+    """Told by the name of the class, for which TransformerLens need not be there."""
+    return type(module).__name__ == "HookPoint"
 
 
 def module_has_hooks(module: torch.nn.Module) -> bool:
@@ -69,11 +74,9 @@ def module_has_hooks(module: torch.nn.Module) -> bool:
         return True
     if not (module._forward_hooks or module._forward_pre_hooks):
         return False
-    from transformer_lens.hook_points import HookPoint
-
     # On a hook point, TransformerLens wraps the hooks of others in its own.
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return isinstance(module, HookPoint) or not all(_written_in(hook).startswith(_LOADED_WITH) for hook in hooks)
+    return _is_hook_point(module) or not all(_written_in(hook).startswith(_LOADED_WITH) for hook in hooks)
 
 
 def _written_in(function: Any) -> str:
