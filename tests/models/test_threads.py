@@ -93,7 +93,7 @@ def test_knocked_out_heads_are_knocked_out_in_all_threads(model):
     def answer(chosen: Any) -> Callable[[], Any]:
         return lambda: [each.ids for each in psr.generate(model, chosen, context="prompted", sampling=GREEDY)]
 
-    with psr.patching.knock_out(model, heads, pairs):
+    with psr.patching.knock_out(model, pairs, heads):
         wanted = [answer(pairs[:1])(), answer(pairs[1:])()]
         found = together(answer(pairs[:1]), answer(pairs[1:]))
     assert found == [wanted[0]] * 3 + [wanted[1]] * 3
