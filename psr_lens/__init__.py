@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.calibration import best_alpha as best_alpha
     from psr_lens.evaluation.calibration import best_layer as best_layer
     from psr_lens.evaluation.calibration import calibrate as calibrate
+    from psr_lens.evaluation.collateral import Collateral as Collateral
+    from psr_lens.evaluation.collateral import SideEffects as SideEffects
+    from psr_lens.evaluation.collateral import collateral as collateral
+    from psr_lens.evaluation.collateral import standing_pairs as standing_pairs
     from psr_lens.evaluation.compare import compare as compare
     from psr_lens.evaluation.comparison import Comparison as Comparison
     from psr_lens.evaluation.evaluate import Calibration as Calibration
@@ -44,10 +48,6 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
     from psr_lens.evaluation.scores import scores_at as scores_at
-    from psr_lens.evaluation.side_effects import Collateral as Collateral
-    from psr_lens.evaluation.side_effects import SideEffects as SideEffects
-    from psr_lens.evaluation.side_effects import collateral as collateral
-    from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
     from psr_lens.fitting.adapt import adapt as adapt
     from psr_lens.fitting.fit import fit as fit
     from psr_lens.fitting.settings.adapters import LoRA as LoRA
@@ -116,10 +116,10 @@ _HOME = {
     "Store": "activations.store",
     "Faithfulness": "evaluation.faithfulness_result",
     "faithfulness": "evaluation.faithfulness",
-    "Collateral": "evaluation.side_effects",
-    "SideEffects": "evaluation.side_effects",
-    "collateral": "evaluation.side_effects",
-    "standing_pairs": "evaluation.side_effects",
+    "Collateral": "evaluation.collateral",
+    "SideEffects": "evaluation.collateral",
+    "collateral": "evaluation.collateral",
+    "standing_pairs": "evaluation.collateral",
     "refine": "evaluation.refinement",
     "Outlook": "evaluation.outlook",
     "outlook": "evaluation.outlook",

@@ -5,7 +5,8 @@ python benchmarks/real/table.py --tables-of benchmarks/real/MODEL.json
 
 `benchmarks/real/screening.py` goes before: it finds the instructions that the model follows. All methods of an instruction are fitted on
 the same responses, have their strength chosen on the same validation questions, and are scored on the same held-out ones, with the same
-seeds. The numbers are saved after every cell, and a cell that the file holds is not measured again.
+seeds. The numbers are saved after every cell, and a cell that the file holds is not measured again; where a method has got further
+strengths, only those are.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from screening import EMPTY, SCREENED
 import psr_lens as psr
 from psr_lens.evaluation.scores import score
 from psr_lens.generation.sampled_triplets import judged_triplets
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, device_of
 from psr_lens.prompts import Context, Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.results.judgement import Judge
@@ -44,11 +45,11 @@ COMPARED = 24
 COHERENT = 80.0
 """Least coherence of the strength that stands for TA@C80."""
 MARGIN = 1.0
-"""TA@Cp is taken at the coherence of the prompt minus this."""
+"""TA@Cp is taken at the coherence of the prompt on the validation questions, minus this."""
 TRAINED: dict[str, Any] = {"epochs": 4, "learning_rate": 5e-3, "batch_size": 4}
 """Settings of all methods that are trained by gradient descent."""
-ADDED, LEARNED = (1.0, 2.0, 4.0), (1.0, 1.25, 1.5)
-"""Strengths from which a method takes its own."""
+ADDED, EVERYWHERE, LEARNED = (1.0, 2.0, 4.0), (1.0, 2.0, 2.5, 3.0, 3.5, 4.0), (1.0, 1.25, 1.5)
+"""Strengths from which a method takes its own: a constant at one layer, constants at all layers, and everything else."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Method:
 
 METHODS = {
     "S-Const DiM": Method(lambda layer: psr.DiM(layers=layer), ADDED),
-    "A-Const DiM": Method(lambda _: psr.DiM(), ADDED),
+    "A-Const DiM": Method(lambda _: psr.DiM(), EVERYWHERE),
     "S-CLAS": Method(lambda layer: psr.CLAS(layers=layer, **TRAINED)),
     "S-LoReFT": Method(lambda layer: psr.LoReFT(layers=layer, **TRAINED)),
     "S-PSR LL": Method(lambda layer: psr.Joint(layers=layer, objective="ll", regulariser=0.0, normalise=False, **TRAINED)),
@@ -149,35 +150,49 @@ class Cell:
     def fit(self, name: str, folder: Path) -> dict[str, Any]:
         """Fit a method and save it; what the fit cost."""
         method, passes = METHODS[name], Passes(self.model, self.triplets)
-        config, began = method.config(self.layer), time.perf_counter()
+        config, began, began_cpu = method.config(self.layer), time.perf_counter(), time.process_time()
         with passes.counted():
             if method.rounds:
                 found = psr.refine(self.model, self.triplets, config, self.given.judge, rounds=method.rounds, sampling=SAMPLING)
             else:
                 found = psr.fit(self.model, self.triplets, config)
         row: dict[str, Any] = {"seconds": time.perf_counter() - began, "passes": passes.found, "config": config.to_json()}
+        if device_of(self.model).type == "cpu":  # of this process alone: with one thread, the same on a busy machine
+            row["cpu_seconds"] = time.process_time() - began_cpu
         found.save(folder)
         sites = found.sites.values()
         row["parameters"] = sum(each.numel() for site in sites for each in vars(site).values() if isinstance(each, torch.Tensor))
         row["ranks"] = sorted(site.rank for site in sites)
         return row | {"refined": found.settings.get("refined", [])}
 
-    def scores_of(self, name: str, replacement: Replacement, prompt_coherence: float) -> dict[str, Any]:
-        """Choose the strengths on the validation questions and score the method on the held-out ones."""
+    def prompt_on_validation(self) -> list[float]:
+        """Trait and coherence of the prompt on the validation questions."""
+        said = psr.generate(self.model, self.validation, context="prompted", sampling=SAMPLING)
+        found = score("prompt", self.validation, said, self.judge)
+        return [found.trait, found.coherence]
+
+    def scores_of(self, name: str, replacement: Replacement, prompt_coherence: float, row: dict[str, Any]) -> dict[str, Any]:
+        """Choose the strengths on the validation questions and score the method on the held-out ones, where the row lacks that."""
         method = METHODS[name]
         context: Context = "prompted" if method.of else "base"
 
         def said(pairs: Any, alpha: float) -> list[Any]:
             return psr.generate(self.model, pairs, replacement, context=context, alpha=alpha, sampling=SAMPLING)
 
-        tried = {alpha: score(name, self.validation, said(self.validation, alpha), self.judge) for alpha in method.alphas}
-        chosen = {"alpha 1": 1.0, "TA@C80": chosen_of(tried, COHERENT), "TA@Cp": chosen_of(tried, prompt_coherence - MARGIN)}
-        scored = {
-            alpha: {"alpha": alpha, **self.scored(name, said(self.held_out, alpha))} for alpha in sorted(set(chosen.values()))
-        }
-        row: dict[str, Any] = {"validation": {f"{alpha:g}": [found.trait, found.coherence] for alpha, found in tried.items()}}
-        row |= {key: scored[alpha] for key, alpha in chosen.items()}
-        return row if method.of else row | {"kl": self.closeness.of(replacement)}
+        tried: dict[str, list[float]] = dict(row.get("validation", {}))
+        for alpha in method.alphas:
+            if f"{alpha:g}" not in tried:
+                found = score(name, self.validation, said(self.validation, alpha), self.judge)
+                tried[f"{alpha:g}"] = [found.trait, found.coherence]
+        scored = {row[key]["alpha"]: row[key] for key in CHOSEN if key in row}
+        made: dict[str, Any] = {"validation": tried}
+        for key, alpha in strengths(tried, prompt_coherence).items():
+            if alpha not in scored:
+                scored[alpha] = {"alpha": alpha, **self.scored(name, said(self.held_out, alpha))}
+            made[key] = scored[alpha]
+        if method.of is None:
+            made["kl"] = row.get("kl") or self.closeness.of(replacement)
+        return made
 
     def distances(self, methods: dict[str, Replacement]) -> dict[str, Any]:
         """Relative errors after the last layer, with intervals: over all tokens, without massive ones, of the median token."""
@@ -192,12 +207,29 @@ class Cell:
         }
 
 
-def chosen_of(tried: dict[float, Any], least: float) -> float:
+CHOSEN = ("alpha 1", "TA@C80", "TA@Cp")
+"""What strengths are chosen for."""
+
+
+def strengths(tried: dict[str, list[float]], prompt_coherence: float) -> dict[str, float]:
+    """The strength for each of `CHOSEN`, from trait and coherence on the validation questions."""
+    return dict(zip(CHOSEN, (1.0, chosen_of(tried, COHERENT), chosen_of(tried, prompt_coherence - MARGIN)), strict=True))
+
+
+def chosen_of(tried: dict[str, list[float]], least: float) -> float:
     """The strength with the highest trait whose coherence is at least `least`; the most coherent one if there is none."""
-    coherent = {alpha: found for alpha, found in tried.items() if found.coherence >= least}
+    coherent = {alpha: found for alpha, found in tried.items() if found[1] >= least}
     if coherent:
-        return max(coherent, key=lambda alpha: (coherent[alpha].trait, -alpha))
-    return max(tried, key=lambda alpha: tried[alpha].coherence)
+        return float(max(coherent, key=lambda alpha: (coherent[alpha][0], -float(alpha))))
+    return float(max(tried, key=lambda alpha: tried[alpha][1]))
+
+
+def complete(method: str, held: dict[str, Any]) -> bool:
+    """Whether a row is there, with all strengths that are tried today."""
+    row = held.get("rows", {}).get(method)
+    if row is None or "on_validation" not in held or {f"{alpha:g}" for alpha in METHODS[method].alphas} - set(row["validation"]):
+        return False
+    return all(row[key]["alpha"] == alpha for key, alpha in strengths(row["validation"], held["on_validation"][1]).items())
 
 
 ROWS = ("none", "prompt", "paraphrase", *METHODS)
@@ -214,7 +246,7 @@ def measure(
     artifacts: Path,
 ) -> None:
     """Measure what one instruction lacks."""
-    if all(each in held.get("rows", {}) for each in ("none", *methods)) and not set(held["fits"]) - set(held.get("distances", {})):
+    if all(complete(each, held) for each in methods) and not set(held["fits"]) - set(held.get("distances", {})):
         return
     cell = Cell(model, name, asked)
     rows, fits = held.setdefault("rows", {}), held.setdefault("fits", {})
@@ -223,17 +255,21 @@ def measure(
         held |= {"instruction": cell.given.text, "paraphrase": cell.given.paraphrase, "layer": cell.layer}
         held |= {"triplets": len(cell.triplets), "compared": len(cell.compared)}
         save()
+    if "on_validation" not in held:
+        held["on_validation"] = cell.prompt_on_validation()
+        save()
     for method in methods:
-        if method in rows:
+        if complete(method, held):
             continue
         source = METHODS[method].of or method
         if source not in fits or not (artifacts / name / source).exists():
             fits[source] = cell.fit(source, artifacts / name / source)
             save()
-        rows[method] = cell.scores_of(method, psr.Replacement.load(artifacts / name / source), rows["prompt"]["coherence"][0])
+        replacement = psr.Replacement.load(artifacts / name / source)
+        rows[method] = cell.scores_of(method, replacement, held["on_validation"][1], rows.get(method, {}))
         save()
         at = rows[method]["TA@C80"]
-        print(f"{name}, {method}: {fits[source]['seconds']:.0f} s, α {at['alpha']:g}, trait {at['trait'][0]:.0f}", flush=True)
+        print(f"{name}, {method}: {_time(fits[source])}, α {at['alpha']:g}, trait {at['trait'][0]:.0f}", flush=True)
     if set(fits) - set(held.get("distances", {})):
         held["distances"] = cell.distances({each: psr.Replacement.load(artifacts / name / each) for each in fits})
         save()
@@ -264,7 +300,12 @@ def _row(name: str, held: dict[str, Any]) -> list[str]:
         return [*scored, "–", "–", "–"]
     forward, backward = fit["passes"]
     passes = f"{forward:.1f} + {backward:.1f}" if backward else f"{forward:.1f}"
-    return [*scored, f"{fit['parameters']:,}", f"{fit['seconds']:.0f} s", passes]
+    return [*scored, f"{fit['parameters']:,}", _time(fit), passes]
+
+
+def _time(fit: dict[str, Any]) -> str:
+    """CPU time; in brackets wall time, where CPU time was not measured or says nothing, as on a GPU."""
+    return f"{fit['cpu_seconds']:.0f} s" if "cpu_seconds" in fit else f"({fit['seconds']:.0f} s)"
 
 
 def _scores(row: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ class _Requested:
     """A digest of `about` and the context."""
 
 
-class Answers:
+class AnswerCache:
     """Answers of one model to one list of questions, scored by one judge if there is one."""
 
     def __init__(

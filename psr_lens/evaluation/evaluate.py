@@ -14,7 +14,7 @@ from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.yaml_config import KnownSettings, check_keys
 from psr_lens.errors import InputError
-from psr_lens.evaluation.answer_cache import Answers, Judged
+from psr_lens.evaluation.answer_cache import AnswerCache, Judged
 from psr_lens.evaluation.evaluation_result import PROMPT_TARGET, Evaluation, Point
 from psr_lens.evaluation.methods import NONE, PROMPT, Method, Methods, methods_for
 from psr_lens.evaluation.trait_at_coherence import search
@@ -140,7 +140,7 @@ def evaluate(
     """
     calibration = calibration or Calibration()
     tried = ways_to_answer(methods_for(model, methods, (NONE, PROMPT)), with_prompt)
-    answers = Answers(model, pairs, checked_judge(judge), sampling, cache)
+    answers = AnswerCache(model, pairs, checked_judge(judge), sampling, cache)
     curves: dict[str, tuple[Point, ...]] = {
         NONE: (_point(None, answers.of()),),
         PROMPT: (_point(None, answers.of(context="prompted")),),

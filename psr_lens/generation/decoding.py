@@ -43,7 +43,7 @@ class NotFiniteError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Steered:
+class BatchSteering:
     """What steers a batch."""
 
     steering: Steering
@@ -79,7 +79,7 @@ class Decoding:
         tokens: Int[Tensor, "batch position"],
         mask: Int[Tensor, "batch position"],
         draws: Float[Tensor, "batch step"],
-        steered: Steered | None,
+        steered: BatchSteering | None,
     ) -> list[tuple[int, ...]]:
         """The responses to a batch of prompts, padded on the left.
 
@@ -96,7 +96,9 @@ class Decoding:
             return self.with_steps(tokens, mask, draws, step, select)
 
     @contextmanager
-    def _decoder(self, batch: int, steered: Steered | None) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None]]]:
+    def _decoder(
+        self, batch: int, steered: BatchSteering | None
+    ) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None]]]:
         """What makes a step, and what continues with some of the sequences."""
         attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
         if self._plain is not None and (steered is None or attached is not None):
@@ -163,7 +165,7 @@ class Decoding:
         return [tuple(row[:length]) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
 
 
-def _attached(plain: nn.Module, steered: Steered) -> Any:
+def _attached(plain: nn.Module, steered: BatchSteering) -> Any:
     """The replacement attached to plain transformers; None if it cannot be: its own hooks act, or say what is wrong."""
     try:
         return steered.steering.attach(plain, steered.alpha, start=steered.start)
@@ -179,7 +181,7 @@ def _both(one: Callable[[Tensor], None], other: Callable[[Tensor], None]) -> Cal
     return select
 
 
-def first_not_finite(model: HookedModel, ids: list[int], steered: Steered | None) -> str | None:
+def first_not_finite(model: HookedModel, ids: list[int], steered: BatchSteering | None) -> str | None:
     """The first hook point at which the residual stream of a sequence is NaN or infinite; None if it is finite at each layer."""
     found: list[str] = []
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
-from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, logits_budget, read_batch
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Acting, check_acting
@@ -50,7 +50,7 @@ def log_likelihoods(
     check_acting(replacement)
     found: dict[int, Tensor] = {}
     batches = list(length_batches(triplets, logits_budget(model, token_budget, _COPIES)))
-    steered = None if replacement is None else Steered(replacement, alpha)
+    steered = None if replacement is None else PassSteering(replacement, alpha)
     for indices in progress_bar(batches, desc="likelihood", unit="batch"):
         chosen = [triplets[index] for index in indices]
         logits = read_batch(model, chosen, [], context, "R", steered=steered, logits=True).logits

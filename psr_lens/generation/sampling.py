@@ -21,14 +21,14 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import counted
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import padded
+from psr_lens._utils.short_text import quoted
 from psr_lens.errors import InputError, ModelError
-from psr_lens.generation.decoding import Decoding, NotFiniteError, Steered, first_not_finite
+from psr_lens.generation.decoding import BatchSteering, Decoding, NotFiniteError, first_not_finite
 from psr_lens.generation.sampling_config import SamplingConfig as SamplingConfig
 from psr_lens.generation.sampling_config import checked_sampling as checked_sampling
 from psr_lens.models import HookedModel, check_ids, context_length, end_tokens, frozen, spans_known, tokenizer_of
 from psr_lens.prompts import Context, PromptPair, Span, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
-from psr_lens.prompts.prompt_pair import shortened
 from psr_lens.prompts.token_text import decoded
 from psr_lens.replacement import SPANS, Acting, Adapter, check_acting, in_force
 
@@ -44,7 +44,7 @@ class Response:
 
     def __repr__(self) -> str:
         """The text and its length, on one line."""
-        return f"Response({shortened(self.text)}, {counted(len(self.ids), 'token')})"
+        return f"Response({quoted(self.text)}, {counted(len(self.ids), 'token')})"
 
 
 @checks_arguments
@@ -146,11 +146,11 @@ def _starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dic
 
 def _steered(
     steering: Acting | None, strengths: float | Tensor, rows: Sequence[int], starts: dict[Span, Int[Tensor, " row"]]
-) -> Steered | None:
+) -> BatchSteering | None:
     """What steers some of the pairs; an adapter is in force already."""
     if steering is None or isinstance(steering, Adapter):
         return None
-    return Steered(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
+    return BatchSteering(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
 
 
 def _not_finite(pair: str, error: NotFiniteError, point: str | None) -> ModelError:

@@ -24,7 +24,7 @@ from psr_lens.replacement.steering_hooks import SteeringHooks, steering_hooks
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModuleNames:
     """Names of the modules that correspond to the hook points of an architecture."""
 
     layers: str
@@ -39,10 +39,10 @@ class Layout:
     """Setting by which the layer multiplies what its attention and MLP give, before it is those hook points; empty for 1."""
 
 
-_PLAIN: Final = Layout("model.layers", "self_attn", "mlp", "self_attn.o_proj")
-_POST_NORMS: Final = Layout("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
+_PLAIN: Final = ModuleNames("model.layers", "self_attn", "mlp", "self_attn.o_proj")
+_POST_NORMS: Final = ModuleNames("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
 
-LAYOUTS: Final[Mapping[str, Layout]] = {
+LAYOUTS: Final[Mapping[str, ModuleNames]] = {
     **dict.fromkeys(
         (
             "CohereForCausalLM",
@@ -65,12 +65,12 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         _PLAIN,
     ),
     **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _POST_NORMS),
-    "FalconForCausalLM": Layout("transformer.h", "self_attention", "mlp", "self_attention.dense"),
+    "FalconForCausalLM": ModuleNames("transformer.h", "self_attention", "mlp", "self_attention.dense"),
     "GraniteForCausalLM": replace(_PLAIN, multiplier="residual_multiplier"),
-    "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
-    "GPTJForCausalLM": Layout("transformer.h", "attn", "mlp", "attn.out_proj"),
-    "GPTNeoXForCausalLM": Layout("gpt_neox.layers", "attention", "mlp", "attention.dense"),
-    "PhiForCausalLM": Layout("model.layers", "self_attn", "mlp", "self_attn.dense"),
+    "GPT2LMHeadModel": ModuleNames("transformer.h", "attn", "mlp", "attn.c_proj"),
+    "GPTJForCausalLM": ModuleNames("transformer.h", "attn", "mlp", "attn.out_proj"),
+    "GPTNeoXForCausalLM": ModuleNames("gpt_neox.layers", "attention", "mlp", "attention.dense"),
+    "PhiForCausalLM": ModuleNames("model.layers", "self_attn", "mlp", "self_attn.dense"),
 }
 """Layouts by the name of the transformers class."""
 
@@ -118,7 +118,7 @@ class Attached:
         """Continue with these sequences of the batch, as the KV cache does; each keeps its own strength and start."""
         self._hooks.select(rows)
 
-    def add(self, layout: Layout, hooks: SteeringHooks) -> None:
+    def add(self, layout: ModuleNames, hooks: SteeringHooks) -> None:
         """Put hooks on the modules that correspond to their hook points."""
         self._hooks = hooks
         for name, hook in hooks:
@@ -150,7 +150,7 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
     return attached
 
 
-def _layout(model: Any) -> Layout:
+def _layout(model: Any) -> ModuleNames:
     if isinstance(model, HookedModel):
         raise InputError("model", type(model).__name__, "a transformers model", "TransformerLens models are steered by `steer`.")
     for cls in type(model).__mro__:
@@ -189,7 +189,7 @@ def _check(replacement: ReplacementSpec, model: Any) -> None:
             )
 
 
-def _put(model: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
+def _put(model: Any, layout: ModuleNames, name: str, hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
     """Register one of `steering_hooks` on the module that corresponds to its hook point."""
     found = _POINT.fullmatch(name)
     if found is None:

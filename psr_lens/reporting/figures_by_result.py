@@ -9,18 +9,18 @@ from typing import Any, Final
 
 from psr_lens import plots
 from psr_lens._utils.arguments import described
+from psr_lens._utils.short_text import shortened
 from psr_lens.activations.capture import Captured
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import AnswersByMethod
+from psr_lens.evaluation.collateral import Collateral
 from psr_lens.evaluation.evaluation_result import Evaluation
 from psr_lens.evaluation.faithfulness_result import Faithfulness
-from psr_lens.evaluation.side_effects import Collateral
 from psr_lens.interpretation.attribution import Attribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.models.hook_points import layer_of
-from psr_lens.plots.token_rows import shortened
 from psr_lens.replacement import LearningCurve, Replacement
 from psr_lens.reporting.parts import Answer, Answers, Choice, Panel, Part, choice, merged
 from psr_lens.results.table import ResultTable

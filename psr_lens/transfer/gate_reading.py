@@ -16,7 +16,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import Rows, collect
-from psr_lens.activations.teacher_forced_pass import Steered, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, device_of
 from psr_lens.models.hook_points import layer_of
@@ -215,7 +215,7 @@ def read_at_sites(
 ) -> dict[str, Float[Tensor, "token size"]]:
     """What a function of a site and of what arrives there gives on the span `R`, while the replacement steers without the instruction."""
     rows = Rows(triplets, "R", torch.float32)
-    steered = Steered(replacement, arriving=names)
+    steered = PassSteering(replacement, arriving=names)
     with progress_bar(total=len(triplets), desc="read gates", unit="triplet") as bar:
         for batch in length_batches(triplets, token_budget):
             found = read_batch(model, [triplets[index] for index in batch], [], "base", "R", steered=steered)

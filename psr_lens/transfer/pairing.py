@@ -18,12 +18,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import quoted
 from psr_lens.errors import InputError
 from psr_lens.generation.sampling import stop_ids
 from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.prompts import PromptPair, Triplet, check_triplets, remade, response_ids
 from psr_lens.prompts.chat_templates import carried_over, turn_end
-from psr_lens.prompts.prompt_pair import shortened
 from psr_lens.transfer.token_ends import token_ends
 
 _PROMPT_TOKEN: Final = torch.tensor([-1])
@@ -75,7 +75,7 @@ class PairedText:
 
     def __repr__(self) -> str:
         """Question, response and numbers of tokens, on one line."""
-        texts = f"{shortened(self.source.pair.question)} → {shortened(self.source.response)}"
+        texts = f"{quoted(self.source.pair.question)} → {quoted(self.source.response)}"
         tokens = f"{len(self.source.response_ids)} source and {len(self.target.response_ids)} target tokens"
         return f"PairedText({texts}, {tokens}, {len(self.source_positions)} pairs)"
 

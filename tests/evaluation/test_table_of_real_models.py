@@ -33,11 +33,20 @@ def test_the_instructions_that_are_used_are_those_that_the_model_follows():
     assert f"Of {len(NUMBERS['screened'])} instructions" in PAGE
 
 
-def test_a_strength_is_the_best_of_those_that_are_coherent_enough(table):
-    class Found:
-        def __init__(self, trait, coherence):
-            self.trait, self.coherence = trait, coherence
+TRIED = {"1": [40, 90], "1.25": [70, 80], "1.5": [90, 79.9], "2": [70, 85]}
 
-    tried = {1.0: Found(40, 90), 1.25: Found(70, 80), 1.5: Found(90, 79.9), 2.0: Found(70, 85)}
-    assert table.chosen_of(tried, 80) == 1.25  # the smaller of two with the same trait
-    assert table.chosen_of(tried, 95) == 1.0  # none is that coherent
+
+def test_a_strength_is_the_best_of_those_that_are_coherent_enough(table):
+    assert table.chosen_of(TRIED, 80) == 1.25  # the smaller of two with the same trait
+    assert table.chosen_of(TRIED, 95) == 1.0  # none is that coherent
+
+
+def test_a_row_is_complete_with_all_strengths_and_those_that_they_choose(table):
+    tried = {f"{alpha:g}": [50 * alpha, 100 - 5 * alpha] for alpha in table.EVERYWHERE}
+    row = {"validation": tried, "alpha 1": {"alpha": 1.0}, "TA@C80": {"alpha": 4.0}, "TA@Cp": {"alpha": 2.0}}
+    held = {"rows": {"A-Const DiM": row}, "on_validation": [90, 91]}  # TA@Cp's coherence is at least 90: that of strength 2
+    assert table.complete("A-Const DiM", held)
+    assert not table.complete("A-PSR", held)
+    assert not table.complete("A-Const DiM", held | {"on_validation": [90, 95]})  # 1 is chosen then
+    few = {alpha: found for alpha, found in tried.items() if alpha != "2.5"}
+    assert not table.complete("A-Const DiM", held | {"rows": {"A-Const DiM": row | {"validation": few}}})

@@ -223,6 +223,7 @@ def epochs_in(state) -> int:
         return len(json.loads(file.metadata()["state"])["curve"]["train"])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_bit(tiny_llama, tmp_path):
     settings, draw = SETTINGS | {"epochs": 40}, random.Random(0)
     run, state = tmp_path / "run", tmp_path / "run" / "state.safetensors"

@@ -83,8 +83,8 @@ def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny
         psr.generate(tiny_llama.model, pairs, sampling=config, streams=[0, 1])
     steering, strengths = random_replacement(tiny_llama.model, size=2.0), torch.linspace(0, 2, 6)
     each = [
-        ids_of(psr.generate(tiny_llama.model, [pair], steering, sampling=config, alpha=float(alpha), streams=[place]))[0]
-        for place, (pair, alpha) in enumerate(zip(pairs, strengths, strict=True))
+        ids_of(psr.generate(tiny_llama.model, [pair], steering, sampling=config, alpha=float(alpha), streams=[position]))[0]
+        for position, (pair, alpha) in enumerate(zip(pairs, strengths, strict=True))
     ]
     for given in (strengths, strengths.tolist(), strengths.numpy()):
         assert ids_of(psr.generate(tiny_llama.model, pairs, steering, sampling=config, alpha=given)) == each
@@ -129,11 +129,11 @@ def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength
         watched = ids_of(psr.generate(model, pairs, steering, context="prompted", sampling=config, alpha=strengths))
     assert watched == together
     assert sizes == []
-    for place, pair in enumerate(pairs):
+    for position, pair in enumerate(pairs):
         alone = psr.generate(
-            model, [pair], steering, context="prompted", sampling=config, alpha=float(strengths[place]), streams=[place]
+            model, [pair], steering, context="prompted", sampling=config, alpha=float(strengths[position]), streams=[position]
         )
-        assert alone[0].ids == together[place]
+        assert alone[0].ids == together[position]
     assert len({len(ids) for ids in together}) > 2
 
 
@@ -257,7 +257,7 @@ class FakeJudge:
 
 def test_the_filter_keeps_what_is_coherent_with_the_trait_and_says_why_it_drops_the_rest(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 9)
-    responses = [Response((7, 8), f"answer {place}") for place in range(9)]
+    responses = [Response((7, 8), f"answer {position}") for position in range(9)]
     responses[3] = Response((END,), "  ")
     nan = float("nan")
     judge = FakeJudge(trait=[100, 49.9, 50, 100, nan, 80, 100, 0, nan], coherence=[100, 100, 50, 100, 100, 49.9, nan, 0, 0])
@@ -274,14 +274,14 @@ def test_the_filter_keeps_what_is_coherent_with_the_trait_and_says_why_it_drops_
         ("answer 7", "incoherent"),
         ("answer 8", "without a score"),
     ]
-    assert [each.question for each in triplets.dropped] == [pairs[place].question for place in (1, 3, 4, 5, 6, 7, 8)]
+    assert [each.question for each in triplets.dropped] == [pairs[position].question for position in (1, 3, 4, 5, 6, 7, 8)]
     assert triplets.summary() == "2 triplets kept, 7 dropped (3 without a score, 2 incoherent, 1 without the trait, 1 empty)"
     assert triplets.summary() in repr(triplets)
 
 
 def test_negative_examples_are_kept_where_they_are_wanted(tiny_llama):
     pairs, nan = pairs_of(tiny_llama.model, 5), float("nan")
-    responses = [Response((7, 8), f"answer {place}") for place in range(5)]
+    responses = [Response((7, 8), f"answer {position}") for position in range(5)]
     judge = FakeJudge(trait=[100, 0, 20, 0, nan], coherence=[100, 100, 50, 49, 100])
     triplets = judged_triplets(pairs, responses, judge, keep_negatives=True)
     assert [triplet.trait for triplet in triplets] == [100.0, 0.0, 20.0]
@@ -310,7 +310,7 @@ def test_without_a_judge_everything_that_says_something_is_kept_at_full_score(ti
 
 def test_a_slice_of_triplets_is_triplets(pirate_triplets):
     part = pirate_triplets[2:5]
-    assert list(part) == [pirate_triplets[place] for place in (2, 3, 4)]
+    assert list(part) == [pirate_triplets[position] for position in (2, 3, 4)]
     assert part.dropped == pirate_triplets.dropped
 
 

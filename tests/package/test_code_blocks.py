@@ -26,6 +26,8 @@ from typer.testing import CliRunner
 import psr_lens as psr
 from psr_lens.apps.cli import app
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 STANDALONE = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.tensor_bytes import raw_bytes
-from psr_lens.activations.paired_passes import Difference, Reading
+from psr_lens.activations.paired_passes import Difference, PairedReading
 from psr_lens.activations.store.files import RESUME, Layout, verify_file
 from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards
 from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
@@ -82,7 +82,7 @@ class StoreSpec:
     @classmethod
     def of(
         cls,
-        reading: Reading,
+        reading: PairedReading,
         *,
         dtype: StoreDtype = "float32",
         groups: Sequence[str] | None = None,

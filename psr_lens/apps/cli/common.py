@@ -33,6 +33,17 @@ VerifyOption = Annotated[bool, typer.Option("--verify/--no-verify", help=VERIFY)
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", help="Maximum length of a response in tokens, if the file has no responses.")
 ]
+PlaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--place",
+        help="Where the instruction goes: before or after the question, or default_system: after the template's own message.",
+    ),
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", help="System message of both prompts, with and without the instruction.")
+]
+PrefixOption = Annotated[str | None, typer.Option("--prefix", help="Text that every response starts with.")]
 BaseUrlOption = Annotated[
     str | None, typer.Option("--base-url", help="Address of the server of an llm judge, in place of that in the settings.")
 ]
@@ -49,6 +60,12 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampled res
 @app.callback()
 def main() -> None:
     """See and replace what a prompt does inside a language model."""
+
+
+def chat_of(place: str | None, system: str | None, prefix: str | None) -> dict[str, str]:
+    """Those of the options that were given, as arguments of `prompt_pairs`."""
+    given = {"place": place, "system": system, "prefix": prefix}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def say(text: str) -> None:

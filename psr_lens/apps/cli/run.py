@@ -18,7 +18,11 @@ from psr_lens.apps.cli.common import (
     ApiKeyEnvOption,
     BaseUrlOption,
     DeviceOption,
+    PlaceOption,
+    PrefixOption,
+    SystemOption,
     app,
+    chat_of,
     console,
     one_line_errors,
     say,
@@ -63,14 +67,9 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
         float | None,
         typer.Option(help="Sample from the likeliest tokens whose probabilities add up to this, above 0 and at most 1."),
     ] = None,
-    place: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the instruction goes: before or after the question, or default_system: after the template's own message."
-        ),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message of both prompts, with and without the instruction.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
+    place: PlaceOption = None,
+    system: SystemOption = None,
+    prefix: PrefixOption = None,
     dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
     backend: Annotated[str | None, typer.Option(help="TransformerLens's class: hooked_transformer, bridge or auto.")] = None,
     verify: Annotated[bool | None, typer.Option("--verify/--no-verify", help=VERIFY)] = None,
@@ -112,7 +111,7 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
             },
             {
                 "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p},
-                "chat": {"system": system, "place": place, "prefix": prefix},
+                "chat": chat_of(place, system, prefix),
             },
         )
         settings = read_config(config, given)
