@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from psr_lens import datasets as datasets
+    from psr_lens import engines as engines
     from psr_lens import judges as judges
     from psr_lens import organism as organism
     from psr_lens import plots as plots
@@ -169,6 +170,7 @@ _HOME = {
 
 _MODULES = {
     "datasets": "datasets",
+    "engines": "engines",
     "judges": "judges",
     "organism": "organism",
     "patching": "interpretation.patching",

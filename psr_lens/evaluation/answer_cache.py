@@ -28,6 +28,7 @@ from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.methods import Method, parts_of
+from psr_lens.generation.engine import Engine
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel, has_hooks, model_content
 from psr_lens.prompts import Context, PromptPair
@@ -73,6 +74,7 @@ class AnswerCache:
         judge: Judge | None = None,
         config: SamplingConfig | None = None,
         folder: str | Path | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """Create the folder, if one is given.
 
@@ -94,6 +96,9 @@ class AnswerCache:
                 raise InputError("cache", f"{folder} ({error.strerror})", "a folder that can be written") from error
         sampling = {name: value for name, value in asdict(self.config).items() if name != "token_budget"}
         self._common: dict[str, Any] = {"format": FORMAT, "versions": dict(versions()), "sampling": sampling}
+        self._engine = engine
+        if engine is not None:
+            self._common["engine"] = engine.identity
         self._judge_name = None
         if self._folder is not None:
             self._common["model"] = model_content(model)
@@ -192,6 +197,7 @@ class AnswerCache:
                 sampling=self.config,
                 alpha=group[0].alpha if len(group) == 1 else [each.alpha for each in group for _ in chosen],
                 streams=[*indices] * len(group),
+                engine=self._engine,
             )
             self.generated += len(answers)
             for start, each in enumerate(group):

@@ -24,13 +24,14 @@ from psr_lens._utils.sequences import padded
 from psr_lens._utils.short_text import quoted
 from psr_lens.errors import InputError, ModelError
 from psr_lens.generation.decoding import BatchSteering, Decoding, NotFiniteError, first_not_finite
+from psr_lens.generation.engine import Engine, Job
 from psr_lens.generation.sampling_config import SamplingConfig as SamplingConfig
 from psr_lens.generation.sampling_config import checked_sampling as checked_sampling
-from psr_lens.models import HookedModel, check_ids, context_length, end_tokens, frozen, spans_known, tokenizer_of
+from psr_lens.models import HookedModel, check_ids, context_length, end_tokens, frozen, has_hooks, spans_known, tokenizer_of
 from psr_lens.prompts import Context, PromptPair, Span, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.token_text import decoded
-from psr_lens.replacement import SPANS, Acting, Adapter, check_acting, in_force
+from psr_lens.replacement import SPANS, Acting, Adapter, Steering, check_acting, in_force
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,6 +58,7 @@ def generate(
     alpha: float | Sequence[float] | Float[Tensor, " pair"] | Float[np.ndarray, " pair"] = 1.0,
     sampling: SamplingConfig | None = None,
     streams: Sequence[int] | None = None,
+    engine: Engine | None = None,
 ) -> list[Response]:
     """Sample one response to each pair's prompt in one context.
 
@@ -72,13 +74,15 @@ def generate(
         sampling: How responses are sampled; None for the defaults.
         streams: Number of each pair's random stream; by default its index in `pairs`. Give these to get for some of the pairs the same
             responses that they get among all pairs.
+        engine: What samples in place of the model, from `psr.engines`; it runs the same model, which here only gives the tokenizer and
+            the sizes. None for the model itself.
 
     Returns:
         The responses, in the order of `pairs`.
 
     Raises:
         InputError: arguments in another order, a prompt that fills the model's context or has an id that the model does not have, or not
-            one stream or strength per pair.
+            one stream or strength per pair; or an engine that runs another model or cannot steer with the replacement.
         ModelError: the model has no tokenizer, or its logits are NaN or infinite.
 
     Example:
@@ -93,6 +97,16 @@ def generate(
     strengths = checked_strengths(alpha, len(pairs))
     streams = checked_streams(streams, len(pairs))
     tokenizer = tokenizer_of(model)
+    if engine is not None:
+        _check_engine_can(engine, model, replacement)
+        rooms = [_room(len(pair.ids(context)), row, config, context_length(model)) for row, pair in enumerate(pairs)]
+        each = torch.as_tensor(strengths, dtype=torch.float64).expand(len(pairs)).tolist()
+        steering = replacement if isinstance(replacement, Steering) else None
+        jobs = [
+            Job(pair.ids(context), streams[row], rooms[row], steering, each[row], _first_positions(pair, context))
+            for row, pair in enumerate(pairs)
+        ]
+        return [Response(ids, decoded(tokenizer, ids)) for ids in engine.respond(jobs, config, stop_ids(model, tokenizer))]
     responses: dict[int, Response] = {}
     with (
         torch.inference_mode(mode=False),
@@ -231,14 +245,7 @@ def prompt_batches(
     lengths = [len(pair.ids(context)) for pair in pairs]
     batch: list[int] = []
     for row in sorted(among, key=lambda row: (lengths[row], row)):
-        if lengths[row] >= limit:
-            raise InputError(
-                f"pairs[{row}]",
-                f"a prompt of {lengths[row]} tokens",
-                f"fewer than the model's context of {limit}, so that a response fits",
-                "Shorten the question or the instruction.",
-            )
-        room = min(config.max_new_tokens, limit - lengths[row])
+        room = _room(lengths[row], row, config, limit)
         # Near the limit of the context, only prompts of one length share a batch: padding would leave less room for the shorter ones.
         crowded = batch and room < config.max_new_tokens and lengths[row] != lengths[batch[0]]
         if batch and (crowded or (len(batch) + 1) * (lengths[row] + room) > config.token_budget):
@@ -247,6 +254,30 @@ def prompt_batches(
         batch.append(row)
     if batch:
         yield batch
+
+
+def _room(length: int, row: int, config: SamplingConfig, limit: int) -> int:
+    """Maximum number of tokens in the response to a prompt of this length."""
+    if length >= limit:
+        raise InputError(
+            f"pairs[{row}]",
+            f"a prompt of {length} tokens",
+            f"fewer than the model's context of {limit}, so that a response fits",
+            "Shorten the question or the instruction.",
+        )
+    return min(config.max_new_tokens, limit - length)
+
+
+def _check_engine_can(engine: Engine, model: HookedModel, replacement: Acting | None) -> None:
+    if isinstance(replacement, Adapter):
+        raise InputError("engine", "an engine, with an adapter to steer with", "None", "Engines steer with replacements and plans.")
+    if has_hooks(model):
+        raise InputError("engine", "an engine, while there are hooks on the model", "None", "An engine does not run them.")
+    engine.check(model, replacement)
+
+
+def _first_positions(pair: PromptPair, context: Context) -> dict[Span, int]:
+    return {span: len(pair.ids(context)) - pair.span_length(span) for span in SPANS}
 
 
 def _draws(config: SamplingConfig, stream: int) -> Float[Tensor, " step"]:

@@ -6,7 +6,6 @@ import functools
 from typing import Any, Final
 
 import torch
-from transformer_lens.hook_points import HookPoint
 
 from psr_lens.models import cache_argument
 from psr_lens.models.hooked_model import HookedModel, all_modules
@@ -35,6 +34,8 @@ def module_has_hooks(module: torch.nn.Module) -> bool:
         return True
     if not (module._forward_hooks or module._forward_pre_hooks):
         return False
+    from transformer_lens.hook_points import HookPoint
+
     # On a hook point, TransformerLens wraps the hooks of others in its own.
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return isinstance(module, HookPoint) or not all(_written_in(hook).startswith(_LOADED_WITH) for hook in hooks)

@@ -74,7 +74,8 @@ LAYOUTS: Final[Mapping[str, ModuleNames]] = {
 }
 """Layouts by the name of the transformers class."""
 
-_POINT: Final = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z)")
+POINT: Final = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z)")
+"""Hook points of a layer that `Layout` has modules for."""
 
 
 class Attached:
@@ -140,7 +141,7 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
     """
     layout = _layout(model)
     for replacement in replacements:
-        _check(replacement, model)
+        check_attachable(replacement, model.config, type(model).__name__)
     attached = Attached(model)
     try:
         attached.add(layout, steering_hooks(model, actions))
@@ -164,11 +165,20 @@ def _layout(model: Any) -> ModuleNames:
     )
 
 
-def _check(replacement: ReplacementSpec, model: Any) -> None:
-    config = model.config
+def check_attachable(replacement: ReplacementSpec, config: Any, class_name: str) -> None:
+    """Refuse a replacement that cannot act on a model with the modules of `LAYOUTS`.
+
+    Args:
+        replacement: The replacement.
+        config: The model's transformers config.
+        class_name: Name of the model's class.
+
+    Raises:
+        ArtifactError: it was made for a model of other sizes or for processed weights, or acts at other hook points.
+    """
     heads, width = config.num_attention_heads, config.hidden_size
     sizes = {
-        "model_name": getattr(config, "name_or_path", "") or type(model).__name__,
+        "model_name": getattr(config, "name_or_path", "") or class_name,
         "n_layers": config.num_hidden_layers,
         "d_model": width,
         "n_heads": heads,
@@ -181,7 +191,7 @@ def _check(replacement: ReplacementSpec, model: Any) -> None:
             "from those in transformers. Fit it on the model as `psr_lens.load_model` loads it."
         )
     for name in replacement.sites:
-        found = _POINT.fullmatch(name)
+        found = POINT.fullmatch(name)
         if found is None or int(found.group(1)) >= sizes["n_layers"]:
             raise ArtifactError(
                 f"model: nothing can be attached at {name!r} of a transformers model with {sizes['n_layers']} layers, only at "
@@ -191,9 +201,9 @@ def _check(replacement: ReplacementSpec, model: Any) -> None:
 
 def _put(model: Any, layout: ModuleNames, name: str, hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
     """Register one of `steering_hooks` on the module that corresponds to its hook point."""
-    found = _POINT.fullmatch(name)
+    found = POINT.fullmatch(name)
     if found is None:
-        raise InputError("hook", repr(name), f"a name that matches {_POINT.pattern}")
+        raise InputError("hook", repr(name), f"a name that matches {POINT.pattern}")
     layer, point = model.get_submodule(layout.layers)[int(found.group(1))], found.group(2)
     if point == "attn.hook_z":
         heads = model.config.num_attention_heads

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.sequences import common_prefix, padded
-from psr_lens.activations.teacher_forced_pass import Steered, layers_needed, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, layers_needed, read_batch
 from psr_lens.errors import InputError
 from psr_lens.models import Decoder, HookedModel, can_leave_out, context_length, device_of, hooked, tokenizer_of
 from psr_lens.prompts import PromptPair, Triplet, response_ids
@@ -85,7 +85,7 @@ class ReadAgain:
         """The coefficients at the end of each text."""
         ids = _encoded(self._source, self._pairs, texts)
         triplets = [Triplet(*each) for each in zip(self._pairs, ids, texts, strict=True)]
-        steered = Steered(self._replacement, arriving=self._names)
+        steered = PassSteering(self._replacement, arriving=self._names)
         arriving = read_batch(self._source, triplets, [], "base", "R", steered=steered).arriving
         last = torch.tensor([len(each) + 1 for each in ids]).cumsum(0) - 1
         return {name: _of(self._replacement.sites[name], arriving[name][last.to(arriving[name].device)]) for name in self._names}

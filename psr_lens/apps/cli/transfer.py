@@ -12,9 +12,13 @@ from psr_lens.apps.cli.common import (
     MODELS,
     DeviceOption,
     MaxNewTokensOption,
+    PlaceOption,
+    PrefixOption,
     SeedOption,
+    SystemOption,
     VerifyOption,
     app,
+    chat_of,
     one_line_errors,
     say,
     say_where,
@@ -47,6 +51,9 @@ def transfer(  # noqa: PLR0913  (a command: each parameter is an option)
         ),
     ] = None,
     max_new_tokens: MaxNewTokensOption = 64,
+    place: PlaceOption = None,
+    system: SystemOption = None,
+    prefix: PrefixOption = None,
     verify: VerifyOption = True,
     device: DeviceOption = None,
     seed: SeedOption = 0,
@@ -63,14 +70,14 @@ def transfer(  # noqa: PLR0913  (a command: each parameter is an option)
         from psr_lens.apps.output_folder import check_folder
         from psr_lens.apps.template_time import kept_time
         from psr_lens.apps.transfer import RUNGS, Transfer
-        from psr_lens.apps.triplets import triplets_of_lines
+        from psr_lens.apps.triplets import Lines
         from psr_lens.errors import InputError
 
         chosen = list(dict.fromkeys(rung or ["gates"]))
         if unknown := [name for name in chosen if name not in RUNGS]:
             raise InputError("rung", repr(unknown[0]), f"one of {', '.join(RUNGS)}")
         check_folder(out)
-        lines = psr.datasets.read_pairs(texts)
+        file = Lines(psr.datasets.read_pairs(texts), chat_of(place, system, prefix), max_new_tokens, seed)
         replacement = psr.Replacement.load(artifact)
         source, target = (
             psr.load_model(name, device=device or own_device(), verify=verify) for name in (source_model, target_model)
@@ -78,13 +85,11 @@ def transfer(  # noqa: PLR0913  (a command: each parameter is an option)
         mapped = None if map_folder is None else psr.transfer.ActivationMap.load(map_folder, source=source, target=target)
 
         def sampled() -> list[psr.Triplet]:
-            questions, instructions = [line.question for line in lines], [line.instruction for line in lines]
-            asked = psr.prompt_pairs(source, questions, instructions, template_kwargs=kept_time(source, out))
-            return list(triplets_of_lines(source, asked, lines, max_new_tokens, seed))
+            return list(file.triplets(source, file.prompts(source, kept_time(source, out))))
 
-        sampling = psr.SamplingConfig(max_new_tokens=max_new_tokens, seed=seed)
-        made = Transfer(source, target, replacement, out, sampled, sampling, say, mapped)
-        made.claim({"lines": digest_of([vars(line) for line in lines]), "max_new_tokens": max_new_tokens, "seed": seed})
+        made = Transfer(source, target, replacement, out, sampled, file.sampling, say, mapped)
+        given = {"lines": digest_of([vars(line) for line in file.lines]), "max_new_tokens": max_new_tokens, "seed": seed}
+        made.claim({**given, **({"chat": dict(file.chat)} if file.chat else {})})
         for name in chosen:
             made.carried(name)
     say_where(out, began)
