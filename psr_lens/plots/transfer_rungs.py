@@ -9,9 +9,9 @@ from typing import Final
 import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.plots.style import GRID, INK, MUTED, PALETTE, PAPER, SMALL, escaped, titled
-from psr_lens.plots.token_rows import shortened
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 

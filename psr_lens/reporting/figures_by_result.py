@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from psr_lens import plots
 from psr_lens._utils.arguments import described
@@ -24,7 +24,7 @@ from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement import LearningCurve, Replacement
 from psr_lens.reporting.parts import Answer, Answers, Choice, Panel, Part, choice, merged
 from psr_lens.results.table import ResultTable
-from psr_lens.transfer import Agreement
+from psr_lens.transfer import Agreement, GateReading
 
 Blocks = tuple[Panel | Choice | Answers, ...]
 
@@ -209,7 +209,10 @@ def _agreement(result: Agreement, cells: int) -> Blocks:
         "is none. The outline is the best matching of layers."
     )
     panels = [Panel("agreement", plots.agreement(result), caption)]
-    whose = (("gates", result.gates, "first", "other"), ("back", result.back, "other", "first"))
+    whose: tuple[tuple[Literal["gates", "back"], GateReading | None, str, str], ...] = (
+        ("gates", result.gates, "first", "other"),
+        ("back", result.back, "other", "first"),
+    )
     for show, reading, of, reader in whose:
         if reading is not None:
             control = float(reading.control_mean().value)
