@@ -12,6 +12,7 @@ instructions, and the *own* map on the answers with this one.
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ import typer
 from _divergence import Divergence
 from _instructions import INSTRUCTIONS, SAMPLING
 from _instructions import questions as asked_of_real_models
+from _models import in_turns
 from _numbers import opened, traits_of
 from _transfer_tables import GROUPS, summary_of, table_of
 from gap import answers, scored
@@ -212,22 +214,39 @@ CELLS: dict[str, Callable[[Setting], Replacement]] = {
 CO_PILOT: Final = "co-pilot"
 
 
-def co_pilot(setting: Setting, held_out: Sequence[PromptPair]) -> dict[str, Any]:
-    """Rung 5 at α 1, and how fast its answers are drawn, beside those of the target alone and with its own fit."""
+TIMED: Final = 16
+"""Number of answers by which the co-pilot's cost is measured."""
+MARGIN: Final = 2.0
+"""As `psr.calibrate` has it: how far below the prompt's the scores may be."""
+
+
+def co_pilot(setting: Setting, calibrated: Sequence[PromptPair], held_out: Sequence[PromptPair]) -> dict[str, Any]:
+    """Rung 5, and how fast its answers are drawn, beside those of the target alone and with its own fit."""
     began = time.perf_counter()
     driven = psr.transfer.copilot(setting.source, setting.model, setting.paired, setting.fitted)
     row: dict[str, Any] = {"seconds": time.perf_counter() - began}
-    drawn: dict[str, Callable[[], Sequence[Any]]] = {
-        "alone": lambda: psr.generate(setting.model, held_out, sampling=setting.sampling),
-        "native": lambda: psr.generate(setting.model, held_out, setting.native, sampling=setting.sampling),
-        CO_PILOT: lambda: driven.generate(held_out, sampling=setting.sampling),
+
+    def at(alpha: float, pairs: Sequence[PromptPair]) -> dict[str, Any]:
+        return scored(setting, pairs, driven.generate(pairs, alpha=alpha, sampling=setting.sampling), alpha)
+
+    row["alpha 1"] = at(1.0, held_out)
+    prompt, short = answers(setting, calibrated, context="prompted"), {}
+    for alpha in ALPHAS:
+        found = at(alpha, calibrated)
+        short[alpha] = max(prompt[side] - found[side] for side in ("trait", "coherence") if side in prompt)
+        if short[alpha] <= MARGIN:
+            break
+    alpha = row["recommended"] = min(short, key=lambda alpha: short[alpha])
+    row["calibrated"] = row["alpha 1"] if alpha == 1 else at(alpha, held_out)
+    few, native = list(held_out)[:TIMED], setting.native
+    drawn: dict[str, Callable[[], object]] = {
+        "alone": lambda: psr.generate(setting.model, few, sampling=setting.sampling),
+        "native": lambda: psr.generate(setting.model, few, native, sampling=setting.sampling),
+        CO_PILOT: lambda: driven.generate(few, sampling=setting.sampling),
     }
-    row["tokens per second"] = {}
-    for name, draw in drawn.items():
-        began = time.perf_counter()
-        responses = draw()
-        row["tokens per second"][name] = sum(len(each.ids) for each in responses) / (time.perf_counter() - began)
-    row["alpha 1"] = scored(setting, held_out, responses, 1.0)
+    counts = {name: sum(len(each.ids) for each in draw()) for name, draw in drawn.items()}  # type: ignore[attr-defined]
+    times = in_turns(drawn, 2, CO_PILOT)
+    row["tokens per CPU second"] = {name: counts[name] / statistics.median(times[name].cpu) for name in drawn}
     return row
 
 
@@ -295,7 +314,7 @@ def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save:
         save()
         yield name
     if CO_PILOT in cells and CO_PILOT not in held:
-        held[CO_PILOT] = co_pilot(setting, held_out)
+        held[CO_PILOT] = co_pilot(setting, calibrated, held_out)
         save()
         yield CO_PILOT
 
