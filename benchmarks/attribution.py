@@ -71,7 +71,7 @@ def rows_of(name: str, trait: str, target: int | None) -> list[Row]:
     pairs = psr.prompt_pairs(model, organism.questions(ASKED, split="held_out"), instruction)
 
     def score(heads: Any) -> Scores:
-        with knock_out(model, heads, pairs):
+        with knock_out(model, pairs, heads):
             return scores_at(model, pairs, None, judge, context="prompted")
 
     prompt, rng = scores_at(model, pairs, None, judge, context="prompted").trait, random.Random(0)

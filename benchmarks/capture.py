@@ -32,7 +32,7 @@ from tqdm import tqdm
 import psr_lens as psr
 from psr_lens import organism
 from psr_lens.activations.batches import context_batch, length_batches
-from psr_lens.activations.paired_passes import TOKEN_BUDGET, Reading
+from psr_lens.activations.paired_passes import TOKEN_BUDGET, PairedReading
 from psr_lens.activations.store import StoreSpec, StoreWriter
 from psr_lens.models import HookedModel, device_of, forward
 from psr_lens.models.hook_points import select_hooks
@@ -108,7 +108,7 @@ def disk_write(megabytes: int, repeats: int) -> dict[str, Any]:
     hooks = {f"blocks.{layer}.hook_resid_post": (768,) for layer in range(12)}
     counts = megabytes * 10**6 // (4 * 768 * 12)
     triplet = replace(organism_triplets(model, 1)[0], response_ids=(1,) * (counts - 1))
-    spec = StoreSpec.of(Reading(model, [triplet], hooks, torch.float32), shard_bytes=2 * megabytes * 10**6)
+    spec = StoreSpec.of(PairedReading(model, [triplet], hooks, torch.float32), shard_bytes=2 * megabytes * 10**6)
     tensors = {name: torch.randn(counts, *shape) for name, shape in hooks.items()}
     with tempfile.TemporaryDirectory() as folder:
         writer = StoreWriter.create(Path(folder) / "store", spec)

@@ -23,6 +23,7 @@ from _numbers import kl_cell, opened, scores_cell, traits_of
 
 import psr_lens as psr
 from psr_lens.fitting.layerwise import token_weights
+from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.replacement import Replacement
@@ -103,10 +104,14 @@ def organism_settings(name: str, traits: Sequence[str]) -> list[Setting]:
 
 def answers(setting: Setting, pairs: Sequence[PromptPair], steering: Any = None, **given: Any) -> dict[str, Any]:
     """Mean scores of sampled answers, with intervals, and repetition."""
+    responses = psr.generate(setting.model, pairs, steering, sampling=setting.sampling, **given)
+    return scored(setting, pairs, responses, given.get("alpha"))
+
+
+def scored(setting: Setting, pairs: Sequence[PromptPair], responses: Sequence[Response], alpha: float | None) -> dict[str, Any]:
+    """Mean scores of answers, with intervals, and repetition."""
     from psr_lens.evaluation.scores import score
 
-    alpha = given.get("alpha")
-    responses = psr.generate(setting.model, pairs, steering, sampling=setting.sampling, **given)
     found = score("answers", pairs, responses, setting.judge, alpha=alpha)
     row = {"n": found.n, "trait": found.trait, "interval": list(found.trait_interval)}
     row |= {"coherence": found.coherence} if np.isfinite(found.coherence) else {}

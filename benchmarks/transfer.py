@@ -5,26 +5,30 @@ python benchmarks/transfer.py /path/to/one-model /path/to/another --questions qu
 python benchmarks/transfer.py --tables-of benchmarks/transfer.json
 
 The numbers are saved after every cell, and a cell that the file holds is not measured again; `--cell` chooses some. The *plain* map is
-learned on the source's answers without any instruction, so it has seen no text of the trait; the *own* map on the answers with it.
+learned on the source's answers without any instruction, so it has seen no text of the trait; the *others'* map on its answers with other
+instructions, and the *own* map on the answers with this one.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 import torch
 import typer
 from _divergence import Divergence
 from _instructions import INSTRUCTIONS, SAMPLING
 from _instructions import questions as asked_of_real_models
-from _numbers import kl_cell, opened, scores_cell, traits_of
-from gap import answers
+from _models import in_turns
+from _numbers import opened, traits_of
+from _transfer_tables import GROUPS, summary_of, table_of
+from gap import answers, scored
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
@@ -32,16 +36,19 @@ from psr_lens.fitting.given_probes import solve_for_directions
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.replacement import Replacement, Site
-from psr_lens.transfer import ActivationMap, PairedText
+from psr_lens.transfer import ActivationMap, DirectionMap, PairedText
+from psr_lens.transfer.directions import Push
 from psr_lens.transfer.pairing import paired_rows
 from psr_lens.transfer.rungs import pulled_back
 
 FITTED, CALIBRATED, HELD_OUT = 60, 12, 40
 """Numbers of questions."""
+REAL_FITTED, REAL_CALIBRATED, REAL_HELD_OUT = 40, 8, 24
+"""The same for real models."""
 ALPHAS: Final = (0.75, 1.0, 1.25, 1.5)
 """Strengths that the calibration tries."""
 SEED = 0
-REAL = ("french", "spanish", "german", "sentence")
+REAL = ("french", "spanish", "german", "sentence", "pirate")
 """Instructions between real models."""
 
 
@@ -58,6 +65,8 @@ class Setting:
     """To fit on, to calibrate on, and held out."""
     sampling: psr.SamplingConfig
     place: Any
+    others: Sequence[str]
+    """Other instructions, whose texts may teach a map."""
 
     def pairs(self, model: HookedModel, part: int) -> Sequence[PromptPair]:
         """Prompts of one model."""
@@ -100,15 +109,45 @@ class Setting:
         """The map that has not seen the trait."""
         return psr.transfer.fit_activation_map(self.source, self.model, self.plain)
 
+    @cached_property
+    def elsewhere(self) -> list[PairedText]:
+        """The source's answers with other instructions, each to its share of the questions."""
+        found: list[Triplet] = []
+        for index, instruction in enumerate(self.others):
+            asked = list(self.questions[0])[index :: len(self.others)]
+            pairs = psr.prompt_pairs(self.source, asked, instruction, place=self.place)
+            found += psr.sample_responses(self.source, pairs, sampling=self.sampling)
+        return psr.transfer.pair_texts(self.source, self.model, found)
+
+    @cached_property
+    def others_map(self) -> ActivationMap:
+        """The map that has seen other instructions' texts."""
+        return psr.transfer.fit_activation_map(self.source, self.model, self.elsewhere)
+
+    @cached_property
+    def native(self) -> Replacement:
+        """The ceiling: the target's own fit on its own answers."""
+        own = psr.sample_responses(self.model, self.pairs(self.model, 0), self.judge, sampling=self.sampling)
+        return psr.fit(self.model, own)
+
     def gates(self, mapped: ActivationMap) -> Replacement:
         """Rung 2."""
         return psr.transfer.gates(self.model, self.carried, self.fitted, mapped)
 
+    def gates_through_text(self, mapped: ActivationMap) -> Replacement:
+        """Rung 3."""
+        return psr.transfer.gates_through_text(self.model, self.carried, self.fitted, mapped)
 
-def native(setting: Setting) -> Replacement:
-    """The ceiling: the target's own fit on its own answers."""
-    own = psr.sample_responses(setting.model, setting.pairs(setting.model, 0), setting.judge, sampling=setting.sampling)
-    return psr.fit(setting.model, own)
+    @cached_property
+    def forward(self) -> dict[str, DirectionMap]:
+        """The maps of directions, by kind."""
+        kinds: tuple[Any, ...] = get_args(Push)
+        return {
+            kind: psr.transfer.fit_direction_map(
+                self.source, self.model, self.elsewhere if kind == "differences" else self.plain, kind
+            )
+            for kind in kinds
+        }
 
 
 def random_map(setting: Setting) -> ActivationMap:
@@ -131,7 +170,7 @@ def random_map(setting: Setting) -> ActivationMap:
 
 
 def shuffled_map(setting: Setting) -> ActivationMap:
-    """A map learned on the same texts with the target's tokens in random order within each text."""
+    """A map learned on the same texts with the target's tokens, the last prompt token too, in random order within each text."""
     generator = torch.Generator().manual_seed(SEED)
     mixed = [
         replace(each, target_positions=each.target_positions[torch.randperm(len(each.target_positions), generator=generator)])
@@ -151,74 +190,119 @@ def constants(setting: Setting) -> Replacement:
     return Replacement(sites, "R", "A-Const", fingerprint(setting.model))
 
 
-OTHERS = 3
-"""Number of other instructions whose differences teach a map; each with a third of the questions."""
-
-
-def others(setting: Setting) -> list[PairedText]:
-    """The source's answers with other instructions."""
-    names = [name for name in psr.organism.TRAITS if name != setting.name][:OTHERS]
-    found: list[Triplet] = []
-    for index, name in enumerate(names):
-        asked = list(setting.questions[0])[index::OTHERS]
-        pairs = psr.prompt_pairs(setting.source, asked, psr.organism.instruction(name))
-        found += psr.sample_responses(setting.source, pairs, psr.judges.organism(name), sampling=setting.sampling)
-    return psr.transfer.pair_texts(setting.source, setting.model, found)
-
-
-def whole(setting: Setting, kind: Any) -> Replacement:
+def whole(setting: Setting, kind: str) -> Replacement:
     """Rung 4."""
-    texts = others(setting) if kind == "differences" else setting.plain
-    forward = psr.transfer.fit_direction_map(setting.source, setting.model, texts, kind)
-    return psr.transfer.whole(setting.model, setting.fitted, setting.map, forward)
+    return psr.transfer.whole(setting.model, setting.fitted, setting.map, setting.forward[kind])
 
 
 CELLS: dict[str, Callable[[Setting], Replacement]] = {
-    "native": native,
-    "gates, plain map": lambda setting: setting.gates(setting.map),
+    "native": lambda setting: setting.native,
     "through text": lambda setting: psr.transfer.through_text(setting.source, setting.model, setting.triplets),
-    "gates through text, plain map": lambda setting: psr.transfer.gates_through_text(
-        setting.model, setting.carried, setting.fitted, setting.map
-    ),
+    "gates, plain map": lambda setting: setting.gates(setting.map),
+    "gates, others' map": lambda setting: setting.gates(setting.others_map),
+    "gates through text, plain map": lambda setting: setting.gates_through_text(setting.map),
+    "gates through text, others' map": lambda setting: setting.gates_through_text(setting.others_map),
     "whole, ridge": lambda setting: whole(setting, "ridge"),
     "whole, procrustes": lambda setting: whole(setting, "procrustes"),
     "whole, anchors": lambda setting: whole(setting, "anchors"),
     "whole, differences": lambda setting: whole(setting, "differences"),
-    "gates, own map": lambda setting: setting.gates(psr.transfer.fit_activation_map(setting.source, setting.model, setting.paired)),
     "gates, shuffled map": lambda setting: setting.gates(shuffled_map(setting)),
     "gates, random map": lambda setting: setting.gates(random_map(setting)),
     "constants": constants,
 }
-"""What is measured, by name."""
+"""What is measured, by name; beside them the co-pilot, which is no replacement."""
+CO_PILOT: Final = "co-pilot"
 
 
-def gate_r2(setting: Setting) -> list[float]:
-    """Share of the variance of the source's coefficients, by target layer, that the plain map reads on the texts with the trait."""
+TIMED: Final = 16
+"""Number of answers by which the co-pilot's cost is measured."""
+MARGIN: Final = 2.0
+"""As `psr.calibrate` has it: how far below the prompt's the scores may be."""
+
+
+def co_pilot(setting: Setting, calibrated: Sequence[PromptPair], held_out: Sequence[PromptPair]) -> dict[str, Any]:
+    """Rung 5, and how fast its answers are drawn, beside those of the target alone and with its own fit."""
+    began = time.perf_counter()
+    driven = psr.transfer.copilot(setting.source, setting.model, setting.paired, setting.fitted)
+    row: dict[str, Any] = {"seconds": time.perf_counter() - began}
+
+    def at(alpha: float, pairs: Sequence[PromptPair]) -> dict[str, Any]:
+        return scored(setting, pairs, driven.generate(pairs, alpha=alpha, sampling=setting.sampling), alpha)
+
+    row["alpha 1"] = at(1.0, held_out)
+    prompt, short = answers(setting, calibrated, context="prompted"), {}
+    for alpha in ALPHAS:
+        found = at(alpha, calibrated)
+        short[alpha] = max(prompt[side] - found[side] for side in ("trait", "coherence") if side in prompt)
+        if short[alpha] <= MARGIN:
+            break
+    alpha = row["recommended"] = min(short, key=lambda alpha: short[alpha])
+    row["calibrated"] = row["alpha 1"] if alpha == 1 else at(alpha, held_out)
+    few, native = list(held_out)[:TIMED], setting.native
+    drawn: dict[str, Callable[[], object]] = {
+        "alone": lambda: psr.generate(setting.model, few, sampling=setting.sampling),
+        "native": lambda: psr.generate(setting.model, few, native, sampling=setting.sampling),
+        CO_PILOT: lambda: driven.generate(few, sampling=setting.sampling),
+    }
+    counts = {name: sum(len(each.ids) for each in draw()) for name, draw in drawn.items()}  # type: ignore[attr-defined]
+    times = in_turns(drawn, 2, CO_PILOT)
+    row["tokens per CPU second"] = {name: counts[name] / statistics.median(times[name].cpu) for name in drawn}
+    return row
+
+
+def gate_r2(setting: Setting, mapped: ActivationMap) -> list[float]:
+    """Share of the variance of the source's coefficients, by target layer, that a map reads on the texts with the trait."""
     rows = paired_rows(setting.paired)
-    probes, found = pulled_back(setting.fitted, setting.map), []
-    for source_layer, target_layer in setting.map.layers:
-        source, target = (f"blocks.{layer}.hook_resid_post" for layer in (source_layer, target_layer))
-        ours = collect(setting.source, [each.source for each in setting.paired], [source], "base", "R")[source][rows.source]
-        theirs = collect(setting.model, setting.carried, [target], "base", "R")[target][rows.target]
-        wanted, read = setting.fitted.sites[source].coefficients(ours.float()), probes[target].coefficients(theirs.float())
+    names = [tuple(f"blocks.{layer}.hook_resid_post" for layer in pair) for pair in mapped.layers]
+    sources, targets = ([*dict.fromkeys(side)] for side in zip(*names, strict=True))
+    ours = collect(setting.source, [each.source for each in setting.paired], sources, "base", "R")
+    theirs = collect(setting.model, setting.carried, targets, "base", "R")
+    probes, found = pulled_back(setting.fitted, mapped), []
+    for source, target in names:
+        wanted = setting.fitted.sites[source].coefficients(ours[source][rows.source].float())
+        read = probes[target].coefficients(theirs[target][rows.target].float())
         found.append(1 - float((wanted - read).square().sum() / (wanted - wanted.mean(0)).square().sum()))
+    return found
+
+
+def reach(setting: Setting) -> dict[str, Any]:
+    """Why directions are not carried over, as means over layers: what of the native ones a map has seen, and what it makes of the source's.
+
+    `seen` is the share of the native directions' squared length in the components of the map's texts, `by chance` that of a random
+    direction; `met` is the share of the pushed directions' squared length in the span of the native ones.
+    """
+    found: dict[str, Any] = {}
+    for kind, forward in setting.forward.items():
+        pushed, shares = whole(setting, kind), []
+        for layer, components in forward.components.items():
+            name = f"blocks.{layer}.hook_resid_post"
+            own, carried = (each.sites[name].directions.float() for each in (setting.native, pushed))
+            basis = torch.linalg.svd(own, full_matrices=False).Vh
+            met = (carried @ basis.T).square().sum() / carried.square().sum()
+            shares.append((forward.seen(own, layer), len(components) / components.shape[1], float(met), len(basis) / own.shape[1]))
+        means = torch.tensor(shares).mean(0).tolist()
+        found[kind] = dict(zip(("seen", "seen by chance", "met", "met by chance"), means, strict=True))
     return found
 
 
 def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save: Callable[[], None]) -> Iterator[str]:
     """Measure the cells of one trait that `held` lacks, one at each step."""
-    missing = [name for name in cells if name not in held]
-    if "prompt" in held and not missing:
+    missing = [name for name in CELLS if name in cells and name not in held]
+    if "prompt" in held and not missing and (CO_PILOT in held or CO_PILOT not in cells):
         return
     calibrated, held_out = (setting.pairs(setting.model, part) for part in (1, 2))
     closeness = Divergence(setting.model, psr.sample_responses(setting.model, held_out, sampling=setting.sampling))
     if "prompt" not in held:
-        held["triplets"], held["gate R²"] = len(setting.triplets), gate_r2(setting)
+        held["triplets"], held["gate R²"] = len(setting.triplets), gate_r2(setting, setting.map)
         held["unsteered"] = answers(setting, held_out) | {"kl": closeness.of(None)}
         held["prompt"] = answers(setting, held_out, context="prompted")
         save()
         yield "prompt"
     for name in missing:
+        if "others' map" in name and "gate R², others' map" not in held:
+            held["gate R², others' map"] = gate_r2(setting, setting.others_map)
+        if name.startswith("whole") and "reach" not in held:
+            held["reach"] = reach(setting)
         began = time.perf_counter()
         replacement = CELLS[name](setting)
         row: dict[str, Any] = {"seconds": time.perf_counter() - began, "kl": closeness.of(replacement)}
@@ -229,74 +313,32 @@ def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save:
         held[name] = row
         save()
         yield name
+    if CO_PILOT in cells and CO_PILOT not in held:
+        held[CO_PILOT] = co_pilot(setting, calibrated, held_out)
+        save()
+        yield CO_PILOT
 
 
-def table_of(content: dict[str, Any]) -> str:
-    """The numbers as Markdown, a table for each pair of models and trait."""
-    lines: list[str] = []
-    for models, found in content["models"].items():
-        for trait, held in found["traits"].items():
-            r2 = ", ".join(f"{value:.2f}" for value in held["gate R²"])
-            lines += [f"{models}, {trait} ({held['triplets']} texts, {held['prompt']['n']} held-out questions; gate R² {r2})", ""]
-            heads = ("", "α 1", "α", "at that α", "KL", "made in")
-            lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            for name, row in held.items():
-                if name in ("unsteered", "prompt"):
-                    cells = [scores_cell(row), "–", "–", kl_cell(row.get("kl")), "–"]
-                elif name in CELLS:
-                    cells = [
-                        scores_cell(row["alpha 1"]),
-                        f"{row['recommended']:g}",
-                        scores_cell(row["calibrated"]),
-                        kl_cell(row["kl"]),
-                    ]
-                    cells.append(f"{row['seconds']:.0f} s")
-                else:
-                    continue
-                lines.append(f"| {' | '.join([name, *cells])} |")
-            lines.append("")
-    return "\n".join(lines)
-
-
-KEPT, COHERENT = 0.9, 5.0
-"""A rung keeps a trait if it has this share of the native fit's score, and at most so much less coherence."""
-
-
-def summary_of(models: str, content: dict[str, Any], at: str) -> list[list[str]]:
-    """A row for each trait: trait / coherence of every cell, at `alpha 1` or `calibrated`; the last row counts what is kept."""
-    traits = content["models"][models]["traits"]
-    cells = [name for name in CELLS if all(name in held for held in traits.values())]
-    rows, kept = [], dict.fromkeys(cells, 0)
-    for trait, held in traits.items():
-        native = held["native"][at]
-        row = [trait]
-        for name in cells:
-            found = held[name][at]
-            keeps = found["trait"] >= KEPT * native["trait"] and found["coherence"] >= native["coherence"] - COHERENT
-            kept[name] += keeps
-            shown = f"{found['trait']:.0f} / {found['coherence']:.0f}"
-            row.append(shown if keeps else f"*{shown}*")
-        rows.append(row)
-    return [["trait", *cells], *rows, ["kept", *(f"{kept[name]} of {len(traits)}" for name in cells)]]
-
-
-def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence[str]) -> Iterator[Setting]:
+def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence[str], device: str) -> Iterator[Setting]:
     """The traits between two models, one after the other."""
     if questions is None:
-        source, target = (psr.load_model(name) for name in names)
+        source, target = (psr.load_model(name, device=device) for name in names)
         train = psr.organism.questions(FITTED + CALIBRATED, split="train", kind="description", seed=1)
         held_out = psr.organism.questions(HELD_OUT, split="held_out", kind="description")
         for trait in traits or psr.organism.TRAITS:
             parts = (train[:FITTED], train[FITTED:], held_out)
             judge, sampling = psr.judges.organism(trait), psr.SamplingConfig(max_new_tokens=48)
-            yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before")
+            others = [psr.organism.instruction(name) for name in psr.organism.TRAITS if name != trait]
+            yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before", others)
         return
-    drawn = asked_of_real_models(questions, FITTED + CALIBRATED + HELD_OUT)
-    source, target = (psr.load_model(name, backend="bridge") for name in names)
+    ends = REAL_FITTED, REAL_FITTED + REAL_CALIBRATED
+    drawn = asked_of_real_models(questions, ends[1] + REAL_HELD_OUT)
+    source, target = (psr.load_model(name, backend="bridge", device=device) for name in names)
     for trait in traits or REAL:
         given = INSTRUCTIONS[trait]
-        parts = (drawn[:FITTED], drawn[FITTED : FITTED + CALIBRATED], drawn[FITTED + CALIBRATED :])
-        yield Setting(trait, source, target, given.judge, given.text, parts, SAMPLING, "after")
+        parts = (drawn[: ends[0]], drawn[ends[0] : ends[1]], drawn[ends[1] :])
+        others = [INSTRUCTIONS[name].text for name in REAL if name != trait]
+        yield Setting(trait, source, target, given.judge, given.text, parts, SAMPLING, "after", others)
 
 
 def main(
@@ -305,6 +347,7 @@ def main(
     questions: Annotated[Path | None, typer.Option(help="Parquet file of AxBench's training data, for real models.")] = None,
     trait: Annotated[list[str] | None, typer.Option(help="Traits; by default all.")] = None,
     cell: Annotated[list[str] | None, typer.Option(help="Names of cells; by default all.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; by default a GPU if there is one.")] = "auto",
     json_file: Annotated[Path, typer.Option("--json", help="File of the numbers, which is added to.")] = Path("transfer.json"),
     tables_of: Annotated[Path | None, typer.Option(help="Only print the tables of this file.")] = None,
 ) -> None:
@@ -313,9 +356,10 @@ def main(
         content = json.loads(tables_of.read_text())
         for models in content["models"]:
             for at in ("alpha 1", "calibrated"):
-                head, *rows = summary_of(models, content, at)
-                print(f"{models}, {at}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
-                print(*(f"| {' | '.join(row)} |" for row in rows), "", sep="\n")
+                for cells in GROUPS:
+                    head, *rows = summary_of(models, content, at, cells)
+                    print(f"{models}, {at}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
+                    print(*(f"| {' | '.join(row)} |" for row in rows), "", sep="\n")
         print(table_of(content))
         return
     if source is None or target is None:
@@ -323,8 +367,8 @@ def main(
     content, save = opened(json_file, {"format": 1, "seed": SEED, "models": {}})
     key = " → ".join(Path(name).name for name in (source, target))
     held = traits_of(content, key)
-    for setting in settings_of((source, target), questions, trait or []):
-        for done in measured(setting, cell or list(CELLS), held.setdefault(setting.name, {}), save):
+    for setting in settings_of((source, target), questions, trait or [], device):
+        for done in measured(setting, cell or [*CELLS, CO_PILOT], held.setdefault(setting.name, {}), save):
             print(f"{key}, {setting.name}: {done}", flush=True)
 
 

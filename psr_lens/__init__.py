@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from psr_lens import datasets as datasets
+    from psr_lens import engines as engines
     from psr_lens import judges as judges
     from psr_lens import organism as organism
     from psr_lens import plots as plots
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
     from psr_lens.activations.statistics import Statistics as Statistics
     from psr_lens.activations.store import OnDisk as OnDisk
     from psr_lens.activations.store import Store as Store
+    from psr_lens.apps.playground.play import play as play
     from psr_lens.evaluation.answers_by_method import AnswersByMethod as AnswersByMethod
     from psr_lens.evaluation.answers_by_method import answers_by_method as answers_by_method
     from psr_lens.evaluation.calibration import best_alpha as best_alpha
     from psr_lens.evaluation.calibration import best_layer as best_layer
     from psr_lens.evaluation.calibration import calibrate as calibrate
+    from psr_lens.evaluation.collateral import Collateral as Collateral
+    from psr_lens.evaluation.collateral import SideEffects as SideEffects
+    from psr_lens.evaluation.collateral import collateral as collateral
+    from psr_lens.evaluation.collateral import standing_pairs as standing_pairs
     from psr_lens.evaluation.compare import compare as compare
     from psr_lens.evaluation.comparison import Comparison as Comparison
     from psr_lens.evaluation.evaluate import Calibration as Calibration
@@ -37,18 +43,14 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.evaluation_result import Evaluation as Evaluation
     from psr_lens.evaluation.faithfulness import faithfulness as faithfulness
     from psr_lens.evaluation.faithfulness_result import Faithfulness as Faithfulness
+    from psr_lens.evaluation.on_policy_refinement import refine as refine
     from psr_lens.evaluation.outlook import Outlook as Outlook
     from psr_lens.evaluation.outlook import outlook as outlook
-    from psr_lens.evaluation.refinement import refine as refine
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
     from psr_lens.evaluation.scores import scores_at as scores_at
-    from psr_lens.evaluation.side_effects import Collateral as Collateral
-    from psr_lens.evaluation.side_effects import SideEffects as SideEffects
-    from psr_lens.evaluation.side_effects import collateral as collateral
-    from psr_lens.evaluation.side_effects import standing_pairs as standing_pairs
-    from psr_lens.fitting.adapt import adapt as adapt
+    from psr_lens.evaluation.stream import stream as stream
     from psr_lens.fitting.fit import fit as fit
     from psr_lens.fitting.settings.adapters import LoRA as LoRA
     from psr_lens.fitting.settings.baselines import CLAS as CLAS
@@ -63,9 +65,11 @@ if TYPE_CHECKING:
     from psr_lens.fitting.settings.solvers import Joint as Joint
     from psr_lens.fitting.settings.solvers import Local as Local
     from psr_lens.fitting.settings.solvers import Sequential as Sequential
+    from psr_lens.fitting.train_adapter import adapt as adapt
     from psr_lens.generation.sampled_triplets import sample_responses as sample_responses
     from psr_lens.generation.sampling import SamplingConfig as SamplingConfig
     from psr_lens.generation.sampling import generate as generate
+    from psr_lens.generation.streaming import StreamedToken as StreamedToken
     from psr_lens.generation.thoughts import answers_after as answers_after
     from psr_lens.generation.thoughts import think as think
     from psr_lens.interpretation import patching as patching
@@ -116,11 +120,11 @@ _HOME = {
     "Store": "activations.store",
     "Faithfulness": "evaluation.faithfulness_result",
     "faithfulness": "evaluation.faithfulness",
-    "Collateral": "evaluation.side_effects",
-    "SideEffects": "evaluation.side_effects",
-    "collateral": "evaluation.side_effects",
-    "standing_pairs": "evaluation.side_effects",
-    "refine": "evaluation.refinement",
+    "Collateral": "evaluation.collateral",
+    "SideEffects": "evaluation.collateral",
+    "collateral": "evaluation.collateral",
+    "standing_pairs": "evaluation.collateral",
+    "refine": "evaluation.on_policy_refinement",
     "Outlook": "evaluation.outlook",
     "outlook": "evaluation.outlook",
     "Robustness": "evaluation.robustness",
@@ -139,7 +143,7 @@ _HOME = {
     "CLAS": "fitting.settings.baselines",
     "fit": "fitting.fit",
     "LoRA": "fitting.settings.adapters",
-    "adapt": "fitting.adapt",
+    "adapt": "fitting.train_adapter",
     "Adapter": "replacement",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",
@@ -152,6 +156,8 @@ _HOME = {
     "scores_at": "evaluation.scores",
     "AnswersByMethod": "evaluation.answers_by_method",
     "answers_by_method": "evaluation.answers_by_method",
+    "StreamedToken": "generation.streaming",
+    "stream": "evaluation.stream",
     "Calibration": "evaluation.evaluate",
     "Evaluation": "evaluation.evaluation_result",
     "evaluate": "evaluation.evaluate",
@@ -162,6 +168,7 @@ _HOME = {
     "top_tokens": "interpretation.directions",
     "Attribution": "interpretation.attribution",
     "attribute": "interpretation.attribution",
+    "play": "apps.playground.play",
     "report": "reporting",
     "progress_bars": "_utils.progress",
 }
@@ -169,6 +176,7 @@ _HOME = {
 
 _MODULES = {
     "datasets": "datasets",
+    "engines": "engines",
     "judges": "judges",
     "organism": "organism",
     "patching": "interpretation.patching",

@@ -24,7 +24,7 @@ from architectures import save_tiny as save_tiny
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
-from psr_lens.activations.teacher_forced_pass import Steered
+from psr_lens.activations.teacher_forced_pass import PassSteering
 from psr_lens.models import fingerprint, has_hooked_transformer
 from psr_lens.prompts import Span
 from psr_lens.replacement import Replacement, Site
@@ -112,7 +112,7 @@ def relative_error(model: Any, triplets: Sequence[psr.Triplet], replacement: Rep
     first = min(int(name.split(".")[1]) for name in replacement.sites)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(first, model.cfg.n_layers)]
     wanted, plain = (collect(model, triplets, names, context, replacement.span) for context in ("prompted", "base"))
-    found = collect(model, triplets, names, "base", replacement.span, steered=Steered(replacement))
+    found = collect(model, triplets, names, "base", replacement.span, steered=PassSteering(replacement))
     left, whole = (sum(float((each[name] - wanted[name]).square().sum()) for name in names) for each in (found, plain))
     return left / whole
 

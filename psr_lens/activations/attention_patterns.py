@@ -53,6 +53,18 @@ def key_counts(triplets: Sequence[Triplet]) -> tuple[int, int]:
     return max(len(each.counterpart) for each in alignments), max(1, *(len(each.instruction) for each in alignments))
 
 
+def key_positions(
+    alignments: Sequence[KeyAlignment], keys: int, instruction_keys: int
+) -> tuple[Int[Tensor, "triplet key"], Int[Tensor, "triplet instruction"]]:
+    """Alignments as two tensors of positions in the prompted context, `keys` and `instruction_keys` wide; -1 for none."""
+    counterpart = torch.full((len(alignments), keys), -1)
+    instruction = torch.full((len(alignments), instruction_keys), -1)
+    for row, each in enumerate(alignments):
+        counterpart[row, : len(each.counterpart)] = torch.tensor([-1 if at is None else at for at in each.counterpart])
+        instruction[row, : len(each.instruction)] = torch.tensor(each.instruction, dtype=torch.long)
+    return counterpart, instruction
+
+
 @dataclass(frozen=True, eq=False)
 class PatternColumns:
     """Positions in the prompted context of the columns of a batch's patterns; -1 for none."""
@@ -67,13 +79,7 @@ class PatternColumns:
         cls, triplets: Sequence[Triplet], span: Span, keys: int, instruction_keys: int, device: torch.device | str
     ) -> PatternColumns:
         """The columns of every row of a batch: `keys` and `instruction_keys` of them."""
-        counterpart = torch.full((len(triplets), keys), -1)
-        instruction = torch.full((len(triplets), instruction_keys), -1)
-        for row, triplet in enumerate(triplets):
-            alignment = align_keys(triplet)
-            positions = [-1 if position is None else position for position in alignment.counterpart]
-            counterpart[row, : len(positions)] = torch.tensor(positions)
-            instruction[row, : len(alignment.instruction)] = torch.tensor(alignment.instruction, dtype=torch.long)
+        counterpart, instruction = key_positions([align_keys(triplet) for triplet in triplets], keys, instruction_keys)
         rows = torch.tensor([triplet.pair.span_length(span) + len(triplet.response_ids) for triplet in triplets])
         owner = torch.arange(len(triplets)).repeat_interleave(rows)
         return cls(counterpart[owner].to(device), instruction[owner].to(device))

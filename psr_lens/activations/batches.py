@@ -88,7 +88,7 @@ def sharing_saves(triplets: Sequence[Triplet], span: Span, contexts: Sequence[Co
     """
     whole = computed = 0
     for context in contexts:
-        prefixes = {}
+        prefixes: dict[tuple[int, ...], None] = {}
         for triplet in triplets:
             ids, kept = triplet.pair.ids(context), triplet.pair.span_length(span)
             if len(ids) == kept:
@@ -97,7 +97,7 @@ def sharing_saves(triplets: Sequence[Triplet], span: Span, contexts: Sequence[Co
             computed += kept + len(triplet.response_ids)
             prefixes[ids[: len(ids) - kept]] = None
         # Whatever the first and the last in alphabetical order begin with, those between them begin with too.
-        common = sum(takewhile(bool, map(eq, min(prefixes), max(prefixes))))
+        common = len([*takewhile(bool, map(eq, min(prefixes), max(prefixes)))])
         computed += common + sum(len(prefix) - common for prefix in prefixes)
     return computed <= (1 - LEAST_SAVED) * whole
 

@@ -21,7 +21,7 @@ from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import counted
 from psr_lens.activations.attention_patterns import INSTRUCTION, key_counts
 from psr_lens.activations.hook_keys import HookKey, captured_name
-from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, Reading, Rows
+from psr_lens.activations.paired_passes import TOKEN_BUDGET, Difference, PairedReading, Rows
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, dtype_of, frozen
 from psr_lens.models.hook_points import Layers, hook_shapes, is_pattern, select_hooks
@@ -37,7 +37,7 @@ _SHOWN: Final = 2_000
 class Destination(Protocol[T_co]):
     """Where differences go: `InMemory`, `Statistics`, `OnDisk`, or a class of your own."""
 
-    def receive(self, reading: Reading) -> T_co:
+    def receive(self, reading: PairedReading) -> T_co:
         """Read the differences batch by batch and return the result of `capture`."""
 
 
@@ -139,7 +139,7 @@ class InMemory:
         check_fields(self)
 
     @checks_arguments
-    def receive(self, reading: Reading) -> Captured:
+    def receive(self, reading: PairedReading) -> Captured:
         """Read all differences; called by `capture`.
 
         Example:
@@ -234,7 +234,7 @@ def capture(
     check_triplets(model, triplets)
     dtype = dtype_of(model)
     shapes = _row_shapes(model, triplets, names)
-    reading = Reading(model, triplets, shapes, dtype, span, difference, token_budget)
+    reading = PairedReading(model, triplets, shapes, dtype, span, difference, token_budget)
     with torch.no_grad(), frozen(model):
         return (InMemory() if to is None else to).receive(reading)
 

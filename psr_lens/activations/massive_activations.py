@@ -21,7 +21,7 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.sequences import ranges
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches
 from psr_lens.activations.finite import check_finite
-from psr_lens.activations.massive import RATIO, Found, MassiveFinder
+from psr_lens.activations.massive_finder import RATIO, Found, MassiveFinder
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.teacher_forced_pass import gather, layers_needed
 from psr_lens.errors import InputError

@@ -1,4 +1,4 @@
-"""Teacher-forced passes over many triplets, batch by batch: `collect` reads one context, `Reading` what an instruction changes.
+"""Teacher-forced passes over many triplets, batch by batch: `collect` reads one context, `PairedReading` what an instruction changes.
 
 The same responses are read in both contexts, and the rows of the span are kept.
 """
@@ -17,7 +17,7 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, sharing_saves, suffix_batch
 from psr_lens.activations.finite import check_finite
-from psr_lens.activations.teacher_forced_pass import Steered, gather, keep, layers_needed, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, gather, keep, layers_needed, read_batch
 from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, forward, has_hooks, hooked
 from psr_lens.models.hook_points import is_pattern
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
@@ -44,7 +44,7 @@ def collect(
     context: Context,
     span: Span,
     *,
-    steered: Steered | None = None,
+    steered: PassSteering | None = None,
     token_budget: int = TOKEN_BUDGET,
 ) -> dict[str, Float[Tensor, "token ..."]]:
     """Activations at hook points on the span, from one teacher-forced pass over all triplets in one context.
@@ -117,7 +117,7 @@ def row_counts(triplets: Sequence[Triplet], span: Span) -> list[int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class PairedReading:
     """Reads what an instruction changes at hook points, batch by batch, and hands it to a destination."""
 
     model: HookedModel
@@ -204,7 +204,7 @@ class Reading:
     def _accumulated(self, base: ContextBatch, prompted: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
         left = set(self.hooks)  # HookedTransformer fires LayerNorm points once each for queries, keys and values
         if base.prefix is None and _fit_together(base, prompted):
-            both = side_by_side(base, prompted)
+            both = stacked(base, prompted)
             in_base, in_prompted = both.rows.chunk(2)
 
             def subtract_halves(name: str) -> Any:
@@ -270,7 +270,7 @@ def _fit_together(base: ContextBatch, prompted: ContextBatch) -> bool:
     return short >= (1 - MOST_PADDING.get(base.tokens.device.type, MOST_PADDING_ELSEWHERE)) * long
 
 
-def side_by_side(base: ContextBatch, prompted: ContextBatch) -> ContextBatch:
+def stacked(base: ContextBatch, prompted: ContextBatch) -> ContextBatch:
     """Both contexts of some triplets in one batch: base sequences first, padded on the right to one width."""
     width = max(base.tokens.shape[1], prompted.tokens.shape[1])
     parts = [

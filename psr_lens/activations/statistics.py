@@ -17,7 +17,7 @@ from psr_lens._utils.numbers import counted
 from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.hook_keys import HookKey, captured_name
 from psr_lens.activations.log_histogram import BINS, histogram_quantile, log_histogram
-from psr_lens.activations.paired_passes import Reading, row_counts
+from psr_lens.activations.paired_passes import PairedReading, row_counts
 from psr_lens.errors import InputError
 from psr_lens.prompts import Span
 
@@ -257,7 +257,7 @@ class Statistics(KnownSettings):
         check_fields(self)
 
     @checks_arguments
-    def receive(self, reading: Reading) -> CapturedStatistics:
+    def receive(self, reading: PairedReading) -> CapturedStatistics:
         """Read all differences, batch by batch; called by `capture`.
 
         Raises:

@@ -31,7 +31,7 @@ def logits_budget(model: HookedModel, token_budget: int, readings: int) -> int:
 
 
 @dataclass(frozen=True)
-class Steered:
+class PassSteering:
     """Steering for a teacher-forced pass: what steers, how strongly, and where to read what it acts on."""
 
     steering: Acting
@@ -61,7 +61,7 @@ def read_batch(
     context: Context,
     span: Span,
     *,
-    steered: Steered | None = None,
+    steered: PassSteering | None = None,
     logits: bool = False,
 ) -> BatchReading:
     """Read some triplets in one context in a single forward pass.

@@ -25,7 +25,7 @@ from psr_lens._utils.safe_files import write_text
 from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.errors import ArtifactError, InputError, PsrLensError
-from psr_lens.evaluation.answer_cache import Answers
+from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.evaluation_result import PROMPT_TARGET, Point
 from psr_lens.fitting.fit import fit
@@ -322,7 +322,7 @@ class _Trait:
         count = self.config.held_out
         asked = [organism.questions(count, split="held_out", seed=self.config.seed, **about) for about in BLOCKS.values()]
         pairs = prompt_pairs(self.model, [each for block in asked for each in block], organism.instruction(self.trait))
-        answers = Answers(self.model, pairs, organism_judge(self.trait), self.sampling, self._cache)
+        answers = AnswerCache(self.model, pairs, organism_judge(self.trait), self.sampling, self._cache)
         found: dict[tuple[str, str], tuple[float | None, Judgement]] = {
             ("none", PROMPT_TARGET): (None, answers.of().judgement),
             ("prompt", PROMPT_TARGET): (None, answers.of(context="prompted").judgement),

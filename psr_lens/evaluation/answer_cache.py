@@ -28,6 +28,7 @@ from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import versions
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.methods import Method, parts_of
+from psr_lens.generation.engine import Engine
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel, has_hooks, model_content
 from psr_lens.prompts import Context, PromptPair
@@ -63,7 +64,7 @@ class _Requested:
     """A digest of `about` and the context."""
 
 
-class Answers:
+class AnswerCache:
     """Answers of one model to one list of questions, scored by one judge if there is one."""
 
     def __init__(
@@ -73,6 +74,7 @@ class Answers:
         judge: Judge | None = None,
         config: SamplingConfig | None = None,
         folder: str | Path | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """Create the folder, if one is given.
 
@@ -94,6 +96,9 @@ class Answers:
                 raise InputError("cache", f"{folder} ({error.strerror})", "a folder that can be written") from error
         sampling = {name: value for name, value in asdict(self.config).items() if name != "token_budget"}
         self._common: dict[str, Any] = {"format": FORMAT, "versions": dict(versions()), "sampling": sampling}
+        self._engine = engine
+        if engine is not None:
+            self._common["engine"] = engine.identity
         self._judge_name = None
         if self._folder is not None:
             self._common["model"] = model_content(model)
@@ -129,14 +134,14 @@ class Answers:
         return self._responses(steering, [alpha], context, self._may_keep())[0]
 
     def _may_keep(self) -> bool:
-        """Whether answers and scores may be read from memory and disk and kept there: not while there are hooks on the model."""
+        """Whether answers and scores may be read from memory and disk and kept there: not while it has hooks (see `has_hooks`)."""
         if not has_hooks(self._model):
             return True
         if self._folder is not None and not self._warned:
             self._warned = True
             warnings.warn(
-                f"cache: there are hooks on the model, which no cache can tell from others. Nothing is read from {self._folder} or kept "
-                "there; remove the hooks to use it.",
+                f"cache: there are hooks on the model, or settings or functions in it were changed, which no cache can tell from others. "
+                f"Nothing is read from {self._folder} or kept there; undo that to use it.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -188,6 +193,7 @@ class Answers:
                 sampling=self.config,
                 alpha=group[0].alpha if len(group) == 1 else [each.alpha for each in group for _ in chosen],
                 streams=[*indices] * len(group),
+                engine=self._engine,
             )
             self.generated += len(answers)
             for start, each in enumerate(group):
@@ -208,8 +214,8 @@ class Answers:
         scored = {}
         for texts, name in names.items():
             if (found := self._read(name, len(texts))) is not None:
-                sides = (_side(found, side) for side in ("trait", "coherence"))
-                scored[texts] = Judged(texts, Judgement(*sides, tuple(each["reason"] for each in found)))
+                reasons = tuple(each["reason"] for each in found)
+                scored[texts] = Judged(texts, Judgement(_side(found, "trait"), _side(found, "coherence"), reasons))
         new = {str(number): texts for number, texts in enumerate(answers) if texts not in scored}
         for number, judgement in judged_by_name(self._judge, new, questions).items() if new else ():
             texts = new[number]

@@ -121,10 +121,10 @@ def answers_by_method(
     found = {name: tuple(each.text for each in some) for name, some in answer_all(model, pairs, plans, alphas, sampling).items()}
     asked = [pair.asked for pair in pairs]
     verdicts = {} if judge is None else judged_by_name(judge, found, asked)
-    return side_by_side(pairs, found, alphas, verdicts)
+    return judged_answers(pairs, found, alphas, verdicts)
 
 
-def side_by_side(
+def judged_answers(
     pairs: Sequence[PromptPair],
     answers: Mapping[str, tuple[str, ...]],
     alphas: Mapping[str, float],

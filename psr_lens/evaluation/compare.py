@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
-from psr_lens.activations.massive import MassiveFinder
 from psr_lens.activations.massive_activations import listed
+from psr_lens.activations.massive_finder import MassiveFinder
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import BatchReading

@@ -18,6 +18,7 @@ from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import WithTokenizer
 from psr_lens.models.config_without_weights import has_outline, outline
 from psr_lens.prompts import PromptPairs, prompt_pairs, prompt_pairs_from_texts
+from psr_lens.prompts.chat_templates import ChatSettings
 from psr_lens.replacement import PLAN_FILE, Adapter, Replacement, SteeringPlan
 from psr_lens.replacement.adapter import RECORD_FILE
 from psr_lens.replacement.compatibility import check_depth_and_width
@@ -52,6 +53,9 @@ class EvaluationConfig(KnownSettings):
     """Names of the methods that are tried under the prompt too; or true for all."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """Target coherences and the search for them: `targets`, `at_prompt`, `prompt_margin`, `maximum`, `steps`, `tolerance`."""
+    chat: Mapping[str, Any] = field(default_factory=dict)
+    """How prompts are built, as for `psr-lens run`: `system_role`, `system`, `place`, `prefix`, `template_kwargs`; of IFEval, whose prompts
+    come with their instructions, `template_kwargs` alone. Give what the methods were fitted with."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """How answers are sampled: the settings of `psr_lens.SamplingConfig`."""
     trait: str = ""
@@ -64,9 +68,11 @@ class EvaluationConfig(KnownSettings):
         if (self.pairs is None) == (self.dataset is None):
             got = "neither" if self.pairs is None else "both"
             raise InputError("pairs", f"{got} of pairs and dataset", "one of the two")
-        for name, kind in (("methods", Mapping), ("calibration", Mapping), ("sampling", Mapping), ("alphas", list | tuple)):
-            if not isinstance(getattr(self, name), kind):
-                raise InputError(name, repr(getattr(self, name)), "a list" if name == "alphas" else "a mapping, one entry per line")
+        for name in ("methods", "calibration", "chat", "sampling"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InputError(name, repr(getattr(self, name)), "a mapping, one entry per line")
+        if not isinstance(self.alphas, list | tuple):
+            raise InputError("alphas", repr(self.alphas), "a list")
         if not isinstance(self.verify, bool):
             raise InputError("verify", repr(self.verify), "true or false")
         for name in ("out", "model", "trait", "block"):
@@ -97,6 +103,7 @@ def read_config(path: str | Path) -> EvaluationConfig:
         if each.default is MISSING and each.default_factory is MISSING and each.name not in given:
             raise InputError("config", f"{path} without {each.name!r}", f"a line `{each.name}: …`")
     config = EvaluationConfig(**given)
+    ChatSettings.of_mapping(config.chat)
     config.calibrated_by()
     config.sampled_by()
     return config
@@ -130,16 +137,15 @@ class Asked:
     rows: tuple[datasets.IfevalRow, ...] = ()
     """The rows of IFEval."""
 
-    def prompts(self, model: WithTokenizer, template_kwargs: Mapping[str, Any] | None = None) -> PromptPairs:
-        """The prompts, made with the tokenizer of a model.
+    def prompts(self, model: WithTokenizer, chat: Mapping[str, Any]) -> PromptPairs:
+        """The prompts, made with the tokenizer of a model and the arguments of `prompt_pairs` in `chat`.
 
         Raises:
             InputError: as for `prompt_pairs`.
         """
         if self.rows:
-            prompted = [row.prompted for row in self.rows]
-            return prompt_pairs_from_texts(model, self.questions, prompted, template_kwargs=template_kwargs)
-        return prompt_pairs(model, self.questions, self.instructions, template_kwargs=template_kwargs)
+            return prompt_pairs_from_texts(model, self.questions, [row.prompted for row in self.rows], **chat)
+        return prompt_pairs(model, self.questions, self.instructions, **chat)
 
 
 def read_asked(config: EvaluationConfig) -> Asked:
@@ -165,6 +171,8 @@ def read_asked(config: EvaluationConfig) -> Asked:
         instruction = organism.instruction(given.get("trait", ""), given.get("paraphrase", 0))
         return Asked(tuple(questions), (instruction,) * len(questions))
     check_keys("dataset", given, ("name", "path"))
+    if others := [name for name in config.chat if name != "template_kwargs"]:
+        raise InputError("chat", repr(others[0]), "`template_kwargs` alone with IFEval, whose prompts come with their instructions")
     if not isinstance(path := given.get("path"), str):
         raise InputError("dataset.path", repr(path), "the path of the IFEval file")
     rows = datasets.read_ifeval(path)
@@ -194,4 +202,4 @@ def check_before_weights(config: EvaluationConfig, methods: Mapping[str, Method]
         parts = [method] if isinstance(method, Adapter) else [part.replacement for part in SteeringPlan.of(method).parts]
         for part in parts:
             check_depth_and_width(part.model, {"model_name": found.name, **asdict(found.cfg)})
-    check_settings(config.judge, asked.prompts(found), asked.rows, server=server)
+    check_settings(config.judge, asked.prompts(found, config.chat), asked.rows, server=server)

@@ -14,10 +14,11 @@ from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.yaml_config import KnownSettings, check_keys
 from psr_lens.errors import InputError
-from psr_lens.evaluation.answer_cache import Answers, Judged
+from psr_lens.evaluation.answer_cache import AnswerCache, Judged
 from psr_lens.evaluation.evaluation_result import PROMPT_TARGET, Evaluation, Point
 from psr_lens.evaluation.methods import NONE, PROMPT, Method, Methods, methods_for
 from psr_lens.evaluation.trait_at_coherence import search
+from psr_lens.generation.engine import Engine
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair
@@ -97,7 +98,7 @@ def _in_range(name: str, value: Any, low: float, high: float) -> None:
 
 
 @checks_arguments
-def evaluate(
+def evaluate(  # noqa: PLR0913 (one more than elsewhere: what samples is no setting of an evaluation)
     model: HookedModel,
     pairs: Sequence[PromptPair],
     methods: Methods,
@@ -107,6 +108,7 @@ def evaluate(
     with_prompt: bool | Collection[str] = False,
     sampling: SamplingConfig | None = None,
     cache: str | Path | None = None,
+    engine: Engine | None = None,
 ) -> Evaluation:
     """Sample answers with every method at several strengths, score them, and find the trait at a target coherence.
 
@@ -125,6 +127,7 @@ def evaluate(
         sampling: How answers are drawn.
         cache: A folder for answers and scores, which any runs may share. It is not used while hooks are on the model. Scores are kept only
             if the judge has a string attribute `identity`, as all judges of `psr.judges` do, and none of them is missing.
+        engine: What samples in place of the model, as for `generate`; its answers are kept apart in the cache.
 
     Returns:
         Curves, and what follows from them: `.table()`, `.calibrated(method, metric)`, `.difference(method, other, metric)`.
@@ -140,7 +143,7 @@ def evaluate(
     """
     calibration = calibration or Calibration()
     tried = ways_to_answer(methods_for(model, methods, (NONE, PROMPT)), with_prompt)
-    answers = Answers(model, pairs, checked_judge(judge), sampling, cache)
+    answers = AnswerCache(model, pairs, checked_judge(judge), sampling, cache, engine)
     curves: dict[str, tuple[Point, ...]] = {
         NONE: (_point(None, answers.of()),),
         PROMPT: (_point(None, answers.of(context="prompted")),),

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from psr_lens._utils.arguments import checks_arguments
-from psr_lens.activations.massive import MassiveFinder
 from psr_lens.activations.massive_activations import listed
+from psr_lens.activations.massive_finder import MassiveFinder
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Faithfulness

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens.activations.paired_passes import Reading
+from psr_lens.activations.paired_passes import PairedReading
 from psr_lens.evaluation.side_by_side import Batch, SideBySide
 from psr_lens.models import dtype_of, frozen
 from psr_lens.prompts import Triplet
@@ -42,7 +42,9 @@ def mean_directions(
             add(name, first.prompted.rows[name].float() - first.base.rows[name].float())
     else:
         dtype = dtype_of(reading.model)
-        again = Reading(reading.model, triplets, dict.fromkeys(names, (width,)), dtype, reading.span, token_budget=token_budget)
+        again = PairedReading(
+            reading.model, triplets, dict.fromkeys(names, (width,)), dtype, reading.span, token_budget=token_budget
+        )
         with torch.no_grad(), frozen(reading.model):
             for indices in again.batches(range(len(triplets))):
                 again.read(indices, add)

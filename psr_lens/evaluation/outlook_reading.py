@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from psr_lens.activations.finite import check_finite
-from psr_lens.activations.massive import MassiveFinder
 from psr_lens.activations.massive_activations import CONTEXTS
-from psr_lens.activations.paired_passes import Difference, Reading, Rows, Take
+from psr_lens.activations.massive_finder import MassiveFinder
+from psr_lens.activations.paired_passes import Difference, PairedReading, Rows, Take
 from psr_lens.models import HookedModel, dtype_of, frozen
 from psr_lens.prompts import Span, Triplet
 
@@ -63,7 +63,7 @@ class LayerReader:
     ) -> dict[str, Pair]:
         """The rows of some hook points; a finder looks at those of all that are `seen`."""
         shapes = {name: (int(self.model.cfg.d_model),) for name in seen or names}
-        reading = Reading(self.model, triplets, shapes, dtype_of(self.model), self.span, difference, self.token_budget)
+        reading = PairedReading(self.model, triplets, shapes, dtype_of(self.model), self.span, difference, self.token_budget)
         rows = Rows(triplets, self.span)
         with reading.bar() as bar, torch.no_grad(), frozen(self.model):
             for batch in reading.batches(range(len(triplets))):

@@ -16,7 +16,7 @@ from psr_lens._utils.numbers import counted
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import Rows
-from psr_lens.activations.teacher_forced_pass import Steered, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import ActingSite, positions, squares
 from psr_lens.evaluation.methods import Plan
@@ -114,7 +114,7 @@ def doses(
 def _dose(model: HookedModel, answers: Sequence[Triplet], plan: SteeringPlan, alpha: float, token_budget: int) -> Dose:
     span: Span = "QR" if any(part.replacement.span == "QR" for part in plan.parts) else "R"
     sites = ActingSite.all_of(plan, device_of(model))
-    steered, rows = Steered(plan, alpha, [site.name for site in sites]), Rows(answers, span)
+    steered, rows = PassSteering(plan, alpha, [site.name for site in sites]), Rows(answers, span)
     for indices in progress_bar(list(length_batches(answers, token_budget)), desc="dose", unit="batch"):
         chosen = [answers[index] for index in indices]
         arriving = read_batch(model, chosen, [], "base", span, steered=steered).arriving

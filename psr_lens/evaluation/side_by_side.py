@@ -14,7 +14,7 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.massive_activations import CONTEXTS
 from psr_lens.activations.paired_passes import row_counts
-from psr_lens.activations.teacher_forced_pass import BatchReading, Steered, logits_budget, read_batch
+from psr_lens.activations.teacher_forced_pass import BatchReading, PassSteering, logits_budget, read_batch
 from psr_lens.errors import InputError
 from psr_lens.evaluation.acting_sites import ActingSite, SiteReading, positions, squares
 from psr_lens.evaluation.methods import PARAPHRASE, Plan
@@ -143,7 +143,7 @@ class SideBySide:
                 self.residuals,
                 "base",
                 self.span,
-                steered=Steered(plan, alpha, [site.name for site in sites]),
+                steered=PassSteering(plan, alpha, [site.name for site in sites]),
                 logits=self.logits,
             )
             found = [site.read(reading.arriving[site.name], batch.prompted.rows[site.name], position, alpha) for site in sites]

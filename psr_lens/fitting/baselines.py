@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.activations.capture import capture
-from psr_lens.activations.paired_passes import Reading, collect, row_counts
+from psr_lens.activations.paired_passes import PairedReading, collect, row_counts
 from psr_lens.fitting.settings.baselines import ActAdd, DiM, LastToken, Stolfo
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.models import HookedModel
@@ -88,7 +88,7 @@ def _constant(direction: Float[Tensor, "*head width"]) -> Site:
 class _Means:
     """A destination of `capture` that keeps only the mean over tokens."""
 
-    def receive(self, reading: Reading) -> dict[str, Float[Tensor, "..."]]:
+    def receive(self, reading: PairedReading) -> dict[str, Float[Tensor, "..."]]:
         """Average what is read, in double precision."""
         sums: dict[str, Tensor] = {}
         counts = row_counts(reading.triplets, reading.span)

@@ -84,6 +84,7 @@ def fit(
         4
     """
     config = Sequential() if config is None else config
+    check_used_folders(config, checkpoint, scratch)
     check_triplets(model, triplets)
     if not config.takes_negatives:
         check_no_negatives(triplets, f"psr.{config!r}")
@@ -118,6 +119,18 @@ def fit(
             raise
 
 
+def check_used_folders(config: FitConfig, checkpoint: str | Path | None, scratch: str | Path | None) -> None:
+    """Refuse folders that a solver would not use.
+
+    Raises:
+        InputError: a `checkpoint` where nothing is trained, or a `scratch` folder of a solver that holds no layer of all the data.
+    """
+    if checkpoint is not None and not config.is_trained:
+        raise InputError("checkpoint", checkpoint, f"None with psr.{config!r}, which has no epochs to resume from")
+    if scratch is not None and not isinstance(config, Layerwise):
+        raise InputError("scratch", scratch, f"None with psr.{config!r}, which never holds a layer of all the data")
+
+
 def _check_config(config: Any, argument: str = "config") -> None:
     if type(config) in SOLVERS:
         return
@@ -144,10 +157,6 @@ def _solved(
     scratch: Path | None,
 ) -> Trained:
     solve = SOLVERS[type(config)]
-    if checkpoint is not None and not config.is_trained:
-        raise InputError("checkpoint", checkpoint, f"None with psr.{config!r}, which has no epochs to resume from")
-    if scratch is not None and not isinstance(config, Layerwise):
-        raise InputError("scratch", scratch, f"None with psr.{config!r}, which never holds a layer of all the data")
 
     def sites() -> Mapping[str, Site]:
         folder = {"scratch": scratch} if isinstance(config, Layerwise) else {}

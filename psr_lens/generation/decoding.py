@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -43,7 +43,7 @@ class NotFiniteError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Steered:
+class BatchSteering:
     """What steers a batch."""
 
     steering: Steering
@@ -53,13 +53,34 @@ class Steered:
     start: Mapping[Span, Int[Tensor, " batch"]]
     """First steered position of each prompt, counted with padding."""
 
-    def after(self, columns: int) -> Steered:
-        """The same for a batch of which the first columns have been run."""
-        return replace(self, start={span: start - columns for span, start in self.start.items()}) if columns else self
-
     def hooks(self, model: HookedModel) -> SteeringHooks:
         """Hooks for a model of TransformerLens."""
         return self.steering.hooks(model, self.alpha, start=self.start)
+
+
+Step = Callable[[Int[Tensor, "batch new"], Int[Tensor, "batch position"]], Float[Tensor, "batch d_vocab"]]
+"""Runs new tokens, with the mask of all tokens so far; gives the logits at the last one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What makes the steps of one batch, and holds its caches."""
+
+    step: Step
+    """Runs new tokens, with the mask of all tokens so far; the logits at the last one."""
+    select: Callable[[Int[Tensor, " row"]], None]
+    """Continues with some of the sequences."""
+    steering: SteeringHooks
+    """The hooks that steer; none if nothing does."""
+    in_force: Callable[[], AbstractContextManager[Any]]
+    """A block in which those hooks act, to be entered around all steps or around each."""
+    close: Callable[[], None]
+    """Removes what is left of the hooks."""
+
+
+Drawn = Generator[tuple[Int[Tensor, " row"], bool], None, list[tuple[int, ...]]]
+"""Draws the tokens of a batch step by step: yields one for each sequence that is still computed, and whether these are the last tokens.
+Returns the responses."""
 
 
 class Decoding:
@@ -83,7 +104,7 @@ class Decoding:
         tokens: Int[Tensor, "batch position"],
         mask: Int[Tensor, "batch position"],
         draws: Float[Tensor, "batch step"],
-        steered: Steered | None,
+        steered: BatchSteering | None,
     ) -> list[tuple[int, ...]]:
         """The responses to a batch of prompts, padded on the left.
 
@@ -96,51 +117,70 @@ class Decoding:
         Raises:
             NotFiniteError: logits are NaN or infinite.
         """
+        steps = self.steps(len(tokens), steered)
+        with closing(steps), steps.in_force():
+            return self.with_steps(tokens, mask, draws, steps.step, steps.select)
+
+    def with_steps(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        draws: Float[Tensor, "batch step"],
+        step: Step,
+        select: Callable[[Tensor], None],
+    ) -> list[tuple[int, ...]]:
+        """The responses with steps of one's own; arguments and errors as for `drawn`."""
+        drawn = self.drawn(tokens, mask, draws, step, select)
+        while True:
+            try:
+                next(drawn)
+            except StopIteration as end:
+                found: list[tuple[int, ...]] = end.value
+                return found
+
+    def steps(self, batch: int, steered: BatchSteering | None) -> Steps:
+        """What makes the steps of a batch; to be closed after use."""
+        attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
+        if self._plain is not None and (steered is None or attached is not None):
+            decoder = TransformersDecoder(self._plain)
+            if attached is None:
+                return Steps(decoder.step, decoder.select, SteeringHooks(), nullcontext, _nothing)
+            return Steps(decoder.step, _both(decoder.select, attached.select), attached.hooks, nullcontext, attached.remove)
+        hooks = SteeringHooks() if steered is None else steered.hooks(self._model)
+        own = Decoder(self._model, batch)
+        return Steps(own.step, _both(own.select, hooks.select), hooks, lambda: hooked(self._model, hooks), hooks.close)
+
+    def drawn(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        draws: Float[Tensor, "batch step"],
+        step: Step,
+        select: Callable[[Tensor], None],
+    ) -> Drawn:
+        """Draw the responses to a batch step by step.
+
+        Args:
+            tokens: The prompts, padded on the left.
+            mask: 1 where a token is real, 0 on padding.
+            draws: A uniform number for each token that may be sampled.
+            step: Takes new tokens and the mask of all so far, and gives the logits at the last token, as `Decoder.step` does.
+            select: Continues with some of the sequences.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
+        """
         device = device_of(self._model)
         tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
-        # Nothing steers before the first span, so what all prompts begin with is run once, before the hooks are there.
-        unsteered = tokens.shape[1] - 1 if steered is None else min(int(each.min()) for each in steered.start.values())
-        with self._decoder(tokens, mask, unsteered, steered) as (step, select, begun):
-            return self._decode(tokens, mask, draws, step, select, begun)
-
-    @contextmanager
-    def _decoder(
-        self, tokens: Tensor, mask: Tensor, unsteered: int, steered: Steered | None
-    ) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None], int]]:
-        """What makes a step, what continues with some of the sequences, and how many columns have been run."""
-        if self._plain is not None:
-            decoder = TransformersDecoder(self._plain)
-            begun = decoder.begin(tokens, mask, unsteered)
-            attached = None if steered is None else _attached(self._plain, steered.after(begun))
-            if steered is None or attached is not None:
-                with attached or nullcontext():
-                    yield decoder.step, _both(decoder.select, attached.select) if attached else decoder.select, begun
-                return
-        own = Decoder(self._model, len(tokens))
-        begun = own.begin(tokens, mask, unsteered) if self._keep else 0
-        hooks = SteeringHooks() if steered is None else steered.after(begun).hooks(self._model)
-        with hooked(self._model, hooks):
-            yield own.step, _both(own.select, hooks.select), begun
-
-    def _decode(
-        self,
-        tokens: Tensor,
-        mask: Tensor,
-        draws: Tensor,
-        step: Callable[..., Tensor],
-        select: Callable[[Tensor], None],
-        begun: int,
-    ) -> list[tuple[int, ...]]:
-        device = tokens.device
         choose = TokenChoice(self._config, tokens, mask, self._stops)
         ended = Ending(self._tokenizer, self._stops, self._config.stop, device)
-        steps = min(draws.shape[1], context_length(self._model) - tokens.shape[1])
-        drawn = tokens.new_zeros(len(tokens), steps)
-        lengths = tokens.new_full((len(tokens),), steps)
+        count = min(draws.shape[1], context_length(self._model) - tokens.shape[1])
+        drawn = tokens.new_zeros(len(tokens), count)
+        lengths = tokens.new_full((len(tokens),), count)
         rows = torch.arange(len(tokens), device=device)
         unfinished = torch.ones_like(rows, dtype=torch.bool)
-        new = tokens[:, begun:]
-        for position in range(steps):
+        new = tokens
+        for position in range(count):
             logits = step(new, mask)
             wrong = unfinished & ~finite_rows(logits)
             chosen = choose(logits, drawn[rows, :position], draws[:, position])
@@ -152,7 +192,9 @@ class Decoding:
             if broken:
                 row = int(rows[wrong.nonzero()[0, 0]])
                 raise NotFiniteError(row, drawn[row, :position].tolist())
-            if not left:
+            is_last = not left or position + 1 == count
+            yield chosen, is_last
+            if is_last:
                 break
             new = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -164,7 +206,11 @@ class Decoding:
         return [tuple(row[:length]) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
 
 
-def _attached(plain: nn.Module, steered: Steered) -> Any:
+def _nothing() -> None:
+    """Nothing is left to remove."""
+
+
+def _attached(plain: nn.Module, steered: BatchSteering) -> Any:
     """The replacement attached to plain transformers; None if it cannot be: its own hooks act, or say what is wrong."""
     try:
         return steered.steering.attach(plain, steered.alpha, start=steered.start)
@@ -180,7 +226,7 @@ def _both(one: Callable[[Tensor], None], other: Callable[[Tensor], None]) -> Cal
     return select
 
 
-def first_not_finite(model: HookedModel, ids: list[int], steered: Steered | None) -> str | None:
+def first_not_finite(model: HookedModel, ids: list[int], steered: BatchSteering | None) -> str | None:
     """The first hook point at which the residual stream of a sequence is NaN or infinite; None if it is finite at each layer."""
     found: list[str] = []
 

@@ -13,7 +13,7 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches, sharing_saves, suffix_batch
 from psr_lens.activations.finite import finite_logits
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
-from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, logits_budget, read_batch
 from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, frozen, has_hooks
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Acting, check_acting
@@ -56,7 +56,7 @@ def log_likelihoods(
     # Steering, and hooks of others, may act on the prompt, and differently in each response.
     alone = replacement is None and not has_hooks(model) and can_extend_by_several(model)
     shared = alone and sharing_saves(distinct, "R", (context,))
-    steered = None if replacement is None else Steered(replacement, alpha)
+    steered = None if replacement is None else PassSteering(replacement, alpha)
     found: dict[Hashable, Tensor] = {}
     batches = list(length_batches(distinct, logits_budget(model, token_budget, _COPIES), by_prompt=shared))
     for indices in progress_bar(batches, desc="likelihood", unit="batch"):

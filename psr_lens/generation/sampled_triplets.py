@@ -14,6 +14,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import counted, is_whole
 from psr_lens.activations.massive_activations import massive_activations
+from psr_lens.generation.engine import Engine
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, PromptPairs, Span, Triplet, check_pairs
@@ -134,6 +135,7 @@ def sample_responses(
     *,
     sampling: SamplingConfig | None = None,
     keep_negatives: bool = False,
+    engine: Engine | None = None,
 ) -> Triplets:
     """Sample a response to every prompt with the instruction, and keep those that the judge finds coherent and with the trait.
 
@@ -145,6 +147,7 @@ def sample_responses(
         sampling: How responses are sampled; None for the defaults.
         keep_negatives: Also keep coherent responses without the trait, as negative examples for `Joint(learned_offset=True)`; other
             solvers refuse them.
+        engine: What samples in place of the model, as for `generate`.
 
     Returns:
         The triplets, and what was dropped and why (`.summary()`).
@@ -159,7 +162,7 @@ def sample_responses(
     check_pairs(pairs)
     if judge is not None:
         checked_judge(judge)
-    responses = generate(model, pairs, context="prompted", sampling=sampling)
+    responses = generate(model, pairs, context="prompted", sampling=sampling, engine=engine)
     return judged_triplets(pairs, responses, judge, keep_negatives=keep_negatives)
 
 

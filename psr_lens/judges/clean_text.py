@@ -15,9 +15,3 @@ def sendable(text: str) -> str:
     """
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return _CONTROL.sub("\ufffd", whole)
-
-
-def shortened(text: str, most: int = 80) -> str:
-    """The text on one line, cut to at most `most` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"

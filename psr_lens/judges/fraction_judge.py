@@ -13,8 +13,8 @@ import numpy as np
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
+from psr_lens._utils.short_text import on_one_line
 from psr_lens.errors import InputError
-from psr_lens.judges.clean_text import shortened
 from psr_lens.results.judgement import Judgement, check_texts
 
 Unit = Literal["words", "letters", "characters", "sentences", "lines", "text"]
@@ -78,7 +78,7 @@ class FractionJudge:
             return "missing: the text is empty" if not count else f"the text {'matches' if matching else 'does not match'}"
         if not count:
             return f"missing: the text has no {self.of}"
-        quoted = [repr(shortened(each, 30)) for each in dict.fromkeys(matching)]
+        quoted = [repr(on_one_line(each, 30)) for each in dict.fromkeys(matching)]
         shown = [*quoted[:_MOST_QUOTED], *["…"] * (len(quoted) > _MOST_QUOTED)]
         return f"{len(matching)} of {count} {self.of} match" + (f": {', '.join(shown)}" if shown else "")
 

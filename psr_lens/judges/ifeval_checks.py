@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from psr_lens._utils.short_text import on_one_line
 from psr_lens.errors import InputError
 from psr_lens.judges import ifeval_text
-from psr_lens.judges.clean_text import shortened
 
 Check = Callable[[str], str]
 """Returns what is wrong with a text; the empty string if nothing is."""
@@ -77,7 +77,7 @@ def _bound(relation: object, threshold: object, name: str) -> Callable[[int, str
 
 
 def _quoted(text: str) -> str:
-    return repr(shortened(text, 40))
+    return repr(on_one_line(text, 40))
 
 
 # --- keywords ---------------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import json_text
 from psr_lens._utils.numbers import counted
 from psr_lens._utils.optional import versions as versions_of
+from psr_lens._utils.short_text import on_one_line
 from psr_lens.datasets import IfevalRow, Instruction
 from psr_lens.errors import InputError
-from psr_lens.judges.clean_text import shortened
 from psr_lens.judges.ifeval_checks import Check, check_for
 from psr_lens.results.judgement import Judgement, check_texts
 
@@ -210,7 +210,7 @@ class IfevalJudge:
         found = self._by_question.get(question, [])
         if len(found) == 1:
             return found[0]
-        shown = repr(shortened(question))
+        shown = repr(on_one_line(question))
         if not found:
             raise InputError(f"questions[{index}]", shown, f"a prompt of one of the judge's {len(self._tasks)} rows")
         raise InputError(

@@ -233,12 +233,7 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
             )
         found = [name for name in named if name == pattern]  # another name of a point that is listed once
     if not found:
-        raise InputError(
-            "hooks",
-            repr(wanted),
-            f"'all', a kind ({', '.join(KINDS)}), a hook name or a glob pattern that this model has",
-            f"{did_you_mean(wanted, [*KINDS, *points])}`psr_lens.hook_points(model)` lists them.",
-        )
+        raise _no_hook_point(wanted, points)
     if any(mark in pattern for mark in "*?["):
         kept = [name for name in found if points[name].per_token]
         found = kept or found
@@ -251,6 +246,34 @@ def _matches(model: HookedModel, wanted: str, points: dict[str, HookPointInfo]) 
                 f"Use `{name.rpartition('.')[0]}.hook_pattern` for attention." if "attn" in name else "",
             )
     return found
+
+
+def check_hook_names(hooks: Iterable[str], n_layers: int | None) -> None:
+    """Refuse names that no model with so many layers has, before one is loaded; `select_hooks` refuses the others.
+
+    Args:
+        hooks: Kinds, hook names and glob patterns.
+        n_layers: Number of layers; None if it is not known.
+
+    Raises:
+        InputError: there cannot be such a hook point.
+    """
+    for each in hooks:
+        if each == "all" or each in KINDS or any(mark in each for mark in "*?["):
+            continue
+        layer = layer_of(each)
+        is_deeper = layer is not None and n_layers is not None and layer >= n_layers
+        if is_deeper or not each.rpartition(".")[2].startswith("hook_"):
+            raise _no_hook_point(each, ())
+
+
+def _no_hook_point(wanted: str, known: Iterable[str]) -> InputError:
+    return InputError(
+        "hooks",
+        repr(wanted),
+        f"'all', a kind ({', '.join(KINDS)}), a hook name or a glob pattern that this model has",
+        f"{did_you_mean(wanted, [*KINDS, *known])}`psr_lens.hook_points(model)` lists them.",
+    )
 
 
 def are_layers(layers: object, argument: str = "layers") -> None:

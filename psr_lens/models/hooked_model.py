@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-import transformer_lens
 from transformers import GenerationConfig
 
 from psr_lens._utils.arguments import CHECKS, described
@@ -89,6 +88,8 @@ CHECKS[HookedModel] = check_model
 def has_hooked_transformer() -> bool:
     """Whether the installed TransformerLens still has `HookedTransformer` (removed in 4.0)."""
     try:
+        import transformer_lens
+
         return hasattr(transformer_lens, "HookedTransformer")
     except ImportError:
         return False

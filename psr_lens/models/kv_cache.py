@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from psr_lens.errors import ModelError
 from psr_lens.models.cache_argument import cache_argument, carry_cache
-from psr_lens.models.forward_pass import hardly_any_logits, logits_at, position_ids
+from psr_lens.models.forward_pass import hardly_any_logits, logits_at, position_ids, stopped
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
 
 LEAST_COLUMNS: Final = 8
@@ -27,6 +27,18 @@ def can_extend_by_several(model: HookedModel) -> bool:
     return not any(
         hasattr(layer, "recurrent_states") for layer in DynamicCache(config=cast(Any, model).original_model.config).layers
     )
+
+
+def can_leave_out(model: HookedModel) -> bool:
+    """Whether the tokens of a cache may be left out by a mask of 0, as if they had never been read.
+
+    Attention to the last few tokens counts those that are left out too, and so do distances that are not taken from position ids.
+    """
+    if not is_bridge(model):
+        return not model.cfg.use_local_attn and model.cfg.positional_embedding_type in ("standard", "rotary")
+    original = cast(Any, model).original_model
+    sliding = any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=original.config).layers)
+    return can_extend_by_several(model) and not sliding and "position_ids" in inspect.signature(original.forward).parameters
 
 
 class Decoder:
@@ -85,7 +97,8 @@ class Decoder:
 
         Args:
             new: Token ids to run.
-            mask: 1 where a token is real, for all tokens so far, including the new ones.
+            mask: 1 where a token is real, for all tokens so far, including the new ones. A token that was real before may be 0 now; see
+                `can_leave_out`.
             stop_at_layer: Skip this layer and all later ones; the number of layers skips none, but makes the logits of no use.
 
         Returns:
@@ -122,8 +135,11 @@ class Decoder:
         if self._state is not None:
             given = self._state.arguments(mask, width)
         else:
+            if mask.shape[1] > width:  # tokens may have been left out since
+                self._cache.previous_attention_mask = mask[:, :-width]
             given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
-        return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))
+        with stopped(self._model, stop_at_layer) as where:
+            return cast(Tensor, self._model(new, **where, **given))
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Continue with these sequences of the batch; a sequence may be repeated."""
@@ -148,16 +164,6 @@ class TransformersDecoder:
         self._model = hf_model
         self._state = _State(hf_model)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(hf_model.forward).parameters else {}
-
-    def begin(self, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], most: int) -> int:
-        """Run the first columns once for all sequences; see `Decoder.begin`."""
-        columns = alike(tokens, mask, most)
-        if columns == 0 or not self._state.only_keys:
-            return 0
-        first = mask[:, :columns].sum(1).argmax()
-        self.step(tokens[first, None, :columns], mask[first, None, :columns])
-        self._state.spread(mask[:, :columns])
-        return columns
 
     def step(self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"]) -> Float[Tensor, "batch d_vocab"]:
         """Run the new tokens; see `Decoder.step`."""

@@ -17,16 +17,17 @@ from psr_lens.plots.images import write_images as write_images
 from psr_lens.plots.layer_profile import magnitude_profile as magnitude_profile
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
+from psr_lens.plots.outlook_by_layer import outlook as outlook
+from psr_lens.plots.pareto_front import pareto as pareto
 from psr_lens.plots.patching import patch_map as patch_map
 from psr_lens.plots.rank import rank_energy as rank_energy
-from psr_lens.plots.reach import outlook as outlook
 from psr_lens.plots.response_slider import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
 from psr_lens.plots.text_strips import magnitude_strips as magnitude_strips
-from psr_lens.plots.trait_coherence import pareto as pareto
 from psr_lens.plots.transfer import agreement as agreement
 from psr_lens.plots.transfer import gates_by_family as gates_by_family
+from psr_lens.plots.transfer_rungs import rungs as rungs
 
 __all__ = [
     "agreement",
@@ -53,6 +54,7 @@ __all__ = [
     "rank_energy",
     "relative_dose",
     "relative_rmse",
+    "rungs",
     "source_map",
     "top_tokens",
     "write_images",

@@ -7,10 +7,11 @@ from typing import Final
 import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import TopToken, TopTokens
 from psr_lens.plots.style import INK, MONO, MUTED, PALETTE, SMALL, escaped, titled, translucent
-from psr_lens.plots.token_rows import shortened, signed
+from psr_lens.plots.token_rows import signed
 from psr_lens.prompts.token_text import joined, readable, word_starts
 
 MAX_ROWS: Final = 40

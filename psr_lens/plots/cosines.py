@@ -9,9 +9,9 @@ from typing import Final
 import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.interpretation.directions import Cosines
 from psr_lens.plots.style import DIVERGING, INK, SMALL, escaped, titled
-from psr_lens.plots.token_rows import shortened
 
 MAX_SITES: Final = 96
 """Most sites; of more, evenly spaced ones of each source are drawn."""

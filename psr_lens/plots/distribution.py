@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.style import (
@@ -27,7 +28,6 @@ from psr_lens.plots.style import (
     translucent,
     wrapped,
 )
-from psr_lens.plots.token_rows import shortened
 
 MAX_VIOLINS: Final = 6
 """Most layers with violins; of more, which would be too narrow to compare, quantile bands are drawn."""

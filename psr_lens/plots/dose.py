@@ -8,11 +8,11 @@ from typing import Final
 import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
+from psr_lens.evaluation.collateral import Collateral
 from psr_lens.evaluation.relative_dose import PERCENTILE
-from psr_lens.evaluation.side_effects import Collateral
 from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, named_styles, titled
-from psr_lens.plots.token_rows import shortened
 
 _PLOT: Final = 240
 _BOTTOM: Final = 50

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Closeness, Faithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
@@ -27,7 +28,6 @@ from psr_lens.plots.style import (
     titled,
     translucent,
 )
-from psr_lens.plots.token_rows import shortened
 from psr_lens.results.bootstrap import Estimate
 
 _ROW: Final = 24

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import is_whole
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import PARTS, Attribution
 from psr_lens.interpretation.attribution.result import Measure, Part
@@ -16,7 +17,6 @@ from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis
 from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import INK, PALETTE, escaped, titled
-from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts.token_text import readable
 
 MAX_HEADS: Final = 64

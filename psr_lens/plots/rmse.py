@@ -9,10 +9,10 @@ from typing import Final
 import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE
 from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, shown_name, titled, translucent
-from psr_lens.plots.token_rows import shortened
 
 _PLOT: Final = 260
 _BOTTOM: Final = 50

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from jaxtyping import Int
 from torch import Tensor
 
-from psr_lens.plots.token_rows import Tokened, shortened
+from psr_lens._utils.short_text import shortened
+from psr_lens.plots.token_rows import Tokened
 from psr_lens.prompts.token_text import readable_text, word_starts
 
 LINE: Final = 40

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens._utils.numbers import is_whole
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.methods import PROMPT
@@ -122,11 +123,6 @@ def site_of(trace: MethodTrace, method: str, layer: int | None) -> int:
             "Leave it out for the layer where it adds most.",
         )
     return max(columns, key=lambda column: float(totals[column]))
-
-
-def shortened(text: str, width: int) -> str:
-    """Text cut to `width` characters, with an ellipsis at the end if it was longer."""
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def row_labels(result: Tokened, rows: Int[Tensor, " row"], width: int = 14) -> list[str]:

@@ -12,11 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.plots.share_heatmap import BAR
 from psr_lens.plots.style import DIVERGING, GRID, INK, MONO, MUTED, PALETTE, SEQUENTIAL, SMALL, colour_bar, escaped, titled
 from psr_lens.plots.text_layout import EDGE, FONT_SIZE, STRIP, PlacedToken, in_lines, strip_axes, strip_pitch
-from psr_lens.plots.token_rows import shortened, signed
+from psr_lens.plots.token_rows import signed
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import readable, word_starts
 from psr_lens.transfer import Agreement, GateReading

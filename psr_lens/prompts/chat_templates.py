@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
@@ -16,7 +16,7 @@ import jinja2
 from jinja2 import TemplateError
 
 from psr_lens._utils.sequences import common_prefix, common_suffix
-from psr_lens._utils.yaml_config import KnownSettings
+from psr_lens._utils.yaml_config import KnownSettings, check_keys
 from psr_lens.errors import InputError
 
 Place = Literal["before", "after", "default_system"]
@@ -98,6 +98,16 @@ class ChatSettings(KnownSettings):
         except (TypeError, ValueError) as error:
             raise InputError("template_kwargs", f"{template_kwargs!r} ({error})", "a mapping of names to JSON values") from error
         return cls(system_role, system, place, prefix, variables)
+
+    @classmethod
+    def of_mapping(cls, given: Mapping[str, Any]) -> ChatSettings:
+        """Settings from a mapping, as files of settings have it under `chat`.
+
+        Raises:
+            InputError: an unknown or invalid setting.
+        """
+        check_keys("chat", given, [each.name for each in fields(cls)])
+        return cls.of(**given)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -228,6 +238,16 @@ class ChatTemplate:
             return self.rendered([("user", "x"), ("assistant", PROBE)]).partition(PROBE)[2]
         except TemplateError:
             return ""
+
+
+def at_time(chat: Mapping[str, Any], time: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `prompt_pairs` with the time that the template is told, unless they give it themselves.
+
+    Args:
+        chat: The arguments.
+        time: The time as a variable of the template, or nothing.
+    """
+    return {**chat, "template_kwargs": {**time, **(chat.get("template_kwargs") or {})}}
 
 
 def turn_end(tokenizer: Any) -> str:

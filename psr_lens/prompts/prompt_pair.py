@@ -8,6 +8,7 @@ from typing import Literal
 
 from psr_lens._utils.arguments import fits
 from psr_lens._utils.html_table import table
+from psr_lens._utils.short_text import quoted
 from psr_lens.errors import InputError
 from psr_lens.prompts.chat_templates import ChatSettings, Turn
 
@@ -84,7 +85,7 @@ class PromptPair:
     def __repr__(self) -> str:
         """Question, instruction and lengths, on one line."""
         lengths = f"{len(self.base_ids)} base and {len(self.prompted_ids)} prompted tokens"
-        return f"PromptPair({shortened(self.question)}, instruction={shortened(self.instruction)}, {lengths})"
+        return f"PromptPair({quoted(self.question)}, instruction={quoted(self.instruction)}, {lengths})"
 
     def _repr_html_(self) -> str:
         rows = [("question", self.asked), ("instruction", self.instruction)]
@@ -96,8 +97,3 @@ def instruction_label(pairs: Iterable[PromptPair]) -> str:
     """The instruction that pairs share; of several, the first and how many others there are."""
     first, *others = dict.fromkeys(pair.instruction for pair in pairs)
     return f"{first} (and {len(others)} other{'s' if len(others) > 1 else ''})" if others else first
-
-
-def shortened(text: str, length: int = 48) -> str:
-    """The beginning of a text in quotes, on one line."""
-    return repr(text if len(text) <= length else f"{text[: length - 1]}…")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from psr_lens._utils.short_text import quoted
 from psr_lens.prompts.chat_templates import ChatTemplate
-from psr_lens.prompts.prompt_pair import PromptPair, shortened
+from psr_lens.prompts.prompt_pair import PromptPair
 
 
 def replaced_system(tokenizer: Any, pair: PromptPair) -> str:
@@ -21,7 +22,7 @@ def replaced_system(tokenizer: Any, pair: PromptPair) -> str:
     if _bare(own) not in base or _bare(own) in prompted:
         return ""
     return (
-        f"The instruction replaces the chat template's own system message, {shortened(own, 80)}, so the prompts differ in both; "
+        f"The instruction replaces the chat template's own system message, {quoted(own, 80)}, so the prompts differ in both; "
         "place='default_system' keeps that message in both."
     )
 

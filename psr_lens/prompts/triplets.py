@@ -16,11 +16,12 @@ from torch import Tensor
 from psr_lens._utils.arguments import CHECKS, checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens._utils.numbers import counted
+from psr_lens._utils.short_text import quoted
 from psr_lens.errors import InputError
-from psr_lens.models import HookedModel, check_ids, context_length, tokenizer_of
+from psr_lens.models import HookedModel, WithTokenizer, check_ids, context_length, tokenizer_of
 from psr_lens.prompts.pair_builder import remade, response_ids
 from psr_lens.prompts.pairs import check_pairs
-from psr_lens.prompts.prompt_pair import PromptPair, Span, shortened
+from psr_lens.prompts.prompt_pair import PromptPair, Span
 from psr_lens.prompts.token_text import token_strings
 
 
@@ -46,7 +47,7 @@ class Triplet:
 
     def __repr__(self) -> str:
         """Question, response and scores, on one line."""
-        texts = f"{shortened(self.pair.question)} → {shortened(self.response)}"
+        texts = f"{quoted(self.pair.question)} → {quoted(self.response)}"
         return f"Triplet({texts}, {counted(len(self.response_ids), 'token')}, trait {self.trait:g}, coherence {self.coherence:g})"
 
     def _repr_html_(self) -> str:
@@ -85,7 +86,7 @@ class TokenTable:
 
 
 @checks_arguments
-def with_responses(model: HookedModel, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[Triplet]:
+def with_responses(model: WithTokenizer, pairs: Sequence[PromptPair], responses: Sequence[str]) -> list[Triplet]:
     """Make triplets of responses that were written elsewhere.
 
     A response is encoded once, as what continues its prompt, and without special tokens: `"</s>"` in it is only characters.

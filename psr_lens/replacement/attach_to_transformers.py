@@ -24,7 +24,7 @@ from psr_lens.replacement.steering_hooks import SteeringHooks, steering_hooks
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModuleNames:
     """Names of the modules that correspond to the hook points of an architecture."""
 
     layers: str
@@ -39,10 +39,10 @@ class Layout:
     """Setting by which the layer multiplies what its attention and MLP give, before it is those hook points; empty for 1."""
 
 
-_PLAIN: Final = Layout("model.layers", "self_attn", "mlp", "self_attn.o_proj")
-_POST_NORMS: Final = Layout("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
+_PLAIN: Final = ModuleNames("model.layers", "self_attn", "mlp", "self_attn.o_proj")
+_POST_NORMS: Final = ModuleNames("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
 
-LAYOUTS: Final[Mapping[str, Layout]] = {
+LAYOUTS: Final[Mapping[str, ModuleNames]] = {
     **dict.fromkeys(
         (
             "CohereForCausalLM",
@@ -65,12 +65,12 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         _PLAIN,
     ),
     **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"), _POST_NORMS),
-    "FalconForCausalLM": Layout("transformer.h", "self_attention", "mlp", "self_attention.dense"),
+    "FalconForCausalLM": ModuleNames("transformer.h", "self_attention", "mlp", "self_attention.dense"),
     "GraniteForCausalLM": replace(_PLAIN, multiplier="residual_multiplier"),
-    "GPT2LMHeadModel": Layout("transformer.h", "attn", "mlp", "attn.c_proj"),
-    "GPTJForCausalLM": Layout("transformer.h", "attn", "mlp", "attn.out_proj"),
-    "GPTNeoXForCausalLM": Layout("gpt_neox.layers", "attention", "mlp", "attention.dense"),
-    "PhiForCausalLM": Layout("model.layers", "self_attn", "mlp", "self_attn.dense"),
+    "GPT2LMHeadModel": ModuleNames("transformer.h", "attn", "mlp", "attn.c_proj"),
+    "GPTJForCausalLM": ModuleNames("transformer.h", "attn", "mlp", "attn.out_proj"),
+    "GPTNeoXForCausalLM": ModuleNames("gpt_neox.layers", "attention", "mlp", "attention.dense"),
+    "PhiForCausalLM": ModuleNames("model.layers", "self_attn", "mlp", "self_attn.dense"),
 }
 """Layouts by the name of the transformers class."""
 
@@ -118,7 +118,12 @@ class Attached:
         """Continue with these sequences of the batch, as the KV cache does; each keeps its own strength and start."""
         self._hooks.select(rows)
 
-    def add(self, layout: Layout, hooks: SteeringHooks) -> None:
+    @property
+    def hooks(self) -> SteeringHooks:
+        """The hooks that steer, by TransformerLens's names."""
+        return self._hooks
+
+    def add(self, layout: ModuleNames, hooks: SteeringHooks) -> None:
         """Put hooks on the modules that correspond to their hook points."""
         self._hooks = hooks
         for name, hook in hooks:
@@ -140,7 +145,7 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
     """
     layout = _layout(model)
     for replacement in replacements:
-        _check(replacement, model)
+        check_attachable(replacement, model.config, type(model).__name__)
     attached = Attached(model)
     try:
         attached.add(layout, steering_hooks(model, actions))
@@ -150,7 +155,18 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
     return attached
 
 
-def _layout(model: Any) -> Layout:
+def read_on_transformers(model: Any, hooks: Sequence[tuple[str, Callable[[Tensor, Any], None]]]) -> Attached:
+    """Put hooks that only read on a transformers model, at hook points by TransformerLens's names.
+
+    Raises:
+        InputError: `model` is not a transformers model of a supported architecture.
+    """
+    layout, attached = _layout(model), Attached(model)
+    attached.add(layout, SteeringHooks(hooks))
+    return attached
+
+
+def _layout(model: Any) -> ModuleNames:
     if isinstance(model, HookedModel):
         raise InputError("model", type(model).__name__, "a transformers model", "TransformerLens models are steered by `steer`.")
     for cls in type(model).__mro__:
@@ -164,11 +180,20 @@ def _layout(model: Any) -> Layout:
     )
 
 
-def _check(replacement: ReplacementSpec, model: Any) -> None:
-    config = model.config
+def check_attachable(replacement: ReplacementSpec, config: Any, class_name: str) -> None:
+    """Refuse a replacement that cannot act on a model with the modules of `LAYOUTS`.
+
+    Args:
+        replacement: The replacement.
+        config: The model's transformers config.
+        class_name: Name of the model's class.
+
+    Raises:
+        ArtifactError: it was made for a model of other sizes or for processed weights, or acts at other hook points.
+    """
     heads, width = config.num_attention_heads, config.hidden_size
     sizes = {
-        "model_name": getattr(config, "name_or_path", "") or type(model).__name__,
+        "model_name": getattr(config, "name_or_path", "") or class_name,
         "n_layers": config.num_hidden_layers,
         "d_model": width,
         "n_heads": heads,
@@ -189,12 +214,22 @@ def _check(replacement: ReplacementSpec, model: Any) -> None:
             )
 
 
-def _put(model: Any, layout: Layout, name: str, hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
-    """Register one of `steering_hooks` on the module that corresponds to its hook point."""
+def layer_and_point(name: str) -> tuple[int, str]:
+    """The layer of a hook point, and which of its points it is.
+
+    Raises:
+        InputError: `ModuleNames` has no module for it.
+    """
     found = _POINT.fullmatch(name)
     if found is None:
         raise InputError("hook", repr(name), f"a name that matches {_POINT.pattern}")
-    layer, point = model.get_submodule(layout.layers)[int(found.group(1))], found.group(2)
+    return int(found.group(1)), found.group(2)
+
+
+def _put(model: Any, layout: ModuleNames, name: str, hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
+    """Register one of `steering_hooks` on the module that corresponds to its hook point."""
+    index, point = layer_and_point(name)
+    layer = model.get_submodule(layout.layers)[index]
     if point == "attn.hook_z":
         heads = model.config.num_attention_heads
         return layer.get_submodule(layout.projection).register_forward_pre_hook(_on_heads(hook, heads))

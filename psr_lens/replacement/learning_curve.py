@@ -11,7 +11,12 @@ from psr_lens._utils.numbers import counted
 
 @dataclass(frozen=True, repr=False)
 class LearningCurve:
-    """Losses of a fit by gradient descent, one number per epoch."""
+    """Losses of a fit by gradient descent, one number per epoch.
+
+    Example:
+        >>> psr.fit(model, triplets[:4], psr.Joint(layers=1, epochs=2)).curve
+        LearningCurve(2 epochs, train ..., kept epoch 1)
+    """
 
     train: tuple[float, ...]
     """Mean training error of each epoch, as a share of the unsteered error where the fit is set to that; without regularisation."""
@@ -30,7 +35,12 @@ class LearningCurve:
         return f"LearningCurve({counted(len(self.train), 'epoch')}{''.join(losses)}, kept {kept})"
 
     def to_json(self) -> dict[str, Any]:
-        """The curve as lists and numbers, for `json.dumps`."""
+        """The curve as lists and numbers, for `json.dumps`.
+
+        Example:
+            >>> psr.fit(model, triplets[:4], psr.Joint(layers=1, epochs=1)).curve.to_json()["kept"]
+            0
+        """
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
@@ -39,6 +49,11 @@ class LearningCurve:
 
         Raises:
             KeyError, TypeError, ValueError: `found` is not a learning curve.
+
+        Example:
+            >>> curve = {"train": [2.0, 1.0], "validation": [], "seconds": [0.1, 0.1], "kept": 1}
+            >>> psr.replacement.LearningCurve.from_json(curve)
+            LearningCurve(2 epochs, train 2 to 1, kept epoch 1)
         """
         losses = {name: found[name] for name in ("train", "validation", "seconds")}
         for name, values in losses.items():

@@ -19,7 +19,12 @@ Rule = Literal["relu", "sigmoid", "linear", "constant", "projection"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Site:
-    """What a replacement does at one hook point (Heyman & Vandeputte 2026, eq. 7 and 8)."""
+    """What a replacement does at one hook point (Heyman & Vandeputte 2026, eq. 7 and 8).
+
+    Example:
+        >>> pirate.sites["blocks.2.hook_resid_post"]
+        Site(relu, rank 4, width 128)
+    """
 
     directions: Float[Tensor, "*head rank width"]
     """The directions `z` that are added, `[rank, d_model]`; at `attn.hook_z` each head has its own, `[head, rank, d_head]`."""
@@ -50,7 +55,12 @@ class Site:
         return all(bool(part.isfinite().all()) for part in (self.directions, self.weights, self.bias))
 
     def coefficients(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token rank"]:
-        """λ of each token (eq. 8), in units of the directions; of each token and head at `attn.hook_z`."""
+        """λ of each token (eq. 8), in units of the directions; of each token and head at `attn.hook_z`.
+
+        Example:
+            >>> pirate.sites["blocks.2.hook_resid_post"].coefficients(torch.zeros(7, 128)).shape  # 7 tokens, rank 4
+            torch.Size([7, 4])
+        """
         if self.rule == "constant":
             return self.bias.expand(*activation.shape[:-1], self.bias.shape[-1])
         read = per_head(activation, (self.directions if self.rule == "projection" else self.weights).transpose(-1, -2))
@@ -62,22 +72,43 @@ class Site:
         return torch.relu(read) if self.rule == "relu" else torch.sigmoid(read)
 
     def intervention(self, activation: Float[Tensor, "*token width"]) -> Float[Tensor, "*token width"]:
-        """λ(A)·z, what is added to each token's activation at `alpha=1` (eq. 7)."""
+        """λ(A)·z, what is added to each token's activation at `alpha=1` (eq. 7).
+
+        Example:
+            >>> pirate.sites["blocks.2.hook_resid_post"].intervention(torch.zeros(7, 128)).shape
+            torch.Size([7, 128])
+        """
         return per_head(self.coefficients(activation), self.directions)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Site:
-        """The same site with its tensors on another device and of another dtype."""
+        """The same site with its tensors on another device and of another dtype.
+
+        Example:
+            >>> pirate.sites["blocks.2.hook_resid_post"].to(torch.device("cpu"), torch.bfloat16).bias.dtype
+            torch.bfloat16
+        """
         return Site(self.directions.to(device, dtype), self.weights.to(device, dtype), self.bias.to(device, dtype), self.rule)
 
     def padded(self, rank: int) -> Site:
-        """The same site with as many directions as `rank`; those that are added, with their probes, are 0."""
+        """The same site with as many directions as `rank`; those that are added, with their probes, are 0.
+
+        Example:
+            >>> caa.sites["blocks.2.hook_resid_post"].padded(4).rank
+            4
+        """
         missing = rank - self.rank
         wide = [torch.nn.functional.pad(each, (0, 0, 0, missing)) for each in (self.directions, self.weights)]
         return Site(wide[0], wide[1], torch.nn.functional.pad(self.bias, (0, missing)), self.rule)
 
     @staticmethod
     def stacked(sites: Sequence[Site]) -> tuple[Tensor, Tensor, Tensor]:
-        """Directions, weights and biases of several sites, stacked; all are padded to the largest rank."""
+        """Directions, weights and biases of several sites, stacked; all are padded to the largest rank.
+
+        Example:
+            >>> directions, weights, bias = psr.replacement.Site.stacked(list(pirate.sites.values()))
+            >>> directions.shape  # site, rank, d_model
+            torch.Size([6, 4, 128])
+        """
         rank = max(site.rank for site in sites)
         padded = [site.padded(rank) for site in sites]
         directions, weights, bias = (

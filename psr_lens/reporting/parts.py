@@ -8,8 +8,8 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from psr_lens._utils.short_text import shortened
 from psr_lens.plots.heatmap import MAX_LAYERS
-from psr_lens.plots.token_rows import shortened
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import joined
 

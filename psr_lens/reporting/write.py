@@ -10,11 +10,11 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
 from psr_lens.plots.images import check_browser
-from psr_lens.plots.token_rows import shortened
 from psr_lens.reporting.comparison_figures import comparison_parts
 from psr_lens.reporting.figures_by_result import ANSWERS, further_parts
 from psr_lens.reporting.page import page_of

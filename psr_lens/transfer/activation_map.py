@@ -19,7 +19,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.progress import progress_bar
-from psr_lens.activations.massive import is_massive
+from psr_lens.activations.massive_finder import is_massive
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, collect
 from psr_lens.activations.store.triplets import triplets_digest
 from psr_lens.errors import InputError
@@ -300,7 +300,7 @@ def fit_activation_map(
         fingerprint(target),
         triplets_digest([each.source for each in paired]),
         len(paired),
-        sum(1 + len(each.source_positions) for each in paired),
+        sum(len(each.source_positions) for each in paired),
     )
 
 

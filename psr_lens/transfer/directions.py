@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import counted
-from psr_lens.activations.massive import is_massive
+from psr_lens.activations.massive_finder import is_massive
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, collect
 from psr_lens.activations.store.triplets import triplets_digest
 from psr_lens.errors import InputError
@@ -36,6 +36,8 @@ Push = Literal["ridge", "procrustes", "anchors", "differences"]
 `anchors`: the direction whose cosines with the target's activations of some tokens are those of the source's direction with the source's;
 `differences`: regression of what *other* instructions do in the target on what they do in the source."""
 
+_AT_ONCE: Final = 2**30
+"""Most bytes of a model's activations that are held at once; more layers than fit are read in several passes."""
 _ANCHORS: Final = 256
 """Number of tokens that serve as anchors."""
 _SEED: Final = 0
@@ -124,7 +126,9 @@ def fit_direction_map(
         InputError: an unknown kind, fewer than four texts, layers that the models do not have.
 
     References:
-        Relative representations by similarities to anchors: Moschella et al. 2023, arXiv 2209.15430.
+        Relative representations by similarities to anchors: Moschella et al. 2023, arXiv 2209.15430. Directions rebuilt from their
+        coordinates over anchors in another family of models: Kim & Han 2026, "Cross-Family Universality of Behavioral Axes via
+        Anchor-Projected Representations", arXiv 2605.09875, which averages the directions of several sources.
 
     Example:
         >>> paired = psr.transfer.pair_texts(model, model, triplets)
@@ -139,12 +143,18 @@ def fit_direction_map(
     pairs = matched_by_depth(*depths) if layers is None else checked_pairs(layers, *depths)
     rows = paired_rows(paired)
     matrices, components = {}, {}
-    for source_layer, target_layer in pairs:
-        x, massive = _read(source, [each.source for each in paired], source_layer, kind, token_budget, rows.source)
-        y, also = _read(target, [each.target for each in paired], target_layer, kind, token_budget, rows.target)
-        left = ~(massive | also)
-        matrices[target_layer] = _matrix(x[left], y[left], rows.text[left], kind).float()
-        components[target_layer] = _components(y[left]).float()
+    sides = (source, [each.source for each in paired]), (target, [each.target for each in paired])
+    tokens = sum(1 + len(triplet.response_ids) for _, triplets in sides for triplet in triplets)
+    size = max(1, _AT_ONCE // (8 * tokens * max(int(model.cfg.d_model) for model, _ in sides)))
+    for first in range(0, len(pairs), size):
+        some = pairs[first : first + size]
+        x, y = (_read(*side, layers, kind, token_budget) for side, layers in zip(sides, zip(*some, strict=True), strict=True))
+        for source_layer, target_layer in some:
+            (ours, massive), (theirs, also) = x[source_layer], y[target_layer]
+            left = ~(massive[rows.source] | also[rows.target])
+            ours, theirs = ours[rows.source][left].double(), theirs[rows.target][left].double()
+            matrices[target_layer] = _matrix(ours, theirs, rows.text[left], kind).float()
+            components[target_layer] = _components(theirs).float()
     texts = triplets_digest([each.source for each in paired])
     return DirectionMap(kind, matrices, components, pairs, fingerprint(source), fingerprint(target), texts)
 
@@ -208,20 +218,22 @@ def _check_beside(forward: DirectionMap, mapped: ActivationMap) -> None:
 
 
 def _read(
-    model: HookedModel, triplets: Sequence[Triplet], layer: int, kind: Push, token_budget: int, chosen: Int[Tensor, " pair"]
-) -> tuple[Float[Tensor, "pair width"], Bool[Tensor, " pair"]]:
-    """Activations in the base context, or with `differences` what the prompt changes of them, of some tokens; and which are massive."""
-    name = f"blocks.{layer}.hook_resid_post"
+    model: HookedModel, triplets: Sequence[Triplet], layers: Sequence[int], kind: Push, token_budget: int
+) -> dict[int, tuple[Float[Tensor, "token width"], Bool[Tensor, " token"]]]:
+    """By layer the activations in the base context, or with `differences` what the prompt changes of them; and which are massive."""
+    names = {layer: f"blocks.{layer}.hook_resid_post" for layer in sorted(set(layers))}
 
-    def rows(context: Context) -> Tensor:
-        return collect(model, triplets, [name], context, "R", token_budget=token_budget)[name]
+    def rows(context: Context) -> dict[str, Tensor]:
+        return collect(model, triplets, list(names.values()), context, "R", token_budget=token_budget)
 
     base = rows("base")
-    massive = is_massive(base)
     if kind != "differences":
-        return base[chosen].double(), massive[chosen]
-    prompted = rows("prompted")
-    return (prompted.double() - base.double())[chosen], (massive | is_massive(prompted))[chosen]
+        return {layer: (base[name], is_massive(base[name])) for layer, name in names.items()}
+    prompted, found = rows("prompted"), {}
+    for layer, name in names.items():
+        before, after = base.pop(name), prompted.pop(name)
+        found[layer] = (after.double() - before.double(), is_massive(before) | is_massive(after))
+    return found
 
 
 def _matrix(x: Float[Tensor, "pair source_width"], y: Float[Tensor, "pair target_width"], text: Tensor, kind: Push) -> Tensor:

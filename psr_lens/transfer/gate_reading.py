@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -16,7 +16,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import Rows, collect
-from psr_lens.activations.teacher_forced_pass import Steered, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, device_of
 from psr_lens.models.hook_points import layer_of
@@ -196,21 +196,39 @@ def gates_of(model: HookedModel, triplets: Sequence[Triplet], replacement: Repla
     layers = [layer for name in names if (layer := layer_of(name)) is not None]
     if len(set(layers)) < len(names):
         raise InputError("replacement", repr(replacement), "a replacement with one site in each layer where it acts")
+    strength = 1 + replacement.offset  # at which it steers
+
+    def added(site: Site, arriving: Tensor) -> Tensor:
+        return strength * _added(site, arriving)
+
+    found = read_at_sites(model, triplets, replacement, names, added, token_budget)
+    return Gates(tuple(layers), tuple(found[name] for name in names))
+
+
+def read_at_sites(
+    model: HookedModel,
+    triplets: Sequence[Triplet],
+    replacement: Replacement,
+    names: Sequence[str],
+    value: Callable[[Site, Tensor], Tensor],
+    token_budget: int,
+) -> dict[str, Float[Tensor, "token size"]]:
+    """What a function of a site and of what arrives there gives on the span `R`, while the replacement steers without the instruction."""
     rows = Rows(triplets, "R", torch.float32)
-    steered = Steered(replacement, arriving=names)
+    steered = PassSteering(replacement, arriving=names)
     with progress_bar(total=len(triplets), desc="read gates", unit="triplet") as bar:
         for batch in length_batches(triplets, token_budget):
             found = read_batch(model, [triplets[index] for index in batch], [], "base", "R", steered=steered)
             take = rows.of(batch)
             for name in names:
-                take(name, _added(replacement.sites[name], found.arriving[name].float()))
+                arriving = found.arriving[name].float()
+                take(name, value(replacement.sites[name].to(arriving.device, torch.float32), arriving))
             bar.update(len(batch))
-    return Gates(tuple(layers), tuple(rows.tensors[name] for name in names))
+    return rows.tensors
 
 
 def _added(site: Site, arriving: Float[Tensor, " token *width"]) -> Float[Tensor, " token size"]:
     """What a site adds, in orthonormal coordinates of the span of its directions: their signs and order mean nothing, lengths do."""
-    site = site.to(arriving.device, torch.float32)
     coefficients = site.coefficients(arriving)
     if site.rank == 1:
         found: Tensor = (coefficients * torch.linalg.vector_norm(site.directions, dim=-1)).flatten(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.massive_activations import massive_activations
-from psr_lens.activations.paired_passes import TOKEN_BUDGET, Reading, Rows, Take
+from psr_lens.activations.paired_passes import TOKEN_BUDGET, PairedReading, Rows, Take
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, fingerprint, frozen
 from psr_lens.prompts import TokenTable, Triplet, token_table
@@ -110,7 +110,7 @@ class _Side:
         names = [f"blocks.{layer}.hook_resid_post" for layer in range(int(self.model.cfg.n_layers))]
         shapes = {name: (int(self.model.cfg.d_model),) for name in names}
         dtype = next(iter(self.model.parameters())).dtype
-        reading = Reading(self.model, self.triplets, shapes, dtype, "R", token_budget=self.token_budget)
+        reading = PairedReading(self.model, self.triplets, shapes, dtype, "R", token_budget=self.token_budget)
         rows = Rows(self.triplets, "R")
         with reading.bar() as bar, torch.no_grad(), frozen(self.model):
             for batch in reading.batches(range(len(self.triplets))):

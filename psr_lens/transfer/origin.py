@@ -68,15 +68,24 @@ def check_source(replacement: Replacement, mapped: ActivationMap) -> None:
         ArtifactError: another model.
         InputError: another span, or the last prompt token alone.
     """
-    for key in ("architecture", "n_layers", "d_model", "n_heads", "d_vocab", "processing"):
-        ours, theirs = replacement.model.get(key), mapped.source_model.get(key)
-        if ours is not None and theirs is not None and ours != theirs:
-            raise ArtifactError(
-                f"replacement: it was made for {replacement.model.get('model_name')} with {key}={ours}; the source of this map is "
-                f"{mapped.source_model.get('model_name')} with {key}={theirs}. Give a replacement for the map's source."
-            )
+    check_made_for(replacement, mapped.source_model)
     if replacement.span != "R" or replacement.tokens != "span":
         where = "the last prompt token alone" if replacement.tokens == "last" else f"the span {replacement.span!r}"
         raise InputError(
             "replacement", f"one that acts on {where}", "one that acts on the span 'R', as the texts of the map are read"
         )
+
+
+def check_made_for(replacement: Replacement, source_model: Mapping[str, Any]) -> None:
+    """Refuse a replacement that was made for another model than the source.
+
+    Raises:
+        ArtifactError: another model.
+    """
+    for key in ("architecture", "n_layers", "d_model", "n_heads", "d_vocab", "processing"):
+        ours, theirs = replacement.model.get(key), source_model.get(key)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise ArtifactError(
+                f"replacement: it was made for {replacement.model.get('model_name')} with {key}={ours}; the source is "
+                f"{source_model.get('model_name')} with {key}={theirs}. Give a replacement for the source."
+            )

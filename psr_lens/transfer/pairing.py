@@ -2,7 +2,8 @@
 
 At such a token both models have read exactly the same text, whatever pieces they read it in; so what they compute there can be compared.
 Pairs are one to one. Where a token of one model covers several of the other's, only the last of these can be paired: at the others, one
-model has read text that the other has not. Tokens without text of their own are not paired, except for the token that ends a response.
+model has read text that the other has not. Tokens without text of their own are not paired, except for the last prompt tokens, before which
+the texts say the same and at which both models decide on the first token, and the tokens that end a response.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.short_text import quoted
 from psr_lens.errors import InputError
 from psr_lens.generation.sampling import stop_ids
 from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.prompts import PromptPair, Triplet, check_triplets, remade, response_ids
 from psr_lens.prompts.chat_templates import carried_over, turn_end
-from psr_lens.prompts.prompt_pair import shortened
 from psr_lens.transfer.token_ends import token_ends
 
+_PROMPT_TOKEN: Final = torch.tensor([-1])
+"""Index of the last prompt token, counted from the response's first."""
 _ANY: Final = "x"
 """An instruction for pairs that have none, whose prompt with the instruction is not used."""
 
@@ -66,13 +69,13 @@ class PairedText:
     target: Triplet
     """The same question, instruction and response with the target's template and tokenizer."""
     source_positions: Int[Tensor, " pair"]
-    """Index within the source's response of each pair's token, ascending."""
+    """Index within the source's response of each pair's token, ascending from −1, the last prompt token."""
     target_positions: Int[Tensor, " pair"]
-    """Index within the target's response."""
+    """The same within the target's response."""
 
     def __repr__(self) -> str:
         """Question, response and numbers of tokens, on one line."""
-        texts = f"{shortened(self.source.pair.question)} → {shortened(self.source.response)}"
+        texts = f"{quoted(self.source.pair.question)} → {quoted(self.source.response)}"
         tokens = f"{len(self.source.response_ids)} source and {len(self.target.response_ids)} target tokens"
         return f"PairedText({texts}, {tokens}, {len(self.source_positions)} pairs)"
 
@@ -116,8 +119,8 @@ def pair_texts(source: HookedModel, target: HookedModel, triplets: Sequence[Trip
     """Let two models read the same texts: prompts of each one's own template, and tokens paired where both end at the same byte.
 
     The target's triplets have the same questions, instructions and scores. Their response is the same text, encoded as what continues
-    the target's prompt, and ends with the target's own end token if the source's does; the end tokens are a pair too. Of the template's
-    variables (`template_kwargs`), those that the target's template does not read are left out.
+    the target's prompt, and ends with the target's own end token if the source's does; the end tokens are a pair too, as are the last
+    prompt tokens. Of the template's variables (`template_kwargs`), those that the target's template does not read are left out.
 
     Args:
         source: The model whose triplets these are.
@@ -140,9 +143,7 @@ def pair_texts(source: HookedModel, target: HookedModel, triplets: Sequence[Trip
     """
     check_triplets(source, triplets)
     from_, to = tokenizer_of(source), tokenizer_of(target)
-    check_rendered(source, triplets)
-    chats = {each.pair.chat: carried_over(each.pair.chat, to) for each in triplets}
-    pairs = _prompts(target, [replace(each.pair, chat=chats[each.pair.chat]) for each in triplets])
+    pairs = counterparts(source, target, [each.pair for each in triplets], "triplets[{}].pair")
     texts = response_ids(target, pairs, [each.response for each in triplets])
     stops, end = stop_ids(source, from_), _end_token(target)
     paired = []
@@ -151,7 +152,7 @@ def pair_texts(source: HookedModel, target: HookedModel, triplets: Sequence[Trip
         ended = triplet.response_ids[-1] in stops
         own = triplet.response_ids[:-1] if ended else triplet.response_ids
         ends = token_ends(from_, own, triplet.response, argument), token_ends(to, ids, triplet.response, argument)
-        at = pair_tokens(*ends)
+        at = TokenPairs(*(torch.cat([_PROMPT_TOKEN, each]) for each in pair_tokens(*ends)))
         if ended and end is not None:
             at = TokenPairs(*(torch.cat([each, torch.tensor([len(of)])]) for each, of in zip(at, (own, ids), strict=True)))
             ids = (*ids, end)
@@ -163,37 +164,47 @@ def pair_texts(source: HookedModel, target: HookedModel, triplets: Sequence[Trip
 
 
 def paired_rows(paired: Sequence[PairedText]) -> PairedRows:
-    """The rows of all pairs on the span `R`, of which the last prompt token is the first row of each text.
-
-    The last prompt tokens are a pair too: the texts before them say the same, and what both models do there decides the first token.
-    """
+    """The rows of all pairs on the span `R`, whose first row in each text is the last prompt token."""
     rows: list[list[Tensor]] = [[], []]
     begins = [0, 0]
     for each in paired:
         sides = ((each.source, each.source_positions), (each.target, each.target_positions))
         for side, (triplet, positions) in enumerate(sides):
-            rows[side].append(begins[side] + torch.cat([torch.zeros(1, dtype=torch.int64), positions + 1]))
+            rows[side].append(begins[side] + 1 + positions)
             begins[side] += 1 + len(triplet.response_ids)
     text = torch.cat([torch.full((len(each),), index) for index, each in enumerate(rows[0])])
     return PairedRows(torch.cat(rows[0]), torch.cat(rows[1]), text)
 
 
-def check_rendered(model: HookedModel, triplets: Sequence[Triplet]) -> None:
-    """Refuse triplets whose prompts are not what the model's template makes of their texts: these cannot be made for another model.
+def counterparts(source: HookedModel, target: HookedModel, pairs: Sequence[PromptPair], argument: str) -> list[PromptPair]:
+    """The same prompts for another model, of its own template.
+
+    Args:
+        source: The model whose prompts these are.
+        target: Another model.
+        pairs: The prompts.
+        argument: What errors name, with `{}` for the index.
 
     Raises:
-        InputError: such a triplet.
+        InputError: prompts that the source's template does not make of their texts, or that the target's cannot make.
     """
+    _check_rendered(source, pairs, argument)
+    to = tokenizer_of(target)
+    chats = {each.chat: carried_over(each.chat, to) for each in pairs}
+    return _prompts(target, [replace(each, chat=chats[each.chat]) for each in pairs])
+
+
+def _check_rendered(model: HookedModel, pairs: Sequence[PromptPair], argument: str) -> None:
+    """Refuse prompts that are not what the model's template makes of their texts: these cannot be made for another model."""
     made: list[PromptPair | None]
     try:
-        made = list(_prompts(model, [each.pair for each in triplets]))
+        made = list(_prompts(model, pairs))
     except InputError:  # of one of them, such as an empty question; which one is seen below
-        made = [_prompt_if_any(model, each.pair) for each in triplets]
-    for index, (triplet, found) in enumerate(zip(triplets, made, strict=True)):
-        pair = triplet.pair
+        made = [_prompt_if_any(model, each) for each in pairs]
+    for index, (pair, found) in enumerate(zip(pairs, made, strict=True)):
         if found is None or (found.base_ids, found.prompted_ids) != (pair.base_ids, pair.prompted_ids):
             raise InputError(
-                f"triplets[{index}].pair",
+                argument.format(index),
                 f"{pair!r}, whose tokens are not those that {model.cfg.model_name}'s chat template and tokenizer make of its texts",
                 "a pair of texts, since another model needs prompts of its own",
                 "Make the pairs with `prompt_pairs`; ready token ids and thoughts (`think`) belong to one model.",

@@ -49,6 +49,7 @@ def test_numbers_are_stored_in_the_type_that_is_asked_for(tiny_llama, tmp_path, 
         assert torch.equal(store[name].tensor(), rows.to(getattr(torch, dtype)))
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     count=st.integers(1, 7),
@@ -111,6 +112,7 @@ def undisturbed(pairs_file, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs_file, undisturbed, tmp_path):
     draw, folder = random.Random(0), tmp_path / "store"
     written = []

@@ -8,7 +8,7 @@ from helpers import random_triplets
 from massive_model import DIMENSION, FLIPS, LAYER, STAYS, activations
 
 import psr_lens as psr
-from psr_lens.activations.massive import MassiveFinder, is_massive
+from psr_lens.activations.massive_finder import MassiveFinder, is_massive
 from psr_lens.errors import InputError
 from psr_lens.generation.sampled_triplets import Triplets
 from psr_lens.prompts import token_table

@@ -83,6 +83,7 @@ def test_prompts_are_shared_only_if_it_saves_much_and_no_pattern_is_read(tiny_ll
     assert [batch.prefix is not None for batch in read] == [shared, shared]  # one batch in each context
 
 
+@pytest.mark.slow
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12)), min_size=1, max_size=7),
     token_budget=st.integers(1, 400),

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from stores import HOOKS, SPEC_PARTS, bytes_of, spec_of, triplet_of, write_store
 
 from psr_lens._utils.tensor_bytes import raw_bytes
-from psr_lens.activations.paired_passes import Reading
+from psr_lens.activations.paired_passes import PairedReading
 from psr_lens.activations.store import Store, StoreSpec, StoreWriter, plan_shards, tokenizer_fingerprint, triplet_id
 from psr_lens.activations.store.files import Layout, read_checksums, verify_file
 from psr_lens.activations.store.format import FORMAT, manifest_bytes, read_manifest, read_spec, shard_layout
@@ -59,7 +59,7 @@ def test_a_spec_is_read_as_it_was_written(tmp_path_factory, parts):
 
 def test_a_spec_follows_from_a_model_and_triplets(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 5)
-    reading = Reading(tiny_llama.model, triplets, {"blocks.0.hook_resid_post": (32,)}, torch.float32, "QR")
+    reading = PairedReading(tiny_llama.model, triplets, {"blocks.0.hook_resid_post": (32,)}, torch.float32, "QR")
     spec = StoreSpec.of(reading, dtype="bfloat16")
     table = token_table(tiny_llama.model, triplets, "QR")
     assert spec.model == model_identity(tiny_llama.model)

@@ -1,4 +1,4 @@
-"""Reading a store: what was written comes back, only what is asked for is read, and nothing damaged is let through."""
+"""PairedReading a store: what was written comes back, only what is asked for is read, and nothing damaged is let through."""
 
 import dataclasses
 import shutil
@@ -13,7 +13,7 @@ from stores import HOOKS, SPEC_PARTS, fill, numbers_of, spec_of, write_store
 from torch.utils.data import DataLoader
 
 import psr_lens as psr
-from psr_lens.activations.paired_passes import Reading
+from psr_lens.activations.paired_passes import PairedReading
 from psr_lens.activations.store import RowError, Store, StoreSpec, StoreWriter, rows
 from psr_lens.errors import ArtifactError, InputError
 
@@ -178,7 +178,7 @@ def test_a_capture_comes_back_from_the_disk(tiny_llama, organism, tmp_path):
     triplets = random_triplets(tiny_llama.model, 6)
     captured = psr.capture(tiny_llama.model, triplets, "all", span="QR")
     shapes = {name: tuple(delta.shape[1:]) for name, delta in captured.deltas.items()}
-    spec = StoreSpec.of(Reading(tiny_llama.model, triplets, shapes, torch.float32, "QR"), shard_bytes=20_000)
+    spec = StoreSpec.of(PairedReading(tiny_llama.model, triplets, shapes, torch.float32, "QR"), shard_bytes=20_000)
     fill(StoreWriter.create(tmp_path, spec), dict(captured.deltas))
     store = Store.open(tmp_path, tiny_llama.model)
     assert store.triplets == triplets
@@ -236,6 +236,7 @@ def test_a_shuffled_buffer_takes_few_places_of_the_disk_but_mixes_them(tmp_path)
     assert (batches[0].diff() == 1).sum() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (1, "spawn")])
 def test_a_data_loader_reads_every_row(made, workers, start):
     store, numbers = made

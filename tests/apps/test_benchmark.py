@@ -14,6 +14,8 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation import answer_cache as answers
 from psr_lens.evaluation.scores import score
 
+pytestmark = pytest.mark.slow
+
 CONFIG = BenchmarkConfig(
     ("llama",),
     ("shout",),

@@ -17,6 +17,8 @@ from psr_lens.apps.demo import INSTRUCTIONS, ChatDemoConfig, DemoResult, chat_de
 from psr_lens.apps.demo.chat_demo import ChatInstruction
 from psr_lens.errors import InputError, ModelError
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"fit_questions": 16, "validation_questions": 2, "held_out_questions": 8, "rank": 4, "looked_into": 2}
 
 

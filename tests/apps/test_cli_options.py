@@ -119,6 +119,12 @@ def commands(organism, tmp_path):
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(evaluation))
     return {
         "fit": ["--triplets", lines, "--out", tmp_path / "f"],
+        "generate": [tmp_path / "method", "what is a fox ?", "--instruction", "be brief ."],
+        "play": ["organism", tmp_path / "method", "--instruction", "be brief .", "--no-open"],
+        "transfer": [
+            *("--from", tmp_path / "method", "--texts", lines, "--out", tmp_path / "t"),
+            *("--source-model", "organism", "--target-model", "organism-gpt2"),
+        ],
         "capture": ["--pairs", lines, "--out", tmp_path / "c"],
         "evaluate": ["--config", tmp_path / "e.yaml"],
         "run": ["--model", "organism", "--questions", lines, "--out", tmp_path / "r"],
@@ -193,3 +199,38 @@ def test_an_unchecked_run_is_not_checked_and_says_so_in_its_file(folders, tmp_pa
     code, output = call("run", *(part for key, each in given.items() for part in (f"--{key}", each)), "--no-verify")
     assert (code, "model: enough" in output) == (2, True), output
     assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["verify"] is False
+
+
+def test_prompts_are_put_together_as_the_options_or_the_file_say_in_every_command(organism, commands, tmp_path, monkeypatch):
+    """A method is measured on the prompts that it was fitted on only if both commands can be told how they are put together."""
+    chat = {"place": "after", "system": "be kind .", "prefix": "well"}
+    wanted = psr.prompt_pairs(organism.model, ["what is a bear ?", "what is a fox ?"], LINE["instruction"], **chat)
+    seen = []
+
+    def enough(model, given, *_, **__):
+        seen.append(tuple(getattr(each, "pair", each) for each in given))
+        raise ModelError("model: enough. No more.")
+
+    monkeypatch.setattr(psr, "load_model", lambda *_, **__: organism.model)
+    for name in ("fit", "capture", "evaluate"):
+        monkeypatch.setattr(psr, name, enough)
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"chat": chat}))
+    options = [part for key, value in chat.items() for part in (f"--{key}", value)]
+    for command in ("fit", "capture"):
+        assert "model: enough" in call(command, *commands[command], *options)[1]
+    assert "model: enough" in call("evaluate", *commands["evaluate"])[1]
+    assert seen == [tuple(wanted)] * 3
+
+
+def test_prompts_that_come_with_their_instructions_are_told_variables_alone(tmp_path):
+    config = {"judge": "ifeval", "methods": {}, "dataset": {"name": "ifeval", "path": "x.jsonl"}, "chat": {"place": "after"}}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(config))
+    message = "chat: got 'place', expected `template_kwargs` alone with IFEval"
+    assert message in call("evaluate", "--config", tmp_path / "e.yaml", "--out", tmp_path / "out")[1]
+
+
+def test_options_of_prompts_beside_a_store_are_refused(tmp_path):
+    (tmp_path / "store").mkdir()
+    code, output = call("fit", "--triplets", tmp_path / "store", "--out", tmp_path / "f", "--place", "after")
+    assert (code, "place: got after, expected None with a store" in output) == (2, True), output

@@ -11,6 +11,8 @@ import psr_lens as psr
 from psr_lens.apps import demo as demo_module
 from psr_lens.apps.cli import app
 
+pytestmark = pytest.mark.slow
+
 METHODS = {"none", "prompt", "S-Const DiM", "S-PSR", "A-PSR"}
 TRAITS = ("pirate",)
 SMALL = {"fit_questions": 40, "validation_questions": 12, "looked_into": 4}

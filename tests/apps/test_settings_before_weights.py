@@ -1,4 +1,4 @@
-"""Every wrong setting of `psr-lens run`, `evaluate` and `fit` that needs no weights to be seen is reported before any are read."""
+"""Every wrong setting of a command that needs no weights to be seen is reported before any are read."""
 
 import json
 
@@ -29,14 +29,17 @@ def command(organism, tmp_path, monkeypatch):
         "evaluate": {"pairs": "lines.jsonl", "methods": {"A": "method"}, "judge": "organism:pirate", "out": "evaluation"},
         "fit": {"solver": "sequential"},
     }
-    more = {"fit": ["--triplets", "lines.jsonl", "--out", "fitted"]}
+    more = {"fit": ["--triplets", "lines.jsonl", "--out", "fitted"], "capture": ["--pairs", "lines.jsonl", "--out", "captured"]}
     for place in ("psr_lens.models.loading.read_weights", "transformers.GPT2ForSequenceClassification.from_pretrained"):
         monkeypatch.setattr(place, None)
 
-    def call(name, changes):
-        (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**given[name], **changes}, sort_keys=False))
+    def call(name, changes=None, options=()):
+        arguments = more.get(name, [])
+        if name in given:
+            (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**given[name], **(changes or {})}, sort_keys=False))
+            arguments = ["--config", "settings.yaml", *arguments]
         before = set(tmp_path.rglob("*"))
-        result = CliRunner().invoke(app, [name, "--config", "settings.yaml", *more.get(name, [])])
+        result = CliRunner().invoke(app, [name, *arguments, *options])
         assert set(tmp_path.rglob("*")) == before, "something was written"
         return result.exit_code, " ".join(result.output.split())
 
@@ -113,6 +116,11 @@ EVALUATE = [
     ({"pairs": None, "dataset": {"name": "ifeval", "path": "none.jsonl"}}, "none.jsonl"),
     ({"pairs": None, "dataset": {"name": "organism", "trait": "see"}}, "trait: got 'see'"),
     ({"model": "small"}, "this method was made for organism with d_model="),
+    ({"chat": {"plce": "after"}}, "chat: unknown setting 'plce'. Did you mean 'place'?"),
+    ({"chat": {"place": "behind"}}, "place: got 'behind'"),
+    ({"chat": ["after"]}, "chat: got ['after'], expected a mapping"),
+    ({"chat": {"template_kwargs": {"thinking": True}}}, "template_kwargs: got the name 'thinking'"),
+    ({"chat": {"system": "be kind . " * 300}}, "a prompt of"),
 ]
 FIT = [({"layers": 6}, "layers: got 6"), ({"layers": [0, -7]}, "layers: got [0, -7]"), ({"rank": 0}, "rank: got 0")]
 
@@ -124,3 +132,45 @@ def test_any_other_wrong_setting(command, name, cases, folders, tmp_path):
     for changes, message in cases:
         code, output = command(name, changes)
         assert (code, message in output) == (2, True), (changes, output)
+
+
+CAPTURE = [
+    (["--span", "Q"], "span: got 'Q', expected 'R' or 'QR'"),
+    (["--difference", "both"], "difference: got 'both', expected 'accumulated' or 'local'"),
+    (["--dtype", "float64"], "dtype: got 'float64', expected 'float32'"),
+    (["--token-budget", "0"], "token_budget: got 0, expected at least 1"),
+    (["--shard-mb", "0"], "shard_mb: got 0, expected at least 1"),
+    (["--layer", "1", "--layer", "6"], "layers: got [1, 6], expected 'all' or layers from 0 to 5"),
+    (["--hooks", "z", "--hooks", "resid_pst"], "hooks: got 'resid_pst'"),
+    (["--hooks", "blocks.6.hook_resid_post"], "hooks: got 'blocks.6.hook_resid_post'"),
+    (["--pairs", "none.jsonl"], "none.jsonl"),
+    (["--out", "rate.txt"], "out: got rate.txt"),
+]
+OF_LINES = [
+    (["--max-new-tokens", "0"], "max_new_tokens: got 0"),
+    (["--seed", "-1"], "seed: got -1"),
+    (["--place", "behind"], "place: got 'behind'"),
+    (["--prefix", " "], "prefix: got ' '"),
+    (["--system", "be kind . " * 300], "a prompt of"),
+]
+FITTED = [
+    (["--checkpoint", "kept"], "checkpoint: got kept, expected None with psr.Sequential()"),
+    (["--out", "rate.txt"], "out: got rate.txt"),
+    (["--group", "none"], "group: got 'none'"),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("name", "cases"), [("capture", CAPTURE + OF_LINES), ("fit", FITTED + OF_LINES)])
+def test_a_wrong_option(command, name, cases):
+    for options, message in cases:
+        code, output = command(name, options=options)
+        assert (code, message in output) == (2, True), (options, output)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_response_that_has_no_tokens_or_no_prompt(command, tmp_path):
+    (tmp_path / "given.jsonl").write_text(json.dumps({**LINES[0], "response": "\ud800"}))
+    for name, option in (("capture", "--pairs"), ("fit", "--triplets")):
+        code, output = command(name, options=[option, "given.jsonl"])
+        assert (code, "responses[0]" in output) == (2, True), output

@@ -13,7 +13,7 @@ from helpers import FORK, pairs_of, random_replacement
 import psr_lens as psr
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation import answer_cache as answers
-from psr_lens.evaluation.answer_cache import Answers
+from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.results.judgement import Judgement
 
 
@@ -24,21 +24,21 @@ def model(tiny_llama):
 
 def test_strengths_that_are_asked_for_together_share_a_call_and_answer_as_each_by_itself(model, counted, tmp_path):
     pairs, steering = pairs_of(model, 3), two(model)["one"]
-    wanted = [Answers(model, pairs, WordJudge(), SAMPLING, tmp_path).of(steering, alpha).texts for alpha in (0.0, 0.5, 2.0)]
+    wanted = [AnswerCache(model, pairs, WordJudge(), SAMPLING, tmp_path).of(steering, alpha).texts for alpha in (0.0, 0.5, 2.0)]
     counted.clear()
-    together = Answers(model, pairs, WordJudge(), SAMPLING)
+    together = AnswerCache(model, pairs, WordJudge(), SAMPLING)
     assert [judged.texts for judged in together.at(steering, [0.0, 0.5, 2.0])] == wanted
     assert [len(call) for call in counted] == [3, 2 * 3]
-    resumed = Answers(model, pairs, WordJudge(), SAMPLING, tmp_path)
+    resumed = AnswerCache(model, pairs, WordJudge(), SAMPLING, tmp_path)
     assert [judged.texts for judged in resumed.at(steering, [0.5, 1.0, 2.0])][::2] == wanted[1:]
     assert [[strength for _, strength, *_ in call] for call in counted[2:]] == [[1.0] * 3]
 
 
 def test_answers_in_parts_are_those_of_all_at_once(model, monkeypatch):
     pairs = pairs_of(model, 7)
-    wanted = Answers(model, pairs, WordJudge(), SAMPLING).of(two(model)["one"]).texts
+    wanted = AnswerCache(model, pairs, WordJudge(), SAMPLING).of(two(model)["one"]).texts
     monkeypatch.setattr(answers, "CHUNK", 3)
-    assert Answers(model, pairs, WordJudge(), SAMPLING).of(two(model)["one"]).texts == wanted
+    assert AnswerCache(model, pairs, WordJudge(), SAMPLING).of(two(model)["one"]).texts == wanted
 
 
 # --- on disk ---------------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_other_models_methods_questions_and_settings_have_other_answers(model, l
 
     def ask(model=model, pairs=pairs, config=SAMPLING, steering=steering, alpha=1.0, context="base"):
         before = len(counted)
-        Answers(model, pairs, WordJudge(), config, tmp_path).of(steering, alpha, context)
+        AnswerCache(model, pairs, WordJudge(), config, tmp_path).of(steering, alpha, context)
         return len(counted) - before
 
     assert ask() == 1
@@ -127,11 +127,11 @@ def test_other_models_methods_questions_and_settings_have_other_answers(model, l
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 2, "lines": 9}\n', '{"format": 9, "lines": 2}\n{}\n{}\n'])
 def test_a_damaged_file_is_named_with_a_remedy(model, tmp_path, content):
-    Answers(model, pairs_of(model, 2), WordJudge(), SAMPLING, tmp_path).of()
+    AnswerCache(model, pairs_of(model, 2), WordJudge(), SAMPLING, tmp_path).of()
     (path,) = tmp_path.glob("answers-*.jsonl")
     path.write_text(content)
     with pytest.raises(ArtifactError, match=rf"{path.name}: is damaged .* Delete it"):
-        Answers(model, pairs_of(model, 2), WordJudge(), SAMPLING, tmp_path).of()
+        AnswerCache(model, pairs_of(model, 2), WordJudge(), SAMPLING, tmp_path).of()
 
 
 def test_scores_are_kept_where_the_judge_can_be_told_from_others_and_none_is_missing(model, tmp_path):
@@ -146,7 +146,7 @@ def test_scores_are_kept_where_the_judge_can_be_told_from_others_and_none_is_mis
             return Judgement(scores, np.full(len(texts), 60.0), ("why",) * len(texts))
 
     def run(judge):
-        return Answers(model, pairs_of(model, 3), judge, SAMPLING, tmp_path).of().judgement
+        return AnswerCache(model, pairs_of(model, 3), judge, SAMPLING, tmp_path).of().judgement
 
     asked = []
     first, again = run(Counting()), run(Counting())
@@ -175,7 +175,7 @@ def test_inside_a_knock_out_the_answers_are_those_of_the_knocked_out_model(organ
 
     assert prompted() == 100.0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with psr.patching.knock_out(model, heads, pairs), pytest.warns(RuntimeWarning, match="cache: there are hooks on the model"):
+    with psr.patching.knock_out(model, pairs, heads), pytest.warns(RuntimeWarning, match="cache: there are hooks on the model"):
         assert prompted() == 0.0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert prompted() == 100.0
@@ -190,7 +190,7 @@ def test_answers_under_hooks_are_neither_read_nor_kept_in_memory_or_on_disk(fres
     def other(module, inputs, output):
         return torch.randn_like(output, generator=None) * 0 + torch.linspace(-9, 9, output.shape[-1])
 
-    answers = Answers(model, pairs_of(model, 3), WordJudge(), SAMPLING, tmp_path)
+    answers = AnswerCache(model, pairs_of(model, 3), WordJudge(), SAMPLING, tmp_path)
     plain = answers.of().texts
     for place in (inside.register_forward_hook, torch.nn.modules.module.register_module_forward_pre_hook):
         handle = place(other if place == inside.register_forward_hook else lambda module, inputs: None)
@@ -209,7 +209,7 @@ def test_a_changed_weight_makes_other_answers_and_the_old_value_finds_the_old_on
 
     def ask():
         before = len(counted)
-        found = Answers(model, pairs_of(model, 2), WordJudge(), SAMPLING, tmp_path).of().texts
+        found = AnswerCache(model, pairs_of(model, 2), WordJudge(), SAMPLING, tmp_path).of().texts
         return len(counted) - before, found
 
     bias = next(each for each in model.parameters() if each.ndim == 1)
@@ -230,7 +230,7 @@ def test_plans_whose_parts_or_factors_are_exchanged_are_other_methods(model):
 
 def test_a_file_of_answers_is_lines_of_json_that_anyone_can_read(model, tmp_path):
     pairs = pairs_of(model, 2)
-    found = Answers(model, pairs, WordJudge(), SAMPLING, tmp_path).of()
+    found = AnswerCache(model, pairs, WordJudge(), SAMPLING, tmp_path).of()
     (path,) = tmp_path.glob("answers-*.jsonl")
     head, *rows = map(json.loads, path.read_text().splitlines())
     assert head == {"format": 2, "lines": 2}

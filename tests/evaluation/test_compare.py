@@ -11,7 +11,7 @@ from psr_lens import organism
 from psr_lens.activations.log_histogram import BINS
 from psr_lens.activations.paired_passes import collect
 from psr_lens.activations.statistics import SecondMoments
-from psr_lens.activations.teacher_forced_pass import Steered
+from psr_lens.activations.teacher_forced_pass import PassSteering
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.replacement import Site
 
@@ -248,7 +248,7 @@ def few(triplets):
 
 def activations(model, triplets, point, context, steering=None):
     """What the model goes on with at a point, on the span QR."""
-    return collect(model, triplets, [point], context, "QR", steered=None if steering is None else Steered(steering))[point]
+    return collect(model, triplets, [point], context, "QR", steered=None if steering is None else PassSteering(steering))[point]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -291,7 +291,7 @@ def test_a_plan_is_compared_as_its_sum(model, few):
     assert trace.site_layers == (1, 2, 4)
     point = "blocks.2.hook_resid_post"
     without = replace(first, sites={"blocks.1.hook_resid_post": first.sites["blocks.1.hook_resid_post"]})
-    before, after = (collect(model, few, [point], "base", "QR", steered=Steered(each, 0.8))[point] for each in (without, plan))
+    before, after = (collect(model, few, [point], "base", "QR", steered=PassSteering(each, 0.8))[point] for each in (without, plan))
     torch.testing.assert_close(trace.coefficient[:, 1], (after - before).norm(dim=1), rtol=1e-3, atol=1e-4)
     same = psr.compare(model, few, {"once": first, "twice": 0.5 * first + 0.5 * first}, span="QR").methods
     # The same directions twice span no more than once; the sign is that of a single direction.

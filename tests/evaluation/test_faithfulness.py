@@ -12,7 +12,7 @@ from helpers import BACKENDS, assert_unchanged, random_replacement, random_tripl
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
-from psr_lens.activations.teacher_forced_pass import Steered
+from psr_lens.activations.teacher_forced_pass import PassSteering
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import fingerprint
 from psr_lens.prompts import rephrase
@@ -165,7 +165,7 @@ def memorised(model, triplet):
     )
     for name, wanted in target.items():
         earlier = psr.Replacement(dict(sites), "R", "so far", fingerprint(model)) if sites else None
-        arriving = collect(model, [triplet], [name], "base", "R", steered=None if earlier is None else Steered(earlier))[
+        arriving = collect(model, [triplet], [name], "base", "R", steered=None if earlier is None else PassSteering(earlier))[
             name
         ].double()
         with_one = torch.cat([arriving, torch.ones(len(arriving), 1, dtype=torch.double)], dim=1)

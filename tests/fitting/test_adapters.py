@@ -1,4 +1,4 @@
-"""LoRA: trained as peft trains it, in force as peft puts it in force, and gone without a trace."""
+"""LoRA: in force as peft puts it in force, and gone without a trace."""
 
 import json
 from dataclasses import replace
@@ -7,73 +7,20 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from helpers import BACKENDS, LAYERS, logits_of, random_triplets
-from transformers.pytorch_utils import Conv1D
+from adapters import SEQUENCE, TWO, adapted_by_peft, assert_untouched, at_strength, random_adapter, state_of
+from helpers import logits_of, random_triplets
 
 import psr_lens as psr
-from psr_lens.errors import ArtifactError, FitError, InputError, ModelError
-from psr_lens.evaluation.answer_cache import Answers
+from psr_lens.errors import ArtifactError, InputError, ModelError
+from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.evaluation.config import load_methods
 from psr_lens.generation.likelihood import log_likelihoods
-from psr_lens.models import LowRank, added_weights, fingerprint
+from psr_lens.models import LowRank, added_weights
 from psr_lens.models.plain_model import held_plain_model
 from psr_lens.replacement import Adapter
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of peft's
-
-SEQUENCE = (5, 17, 40, 23, 61, 8, 30)
-ALL_LINEAR = {"llama": 7 * LAYERS, "llama-gqa": 7 * LAYERS, "gpt2": 4 * LAYERS}
-"""Linear layers but the head: q, k, v, o, gate, up and down in each block, or c_attn, c_fc and two c_proj."""
-
-TWO = (("llama-gqa", BACKENDS[0]), ("gpt2", "bridge"))
-"""Families and classes of models, for what takes longer."""
-
-
-def random_adapter(case, *, rank: int = 3, size: float = 0.1, seed: int = 0) -> Adapter:
-    """A LoRA with random numbers on every linear layer but the head."""
-    generator = torch.Generator().manual_seed(seed)
-    layers, transposed = {}, False
-    for name, module in case.hf.named_modules():
-        if not isinstance(module, torch.nn.Linear | Conv1D) or name == "lm_head":
-            continue
-        transposed |= isinstance(module, Conv1D)
-        out, into = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
-        layers[name] = LowRank(
-            torch.randn(rank, into, generator=generator) * size, torch.randn(out, rank, generator=generator) * size
-        )
-    assert len(layers) == ALL_LINEAR[case.family]
-    return Adapter(layers, 2.0, fingerprint(case.model), str(case.folder), fan_in_fan_out=transposed)
-
-
-def adapted_by_peft(case, folder):
-    """Plain transformers with the saved adapter in force, as peft loads it."""
-    return peft.PeftModel.from_pretrained(oracles.transformer(case.folder), folder).eval()
-
-
-def at_strength(adapted, strength: float):
-    """The same with peft's scaling multiplied by a strength."""
-    for module in adapted.modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            module.set_scale("default", strength)
-    return adapted
-
-
-def state_of(model):
-    """Everything that must be as it was: weights bit for bit, gradients, mode, hooks."""
-    weights = {name: (each.detach().clone(), each.requires_grad, each.data_ptr()) for name, each in model.named_parameters()}
-    return weights, model.training, sum(len(each._forward_hooks) for each in model.modules())
-
-
-def assert_untouched(model, before) -> None:
-    weights, training, hooks = before
-    now, training_now, hooks_now = state_of(model)
-    assert (training, hooks) == (training_now, hooks_now)
-    assert weights.keys() == now.keys()
-    for name, (tensor, gradient, place) in weights.items():
-        assert torch.equal(tensor, now[name][0]), name
-        assert (gradient, place) == now[name][1:], name
-
 
 # --- in force -------------------------------------------------------------------------------------------------------------------
 
@@ -184,10 +131,10 @@ def test_answers_of_adapters_are_told_apart_in_a_cache(tiny_llama, tmp_path):
     model, one, other = tiny_llama.model, random_adapter(tiny_llama), random_adapter(tiny_llama, seed=1)
     pairs = [each.pair for each in random_triplets(model, 2)]
     config = psr.SamplingConfig(temperature=0, max_new_tokens=4)
-    answers = Answers(model, pairs, None, config, tmp_path)
+    answers = AnswerCache(model, pairs, None, config, tmp_path)
     texts = [answers.responses(each) for each in (None, one, other, replace(one, scaling=1.0))]
     assert answers.generated == 8
-    again = Answers(model, pairs, None, config, tmp_path)
+    again = AnswerCache(model, pairs, None, config, tmp_path)
     assert [again.responses(each) for each in (None, one, other, replace(one, scaling=1.0))] == texts
     assert again.responses(one, 0.0) == texts[0]
     assert again.generated == 0
@@ -245,92 +192,6 @@ def test_a_class_that_keeps_a_copy_of_a_weight_is_found_out(fresh, monkeypatch):
         random_adapter(fresh).steer(fresh.model),
     ):
         pass
-
-
-# --- trained --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("family", "backend"), TWO)
-def test_training_is_that_of_peft_in_a_loop_written_by_hand(load, family, backend, tmp_path):
-    case = load(family, backend)
-    model = case.model
-    triplets = [replace(each, trait=100.0) for each in random_triplets(model, 3)]
-    before, rate, epochs = state_of(model), 1e-2, 2
-    adapter = psr.adapt(model, triplets, psr.LoRA(rank=2, lora_alpha=6, epochs=epochs, batch_size=3, learning_rate=rate))
-    assert_untouched(model, before)
-
-    torch.manual_seed(123)
-    transposed = case.family == "gpt2"
-    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=transposed)
-    by_hand = peft.get_peft_model(oracles.transformer(case.folder), config)
-    weights = {name: each for name, each in by_hand.named_parameters() if each.requires_grad}
-    optimiser = torch.optim.AdamW(weights.values(), lr=rate, weight_decay=1e-6)
-    losses, tokens = [], sum(len(each.response_ids) for each in triplets)
-    for step in range(epochs):
-        optimiser.param_groups[0]["lr"] = rate * (1 - step / epochs)
-        optimiser.zero_grad()
-        loss = 0.0
-        for each in triplets:
-            scores = by_hand(torch.tensor([[*each.pair.base_ids, *each.response_ids]])).logits[0].log_softmax(-1)
-            for place, token in enumerate(each.response_ids):
-                loss = loss - scores[len(each.pair.base_ids) - 1 + place, token] / tokens
-        loss.backward()
-        losses.append(float(loss.detach()))
-        optimiser.step()
-    np.testing.assert_allclose(adapter.curve.train, losses, rtol=1e-4)
-    assert len(weights) == 2 * len(adapter.layers) == 2 * ALL_LINEAR[case.family]
-    for name, change in adapter.layers.items():
-        for part, found in (("A", change.a), ("B", change.b)):
-            torch.testing.assert_close(
-                found, weights[f"base_model.model.{name}.lora_{part}.default.weight"].detach(), atol=2e-4, rtol=1e-3
-            )
-    folder = adapter.save(tmp_path / "lora")
-    with torch.no_grad(), adapter.steer(model):
-        wanted = by_hand.eval()(torch.tensor([SEQUENCE])).logits[0]
-        torch.testing.assert_close(logits_of(model, SEQUENCE), wanted, atol=1e-3, rtol=1e-3)
-        opened = adapted_by_peft(case, folder)(torch.tensor([SEQUENCE])).logits[0]
-        torch.testing.assert_close(logits_of(model, SEQUENCE), opened, atol=2e-5, rtol=1e-4)
-
-
-def test_gradients_and_mode_of_a_model_in_training_are_put_back(fresh):
-    fresh.model.train()
-    for parameter in fresh.model.parameters():
-        parameter.requires_grad_(True)
-    before = state_of(fresh.model)
-    adapter = psr.adapt(fresh.model, random_triplets(fresh.model, 2), psr.LoRA(rank=1, epochs=1))
-    with adapter.steer(fresh.model):
-        pass
-    assert_untouched(fresh.model, before)
-    assert all(each.grad is None for each in fresh.model.parameters())
-
-
-def test_an_interrupted_training_resumes_and_ends_the_same(tiny_llama, tmp_path, monkeypatch):
-    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 4)
-    config = psr.LoRA(rank=2, epochs=3, batch_size=2, targets=["q_proj", "v_proj"])
-    whole = psr.adapt(model, triplets, config)
-    assert sorted({name.rpartition(".")[2] for name in whole.layers}) == ["q_proj", "v_proj"]
-    calls, real = [], torch.optim.AdamW.step
-
-    def step(self, *args):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(self, *args)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(KeyboardInterrupt):
-        psr.adapt(model, triplets, config, checkpoint=tmp_path)
-    resumed = psr.adapt(model, triplets, config, checkpoint=tmp_path)
-    assert resumed.digest == whole.digest
-    with pytest.raises(ArtifactError, match=r"differs in settings\.lora_alpha"):
-        psr.adapt(model, triplets, replace(config, lora_alpha=1.0), checkpoint=tmp_path)
-
-
-def test_an_exploding_loss_gives_the_last_good_adapter(tiny_llama):
-    with pytest.raises(FitError, match=r"the loss .* first at model\.layers\.\d") as caught:
-        psr.adapt(tiny_llama.model, random_triplets(tiny_llama.model, 3), psr.LoRA(learning_rate=1e3, epochs=4))
-    assert isinstance(caught.value.partial, Adapter)
-    assert all(each.b.isfinite().all() for each in caught.value.partial.layers.values())
 
 
 # --- saved ----------------------------------------------------------------------------------------------------------------------

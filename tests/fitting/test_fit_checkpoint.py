@@ -20,7 +20,7 @@ from psr_lens.fitting.gradient_descent import checkpoint, training
 from psr_lens.fitting.gradient_descent.checkpoint import identity
 from psr_lens.fitting.gradient_descent.objective import Imitation, Objective
 from psr_lens.fitting.gradient_descent.training import _Run
-from psr_lens.models.content import former_identity
+from psr_lens.models.identity_by_content import former_identity
 
 SETTINGS = {"epochs": 6, "batch_size": 2, "learning_rate": 1e-2}
 
@@ -223,6 +223,7 @@ def epochs_in(state) -> int:
         return len(json.loads(file.metadata()["state"])["curve"]["train"])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_bit(tiny_llama, tmp_path):
     settings, draw = SETTINGS | {"epochs": 40}, random.Random(0)
     run, state = tmp_path / "run", tmp_path / "run" / "state.safetensors"

@@ -11,7 +11,7 @@ from helpers import BACKENDS, CONTEXT, assert_unchanged, pairs_of, random_replac
 import psr_lens as psr
 from psr_lens.generation.sampled_triplets import judged_triplets
 from psr_lens.generation.sampling import Response, SamplingConfig
-from psr_lens.models import Decoder, TransformersDecoder, hook_tables, kv_cache
+from psr_lens.models import TransformersDecoder, hook_tables
 from psr_lens.prompts import PromptPair
 from psr_lens.results.judgement import Judgement
 
@@ -83,8 +83,8 @@ def test_a_part_of_the_prompts_with_its_streams_gets_what_it_gets_among_all(tiny
         psr.generate(tiny_llama.model, pairs, sampling=config, streams=[0, 1])
     steering, strengths = random_replacement(tiny_llama.model, size=2.0), torch.linspace(0, 2, 6)
     each = [
-        ids_of(psr.generate(tiny_llama.model, [pair], steering, sampling=config, alpha=float(alpha), streams=[place]))[0]
-        for place, (pair, alpha) in enumerate(zip(pairs, strengths, strict=True))
+        ids_of(psr.generate(tiny_llama.model, [pair], steering, sampling=config, alpha=float(alpha), streams=[position]))[0]
+        for position, (pair, alpha) in enumerate(zip(pairs, strengths, strict=True))
     ]
     for given in (strengths, strengths.tolist(), strengths.numpy()):
         assert ids_of(psr.generate(tiny_llama.model, pairs, steering, sampling=config, alpha=given)) == each
@@ -129,57 +129,12 @@ def test_a_batch_gets_smaller_as_responses_end_and_nobody_gets_anothers_strength
         watched = ids_of(psr.generate(model, pairs, steering, context="prompted", sampling=config, alpha=strengths))
     assert watched == together
     assert sizes == []
-    for place, pair in enumerate(pairs):
+    for position, pair in enumerate(pairs):
         alone = psr.generate(
-            model, [pair], steering, context="prompted", sampling=config, alpha=float(strengths[place]), streams=[place]
+            model, [pair], steering, context="prompted", sampling=config, alpha=float(strengths[position]), streams=[position]
         )
-        assert alone[0].ids == together[place]
+        assert alone[0].ids == together[position]
     assert len({len(ids) for ids in together}) > 2
-
-
-@pytest.mark.parametrize(
-    ("sort", "family", "backend"),
-    [("plan", "organism", BACKENDS[0]), ("relu", "organism-gpt2", BACKENDS[-1]), (None, "organism", BACKENDS[-1])],
-)
-def test_what_all_prompts_begin_with_is_run_once_with_the_same_result(load, sort, family, backend, monkeypatch):
-    model, config = load(family, backend).model, SamplingConfig(max_new_tokens=16, seed=3)
-    pairs = pairs_of(model, 5)
-    assert len({len(pair.prompted_ids) for pair in pairs}) > 2
-    steering = None if sort is None else steerings(model)[sort]
-    begun: list[int] = []
-    for decoder in (TransformersDecoder, Decoder):
-        real = decoder.begin
-        monkeypatch.setattr(decoder, "begin", lambda *given, real=real: begun.append(real(*given)) or begun[-1])
-
-    def answers(least: int) -> list[tuple[int, ...]]:
-        begun.clear()
-        monkeypatch.setattr(kv_cache, "LEAST_COLUMNS", least)
-        return ids_of(psr.generate(model, pairs, steering, context="prompted", sampling=config))
-
-    assert answers(1) == answers(1_000)
-    assert begun[-1] == 0
-    answers(1)
-    width = max(len(pair.prompted_ids) for pair in pairs)
-    span = max(pair.question_length for pair in pairs) if sort == "plan" else 1
-    assert 0 < begun[-1] <= width - span
-    with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda activation, hook: None)]):
-        answers(1)
-    assert not any(begun)  # hooks of others may act anywhere
-
-
-def test_columns_in_which_padded_prompts_begin_alike(monkeypatch):
-    monkeypatch.setattr(kv_cache, "LEAST_COLUMNS", 1)
-    tokens = torch.tensor([[1, 2, 3, 4, 5], [0, 0, 1, 2, 9], [0, 1, 2, 3, 4]])
-    mask = (tokens > 0).long()
-    assert kv_cache.alike(tokens, mask, 5) == 4  # at column 4 the second has 9, where the first has 3
-    assert kv_cache.alike(tokens, mask, 3) == 3
-    assert kv_cache.alike(tokens[:1], mask[:1], 5) == 0
-    state = torch.arange(4.0).view(1, 1, 4, 1)  # of 1, 2, 3, 4
-    found = kv_cache.spread(state, mask[:, :4], -2)
-    assert found.shape == (3, 1, 4, 1)
-    real = [row[0, kept.bool(), 0].tolist() for row, kept in zip(found, mask[:, :4], strict=True)]
-    assert real == [[0, 1, 2, 3], [0, 1], [0, 1, 2]]
-    assert kv_cache.spread(state.transpose(1, 2), mask[:, :4], 1).transpose(1, 2).equal(found)
 
 
 def test_the_same_seed_gives_the_same_responses_and_another_seed_others(shipped):
@@ -302,7 +257,7 @@ class FakeJudge:
 
 def test_the_filter_keeps_what_is_coherent_with_the_trait_and_says_why_it_drops_the_rest(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 9)
-    responses = [Response((7, 8), f"answer {place}") for place in range(9)]
+    responses = [Response((7, 8), f"answer {position}") for position in range(9)]
     responses[3] = Response((END,), "  ")
     nan = float("nan")
     judge = FakeJudge(trait=[100, 49.9, 50, 100, nan, 80, 100, 0, nan], coherence=[100, 100, 50, 100, 100, 49.9, nan, 0, 0])
@@ -319,14 +274,14 @@ def test_the_filter_keeps_what_is_coherent_with_the_trait_and_says_why_it_drops_
         ("answer 7", "incoherent"),
         ("answer 8", "without a score"),
     ]
-    assert [each.question for each in triplets.dropped] == [pairs[place].question for place in (1, 3, 4, 5, 6, 7, 8)]
+    assert [each.question for each in triplets.dropped] == [pairs[position].question for position in (1, 3, 4, 5, 6, 7, 8)]
     assert triplets.summary() == "2 triplets kept, 7 dropped (3 without a score, 2 incoherent, 1 without the trait, 1 empty)"
     assert triplets.summary() in repr(triplets)
 
 
 def test_negative_examples_are_kept_where_they_are_wanted(tiny_llama):
     pairs, nan = pairs_of(tiny_llama.model, 5), float("nan")
-    responses = [Response((7, 8), f"answer {place}") for place in range(5)]
+    responses = [Response((7, 8), f"answer {position}") for position in range(5)]
     judge = FakeJudge(trait=[100, 0, 20, 0, nan], coherence=[100, 100, 50, 49, 100])
     triplets = judged_triplets(pairs, responses, judge, keep_negatives=True)
     assert [triplet.trait for triplet in triplets] == [100.0, 0.0, 20.0]
@@ -355,7 +310,7 @@ def test_without_a_judge_everything_that_says_something_is_kept_at_full_score(ti
 
 def test_a_slice_of_triplets_is_triplets(pirate_triplets):
     part = pirate_triplets[2:5]
-    assert list(part) == [pirate_triplets[place] for place in (2, 3, 4)]
+    assert list(part) == [pirate_triplets[position] for position in (2, 3, 4)]
     assert part.dropped == pirate_triplets.dropped
 
 

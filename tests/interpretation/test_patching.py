@@ -108,7 +108,7 @@ def test_patching_leaves_the_model_as_it_was(fresh):
     triplets = random_triplets(fresh.model, 1)
     patch(fresh.model, triplets, layers=0)
     ablate(fresh.model, triplets, random_replacement(fresh.model, layers=[1]))
-    with knock_out(fresh.model, [(0, 1)], triplets), pytest.raises(InputError, match=r"^pairs: "):
+    with knock_out(fresh.model, triplets, [(0, 1)]), pytest.raises(InputError, match=r"^pairs: "):
         fresh.model(torch.tensor([[11, 12, 13]]))
     assert_unchanged(fresh.model, before)
 
@@ -170,7 +170,7 @@ def test_with_every_head_knocked_out_the_instruction_is_not_there(tiny):
         kept = [place for place in range(len(ids)) if place not in hidden]
         with torch.no_grad():
             wanted = tiny.hf(torch.tensor([[ids[place] for place in kept]]), position_ids=torch.tensor([kept])).logits[0]
-        with knock_out(tiny.model, every, triplets), torch.no_grad():
+        with knock_out(tiny.model, triplets, every), torch.no_grad():
             found = tiny.model(torch.tensor([ids]))[0]
         torch.testing.assert_close(found[kept], wanted, atol=2e-4, rtol=1e-3)
         torch.testing.assert_close(found[list(hidden)], read(tiny.hf, ids).logits[list(hidden)], atol=2e-4, rtol=1e-3)
@@ -182,7 +182,7 @@ def test_only_the_heads_named_lose_sight_of_the_instruction(tiny):
     name, hidden = "blocks.1.attn.hook_pattern", list(align_keys(triplet).instruction)
     plain = tiny.model.run_with_cache(ids)[1][name][0]
     for span, first in ((None, hidden[-1] + 1), ("R", len(triplet.pair.prompted_ids) - 1)):
-        with knock_out(tiny.model, [(1, 2)], [triplet.pair], span=span):
+        with knock_out(tiny.model, [triplet.pair], [(1, 2)], span=span):
             found = tiny.model.run_with_cache(ids)[1][name][0]
         assert torch.equal(found[[0, 1, 3]], plain[[0, 1, 3]])
         assert torch.equal(found[2, :first], plain[2, :first])
@@ -194,7 +194,7 @@ def test_only_the_heads_named_lose_sight_of_the_instruction(tiny):
 def test_knock_outs_are_the_same_in_generation_and_in_any_batch(tiny):
     pairs = pairs_of(tiny.model, 5)
     heads = [(0, 1), (2, 3)]
-    with knock_out(tiny.model, heads, pairs):
+    with knock_out(tiny.model, pairs, heads):
         together = generate(tiny.model, pairs, context="prompted", sampling=GREEDY)
         alone = [generate(tiny.model, [pair], context="prompted", sampling=GREEDY)[0] for pair in pairs]
         assert [each.ids for each in together] == [each.ids for each in alone]
@@ -209,7 +209,7 @@ def test_knock_outs_are_the_same_in_generation_and_in_any_batch(tiny):
 def test_base_prompts_go_through_a_knock_out_as_they_are(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 3)
     plain = generate(tiny_llama.model, pairs, sampling=GREEDY)
-    with knock_out(tiny_llama.model, [(0, 0), (1, 1)], pairs):
+    with knock_out(tiny_llama.model, pairs, [(0, 0), (1, 1)]):
         assert generate(tiny_llama.model, pairs, sampling=GREEDY) == plain
 
 
@@ -217,7 +217,7 @@ def test_padding_on_the_right_is_seen_too(tiny_llama):
     triplets = random_triplets(tiny_llama.model, 2, seed=5)
     long = torch.tensor([ids_of(triplets[0], "prompted")])
     padded, mask = (torch.nn.functional.pad(each, (0, 3)) for each in (long, torch.ones_like(long)))
-    with torch.no_grad(), knock_out(tiny_llama.model, [(1, 0)], triplets):
+    with torch.no_grad(), knock_out(tiny_llama.model, triplets, [(1, 0)]):
         alone, beside = tiny_llama.model(long), forward(tiny_llama.model, padded, mask)
     torch.testing.assert_close(beside[:, :-3], alone, atol=1e-4, rtol=1e-4)
 
@@ -226,7 +226,7 @@ def test_padding_on_the_right_is_seen_too(tiny_llama):
 def test_the_models_own_generation_is_seen(load, backend):
     model = load("llama", backend).model
     (pair,) = pairs_of(model, 1)
-    with knock_out(model, [(0, 1), (2, 3)], [pair]):
+    with knock_out(model, [pair], [(0, 1), (2, 3)]):
         assert (
             tuple(generated(model, pair.prompted_ids, 8, cached=True))
             == generate(model, [pair], context="prompted", sampling=GREEDY)[0].ids
@@ -242,9 +242,9 @@ def test_the_heads_that_attribution_names_carry_the_trait(load, family):
     named = {each[:2] for each in top}
     others = [(layer, head) for layer in range(6) for head in range(4) if (layer, head) not in named][::5]
     held_out = psr.prompt_pairs(model, psr.organism.questions(16, split="held_out"), psr.organism.instruction("pirate"))
-    with knock_out(model, top, held_out):
+    with knock_out(model, held_out, top):
         assert scores_at(model, held_out, None, judge, context="prompted").trait < 10
-    with knock_out(model, others, held_out):
+    with knock_out(model, held_out, others):
         assert scores_at(model, held_out, None, judge, context="prompted").trait > 90
 
 
@@ -300,11 +300,11 @@ def test_bad_input_is_refused_by_name(tiny_llama):
         (lambda: patch(model, []), "triplets"),
         (lambda: ablate(model, triplets, replacement, mode="drop"), "mode"),
         (lambda: ablate(model, triplets, replacement, reference="base"), "reference"),
-        (lambda: knock_out(model, [(0, 9)], pairs).__enter__(), "heads"),
-        (lambda: knock_out(model, [(-1, 0)], pairs).__enter__(), "heads"),
-        (lambda: knock_out(model, [(0,)], pairs).__enter__(), "heads"),
-        (lambda: knock_out(model, [3], pairs).__enter__(), "heads"),
-        (lambda: knock_out(model, [(0, 0)], []).__enter__(), "pairs"),
+        (lambda: knock_out(model, pairs, [(0, 9)]).__enter__(), "heads"),
+        (lambda: knock_out(model, pairs, [(-1, 0)]).__enter__(), "heads"),
+        (lambda: knock_out(model, pairs, [(0,)]).__enter__(), "heads"),
+        (lambda: knock_out(model, pairs, [3]).__enter__(), "heads"),
+        (lambda: knock_out(model, [], [(0, 0)]).__enter__(), "pairs"),
         (lambda: transplant(model, pairs, "resid_mid").__enter__(), "hook"),
         (lambda: transplant(model, pairs, into="x").__enter__(), "into"),
         (lambda: transplant(model, pairs, heads=[0]).__enter__(), "heads"),
@@ -326,7 +326,7 @@ def test_replacements_of_other_models_are_refused(tiny_llama, organism):
 def test_a_call_with_a_text_is_matched_by_its_tokens(tiny_llama):
     pairs = pairs_of(tiny_llama.model, 1)
     refusal = r"^pairs: .*does not begin with any of their prompts"
-    with knock_out(tiny_llama.model, [(0, 0)], pairs), pytest.raises(InputError, match=refusal):
+    with knock_out(tiny_llama.model, pairs, [(0, 0)]), pytest.raises(InputError, match=refusal):
         tiny_llama.model("what is a bear ?")
 
 
@@ -335,7 +335,7 @@ def test_a_call_behind_a_cache_that_was_filled_outside_is_refused(tiny_llama):
     decoder, ids = Decoder(tiny_llama.model, 1), torch.tensor([pair.prompted_ids])
     decoder.step(ids, torch.ones_like(ids))
     refusal = r"^model: .*filled outside the block"
-    with knock_out(tiny_llama.model, [(0, 0)], [pair]), pytest.raises(InputError, match=refusal):
+    with knock_out(tiny_llama.model, [pair], [(0, 0)]), pytest.raises(InputError, match=refusal):
         decoder.step(ids[:, :1], torch.ones(1, ids.shape[1] + 1, dtype=torch.long))
 
 
@@ -343,7 +343,7 @@ def test_several_tokens_behind_the_prompt_are_all_generated_ones(tiny_llama):
     (pair,) = pairs_of(tiny_llama.model, 1)
     ids = torch.tensor([pair.prompted_ids])
     whole = torch.cat([ids, torch.tensor([[30, 31, 32]])], 1)
-    with torch.no_grad(), knock_out(tiny_llama.model, [(0, 0), (1, 1)], [pair]):
+    with torch.no_grad(), knock_out(tiny_llama.model, [pair], [(0, 0), (1, 1)]):
         wanted = tiny_llama.model(whole)[:, -1]
         decoder = Decoder(tiny_llama.model, 1)
         decoder.step(ids, torch.ones_like(ids))

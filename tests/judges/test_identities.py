@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 import psr_lens as psr
 from psr_lens.datasets import IfevalRow, Instruction
-from psr_lens.evaluation.answer_cache import Answers
+from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.results.judgement import Judgement, identity_of
 
 URL = "http://127.0.0.1:9/v1"
@@ -62,7 +62,7 @@ def test_a_judge_of_politeness_does_not_get_the_scores_of_one_of_pirates(serve, 
     assert repr(pirate) == repr(polite) == repr(warm)
 
     def scores(judge):
-        return Answers(tiny_llama.model, pairs_of(tiny_llama.model, 2), judge, SAMPLING, tmp_path).of().judgement.trait.tolist()
+        return AnswerCache(tiny_llama.model, pairs_of(tiny_llama.model, 2), judge, SAMPLING, tmp_path).of().judgement.trait.tolist()
 
     assert scores(pirate) == [90.0, 90.0]
     asked = len(server.requests)

@@ -15,6 +15,8 @@ import psr_lens as psr
 from psr_lens.judges.ifeval_checks import CHECKS
 from psr_lens.organism import TRAITS
 
+pytestmark = pytest.mark.slow
+
 FULL = os.environ.get("PSR_LENS_FUZZ") == "full"
 """More texts, and each of them through every judge; otherwise the slow judges get only some of them."""
 TEXTS = 10_000 if FULL else 2_000

@@ -16,6 +16,8 @@ import psr_lens as psr
 from psr_lens.errors import ModelError
 from psr_lens.models import is_bridge
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 CASES = [
     (family, backend) for family in TAKEN for backend in BACKENDS if backend == "bridge" or FAMILIES[family].in_hooked_transformer

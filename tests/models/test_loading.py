@@ -69,6 +69,26 @@ def test_auto_is_right_where_hooked_transformer_is_wrong_and_says_which_class_it
 
 
 @needs_hooked_transformer
+@pytest.mark.parametrize("method", ["bitsandbytes", "fp8"])
+def test_quantised_weights_go_through_a_bridge_or_are_refused_in_one_sentence(folders, monkeypatch, method):
+    """As if transformers had read them: what it makes of them is a model that says so in its config."""
+    from psr_lens.models import loading
+
+    read = loading.read_weights
+
+    def quantised(*given: Any) -> Any:
+        model = read(*given)
+        model.config.quantization_config = {"quant_method": method, "load_in_4bit": True}
+        return model
+
+    monkeypatch.setattr(loading, "read_weights", quantised)
+    with pytest.warns(RuntimeWarning, match=rf"is loaded as a TransformerBridge: .*its weights are quantised \({method}\)"):
+        assert models.is_bridge(psr.load_model(folders["llama"]))
+    with pytest.raises(ModelError, match=rf"HookedTransformer cannot take .*quantised \({method}\)\)\. Use backend='bridge'\."):
+        psr.load_model(folders["llama"], backend="hooked_transformer")
+
+
+@needs_hooked_transformer
 @pytest.mark.parametrize(
     ("family", "variant"), [("llama", "dynamic RoPE"), ("llama-gqa", "Llama-3 RoPE"), ("gpt-neox", "sequential")]
 )

@@ -263,6 +263,33 @@ def test_a_gguf_file_that_is_not_there_and_a_folder_of_one(tmp_path):
         psr.load_model(tmp_path / "tiny.gguf")
 
 
+@pytest.mark.parametrize(("kind", "backend"), [("F16", BACKENDS[0]), ("Q8_0", "bridge")])
+def test_a_gguf_file_is_the_model_that_was_written_into_it(tmp_path, kind, backend):
+    """Weights, order of the heads' rows, context, tokenizer and template; quantised weights are those numbers that the file can hold."""
+    from tiny_gguf import TEMPLATE, TOKENS, quantised, save_gguf
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    written = LlamaForCausalLM(LlamaConfig(vocab_size=len(TOKENS), max_position_embeddings=96, rope_theta=500.0, **sizes)).eval()
+    with torch.no_grad():
+        for weight in written.parameters():
+            weight.normal_(std=0.2, mean=float(weight.ndim == 1))
+            if weight.ndim > 1:  # as far as such numbers can say it
+                weight.copy_(torch.from_numpy(quantised(weight, kind)))
+        wanted = written(torch.tensor([list(SEQUENCE)])).logits[0]
+    model = psr.load_model(save_gguf(written, tmp_path / "tiny.gguf", kind), backend=backend)
+    torch.testing.assert_close(logits_of(model, SEQUENCE), wanted, atol=TOLERANCE, rtol=0)
+    assert verification_of(model) is not None
+    assert models.context_length(model) == 96 == outline(tmp_path / "tiny.gguf").cfg.n_ctx
+    assert model.tokenizer.chat_template == TEMPLATE
+    [pair] = psr.prompt_pairs(model, ["the bear"], "Be brief.")
+    text = "<s>user: the bear</s>assistant:"
+    assert model.tokenizer.decode(pair.base_ids) == text
+    assert pair.base_ids[0] == 0
+    assert len(psr.generate(model, [pair], sampling=psr.SamplingConfig(max_new_tokens=3))[0].ids) <= 3
+
+
 def test_without_gguf_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)

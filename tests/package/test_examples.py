@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import psr_lens as psr
+import psr_lens.replacement
 
 ROOMS = ("datasets", "judges", "organism", "patching", "plots", "transfer")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -20,6 +22,7 @@ def documented() -> Iterator[tuple[str, Any]]:
     for room in ROOMS:
         module = getattr(psr, room)
         public |= {f"psr.{room}.{name}": getattr(module, name) for name in module.__all__}
+    public |= {f"psr.replacement.{name}": getattr(psr_lens.replacement, name) for name in ("LearningCurve", "Site")}
     for name, value in public.items():
         if inspect.isclass(value) or inspect.isfunction(value):
             yield name, value
@@ -48,7 +51,7 @@ def world(organism: Any) -> dict[str, Any]:
     comparison = psr.compare(model, triplets[:4], {"A-PSR": pirate, "CAA": caa})
     names = ("model", "questions", "pairs", "judge", "triplets", "captured", "pirate", "caa", "comparison")
     here = locals()
-    return {"psr": psr} | {name: here[name] for name in names}
+    return {"psr": psr, "torch": torch} | {name: here[name] for name in names}
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -86,6 +86,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """As after `pip install psr-lens`: TransformerLens brings all other packages of the extras."""
 
 
+@pytest.mark.slow
 def test_modules_may_be_imported_first_and_names_from_the_package_and_none_needs_an_extra():
     code = (
         "import psr_lens.activations.capture, psr_lens.fitting.joint, psr_lens.models, psr_lens as psr; "
@@ -99,6 +100,7 @@ def test_modules_may_be_imported_first_and_names_from_the_package_and_none_needs
     assert in_a_new_python(WITHOUT_EXTRAS + code).split() == wanted.split()
 
 
+@pytest.mark.slow
 def test_every_solver_is_known_by_its_name_before_anything_is_fitted():
     code = (
         "import psr_lens as psr; print(*(type(psr.FitConfig.of({'solver': name})).__name__ for name in ('joint', 'dim', 'clas')))"

@@ -54,7 +54,7 @@ def attribute(model, triplets, folder):
 
 
 def knock_out(model, triplets, folder):
-    with patching.knock_out(model, [(0, 0), (1, 1)], triplets):
+    with patching.knock_out(model, triplets, [(0, 0), (1, 1)]):
         psr.generate(model, [each.pair for each in triplets], context="prompted", sampling=SHORT)
 
 

@@ -108,7 +108,7 @@ def test_figures_and_patches(tiny_llama):
     prompt = torch.tensor([triplets[0].pair.prompted_ids])
     found = []
     for heads in ([(one, np.int64(0))], [(1, 0)]):
-        with psr.patching.knock_out(model, heads, [triplets[0].pair]), torch.no_grad():
+        with psr.patching.knock_out(model, [triplets[0].pair], heads), torch.no_grad():
             found.append(model(prompt))
     assert torch.equal(*found)
     assert psr.organism.questions(np.int64(3), seed=np.int64(2)) == psr.organism.questions(3, seed=2)

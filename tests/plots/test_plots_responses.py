@@ -26,10 +26,10 @@ def test_each_step_brings_one_responses_traces_and_layout(figure, options):
     assert [step.label for step in slider.steps] == ["2", "0"]
     own = [figure(result, triplet=triplet, **options) for triplet in (2, 0)]
     count = len(own[0].data)
-    for place, (step, each) in enumerate(zip(slider.steps, own, strict=True)):
+    for position, (step, each) in enumerate(zip(slider.steps, own, strict=True)):
         visible, layout = step.args
         some = [trace for trace, seen in zip(shown.data, visible["visible"], strict=True) if seen]
-        assert visible["visible"].index(True) == place * count
+        assert visible["visible"].index(True) == position * count
         drawn, wanted = (go.Figure([trace.update(visible=None) for trace in traces]).to_json() for traces in (some, each.data))
         assert drawn == wanted
         own_layout = json.loads(each.to_json())["layout"]
@@ -58,7 +58,7 @@ def test_buttons_act_on_all_responses_and_a_figure_with_its_own_slider_stays_at_
 def test_the_first_responses_are_shown_and_a_picture_shows_the_first():
     shown = plots.by_response(plots.magnitude_heatmap, comparison(responses=FIRST + 2))
     assert len(shown.layout.sliders[0].steps) == FIRST
-    assert [trace.visible for trace in shown.data] == [place == 0 for place in range(FIRST) for _ in range(1 + len(METHODS))]
+    assert [trace.visible for trace in shown.data] == [position == 0 for position in range(FIRST) for _ in range(1 + len(METHODS))]
 
 
 @pytest.mark.parametrize(

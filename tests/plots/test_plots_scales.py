@@ -10,8 +10,8 @@ from made_up_results import METHODS, WORDS, captured, comparison
 
 from psr_lens import plots
 from psr_lens.errors import InputError
-from psr_lens.plots.controls import steps_of
 from psr_lens.plots.scales import MANY_LAYERS
+from psr_lens.plots.sliders_and_buttons import steps_of
 from psr_lens.plots.text_layout import LINE, in_lines
 from psr_lens.prompts.token_text import joined, readable, word_starts
 
@@ -50,18 +50,18 @@ def defined(result, name):
 @pytest.mark.parametrize("name", ["prompt", *METHODS])
 def test_heatmap_and_strips_draw_every_scale_as_it_is_defined(name):
     result = comparison()
-    rows, place = slice(len(WORDS), 2 * len(WORDS)), ["prompt", *METHODS].index(name)
+    rows, position = slice(len(WORDS), 2 * len(WORDS)), ["prompt", *METHODS].index(name)
     heatmap, strips = plots.magnitude_heatmap(result, 1), plots.magnitude_strips(result, 1, layer=3)
     for scale, wanted in defined(result, name).items():
         index = NAMES.index(scale)
-        np.testing.assert_allclose(heatmap.data[place].customdata[..., index], wanted[rows], rtol=1e-4)
-        np.testing.assert_allclose(strips.data[place].customdata[:, index], wanted[rows, 3], rtol=1e-4)
+        np.testing.assert_allclose(heatmap.data[position].customdata[..., index], wanted[rows], rtol=1e-4)
+        np.testing.assert_allclose(strips.data[position].customdata[:, index], wanted[rows, 3], rtol=1e-4)
         for figure, numbers in ((heatmap, wanted[rows]), (strips, wanted[rows, 3])):
             drawn, layout = buttons(figure)[scale]
             low = layout["coloraxis.cmin"]
             if scale in ("absolute", "layer", "relative"):
                 numbers = np.log10(np.maximum(numbers, 10.0**low))
-            np.testing.assert_allclose(drawn[place], numbers, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(drawn[position], numbers, rtol=1e-3, atol=1e-4)
 
 
 def test_the_button_that_is_pressed_is_what_is_drawn():

@@ -24,7 +24,7 @@ from psr_lens.errors import ArtifactError, InputError
 from psr_lens.replacement import LearningCurve, Replacement, Site
 from psr_lens.replacement.actions import actions_of
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 COUNT = 1_000
 SETTINGS, WEIGHTS, PLAN = "replacement.json", "replacement.safetensors", "plan.json"

@@ -11,7 +11,7 @@ from helpers import generated, logits_of, pairs_of, random_replacement, random_t
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
-from psr_lens.activations.teacher_forced_pass import Steered
+from psr_lens.activations.teacher_forced_pass import PassSteering
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.methods import Method
 from psr_lens.generation.sampling import SamplingConfig
@@ -109,7 +109,7 @@ def test_a_teacher_forced_pass_over_a_padded_batch_is_each_alone(tiny):
     first, second = two(tiny.model, span="QR")
     triplets = random_triplets(tiny.model, 4)
     point = "blocks.2.hook_resid_post"
-    rows = collect(tiny.model, triplets, [point], "base", "R", steered=Steered(first - second, 0.8))[point]
+    rows = collect(tiny.model, triplets, [point], "base", "R", steered=PassSteering(first - second, 0.8))[point]
     wanted = []
     for triplet in triplets:
         prompt = triplet.pair.base_ids

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from micro_models import ARCHITECTURES, HEADS, LAYERS, PAD, VOCABULARY, micro_mo
 from transformers import DynamicCache, StaticCache
 
 from psr_lens.replacement import Replacement, Site
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = 5_000 if os.environ.get("PSR_LENS_FUZZ") == "full" else 500
 TOLERANCE = {"atol": 1e-3, "rtol": 1e-3}

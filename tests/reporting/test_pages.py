@@ -11,7 +11,7 @@ from made_up_results import comparison, further_results
 
 import psr_lens as psr
 
-pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "a browser is there")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "a browser is there")]
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
@@ -97,11 +97,11 @@ def test_a_slider_goes_from_response_to_response(tab, tmp_path, figure):
     shown.write_html(tmp_path / "figure.html", include_plotlyjs=True)
     tab.open(tmp_path / "figure.html", 390)
     tab.wait_for("document.querySelector('.slider-group')")
-    place = tab.js(
+    point = tab.js(
         "(() => { const box = document.querySelector('.slider-rail-touch-rect').getBoundingClientRect();"
         " return {x: box.right - 2, y: box.top + box.height / 2 + scrollY}; })()"
     )
-    tab.click(place["x"], place["y"])
+    tab.click(point["x"], point["y"])
     count = len(shown.data) // 3
     tab.wait_for(f"document.querySelector('.js-plotly-plot').data.slice(-{count}).every((trace) => trace.visible)")
     assert "response 2" in tab.js("document.querySelector('.slider-label').textContent")

@@ -58,7 +58,7 @@ def test_size(five):
 
 def test_a_large_comparison_stays_small_enough(tmp_path):
     large = comparison(("<a>", *["word"] * 599), responses=2, layers=48)
-    path = report({str(place): large for place in range(5)}, tmp_path / "large.html")
+    path = report({str(position): large for position in range(5)}, tmp_path / "large.html")
     assert path.stat().st_size < 8_000_000
 
 

@@ -204,7 +204,8 @@ def test_the_other_model_gets_prompts_of_its_own(organism, texts_in_two) -> None
             len(each.source.response_ids) - 1,
             len(each.target.response_ids) - 1,
         )
-        for s, t in zip(each.source_positions[:-1].tolist(), each.target_positions[:-1].tolist(), strict=True):
+        assert (each.source_positions[0], each.target_positions[0]) == (-1, -1)
+        for s, t in zip(each.source_positions[1:-1].tolist(), each.target_positions[1:-1].tolist(), strict=True):
             here = organism.model.tokenizer.decode(each.source.response_ids[: s + 1])
             assert other.tokenizer.decode(each.target.response_ids[: t + 1]) == here
 
@@ -216,7 +217,7 @@ def test_rows_of_pairs_begin_with_the_last_prompt_token(organism, texts_in_two) 
     begins = [0, 0]
     for index, each in enumerate(made):
         for side, (triplet, positions) in enumerate(((each.source, each.source_positions), (each.target, each.target_positions))):
-            wanted = [begins[side], *(begins[side] + 1 + at for at in positions.tolist())]
+            wanted = [begins[side], *(begins[side] + 1 + at for at in positions[1:].tolist())]
             assert rows[side][rows.text == index].tolist() == wanted
             begins[side] += 1 + len(triplet.response_ids)
 
@@ -263,4 +264,4 @@ def test_a_response_without_an_end_gets_none(organism, texts_in_two) -> None:
     other = Stub(tokenizer("byte level", TEMPLATE))
     [found] = psr.transfer.pair_texts(organism.model, other, [cut])
     assert not {*found.target.response_ids} & {*other.tokenizer.convert_tokens_to_ids(list(SPECIAL))}
-    assert torch.equal(found.source_positions, torch.arange(5))
+    assert torch.equal(found.source_positions, torch.arange(-1, 5))

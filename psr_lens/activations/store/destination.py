@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from psr_lens._utils.arguments import check_fields, checks_arguments
 from psr_lens._utils.distributed import rank_and_world_size, wait_for_all
-from psr_lens.activations.paired_passes import Reading, Rows
+from psr_lens.activations.paired_passes import PairedReading, Rows
 from psr_lens.activations.store.format import MANIFEST_FILE, StoreDtype, StoreSpec
 from psr_lens.activations.store.reader import Store
 from psr_lens.activations.store.shards import SHARD_BYTES
@@ -46,7 +46,7 @@ class OnDisk:
         check_fields(self)
 
     @checks_arguments
-    def receive(self, reading: Reading) -> Store:
+    def receive(self, reading: PairedReading) -> Store:
         """Write the missing shards of the store; called by `capture`.
 
         Raises:

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.tensor_bytes import raw_bytes
-from psr_lens.activations.paired_passes import Difference, Reading
+from psr_lens.activations.paired_passes import Difference, PairedReading
 from psr_lens.activations.store.files import RESUME, Layout, verify_file
 from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards
 from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, has_hooks, model_content, model_identity, tokenizer_of
-from psr_lens.models.content import tokenizer_fingerprint
+from psr_lens.models.identity_by_content import tokenizer_fingerprint
 from psr_lens.prompts import Span, TokenTable, Triplet, token_table
 
 StoreDtype = Literal["float32", "bfloat16", "float16"]
@@ -82,7 +82,7 @@ class StoreSpec:
     @classmethod
     def of(
         cls,
-        reading: Reading,
+        reading: PairedReading,
         *,
         dtype: StoreDtype = "float32",
         groups: Sequence[str] | None = None,

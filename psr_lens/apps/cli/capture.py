@@ -13,13 +13,17 @@ from psr_lens.apps.cli.common import (
     DeviceOption,
     MaxNewTokensOption,
     ModelOption,
+    PlaceOption,
+    PrefixOption,
     SeedOption,
+    SystemOption,
     VerifyOption,
     app,
+    chat_of,
     one_line_errors,
     say,
 )
-from psr_lens.apps.triplets import triplets_of_lines
+from psr_lens.apps.triplets import Lines
 
 if TYPE_CHECKING:
     from psr_lens.activations.store import Store
@@ -51,6 +55,9 @@ def capture(  # noqa: PLR0913  (a command: each parameter is an option)
     token_budget: Annotated[int, typer.Option(help="Maximum number of tokens in a batch, padding included.")] = 8_192,
     shard_mb: Annotated[int, typer.Option(help="Maximum size of a shard in megabytes.")] = 256,
     max_new_tokens: MaxNewTokensOption = 64,
+    place: PlaceOption = None,
+    system: SystemOption = None,
+    prefix: PrefixOption = None,
     verify: VerifyOption = True,
     device: DeviceOption = None,
     seed: SeedOption = 0,
@@ -62,24 +69,26 @@ def capture(  # noqa: PLR0913  (a command: each parameter is an option)
     with one_line_errors():
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device, rank_and_world_size
+        from psr_lens.apps.output_folder import check_folder
         from psr_lens.apps.template_time import told_time
 
         first = rank_and_world_size()[0] == 0
-        lines = psr.datasets.read_pairs(pairs)
+        hooks = hooks or ["resid_post"]
+        file = Lines(psr.datasets.read_pairs(pairs), chat_of(place, system, prefix), max_new_tokens, seed)
+        _check_settings(span, difference, dtype, token_budget, shard_mb)
+        _check_with_config(model, file, hooks, layer)
+        check_folder(out)
         loaded = psr.load_model(model, device=device or own_device(), verify=verify)
         begun = _begun(out)
-        questions, instructions = [line.question for line in lines], [line.instruction for line in lines]
-        asked = psr.prompt_pairs(loaded, questions, instructions, template_kwargs=told_time(loaded, _time(begun)))
-        given = lines[0].response is not None
+        asked = file.prompts(loaded, told_time(loaded, _time(begun)))
+        given = file.lines[0].response is not None
         source: dict[str, object] = {"responses": "given" if given else {"max_new_tokens": max_new_tokens, "seed": seed}}
-        triplets = (None if given else _sampled(begun, asked, source)) or triplets_of_lines(
-            loaded, asked, lines, max_new_tokens, seed
-        )
+        triplets = (None if given else _sampled(begun, asked, source)) or file.triplets(loaded, asked)
         store = psr.capture(
             loaded,
             triplets,
-            hooks or ["resid_post"],
-            to=psr.OnDisk(out, cast(Any, dtype), _groups(triplets, asked, lines), shard_mb * 10**6, source),
+            hooks,
+            to=psr.OnDisk(out, cast(Any, dtype), _groups(triplets, asked, file.lines), shard_mb * 10**6, source),
             layers=layer,
             span=cast(Any, span),
             difference=cast(Any, difference),
@@ -87,6 +96,34 @@ def capture(  # noqa: PLR0913  (a command: each parameter is an option)
         )
         if first:
             say(str(store.summary()))
+
+
+def _check_settings(span: str, difference: str, dtype: str | None, token_budget: int, shard_mb: int) -> None:
+    """Refuse what `capture` and its store would refuse, before weights are read."""
+    from psr_lens._utils.arguments import check
+    from psr_lens.activations.paired_passes import Difference
+    from psr_lens.activations.store.format import StoreDtype
+    from psr_lens.errors import InputError
+    from psr_lens.prompts import Span
+
+    given: list[tuple[str, Any, Any]] = [("span", span, Span), ("difference", difference, Difference)]
+    for name, value, hint in [*given, ("dtype", dtype, StoreDtype | None)]:
+        check(value, hint, name)
+    for name, number in (("token_budget", token_budget), ("shard_mb", shard_mb)):
+        if number < 1:
+            raise InputError(name, number, "at least 1")
+
+
+def _check_with_config(model: str, file: Lines, hooks: Sequence[str], layers: Sequence[int] | None) -> None:
+    """Refuse lines, hook points and layers that the model cannot have, going by its config and tokenizer."""
+    from psr_lens.models.config_without_weights import has_outline, outline
+    from psr_lens.models.hook_points import check_hook_names, check_layers
+
+    found = outline(model) if has_outline(model) else None
+    file.check(found)
+    check_hook_names(hooks, None if found is None else found.cfg.n_layers)
+    if found is not None and layers is not None:
+        check_layers(cast(Any, found), layers)
 
 
 def _begun(out: Path) -> Store | None:

@@ -33,6 +33,17 @@ VerifyOption = Annotated[bool, typer.Option("--verify/--no-verify", help=VERIFY)
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", help="Maximum length of a response in tokens, if the file has no responses.")
 ]
+PlaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--place",
+        help="Where the instruction goes: before or after the question, or default_system: after the template's own message.",
+    ),
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", help="System message of both prompts, with and without the instruction.")
+]
+PrefixOption = Annotated[str | None, typer.Option("--prefix", help="Text that every response starts with.")]
 BaseUrlOption = Annotated[
     str | None, typer.Option("--base-url", help="Address of the server of an llm judge, in place of that in the settings.")
 ]
@@ -46,14 +57,42 @@ ApiKeyEnvOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampled responses, if the file has none.")]
 
 
+OpenOption = Annotated[bool, typer.Option("--open", help="Open the report in the browser at the end.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from psr_lens import __version__
+
+        say(f"psr-lens {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
     """See and replace what a prompt does inside a language model."""
+
+
+def chat_of(place: str | None, system: str | None, prefix: str | None) -> dict[str, str]:
+    """Those of the options that were given, as arguments of `prompt_pairs`."""
+    given = {"place": place, "system": system, "prefix": prefix}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def say(text: str) -> None:
     """Print a text as it is, without markup, highlighting or line breaks of rich's own."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def open_file(path: Path) -> None:
+    """Open a file in the browser."""
+    import webbrowser
+
+    webbrowser.open(path.resolve().as_uri())
 
 
 def say_where(out: Path | str, began: float) -> None:

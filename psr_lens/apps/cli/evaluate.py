@@ -36,6 +36,7 @@ def evaluate(
         from psr_lens.apps.template_time import kept_time
         from psr_lens.evaluation.config import check_before_weights, load_methods, read_asked, read_config
         from psr_lens.evaluation.judge_settings import JudgeServer, judge_at, load_judge
+        from psr_lens.prompts.chat_templates import at_time
         from psr_lens.results.judgement import SIDES
 
         settings = read_config(config)
@@ -47,7 +48,7 @@ def evaluate(
         check_before_weights(settings, methods, asked, server)
         checked = settings.verify if verify is None else verify
         model = psr.load_model(settings.model, device=device or own_device(), verify=checked)
-        pairs = asked.prompts(model, kept_time(model, folder))
+        pairs = asked.prompts(model, at_time(settings.chat, kept_time(model, folder)))
         found = psr.evaluate(
             model,
             pairs,

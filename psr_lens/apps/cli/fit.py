@@ -13,14 +13,18 @@ from psr_lens.apps.cli.common import (
     DeviceOption,
     MaxNewTokensOption,
     ModelOption,
+    PlaceOption,
+    PrefixOption,
     SeedOption,
+    SystemOption,
     VerifyOption,
     app,
+    chat_of,
     one_line_errors,
     say,
     say_where,
 )
-from psr_lens.apps.triplets import triplets_of_lines
+from psr_lens.apps.triplets import Lines
 
 if TYPE_CHECKING:
     from psr_lens.datasets import PairLine
@@ -51,6 +55,9 @@ def fit(  # noqa: PLR0913  (a command: each parameter is an option)
         Path | None, typer.Option(help="Folder for activations that do not fit into memory (sequential and local fits).")
     ] = None,
     max_new_tokens: MaxNewTokensOption = 64,
+    place: PlaceOption = None,
+    system: SystemOption = None,
+    prefix: PrefixOption = None,
     verify: VerifyOption = True,
     device: DeviceOption = None,
     seed: SeedOption = 0,
@@ -63,25 +70,36 @@ def fit(  # noqa: PLR0913  (a command: each parameter is an option)
     with one_line_errors():
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device, rank_and_world_size
+        from psr_lens.activations.store.format import read_spec
+        from psr_lens.apps.output_folder import check_folder
         from psr_lens.apps.template_time import kept_time, told_time
-        from psr_lens.fitting.settings.solvers import read_config
+        from psr_lens.errors import InputError
+        from psr_lens.fitting.fit import check_used_folders
+        from psr_lens.fitting.settings.solvers import Sequential, read_config
         from psr_lens.models.config_without_weights import has_outline, outline
         from psr_lens.models.hook_points import check_layers
 
-        settings = None if config is None else read_config(config)
-        lines = None if triplets.is_dir() else _lines_of_group(triplets, group)
-        if settings is not None and has_outline(model):
-            check_layers(cast(Any, outline(model)), settings.layers)  # before weights are read
+        settings = Sequential() if config is None else read_config(config)
+        chat = chat_of(place, system, prefix)
+        file = None if triplets.is_dir() else Lines(_lines_of_group(triplets, group), chat, max_new_tokens, seed)
+        if file is None:
+            read_spec(triplets)  # what is missing is said before the model is loaded
+        check_used_folders(settings, checkpoint, scratch)
+        found = outline(model) if has_outline(model) else None
+        if found is not None:
+            check_layers(cast(Any, found), settings.layers)
+        if file is not None:
+            file.check(found)
+        elif chat:
+            raise InputError(next(iter(chat)), next(iter(chat.values())), "None with a store, which holds its prompts")
+        check_folder(out)
         first = rank_and_world_size()[0] == 0
         loaded = psr.load_model(model, device=device or own_device(), verify=verify)
-        if lines is None:
+        if file is None:
             chosen = _stored_of_group(loaded, triplets, group)
         else:
-            resumed = checkpoint is not None and settings is not None and settings.is_trained
-            time_told = kept_time(loaded, Path(str(checkpoint))) if resumed else told_time(loaded)
-            questions, instructions = [line.question for line in lines], [line.instruction for line in lines]
-            asked = psr.prompt_pairs(loaded, questions, instructions, template_kwargs=time_told)
-            chosen = triplets_of_lines(loaded, asked, lines, max_new_tokens, seed)
+            asked = file.prompts(loaded, told_time(loaded) if checkpoint is None else kept_time(loaded, checkpoint))
+            chosen = file.triplets(loaded, asked)
         learned = psr.fit(loaded, chosen, settings, checkpoint=checkpoint, scratch=scratch)
         if first:
             learned.save(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from rich.table import Table
+from rich.text import Text
 
 from psr_lens.apps.cli.common import (
     DTYPES,
@@ -18,9 +21,15 @@ from psr_lens.apps.cli.common import (
     ApiKeyEnvOption,
     BaseUrlOption,
     DeviceOption,
+    OpenOption,
+    PlaceOption,
+    PrefixOption,
+    SystemOption,
     app,
+    chat_of,
     console,
     one_line_errors,
+    open_file,
     say,
     say_where,
 )
@@ -63,14 +72,9 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
         float | None,
         typer.Option(help="Sample from the likeliest tokens whose probabilities add up to this, above 0 and at most 1."),
     ] = None,
-    place: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the instruction goes: before or after the question, or default_system: after the template's own message."
-        ),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message of both prompts, with and without the instruction.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Text that every response starts with.")] = None,
+    place: PlaceOption = None,
+    system: SystemOption = None,
+    prefix: PrefixOption = None,
     dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
     backend: Annotated[str | None, typer.Option(help="TransformerLens's class: hooked_transformer, bridge or auto.")] = None,
     verify: Annotated[bool | None, typer.Option("--verify/--no-verify", help=VERIFY)] = None,
@@ -81,6 +85,7 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the run would do and cost; load no weights, write nothing.")
     ] = False,
+    open_report: OpenOption = False,
 ) -> None:
     """Replace an instruction on your own model and questions.
 
@@ -112,7 +117,7 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
             },
             {
                 "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p},
-                "chat": {"system": system, "place": place, "prefix": prefix},
+                "chat": chat_of(place, system, prefix),
             },
         )
         settings = read_config(config, given)
@@ -126,7 +131,10 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
             return
         result = run_all(settings, device=device or str(own_device()), say=say, show=console.print, server=server)
         say(_summary(result))
+        console.print(_first_answers(result))
     say_where(result.out, began)
+    if open_report:
+        open_file(result.out / "report.html")
 
 
 def _config_changes(config: Path | None, options: dict[str, Any], nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -151,6 +159,21 @@ def _value(text: str | None) -> Any:
         return yaml.safe_load(f"[{text}]" if "," in text else text)
     except yaml.YAMLError:
         return text
+
+
+def _first_answers(result: RunResult) -> Table:
+    """The answers to the first held-out question with the prompt and with the first method, side by side."""
+    from psr_lens.apps.pipeline.run_folder import ANSWERS_FILE
+    from psr_lens.evaluation.methods import PROMPT
+
+    with (result.out / ANSWERS_FILE).open(encoding="utf-8") as lines:
+        row = json.loads(next(lines))
+    columns = [PROMPT, next(iter(result.methods))]
+    found = Table(title=Text(row["question"]), expand=True)
+    for column in columns:
+        found.add_column(Text(column), ratio=1, overflow="fold")
+    found.add_row(*(Text(row[column]) for column in columns))
+    return found
 
 
 def _summary(result: RunResult) -> str:

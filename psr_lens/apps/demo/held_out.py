@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
+from psr_lens.evaluation.answers_by_method import AnswersByMethod, judged_answers
 from psr_lens.evaluation.compare import compare
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import NONE, PROMPT
@@ -89,4 +89,4 @@ class HeldOut:
             [summed(name, verdict, alphas.get(name)) for name, verdict in verdicts.items()],
             {**settings, "paraphrase": self.paraphrase},
         )
-        return comparison, side_by_side(self.pairs, texts, dict(alphas), verdicts), responses
+        return comparison, judged_answers(self.pairs, texts, dict(alphas), verdicts), responses

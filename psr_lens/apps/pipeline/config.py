@@ -18,10 +18,9 @@ from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import DTYPES, Backend
 from psr_lens.prompts import Span
-from psr_lens.prompts.chat_templates import NOW, ChatSettings, settled
+from psr_lens.prompts.chat_templates import NOW, ChatSettings, at_time, settled
 
 NO_JUDGE: Final = "none: methods are fitted on all responses, and nothing is scored"
-_CHAT: Final = tuple(each.name for each in fields(ChatSettings))
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,7 @@ class RunConfig(KnownSettings):
             raise InputError("seed", repr(self.seed), "a whole number, 0 or more")
         if self.judge is not None:
             check_judge(self.judge)
-        check_keys("chat", self.chat, _CHAT)
-        ChatSettings.of(**self.chat)
+        ChatSettings.of_mapping(self.chat)
         self.calibrated_by()
         self.sampled_by()
 
@@ -164,7 +162,7 @@ class RunConfig(KnownSettings):
         else:
             told = (begun.get("chat") or {}).get("template_kwargs") or {}
         time = {name: value for name, value in told.items() if name == NOW}
-        return replace(self, chat={**self.chat, "template_kwargs": {**time, **(self.chat.get("template_kwargs") or {})}})
+        return replace(self, chat=at_time(self.chat, time))
 
     def _default_methods(self, n_layers: int) -> dict[str, dict[str, Any]]:
         layers = "all" if self.layers is None else self.layers

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from psr_lens._utils.sequences import ranges
 from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
-from psr_lens.apps.pipeline.questions import Split, make_prompts, read_split
+from psr_lens.apps.pipeline.questions import QuestionSplit, make_prompts, read_split
 from psr_lens.errors import InputError
 from psr_lens.evaluation.judge_settings import JudgeServer, check_settings
 from psr_lens.fitting.layerwise.rank import MOST_RANK
@@ -89,7 +89,7 @@ def _model_lines(found: ModelOutline, config: RunConfig) -> list[tuple[str, str]
     ]
 
 
-def _question_lines(split: Split, pairs: PromptPairs, config: RunConfig) -> list[tuple[str, str]]:
+def _question_lines(split: QuestionSplit, pairs: PromptPairs, config: RunConfig) -> list[tuple[str, str]]:
     base, prompted = (_range([len(pair.ids(context)) for pair in pairs]) for context in ("base", "prompted"))
     repeated = f"; {split.repeated} duplicates left out" if split.repeated else ""
     return [
@@ -103,7 +103,7 @@ def _question_lines(split: Split, pairs: PromptPairs, config: RunConfig) -> list
     ]
 
 
-def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: PromptPairs) -> list[tuple[str, str]]:
+def _method_lines(found: ModelOutline, config: RunConfig, split: QuestionSplit, pairs: PromptPairs) -> list[tuple[str, str]]:
     longest = int(config.sampling["max_new_tokens"])
     sampled = f"{len(split.fit)} under the prompt, at most {len(split.fit) * longest:,} tokens"
     lines = [("responses", "from the file" if split.given else sampled)]
@@ -127,7 +127,7 @@ def _method_lines(found: ModelOutline, config: RunConfig, split: Split, pairs: P
     return lines
 
 
-def _answer_lines(config: RunConfig, split: Split, pairs: PromptPairs) -> list[tuple[str, str]]:
+def _answer_lines(config: RunConfig, split: QuestionSplit, pairs: PromptPairs) -> list[tuple[str, str]]:
     held, methods = len(split.held_out), len(config.methods)
     longest = int(config.sampling["max_new_tokens"])
     told = f"{held} × {methods + 2} (none, prompt, {', '.join(config.methods)}) at α = {config.alpha:g}"

@@ -21,7 +21,7 @@ from psr_lens.prompts import PromptPairs, prompt_pairs
 
 
 @dataclass(frozen=True)
-class Split:
+class QuestionSplit:
     """The questions of a run."""
 
     fit: tuple[PairLine, ...]
@@ -46,7 +46,7 @@ class Split:
         )
 
 
-def read_split(config: RunConfig) -> Split:
+def read_split(config: RunConfig) -> QuestionSplit:
     """Read the questions and split them by the seed; each side keeps the order of the file.
 
     Raises:
@@ -67,7 +67,7 @@ def read_split(config: RunConfig) -> Split:
     sides: tuple[list[PairLine], list[PairLine]] = ([], [])
     for index, line in enumerate(chosen):
         sides[index in held].append(line)
-    return Split(tuple(sides[0]), tuple(sides[1]), len(lines) - len(once))
+    return QuestionSplit(tuple(sides[0]), tuple(sides[1]), len(lines) - len(once))
 
 
 def make_prompts(model: HookedModel, config: RunConfig, lines: Sequence[PairLine]) -> PromptPairs:
@@ -79,7 +79,7 @@ def make_prompts(model: HookedModel, config: RunConfig, lines: Sequence[PairLine
     return prompt_pairs(model, [line.question for line in lines], [line.instruction for line in lines], **config.chat)
 
 
-def kept_prompts(model: HookedModel, config: RunConfig, split: Split, path: Path) -> tuple[PromptPairs, PromptPairs]:
+def kept_prompts(model: HookedModel, config: RunConfig, split: QuestionSplit, path: Path) -> tuple[PromptPairs, PromptPairs]:
     """Prompts of both sides, read from the file if it exists: a chat template may contain the date, and a run may be resumed later.
 
     Raises:

@@ -16,12 +16,12 @@ from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.dry_run import plan_run
-from psr_lens.apps.pipeline.questions import Split, kept_prompts, read_split
+from psr_lens.apps.pipeline.questions import QuestionSplit, kept_prompts, read_split
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
-from psr_lens.evaluation.answer_cache import Answers
-from psr_lens.evaluation.answers_by_method import AnswersByMethod, side_by_side
+from psr_lens.evaluation.answer_cache import AnswerCache
+from psr_lens.evaluation.answers_by_method import AnswersByMethod, judged_answers
 from psr_lens.evaluation.compare import compare
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.evaluate import evaluate
@@ -112,7 +112,7 @@ def run(
 class _Run:
     model: HookedModel
     config: RunConfig
-    split: Split
+    split: QuestionSplit
     to_fit: PromptPairs
     held_out: PromptPairs
     out: Path
@@ -139,8 +139,8 @@ class _Run:
     def _kept(self) -> Path:
         return self.out / run_folder.KEPT
 
-    def _answers(self, pairs: PromptPairs, stream: int, judge: Judge | None = None) -> Answers:
-        return Answers(self.model, pairs, judge, self.config.sampled_by(stream), self._kept / "answers")
+    def _answers(self, pairs: PromptPairs, stream: int, judge: Judge | None = None) -> AnswerCache:
+        return AnswerCache(self.model, pairs, judge, self.config.sampled_by(stream), self._kept / "answers")
 
     def _judge(self) -> Judge | None:
         given = self.config.judge
@@ -255,10 +255,10 @@ class _Run:
     def _scores(self, evaluation: Evaluation) -> list[Scores]:
         return [summed(name, each.judgement, each.alpha) for name, each in self._points(evaluation).items()]
 
-    def _side_by_side(self, result: RunResult) -> AnswersByMethod:
+    def _answers_by_method(self, result: RunResult) -> AnswersByMethod:
         points = {} if result.evaluation is None else self._points(result.evaluation)
         verdicts = {name: points[name].judgement for name in result.answers if name in points}
-        return side_by_side(self.held_out, result.answers, dict.fromkeys(result.methods, float(self.config.alpha)), verdicts)
+        return judged_answers(self.held_out, result.answers, dict.fromkeys(result.methods, float(self.config.alpha)), verdicts)
 
     def _write(self, result: RunResult) -> None:
         asked = {"question": [pair.asked for pair in self.held_out], "instruction": [pair.instruction for pair in self.held_out]}
@@ -275,7 +275,7 @@ class _Run:
             table.to_json(self.out / "evaluation.json")
             write_text(self.out / "evaluation.md", result.evaluation.to_markdown())
         write_text(self.out / run_folder.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        report(result.comparison, self.out / run_folder.REPORT_FILE, also=[self._side_by_side(result)])
+        report(result.comparison, self.out / run_folder.REPORT_FILE, also=[self._answers_by_method(result)])
 
 
 def _loaded(folder: Path) -> Replacement | None:

@@ -39,6 +39,8 @@ class LayerwiseData:
     """By batch, the trait score of each token's triplet."""
     weights: list[Float[Tensor, " _"]]
     """By batch, the weight of each token's error, before massive activations are given less."""
+    triplets: list[list[int]]
+    """By batch, the indices of its triplets."""
 
     @classmethod
     def of(cls, model: HookedModel, triplets: Sequence[Triplet], config: Layerwise) -> LayerwiseData:
@@ -52,9 +54,10 @@ class LayerwiseData:
         )
         alpha = [_per_token(batch, group) for batch, group in zip(base, groups, strict=True)]
         if config.token_weights == "uniform":
-            return cls(base, prompted, alpha, [torch.ones_like(each) for each in alpha])
+            return cls(base, prompted, alpha, [torch.ones_like(each) for each in alpha], batches)
         found = decisive(model, triplets, config)
-        return cls(base, prompted, alpha, [torch.cat([found[index] for index in indices]).to(device) for indices in batches])
+        weights = [torch.cat([found[index] for index in indices]).to(device) for indices in batches]
+        return cls(base, prompted, alpha, weights, batches)
 
     @property
     def tokens(self) -> int:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens.activations.batches import length_batches
-from psr_lens.activations.massive import RATIO, is_massive
+from psr_lens.activations.massive_finder import RATIO, is_massive
 from psr_lens.activations.next_token import divergence
 from psr_lens.activations.teacher_forced_pass import logits_budget, read_batch
 from psr_lens.fitting.settings.solvers import Layerwise

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psr_lens.activations.attention_patterns import align_keys
+from psr_lens.activations.attention_patterns import align_keys, key_positions
 from psr_lens.activations.batches import ContextBatch
 from psr_lens.errors import ModelError
 from psr_lens.interpretation.attribution.head_output import HeadOutput
@@ -51,11 +51,7 @@ class Keys:
         """Align the keys of a batch with both contexts side by side."""
         count, width, device = len(triplets), both.tokens.shape[1], both.tokens.device
         alignments = [align_keys(triplet) for triplet in triplets]
-        counterpart = torch.full((count, width), -1)
-        instruction = torch.full((count, max(len(each.instruction) for each in alignments)), -1)
-        for row, each in enumerate(alignments):
-            counterpart[row, : len(each.counterpart)] = torch.tensor([-1 if at is None else at for at in each.counterpart])
-            instruction[row, : len(each.instruction)] = torch.tensor(each.instruction, dtype=torch.long)
+        counterpart, instruction = key_positions(alignments, width, max(len(each.instruction) for each in alignments))
         is_instruction = torch.zeros(count, width + 1, dtype=torch.bool)
         is_instruction.scatter_(1, torch.where(instruction < 0, width, instruction), value=True)
         lengths = both.span.sum(1)
@@ -66,7 +62,7 @@ class Keys:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class HeadParts:
     """What the heads of one layer read at the tokens of the span, before W_O; rows are tokens, triplet after triplet."""
 
     base: Float[Tensor, "token head d_head"]
@@ -83,7 +79,7 @@ class Reading:
 
 def read_heads(
     pattern: Float[Tensor, "sequence head query key"], values: Float[Tensor, "sequence key kv_head d_head"], keys: Keys
-) -> Reading:
+) -> HeadParts:
     """Split what changed between the two contexts for all heads of a layer.
 
     Raises:
@@ -115,7 +111,7 @@ def read_heads(
     def rows(padded: Tensor) -> Tensor:
         return padded.transpose(1, 2)[keys.is_query]
 
-    return Reading(rows(a @ v), rows(prompted_a @ prompted_v), torch.stack([rows(part) for part in parts]), attention, sources)
+    return HeadParts(rows(a @ v), rows(prompted_a @ prompted_v), torch.stack([rows(part) for part in parts]), attention, sources)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +145,7 @@ class LayerParts:
 
 
 def with_norm(
-    reading: Reading, output: HeadOutput, base_out: Float[Tensor, "token d_model"], prompted_out: Float[Tensor, "token d_model"]
+    reading: HeadParts, output: HeadOutput, base_out: Float[Tensor, "token d_model"], prompted_out: Float[Tensor, "token d_model"]
 ) -> tuple[Float[Tensor, "part token head d_head"], Float[Tensor, " token"]]:
     """The parts as they enter the residual stream, plus a fifth for the norm after the attention, and the scale of the other four.
 

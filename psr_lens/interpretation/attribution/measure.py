@@ -22,7 +22,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import context_batch, length_batches
-from psr_lens.activations.paired_passes import Difference, side_by_side
+from psr_lens.activations.paired_passes import Difference, stacked
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution.head_output import head_outputs
 from psr_lens.interpretation.attribution.head_reading import Keys
@@ -97,7 +97,7 @@ def attribute(
         outputs = head_outputs(model, triplets[:4], wanted)
         for indices in length_batches(triplets, TOKEN_BUDGET):
             chosen = [triplets[index] for index in indices]
-            both = side_by_side(*(context_batch(chosen, context, span, device_of(model)) for context in ("base", "prompted")))
+            both = stacked(*(context_batch(chosen, context, span, device_of(model)) for context in ("base", "prompted")))
             keys, take = Keys.of(chosen, both), sums.of(indices)
             fixed = None if target is None else above_rounding(*delta_after(model, both, target), dtype)
 

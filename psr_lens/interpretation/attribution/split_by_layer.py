@@ -14,7 +14,7 @@ from psr_lens.activations.batches import ContextBatch
 from psr_lens.activations.finite import check_finite
 from psr_lens.activations.paired_passes import Difference
 from psr_lens.interpretation.attribution.head_output import HeadOutput
-from psr_lens.interpretation.attribution.head_reading import Keys, LayerParts, Reading, read_heads, with_norm
+from psr_lens.interpretation.attribution.head_reading import HeadParts, Keys, LayerParts, read_heads, with_norm
 from psr_lens.models import HookedModel, forward, hooked
 
 ROUNDING: Final = 4
@@ -35,7 +35,7 @@ class SplitLayer:
     """Δ after the layer, as read from the residual stream."""
     size: Float[Tensor, " token"]
     """‖A'‖ of the prompted residual stream after the layer: the scale of rounding errors."""
-    reading: Reading
+    reading: HeadParts
     """What the layer's heads read."""
     scale: Float[Tensor, " token"]
     """Scale of the norm after the attention, the mean of both contexts; 1 without such a norm."""

@@ -18,7 +18,7 @@ from psr_lens._utils.numbers import counted, is_whole
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, row_counts
-from psr_lens.activations.teacher_forced_pass import Steered, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.models.hook_points import layer_of
@@ -163,7 +163,9 @@ class _Search:
     def read(self, model: HookedModel, triplets: Sequence[Triplet], indices: Sequence[int]) -> None:
         """Search one batch of triplets."""
         chosen = [triplets[index] for index in indices]
-        arriving = read_batch(model, chosen, [], "base", self.span, steered=Steered(self.replacement, arriving=self.names)).arriving
+        arriving = read_batch(
+            model, chosen, [], "base", self.span, steered=PassSteering(self.replacement, arriving=self.names)
+        ).arriving
         counts = row_counts(chosen, self.span)
         self.searched += sum(counts)
         for name in self.names:

@@ -21,7 +21,7 @@ from psr_lens.activations.attention_patterns import align_keys
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import HeadReading
 from psr_lens.interpretation.patching.prompt_of_each_row import PromptRows
-from psr_lens.models import HookedModel, hooked
+from psr_lens.models import HookedModel, TemporaryHooks, hooked
 from psr_lens.prompts import PromptPair, Span, Triplet
 
 
@@ -29,8 +29,8 @@ from psr_lens.prompts import PromptPair, Span, Triplet
 @contextmanager
 def knock_out(
     model: HookedModel,
-    heads: Sequence[tuple[int, int] | HeadReading],
     pairs: Sequence[PromptPair | Triplet],
+    heads: Sequence[tuple[int, int] | HeadReading],
     *,
     span: Span | None = None,
 ) -> Iterator[HookedModel]:
@@ -41,15 +41,15 @@ def knock_out(
 
     Args:
         model: The model.
-        heads: Layer and index of each head, for example the result of `Attribution.top_heads`.
         pairs: The prompts that will be read.
+        heads: Layer and index of each head, for example the result of `Attribution.top_heads`.
         span: Hide the instruction from the tokens of this span and from generated tokens; None for every token after the instruction.
 
     Raises:
         InputError: a head out of range, no pairs, or, inside the block, a prompt that belongs to none of the pairs.
 
     Example:
-        >>> with psr.patching.knock_out(model, [(0, 3)], pairs):
+        >>> with psr.patching.knock_out(model, pairs, [(0, 3)]):
         ...     answers = psr.generate(model, pairs[:2], context="prompted")
         >>> len(answers)
         2
@@ -87,7 +87,7 @@ def knock_out(
 
     with (
         rows.watch(model),
-        hooked(model, [(f"blocks.{layer}.attn.hook_pattern", hide(at)) for layer, at in by_layer.items()]),
+        hooked(model, TemporaryHooks((f"blocks.{layer}.attn.hook_pattern", hide(at)) for layer, at in by_layer.items())),
     ):
         yield model
 

@@ -13,7 +13,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, cast
 
 from psr_lens._utils.optional import package
-from psr_lens.judges.clean_text import sendable, shortened
+from psr_lens._utils.short_text import on_one_line
+from psr_lens.judges.clean_text import sendable
 from psr_lens.judges.llm_judge.api_key import KEYS, api_key, is_openai_home, key_variable, without_key
 from psr_lens.judges.llm_judge.reply import MalformedReplyError, Reply
 from psr_lens.judges.llm_judge.settings import Backoff, LLMSettings, LLMUsage
@@ -163,13 +164,13 @@ class Chat:
             return self._refused(error.status_code, error.response.headers, error.response.text)
         except openai.OpenAIError as error:
             cause = error.__cause__ or error
-            return Failure(f"no connection ({type(cause).__name__}: {shortened(self._clean(str(cause)))})", "passing")
+            return Failure(f"no connection ({type(cause).__name__}: {on_one_line(self._clean(str(cause)))})", "passing")
         try:
             body = json.loads(content)
             reply = Reply.from_completion(body)
         except (ValueError, RecursionError) as error:
             why = error if isinstance(error, MalformedReplyError) else "the answer is not JSON"
-            return Failure(f"{why}: {shortened(content)!r}", "passing")
+            return Failure(f"{why}: {on_one_line(content)!r}", "passing")
         self.usage += _tokens(body)
         return replace(reply, text=self._clean(reply.text))
 
@@ -182,7 +183,7 @@ class Chat:
         error = _error_of(body)
         if status == 400 and str(error.get("code")) in ("content_filter", "content_policy_violation"):
             return Reply.filtered()
-        said = shortened(self._clean(str(error.get("message") or body)), 200)
+        said = on_one_line(self._clean(str(error.get("message") or body)), 200)
         wait = _retry_after(headers)
         reason = f"the server answered {status}: {said}{self._hint(status)}"
         if status < 400 or status in (401, 403, 404) or error.get("code") == "insufficient_quota":

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from psr_lens.judges.clean_text import shortened
+from psr_lens._utils.short_text import on_one_line
 
 _NARROW: Final = str.maketrans("０１２３４５６７８９．，／－：％−", "0123456789.,/-:%-")
 _NUMBER: Final = re.compile(r"(?<![^\W_])(?<!\.)[-+]?([0-9]++(?:[.,][0-9]++)*+(?:[eE][-+]?[0-9]++)?+)(?![^\W_])")
@@ -86,7 +86,7 @@ def read_number(reply: str) -> Number:
     if not 0 <= score <= 100:
         return _missing("is outside 0–100", reply, number)
     # Adding 0.0 turns −0.0 into 0.0.
-    return Number(score + 0.0, f"read from {shortened(reply)!r}", number[1], number.start(1))
+    return Number(score + 0.0, f"read from {on_one_line(reply)!r}", number[1], number.start(1))
 
 
 def _scales(text: str, numbers: Sequence[re.Match[str]]) -> tuple[set[int], set[int], set[int]]:
@@ -110,4 +110,4 @@ def _is_labelled(text: str, number: re.Match[str]) -> bool:
 
 def _missing(why: str, reply: str, number: re.Match[str] | None = None) -> Number:
     found = (number[1], number.start(1)) if number else ("", 0)
-    return Number(math.nan, f"missing: the reply {shortened(reply)!r} {why}", *found)
+    return Number(math.nan, f"missing: the reply {on_one_line(reply)!r} {why}", *found)

@@ -1,0 +1,200 @@
+"""Carrying a replacement over to another model in a folder: texts, a map, and a replacement for each rung, none of them made twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import xxhash
+
+from psr_lens import transfer
+from psr_lens._utils.digests import digest_of
+from psr_lens._utils.safe_files import write_text
+from psr_lens.activations.store.format import FORMAT as STORE_FORMAT
+from psr_lens.activations.store.triplets import read_triplets, triplets_bytes
+from psr_lens.apps.output_folder import check_folder
+from psr_lens.errors import ArtifactError, InputError
+from psr_lens.generation.sampling import generate
+from psr_lens.generation.sampling_config import SamplingConfig
+from psr_lens.models import HookedModel, fingerprint, model_content
+from psr_lens.prompts import Triplet
+from psr_lens.replacement import Replacement
+from psr_lens.replacement.content_digest import content_digest
+from psr_lens.transfer.directions import Push
+from psr_lens.transfer.origin import check_made_for, map_digest
+
+STATE_FILE: Final = "transfer.json"
+"""The file of a transfer's folder that says what it is of, and what of it is finished."""
+MAP_FOLDER: Final = "map"
+_FORMAT: Final = 1
+_START_OVER: Final = "Give another folder with --out, or delete this one to start over."
+
+
+@dataclass(eq=False)
+class Transfer:
+    """A transfer in a folder. What is finished there is read again if its content is what was written; all else is made."""
+
+    source: HookedModel
+    """The model that the replacement was made for."""
+    target: HookedModel
+    """The model to be steered."""
+    replacement: Replacement
+    """What is carried over."""
+    folder: Path
+    """Where everything goes."""
+    sample: Callable[[], Sequence[Triplet]]
+    """Gives the source's responses with the instruction."""
+    sampling: SamplingConfig
+    """How the source's answers without the instruction are drawn, from which a map is learned."""
+    say: Callable[[str], None]
+    """Gets a line for each piece."""
+    given_map: transfer.ActivationMap | None = None
+    """A map of both models; None to learn one."""
+    _state: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def claim(self, texts: Mapping[str, Any]) -> None:
+        """Claim the folder, or check that it belongs to this transfer.
+
+        Args:
+            texts: What the texts are made of, as JSON content.
+
+        Raises:
+            InputError: the folder is a file, or holds another transfer or other files.
+            ArtifactError: the replacement was made for another model than the source; or what the folder says of itself cannot be read.
+        """
+        check_made_for(self.replacement, fingerprint(self.source))
+        about = {
+            "source": digest_of(model_content(self.source)),
+            "target": digest_of(model_content(self.target)),
+            "replacement": content_digest(self.replacement),
+            "texts": digest_of(dict(texts)),
+            "map": None if self.given_map is None else map_digest(self.given_map),
+        }
+        path = check_folder(self.folder) / STATE_FILE
+        if not path.exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                expected = "a new or empty folder, or the folder of this transfer"
+                raise InputError("out", f"{self.folder}, which holds other files", expected)
+            self._state = {"format": _FORMAT, "about": about, "finished": {}}
+            self._save()
+            return
+        try:
+            self._state = dict(json.loads(path.read_text(encoding="utf-8")))
+            known, finished = self._state["about"], self._state["finished"]
+            whole = self._state["format"] == _FORMAT and isinstance(known, dict) and isinstance(finished, dict)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"{path}: cannot be read ({error}). {_START_OVER}") from error
+        if not whole:
+            raise ArtifactError(f"{path}: is damaged or of a newer format. {_START_OVER}")
+        if differ := [name for name in about if known.get(name) != about[name]]:
+            got = f"{self.folder}, which holds another transfer (different: {', '.join(differ)})"
+            raise InputError("out", got, "the folder of this transfer", _START_OVER)
+
+    def carried(self, rung: str) -> Replacement:
+        """The replacement of a rung, from its folder if it is finished.
+
+        Raises:
+            InputError: an unknown rung; or as the rung's function.
+            ArtifactError, FitError: as the rung's function.
+        """
+        if rung not in RUNGS:
+            raise InputError("rung", repr(rung), f"one of {', '.join(RUNGS)}")
+        folder = self.folder / rung
+        try:
+            found = Replacement.load(folder)
+            if content_digest(found) == self._state["finished"].get(rung):
+                self.say(f"{rung}: finished before")
+                return found
+        except ArtifactError:
+            pass  # there is none, or it is damaged
+        found = RUNGS[rung](self)
+        found.save(folder)
+        self._finish(rung, content_digest(found))
+        self.say(f"{rung}: {found}")
+        return found
+
+    @cached_property
+    def map(self) -> transfer.ActivationMap:
+        """The map of both models that probes are pulled back through."""
+        if self.given_map is not None:
+            return self.given_map
+        folder = self.folder / MAP_FOLDER
+        try:
+            found = transfer.ActivationMap.load(folder, source=self.source, target=self.target)
+            if map_digest(found) == self._state["finished"].get(MAP_FOLDER):
+                self.say("map: finished before")
+                return found
+        except ArtifactError:
+            pass
+        found = transfer.fit_activation_map(self.source, self.target, self.plain)
+        found.save(folder)
+        self._finish(MAP_FOLDER, map_digest(found))
+        self.say(f"map: {found}")
+        return found
+
+    @cached_property
+    def triplets(self) -> list[Triplet]:
+        """The source's responses with the instruction."""
+        return self._texts("texts", self.sample)
+
+    @cached_property
+    def paired(self) -> list[transfer.PairedText]:
+        """The same as both models read them."""
+        return transfer.pair_texts(self.source, self.target, self.triplets)
+
+    @cached_property
+    def carried_texts(self) -> list[Triplet]:
+        """The same as the target reads them."""
+        return [each.target for each in self.paired]
+
+    @cached_property
+    def plain(self) -> list[transfer.PairedText]:
+        """The source's answers to the same questions without the instruction, as both models read them."""
+
+        def answers() -> list[Triplet]:
+            asked = list({each.pair.base_ids: each.pair for each in self.triplets}.values())
+            found = generate(self.source, asked, sampling=self.sampling)
+            bare = (replace(pair, instruction="", prompted_ids=pair.base_ids) for pair in asked)
+            return [Triplet(pair, each.ids, each.text) for pair, each in zip(bare, found, strict=True) if each.text.strip()]
+
+        return transfer.pair_texts(self.source, self.target, self._texts("plain", answers))
+
+    def forward(self, kind: Push) -> transfer.DirectionMap:
+        """A map of directions from the same texts and between the same layers."""
+        return transfer.fit_direction_map(self.source, self.target, self.plain, kind, layers=self.map.layers)
+
+    def _texts(self, name: str, make: Callable[[], Sequence[Triplet]]) -> list[Triplet]:
+        path = self.folder / f"{name}.jsonl"
+        if name in self._state["finished"]:
+            try:
+                return list(read_triplets(path, self._state["finished"][name], STORE_FORMAT))
+            except ArtifactError:
+                pass
+        found = list(make())
+        content = triplets_bytes(found, STORE_FORMAT)
+        write_text(path, content.decode())
+        self._finish(name, xxhash.xxh3_128_hexdigest(content))
+        self.say(f"{name}: {len(found)} of the source's")
+        return found
+
+    def _finish(self, name: str, digest: str) -> None:
+        self._state["finished"][name] = digest
+        self._save()
+
+    def _save(self) -> None:
+        write_text(self.folder / STATE_FILE, json.dumps(self._state, indent=2) + "\n")
+
+
+RUNGS: Final[dict[str, Callable[[Transfer], Replacement]]] = {
+    "through-text": lambda each: transfer.through_text(each.source, each.target, each.triplets),
+    "gates": lambda each: transfer.gates(each.target, each.carried_texts, each.replacement, each.map),
+    "gates-through-text": lambda each: transfer.gates_through_text(each.target, each.carried_texts, each.replacement, each.map),
+    "whole-ridge": lambda each: transfer.whole(each.target, each.replacement, each.map, each.forward("ridge")),
+    "whole-procrustes": lambda each: transfer.whole(each.target, each.replacement, each.map, each.forward("procrustes")),
+    "whole-anchors": lambda each: transfer.whole(each.target, each.replacement, each.map, each.forward("anchors")),
+}
+"""What makes the replacement of each rung, by the name of its folder."""

@@ -1,0 +1,7 @@
+"""Engines: they sample responses in place of the model, faster, for the functions with an argument `engine`."""
+
+from __future__ import annotations
+
+from psr_lens.engines.vllm_engine import VLLMEngine, vllm
+
+__all__ = ["VLLMEngine", "vllm"]

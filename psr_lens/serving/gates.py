@@ -1,0 +1,70 @@
+"""The module that steers at one hook point: no branches, so that it compiles, and no numbers but buffers, so that a graph outlives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psr_lens.replacement.site import Rule, Site
+
+_ORDER: Final[tuple[tuple[Rule, ...], ...]] = (("relu",), ("sigmoid",), ("linear", "constant", "projection"))
+"""Rules with the same nonlinearity are computed together: ReLU, logistic function, none."""
+
+
+class Gate(nn.Module):
+    """What all replacements add at one hook point, each times its strength at each token (Heyman & Vandeputte 2026, eq. 7 and 8).
+
+    A strength of 0 adds exactly 0.
+    """
+
+    probes: Tensor
+    bias: Tensor
+    directions: Tensor
+    strengths: Tensor
+    columns: Tensor
+
+    def __init__(
+        self, sites: Sequence[tuple[int, Site]], strengths: Float[Tensor, "token replacement"], device: torch.device
+    ) -> None:
+        """Put the sites next to each other.
+
+        Args:
+            sites: Sites of one width, each with its column in `strengths`.
+            strengths: The strength of each replacement at each token of a batch; kept, and read at each call.
+            device: Where the model is.
+        """
+        super().__init__()
+        groups = [[(column, site) for column, site in sites if site.rule in rules] for rules in _ORDER]
+        self.ranks = tuple(sum(site.rank for _, site in group) for group in groups)
+        """Number of directions under each nonlinearity."""
+        ordered = [(column, site.to(device, torch.float32)) for group in groups for column, site in group]
+        self.register_buffer("probes", torch.cat([_probes(site) for _, site in ordered], -2).transpose(-1, -2).contiguous(), False)
+        self.register_buffer("bias", torch.cat([site.bias for _, site in ordered], -1).unsqueeze(-2), False)
+        self.register_buffer("directions", torch.cat([site.directions for _, site in ordered], -2), False)
+        self.register_buffer("strengths", strengths, False)
+        columns = [column for column, site in ordered for _ in range(site.rank)]
+        self.register_buffer("columns", torch.tensor(columns, device=device), False)
+
+    def forward(self, arriving: Float[Tensor, "token *head width"]) -> Float[Tensor, "token *head width"]:
+        """What is added to each token's activation, in single precision."""
+        rows = arriving.to(torch.float32)
+        if rows.ndim == 3:  # `[head, token, d_head]`
+            rows = rows.transpose(0, 1)
+        read = rows @ self.probes + self.bias
+        relu, sigmoid, plain = read.split(self.ranks, -1)
+        parts = [part for part, rank in zip((relu.relu(), sigmoid.sigmoid(), plain), self.ranks, strict=True) if rank]
+        coefficients = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        weights = self.strengths.narrow(0, 0, arriving.shape[0]).index_select(1, self.columns)
+        added = (coefficients * weights) @ self.directions
+        return added.transpose(0, 1) if rows.ndim == 3 else added
+
+
+def _probes(site: Site) -> Tensor:
+    """What is multiplied with an activation and added to the bias: λ = A·w + b before the nonlinearity."""
+    if site.rule == "projection":
+        return -site.directions
+    return torch.zeros_like(site.weights) if site.rule == "constant" else site.weights
