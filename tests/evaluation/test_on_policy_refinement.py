@@ -39,7 +39,7 @@ def data(tiny_llama):
 @pytest.fixture
 def fits(monkeypatch):
     """The triplets of every fit."""
-    given, real = [], on_policy_on_policy_refinement.fit
+    given, real = [], on_policy_refinement.fit
 
     def fit(model, triplets, config):
         given.append(list(triplets))
