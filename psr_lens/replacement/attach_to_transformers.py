@@ -118,6 +118,11 @@ class Attached:
         """Continue with these sequences of the batch, as the KV cache does; each keeps its own strength and start."""
         self._hooks.select(rows)
 
+    @property
+    def hooks(self) -> SteeringHooks:
+        """The hooks that steer, by TransformerLens's names."""
+        return self._hooks
+
     def add(self, layout: ModuleNames, hooks: SteeringHooks) -> None:
         """Put hooks on the modules that correspond to their hook points."""
         self._hooks = hooks
@@ -147,6 +152,17 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
     except BaseException:
         attached.remove()
         raise
+    return attached
+
+
+def read_on_transformers(model: Any, hooks: Sequence[tuple[str, Callable[[Tensor, Any], None]]]) -> Attached:
+    """Put hooks that only read on a transformers model, at hook points by TransformerLens's names.
+
+    Raises:
+        InputError: `model` is not a transformers model of a supported architecture.
+    """
+    layout, attached = _layout(model), Attached(model)
+    attached.add(layout, SteeringHooks(hooks))
     return attached
 
 

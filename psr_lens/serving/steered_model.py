@@ -143,7 +143,7 @@ def put_gates(model: nn.Module, config: Any, served: Served, strengths: Tensor) 
     layers = model.get_submodule(layout.layers)
     for hook, sites in served.sites().items():
         index, point = layer_and_point(hook)
-        layer: nn.Module = layers[index]  # type: ignore[index, assignment]
+        layer: nn.Module = layers[index]  # type: ignore[index]
         gate = Gate(sites, strengths, strengths.device)
         if point == "hook_resid_post":
             _put(layer, gate)

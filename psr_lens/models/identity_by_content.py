@@ -19,8 +19,8 @@ from psr_lens._utils.digests import digest_of
 from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.errors import ModelError
 from psr_lens.models.fingerprints import model_identity
+from psr_lens.models.foreign_hooks import module_has_hooks
 from psr_lens.models.hooked_model import HookedModel, called_module, end_tokens, tokenizer_of
-from psr_lens.models.other_hooks import module_has_hooks
 
 _ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_name", "name_or_path", "_name_or_path"})
 """Entries of a config that say only where a model is or was."""
@@ -29,7 +29,7 @@ _ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_n
 def model_content(model: HookedModel) -> dict[str, Any]:
     """What must be the same for a model to compute the same: its class, weights, config, tokenizer and end tokens, as JSON content.
 
-    Hooks are not part of it, nor is code that replaces a module's `forward`: see `has_hooks`.
+    Hooks are not part of it, nor are functions and settings of modules, such as a replaced `forward` or `act_fn`: see `has_hooks`.
     """
     module = called_module(model)
     configs = [getattr(each, name, None) for each, name in ((model, "cfg"), (module, "config"))]
