@@ -9,7 +9,7 @@ from torch import Tensor
 
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.next_token import divergence
-from psr_lens.activations.teacher_forced_pass import Steered, logits_budget, read_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, logits_budget, read_batch
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, Triplet
 from psr_lens.replacement import Replacement
@@ -23,7 +23,7 @@ class Divergence:
         self.batches = [[triplets[index] for index in batch] for batch in length_batches(triplets, logits_budget(model, 2_048, 3))]
         self.prompted = [self._logits(batch, "prompted", None) for batch in self.batches]
 
-    def _logits(self, batch: Sequence[Triplet], context: Context, steered: Steered | None) -> Tensor:
+    def _logits(self, batch: Sequence[Triplet], context: Context, steered: PassSteering | None) -> Tensor:
         found = read_batch(self.model, batch, [], context, "R", steered=steered, logits=True).logits
         if found is None:
             raise RuntimeError("the model gives no logits")
@@ -31,7 +31,7 @@ class Divergence:
 
     def of(self, steering: Replacement | None, alpha: float = 1.0) -> list[float]:
         """The mean of each group."""
-        steered = None if steering is None else Steered(steering, alpha)
+        steered = None if steering is None else PassSteering(steering, alpha)
         groups: list[list[float]] = [[], [], []]
         for batch, wanted in zip(self.batches, self.prompted, strict=True):
             positions = [position for triplet in batch for position in range(len(triplet.response_ids))]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from psr_lens.activations.statistics import Statistics as Statistics
     from psr_lens.activations.store import OnDisk as OnDisk
     from psr_lens.activations.store import Store as Store
+    from psr_lens.apps.playground.play import play as play
     from psr_lens.evaluation.answers_by_method import AnswersByMethod as AnswersByMethod
     from psr_lens.evaluation.answers_by_method import answers_by_method as answers_by_method
     from psr_lens.evaluation.calibration import best_alpha as best_alpha
@@ -42,14 +43,14 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.evaluation_result import Evaluation as Evaluation
     from psr_lens.evaluation.faithfulness import faithfulness as faithfulness
     from psr_lens.evaluation.faithfulness_result import Faithfulness as Faithfulness
+    from psr_lens.evaluation.on_policy_refinement import refine as refine
     from psr_lens.evaluation.outlook import Outlook as Outlook
     from psr_lens.evaluation.outlook import outlook as outlook
-    from psr_lens.evaluation.refinement import refine as refine
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
     from psr_lens.evaluation.scores import scores_at as scores_at
-    from psr_lens.fitting.adapt import adapt as adapt
+    from psr_lens.evaluation.stream import stream as stream
     from psr_lens.fitting.fit import fit as fit
     from psr_lens.fitting.settings.adapters import LoRA as LoRA
     from psr_lens.fitting.settings.baselines import CLAS as CLAS
@@ -64,9 +65,11 @@ if TYPE_CHECKING:
     from psr_lens.fitting.settings.solvers import Joint as Joint
     from psr_lens.fitting.settings.solvers import Local as Local
     from psr_lens.fitting.settings.solvers import Sequential as Sequential
+    from psr_lens.fitting.train_adapter import adapt as adapt
     from psr_lens.generation.sampled_triplets import sample_responses as sample_responses
     from psr_lens.generation.sampling import SamplingConfig as SamplingConfig
     from psr_lens.generation.sampling import generate as generate
+    from psr_lens.generation.streaming import StreamedToken as StreamedToken
     from psr_lens.generation.thoughts import answers_after as answers_after
     from psr_lens.generation.thoughts import think as think
     from psr_lens.interpretation import patching as patching
@@ -121,7 +124,7 @@ _HOME = {
     "SideEffects": "evaluation.collateral",
     "collateral": "evaluation.collateral",
     "standing_pairs": "evaluation.collateral",
-    "refine": "evaluation.refinement",
+    "refine": "evaluation.on_policy_refinement",
     "Outlook": "evaluation.outlook",
     "outlook": "evaluation.outlook",
     "Robustness": "evaluation.robustness",
@@ -140,7 +143,7 @@ _HOME = {
     "CLAS": "fitting.settings.baselines",
     "fit": "fitting.fit",
     "LoRA": "fitting.settings.adapters",
-    "adapt": "fitting.adapt",
+    "adapt": "fitting.train_adapter",
     "Adapter": "replacement",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",
@@ -153,6 +156,8 @@ _HOME = {
     "scores_at": "evaluation.scores",
     "AnswersByMethod": "evaluation.answers_by_method",
     "answers_by_method": "evaluation.answers_by_method",
+    "StreamedToken": "generation.streaming",
+    "stream": "evaluation.stream",
     "Calibration": "evaluation.evaluate",
     "Evaluation": "evaluation.evaluation_result",
     "evaluate": "evaluation.evaluate",
@@ -163,6 +168,7 @@ _HOME = {
     "top_tokens": "interpretation.directions",
     "Attribution": "interpretation.attribution",
     "attribute": "interpretation.attribution",
+    "play": "apps.playground.play",
     "report": "reporting",
     "progress_bars": "_utils.progress",
 }

@@ -93,10 +93,14 @@ class Page:
 
     def open(self, path: Path, width: int) -> None:
         """A file of this machine, in a window of some width; nothing of the network."""
+        self.show(path.resolve().as_uri(), width)
+
+    def show(self, address: str, width: int) -> None:
+        """An address, in a window of some width."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=HEIGHT, deviceScaleFactor=1, mobile=False)
         self.send("Page.navigate", url="about:blank")
         self.errors.clear()
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=address)
         self.wait_for("document.readyState === 'complete'")
 
     def figures(self) -> list[dict[str, Any]]:
@@ -127,12 +131,17 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """A headless browser with one tab."""
+    """A headless browser with one tab, and with the rules between sites that a reader's browser keeps."""
     from choreographer import Browser
+    from choreographer.browsers import Chromium
+
+    class Strict(Chromium):
+        def get_cli(self) -> Any:
+            return [each for each in super().get_cli() if each != "--disable-web-security"]
 
     loop = asyncio.new_event_loop()
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)  # it calls the browser's own goodbye an error
-    shown = Browser(headless=True)
+    shown = Browser(headless=True, browser_cls=Strict)
     try:
         loop.run_until_complete(shown.open())
         yield Page(loop, loop.run_until_complete(shown.create_tab("about:blank")))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,6 +58,31 @@ class BatchSteering:
         return self.steering.hooks(model, self.alpha, start=self.start)
 
 
+Step = Callable[[Int[Tensor, "batch new"], Int[Tensor, "batch position"]], Float[Tensor, "batch d_vocab"]]
+"""Runs new tokens, with the mask of all tokens so far; gives the logits at the last one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What makes the steps of one batch, and holds its caches."""
+
+    step: Step
+    """Runs new tokens, with the mask of all tokens so far; the logits at the last one."""
+    select: Callable[[Int[Tensor, " row"]], None]
+    """Continues with some of the sequences."""
+    steering: SteeringHooks
+    """The hooks that steer; none if nothing does."""
+    in_force: Callable[[], AbstractContextManager[Any]]
+    """A block in which those hooks act, to be entered around all steps or around each."""
+    close: Callable[[], None]
+    """Removes what is left of the hooks."""
+
+
+Drawn = Generator[tuple[Int[Tensor, " row"], bool], None, list[tuple[int, ...]]]
+"""Draws the tokens of a batch step by step: yields one for each sequence that is still computed, and whether these are the last tokens.
+Returns the responses."""
+
+
 class Decoding:
     """Decodes batches of prompts with one model."""
 
@@ -92,34 +117,48 @@ class Decoding:
         Raises:
             NotFiniteError: logits are NaN or infinite.
         """
-        with self._decoder(len(tokens), steered) as (step, select):
-            return self.with_steps(tokens, mask, draws, step, select)
-
-    @contextmanager
-    def _decoder(
-        self, batch: int, steered: BatchSteering | None
-    ) -> Iterator[tuple[Callable[..., Tensor], Callable[[Tensor], None]]]:
-        """What makes a step, and what continues with some of the sequences."""
-        attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
-        if self._plain is not None and (steered is None or attached is not None):
-            decoder = TransformersDecoder(self._plain)
-            with attached or nullcontext():
-                yield decoder.step, _both(decoder.select, attached.select) if attached else decoder.select
-            return
-        hooks = SteeringHooks() if steered is None else steered.hooks(self._model)
-        own = Decoder(self._model, batch)
-        with hooked(self._model, hooks):
-            yield own.step, _both(own.select, hooks.select)
+        steps = self.steps(len(tokens), steered)
+        with closing(steps), steps.in_force():
+            return self.with_steps(tokens, mask, draws, steps.step, steps.select)
 
     def with_steps(
         self,
         tokens: Int[Tensor, "batch position"],
         mask: Int[Tensor, "batch position"],
         draws: Float[Tensor, "batch step"],
-        step: Callable[..., Tensor],
+        step: Step,
         select: Callable[[Tensor], None],
     ) -> list[tuple[int, ...]]:
-        """The responses with steps of one's own.
+        """The responses with steps of one's own; arguments and errors as for `drawn`."""
+        drawn = self.drawn(tokens, mask, draws, step, select)
+        while True:
+            try:
+                next(drawn)
+            except StopIteration as end:
+                found: list[tuple[int, ...]] = end.value
+                return found
+
+    def steps(self, batch: int, steered: BatchSteering | None) -> Steps:
+        """What makes the steps of a batch; to be closed after use."""
+        attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
+        if self._plain is not None and (steered is None or attached is not None):
+            decoder = TransformersDecoder(self._plain)
+            if attached is None:
+                return Steps(decoder.step, decoder.select, SteeringHooks(), nullcontext, _nothing)
+            return Steps(decoder.step, _both(decoder.select, attached.select), attached.hooks, nullcontext, attached.remove)
+        hooks = SteeringHooks() if steered is None else steered.hooks(self._model)
+        own = Decoder(self._model, batch)
+        return Steps(own.step, _both(own.select, hooks.select), hooks, lambda: hooked(self._model, hooks), hooks.close)
+
+    def drawn(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        draws: Float[Tensor, "batch step"],
+        step: Step,
+        select: Callable[[Tensor], None],
+    ) -> Drawn:
+        """Draw the responses to a batch step by step.
 
         Args:
             tokens: The prompts, padded on the left.
@@ -135,13 +174,13 @@ class Decoding:
         tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
         choose = TokenChoice(self._config, tokens, mask, self._stops)
         ended = Ending(self._tokenizer, self._stops, self._config.stop, device)
-        steps = min(draws.shape[1], context_length(self._model) - tokens.shape[1])
-        drawn = tokens.new_zeros(len(tokens), steps)
-        lengths = tokens.new_full((len(tokens),), steps)
+        count = min(draws.shape[1], context_length(self._model) - tokens.shape[1])
+        drawn = tokens.new_zeros(len(tokens), count)
+        lengths = tokens.new_full((len(tokens),), count)
         rows = torch.arange(len(tokens), device=device)
         unfinished = torch.ones_like(rows, dtype=torch.bool)
         new = tokens
-        for position in range(steps):
+        for position in range(count):
             logits = step(new, mask)
             wrong = unfinished & ~finite_rows(logits)
             chosen = choose(logits, drawn[rows, :position], draws[:, position])
@@ -153,7 +192,9 @@ class Decoding:
             if broken:
                 row = int(rows[wrong.nonzero()[0, 0]])
                 raise NotFiniteError(row, drawn[row, :position].tolist())
-            if not left:
+            is_last = not left or position + 1 == count
+            yield chosen, is_last
+            if is_last:
                 break
             new = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -163,6 +204,10 @@ class Decoding:
                 choose.select(kept)
                 rows, unfinished, new, mask, draws = (each[kept] for each in (rows, unfinished, new, mask, draws))
         return [tuple(row[:length]) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
+
+
+def _nothing() -> None:
+    """Nothing is left to remove."""
 
 
 def _attached(plain: nn.Module, steered: BatchSteering) -> Any:

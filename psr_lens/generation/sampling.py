@@ -117,17 +117,17 @@ def generate(
         decode = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
         for rows, adapted in _batches(model, pairs, replacement, strengths, context, config):
             batch = prompt_batch(pairs, rows, context, config, streams)
-            starts = _starts(pairs, rows, batch.tokens.shape[1])
+            starts = span_starts(pairs, rows, batch.tokens.shape[1])
             try:
                 with adapted(), spans_known(model, starts):
-                    found = decode(*batch, _steered(replacement, strengths, rows, starts))
+                    found = decode(*batch, steered_rows(replacement, strengths, rows, starts))
             except NotFiniteError as error:
                 row = rows[error.row]
                 prompt = pairs[row].ids(context)
-                starts = _starts(pairs, [row], len(prompt))
+                starts = span_starts(pairs, [row], len(prompt))
                 with adapted(), spans_known(model, starts):
-                    point = first_not_finite(model, [*prompt, *error.ids], _steered(replacement, strengths, [row], starts))
-                raise _not_finite(f"pairs[{row}]", error, point) from None
+                    point = first_not_finite(model, [*prompt, *error.ids], steered_rows(replacement, strengths, [row], starts))
+                raise not_finite(f"pairs[{row}]", error, point) from None
             for row, ids in zip(rows, found, strict=True):
                 responses[row] = Response(ids, decoded(tokenizer, ids))
             bar.update(len(rows))
@@ -153,12 +153,12 @@ def prompt_batch(
     return PromptBatch(*padded([pairs[row].ids(context) for row in rows], "left"), draws)
 
 
-def _starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dict[Span, Int[Tensor, " row"]]:
+def span_starts(pairs: Sequence[PromptPair], rows: Sequence[int], width: int) -> dict[Span, Int[Tensor, " row"]]:
     """The first position of each span of some of the pairs, padded on the left to `width` tokens."""
     return {span: torch.tensor([width - pairs[row].span_length(span) for row in rows]) for span in SPANS}
 
 
-def _steered(
+def steered_rows(
     steering: Acting | None, strengths: float | Tensor, rows: Sequence[int], starts: dict[Span, Int[Tensor, " row"]]
 ) -> BatchSteering | None:
     """What steers some of the pairs; an adapter is in force already."""
@@ -167,7 +167,8 @@ def _steered(
     return BatchSteering(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
 
 
-def _not_finite(pair: str, error: NotFiniteError, point: str | None) -> ModelError:
+def not_finite(pair: str, error: NotFiniteError, point: str | None) -> ModelError:
+    """The error for the logits of a response, which names the first hook point that is not finite."""
     where = (
         "although the residual stream is finite at every layer" if point is None else f"and so is `{point}`, before any later layer"
     )

@@ -69,7 +69,7 @@ class ClassifierJudge:
             >>> first.identity == other.identity
             False
         """
-        from psr_lens.models.content import classifier_content
+        from psr_lens.models.identity_by_content import classifier_content
 
         found = classifier_content(self._model, self._tokenizer)
         if found is None:

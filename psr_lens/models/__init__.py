@@ -6,8 +6,8 @@ differences (masks, caches, positions, aliases, placement, processed weights) ar
 
 from psr_lens.models.added_weights import LowRank, linear_weight, plain_with_shared_weights, weights_added
 from psr_lens.models.call_positions import Call, Columns
-from psr_lens.models.content import model_content
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
+from psr_lens.models.foreign_hooks import has_hooks
 from psr_lens.models.forward_pass import forward, frozen
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.hooked_model import (
@@ -26,10 +26,10 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
+from psr_lens.models.identity_by_content import model_content
 from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several, can_leave_out
 from psr_lens.models.loading import DTYPES, Backend, load_model
 from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
-from psr_lens.models.other_hooks import has_hooks
 from psr_lens.models.plain_model import plain_transformers
 from psr_lens.models.sources import EMBEDDED
 from psr_lens.models.temporary_hooks import TemporaryHooks, hooked

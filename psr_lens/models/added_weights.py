@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from psr_lens.errors import ModelError
+from psr_lens.models.foreign_hooks import has_hooks
 from psr_lens.models.forward_pass import frozen, weights_of_one_thread
 from psr_lens.models.hooked_model import HookedModel, is_bridge
-from psr_lens.models.other_hooks import has_hooks
 from psr_lens.models.plain_model import held_plain_model, same_logits
 
 _PROBED_BY: Final = 0.1

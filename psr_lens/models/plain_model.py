@@ -17,9 +17,9 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
+from psr_lens.models.foreign_hooks import has_hooks
 from psr_lens.models.forward_pass import forward, position_ids
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_spread, modules_below
-from psr_lens.models.other_hooks import has_hooks
 
 _TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference of logits that counts as rounding, relative to the largest logit, by data type."""

@@ -16,7 +16,7 @@ from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.argument_checks import check_most
-from psr_lens.plots.controls import MAX_STEPS, steps_of, switched
+from psr_lens.plots.sliders_and_buttons import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
 from psr_lens.plots.text_layout import FONT_SIZE, PlacedToken, placed_tokens, text_axes
 from psr_lens.plots.token_rows import Word, rows_and_words, signed, site_of, trace_with_sites, word_note

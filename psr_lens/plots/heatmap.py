@@ -18,8 +18,8 @@ from psr_lens._utils.sequences import ranges
 from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most
-from psr_lens.plots.controls import add_buttons
 from psr_lens.plots.scales import Scale, View, chosen_scale, hover_of, of_comparison, views_of
+from psr_lens.plots.sliders_and_buttons import add_buttons
 from psr_lens.plots.style import SMALL, colour_bar, escaped, titled
 from psr_lens.plots.token_rows import Tokened, Word, row_labels, rows_and_words, signed, word_note
 

@@ -13,7 +13,7 @@ from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens
-from psr_lens.plots.controls import steps_of, switched
+from psr_lens.plots.sliders_and_buttons import steps_of, switched
 from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
 from psr_lens.prompts.token_text import readable
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments, described
 from psr_lens.errors import InputError
-from psr_lens.plots.controls import switched, without_slider
+from psr_lens.plots.sliders_and_buttons import switched, without_slider
 from psr_lens.plots.token_rows import Tokened
 
 FIRST: Final = 8

@@ -18,7 +18,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most
-from psr_lens.plots.controls import MAX_STEPS, steps_of, switched
+from psr_lens.plots.sliders_and_buttons import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, round_below, titled, translucent
 from psr_lens.plots.token_rows import trace_with_sites
 from psr_lens.prompts.token_text import readable

@@ -16,8 +16,8 @@ from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most
-from psr_lens.plots.controls import MAX_STEPS, add_buttons, steps_of, switched
 from psr_lens.plots.scales import Scale, View, chosen_scale, hover_of, of_comparison, views_of
+from psr_lens.plots.sliders_and_buttons import MAX_STEPS, add_buttons, steps_of, switched
 from psr_lens.plots.style import DIVERGING, INK, MONO, SEQUENTIAL, colour_bar, escaped, method_styles, titled
 from psr_lens.plots.text_layout import EDGE, FONT_SIZE, STRIP, PlacedToken, placed_tokens, strip_axes, strip_pitch
 from psr_lens.plots.token_rows import Word, rows_and_words, signed, word_note

@@ -2,6 +2,7 @@
 
 from psr_lens.replacement.actions import SPANS
 from psr_lens.replacement.adapter import Acting, Adapter, check_acting, in_force
+from psr_lens.replacement.attach_to_transformers import Attached, read_on_transformers
 from psr_lens.replacement.compatibility import check_compatible
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.replacement import Part, Replacement, SteeringPlan
@@ -16,6 +17,7 @@ __all__ = [
     "SPANS",
     "Acting",
     "Adapter",
+    "Attached",
     "LearningCurve",
     "Part",
     "Replacement",
@@ -29,4 +31,5 @@ __all__ = [
     "check_acting",
     "check_compatible",
     "in_force",
+    "read_on_transformers",
 ]

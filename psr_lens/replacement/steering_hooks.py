@@ -7,13 +7,14 @@ Nothing here waits for a GPU at a decode step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import get_ident
 from typing import Any, Final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.models import Call, Columns, TemporaryHooks
@@ -43,6 +44,14 @@ class SteeringHooks(TemporaryHooks):
             self.calls.select(rows)
         for _, hook in self:
             hook.select(rows)
+
+    def record(self, into: dict[str, Float[Tensor, "batch width"]]) -> None:
+        """From now on, keep what is added to the last token of each call: one vector per sequence, in float32 at least, by hook point.
+
+        A call in which nothing is added at a hook point leaves `into` as it is there.
+        """
+        for name, hook in self:
+            hook.added = partial(into.__setitem__, name)
 
     def begin(self) -> None:
         """From now on steer calls of this thread alone; others may be about to run a hook that has just been removed."""
@@ -108,6 +117,8 @@ class _Steering:
         self._fresh = name.endswith(FRESH)
         self._ready: dict[tuple[torch.device, torch.dtype], list[_Fused]] = {}
         self._resolved: tuple[Any, int, _Starts] | None = None
+        self.added: Callable[[Tensor], None] | None = None
+        """Is told what is added to the last token of each call; see `SteeringHooks.record`."""
 
     def select(self, rows: Tensor) -> None:
         """Steer these sequences of the batch."""
@@ -122,6 +133,8 @@ class _Steering:
             return None
         starts = self._starts(call)
         past, length = call.past if call.past is not None else call.first_column(), call.length
+        if self.added is not None:
+            self._tell(activation, starts, past, length)
         if past > starts.latest:
             return self._at_a_step(activation) if self._lasting else None
         first = max(0, starts.first - past)
@@ -169,18 +182,30 @@ class _Steering:
             return self._summed(rows, masks)
 
     def _summed(self, rows: Tensor, masks: Mapping[int, Tensor | None]) -> Tensor:
-        arriving = rows.flatten(0, 1)
-        if rows.dtype not in (torch.float32, torch.float64):  # probes work in float32 at least
-            arriving = arriving.to(torch.float32)
-        if rows.ndim == 4:
-            arriving = arriving.transpose(0, 1)  # `[head, token, d_head]`
-        total, fused = arriving, self._fused(arriving.device, arriving.dtype)
-        for index, mask in masks.items():
-            total = fused[index].onto(total, arriving, rows.shape, mask)
-        if rows.ndim == 4:
-            total = total.transpose(0, 1)
-        total = total.view(rows.shape)
+        arriving = _as_probes_read(rows)
+        total = self._onto(arriving, arriving, rows.shape, masks)
         return total if total.dtype == rows.dtype else total.to(rows.dtype)
+
+    def _onto(self, total: Tensor, arriving: Tensor, shape: torch.Size, masks: Mapping[int, Tensor | None]) -> Tensor:
+        """`total` plus what is added for the tokens `arriving`, in the shape of the activation."""
+        fused = self._fused(arriving.device, arriving.dtype)
+        for index, mask in masks.items():
+            total = fused[index].onto(total, arriving, shape, mask)
+        if len(shape) == 4:
+            total = total.transpose(0, 1)
+        return total.reshape(shape)
+
+    def _tell(self, activation: Tensor, starts: _Starts, past: int, length: int) -> None:
+        """Tell what is added to the last token of the call."""
+        last = past + length - 1
+        busy = self._lasting if last > starts.latest else dict.fromkeys(range(len(self._actions)))
+        if self.added is None or last < starts.first or not busy:
+            return
+        rows = activation[:, -1:]
+        masks = {index: _mask(starts.at[index] - last, self._actions[index].last_only, 0, 1, activation.device) for index in busy}
+        with torch.autocast(rows.device.type, enabled=False):
+            arriving = _as_probes_read(rows)
+            self.added(self._onto(torch.zeros_like(arriving), arriving, rows.shape, masks).flatten(1).detach())
 
     def _fused(self, device: torch.device, dtype: torch.dtype) -> list[_Fused]:
         ready = self._ready.get((device, dtype))
@@ -191,6 +216,14 @@ class _Steering:
         with torch.inference_mode(False), torch.no_grad():  # later calls may want gradients
             ready = self._ready[device, dtype] = [_Fused(each, device, dtype) for each in self._actions]
         return ready
+
+
+def _as_probes_read(rows: Tensor) -> Tensor:
+    """Activations as `[token, width]` or `[head, token, width]`, in float32 at least."""
+    arriving = rows.flatten(0, 1)
+    if rows.dtype not in (torch.float32, torch.float64):
+        arriving = arriving.to(torch.float32)
+    return arriving.transpose(0, 1) if rows.ndim == 4 else arriving
 
 
 def _learns(action: Action) -> bool:

@@ -11,9 +11,9 @@ from psr_lens.plots import (
     magnitude_strips,
     relative_rmse,
 )
-from psr_lens.plots.controls import MAX_STEPS
 from psr_lens.plots.distribution import MAX_VIOLINS
 from psr_lens.plots.scatter import MAX_POINTS
+from psr_lens.plots.sliders_and_buttons import MAX_STEPS
 from psr_lens.reporting.comparison_text import lead_of
 from psr_lens.reporting.parts import EXAMPLES, Panel, Part, choice
 

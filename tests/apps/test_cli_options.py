@@ -119,6 +119,12 @@ def commands(organism, tmp_path):
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(evaluation))
     return {
         "fit": ["--triplets", lines, "--out", tmp_path / "f"],
+        "generate": [tmp_path / "method", "what is a fox ?", "--instruction", "be brief ."],
+        "play": ["organism", tmp_path / "method", "--instruction", "be brief .", "--no-open"],
+        "transfer": [
+            *("--from", tmp_path / "method", "--texts", lines, "--out", tmp_path / "t"),
+            *("--source-model", "organism", "--target-model", "organism-gpt2"),
+        ],
         "capture": ["--pairs", lines, "--out", tmp_path / "c"],
         "evaluate": ["--config", tmp_path / "e.yaml"],
         "run": ["--model", "organism", "--questions", lines, "--out", tmp_path / "r"],

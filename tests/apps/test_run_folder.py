@@ -18,7 +18,7 @@ from psr_lens.apps.pipeline import RunConfig, read_config, run, run_folder
 from psr_lens.apps.pipeline.run_folder import claim, folder_names
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import model_content
-from psr_lens.models.content import former_identity
+from psr_lens.models.identity_by_content import former_identity
 
 
 @pytest.mark.parametrize(

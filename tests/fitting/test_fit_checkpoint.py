@@ -20,7 +20,7 @@ from psr_lens.fitting.gradient_descent import checkpoint, training
 from psr_lens.fitting.gradient_descent.checkpoint import identity
 from psr_lens.fitting.gradient_descent.objective import Imitation, Objective
 from psr_lens.fitting.gradient_descent.training import _Run
-from psr_lens.models.content import former_identity
+from psr_lens.models.identity_by_content import former_identity
 
 SETTINGS = {"epochs": 6, "batch_size": 2, "learning_rate": 1e-2}
 

@@ -158,6 +158,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "plots.agreement.show": "magnitude",
         "model": model,
         "pairs": psr.PromptPairs(tuple(pairs_of(model, 2)), model.tokenizer),
+        "pair": pairs_of(model, 1)[0],
         "triplets": triplets,
         "plots.by_response.triplets": None,
         "replacement": method,

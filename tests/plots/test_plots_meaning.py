@@ -18,8 +18,8 @@ from psr_lens import plots
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens, TopToken, TopTokens, cosines
-from psr_lens.plots import controls, rank, scatter, text_strips
 from psr_lens.plots import cosines as cosine_plot
+from psr_lens.plots import rank, scatter, sliders_and_buttons, text_strips
 from psr_lens.plots.scatter import SymLog
 from psr_lens.replacement import LearningCurve
 
@@ -132,7 +132,7 @@ def test_large_scatters_keep_the_strongest_tokens_and_say_what_they_left_out():
     assert drawn[0].customdata[:, 0].max() == pytest.approx(float(result.methods["A-PSR"].projection[:, 0].max()))
     assert "1,200 of 4,000 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
     figure = plots.coefficient_scatter(comparison(responses=1, layers=80), "A-PSR")
-    assert len(figure.layout.sliders[0].steps) == controls.MAX_STEPS
+    assert len(figure.layout.sliders[0].steps) == sliders_and_buttons.MAX_STEPS
     assert "32 of 80 layers" in figure.layout.annotations[-1].text.replace("<br>", " ")
 
 

@@ -10,8 +10,8 @@ from made_up_results import METHODS, WORDS, captured, comparison
 
 from psr_lens import plots
 from psr_lens.errors import InputError
-from psr_lens.plots.controls import steps_of
 from psr_lens.plots.scales import MANY_LAYERS
+from psr_lens.plots.sliders_and_buttons import steps_of
 from psr_lens.plots.text_layout import LINE, in_lines
 from psr_lens.prompts.token_text import joined, readable, word_starts
 

@@ -7,7 +7,7 @@ from psr_lens.activations.store.rows import RowError, StoredRows
 from psr_lens.activations.store.shards import SHARD_BYTES, plan_shards
 from psr_lens.activations.store.triplets import triplet_id, triplets_digest
 from psr_lens.activations.store.writer import StoreWriter
-from psr_lens.models.content import tokenizer_fingerprint
+from psr_lens.models.identity_by_content import tokenizer_fingerprint
 
 __all__ = [
     "SHARD_BYTES",

@@ -28,7 +28,7 @@ from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shar
 from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, has_hooks, model_content, model_identity, tokenizer_of
-from psr_lens.models.content import tokenizer_fingerprint
+from psr_lens.models.identity_by_content import tokenizer_fingerprint
 from psr_lens.prompts import Span, TokenTable, Triplet, token_table
 
 StoreDtype = Literal["float32", "bfloat16", "float16"]

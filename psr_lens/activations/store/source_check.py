@@ -8,7 +8,7 @@ from typing import Any
 from psr_lens.activations.store.format import StoreSpec, differences, source_identity
 from psr_lens.errors import ArtifactError
 from psr_lens.models import HookedModel, model_identity, tokenizer_of
-from psr_lens.models.content import tokenizer_fingerprint
+from psr_lens.models.identity_by_content import tokenizer_fingerprint
 
 
 def check_source(folder: Path, spec: StoreSpec, model: HookedModel) -> None:

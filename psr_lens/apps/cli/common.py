@@ -57,8 +57,23 @@ ApiKeyEnvOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampled responses, if the file has none.")]
 
 
+OpenOption = Annotated[bool, typer.Option("--open", help="Open the report in the browser at the end.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from psr_lens import __version__
+
+        say(f"psr-lens {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
     """See and replace what a prompt does inside a language model."""
 
 
@@ -71,6 +86,13 @@ def chat_of(place: str | None, system: str | None, prefix: str | None) -> dict[s
 def say(text: str) -> None:
     """Print a text as it is, without markup, highlighting or line breaks of rich's own."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def open_file(path: Path) -> None:
+    """Open a file in the browser."""
+    import webbrowser
+
+    webbrowser.open(path.resolve().as_uri())
 
 
 def say_where(out: Path | str, began: float) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from psr_lens.apps.cli.common import VerifyOption, app, console, one_line_errors, say_where
+from psr_lens.apps.cli.common import OpenOption, VerifyOption, app, console, one_line_errors, open_file, say_where
 
 if TYPE_CHECKING:
     from psr_lens.apps.demo import DemoResult
@@ -41,6 +41,7 @@ def demo(
     static: Annotated[
         bool, typer.Option("--static", help=r"Also save every figure as PNG and SVG in figures/ (needs psr-lens\[static]).")
     ] = False,
+    open_report: OpenOption = False,
 ) -> None:
     """Fit replacements for an instruction on the shipped model or a chat model, compare them with the prompt, and write a report."""
     began = time.perf_counter()
@@ -54,6 +55,8 @@ def demo(
         results = run_demo(out, trait or (), config, say=status.update, static=static)
     console.print(_table(results))
     say_where(out / "report.html", began)
+    if open_report:
+        open_file(out / "report.html")
 
 
 def _table(results: dict[str, DemoResult]) -> Table:

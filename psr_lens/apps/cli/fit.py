@@ -70,6 +70,7 @@ def fit(  # noqa: PLR0913  (a command: each parameter is an option)
     with one_line_errors():
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device, rank_and_world_size
+        from psr_lens.activations.store.format import read_spec
         from psr_lens.apps.output_folder import check_folder
         from psr_lens.apps.template_time import kept_time, told_time
         from psr_lens.errors import InputError
@@ -81,6 +82,8 @@ def fit(  # noqa: PLR0913  (a command: each parameter is an option)
         settings = Sequential() if config is None else read_config(config)
         chat = chat_of(place, system, prefix)
         file = None if triplets.is_dir() else Lines(_lines_of_group(triplets, group), chat, max_new_tokens, seed)
+        if file is None:
+            read_spec(triplets)  # what is missing is said before the model is loaded
         check_used_folders(settings, checkpoint, scratch)
         found = outline(model) if has_outline(model) else None
         if found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from rich.table import Table
+from rich.text import Text
 
 from psr_lens.apps.cli.common import (
     DTYPES,
@@ -18,6 +21,7 @@ from psr_lens.apps.cli.common import (
     ApiKeyEnvOption,
     BaseUrlOption,
     DeviceOption,
+    OpenOption,
     PlaceOption,
     PrefixOption,
     SystemOption,
@@ -25,6 +29,7 @@ from psr_lens.apps.cli.common import (
     chat_of,
     console,
     one_line_errors,
+    open_file,
     say,
     say_where,
 )
@@ -80,6 +85,7 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the run would do and cost; load no weights, write nothing.")
     ] = False,
+    open_report: OpenOption = False,
 ) -> None:
     """Replace an instruction on your own model and questions.
 
@@ -125,7 +131,10 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
             return
         result = run_all(settings, device=device or str(own_device()), say=say, show=console.print, server=server)
         say(_summary(result))
+        console.print(_first_answers(result))
     say_where(result.out, began)
+    if open_report:
+        open_file(result.out / "report.html")
 
 
 def _config_changes(config: Path | None, options: dict[str, Any], nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -150,6 +159,21 @@ def _value(text: str | None) -> Any:
         return yaml.safe_load(f"[{text}]" if "," in text else text)
     except yaml.YAMLError:
         return text
+
+
+def _first_answers(result: RunResult) -> Table:
+    """The answers to the first held-out question with the prompt and with the first method, side by side."""
+    from psr_lens.apps.pipeline.run_folder import ANSWERS_FILE
+    from psr_lens.evaluation.methods import PROMPT
+
+    with (result.out / ANSWERS_FILE).open(encoding="utf-8") as lines:
+        row = json.loads(next(lines))
+    columns = [PROMPT, next(iter(result.methods))]
+    found = Table(title=Text(row["question"]), expand=True)
+    for column in columns:
+        found.add_column(Text(column), ratio=1, overflow="fold")
+    found.add_row(*(Text(row[column]) for column in columns))
+    return found
 
 
 def _summary(result: RunResult) -> str:

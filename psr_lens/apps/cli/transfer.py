@@ -72,6 +72,7 @@ def transfer(  # noqa: PLR0913  (a command: each parameter is an option)
         from psr_lens.apps.transfer import RUNGS, Transfer
         from psr_lens.apps.triplets import Lines
         from psr_lens.errors import InputError
+        from psr_lens.transfer.map_files import read_map
 
         chosen = list(dict.fromkeys(rung or ["gates"]))
         if unknown := [name for name in chosen if name not in RUNGS]:
@@ -79,6 +80,8 @@ def transfer(  # noqa: PLR0913  (a command: each parameter is an option)
         check_folder(out)
         file = Lines(psr.datasets.read_pairs(texts), chat_of(place, system, prefix), max_new_tokens, seed)
         replacement = psr.Replacement.load(artifact)
+        if map_folder is not None:
+            read_map(map_folder)  # what is missing is said before models are loaded
         source, target = (
             psr.load_model(name, device=device or own_device(), verify=verify) for name in (source_model, target_model)
         )

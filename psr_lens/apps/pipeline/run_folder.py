@@ -18,7 +18,7 @@ from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline.config import RunConfig
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, model_content
-from psr_lens.models.content import former_identity
+from psr_lens.models.identity_by_content import former_identity
 
 _FORMAT: Final = 2
 """Format 1 had a sample of the model's weights in place of all, and no versions; its runs can be resumed."""

@@ -19,7 +19,7 @@ from psr_lens.errors import ArtifactError
 from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, model_content
-from psr_lens.models.content import former_identity
+from psr_lens.models.identity_by_content import former_identity
 from psr_lens.prompts import Triplet
 
 FORMAT: Final = 2

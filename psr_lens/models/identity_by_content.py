@@ -19,8 +19,8 @@ from psr_lens._utils.digests import digest_of
 from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.errors import ModelError
 from psr_lens.models.fingerprints import model_identity
+from psr_lens.models.foreign_hooks import module_has_hooks
 from psr_lens.models.hooked_model import HookedModel, called_module, end_tokens, tokenizer_of
-from psr_lens.models.other_hooks import module_has_hooks
 
 _ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_name", "name_or_path", "_name_or_path"})
 """Entries of a config that say only where a model is or was."""

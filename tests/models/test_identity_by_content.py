@@ -12,7 +12,7 @@ from helpers import save_tiny
 import psr_lens as psr
 from psr_lens.errors import ModelError
 from psr_lens.models import all_modules, has_hooks, is_bridge, model_content
-from psr_lens.models.content import former_identity, weights_digest
+from psr_lens.models.identity_by_content import former_identity, weights_digest
 
 
 def test_every_byte_of_every_weight_counts_however_it_is_changed(fresh):

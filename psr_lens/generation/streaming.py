@@ -1,0 +1,298 @@
+"""Answers to one prompt in several columns that grow together, token by token, each as `generate` samples it.
+
+Each column has a KV cache of its own, and hooks are in force only while a column makes its step: between two tokens the model is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from psr_lens._utils.sequences import padded
+from psr_lens.errors import InputError
+from psr_lens.generation.decoding import Decoding, NotFiniteError, first_not_finite
+from psr_lens.generation.sampling import SamplingConfig, not_finite, prompt_batch, span_starts, steered_rows, stop_ids
+from psr_lens.models import (
+    Decoder,
+    HookedModel,
+    TransformersDecoder,
+    context_length,
+    device_of,
+    frozen,
+    hooked,
+    plain_transformers,
+    spans_known,
+    tokenizer_of,
+)
+from psr_lens.prompts import Context, PromptPair
+from psr_lens.prompts.token_text import decoded
+from psr_lens.replacement import SPANS, Acting, Adapter, Attached, in_force, read_on_transformers
+
+_INCOMPLETE: Final = "\ufffd"
+"""What a tokenizer writes for bytes that are no character yet."""
+
+
+@dataclass(frozen=True)
+class StreamedToken:
+    """One token of one column, as `stream` yields it.
+
+    Example:
+        >>> token = next(psr.stream(model, pairs[0], pirate, columns=["A-PSR"], sampling=psr.SamplingConfig(temperature=0)))
+        >>> token.text, token.index, len(token.magnitudes), token.is_last
+        ('arr', 0, 6, False)
+    """
+
+    column: str
+    """`none`, `prompt`, or the name of a replacement."""
+    index: int
+    """Index of the token in the response, from 0."""
+    id: int
+    """Token id."""
+    text: str
+    """What the token adds to the answer: empty for a special token, and for a token that ends within a character."""
+    answer: str
+    """The answer so far, with this token. With `is_last` it is what `generate` gives as the text."""
+    magnitudes: Mapping[str, float]
+    """‖Δ‖ by hook point, in the activation's units, at the token before this one, from which this one was predicted: what the replacement
+    added there; in the column `prompt`, the difference that the instruction makes to the residual stream."""
+    is_last: bool
+    """Whether the column ends here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """What a column shows."""
+
+    name: str
+    """Its name."""
+    context: Context = "base"
+    """Which prompt the answer follows; in the prompted one, the base context is read beside it."""
+    acting: Acting | None = None
+    """What steers."""
+    alpha: float = 1.0
+    """Its strength."""
+    points: tuple[str, ...] = ()
+    """The hook points at which it adds something."""
+
+
+def stream_columns(
+    model: HookedModel, pair: PromptPair, columns: Sequence[Column], config: SamplingConfig, number: int
+) -> Generator[StreamedToken, None, None]:
+    """Sample an answer in each column; all columns make a step in turn, and share the random stream `number`.
+
+    Raises:
+        InputError: a prompt fills the model's context.
+        ModelError: the model has no tokenizer, or its logits are NaN or infinite.
+    """
+    for column in columns:
+        length, limit = len(pair.ids(column.context)), context_length(model)
+        if length >= limit:
+            raise InputError(
+                "pair",
+                f"a prompt of {length} tokens",
+                f"fewer than the model's context of {limit}, so that an answer fits",
+                "Shorten the question or the instruction.",
+            )
+    return _streamed(model, pair, columns, config, number)
+
+
+def _streamed(
+    model: HookedModel, pair: PromptPair, columns: Sequence[Column], config: SamplingConfig, number: int
+) -> Generator[StreamedToken, None, None]:
+    with ExitStack() as stack:
+        answers: list[_Answer] = []
+        for column in columns:
+            with _computing(model):
+                answers.append(stack.enter_context(_answer(model, pair, column, config, number)))
+        while answers:
+            for answer in list(answers):
+                with _computing(model):
+                    token = answer.next()
+                if token.is_last:
+                    answers.remove(answer)
+                yield token
+
+
+@contextmanager
+def _computing(model: HookedModel) -> Iterator[None]:
+    """The model in evaluation mode, and no gradients; between the tokens both are the caller's own."""
+    with torch.inference_mode(mode=False), torch.no_grad(), frozen(model):
+        yield
+
+
+@contextmanager
+def _answer(model: HookedModel, pair: PromptPair, column: Column, config: SamplingConfig, number: int) -> Iterator[_Answer]:
+    tokenizer = tokenizer_of(model)
+    decoding = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
+    prompt, mask, draws = prompt_batch([pair], [0], column.context, config, [number])
+    starts = span_starts([pair], [0], prompt.shape[1])
+    steered = steered_rows(column.acting, column.alpha, [0], starts)
+    steps = decoding.steps(1, steered)
+    with ExitStack() as stack:
+        stack.callback(steps.close)
+        pushes: Callable[[Tensor], Mapping[str, float]]
+        if column.context == "prompted":
+            pushes = stack.enter_context(_differences(model, pair))
+        else:
+            added: dict[str, Tensor] = {}
+            steps.steering.record(added)
+            pushes = _Added(added, column.points)
+        drawn = decoding.drawn(prompt, mask, draws, steps.step, steps.select)
+        stack.callback(drawn.close)
+
+        @contextmanager
+        def acting() -> Iterator[None]:
+            adapter = column.acting if isinstance(column.acting, Adapter) else None
+            adapted: AbstractContextManager[Any] = nullcontext() if adapter is None else in_force(model, adapter, column.alpha)
+            with adapted, spans_known(model, starts), steps.in_force():
+                yield
+
+        def explained(error: NotFiniteError) -> Exception:
+            adapter = column.acting if isinstance(column.acting, Adapter) else None
+            with in_force(model, adapter, column.alpha), spans_known(model, starts):
+                point = first_not_finite(model, [*pair.ids(column.context), *error.ids], steered)
+            return not_finite("pair", error, point)
+
+        yield _Answer(column.name, tokenizer, drawn, prompt, acting, pushes, explained)
+
+
+class _Answer:
+    """The answer of one column, so far."""
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        drawn: Iterator[tuple[Tensor, bool]],
+        prompt: Int[Tensor, "1 position"],
+        acting: Callable[[], AbstractContextManager[None]],
+        pushes: Callable[[Tensor], Mapping[str, float]],
+        explained: Callable[[NotFiniteError], Exception],
+    ) -> None:
+        self._name, self._drawn, self._new = name, drawn, prompt
+        self._acting, self._pushes, self._explained = acting, pushes, explained
+        self._text, self._ids = AnswerText(tokenizer), 0
+
+    def next(self) -> StreamedToken:
+        """Sample one token."""
+        try:
+            with self._acting():
+                chosen, is_last = next(self._drawn)
+        except NotFiniteError as error:
+            raise self._explained(error) from None
+        magnitudes = self._pushes(self._new)
+        self._new = chosen[:, None]
+        added = self._text.add(int(chosen), is_last)
+        self._ids += 1
+        return StreamedToken(self._name, self._ids - 1, int(chosen), added, self._text.answer, magnitudes, is_last)
+
+
+class AnswerText:
+    """The text of an answer that grows by tokens; no token's text ends within a character."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Begin with no tokens.
+
+        Args:
+            tokenizer: Gives the texts.
+        """
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self.answer = ""
+        """The text so far, without special tokens."""
+
+    def add(self, token: int, is_last: bool) -> str:
+        """Add a token; return what it adds to the text.
+
+        A tokenizer that removes spaces before punctuation may change what it wrote before; `answer` then follows it.
+        """
+        self._ids.append(token)
+        whole = decoded(self._tokenizer, self._ids)
+        # Some tokenizers write a character's first bytes as one sign each, and even take back the characters before them.
+        known = whole if is_last else whole.rstrip(_INCOMPLETE)
+        if not is_last and known != whole and self.answer.startswith(known):
+            return ""
+        before, self.answer = self.answer, known
+        return known[len(before) :] if known.startswith(before) else known[_common(before, known) :]
+
+
+def _common(one: str, other: str) -> int:
+    """Number of characters that two texts have in common at their beginning."""
+    return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+class _Added:
+    """What a replacement's own hooks added to the last token that was read."""
+
+    def __init__(self, added: dict[str, Float[Tensor, "1 width"]], points: Sequence[str]) -> None:
+        self._added, self._points = added, points
+
+    def __call__(self, new: Tensor) -> dict[str, float]:
+        lengths = dict(zip(self._added, _norms(list(self._added.values())), strict=True))
+        self._added.clear()
+        return {name: lengths.get(name, 0.0) for name in self._points}
+
+
+@contextmanager
+def _differences(model: HookedModel, pair: PromptPair) -> Iterator[Callable[[Tensor], dict[str, float]]]:
+    """Reads the same tokens after both prompts: the difference of the residual stream at the last token, by hook point."""
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(int(model.cfg.n_layers))]
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor, Any], None]:
+        def hook(activation: Tensor, hook: Any) -> None:
+            base, prompted = activation[:, -1].to(torch.promote_types(activation.dtype, torch.float32))
+            found[name] = (prompted - base)[None]
+
+        return hook
+
+    hooks = [(name, keep(name)) for name in names]
+    plain = plain_transformers(model)
+    reading = None if plain is None else _reading(plain, hooks)
+    tokens, mask = (each.to(device_of(model)) for each in padded([pair.base_ids, pair.prompted_ids], "left"))
+    starts = {span: torch.tensor([tokens.shape[1] - pair.span_length(span)] * 2) for span in SPANS}
+    step: Callable[[Tensor, Tensor], Tensor]
+    block: Callable[[], AbstractContextManager[Any]]
+    if plain is None or reading is None:
+        step, block = Decoder(model, 2).step, lambda: hooked(model, hooks)
+    else:
+        step, block = TransformersDecoder(plain).step, nullcontext
+    seen = 0
+
+    def read(new: Tensor) -> dict[str, float]:
+        nonlocal mask, seen
+        if seen:
+            mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+        with spans_known(model, starts), block():
+            step(new.expand(2, -1) if seen else tokens, mask)
+        seen += 1
+        return dict(zip(names, _norms([found[name] for name in names]), strict=True))
+
+    try:
+        yield read
+    finally:
+        if reading is not None:
+            reading.remove()
+
+
+def _reading(plain: nn.Module, hooks: Sequence[tuple[str, Any]]) -> Attached | None:
+    """Hooks that read on plain transformers; None for an architecture whose modules are not known."""
+    try:
+        return read_on_transformers(plain, hooks)
+    except InputError:
+        return None
+
+
+def _norms(vectors: Sequence[Float[Tensor, "1 width"]]) -> list[float]:
+    """Their lengths, in one look at the device."""
+    if not vectors:
+        return []
+    home = vectors[0].device
+    found: list[float] = torch.stack([torch.linalg.vector_norm(each).to(home) for each in vectors]).tolist()
+    return found

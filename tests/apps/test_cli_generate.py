@@ -1,0 +1,93 @@
+"""`psr-lens generate`, and what all commands say of themselves."""
+
+import re
+import sys
+
+import pytest
+from helpers import random_replacement
+from typer.testing import CliRunner
+
+import psr_lens as psr
+from psr_lens.apps.cli import app
+from psr_lens.apps.playground import artifacts
+
+QUESTION = "what is a bear ?"
+
+
+def call(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def saved(organism, tmp_path, monkeypatch):
+    """A replacement for `organism`, which is loaded already."""
+    monkeypatch.setattr(psr, "load_model", lambda name, **_: {"organism": organism.model}[name])
+    method = random_replacement(organism.model, size=0.05)
+    return method, method.save(tmp_path / "method")
+
+
+def test_it_prints_what_generate_writes(organism, saved):
+    method, folder = saved
+    pairs = psr.prompt_pairs(organism.model, [QUESTION], "be brief .")
+    sampling = psr.SamplingConfig(temperature=0.9, seed=4, max_new_tokens=12)
+    options = ("--temperature", 0.9, "--seed", 4, "--max-new-tokens", 12, "--instruction", "be brief .", "--alpha", 0.5)
+    wanted = psr.generate(organism.model, pairs, method, alpha=0.5, sampling=sampling)[0].text
+    assert call("generate", folder, QUESTION, *options) == (0, f"{wanted}\n")
+    none, prompt = (psr.generate(organism.model, pairs, context=each, sampling=sampling)[0].text for each in ("base", "prompted"))
+    code, output = call("generate", folder, QUESTION, *options, "--beside")
+    assert (code, output.splitlines()) == (0, [f"none: {none}", f"prompt: {prompt}", f"method: {wanted}"])
+
+
+def test_without_an_instruction_it_takes_the_one_that_was_learned(organism, saved, tmp_path):
+    method, folder = saved
+    code, output = call("generate", folder, QUESTION)
+    assert code == 2
+    assert "Pass `--instruction`" in output
+    learned = type(method)(**{**vars(method), "settings": {"instructions": ["be brief ."]}})
+    assert artifacts.instruction_of({"A": learned}) == "be brief ."
+    assert artifacts.instruction_of({"A": method, "B": learned + learned}) == "be brief ."
+    assert artifacts.model_of({"A": learned * 2}) == "organism"
+
+
+def test_what_is_missing_is_said_before_a_model_is_loaded(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(psr, "load_model", None)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "lines.jsonl").write_text('{"question": "a", "instruction": "b"}\n')
+    for command in (
+        ["generate", tmp_path / "nowhere", QUESTION, "--instruction", "x"],
+        ["fit", "--triplets", tmp_path / "nowhere", "--out", tmp_path / "o"],
+        ["fit", "--triplets", tmp_path / "empty", "--out", tmp_path / "o"],
+        ["capture", "--pairs", tmp_path / "nowhere", "--out", tmp_path / "o"],
+        ["evaluate", "--config", tmp_path / "nowhere"],
+        ["run", "--model", "organism", "--instruction", "x", "--questions", tmp_path / "nowhere", "--out", tmp_path / "o"],
+    ):
+        code, output = call(*command)
+        assert code in (1, 2), command
+        assert "nowhere" in output or "empty" in output, (command, output)
+
+
+def test_play_names_its_extra_before_anything_is_loaded(saved, monkeypatch):
+    monkeypatch.setattr(psr, "load_model", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    code, output = call("play", "organism", saved[1])
+    assert code == 2
+    assert "psr-lens[play]" in output  # and not eaten as markup
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    for name in ("a/x", "b/x", "none"):
+        (tmp_path / name).mkdir(parents=True)
+    found = artifacts.named_folders([tmp_path / "a/x", tmp_path / "b/x", tmp_path / "none"])
+    assert list(found) == ["x", "x 2", "none 2"]
+
+
+def test_the_version_is_said():
+    assert call("--version") == (0, f"psr-lens {psr.__version__}\n")
+
+
+def test_help_keeps_its_brackets():
+    code, output = call("demo", "--help")
+    assert code == 0
+    assert "psr-lens[static]" in re.sub(r"[\s│]+", "", output)

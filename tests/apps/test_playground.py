@@ -1,0 +1,409 @@
+"""The playground: what its session says, whom its server answers, and the page in a real browser."""
+
+import http.client
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from browser import Page, browser, missing
+from helpers import assert_unchanged as assert_same_model
+from helpers import pairs_of, random_replacement, state_of
+
+import psr_lens as psr
+from psr_lens.apps.playground import session as sessions
+from psr_lens.apps.playground.frozen import frozen
+from psr_lens.apps.playground.play import session_of
+from psr_lens.apps.playground.session import Session
+from psr_lens.errors import InputError, MissingPackageError
+from psr_lens.generation.streaming import StreamedToken
+
+ASKED = {"alphas": {"A": 1.0, "B <i>": 0.0}, "seed": 3, "temperature": 0.9, "max_new_tokens": 10}
+SAMPLED = psr.SamplingConfig(seed=3, temperature=0.9, max_new_tokens=10)
+EVIL = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+
+
+@pytest.fixture(scope="module")
+def methods(organism) -> dict[str, psr.Replacement]:
+    return {"A": random_replacement(organism.model, size=0.05), "B <i>": random_replacement(organism.model, layers=[2], seed=1)}
+
+
+@pytest.fixture
+def session(organism, methods) -> Iterator[Session]:
+    made = session_of(organism.model, pairs_of(organism.model, 2), methods, sampling=SAMPLED)
+    yield made
+    made.stop()
+
+
+def asked(session: Session, **more: Any) -> dict[str, Any]:
+    return {"question": session.hello["question"], "instruction": session.hello["instruction"], **ASKED, **more}
+
+
+def run(session: Session, request: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    ended = threading.Event()
+
+    def emit(message: dict[str, Any]) -> None:
+        found.append(message)
+        if message["type"] in ("end", "error"):
+            ended.set()
+
+    session.start(request, emit)
+    assert ended.wait(60)
+    return found
+
+
+def answers(messages: list[dict[str, Any]]) -> dict[str, str]:
+    return {each["column"]: each["answer"] for each in messages if each["type"] == "token"}
+
+
+def generated(model, pair, methods, alphas) -> dict[str, str]:
+    return {
+        "none": psr.generate(model, [pair], sampling=SAMPLED)[0].text,
+        "prompt": psr.generate(model, [pair], context="prompted", sampling=SAMPLED)[0].text,
+        **{name: psr.generate(model, [pair], each, alpha=alphas[name], sampling=SAMPLED)[0].text for name, each in methods.items()},
+    }
+
+
+# --- the session ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_what_generate_writes_and_its_python_repeats_it(session, organism, methods):
+    before = state_of(organism.model)
+    messages = run(session, asked(session, question="what is a 'bear' ?", run="mine"))
+    assert [messages[0]["type"], messages[-1]] == ["start", {"type": "end", "run": "mine", "stopped": False}]
+    pair = psr.prompt_pairs(organism.model, ["what is a 'bear' ?"], session.hello["instruction"])[0]
+    assert answers(messages) == generated(organism.model, pair, methods, ASKED["alphas"])
+    lines = messages[0]["python"].replace("...  # the model", "MODEL")
+    lines = lines.replace("'A': ...", "'A': A").replace("'B <i>': ...", "'B <i>': B")
+    said: list[str] = []
+    values = {"MODEL": organism.model, "A": methods["A"], "B": methods["B <i>"], "print": lambda *parts: said.append(parts[-1])}
+    exec(compile(lines, "copied", "exec"), values)
+    assert said == list(answers(messages).values())
+    assert_same_model(organism.model, before)
+
+
+def test_a_second_run_cancels_the_first_and_stop_frees_the_model(session, organism):
+    before, first = state_of(organism.model), []
+    session.start(asked(session, max_new_tokens=2_000, temperature=5), first.append)
+    while len(first) < 5:
+        time.sleep(0.001)
+    second = run(session, asked(session, columns=["none"]))
+    assert first[-1]["type"] == "end"
+    assert first[-1]["stopped"]
+    assert second[-1] == {"type": "end", "run": second[0]["run"], "stopped": False}
+    session.start(asked(session, max_new_tokens=2_000, temperature=5), first.append)
+    session.stop()
+    count = len(first)
+    assert_same_model(organism.model, before)
+    assert len(first) == count
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"question": " "}, "question: got ' '"),
+        ({"question": None}, "question: got None"),
+        ({"instruction": "x" * 20_001}, "instruction: got 'xxx"),
+        ({"alphas": {"A": 1.0}}, "alphas: got"),
+        ({"alphas": {"A": True, "B <i>": 1}}, r"alphas\['A'\]: got True"),
+        ({"alphas": {"A": float("nan"), "B <i>": 1}}, r"alphas\['A'\]: got nan"),
+        ({"alphas": {"A": 11, "B <i>": 1}}, r"alphas\['A'\]: got 11"),
+        ({"columns": ["C"]}, "columns: got"),
+        ({"columns": []}, "columns: got"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"seed": "1"}, "seed: got '1'"),
+        ({"temperature": None}, "temperature: got None"),
+        ({"max_new_tokens": 2_049}, "max_new_tokens: got 2049"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens: got 1.5"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_wrong_request_is_said_to_be_wrong(session, wrong, message):
+    found = run(session, asked(session, **wrong))
+    assert [each["type"] for each in found] == ["error"]
+    assert re.search(message, found[0]["message"])
+
+
+def test_inspecting_gives_the_models_own_probabilities(session, organism, methods):
+    run(session, asked(session))
+    triplet_ids = [each["token"] for each in run(session, asked(session, columns=["A"])) if each["type"] == "token"]
+    assert triplet_ids
+    found = session.inspect({"column": "A", "index": 2})
+    pair = pairs_of(organism.model, 2)[0]
+    ids = psr.generate(organism.model, [pair], methods["A"], sampling=SAMPLED)[0].ids[:2]
+    tokens = torch.tensor([[*pair.base_ids, *ids]])
+    with torch.no_grad():
+        base = organism.model(tokens)[0, -1].softmax(-1)
+        with methods["A"].steer(organism.model, start=len(pair.base_ids) - 1):
+            here = organism.model(tokens)[0, -1].softmax(-1)
+    for listed, wanted in ((found["here"], here), (found["base"], base)):
+        assert [share for _, share in listed] == pytest.approx(wanted.sort(descending=True).values[:8].tolist(), rel=1e-3, abs=1e-5)
+    for column, index in (("A", 99), ("A", -1), ("A", True), ("C", 0), (None, 0)):
+        with pytest.raises(InputError):
+            session.inspect({"column": column, "index": index})
+
+
+def test_play_needs_pairs_or_a_question_with_its_instruction(organism, methods):
+    with pytest.raises(InputError, match="instruction: got None"):
+        session_of(organism.model, "what is a bear ?", methods)
+    with pytest.raises(InputError, match="instruction: got 'x'"):
+        session_of(organism.model, pairs_of(organism.model, 1), methods, instruction="x")
+    assert session_of(organism.model, "what is a bear ?", methods, instruction="be brief .").hello["question"] == "what is a bear ?"
+
+
+def test_without_its_packages_play_says_how_to_install_them(organism, methods, monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    with pytest.raises(MissingPackageError, match=r"psr-lens\[play\]"):
+        psr.play(organism.model, pairs_of(organism.model, 1), methods)
+
+
+# --- the widget -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_widget_answers_what_a_notebook_sends(organism, methods, monkeypatch):
+    pytest.importorskip("anywidget", reason="needs the extra `play`")
+    widget = psr.play(organism.model, pairs_of(organism.model, 1), methods, sampling=SAMPLED)
+    said, ended = [], threading.Event()
+
+    def send(content: Any, buffers: Any = None) -> None:
+        said.append(content)
+        if content.get("type") in ("end", "error"):
+            ended.set()
+
+    monkeypatch.setattr(widget, "send", send)
+    request = {"question": widget.hello["question"], "instruction": widget.hello["instruction"], **ASKED}
+    widget._hear(widget, {"type": "run", "asked": request}, [])
+    assert ended.wait(60)
+    assert answers(said) == generated(organism.model, pairs_of(organism.model, 1)[0], methods, ASKED["alphas"])
+    widget._hear(widget, {"type": "inspect", "reply": "1", "asked": {"column": "A", "index": 0}}, [])
+    assert (said[-1]["reply"], len(said[-1]["content"]["here"])) == ("1", 8)
+    widget._hear(widget, {"type": "inspect", "reply": "2", "asked": {"column": "C", "index": 0}}, [])
+    assert said[-1]["content"]["type"] == "error"
+    widget._hear(widget, {"type": "stop"}, [])
+    widget.close()
+
+
+# --- the server -------------------------------------------------------------------------------------------------------------
+
+
+class Served(NamedTuple):
+    """A server that runs."""
+
+    address: str
+    host: str
+    key: str
+    session: Session
+
+    def ask(self, path: str, body: bytes | None = b"{}", method: str = "POST", **headers: str | None) -> http.client.HTTPResponse:
+        """A request as the page makes it, with some headers changed or, if None, left out."""
+        given = {
+            "Host": self.host,
+            "Origin": f"http://{self.host}",
+            "Authorization": f"Bearer {self.key}",
+            "Content-Type": "application/json",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in given.items():
+            if value is not None:
+                connection.putheader(name, value)
+        connection.putheader("Content-Length", str(len(body or b"")))
+        connection.endheaders(body)
+        return connection.getresponse()
+
+
+@pytest.fixture(scope="module")
+def served(organism, methods) -> Iterator[Served]:
+    for name in ("starlette", "uvicorn"):
+        pytest.importorskip(name, reason="needs the extra `play`")
+    from psr_lens.apps.playground.server import Server
+
+    session = session_of(organism.model, pairs_of(organism.model, 2), methods, sampling=SAMPLED)
+    server = Server(session)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    found = re.fullmatch(r"http://(127\.0\.0\.1:\d+)/#key=([\w-]{43})", server.address)
+    assert found
+    while not server._server.started:
+        time.sleep(0.005)
+    yield Served(server.address, *found.groups(), session)
+    server.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("path", ["/hello", "/run", "/stop", "/inspect", "/freeze"])
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (421, {"Host": "localhost"}),
+        (421, {"Host": "evil.example"}),
+        (400, {"Host": None}),  # refused by uvicorn
+        (403, {"Origin": "http://evil.example"}),
+        (403, {"Origin": "null"}),
+        (403, {"Origin": "https://127.0.0.1"}),
+        (403, {"Origin": None}),
+        (401, {"Authorization": "Bearer wrong"}),
+        (401, {"Authorization": None}),
+        (401, {"Authorization": "Bearer "}),
+        (415, {"Content_Type": "text/plain"}),
+        (415, {"Content_Type": "application/x-www-form-urlencoded"}),
+        (415, {"Content_Type": None}),
+    ],
+)
+def test_a_request_with_one_thing_wrong_is_refused(served, path, status, headers):
+    assert served.ask(path, **headers).status == status
+
+
+def test_host_names_other_than_the_address_are_refused_with_the_right_port(served):
+    port = served.host.rpartition(":")[2]
+    for host in (f"localhost:{port}", f"evil.example:{port}", f"127.0.0.1:{port}.evil.example", "127.0.0.1"):
+        assert served.ask("/hello", Host=host, Origin=f"http://{host}").status == 421
+        assert served.ask("/", None, "GET", Host=host).status == 421
+
+
+def test_bodies_that_are_no_small_json_object_are_refused(served):
+    assert served.ask("/hello").status == 200
+    for body in (b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000):
+        assert served.ask("/hello", body).status == 400
+    assert served.ask("/run", b" " * 200_001).status == 413
+
+
+def test_only_the_pages_own_addresses_are_answered(served):
+    for path in ("/play.js/../../x", "/..%2f..%2fetc/passwd", "/etc/passwd", "/hello", "/run"):
+        assert served.ask(path, None, "GET").status in (404, 405)
+    for method in ("PUT", "DELETE", "OPTIONS", "PATCH"):
+        assert served.ask("/hello", b"{}", method).status == 405
+
+
+def test_every_answer_has_the_headers_that_keep_it_to_itself(served):
+    for answer in (served.ask("/", None, "GET"), served.ask("/nowhere", None, "GET"), served.ask("/hello", Origin="null")):
+        assert answer.getheader("Content-Security-Policy").startswith("default-src 'self'; ")
+        assert answer.getheader("X-Content-Type-Options") == "nosniff"
+        assert answer.getheader("Cache-Control") == "no-store"
+        assert answer.getheader("Access-Control-Allow-Origin") is None
+    assert served.key not in served.ask("/", None, "GET").read().decode()
+
+
+def test_a_reader_who_goes_away_ends_the_run(served):
+    answer = served.ask("/run", json.dumps(asked(served.session, max_new_tokens=2_000, temperature=5)).encode())
+    assert json.loads(answer.readline())["type"] == "start"
+    run = served.session._run
+    answer.close()
+    run.thread.join(30)
+    assert not run.thread.is_alive()
+    assert run.cancelled.is_set()
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    if why := missing():
+        pytest.skip(why)
+    with browser() as tab:
+        yield tab
+
+
+@pytest.fixture
+def opened(page, served) -> Page:
+    page.show(served.address, 1440)
+    page.wait_for("document.querySelector('.psr-run')")
+    return page
+
+
+COLUMN = "[each.dataset.column, each.querySelector('.psr-answer').textContent]"
+TEXTS = f"Object.fromEntries([...document.querySelectorAll('.psr-column')].map((each) => {COLUMN}))"
+STATUS = "document.querySelector('.psr-status').textContent"
+
+
+def press(page: Page, name: str, code: int, text: str = "") -> None:
+    for kind in ("keyDown", "keyUp"):
+        more = {"text": text} if text and kind == "keyDown" else {}
+        page.send("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **more)
+
+
+def test_the_page_shows_what_generate_writes_at_each_strength(opened, served, organism, methods):
+    pair = pairs_of(organism.model, 2)[0]
+    opened.js("document.querySelector('.psr-run').click()")
+    opened.wait_for(f"{STATUS} === 'Done.'")
+    assert opened.js(TEXTS) == generated(organism.model, pair, methods, {"A": 1.0, "B <i>": 1.0})
+    slider = "document.querySelector('[data-column=\"A\"] input[type=range]')"
+    opened.js(f"{slider}.focus()")
+    for _ in range(20):  # twenty steps of 0.05, by keyboard
+        press(opened, "ArrowLeft", 37)
+    opened.wait_for(f"{STATUS} === 'Done.' && document.querySelector('output').textContent === '0.00'")
+    opened.wait_for("!document.querySelector('.psr-going')")
+    texts = opened.js(TEXTS)
+    assert texts["A"] == texts["none"]
+    opened.js("document.querySelector('[data-column=\"prompt\"] .psr-token').focus()")
+    press(opened, "ArrowRight", 39)
+    press(opened, "Enter", 13, "\r")
+    opened.wait_for("document.querySelectorAll('.psr-next li').length === 16")
+    assert opened.js("document.querySelectorAll('.psr-profile li').length") == organism.model.cfg.n_layers
+    assert opened.js("[...document.querySelectorAll('.psr-map')].slice(1).map((each) => each.height)") == [6, 6, 1]
+    assert opened.errors == []
+    hosts = opened.js("performance.getEntriesByType('resource').map((each) => new URL(each.name).host)")
+    assert set(hosts) == {served.host}
+
+
+def test_stop_and_a_second_run(opened):
+    opened.js(
+        "document.querySelector('[name=max_new_tokens]').value = 2000; document.querySelector('[name=temperature]').value = 5"
+    )
+    opened.js("document.querySelector('.psr-run').click()")
+    opened.wait_for("document.querySelectorAll('.psr-token').length > 3")
+    opened.js("document.querySelector('[name=max_new_tokens]').value = 3; document.querySelector('.psr-run').click()")
+    opened.wait_for(f"{STATUS} === 'Done.'")
+    assert opened.js("[...document.querySelectorAll('.psr-answer')].every((each) => each.children.length <= 3)")
+    opened.js("document.querySelector('[name=max_new_tokens]').value = 2000; document.querySelector('.psr-run').click()")
+    opened.wait_for("document.querySelectorAll('.psr-token').length > 3")
+    opened.js("document.querySelectorAll('.psr-buttons button')[1].click()")
+    opened.wait_for(f"{STATUS} === 'Stopped.'")
+    assert opened.errors == []
+
+
+class _Every(dict):
+    def __missing__(self, key: str) -> float:
+        return 1.0
+
+
+def test_what_a_model_writes_stays_text(opened, served, monkeypatch, tmp_path):
+    monkeypatch.setattr(sessions, "stream", lambda *given, **named: (token for token in _evil(named["columns"])))
+    monkeypatch.setattr(Session, "_spelled", lambda self, ids: [EVIL] * len(ids))
+    title = opened.js("document.title")
+    opened.js("document.querySelector('.psr-run').click()")
+    opened.wait_for(f"{STATUS} === 'Done.'")
+    opened.js("document.querySelector('[data-column=\"A\"] .psr-token').click()")
+    opened.wait_for("document.querySelectorAll('.psr-next li').length > 3")
+    assert opened.js(TEXTS) == dict.fromkeys(["none", "prompt", "A", "B <i>"], EVIL)
+    assert opened.js("document.querySelectorAll('main img, main script, main i').length") == 0
+    path = tmp_path / "frozen.html"
+    path.write_text(frozen(served.session.shown), encoding="utf-8")
+    opened.open(path, 390)
+    opened.wait_for(f"{STATUS} === 'Done.'")
+    assert opened.js(TEXTS) == dict.fromkeys(["none", "prompt", "A", "B <i>"], EVIL)
+    opened.js("document.querySelector('[data-column=\"A\"] .psr-token').click()")
+    opened.wait_for("document.querySelectorAll('.psr-next li').length > 3")
+    assert opened.js("document.title") == title
+    assert opened.js("document.documentElement.scrollWidth") <= 390
+    assert opened.errors == []
+
+
+def _evil(columns):
+    for name in columns:
+        yield StreamedToken(name, 0, 10, EVIL, EVIL, _Every(), True)
+
+
+def test_a_wrong_key_is_said_on_the_page(page, served):
+    page.show(served.address[:-1] + ("A" if served.address[-1] != "A" else "B"), 390)
+    page.wait_for("document.querySelector('[role=alert]')")
+    assert "key is missing or wrong" in page.js("document.body.textContent")
