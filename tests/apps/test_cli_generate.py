@@ -2,13 +2,17 @@
 
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import random_replacement
+from rich.console import Console
 from typer.testing import CliRunner
 
 import psr_lens as psr
 from psr_lens.apps.cli import app
+from psr_lens.apps.cli.run import _first_answers
+from psr_lens.apps.pipeline.run_folder import ANSWERS_FILE, write_answers
 from psr_lens.apps.playground import artifacts
 
 QUESTION = "what is a bear ?"
@@ -91,3 +95,13 @@ def test_help_keeps_its_brackets():
     code, output = call("demo", "--help")
     assert code == 0
     assert "psr-lens[static]" in re.sub(r"[\s│]+", "", output)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_run_ends_with_an_answer_of_the_prompt_beside_one_of_its_first_method(tmp_path, capsys):
+    row = {"question": "[b]who ?[/b]", "instruction": "x", "none": "nobody", "prompt": "arr [i]", "A": "arr, me", "B": "hm"}
+    write_answers(tmp_path / ANSWERS_FILE, {name: [text, "no"] for name, text in row.items()})
+    Console(width=60).print(_first_answers(SimpleNamespace(out=tmp_path, methods={"A": None, "B": None})))
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("[b]who ?[/b]", "prompt", "arr [i]", "A", "arr, me"))
+    assert not any(text in shown for text in ("nobody", "hm", "no "))

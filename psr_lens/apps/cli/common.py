@@ -60,12 +60,13 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampled res
 OpenOption = Annotated[bool, typer.Option("--open", help="Open the report in the browser at the end.")]
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
-        from psr_lens import __version__
+def _say_version(asked: bool) -> bool:
+    if not asked:
+        return False
+    from psr_lens import __version__
 
-        say(f"psr-lens {__version__}")
-        raise typer.Exit
+    say(f"psr-lens {__version__}")
+    raise typer.Exit
 
 
 @app.callback()
