@@ -19,7 +19,8 @@ from psr_lens.evaluation.evaluation_result import PROMPT_TARGET, Evaluation, Poi
 from psr_lens.evaluation.methods import NONE, PROMPT, Method, Methods, methods_for
 from psr_lens.evaluation.trait_at_coherence import search
 from psr_lens.generation.engine import Engine
-from psr_lens.generation.sampling import SamplingConfig
+from psr_lens.generation.sampling import SamplingConfig, check_engine_can
+from psr_lens.generation.sampling_config import checked_sampling
 from psr_lens.models import HookedModel
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.results.judgement import Judge, checked_judge, given_sides
@@ -133,7 +134,7 @@ def evaluate(  # noqa: PLR0913 (one more than elsewhere: what samples is no sett
         Curves, and what follows from them: `.table()`, `.calibrated(method, metric)`, `.difference(method, other, metric)`.
 
     Raises:
-        InputError: no pairs, no methods, a reserved name, or an argument of the wrong type.
+        InputError: no pairs, no methods, a reserved name, an argument of the wrong type, or an engine that cannot sample like this.
         ArtifactError: a method was made for another model, or a file of the cache is damaged.
 
     Example:
@@ -142,7 +143,11 @@ def evaluate(  # noqa: PLR0913 (one more than elsewhere: what samples is no sett
         Evaluation(2 questions; methods (strengths): none (1), prompt (1), A-PSR (3); targets: none)
     """
     calibration = calibration or Calibration()
-    tried = ways_to_answer(methods_for(model, methods, (NONE, PROMPT)), with_prompt)
+    named = methods_for(model, methods, (NONE, PROMPT))
+    tried = ways_to_answer(named, with_prompt)
+    if engine is not None:  # before anything is sampled
+        for method in (None, *named.values()):
+            check_engine_can(engine, model, method, checked_sampling(sampling))
     answers = AnswerCache(model, pairs, checked_judge(judge), sampling, cache, engine)
     curves: dict[str, tuple[Point, ...]] = {
         NONE: (_point(None, answers.of()),),

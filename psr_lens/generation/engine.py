@@ -40,11 +40,11 @@ class Engine(Protocol):
     def identity(self) -> str:
         """What samples depend on besides the model, the prompts and the settings; answers are cached under it."""
 
-    def check(self, model: HookedModel, steering: Steering | None) -> None:
-        """Refuse another model than the engine's own, or something that it cannot steer with.
+    def check(self, model: HookedModel, steering: Steering | None, config: SamplingConfig) -> None:
+        """Refuse another model than the engine's own, or what it cannot steer with or sample by.
 
         Raises:
-            InputError: the engine runs another model, or does not serve a replacement.
+            InputError: the engine runs another model, does not serve a replacement, or cannot sample like this.
         """
 
     def respond(self, jobs: Sequence[Job], config: SamplingConfig, stops: frozenset[int]) -> list[tuple[int, ...]]:
@@ -56,7 +56,7 @@ class Engine(Protocol):
             stops: Ids of the tokens that end a response.
 
         Raises:
-            InputError: the engine cannot sample like this.
+            InputError: a prompt with its response is longer than the engine takes.
             ModelError: it failed.
         """
 

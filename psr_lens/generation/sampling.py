@@ -98,7 +98,7 @@ def generate(
     streams = checked_streams(streams, len(pairs))
     tokenizer = tokenizer_of(model)
     if engine is not None:
-        _check_engine_can(engine, model, replacement)
+        check_engine_can(engine, model, replacement, config)
         rooms = [_room(len(pair.ids(context)), row, config, context_length(model)) for row, pair in enumerate(pairs)]
         each = torch.as_tensor(strengths, dtype=torch.float64).expand(len(pairs)).tolist()
         steering = replacement if isinstance(replacement, Steering) else None
@@ -269,12 +269,17 @@ def _room(length: int, row: int, config: SamplingConfig, limit: int) -> int:
     return min(config.max_new_tokens, limit - length)
 
 
-def _check_engine_can(engine: Engine, model: HookedModel, replacement: Acting | None) -> None:
+def check_engine_can(engine: Engine, model: HookedModel, replacement: Acting | None, config: SamplingConfig) -> None:
+    """Refuse an engine that cannot sample in place of the model.
+
+    Raises:
+        InputError: an adapter steers, there are hooks on the model, or the engine refuses the model, the replacement or the settings.
+    """
     if isinstance(replacement, Adapter):
         raise InputError("engine", "an engine, with an adapter to steer with", "None", "Engines steer with replacements and plans.")
     if has_hooks(model):
         raise InputError("engine", "an engine, while there are hooks on the model", "None", "An engine does not run them.")
-    engine.check(model, replacement)
+    engine.check(model, replacement, config)
 
 
 def _first_positions(pair: PromptPair, context: Context) -> dict[Span, int]:

@@ -41,8 +41,12 @@ class InForce(NamedTuple):
 
 
 def asks_to_be_steered(arguments: Any) -> bool:
-    """Whether a request has an argument that is meant for this plugin, known or unknown."""
-    return isinstance(arguments, Mapping) and any(isinstance(key, str) and key.split("_")[0] == NAMES for key in arguments)
+    """Whether a request has an argument that is meant for this plugin, known or misspelt: any that begins with `psr`."""
+    return isinstance(arguments, Mapping) and any(map(_is_ours, arguments))
+
+
+def _is_ours(key: Any) -> bool:
+    return isinstance(key, str) and key.lower().startswith(NAMES)
 
 
 def in_force(served: Served | None, arguments: Mapping[Any, Any] | None, prompt_length: int) -> list[InForce]:
@@ -87,7 +91,7 @@ def in_force(served: Served | None, arguments: Mapping[Any, Any] | None, prompt_
             )
     for key, span in STARTS.items():
         if key in arguments and span not in spans:
-            raise InputError(key, arguments[key], f"no such argument, since nothing in {names} has the span {span}")
+            raise InputError("extra_args", key, f"no {key}: none of {', '.join(map(repr, names))} acts on the span {span}")
     for each in found.values():
         if abs(each.strength) > _LARGEST:
             raise InputError(ALPHA, brief(arguments.get(ALPHA)), f"strengths of at most {_LARGEST:g}")
@@ -101,7 +105,7 @@ def cache_key(steering: Sequence[Sequence[Any]], end: int) -> bytes | None:
 
 
 def _check_keys(arguments: Mapping[Any, Any]) -> None:
-    ours = [key for key in arguments if isinstance(key, str) and key.split("_")[0] == NAMES]
+    ours = [key for key in arguments if _is_ours(key)]
     if unknown := sorted(set(ours) - set(_KEYS)):
         raise InputError("extra_args", f"the unknown name {brief(unknown[0])}", f"some of {', '.join(map(repr, _KEYS))}")
     if NAMES not in arguments:

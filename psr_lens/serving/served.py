@@ -59,6 +59,11 @@ class Served:
         return found
 
     @property
+    def digests(self) -> dict[str, list[list[Any]]]:
+        """What each name stands for, as JSON content."""
+        return {name: [[part.digest, part.factor] for part in parts] for name, parts in self.named.items()}
+
+    @property
     def graph_digest(self) -> str:
         """Digest of what decides how a compiled model looks: hook points, rules and ranks, but no numbers, which are its inputs."""
         return digest_of(
@@ -103,7 +108,10 @@ def _read(folder: Path) -> list[tuple[ReplacementSpec, float]]:
 def _check_entry(name: Any, folder: Any) -> None:
     if not isinstance(name, str) or not name.strip() or name != name.strip() or set(name) & set("@+,"):
         raise InputError(
-            "additional_config['psr']", f"the name {brief(name)}", "a name without '@', '+', ',' and outer spaces", _EXAMPLE
+            "additional_config['psr']",
+            f"the name {brief(name)}",
+            "a name without outer spaces and without '@', '+' and ',', which are reserved for names with a strength",
+            _EXAMPLE,
         )
     if not isinstance(folder, str):  # a key of vLLM's compile cache, which takes only what JSON has
         raise InputError(

@@ -17,7 +17,7 @@ class Played:
     def __init__(self):
         self.asked, self.checked = [], []
 
-    def check(self, model, steering):
+    def check(self, model, steering, config):
         self.checked.append(steering)
 
     def respond(self, jobs, config, stops):
@@ -73,3 +73,20 @@ def test_responses_and_evaluations_come_from_the_engine(tiny_llama, tmp_path):
         psr.evaluate(model, pairs, {"pirate": pirate}, judge, sampling=few, engine=given, **settings)
         counts.append((len(engine.asked) - before, len(list((tmp_path / "cache").glob("answers-*")))))
     assert counts == [(3, 3), (0, 3), (0, 6)]  # read again; and the model's own answers are others
+
+
+def test_evaluate_asks_about_all_methods_before_anything_is_sampled(tiny_llama):
+    model, pairs = tiny_llama.model, pairs_of(tiny_llama.model, 2)
+    served, unserved = random_replacement(model), random_replacement(model)
+
+    class Choosy(Played):
+        def check(self, model, steering, config):
+            if steering is unserved or config.top_k:
+                raise InputError("engine", "one without it", "one with it")
+
+    judge = psr.judges.organism("pirate")
+    for methods, config in (({"a": served, "b": unserved}, None), ({"a": served}, psr.SamplingConfig(top_k=3))):
+        engine = Choosy()
+        with pytest.raises(InputError, match="engine: got one without it"):
+            psr.evaluate(model, pairs, methods, judge, sampling=config, engine=engine)
+        assert engine.asked == []

@@ -123,7 +123,7 @@ def test_spans_start_where_attach_starts_them(served):
 
 
 def test_requests_of_others_are_left_alone(served):
-    for asked in (None, {}, {"kv_transfer_params": {}}, {"psrx": 1}):
+    for asked in (None, {}, {"kv_transfer_params": {}}, {"ps": 1, "my_psr": 1}):
         assert in_force(served, asked, 5) == []
 
 
@@ -134,6 +134,9 @@ REFUSED = {
     "empty list": ({"psr": []}, "psr: got "),
     "number as name": ({"psr": 3}, "psr: got 3, expected the name"),
     "unknown key": ({"psr": "pirate", "psr_strength": 1}, "the unknown name 'psr_strength'"),
+    "dash": ({"psr-alpha": 1, "psr": "pirate"}, "the unknown name 'psr-alpha'"),
+    "capitals": ({"PSR": "pirate"}, "the unknown name 'PSR'"),
+    "run together": ({"psralpha": 1}, "the unknown name 'psralpha'"),
     "ours alone": ({"psr": "pirate", IN_FORCE: []}, f"the unknown name '{IN_FORCE}'"),
     "nan": ({"psr": "pirate", "psr_alpha": math.nan}, "psr_alpha: got nan, expected a finite number"),
     "infinite": ({"psr": "pirate", "psr_alpha": -math.inf}, "psr_alpha: got -inf"),
@@ -144,7 +147,10 @@ REFUSED = {
     "too many": ({"psr": "pirate", "psr_alpha": [1.0, 2.0]}, "one for each of 1 names"),
     "start behind": ({"psr": "pirate", "psr_start_R": 5}, "a position in the prompt of 5 tokens"),
     "negative start": ({"psr": "pirate", "psr_start_R": -1}, "psr_start_R: got -1"),
-    "start of nothing": ({"psr": "pirate", "psr_start_QR": 1}, "since nothing in ['pirate'] has the span QR"),
+    "start of nothing": (
+        {"psr": "pirate", "psr_start_QR": 1},
+        "got psr_start_QR, expected no psr_start_QR: none of 'pirate' acts on the span QR",
+    ),
     "no start": ({"psr": "question"}, "psr_start_QR: got None"),
 }
 

@@ -14,11 +14,12 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.v1.worker.gpu_worker import Worker
 from vllm_models import replacement_at
 
 from psr_lens.errors import ArtifactError, InputError, ModelError
-from psr_lens.serving import plugin
-from psr_lens.serving.served import served_by
+from psr_lens.serving import places, plugin
+from psr_lens.serving.served import CONFIG, served_by
 from psr_lens.serving.steered_model import TokenStrengths
 
 
@@ -56,17 +57,19 @@ def test_the_v2_runner_and_several_processes_are_refused():
         parallel_config=alone,
         lora_config=None,
         kv_transfer_config=None,
+        speculative_config=SimpleNamespace(method="ngram"),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
         model_config=SimpleNamespace(runner_type="generate"),
     )
-    plugin._check_engine(config)
+    places._check_engine(config)
     for changed, message in (
-        ({"use_v2_model_runner": True}, "start with VLLM_USE_V2_MODEL_RUNNER=0"),
+        ({"use_v2_model_runner": True}, r"with the V2 model runner\. Start the engine with VLLM_USE_V2_MODEL_RUNNER=0\."),
+        ({"speculative_config": SimpleNamespace(method="eagle")}, "drafts by another method than ngram"),
         ({"parallel_config": SimpleNamespace(world_size=2, data_parallel_size=1, enable_dbo=False)}, "tensor, pipeline"),
         ({"kv_transfer_config": "connector"}, "together with a KV connector"),
     ):
         with pytest.raises(ModelError, match=message):
-            plugin._check_engine(SimpleNamespace(**vars(config) | changed))
+            places._check_engine(SimpleNamespace(**vars(config) | changed))
 
 
 def test_another_architecture_is_refused(tiny_for_vllm, engine):
@@ -77,14 +80,60 @@ def test_another_architecture_is_refused(tiny_for_vllm, engine):
 
 def test_where_vllm_has_no_place_for_it_nothing_is_changed_and_nothing_served(monkeypatch):
     wrapped = []
-    monkeypatch.setattr(plugin, "_PLACES", (*plugin._PLACES, ("vllm.config", "VllmConfig", "compute_tash", None)))
-    monkeypatch.setattr(plugin, "_wrap", lambda at, name, wrapper: wrapped.append((at, name, wrapper)))
+    monkeypatch.setattr(places, "_PLACES", (*places._PLACES, ("vllm.config", "VllmConfig", "compute_tash", None)))
+    monkeypatch.setattr(places, "wrap", lambda *given: pytest.fail("changed"))
+    monkeypatch.setattr(plugin, "wrap", lambda at, name, wrapper: wrapped.append((at, name, wrapper)))
     plugin.register()
     ((at, name, refuse),) = wrapped
     assert (at, name) == (VllmConfig, "__post_init__")
     refuse(lambda config: None, SimpleNamespace(additional_config={}))
     with pytest.raises(ModelError, match=r"lacks vllm.config.compute_tash, where replacements take part"):
         refuse(lambda config: None, SimpleNamespace(additional_config={"psr": {}}))
+
+
+def test_a_plugin_that_cannot_be_imported_starts_no_engine_that_is_to_serve(tiny_for_vllm):
+    """In a process of its own; vLLM itself would only log it."""
+    tiny = tiny_for_vllm("llama")
+    code = (
+        "import sys; sys.modules['psr_lens.serving.gates'] = None; import vllm; "
+        f"vllm.LLM({str(tiny.folder)!r}, enforce_eager=True, additional_config={{'psr': {tiny.saved!r}}})"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert finished.returncode != 0
+    assert "vllm: psr_lens cannot be imported (ModuleNotFoundError: import of psr_lens.serving.gates halted" in finished.stderr
+    assert plugin._CONFIG == CONFIG
+
+
+def test_what_is_saved_over_while_the_engine_starts_is_not_served(tiny_for_vllm, engine, monkeypatch, tmp_path):
+    tiny = tiny_for_vllm("llama")
+    folder = str(tiny.steering["post"].save(tmp_path / "post"))
+    original = Worker.load_model
+
+    def saved_over(*given, **named):
+        tiny.steering["last"].save(folder, overwrite=True)
+        return original(*given, **named)
+
+    monkeypatch.setattr(Worker, "load_model", saved_over)
+    with (
+        pytest.raises(ArtifactError, match="were saved anew while the engine started"),
+        engine(tiny, additional_config={"psr": {"post": folder}}),
+    ):
+        pass
+
+
+def test_digests_that_are_noted_change_no_hash(tiny_for_vllm):
+    served = {"psr": tiny_for_vllm("llama").saved}
+    config = VllmConfig(additional_config=served)
+    assert config.additional_config["psr_digests"] == served_by(served).digests
+    found = config.compute_hash()
+    config.additional_config = served
+    assert config.compute_hash() == found
+
+
+def test_without_a_place_for_the_refusal_of_beam_search_nothing_is_served(monkeypatch):
+    monkeypatch.setattr(places, "_BEAM_SEARCHES", (*places._BEAM_SEARCHES, ("vllm.config", "VllmConfig")))
+    with pytest.raises(ModelError, match=r"lacks vllm\.config\.to_beam_search_params, where replacements take part"):
+        places._refuse_beam_search()
 
 
 @pytest.mark.parametrize("kind", [CompletionRequest, ChatCompletionRequest])

@@ -84,7 +84,7 @@ def test_the_prefix_cache_keeps_what_is_steered_apart(llama, monkeypatch):
         return found != [wanted[1.0], plain, wanted[0.5], wanted[1.0], plain]
 
     assert not any(leaks([rng.randrange(5, 300) for _ in range(70)]) for _ in range(5))
-    monkeypatch.setattr("psr_lens.serving.plugin.cache_key", lambda steering, end: None)
+    monkeypatch.setattr("psr_lens.serving.places.cache_key", lambda steering, end: None)
     assert any(leaks([rng.randrange(5, 300) for _ in range(70)]) for _ in range(5))
 
 
