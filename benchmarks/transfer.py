@@ -12,6 +12,7 @@ instructions, and the *own* map on the answers with this one.
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,9 @@ import typer
 from _divergence import Divergence
 from _instructions import INSTRUCTIONS, SAMPLING
 from _instructions import questions as asked_of_real_models
-from _numbers import kl_cell, opened, scores_cell, traits_of
+from _models import in_turns
+from _numbers import opened, traits_of
+from _transfer_tables import GROUPS, summary_of, table_of
 from gap import answers, scored
 
 import psr_lens as psr
@@ -40,6 +43,8 @@ from psr_lens.transfer.rungs import pulled_back
 
 FITTED, CALIBRATED, HELD_OUT = 60, 12, 40
 """Numbers of questions."""
+REAL_FITTED, REAL_CALIBRATED, REAL_HELD_OUT = 40, 8, 24
+"""The same for real models."""
 ALPHAS: Final = (0.75, 1.0, 1.25, 1.5)
 """Strengths that the calibration tries."""
 SEED = 0
@@ -209,22 +214,39 @@ CELLS: dict[str, Callable[[Setting], Replacement]] = {
 CO_PILOT: Final = "co-pilot"
 
 
-def co_pilot(setting: Setting, held_out: Sequence[PromptPair]) -> dict[str, Any]:
-    """Rung 5 at α 1, and how fast its answers are drawn, beside those of the target alone and with its own fit."""
+TIMED: Final = 16
+"""Number of answers by which the co-pilot's cost is measured."""
+MARGIN: Final = 2.0
+"""As `psr.calibrate` has it: how far below the prompt's the scores may be."""
+
+
+def co_pilot(setting: Setting, calibrated: Sequence[PromptPair], held_out: Sequence[PromptPair]) -> dict[str, Any]:
+    """Rung 5, and how fast its answers are drawn, beside those of the target alone and with its own fit."""
     began = time.perf_counter()
     driven = psr.transfer.copilot(setting.source, setting.model, setting.paired, setting.fitted)
     row: dict[str, Any] = {"seconds": time.perf_counter() - began}
-    drawn: dict[str, Callable[[], Sequence[Any]]] = {
-        "alone": lambda: psr.generate(setting.model, held_out, sampling=setting.sampling),
-        "native": lambda: psr.generate(setting.model, held_out, setting.native, sampling=setting.sampling),
-        CO_PILOT: lambda: driven.generate(held_out, sampling=setting.sampling),
+
+    def at(alpha: float, pairs: Sequence[PromptPair]) -> dict[str, Any]:
+        return scored(setting, pairs, driven.generate(pairs, alpha=alpha, sampling=setting.sampling), alpha)
+
+    row["alpha 1"] = at(1.0, held_out)
+    prompt, short = answers(setting, calibrated, context="prompted"), {}
+    for alpha in ALPHAS:
+        found = at(alpha, calibrated)
+        short[alpha] = max(prompt[side] - found[side] for side in ("trait", "coherence") if side in prompt)
+        if short[alpha] <= MARGIN:
+            break
+    alpha = row["recommended"] = min(short, key=lambda alpha: short[alpha])
+    row["calibrated"] = row["alpha 1"] if alpha == 1 else at(alpha, held_out)
+    few, native = list(held_out)[:TIMED], setting.native
+    drawn: dict[str, Callable[[], object]] = {
+        "alone": lambda: psr.generate(setting.model, few, sampling=setting.sampling),
+        "native": lambda: psr.generate(setting.model, few, native, sampling=setting.sampling),
+        CO_PILOT: lambda: driven.generate(few, sampling=setting.sampling),
     }
-    row["tokens per second"] = {}
-    for name, draw in drawn.items():
-        began = time.perf_counter()
-        responses = draw()
-        row["tokens per second"][name] = sum(len(each.ids) for each in responses) / (time.perf_counter() - began)
-    row["alpha 1"] = scored(setting, held_out, responses, 1.0)
+    counts = {name: sum(len(each.ids) for each in draw()) for name, draw in drawn.items()}  # type: ignore[attr-defined]
+    times = in_turns(drawn, 2, CO_PILOT)
+    row["tokens per CPU second"] = {name: counts[name] / statistics.median(times[name].cpu) for name in drawn}
     return row
 
 
@@ -272,13 +294,15 @@ def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save:
     closeness = Divergence(setting.model, psr.sample_responses(setting.model, held_out, sampling=setting.sampling))
     if "prompt" not in held:
         held["triplets"], held["gate R²"] = len(setting.triplets), gate_r2(setting, setting.map)
-        held["gate R², others' map"] = gate_r2(setting, setting.others_map)
-        held["reach"] = reach(setting)
         held["unsteered"] = answers(setting, held_out) | {"kl": closeness.of(None)}
         held["prompt"] = answers(setting, held_out, context="prompted")
         save()
         yield "prompt"
     for name in missing:
+        if "others' map" in name and "gate R², others' map" not in held:
+            held["gate R², others' map"] = gate_r2(setting, setting.others_map)
+        if name.startswith("whole") and "reach" not in held:
+            held["reach"] = reach(setting)
         began = time.perf_counter()
         replacement = CELLS[name](setting)
         row: dict[str, Any] = {"seconds": time.perf_counter() - began, "kl": closeness.of(replacement)}
@@ -290,58 +314,9 @@ def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save:
         save()
         yield name
     if CO_PILOT in cells and CO_PILOT not in held:
-        held[CO_PILOT] = co_pilot(setting, held_out)
+        held[CO_PILOT] = co_pilot(setting, calibrated, held_out)
         save()
         yield CO_PILOT
-
-
-def table_of(content: dict[str, Any]) -> str:
-    """The numbers as Markdown, a table for each pair of models and trait."""
-    lines: list[str] = []
-    for models, found in content["models"].items():
-        for trait, held in found["traits"].items():
-            r2 = ", ".join(f"{value:.2f}" for value in held["gate R²"])
-            lines += [f"{models}, {trait} ({held['triplets']} texts, {held['prompt']['n']} held-out questions; gate R² {r2})", ""]
-            heads = ("", "α 1", "α", "at that α", "KL", "made in")
-            lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            for name, row in held.items():
-                if name in ("unsteered", "prompt"):
-                    cells = [scores_cell(row), "–", "–", kl_cell(row.get("kl")), "–"]
-                elif name in CELLS:
-                    cells = [
-                        scores_cell(row["alpha 1"]),
-                        f"{row['recommended']:g}",
-                        scores_cell(row["calibrated"]),
-                        kl_cell(row["kl"]),
-                    ]
-                    cells.append(f"{row['seconds']:.0f} s")
-                else:
-                    continue
-                lines.append(f"| {' | '.join([name, *cells])} |")
-            lines.append("")
-    return "\n".join(lines)
-
-
-KEPT, COHERENT = 0.9, 5.0
-"""A rung keeps a trait if it has this share of the native fit's score, and at most so much less coherence."""
-
-
-def summary_of(models: str, content: dict[str, Any], at: str) -> list[list[str]]:
-    """A row for each trait: trait / coherence of every cell, at `alpha 1` or `calibrated`; the last row counts what is kept."""
-    traits = content["models"][models]["traits"]
-    cells = [name for name in (*CELLS, CO_PILOT) if all(at in held.get(name, ()) for held in traits.values())]
-    rows, kept = [], dict.fromkeys(cells, 0)
-    for trait, held in traits.items():
-        native = held["native"][at]
-        row = [trait]
-        for name in cells:
-            found = held[name][at]
-            keeps = found["trait"] >= KEPT * native["trait"] and found["coherence"] >= native["coherence"] - COHERENT
-            kept[name] += keeps
-            shown = f"{found['trait']:.0f} / {found['coherence']:.0f}"
-            row.append(shown if keeps else f"*{shown}*")
-        rows.append(row)
-    return [["trait", *cells], *rows, ["kept", *(f"{kept[name]} of {len(traits)}" for name in cells)]]
 
 
 def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence[str], device: str) -> Iterator[Setting]:
@@ -356,11 +331,12 @@ def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence
             others = [psr.organism.instruction(name) for name in psr.organism.TRAITS if name != trait]
             yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before", others)
         return
-    drawn = asked_of_real_models(questions, FITTED + CALIBRATED + HELD_OUT)
+    ends = REAL_FITTED, REAL_FITTED + REAL_CALIBRATED
+    drawn = asked_of_real_models(questions, ends[1] + REAL_HELD_OUT)
     source, target = (psr.load_model(name, backend="bridge", device=device) for name in names)
     for trait in traits or REAL:
         given = INSTRUCTIONS[trait]
-        parts = (drawn[:FITTED], drawn[FITTED : FITTED + CALIBRATED], drawn[FITTED + CALIBRATED :])
+        parts = (drawn[: ends[0]], drawn[ends[0] : ends[1]], drawn[ends[1] :])
         others = [INSTRUCTIONS[name].text for name in REAL if name != trait]
         yield Setting(trait, source, target, given.judge, given.text, parts, SAMPLING, "after", others)
 
@@ -380,9 +356,10 @@ def main(
         content = json.loads(tables_of.read_text())
         for models in content["models"]:
             for at in ("alpha 1", "calibrated"):
-                head, *rows = summary_of(models, content, at)
-                print(f"{models}, {at}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
-                print(*(f"| {' | '.join(row)} |" for row in rows), "", sep="\n")
+                for cells in GROUPS:
+                    head, *rows = summary_of(models, content, at, cells)
+                    print(f"{models}, {at}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
+                    print(*(f"| {' | '.join(row)} |" for row in rows), "", sep="\n")
         print(table_of(content))
         return
     if source is None or target is None:

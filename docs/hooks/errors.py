@@ -28,6 +28,7 @@ ROOMS: Final[Mapping[str, tuple[str, ...]]] = {
     "Capture and stores": ("activations",),
     "Fit": ("fitting",),
     "Replacements": ("replacement",),
+    "vLLM": ("serving", "engines"),
     "Judges": ("judges",),
     "Transfer": ("transfer",),
     "Measuring": ("evaluation", "results"),

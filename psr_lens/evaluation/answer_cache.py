@@ -138,14 +138,14 @@ class AnswerCache:
         return self._responses(steering, [alpha], context, self._may_keep())[0]
 
     def _may_keep(self) -> bool:
-        """Whether answers and scores may be read from memory and disk and kept there: not while there are hooks on the model."""
+        """Whether answers and scores may be read from memory and disk and kept there: not while it has hooks (see `has_hooks`)."""
         if not has_hooks(self._model):
             return True
         if self._folder is not None and not self._warned:
             self._warned = True
             warnings.warn(
-                f"cache: there are hooks on the model, which no cache can tell from others. Nothing is read from {self._folder} or kept "
-                "there; remove the hooks to use it.",
+                f"cache: there are hooks on the model, or settings or functions in it were changed, which no cache can tell from others. "
+                f"Nothing is read from {self._folder} or kept there; undo that to use it.",
                 RuntimeWarning,
                 stacklevel=4,
             )

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from psr_lens.errors import ModelError
 from psr_lens.models.foreign_hooks import has_hooks
-from psr_lens.models.forward_pass import frozen
+from psr_lens.models.forward_pass import frozen, weights_of_one_thread
 from psr_lens.models.hooked_model import HookedModel, is_bridge
 from psr_lens.models.plain_model import held_plain_model, same_logits
 
@@ -91,14 +91,20 @@ def weights_added(model: HookedModel, changes: Mapping[str, LowRank], factor: fl
     """Add to the weights of linear layers; at the end of the block they are bit-identical to what they were.
 
     Args:
-        model: The model. No other thread may use it meanwhile.
+        model: The model. Functions of psr_lens refuse it in other threads meanwhile.
         changes: What to add, by the layer's name in the plain transformers model; the sum has the weights' own type.
         factor: What the changes are multiplied by; 0 leaves the model as it is.
 
     Raises:
         ModelError: the model does not compute with weights that can be changed, lacks a layer, has other sizes, or something is being added
-            to its weights already.
+            to its weights already, or another thread is using the model.
     """
+    with weights_of_one_thread(model), _added(model, changes, factor):
+        yield
+
+
+@contextmanager
+def _added(model: HookedModel, changes: Mapping[str, LowRank], factor: float) -> Iterator[None]:
     plain = plain_with_shared_weights(model)
     weights = {name: linear_weight(plain, name) for name in changes}
     for name, weight in weights.items():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from psr_lens.models.hooked_model import HookedModel, all_modules
+from psr_lens.errors import ModelError
+from psr_lens.models.hooked_model import HookedModel, all_modules, is_bridge
 
 
 def forward(
@@ -34,7 +39,36 @@ def forward(
     if stop_at_layer is not None and stop_at_layer >= model.cfg.n_layers:
         with hardly_any_logits(model):
             return forward(model, tokens, mask)
-    return cast(Tensor, model(tokens, attention_mask=mask, stop_at_layer=stop_at_layer)).to(tokens.device)
+    with stopped(model, stop_at_layer) as given:
+        return cast(Tensor, model(tokens, attention_mask=mask, **given)).to(tokens.device)
+
+
+@contextmanager
+def stopped(model: HookedModel, layer: int | None) -> Iterator[dict[str, int]]:
+    """What to call a model with, inside a `with` block, so that it stops before a layer.
+
+    A bridge would note on its blocks where to stop, and stop calls of other threads there too, so it gets a hook for this thread alone.
+
+    Args:
+        model: The model.
+        layer: The first layer that is not run; None to run all.
+    """
+    if layer is None or not is_bridge(model):
+        yield {} if layer is None else {"stop_at_layer": layer}
+        return
+    from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+    block, thread = cast(Any, model).blocks[layer], threading.get_ident()
+
+    def stop(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:
+            raise StopAtLayerException(module.hook_in(arguments[0] if arguments else named["hidden_states"]))
+
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield {}
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -47,7 +81,12 @@ def hardly_any_logits(model: HookedModel) -> Iterator[None]:
     if not isinstance(unembed, torch.nn.Module):
         yield
         return
-    handle = unembed.register_forward_pre_hook(lambda module, given: (given[0][:, :1], *given[1:]) if given else None)
+    thread = threading.get_ident()
+
+    def first_position(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return (given[0][:, :1], *given[1:]) if given and threading.get_ident() == thread else None
+
+    handle = unembed.register_forward_pre_hook(first_position)
     try:
         yield
     finally:
@@ -59,20 +98,76 @@ def position_ids(mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch posi
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
+@dataclass(eq=False)
+class _Frozen:
+    """What a model was like before the first of the blocks that are open now, and how many are open in which thread."""
+
+    trained: set[torch.nn.Parameter]
+    training: list[torch.nn.Module]
+    blocks: Counter[int]
+
+
+_frozen: weakref.WeakKeyDictionary[Any, _Frozen] = weakref.WeakKeyDictionary()
+_changed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""The thread that has changed a model's weights for a while."""
+_lock = threading.Lock()
+
+
 @contextmanager
 def frozen(model: HookedModel) -> Iterator[None]:
-    """Evaluation mode and no gradients to the weights inside a `with` block; both are restored afterwards."""
-    modules = all_modules(model)
-    trained = {each for module in modules for each in module._parameters.values() if each is not None and each.requires_grad}
-    training = [module for module in modules if module.training]
+    """Evaluation mode and no gradients to the weights inside a `with` block; both are restored when the last such block has ended.
+
+    Raises:
+        ModelError: the weights are changed in a block of `weights_of_one_thread` of another thread.
+    """
+    thread = threading.get_ident()
+    with _lock:
+        if _changed.get(model, thread) != thread:
+            raise ModelError(
+                "model: an adapter of another thread is in force on it. End that `with` block first, or load the model again."
+            )
+        found = _frozen.get(model)
+        if found is None:
+            modules = all_modules(model)
+            weights = {each for module in modules for each in module._parameters.values() if each is not None}
+            trained, training = {each for each in weights if each.requires_grad}, [each for each in modules if each.training]
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            if training:
+                model.train(False)
+            found = _frozen[model] = _Frozen(trained, training, Counter())
+        found.blocks[thread] += 1
     try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        if training:
-            model.train(False)
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
+        with _lock:
+            found.blocks[thread] -= 1
+            if not any(found.blocks.values()):
+                del _frozen[model]
+                for parameter in found.trained:
+                    parameter.requires_grad_(True)
+                for module in found.training:
+                    module.training = True
+
+
+@contextmanager
+def weights_of_one_thread(model: HookedModel) -> Iterator[None]:
+    """A `with` block in which this thread may change the weights for a while; `frozen` blocks of other threads are refused.
+
+    Raises:
+        ModelError: another thread is in a `frozen` block, and so is using the model.
+    """
+    thread = threading.get_ident()
+    with _lock:
+        found, before = _frozen.get(model), _changed.get(model)
+        if before not in (None, thread) or (found is not None and any(n for each, n in found.blocks.items() if each != thread)):
+            raise ModelError(
+                "model: another thread is using it, so its weights cannot be changed. Wait until that thread has ended."
+            )
+        _changed[model] = thread
+    try:
+        yield
+    finally:
+        with _lock:
+            if before is None:
+                del _changed[model]

@@ -29,7 +29,7 @@ _ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_n
 def model_content(model: HookedModel) -> dict[str, Any]:
     """What must be the same for a model to compute the same: its class, weights, config, tokenizer and end tokens, as JSON content.
 
-    Hooks are not part of it, nor is code that replaces a module's `forward`: see `has_hooks`.
+    Hooks are not part of it, nor are functions and settings of modules, such as a replaced `forward` or `act_fn`: see `has_hooks`.
     """
     module = called_module(model)
     configs = [getattr(each, name, None) for each, name in ((model, "cfg"), (module, "config"))]

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from psr_lens.errors import ModelError
 from psr_lens.models.cache_argument import cache_argument, carry_cache
-from psr_lens.models.forward_pass import hardly_any_logits, position_ids
+from psr_lens.models.forward_pass import hardly_any_logits, position_ids, stopped
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
 
 
@@ -84,7 +84,8 @@ class Decoder:
             if mask.shape[1] > width:  # tokens may have been left out since
                 self._cache.previous_attention_mask = mask[:, :-width]
             given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
-        return cast(Tensor, self._model(new, stop_at_layer=stop_at_layer, **given))[:, -1].to(new.device)
+        with stopped(self._model, stop_at_layer) as where:
+            return cast(Tensor, self._model(new, **where, **given))[:, -1].to(new.device)
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Continue with these sequences of the batch; a sequence may be repeated."""

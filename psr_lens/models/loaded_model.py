@@ -9,9 +9,9 @@ from typing import Any, Final, cast
 import torch
 
 from psr_lens.errors import ModelError, PsrLensError
-from psr_lens.models.foreign_hooks import has_hooks
+from psr_lens.models.foreign_hooks import module_has_hooks, record_attributes
 from psr_lens.models.forward_pass import frozen
-from psr_lens.models.hooked_model import HookedModel, device_of, dtype_of, is_bridge
+from psr_lens.models.hooked_model import HookedModel, all_modules, device_of, dtype_of, is_bridge
 from psr_lens.models.placement import Placement
 from psr_lens.models.plain_model import held_plain_model
 from psr_lens.models.sources import Source, find_source
@@ -53,6 +53,7 @@ def verify_loaded(model: HookedModel) -> None:
     try:
         with frozen(model):
             record_verification(model, verify_model(model, probe, f"this {kind}"))
+        record_attributes(model)
     except DisagreementError as error:
         if source is None:
             raise
@@ -67,7 +68,7 @@ def _probe(model: HookedModel) -> tuple[Probe, Source | None]:
     Raises:
         _NothingToCompareError: there is no plain model.
     """
-    if has_hooks(model):
+    if any(map(module_has_hooks, all_modules(model))):
         raise _NothingToCompareError("there are hooks on it")
     plain = held_plain_model(model)
     if plain is not None:

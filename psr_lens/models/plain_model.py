@@ -149,6 +149,8 @@ class _Origin:
     """Names of the weights that are those views."""
     modules: tuple[tuple[str, type], ...]
     """Names and classes of its modules."""
+    buffers: tuple[tuple[str, int, int], ...]
+    """Names, places and versions of its buffers, such as RoPE's tables."""
     settings: Mapping[str, Any]
     """Its config."""
 
@@ -164,7 +166,7 @@ def share_weights(model: HookedModel, plain: nn.Module, converted: Mapping[str, 
 
     Args:
         model: The model, with the weights loaded.
-        plain: The transformers model, on the device that the model is to be on.
+        plain: The transformers model, on the same device.
         converted: The transformers model's weights under TransformerLens's names and in its shapes, as the model has loaded them.
     """
     module = cast(nn.Module, model)
@@ -182,11 +184,16 @@ def share_weights(model: HookedModel, plain: nn.Module, converted: Mapping[str, 
         else:
             parameter.data = view.detach()
             shared[name] = view.data_ptr()
-    _origins[model] = _Origin(plain, weights, frozenset(shared), _modules_of(module), _settings_of(model))
+    _origins[model] = _Origin(plain, weights, frozenset(shared), _modules_of(module), _buffers_of(module), _settings_of(model))
 
 
 def _modules_of(model: nn.Module) -> tuple[tuple[str, type], ...]:
     return tuple((name, type(module)) for name, module in model.named_modules())
+
+
+def _buffers_of(model: nn.Module) -> tuple[tuple[str, int, int], ...]:
+    named = model.named_buffers()
+    return tuple((name, each.data_ptr(), 0 if each.is_inference() else each._version) for name, each in named)
 
 
 def _settings_of(model: HookedModel) -> dict[str, Any]:
@@ -197,9 +204,12 @@ def _settings_of(model: HookedModel) -> dict[str, Any]:
 def _origin(model: HookedModel) -> nn.Module | None:
     """The transformers model that a `HookedTransformer` was loaded from, if it still computes the same."""
     origin = _origins.get(model)
-    if origin is None or _modules_of(cast(nn.Module, model)) != origin.modules or _settings_of(model) != origin.settings:
+    module = cast(nn.Module, model)
+    if origin is None or _modules_of(module) != origin.modules or _settings_of(model) != origin.settings:
         return None
-    weights = dict(cast(nn.Module, model).named_parameters())
+    if _buffers_of(module) != origin.buffers:
+        return None
+    weights = dict(module.named_parameters())
     if weights.keys() != origin.weights.keys():
         return None
     for name, parameter in weights.items():

@@ -14,15 +14,27 @@ _lock = threading.RLock()
 
 
 class TemporaryHooks(list[tuple[str, Any]]):
-    """Names and hooks that need to know when `hooked` adds them."""
+    """Names and hooks that themselves tell calls of one thread from those of another."""
 
     def begin(self) -> None:
         """They are about to be added, in this thread."""
 
 
+class _OfThisThread:
+    """A hook that acts in the thread that made it, and not where another thread calls the model meanwhile."""
+
+    def __init__(self, hook: Any) -> None:
+        self._hook, self._thread = hook, threading.get_ident()
+
+    def __call__(self, activation: Any, hook: Any) -> Any:
+        return self._hook(activation, hook=hook) if threading.get_ident() == self._thread else None
+
+
 @contextmanager
 def hooked(model: HookedModel, hooks: Sequence[tuple[str, Any]]) -> Iterator[None]:
     """Add forward hooks to a model and remove them at the end of the block; other hooks stay, also those that other threads add.
+
+    The hooks act in this thread alone, unless they are `TemporaryHooks`.
 
     For every hook that it adds, a TransformerLens 3 bridge rebuilds the dictionary of all its hook points and aliases. That takes
     seconds if every hook point of a deep model is read, and dominates a training step with a hook at each layer. So on such a bridge
@@ -38,6 +50,8 @@ def hooked(model: HookedModel, hooks: Sequence[tuple[str, Any]]) -> Iterator[Non
     """
     if isinstance(hooks, TemporaryHooks):
         hooks.begin()
+    else:
+        hooks = [(name, _OfThisThread(hook)) for name, hook in hooks]
     as_it_does = is_bridge(model) and not has_hooked_transformer()  # TransformerLens 4 removes the very hooks that it added
     block = model.hooks(fwd_hooks=list(hooks)) if as_it_does else _one_by_one(cast(Any, model), hooks)
     with _lock:

@@ -89,8 +89,9 @@ def as_hooked_transformer(plain: Any, tokenizer: Any, source: Source, placement:
     model.generation_config = plain.generation_config
     if placement.n_devices > 1:
         return model
+    model = model.to(placement.device, print_details=False)
     share_weights(model, plain, state)
-    return model.to(placement.device, print_details=False)
+    return model
 
 
 def _cannot_take(source: Source, architecture: str, reason: str) -> CannotTakeError:

@@ -27,6 +27,7 @@ from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
 from psr_lens.plots.text_strips import magnitude_strips as magnitude_strips
 from psr_lens.plots.transfer import agreement as agreement
 from psr_lens.plots.transfer import gates_by_family as gates_by_family
+from psr_lens.plots.transfer_rungs import rungs as rungs
 
 __all__ = [
     "agreement",
@@ -53,6 +54,7 @@ __all__ = [
     "rank_energy",
     "relative_dose",
     "relative_rmse",
+    "rungs",
     "source_map",
     "top_tokens",
     "write_images",

@@ -100,7 +100,7 @@ class Adapter:
         """Add the change to the model's weights inside a `with` block; after it they are bit-identical to what they were.
 
         That takes as much memory again as the weights that are changed. All tokens are read with the changed weights, those of the
-        prompt too. The block is for one thread: another that uses the model meanwhile gets the changed one.
+        prompt too. The block is for one thread: functions of psr_lens refuse the model in others, whose own calls get the changed one.
 
         Args:
             model: The model that it was made for, or one with the same layers.

@@ -74,8 +74,7 @@ LAYOUTS: Final[Mapping[str, ModuleNames]] = {
 }
 """Layouts by the name of the transformers class."""
 
-POINT: Final = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z)")
-"""Hook points of a layer that `Layout` has modules for."""
+_POINT: Final = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z)")
 
 
 class Attached:
@@ -207,7 +206,7 @@ def check_attachable(replacement: ReplacementSpec, config: Any, class_name: str)
             "from those in transformers. Fit it on the model as `psr_lens.load_model` loads it."
         )
     for name in replacement.sites:
-        found = POINT.fullmatch(name)
+        found = _POINT.fullmatch(name)
         if found is None or int(found.group(1)) >= sizes["n_layers"]:
             raise ArtifactError(
                 f"model: nothing can be attached at {name!r} of a transformers model with {sizes['n_layers']} layers, only at "
@@ -215,12 +214,22 @@ def check_attachable(replacement: ReplacementSpec, config: Any, class_name: str)
             )
 
 
+def layer_and_point(name: str) -> tuple[int, str]:
+    """The layer of a hook point, and which of its points it is.
+
+    Raises:
+        InputError: `ModuleNames` has no module for it.
+    """
+    found = _POINT.fullmatch(name)
+    if found is None:
+        raise InputError("hook", repr(name), f"a name that matches {_POINT.pattern}")
+    return int(found.group(1)), found.group(2)
+
+
 def _put(model: Any, layout: ModuleNames, name: str, hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
     """Register one of `steering_hooks` on the module that corresponds to its hook point."""
-    found = POINT.fullmatch(name)
-    if found is None:
-        raise InputError("hook", repr(name), f"a name that matches {POINT.pattern}")
-    layer, point = model.get_submodule(layout.layers)[int(found.group(1))], found.group(2)
+    index, point = layer_and_point(name)
+    layer = model.get_submodule(layout.layers)[index]
     if point == "attn.hook_z":
         heads = model.config.num_attention_heads
         return layer.get_submodule(layout.projection).register_forward_pre_hook(_on_heads(hook, heads))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from psr_lens import plots
 from psr_lens._utils.arguments import described
@@ -24,6 +24,7 @@ from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement import LearningCurve, Replacement
 from psr_lens.reporting.parts import Answer, Answers, Choice, Panel, Part, choice, merged
 from psr_lens.results.table import ResultTable
+from psr_lens.transfer import Agreement, GateReading
 
 Blocks = tuple[Panel | Choice | Answers, ...]
 
@@ -202,6 +203,30 @@ def _patching(grid: PatchGrid, cells: int) -> Blocks:
     return (mean, choice(grid.tokens, 1, len(grid.layers), cells, of_response))
 
 
+def _agreement(result: Agreement, cells: int) -> Blocks:
+    caption = (
+        "Whether the instruction pushes the same tokens in both models, for every pair of layers: 1 is perfect correlation of log ‖Δ‖, 0 "
+        "is none. The outline is the best matching of layers."
+    )
+    panels = [Panel("agreement", plots.agreement(result), caption)]
+    whose: tuple[tuple[Literal["gates", "back"], GateReading | None, str, str], ...] = (
+        ("gates", result.gates, "first", "other"),
+        ("back", result.back, "other", "first"),
+    )
+    for show, reading, of, reader in whose:
+        if reading is not None:
+            control = float(reading.control_mean().value)
+            said = (
+                f"The share of what the {of} model’s replacement adds that can be read from the {reader} model’s activations, on texts "
+                f"held out: 1 is all of it, 0 is a constant. Shuffled over tokens it is {control:.2f}."
+            )
+            panels.append(Panel(f"agreement_{show}", plots.agreement(result, show), said))
+    if result.gates is not None:
+        strips = "What the replacement adds at each token of one text, and below it what the other model’s activations say of that."
+        panels.append(Panel("gates_by_family", plots.gates_by_family(result), strips))
+    return tuple(panels)
+
+
 def _lens(lens: LogitLens, cells: int) -> Blocks:
     what = "direction that is added" if lens.part == "directions" else "probe that sets the coefficient"
     caption = f"Each {what}, read through the model’s own unembedding: the tokens that it makes more likely, and less likely."
@@ -240,6 +265,7 @@ _FURTHER: Final[dict[type, tuple[str, Callable[[Any, int], Blocks]]]] = {
     Captured: (_BLOCK, _captured),
     Attribution: ("Which heads read the instruction", _attribution),
     PatchGrid: ("Patching: which cells carry the effect", _patching),
+    Agreement: ("Two models on the same texts", _agreement),
     LogitLens: (_MEANING, _lens),
     TopTokens: (_MEANING, _top_tokens),
     Cosines: (_MEANING, _cosines),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Final
@@ -23,15 +24,24 @@ from psr_lens._utils.digests import digest_of
 from psr_lens.errors import InputError, ModelError
 from psr_lens.serving.requests import IN_FORCE, asks_to_be_steered, cache_key, in_force
 from psr_lens.serving.served import CONFIG, Served, served_by
+from psr_lens.serving.steered_model import TokenStrengths, check_model, put_gates
 
 TESTED: Final = ("0.32.0",)
 """Versions of vLLM that the tests ran on."""
+_BEAM_SEARCHES: Final = (
+    ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest"),
+    ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest"),
+)
 
 # --- the front end --------------------------------------------------------------------------------------------------------------
 
 
 def _begin(original: Any, processor: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
     processor._psr_served = served_by_engine(vllm_config)
+    for module, owner in _BEAM_SEARCHES:
+        at = _owner(module, owner)
+        if at is not None or processor._psr_served is not None:
+            _wrap(at, "to_beam_search_params", _to_beam_search_params)
     original(processor, vllm_config, *args, **kwargs)
 
 
@@ -52,17 +62,26 @@ def _process_inputs(original: Any, processor: Any, *args: Any, **kwargs: Any) ->
     return request
 
 
+def _to_beam_search_params(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """Beam search is made of requests of its own, which would not be steered."""
+    if asks_to_be_steered(request.vllm_xargs):
+        raise InputError("use_beam_search", True, "no beam search in a request that is steered")
+    return original(request, *args, **kwargs)
+
+
 def served_by_engine(vllm_config: Any) -> Served | None:
     """The replacements that an engine is to serve; None if none.
 
     Raises:
         InputError: the configuration is invalid.
-        ArtifactError: an artifact cannot be read.
+        ArtifactError: an artifact cannot be read, or was made for another model.
         ModelError: the engine uses something that steering was not tried with.
     """
     served = served_by(vllm_config.additional_config)
     if served is not None:
         _check_engine(vllm_config)
+        model = vllm_config.model_config
+        check_model(model.architecture, model.hf_text_config, served)
     return served
 
 
@@ -75,6 +94,7 @@ def _check_engine(config: Any) -> None:
         "LoRA": config.lora_config is not None,
         "a KV connector": config.kv_transfer_config is not None,
         "fast prefill by KV sharing": config.cache_config.kv_sharing_fast_prefill,
+        "the front end in Rust": bool(os.environ.get("VLLM_USE_RUST_FRONTEND", "0").strip("0")),
         "a pooling model": config.model_config.runner_type != "generate",
     }
     found = [what for what, used in unsupported.items() if used]
@@ -97,8 +117,6 @@ def _hash_keys(original: Any, request: Any, start: int, end: int) -> list[tuple[
 
 
 def _load_model(original: Any, worker: Any, *args: Any, **kwargs: Any) -> Any:
-    from psr_lens.serving.steered_model import TokenStrengths, put_gates
-
     loaded = original(worker, *args, **kwargs)
     served = served_by_engine(worker.vllm_config)
     if served is not None:

@@ -45,7 +45,7 @@ def asks_to_be_steered(arguments: Any) -> bool:
     return isinstance(arguments, Mapping) and any(isinstance(key, str) and key.split("_")[0] == NAMES for key in arguments)
 
 
-def in_force(served: Served | None, arguments: Mapping[str, Any] | None, prompt_length: int) -> list[InForce]:
+def in_force(served: Served | None, arguments: Mapping[Any, Any] | None, prompt_length: int) -> list[InForce]:
     """What steers a request.
 
     Args:
@@ -100,7 +100,7 @@ def cache_key(steering: Sequence[Sequence[Any]], end: int) -> bytes | None:
     return digest_of(acting).encode() if acting else None
 
 
-def _check_keys(arguments: Mapping[str, Any]) -> None:
+def _check_keys(arguments: Mapping[Any, Any]) -> None:
     ours = [key for key in arguments if isinstance(key, str) and key.split("_")[0] == NAMES]
     if unknown := sorted(set(ours) - set(_KEYS)):
         raise InputError("extra_args", f"the unknown name {brief(unknown[0])}", f"some of {', '.join(map(repr, _KEYS))}")

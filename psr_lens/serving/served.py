@@ -105,7 +105,7 @@ def _check_entry(name: Any, folder: Any) -> None:
         raise InputError(
             "additional_config['psr']", f"the name {brief(name)}", "a name without '@', '+', ',' and outer spaces", _EXAMPLE
         )
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, str):  # a key of vLLM's compile cache, which takes only what JSON has
         raise InputError(
             f"additional_config['psr'][{name!r}]", brief(folder), "the folder of a saved replacement or plan", _EXAMPLE
         )

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from psr_lens.errors import ArtifactError, InputError
-from psr_lens.replacement.attach_to_transformers import LAYOUTS, POINT, check_attachable
+from psr_lens.errors import InputError, ModelError
+from psr_lens.replacement.attach_to_transformers import LAYOUTS, check_attachable, layer_and_point
 from psr_lens.serving.gates import Gate
-from psr_lens.serving.requests import IN_FORCE
+from psr_lens.serving.requests import IN_FORCE, asks_to_be_steered
 from psr_lens.serving.served import Served
 
 ARCHITECTURES: Final = (
@@ -77,11 +77,16 @@ class TokenStrengths:
     def _known(self, name: str, params: Any) -> tuple[Any, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Strength, first steered position and the position after the last, of each replacement; made once for each request."""
         known = self._requests.get(name)
+        asked = getattr(params, "extra_args", None) or {}
+        if IN_FORCE not in asked and asks_to_be_steered(asked):
+            raise ModelError(
+                "vllm: a request that asks to be steered has not been checked. Let it come through vLLM's own front end."
+            )
         if known is not None and known[0] is params:
             return known
         strengths = np.zeros(len(self._columns), np.float32)
         starts, ends = np.zeros(len(self._columns), np.int64), np.full(len(self._columns), _NEVER)
-        for digest, strength, start, last_only in (getattr(params, "extra_args", None) or {}).get(IN_FORCE, ()):
+        for digest, strength, start, last_only in asked.get(IN_FORCE, ()):
             column = self._columns[digest]
             strengths[column], starts[column] = strength, start
             if last_only:
@@ -99,6 +104,26 @@ class TokenStrengths:
             self.on_device[:stale].copy_(self._staged[:stale], non_blocking=True)
 
 
+def check_model(name: str, config: Any, served: Served) -> None:
+    """Refuse a model that cannot be steered as the replacements want.
+
+    Args:
+        name: Name of the model's class.
+        config: Its transformers config.
+        served: What steers.
+
+    Raises:
+        InputError: the model is of another architecture.
+        ArtifactError: a replacement was made for a model of other sizes, or acts where no gate can be put.
+    """
+    if name not in ARCHITECTURES:
+        raise InputError(
+            "model", name, f"one of {', '.join(ARCHITECTURES)}", "Other architectures are steered by `steer` or `attach`."
+        )
+    for replacement in served.replacements.values():
+        check_attachable(replacement, config, name)
+
+
 def put_gates(model: nn.Module, config: Any, served: Served, strengths: Tensor) -> None:
     """Put a gate on each module that corresponds to a hook point where a replacement acts, before the model is compiled.
 
@@ -113,19 +138,12 @@ def put_gates(model: nn.Module, config: Any, served: Served, strengths: Tensor) 
         ArtifactError: a replacement was made for a model of other sizes, or acts where no gate can be put.
     """
     name = type(model).__name__
-    if name not in ARCHITECTURES:
-        raise InputError(
-            "model", name, f"one of {', '.join(ARCHITECTURES)}", "Other architectures are steered by `steer` or `attach`."
-        )
+    check_model(name, config, served)
     layout = LAYOUTS[name]
-    for replacement in served.replacements.values():
-        check_attachable(replacement, config, name)
     layers = model.get_submodule(layout.layers)
     for hook, sites in served.sites().items():
-        found = POINT.fullmatch(hook)
-        if found is None:  # which `check_attachable` has refused
-            raise ArtifactError(f"model: no gate can be put at {hook!r}.")
-        layer, point = layers[int(found.group(1))], found.group(2)  # type: ignore[index]
+        index, point = layer_and_point(hook)
+        layer: nn.Module = layers[index]  # type: ignore[index]
         gate = Gate(sites, strengths, strengths.device)
         if point == "hook_resid_post":
             _put(layer, gate)

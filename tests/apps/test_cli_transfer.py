@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import BACKENDS
 from typer.testing import CliRunner
 
 import psr_lens as psr
@@ -44,7 +45,7 @@ def made(given, tmp_path_factory):
 
 
 def test_map_and_rungs_are_those_of_the_library(organism, load, given, made):
-    other = load("organism-gpt2", "hooked_transformer").model
+    other = load("organism-gpt2", BACKENDS[0]).model
     replacement = given[1]
     pairs = psr.prompt_pairs(organism.model, list(QUESTIONS), "talk like a pirate .")
     lines = [json.loads(line) for line in given[0][3].read_text().splitlines()]

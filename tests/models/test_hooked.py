@@ -5,7 +5,7 @@ import torch
 from helpers import BACKENDS, LAYERS, logits_of
 
 from psr_lens.errors import InputError
-from psr_lens.models import has_hooked_transformer, hooked, is_bridge, is_switched_off
+from psr_lens.models import TemporaryHooks, has_hooked_transformer, hooked, is_bridge, is_switched_off
 
 PROMPT = range(10, 20)
 NAMES = ["hook_embed", *(f"blocks.{layer}.{point}" for layer in range(LAYERS) for point in ("attn.hook_z", "hook_resid_post"))]
@@ -57,7 +57,7 @@ def test_every_name_of_a_bridge_leads_to_its_own_point(load, family):
             with pytest.raises((AssertionError, ValueError)), hooked(model, [(name, doubled)]):
                 pass
             continue
-        with hooked(model, [(name, doubled)]):
+        with hooked(model, TemporaryHooks([(name, doubled)])):
             found = [handle.user_hook for handle in point.fwd_hooks]
         assert found == [doubled], name
         assert not point.fwd_hooks

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from evaluated import WordJudge
 from helpers import BACKENDS, generated, logits_of, pairs_of, random_replacement, replacement_at
 from transformers import AutoModelForCausalLM
 
 import psr_lens as psr
+from psr_lens.evaluation.answer_cache import Answers
 from psr_lens.generation import decoding
-from psr_lens.models import is_bridge, plain_transformers
+from psr_lens.models import has_hooks, is_bridge, plain_transformers
 
 GREEDY = psr.SamplingConfig(temperature=0, max_new_tokens=8)
 
@@ -126,6 +128,59 @@ def test_another_forward_acts_on_responses(folders, backend):
     mlp = model.original_model.model.layers[1].mlp.original_component if is_bridge(model) else model.blocks[1].mlp
     original = mlp.forward
     mlp.forward = lambda activation, *rest: original(activation, *rest) * -3
+    found = ids_of(psr.generate(model, pairs, sampling=GREEDY))
+    assert list(found[0]) == generated(model, pairs[0].base_ids, 8, cached=False)[: len(found[0])]
+    assert found != before
+
+
+def of_block(model, part):
+    """The module of transformers, or of `HookedTransformer`, that computes a part of the second block."""
+    found = getattr(model.blocks[1], {"norm": "ln1", "mlp": "mlp", "attention": "attn"}[part])
+    return found.original_component if is_bridge(model) else found
+
+
+SETTINGS = {
+    "activation function": lambda model: ("mlp", "act_fn", torch.nn.Tanh() if is_bridge(model) else torch.tanh),
+    "epsilon": lambda model: ("norm", "variance_epsilon" if is_bridge(model) else "eps", 9.0),
+    "scale": lambda model: ("attention", "scaling" if is_bridge(model) else "attn_scale", 0.01),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_changed_functions_and_settings_of_modules_act_on_responses_and_are_kept_in_no_cache(folders, backend, setting, tmp_path):
+    model = psr.load_model(folders["llama"], backend=backend)
+    pairs = pairs_of(model, 2)
+    before = ids_of(psr.generate(model, pairs, sampling=GREEDY))
+    assert plain_transformers(model) is not None
+    assert Answers(model, pairs, WordJudge(), GREEDY, tmp_path).of().texts
+    kept = sorted(tmp_path.iterdir())
+    part, name, value = SETTINGS[setting](model)
+    module = of_block(model, part)
+    original = getattr(module, name)
+    setattr(module, name, value)
+    assert has_hooks(model)
+    found = psr.generate(model, pairs, sampling=GREEDY)
+    for pair, ids in zip(pairs, ids_of(found), strict=True):
+        assert list(ids) == generated(model, pair.base_ids, 8, cached=False)[: len(ids)]
+    assert ids_of(found) != before
+    with pytest.warns(RuntimeWarning, match=r"cache: there are hooks on the model, or settings or functions in it were changed"):
+        assert Answers(model, pairs, WordJudge(), GREEDY, tmp_path).of().texts == tuple(each.text for each in found)
+    assert sorted(tmp_path.iterdir()) == kept
+    setattr(module, name, original)
+    assert not has_hooks(model)
+    assert plain_transformers(model) is not None
+
+
+def test_an_edited_buffer_acts_on_responses(folders):
+    model = psr.load_model(folders["llama"], backend=BACKENDS[0])
+    pairs = pairs_of(model, 1)
+    before = ids_of(psr.generate(model, pairs, sampling=GREEDY))
+    if is_bridge(model):
+        rotary = model.original_model.model.rotary_emb
+        getattr(rotary, "original_component", rotary).inv_freq.mul_(20)
+    else:
+        model.blocks[0].attn.rotary_sin.zero_()
     found = ids_of(psr.generate(model, pairs, sampling=GREEDY))
     assert list(found[0]) == generated(model, pairs[0].base_ids, 8, cached=False)[: len(found[0])]
     assert found != before

@@ -133,7 +133,7 @@ def test_further_results_must_say_whose_they_are(also, message, tmp_path):
 
 def test_every_type_has_a_figure(results):
     there = {type(each) for each in results}
-    assert {each.__name__ for each in set(RESULTS) - there} == {"Evaluation", "Replacement"}
+    assert {each.__name__ for each in set(RESULTS) - there} == {"Agreement", "Evaluation", "Replacement"}
 
 
 # Pictures

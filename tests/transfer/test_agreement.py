@@ -9,7 +9,9 @@ from two_models import by_hand, ridge_by_hand
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.replacement import Site
 from psr_lens.results.correlation import pearson
+from psr_lens.transfer.gate_reading import gates_of
 from psr_lens.transfer.normal_equations import FOLDS, RIDGES
 
 
@@ -52,6 +54,17 @@ def test_gates_are_what_the_sites_add_while_they_steer(two, found) -> None:
         rows = arriving[layer]
         added = torch.relu(rows @ site.weights.double().T + site.bias.double()) @ site.directions.double()
         torch.testing.assert_close(found.gates.gate[:, layer].double(), added.norm(dim=1), rtol=1e-3, atol=1e-3)
+
+
+def test_gates_of_a_replacement_with_an_offset_are_those_at_its_strength(two) -> None:
+    """It steers at α + b, and so adds that much more; with a negative strength a single direction is subtracted."""
+    sites = {2: two.fitted.sites["blocks.2.hook_resid_post"]}
+    one = Site(*(getattr(sites[2], name)[:1] for name in ("directions", "weights", "bias")), "relu")
+    for offset in (0.5, -1.5):
+        given = dataclasses.replace(two.fitted, sites={"blocks.2.hook_resid_post": one}, offset=offset)
+        read = gates_of(two.source, two.triplets, given, 4_096).lengths(torch.arange(len(two.text)))[:, 0]
+        wanted = torch.relu(two.y[2] @ one.weights.double().T + one.bias.double())[:, 0] * float(one.directions.norm())
+        torch.testing.assert_close(read.double(), (1 + offset) * wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_gates_are_read_as_a_regression_of_what_is_added_reads_them(two, found) -> None:

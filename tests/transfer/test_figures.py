@@ -7,6 +7,7 @@ import pytest
 
 import psr_lens as psr
 from psr_lens.errors import InputError
+from psr_lens.reporting.figures_by_result import further_parts
 from psr_lens.transfer.pairing import PairedRows
 
 
@@ -39,6 +40,55 @@ def test_strips_show_both_models_on_their_own_tokens(two, found) -> None:
     for given, name in (({"text": 4}, "text"), ({"layer": 9}, "layer")):
         with pytest.raises(InputError, match=f"^{name}"):
             psr.plots.gates_by_family(found, **given)
+
+
+def test_a_report_has_the_figures_of_both_models_with_the_control(found) -> None:
+    [part] = further_parts([found], 10_000)
+    assert part.title == "Two models on the same texts"
+    assert [each.name for each in part.blocks] == ["agreement", "agreement_gates", "gates_by_family"]
+    assert f"Shuffled over tokens it is {float(found.gates.control_mean().value):.2f}." in part.blocks[1].caption
+    alone = further_parts([dataclasses.replace(found, gates=None)], 10_000)[0].blocks
+    assert [each.name for each in alone] == ["agreement"]
+
+
+def table(*rows: tuple[str, str, float]) -> psr.ResultTable:
+    return psr.ResultTable(
+        tuple(psr.Result(name, "trait", value, 40, (value - 3, value + 1), trait) for name, trait, value in rows)
+    )
+
+
+def test_bars_stand_between_the_floor_and_the_ceiling() -> None:
+    figure = psr.plots.rungs(
+        table(("native", "sea", 98), ("a", "sea", 40), ("b", "sea", 90), ("random", "sea", 7)), "native", "random"
+    )
+    [bars] = figure.data
+    assert (bars.y, bars.x) == (("b", "a"), (90, 40))
+    assert (bars.error_x.array, bars.error_x.arrayminus) == ((1, 1), (3, 3))
+    band, floor, ceiling = figure.layout.shapes
+    assert (band.x0, band.x1, floor.x0, ceiling.x0) == (7, 98, 7, 98)
+    assert [each.text for each in figure.layout.annotations[:2]] == ["floor: random", "ceiling: native"]
+
+
+def test_bars_over_several_traits_are_means_with_a_point_for_each() -> None:
+    rows = [
+        (name, trait, value)
+        for name, values in (("n", (90, 100)), ("a", (40, 60)), ("r", (0, 4)))
+        for trait, value in zip("xy", values, strict=True)
+    ]
+    figure = psr.plots.rungs(table(*rows), "n", "r")
+    bars, points = figure.data
+    assert bars.x == (50,)
+    assert list(bars.customdata[0][1:]) == list(table(*rows[2:4]).mean_over("trait").rows[0].interval)
+    assert (points.x, points.text) == ((40, 60), ("x", "y"))
+    assert figure.layout.shapes[0].x1 == 95
+    assert psr.plots.rungs(table(*rows), "n", "r", trait="y").data[0].x == (60,)
+    for bad, match in (
+        ((table(*rows), "n", "q"), "^floor: got 'q'"),
+        ((table(*rows[1:]), "n", "r"), "^table"),
+        ((table(), "n", "r"), "^table"),
+    ):
+        with pytest.raises(InputError, match=match):
+            psr.plots.rungs(*bad)
 
 
 def test_tokens_without_a_pair_are_grey(found) -> None:

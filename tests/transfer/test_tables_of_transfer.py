@@ -31,3 +31,14 @@ def test_the_rungs_keep_seven_of_nine_traits_at_the_chosen_strength_and_the_floo
     kept = {name: int(cell.split()[0]) for name, cell in zip(head[1:], last[1:], strict=True)}
     assert all(kept[name] >= 7 for name in RUNGS)
     assert all(kept[name] <= 3 for name in ("gates, shuffled map", "gates, random map", "constants"))
+
+
+AGREEMENT = json.loads((BENCHMARKS / "agreement.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("models", AGREEMENT["models"])
+def test_every_row_of_the_agreement_is_in_the_page(models):
+    with benchmark_script("agreement") as script:
+        rows = script.table_of(AGREEMENT, models)
+    assert len(rows) == 9
+    assert all(f"{row}\n" in PAGE for row in rows)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch
 from psr_lens.errors import FitError
-from psr_lens.models import HookedModel, forward, hooked
+from psr_lens.models import HookedModel, TemporaryHooks, forward, hooked
 
 Visit = Callable[[str, list[Tensor]], list[Tensor]]
 """Takes a hook name and each batch's activation there, `[batch, position, *head, width]`; returns what the passes continue with."""
@@ -99,11 +99,11 @@ def lockstep(model: HookedModel, batches: Sequence[ContextBatch], names: Sequenc
     def hook_at(name: str) -> Any:
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
             current = threading.current_thread()
-            return current.halt(name, activation) if isinstance(current, _Pass) else None
+            return current.halt(name, activation) if isinstance(current, _Pass) and current in passes else None
 
         return hook
 
-    with hooked(model, [(name, hook_at(name)) for name in names]):
+    with hooked(model, TemporaryHooks((name, hook_at(name)) for name in names)):
         for each in passes:
             each.start()
         try:

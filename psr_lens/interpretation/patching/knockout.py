@@ -21,7 +21,7 @@ from psr_lens.activations.attention_patterns import align_keys
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import HeadReading
 from psr_lens.interpretation.patching.prompt_of_each_row import PromptRows
-from psr_lens.models import HookedModel, hooked
+from psr_lens.models import HookedModel, TemporaryHooks, hooked
 from psr_lens.prompts import PromptPair, Span, Triplet
 
 
@@ -87,7 +87,7 @@ def knock_out(
 
     with (
         rows.watch(model),
-        hooked(model, [(f"blocks.{layer}.attn.hook_pattern", hide(at)) for layer, at in by_layer.items()]),
+        hooked(model, TemporaryHooks((f"blocks.{layer}.attn.hook_pattern", hide(at)) for layer, at in by_layer.items())),
     ):
         yield model
 

@@ -6,6 +6,7 @@ padding on either side, in any order, with or without a KV cache.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,17 +18,23 @@ from psr_lens.errors import InputError
 from psr_lens.models import Call, HookedModel, ModelCalls, observer_of
 
 
+class _Read(threading.local):
+    """What one thread's last call was, and the prompts of its rows."""
+
+    call: Call | None = None
+    numbers: list[int]
+    starts: list[int]
+
+
 class PromptRows:
-    """Inside its `watch` block, the prompt of each row of the current call, and where the row's tokens begin."""
+    """Inside its `watch` block, the prompt of each row of this thread's current call, and where the row's tokens begin."""
 
     def __init__(self, prompts: Mapping[tuple[int, ...], int]) -> None:
         """Take the token ids of the known prompts, each with a number chosen by the caller."""
         self._known = dict(prompts)
         self._lengths = sorted({len(ids) for ids in self._known}, reverse=True)
         self._calls: ModelCalls | None = None
-        self._read: Call | None = None
-        self._numbers: list[int] = []
-        self._starts: list[int] = []
+        self._read = _Read()
 
     @contextmanager
     def watch(self, model: HookedModel) -> Iterator[None]:
@@ -38,7 +45,7 @@ class PromptRows:
             yield
         finally:
             self._calls.stop()
-            self._calls = self._read = None
+            self._calls, self._read = None, _Read()
 
     @property
     def decoding(self) -> bool:
@@ -55,31 +62,32 @@ class PromptRows:
     def numbers(self) -> list[int]:
         """The number of each row's prompt."""
         self._call()
-        return self._numbers
+        return self._read.numbers
 
     @property
     def starts(self) -> list[int]:
         """The position of each row's first token after any padding."""
         self._call()
-        return self._starts
+        return self._read.starts
 
     def _call(self) -> Call:
         """The current call, with its prompts known."""
         call = None if self._calls is None else self._calls.current
         if call is None:
             raise _hidden("a call that cannot be seen")
-        if call is self._read:
+        read = self._read
+        if call is read.call:
             return call
         sequences = call.sequences
-        if self._read is None or sequences is not self._read.sequences:
+        if read.call is None or sequences is not read.call.sequences:
             if call.first_column() > 0:
                 raise _hidden("a call behind a KV cache that was filled outside the block")
             ids, firsts = sequences.ids, sequences.firsts
             if ids is None:
                 raise _hidden("a call whose token ids are hidden")
-            self._starts = firsts.tolist() if isinstance(firsts, Tensor) else [firsts] * call.rows
-            self._numbers = [self._number(row[start:]) for row, start in zip(ids.tolist(), self._starts, strict=True)]
-        self._read = call
+            read.starts = firsts.tolist() if isinstance(firsts, Tensor) else [firsts] * call.rows
+            read.numbers = [self._number(row[start:]) for row, start in zip(ids.tolist(), read.starts, strict=True)]
+        read.call = call
         return call
 
     def _number(self, ids: list[int]) -> int:

@@ -16,7 +16,7 @@ from psr_lens.evaluation.scores import Scores, scores_at
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.interpretation.patching.patchable_hooks import other_context, patchable_points
 from psr_lens.interpretation.patching.prompt_of_each_row import PromptRows
-from psr_lens.models import HookedModel, hooked
+from psr_lens.models import HookedModel, TemporaryHooks, hooked
 from psr_lens.models.hook_points import Layers
 from psr_lens.prompts import Context, PromptPair, Span, Triplet
 from psr_lens.results.judgement import Judge
@@ -97,7 +97,7 @@ def transplant(
 
         return hook_
 
-    with rows.watch(model), hooked(model, [(name, put(name)) for name in names]):
+    with rows.watch(model), hooked(model, TemporaryHooks((name, put(name)) for name in names)):
         yield model
 
 

@@ -1,0 +1,107 @@
+"""What an engine does not start with, and what a request may not ask for."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs this in an environment of its own")
+
+import torch
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm_models import replacement_at
+
+from psr_lens.errors import ArtifactError, InputError, ModelError
+from psr_lens.serving import plugin
+from psr_lens.serving.served import served_by
+from psr_lens.serving.steered_model import TokenStrengths
+
+
+def test_the_plugin_needs_no_transformer_lens():
+    code = "import sys; sys.modules['transformer_lens'] = None; import psr_lens.serving.plugin as p; p.register(); print('fine')"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert finished.stdout.strip().endswith("fine"), finished.stderr
+
+
+REFUSED = {
+    "no folder": ({}, {"pirate": "nowhere"}, ArtifactError, "no such file"),
+    "no mapping": ({}, ["pirate"], InputError, "a mapping from names to folders"),
+    "width": ({}, {"d_model": 64, "kind": "hook_resid_post"}, ArtifactError, "d_model=64"),
+    "layers": ({}, {"n_layers": 9, "kind": "hook_resid_post"}, ArtifactError, "n_layers=9"),
+    "processed": ({}, {"processing": "fold_ln", "kind": "hook_resid_post"}, ArtifactError, "had processed"),
+    "hook point": ({}, {"kind": "hook_resid_pre"}, ArtifactError, "nothing can be attached at 'blocks.0.hook_resid_pre'"),
+    "queries": ({}, {"kind": "attn.hook_q"}, ArtifactError, "nothing can be attached"),
+    "LoRA": ({"enable_lora": True}, {"kind": "hook_resid_post"}, ModelError, "together with LoRA"),
+}
+
+
+@pytest.mark.parametrize(("settings", "made", "kind", "message"), REFUSED.values(), ids=REFUSED)
+def test_an_engine_does_not_start(settings, made, kind, message, tiny_for_vllm, engine, tmp_path):
+    tiny = tiny_for_vllm("llama")
+    if "kind" in made:
+        made = {"pirate": str(replacement_at(tiny.hf.config, **made).save(tmp_path / "pirate"))}
+    with pytest.raises(kind, match=message), engine(tiny, additional_config={"psr": made}, **settings):
+        pass
+
+
+def test_the_v2_runner_is_refused(tiny_for_vllm, engine, monkeypatch):
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(ModelError, match="start with VLLM_USE_V2_MODEL_RUNNER=0"), engine(tiny_for_vllm("llama")):
+        pass
+
+
+def test_another_architecture_is_refused(tiny_for_vllm, engine):
+    tiny = tiny_for_vllm("stablelm")
+    with pytest.raises(InputError, match="model: got StablelmForCausalLM, expected one of LlamaForCausalLM, "), engine(tiny):
+        pass
+
+
+def test_where_vllm_has_no_place_for_it_nothing_is_changed_and_nothing_served(monkeypatch):
+    wrapped = []
+    monkeypatch.setattr(plugin, "_PLACES", (*plugin._PLACES, ("vllm.config", "VllmConfig", "compute_tash", None)))
+    monkeypatch.setattr(plugin, "_wrap", lambda at, name, wrapper: wrapped.append((at, name, wrapper)))
+    plugin.register()
+    ((at, name, refuse),) = wrapped
+    assert (at, name) == (VllmConfig, "__post_init__")
+    refuse(lambda config: None, SimpleNamespace(additional_config={}))
+    with pytest.raises(ModelError, match=r"lacks vllm.config.compute_tash, where replacements take part"):
+        refuse(lambda config: None, SimpleNamespace(additional_config={"psr": {}}))
+
+
+@pytest.mark.parametrize("kind", [CompletionRequest, ChatCompletionRequest])
+def test_beam_search_is_refused_since_it_would_not_be_steered(kind, llama):
+    said = {"prompt": "a"} if kind is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
+    assert kind(model="m", **said, use_beam_search=True).to_beam_search_params(5).max_tokens == 5
+    steered = kind(model="m", **said, use_beam_search=True, vllm_xargs={"psr": "post"})
+    with pytest.raises(InputError, match="use_beam_search: got True, expected no beam search"):
+        steered.to_beam_search_params(5)
+
+
+def test_a_bad_request_is_refused_and_the_next_one_answered(llama):
+    tiny, llm = llama
+    ids = [5, 6, 7]
+    for asked in (
+        {"psr": "parrot"},
+        {"psr": "post", "psr_alpha": float("nan")},
+        {"psr_alpha": 1},
+        {"psr": "post", "psr_in_force": []},
+    ):
+        with pytest.raises(InputError):
+            llm.generate([{"prompt_token_ids": ids}], SamplingParams(extra_args=asked), use_tqdm=False)
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, extra_args={"psr": "post"})
+    (found,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
+    assert list(found.outputs[0].token_ids) == tiny.greedy(ids, "post", 1.0, 5)
+    assert params.extra_args == {"psr": "post"}  # what the caller holds is as it was
+
+
+def test_a_request_that_nobody_checked_is_not_computed_unsteered(tiny_for_vllm):
+    served = served_by({"psr": tiny_for_vllm("llama").saved})
+    with pytest.raises(ModelError, match="has not been checked"):
+        TokenStrengths(served, 4, torch.device("cpu")).fill(
+            [("a", SimpleNamespace(extra_args={"psr": "post"}))], np.array([0]), np.array([2])
+        )

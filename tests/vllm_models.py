@@ -1,0 +1,149 @@
+"""Tiny random models for vLLM, whose kernels need wider heads than those of the other tests, and engines that serve replacements."""
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import transformers
+from architectures import save_tiny
+
+from psr_lens.replacement import Replacement, Site, SteeringPlan
+
+os.environ.update(
+    {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+)
+
+WIDTH, CONTEXT, BLOCK = 128, 96, 32
+HEADS = {"head_dim": 32}
+SETTINGS = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": HEADS,
+    "gemma2": HEADS | {"query_pre_attn_scalar": 32},
+    "gemma3": HEADS | {"query_pre_attn_scalar": 32},
+    "phi3": {},
+    "gpt2": {},
+    "gpt-neox": {},
+    "olmo2": {},
+    "stablelm": {},
+}
+"""Families, with what makes their heads 32 wide."""
+
+
+SERVED = [family for family in SETTINGS if family != "stablelm"]
+"""Families that the plugin takes."""
+
+
+class Tiny(NamedTuple):
+    """A model and what steers it, as transformers has them and as folders."""
+
+    folder: Path
+    hf: Any
+    steering: dict[str, Replacement | SteeringPlan]
+    saved: dict[str, str]
+
+    def greedy(self, ids: list[int], name: str | None, alpha: float, count: int, start: int | None = None) -> list[int]:
+        """Greedy tokens of plain transformers, with `attach`."""
+        given = torch.tensor([ids])
+        settings = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        if name is None:
+            found = self.hf.generate(given, attention_mask=torch.ones_like(given), **settings)
+        else:
+            with self.steering[name].attach(self.hf, alpha, start=start):
+                found = self.hf.generate(given, attention_mask=torch.ones_like(given), **settings)
+        return found[0, len(ids) :].tolist()
+
+
+def _steering(config: Any) -> dict[str, Replacement | SteeringPlan]:
+    """Every rule, kind of hook point and span."""
+    generator = torch.Generator().manual_seed(0)
+    size = 1.0 if config.model_type.startswith("gemma") else 0.15  # Gemma multiplies its embeddings, so that its stream is longer
+    heads, layers, width = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
+    wide = getattr(config, "head_dim", None) or width // heads
+
+    def site(kind: str, rule: str) -> Site:
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(*((heads,) if kind == "attn.hook_z" else ()), *shape, generator=generator) * size
+
+        across = wide if kind == "attn.hook_z" else width
+        return Site(draw(2, across), draw(2, across), draw(2), rule)
+
+    def made(kind: str, *rules: str, span: str = "R", **fields: Any) -> Replacement:
+        sites = {f"blocks.{layer}.{kind}": site(kind, rules[layer % len(rules)]) for layer in range(layers)}
+        return Replacement(sites, span, "random", {"n_layers": layers, "d_model": width}, **fields)
+
+    found: dict[str, Replacement | SteeringPlan] = {
+        "post": made("hook_resid_post", "relu"),
+        "rules": made("hook_resid_post", "sigmoid", "projection", "constant", span="QR", question_start=2),
+        "attention": made("hook_attn_out", "relu", "linear"),
+        "mlp": made("hook_mlp_out", "relu", offset=0.3),
+        "heads": made("attn.hook_z", "relu", "constant"),
+        "last": made("hook_resid_post", "relu", tokens="last"),
+    }
+    return found | {"plan": found["post"] - 0.5 * found["mlp"]}
+
+
+def replacement_at(config: Any, kind: str, **said: Any) -> Replacement:
+    """A replacement in the first layer, which says of its model what `said` has."""
+    width = said.get("d_model", config.hidden_size)
+    head, width = ((config.num_attention_heads,), 32) if kind == "attn.hook_q" else ((), width)
+    ones, others = torch.ones(*head, 1, width), torch.ones(*head, 1, width)
+    return Replacement({f"blocks.0.{kind}": Site(ones, others, torch.ones(*head, 1), "relu")}, "R", "random", said)
+
+
+@pytest.fixture(scope="session")
+def tiny_for_vllm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    """`tiny_for_vllm(family)`: made when it is first asked for."""
+
+    @cache
+    def made(family: str) -> Tiny:
+        root = tmp_path_factory.mktemp(family)
+        folder = save_tiny(family, root / "model", width=WIDTH, settings=SETTINGS[family])
+        hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        steering = _steering(hf.config)
+        return Tiny(folder, hf, steering, {name: str(each.save(root / name)) for name, each in steering.items()})
+
+    return made
+
+
+@contextmanager
+def _engine(tiny: Tiny, **settings: Any) -> Iterator[Any]:
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    settings = {"enforce_eager": True, "max_num_batched_tokens": 40, "additional_config": {"psr": tiny.saved}} | settings
+    llm = LLM(str(tiny.folder), dtype="float32", max_model_len=CONTEXT, max_num_seqs=8, block_size=BLOCK, seed=0, **settings)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Callable[..., Any]:
+    """`with engine(tiny, **settings) as llm`: a `vllm.LLM` that serves the model's replacements, in this process."""
+    return _engine
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_for_vllm: Callable[[str], Tiny]) -> Iterator[tuple[Tiny, Any]]:
+    """An engine that the tests of a file share, with its model."""
+    tiny = tiny_for_vllm("llama")
+    with _engine(tiny) as llm:
+        yield tiny, llm
