@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,9 +20,11 @@ import psr_lens as psr
 from psr_lens.apps.playground import session as sessions
 from psr_lens.apps.playground.frozen import frozen
 from psr_lens.apps.playground.play import session_of
+from psr_lens.apps.playground.request import Request
 from psr_lens.apps.playground.session import Session
 from psr_lens.errors import InputError, MissingPackageError
 from psr_lens.generation.streaming import StreamedToken
+from psr_lens.prompts.pair_builder import with_thought
 
 ASKED = {"alphas": {"A": 1.0, "B <i>": 0.0}, "seed": 3, "temperature": 0.9, "max_new_tokens": 10}
 SAMPLED = psr.SamplingConfig(seed=3, temperature=0.9, max_new_tokens=10)
@@ -99,9 +102,9 @@ def test_a_second_run_cancels_the_first_and_stop_frees_the_model(session, organi
     assert second[-1] == {"type": "end", "run": second[0]["run"], "stopped": False}
     session.start(asked(session, max_new_tokens=2_000, temperature=5), first.append)
     session.stop()
-    count = len(first)
+    assert first[-1]["type"] == "end"
+    assert first[-1]["stopped"]
     assert_same_model(organism.model, before)
-    assert len(first) == count
 
 
 @pytest.mark.parametrize(
@@ -113,12 +116,17 @@ def test_a_second_run_cancels_the_first_and_stop_frees_the_model(session, organi
         ({"alphas": {"A": 1.0}}, "alphas: got"),
         ({"alphas": {"A": True, "B <i>": 1}}, r"alphas\['A'\]: got True"),
         ({"alphas": {"A": float("nan"), "B <i>": 1}}, r"alphas\['A'\]: got nan"),
-        ({"alphas": {"A": 11, "B <i>": 1}}, r"alphas\['A'\]: got 11"),
+        ({"alphas": {"A": 3.01, "B <i>": 1}}, r"alphas\['A'\]: got 3.01"),
+        ({"alphas": {"A": 10**400, "B <i>": 1}}, r"alphas\['A'\]: got 1000"),
+        ({"alphas": {"A": -(10**400), "B <i>": 1}}, r"alphas\['A'\]: got -1000"),
         ({"columns": ["C"]}, "columns: got"),
         ({"columns": []}, "columns: got"),
         ({"seed": -1}, "seed: got -1"),
-        ({"seed": "1"}, "seed: got '1'"),
+        ({"seed": ""}, "seed: got ''"),
+        ({"seed": "1.0"}, r"seed: got '1\.0'"),
+        ({"seed": 10**400}, "seed: got 1000"),
         ({"temperature": None}, "temperature: got None"),
+        ({"temperature": 10**400}, "temperature: got 1000"),
         ({"max_new_tokens": 2_049}, "max_new_tokens: got 2049"),
         ({"max_new_tokens": 1.5}, "max_new_tokens: got 1.5"),
     ],
@@ -143,10 +151,70 @@ def test_inspecting_gives_the_models_own_probabilities(session, organism, method
         with methods["A"].steer(organism.model, start=len(pair.base_ids) - 1):
             here = organism.model(tokens)[0, -1].softmax(-1)
     for listed, wanted in ((found["here"], here), (found["base"], base)):
-        assert [share for _, share in listed] == pytest.approx(wanted.sort(descending=True).values[:8].tolist(), rel=1e-3, abs=1e-5)
+        shares, likeliest = wanted.topk(8)
+        assert [share for _, share in listed] == pytest.approx(shares.tolist(), rel=1e-3, abs=1e-5)
+        assert [name for name, _ in listed] == organism.model.tokenizer.convert_ids_to_tokens(likeliest)
     for column, index in (("A", 99), ("A", -1), ("A", True), ("C", 0), (None, 0)):
         with pytest.raises(InputError):
             session.inspect({"column": column, "index": index})
+
+
+def test_what_is_shown_says_of_each_column_what_it_was_asked_with(session):
+    run(session, asked(session, alphas={"A": 1.0, "B <i>": 1.0}, run="first"))
+    messages = run(session, asked(session, alphas={"A": 0.2, "B <i>": 1.0}, columns=["A"], run="second"))
+    shown = session.shown
+    assert shown["hello"]["alphas"] == {"A": 0.2, "B <i>": 1.0}
+    assert {name: each["alpha"] for name, each in shown["messages"][0]["asked"].items()} == {
+        "none": None,
+        "prompt": None,
+        "A": 0.2,
+        "B <i>": 1.0,
+    }
+    assert shown["messages"][0]["python"] == messages[0]["python"]
+    assert "alpha = {'A': 0.2, 'B <i>': 1.0}" in messages[0]["python"]
+    assert session.inspect({"run": "first", "column": "none", "index": 0})["base"]
+    assert session.inspect({"run": "second", "column": "A", "index": 0})["here"]
+    with pytest.raises(InputError, match="run: got 'first', expected 'second'"):
+        session.inspect({"run": "first", "column": "A", "index": 0})
+    run(session, asked(session, columns=["B <i>"], seed=str(2**53 + 1)))  # other settings: the others' answers are no more
+    shown = session.shown
+    assert (shown["hello"]["seed"], list(shown["messages"][0]["asked"])) == (str(2**53 + 1), ["B <i>"])
+    with pytest.raises(InputError, match="column: got 'A'"):
+        session.inspect({"column": "A", "index": 0})
+
+
+def test_a_thought_is_not_put_before_another_question(organism, methods):
+    pairs = [with_thought(pair, pair.base_ids[-2:]) for pair in pairs_of(organism.model, 2)]
+    session = session_of(organism.model, pairs, methods, sampling=SAMPLED)
+    (error,) = run(session, asked(session, question="what is a bear ?"))
+    assert "psr.think" in error["message"]
+    messages = run(session, asked(session, question=pairs[1].question, columns=["none"]))
+    assert answers(messages) == {"none": psr.generate(organism.model, [pairs[1]], sampling=SAMPLED)[0].text}
+    assert "psr.think" in messages[0]["python"]
+    assert session._pair(Request.of(asked(session, instruction="be loud ."), ["A", "B <i>"], ["A"], SAMPLED)).thought_ids
+
+
+def test_columns_of_the_map_go_from_the_lowest_layer_up(organism):
+    sites = random_replacement(organism.model).sites
+    turned = type(random_replacement(organism.model))(
+        **{**vars(random_replacement(organism.model)), "sites": dict(reversed(sites.items()))}
+    )
+    session = session_of(organism.model, pairs_of(organism.model, 1), {"A": turned})
+    assert session.hello["columns"][2]["points"] == [f"blocks.{layer}.hook_resid_post" for layer in range(6)]
+
+
+@pytest.mark.parametrize(("alpha", "message"), [(3.2, r"alpha: got 3\.2"), ({"A": 1, "B <i>": -2}, r"alpha\['B <i>'\]: got -2")])
+def test_a_strength_that_no_slider_has_is_refused(organism, methods, alpha, message):
+    with pytest.raises(InputError, match=message):
+        session_of(organism.model, pairs_of(organism.model, 1), methods, alpha=alpha)
+
+
+def test_a_method_called_model_does_not_hide_how_the_model_is_loaded(organism, methods):
+    named = {"model": methods["A"]}
+    session = session_of(organism.model, pairs_of(organism.model, 1), named, load_model="load()", loads={"model": "read()"})
+    (start, *_) = run(session, {**asked(session), "alphas": {"model": 1.0}, "columns": ["none"]})
+    assert "\nmodel = load()\n" in start["python"]
+    assert "'model': read()," in start["python"]
 
 
 def test_play_needs_pairs_or_a_question_with_its_instruction(organism, methods):
@@ -185,6 +253,10 @@ def test_the_widget_answers_what_a_notebook_sends(organism, methods, monkeypatch
     assert (said[-1]["reply"], len(said[-1]["content"]["here"])) == ("1", 8)
     widget._hear(widget, {"type": "inspect", "reply": "2", "asked": {"column": "C", "index": 0}}, [])
     assert said[-1]["content"]["type"] == "error"
+    monkeypatch.setattr(Session, "shown", property(lambda self: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        widget._hear(widget, {"type": "freeze", "reply": "3"}, [])
+    assert said[-1] == {"reply": "3", "content": {"type": "error", "message": "ZeroDivisionError: division by zero"}}
     widget._hear(widget, {"type": "stop"}, [])
     widget.close()
 
@@ -355,6 +427,19 @@ def test_the_page_shows_what_generate_writes_at_each_strength(opened, served, or
     assert set(hosts) == {served.host}
 
 
+def test_a_slider_after_other_settings_answers_anew_in_every_column(opened):
+    opened.js("document.querySelector('.psr-run').click()")
+    opened.wait_for(f"{STATUS} === 'Done.'")
+    slider = "document.querySelector('[data-column=\"A\"] input[type=range]')"
+    turn = f"{slider}.value = 2; for (const kind of ['input', 'change']) {slider}.dispatchEvent(new Event(kind))"
+    opened.js(f"document.querySelector('[name=max_new_tokens]').value = ''; {turn}")
+    assert opened.js(STATUS) == "Done."  # an empty field is not 0
+    opened.js(f"document.querySelector('[name=max_new_tokens]').value = 2; {turn}")
+    opened.wait_for(f"{STATUS} === 'Done.' && !document.querySelector('.psr-going')")
+    assert opened.js("[...document.querySelectorAll('.psr-answer')].every((each) => each.children.length === 2)")
+    assert opened.errors == []
+
+
 def test_stop_and_a_second_run(opened):
     opened.js(
         "document.querySelector('[name=max_new_tokens]').value = 2000; document.querySelector('[name=temperature]').value = 5"
@@ -401,6 +486,45 @@ def test_what_a_model_writes_stays_text(opened, served, monkeypatch, tmp_path):
 def _evil(columns):
     for name in columns:
         yield StreamedToken(name, 0, 10, EVIL, EVIL, _Every(), True)
+
+
+def test_a_frozen_page_of_one_column_shows_its_run_and_nothing_moves(page, session, tmp_path):
+    run(session, asked(session, alphas={"A": 1.0, "B <i>": 0.337}))
+    messages = run(session, asked(session, alphas={"A": 0.2, "B <i>": 0.337}, columns=["A"]))
+    open_frozen(page, session.shown, tmp_path)
+    assert page.js(TEXTS)["A"] == answers(messages)["A"]
+    assert page.js("[...document.querySelectorAll('output')].map((each) => each.textContent)") == ["0.20", "0.337"]
+    assert page.js("[...document.querySelectorAll('input, select[name=questions]')].every((each) => each.disabled)")
+    assert page.js("[...document.querySelectorAll('textarea')].every((each) => each.readOnly && !each.disabled)")
+    heard = page.js("document.querySelector('[data-column=\"A\"] .psr-heard').textContent")
+    assert heard == f"Answer of A: {answers(messages)['A']}"
+    alone = session_of(session._model, pairs_of(session._model, 1), {"A": session._methods["A"]}, sampling=SAMPLED)
+    messages = run(alone, {**asked(alone), "alphas": {"A": 1}, "columns": ["A"]})
+    open_frozen(page, alone.shown, tmp_path)
+    assert page.js(TEXTS) == {"none": "", "prompt": "", **answers(messages)}
+    assert page.errors == []
+
+
+def test_colours_compare_with_the_tokens_that_are_pushed_at_all(page, session, tmp_path):
+    shown = {"hello": session.hello, "messages": [{"type": "start", "asked": {}, "python": ""}]}
+    texts = (("do", "do"), (" n", "do n"), ("n't", "don't"), (" x", "don't x"), (" y", "don't x y"))  # changes its mind once
+    for index, (text, answer) in enumerate(texts):
+        push = [4.0 if index == 1 else 1.0 if index == 3 else 0.0] * 6
+        content = {"index": index, "text": text, "answer": answer, "token": text, "magnitudes": push, "last": index == 4}
+        shown["messages"].append({"type": "token", "column": "A", **content})
+    open_frozen(page, {**shown, "messages": [*shown["messages"], {"type": "end", "stopped": False}]}, tmp_path)
+    assert page.js(TEXTS)["A"] == "don't x y"
+    tokens = "[...document.querySelectorAll('[data-column=\"A\"] .psr-token')]"
+    shares = page.js(f"{tokens}.map((each) => Number(each.style.getPropertyValue('--psr-push')))")
+    assert shares == [0.5, 0.0, 0.125, 0.0, 0.0]  # twice the median of 1 and 4, the higher of the two, is the full colour
+    assert page.js(f"{tokens}[0].title") == "do  ‖Δ‖ / median 1.00"
+
+
+def open_frozen(page: Page, shown: dict[str, Any], folder: Path) -> None:
+    path = folder / "frozen.html"
+    path.write_text(frozen(shown), encoding="utf-8")
+    page.open(path, 1440)
+    page.wait_for(f"{STATUS} === 'Done.'")
 
 
 def test_a_wrong_key_is_said_on_the_page(page, served):
