@@ -1,8 +1,10 @@
 """The playground: what its session says, whom its server answers, and the page in a real browser."""
 
+import asyncio
 import http.client
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -372,6 +374,64 @@ def test_a_reader_who_goes_away_ends_the_run(served):
     run.thread.join(30)
     assert not run.thread.is_alive()
     assert run.cancelled.is_set()
+
+
+def test_a_reader_who_goes_away_before_the_run_has_begun_ends_it_too(session):
+    pytest.importorskip("uvicorn", reason="needs the extra `play`")
+    from psr_lens.apps.playground.server import lines
+
+    arrived, let_go, cancelled = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def start(self, asked: dict[str, Any], emit: Any) -> int:
+            arrived.set()
+            assert let_go.wait(30)
+            return 7
+
+        def cancel(self, number: int) -> None:
+            cancelled.append(number)
+
+    async def leave() -> None:
+        reading = asyncio.ensure_future(anext(lines(Slow(), {}, asyncio.to_thread)))
+        while not arrived.is_set():
+            await asyncio.sleep(0.001)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        let_go.set()
+        while not cancelled:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(leave(), 30))
+    assert cancelled == [7]
+
+
+def test_other_errors_reach_the_page(served, monkeypatch, capsys):
+    monkeypatch.setattr(Session, "shown", property(lambda self: 1 / 0))
+    answer = served.ask("/freeze")
+    assert (answer.status, json.loads(answer.read())["message"]) == (500, "ZeroDivisionError: division by zero")
+    assert "1 / 0" in capsys.readouterr().err
+
+
+def test_an_end_during_a_run_is_quiet(organism, methods, capfd):
+    pytest.importorskip("uvicorn", reason="needs the extra `play`")
+    from psr_lens.apps.playground.server import Server
+
+    server = Server(session_of(organism.model, pairs_of(organism.model, 2), methods, sampling=SAMPLED))
+    host, key = re.fullmatch(r"http://(.*)/#key=(.*)", server.address).groups()
+    with socket.create_connection(host.split(":"), timeout=5):  # listens before it answers
+        pass
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    served = Served(server.address, host, key, server._session)
+    answer = served.ask("/run", json.dumps(asked(served.session, max_new_tokens=2_000, temperature=5)).encode())
+    assert json.loads(answer.readline())["type"] == "start"
+    server.stop()
+    *_, last = answer.read().splitlines()
+    assert json.loads(last)["stopped"]
+    thread.join(30)
+    assert not thread.is_alive()
+    assert capfd.readouterr().err == ""
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------------
