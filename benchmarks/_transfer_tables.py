@@ -31,7 +31,7 @@ GROUPS: Final = (
 
 
 def summary_of(models: str, content: dict[str, Any], at: str, cells: Sequence[str]) -> list[list[str]]:
-    """A row for each trait: trait / coherence of the cells that all traits have; the last row counts what is kept.
+    """A row for each trait: trait / coherence of the cells that are measured; the last row counts what is kept.
 
     Args:
         models: A key of the numbers' `models`.
@@ -40,21 +40,25 @@ def summary_of(models: str, content: dict[str, Any], at: str, cells: Sequence[st
         cells: Cells, in the order of the columns.
     """
     traits = content["models"][models]["traits"]
-    cells = [name for name in cells if all(at in held.get(name, ()) for held in traits.values())]
-    rows, kept = [], dict.fromkeys(cells, 0)
+    cells = [name for name in cells if any(at in held.get(name, ()) for held in traits.values())]
+    rows, kept, count = [], dict.fromkeys(cells, 0), dict.fromkeys(cells, 0)
     for trait, held in traits.items():
         native = held[NATIVE][at]
         row = [trait]
         for name in cells:
+            if at not in held.get(name, ()):
+                row.append("–")
+                continue
             found = held[name][at]
             lost = native["coherence"] - found["coherence"] if "coherence" in native else found["repeated"] - native["repeated"]
             keeps = found["trait"] >= KEPT * native["trait"] and lost <= COHERENT
             kept[name] += keeps
+            count[name] += 1
             beside = f"{found['coherence']:.0f}" if "coherence" in found else f"{found['repeated']:.0f} %"
             shown = f"{found['trait']:.0f} / {beside}"
             row.append(shown if keeps else f"*{shown}*")
         rows.append(row)
-    return [["trait", *cells], *rows, ["kept", *(f"{kept[name]} of {len(traits)}" for name in cells)]]
+    return [["trait", *cells], *rows, ["kept", *(f"{kept[name]} of {count[name]}" for name in cells)]]
 
 
 def table_of(content: dict[str, Any]) -> str:

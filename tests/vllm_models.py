@@ -32,12 +32,9 @@ SETTINGS = {
     "mistral": {},
     "qwen2": {},
     "qwen3": HEADS,
-    "gemma2": HEADS | {"query_pre_attn_scalar": 32},
     "gemma3": HEADS | {"query_pre_attn_scalar": 32},
     "phi3": {},
     "gpt2": {},
-    "gpt-neox": {},
-    "olmo2": {},
     "stablelm": {},
 }
 """Families, with what makes their heads 32 wide."""

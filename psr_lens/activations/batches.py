@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import takewhile
+from operator import eq
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +15,9 @@ from torch import Tensor
 
 from psr_lens._utils.sequences import padded
 from psr_lens.prompts import Context, Span, Triplet
+
+LEAST_SAVED: Final = 0.3
+"""Responses to one prompt share its computation if that saves at least this share of the tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +79,27 @@ def suffix_batch(triplets: Sequence[Triplet], context: Context, span: Span, devi
     prefix = Prefix(*padded(list(prefixes), "left", device), torch.tensor(owners, device=device))
     tokens, mask = padded(spans, "right", device)
     return ContextBatch(tokens, mask, mask.bool(), torch.zeros(len(triplets), dtype=torch.long, device=device), prefix)
+
+
+def sharing_saves(triplets: Sequence[Triplet], span: Span, contexts: Sequence[Context]) -> bool:
+    """Whether `suffix_batch` saves enough to be worth its second call.
+
+    Each distinct prompt is computed once, up to the span, and so is what the prompts of one context begin with.
+    """
+    whole = computed = 0
+    for context in contexts:
+        prefixes: dict[tuple[int, ...], None] = {}
+        for triplet in triplets:
+            ids, kept = triplet.pair.ids(context), triplet.pair.span_length(span)
+            if len(ids) == kept:
+                return False
+            whole += len(ids) + len(triplet.response_ids)
+            computed += kept + len(triplet.response_ids)
+            prefixes[ids[: len(ids) - kept]] = None
+        # Whatever the first and the last in alphabetical order begin with, those between them begin with too.
+        common = len([*takewhile(bool, map(eq, min(prefixes), max(prefixes)))])
+        computed += common + sum(len(prefix) - common for prefix in prefixes)
+    return computed <= (1 - LEAST_SAVED) * whole
 
 
 def length_batches(triplets: Sequence[Triplet], token_budget: int, *, by_prompt: bool = False) -> Iterator[list[int]]:

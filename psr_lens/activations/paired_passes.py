@@ -15,10 +15,10 @@ from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
-from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, suffix_batch
+from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, sharing_saves, suffix_batch
 from psr_lens.activations.finite import check_finite
 from psr_lens.activations.teacher_forced_pass import PassSteering, gather, keep, layers_needed, read_batch
-from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, forward, hooked
+from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, forward, has_hooks, hooked
 from psr_lens.models.hook_points import is_pattern
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
 
@@ -35,9 +35,6 @@ MOST_PADDING: Final = {"cpu": 0.02}
 """Both contexts share one forward pass if that adds at most this share of padding; a CPU gains almost nothing from it."""
 MOST_PADDING_ELSEWHERE: Final = 0.15
 """The same on a GPU, which is seldom fully used."""
-
-LEAST_SAVED: Final = 0.3
-"""Responses to one prompt share its computation if that saves at least this share of the tokens."""
 
 
 def collect(
@@ -200,20 +197,9 @@ class PairedReading:
     def _shares_prompts(self, triplets: Sequence[Triplet]) -> bool:
         if any(is_pattern(name) for name in self.hooks):
             return False  # a pattern has a column for every token of the context
-        if not can_extend_by_several(self.model):
-            return False
-        whole = computed = 0
-        seen: set[tuple[int, ...]] = set()
-        for triplet in triplets:
-            kept = triplet.pair.span_length(self.span)
-            for ids in (triplet.pair.base_ids, triplet.pair.prompted_ids):
-                prefix = len(ids) - kept
-                if prefix == 0:
-                    return False
-                whole += len(ids) + len(triplet.response_ids)
-                computed += kept + len(triplet.response_ids) + (prefix if ids not in seen else 0)
-                seen.add(ids)
-        return computed <= (1 - LEAST_SAVED) * whole
+        if not can_extend_by_several(self.model) or has_hooks(self.model):
+            return False  # hooks of others may act on the prompt, and differently in each response
+        return sharing_saves(triplets, self.span, ("base", "prompted"))
 
     def _accumulated(self, base: ContextBatch, prompted: ContextBatch, subtract: Callable[[str, Tensor, Tensor], None]) -> None:
         left = set(self.hooks)  # HookedTransformer fires LayerNorm points once each for queries, keys and values
@@ -272,7 +258,8 @@ class PairedReading:
                 forward(self.model, batch.tokens, batch.mask, depth)
             return
         decoder = Decoder(self.model, len(batch.prefix.tokens))
-        decoder.step(batch.prefix.tokens, batch.prefix.mask, depth)
+        begun = decoder.begin(batch.prefix.tokens, batch.prefix.mask, batch.prefix.tokens.shape[1] - 1)
+        decoder.step(batch.prefix.tokens[:, begun:], batch.prefix.mask, depth)
         decoder.select(batch.prefix.owner)
         with hooked(self.model, hooks):
             decoder.step(batch.tokens, torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1), depth)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, context_batch
 from psr_lens.activations.finite import check_finite, check_logits, finite_logits
-from psr_lens.models import HookedModel, device_of, forward, frozen, hooked, spans_known
+from psr_lens.models import HookedModel, device_of, forward, frozen, hooked, logits_at, spans_known
 from psr_lens.models.hook_points import is_pattern, layer_of
 from psr_lens.prompts import Context, Span, Triplet
 from psr_lens.replacement import SPANS, Acting, in_force
@@ -88,9 +88,12 @@ def read_batch(
     after = hooked(model, [(name, keep(held, name, batch)) for name in names])
     # Hooks at one point run in the order in which they were added.
     with torch.no_grad(), frozen(model), spans_known(model, starts), before, acting, after:
-        depth = None if logits else layers_needed([*names, *arriving])
-        out = forward(model, batch.tokens, batch.mask, depth)
-        found = _predicting(out, triplets, context) if logits else None
+        found = None
+        if logits:
+            with logits_at(model, predicting(triplets, context, batch.tokens.shape[1])) as taken:
+                found = taken(forward(model, batch.tokens, batch.mask))
+        else:
+            forward(model, batch.tokens, batch.mask, layers_needed([*names, *arriving]))
     check_finite(arrived)
     check_finite(held)
     if found is not None and not finite_logits(found):
@@ -100,10 +103,10 @@ def read_batch(
     return BatchReading(held, arrived, found)
 
 
-def _predicting(logits: Float[Tensor, "batch position d_vocab"], triplets: Sequence[Triplet], context: Context) -> Tensor:
-    """The logits that predict the response tokens: those at the token before each."""
-    first = [len(triplet.pair.ids(context)) - 1 for triplet in triplets]
-    return torch.cat([row[at : at + len(triplet.response_ids)] for row, at, triplet in zip(logits, first, triplets, strict=True)])
+def predicting(triplets: Sequence[Triplet], context: Context, width: int) -> Int[Tensor, " response_token"]:
+    """Where the response tokens are predicted: the token before each, in the flattened batch of sequences right-padded to `width`."""
+    first = [row * width + len(triplet.pair.ids(context)) - 1 for row, triplet in enumerate(triplets)]
+    return torch.cat([torch.arange(at, at + len(triplet.response_ids)) for at, triplet in zip(first, triplets, strict=True)])
 
 
 def span_starts(triplets: Sequence[Triplet], context: Context) -> dict[Span, Tensor]:

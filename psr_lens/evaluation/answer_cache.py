@@ -34,7 +34,7 @@ from psr_lens.models import HookedModel, has_hooks, model_content
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import Adapter
 from psr_lens.replacement.content_digest import content_digest
-from psr_lens.results.judgement import Judge, Judgement, identity_of, judged
+from psr_lens.results.judgement import Judge, Judgement, identity_of, judged_by_name
 
 FORMAT: Final = 2
 """Format 1 had a sample of the weights in the names of its files, and a judge's `repr`; they are not read."""
@@ -122,16 +122,12 @@ class AnswerCache:
             InputError: no judge was given.
         """
         keep = self._may_keep()
-        found = []
-        for responses in self._responses(steering, alphas, context, keep):
-            texts = tuple(answer.text for answer in responses)
-            judged = self._known.get(texts) if keep else None
-            if judged is None:
-                judged = self._scored(texts, keep)
-            if keep:
-                self._known[texts] = judged
-            found.append(judged)
-        return found
+        wanted = [tuple(each.text for each in responses) for responses in self._responses(steering, alphas, context, keep)]
+        scored = dict(self._known) if keep else {}
+        scored |= self._scored([texts for texts in dict.fromkeys(wanted) if texts not in scored], keep)
+        if keep:
+            self._known = scored
+        return [scored[texts] for texts in wanted]
 
     def responses(self, steering: Method | None = None, alpha: float = 1.0, context: Context = "base") -> tuple[Response, ...]:
         """The answers of one method at one strength; generated only if they do not exist yet."""
@@ -206,30 +202,28 @@ class AnswerCache:
                     self._write(names[each.key], [asdict(answer) for answer in found[each.key]])
         return found
 
-    def _scored(self, texts: tuple[str, ...], keep: bool) -> Judged:
+    def _scored(self, answers: Sequence[tuple[str, ...]], keep: bool) -> dict[tuple[str, ...], Judged]:
+        """Scores of several answers to all questions: read, or judged together and written."""
         if self._judge is None:
             raise InputError("judge", None, "a judge to score the answers")
         questions = [pair.asked for pair in self.pairs]
-        name = None
+        names: dict[tuple[str, ...], str] = {}
         if keep and self._judge_name is not None:
-            about = {
-                "format": FORMAT,
-                "versions": dict(versions()),
-                "judge": self._judge_name,
-                "texts": texts,
-                "questions": questions,
-            }
-            name = f"scores-{digest_of(about)}.jsonl"
-        found = self._read(name, len(texts)) if name else None
-        if found is not None:
-            return Judged(
-                texts, Judgement(_side(found, "trait"), _side(found, "coherence"), tuple(each["reason"] for each in found))
-            )
-        judgement = judged(self._judge, texts, questions)
-        if name and judgement.present.all():  # a missing score may be there next time
-            rows = zip(judgement.trait.tolist(), judgement.coherence.tolist(), judgement.reasons, strict=True)
-            self._write(name, [{"trait": _or_null(a), "coherence": _or_null(b), "reason": why} for a, b, why in rows])
-        return Judged(texts, judgement)
+            about = {"format": FORMAT, "versions": dict(versions()), "judge": self._judge_name, "questions": questions}
+            names = {texts: f"scores-{digest_of({**about, 'texts': texts})}.jsonl" for texts in answers}
+        scored = {}
+        for texts, name in names.items():
+            if (found := self._read(name, len(texts))) is not None:
+                reasons = tuple(each["reason"] for each in found)
+                scored[texts] = Judged(texts, Judgement(_side(found, "trait"), _side(found, "coherence"), reasons))
+        new = {str(number): texts for number, texts in enumerate(answers) if texts not in scored}
+        for number, judgement in judged_by_name(self._judge, new, questions).items() if new else ():
+            texts = new[number]
+            scored[texts] = Judged(texts, judgement)
+            if texts in names and judgement.present.all():  # a missing score may be there next time
+                rows = zip(judgement.trait.tolist(), judgement.coherence.tolist(), judgement.reasons, strict=True)
+                self._write(names[texts], [{"trait": _or_null(a), "coherence": _or_null(b), "reason": why} for a, b, why in rows])
+        return scored
 
     def _read(self, name: str, count: int) -> list[dict[str, Any]] | None:
         if self._folder is None or not (self._folder / name).exists():

@@ -16,7 +16,7 @@ from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, instruction_label
 from psr_lens.results.bootstrap import mean_interval
-from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
+from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged_by_name
 from psr_lens.results.result import Result
 
 
@@ -120,7 +120,7 @@ def answers_by_method(
         checked_judge(judge)
     found = {name: tuple(each.text for each in some) for name, some in answer_all(model, pairs, plans, alphas, sampling).items()}
     asked = [pair.asked for pair in pairs]
-    verdicts = {} if judge is None else {name: judged(judge, list(texts), asked) for name, texts in found.items()}
+    verdicts = {} if judge is None else judged_by_name(judge, found, asked)
     return judged_answers(pairs, found, alphas, verdicts)
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
+from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.evaluation.methods import Method, check_method
-from psr_lens.evaluation.scores import Scores, scores_at
+from psr_lens.evaluation.scores import Scores, scores_at, summed
 from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampling import SamplingConfig
@@ -58,8 +59,9 @@ def best_alpha(
     check_method(replacement, "replacement")
     if not len(alphas):
         raise InputError("alphas", "an empty list", "at least one strength")
-    curve = [scores_at(model, pairs, replacement, judge, alpha=alpha, method=method, sampling=sampling) for alpha in alphas]
-    return _best(curve, min_coherence)
+    found = AnswerCache(model, pairs, checked_judge(judge), sampling).at(replacement, alphas)
+    name = method or replacement.method
+    return _best([summed(name, each.judgement, alpha) for alpha, each in zip(alphas, found, strict=True)], min_coherence)
 
 
 @checks_arguments

@@ -34,7 +34,7 @@ from psr_lens.models import HookedModel, fingerprint, tokenizer_of
 from psr_lens.prompts import Context, PromptPair, PromptPairs, Triplet, instruction_label, prompt_pairs
 from psr_lens.prompts.text_encoding import TextEncoder
 from psr_lens.results.bootstrap import Estimate, estimate, ratio
-from psr_lens.results.judgement import Judge, checked_judge, judged
+from psr_lens.results.judgement import Judge, checked_judge, judged_by_name
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
@@ -339,15 +339,15 @@ def _scores(
     answers: Mapping[str, tuple[str, ...]], questions: list[str], judge: Judge | None, effects: SideEffects
 ) -> dict[str, dict[str, Float[np.ndarray, " question"]]]:
     scores: dict[str, dict[str, Float[np.ndarray, " question"]]] = {}
-    for method, texts in answers.items():
-        if judge is not None:
-            verdict = judged(judge, list(texts), questions)
-            scores.setdefault("trait", {})[method] = verdict.trait
-            scores.setdefault("coherence", {})[method] = verdict.coherence
-        for name, other in effects.unwanted.items():
-            scores.setdefault(f"{UNWANTED}{name}", {})[method] = judged(other, list(texts), questions, f"unwanted[{name!r}]").trait
-        for name, check in effects.checks.items():
-            scores.setdefault(name, {})[method] = check(list(texts), questions)
+    if judge is not None:
+        verdicts = judged_by_name(judge, answers, questions)
+        scores["trait"] = {method: each.trait for method, each in verdicts.items()}
+        scores["coherence"] = {method: each.coherence for method, each in verdicts.items()}
+    for name, other in effects.unwanted.items():
+        unwanted = judged_by_name(other, answers, questions, f"unwanted[{name!r}]")
+        scores[f"{UNWANTED}{name}"] = {method: each.trait for method, each in unwanted.items()}
+    for name, check in effects.checks.items():
+        scores[name] = {method: check(list(texts), questions) for method, texts in answers.items()}
     return scores
 
 

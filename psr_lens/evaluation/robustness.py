@@ -21,7 +21,7 @@ from psr_lens.evaluation.methods import NONE, PROMPT, Methods, plans_for, streng
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import PromptPair, instruction_label, remade
-from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged
+from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged_by_name
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
 
@@ -169,6 +169,6 @@ def robustness(
     def scores(asked: Sequence[PromptPair]) -> dict[str, Judgement]:
         answers = answer_all(model, asked, plans, alphas, sampling)
         told = [pair.asked for pair in asked]
-        return {name: judged(judge, [each.text for each in found], told) for name, found in answers.items()}
+        return judged_by_name(judge, {name: [each.text for each in found] for name, found in answers.items()}, told)
 
     return Robustness(instruction_label(pairs), counters, fingerprint(model), alphas, scores(pairs), scores(countered))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final
 
 import torch
@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
-from psr_lens.activations.batches import length_batches
+from psr_lens.activations.batches import length_batches, sharing_saves, suffix_batch
+from psr_lens.activations.finite import finite_logits
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.activations.teacher_forced_pass import PassSteering, logits_budget, read_batch
-from psr_lens.models import HookedModel
+from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, frozen, has_hooks
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Acting, check_acting
 
@@ -32,6 +33,8 @@ def log_likelihoods(
 ) -> list[Float[Tensor, " token"]]:
     """Log-probability of each response token given the prompt and the tokens before it, in nats.
 
+    The same response to the same prompt is read once, and so is, without a replacement, a prompt that several responses share.
+
     Args:
         model: The model.
         triplets: Prompt pairs with responses.
@@ -48,14 +51,47 @@ def log_likelihoods(
     """
     check_triplets(model, triplets)
     check_acting(replacement)
-    found: dict[int, Tensor] = {}
-    batches = list(length_batches(triplets, logits_budget(model, token_budget, _COPIES)))
+    texts = [_text(each, context) for each in triplets]
+    distinct = list(dict(zip(texts, triplets, strict=True)).values())
+    # Steering, and hooks of others, may act on the prompt, and differently in each response.
+    alone = replacement is None and not has_hooks(model) and can_extend_by_several(model)
+    shared = alone and sharing_saves(distinct, "R", (context,))
     steered = None if replacement is None else PassSteering(replacement, alpha)
+    found: dict[Hashable, Tensor] = {}
+    batches = list(length_batches(distinct, logits_budget(model, token_budget, _COPIES), by_prompt=shared))
     for indices in progress_bar(batches, desc="likelihood", unit="batch"):
-        chosen = [triplets[index] for index in indices]
-        logits = read_batch(model, chosen, [], context, "R", steered=steered, logits=True).logits
+        chosen = [distinct[index] for index in indices]
+        logits = _after_shared_prompts(model, chosen, context) if shared else None
+        if logits is None:
+            logits = read_batch(model, chosen, [], context, "R", steered=steered, logits=True).logits
         if logits is not None:
             ids = torch.tensor([token for each in chosen for token in each.response_ids], device=logits.device)
             surprise = torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
-            found |= zip(indices, (-surprise).cpu().split([len(each.response_ids) for each in chosen]), strict=True)
-    return [found[index] for index in range(len(triplets))]
+            values = (-surprise).cpu().split([len(each.response_ids) for each in chosen])
+            found |= zip((_text(each, context) for each in chosen), values, strict=True)
+    return [found[text].clone() for text in texts]
+
+
+def _text(triplet: Triplet, context: Context) -> Hashable:
+    """Everything that the likelihood of a response depends on in one context."""
+    return triplet.pair.ids(context), triplet.pair.question_length, triplet.response_ids
+
+
+def _after_shared_prompts(
+    model: HookedModel, triplets: Sequence[Triplet], context: Context
+) -> Float[Tensor, "token d_vocab"] | None:
+    """The logits of the response tokens, with each distinct prompt computed once; None if any is NaN or infinite."""
+    batch = suffix_batch(triplets, context, "R", device_of(model))
+    if batch.prefix is None:
+        return None
+    with torch.no_grad(), frozen(model):
+        decoder = Decoder(model, len(batch.prefix.tokens))
+        begun = decoder.begin(batch.prefix.tokens, batch.prefix.mask, batch.prefix.tokens.shape[1] - 1)
+        decoder.step(batch.prefix.tokens[:, begun:], batch.prefix.mask, int(model.cfg.n_layers))
+        decoder.select(batch.prefix.owner)
+        mask = torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1)
+        # The span begins at the last token of the prompt; each of its tokens but the last predicts a response token.
+        ends = batch.mask.sum(1) - 1
+        predicting = torch.arange(batch.tokens.shape[1], device=ends.device) < ends[:, None]
+        logits = decoder.logits(batch.tokens, mask, predicting.flatten().nonzero().flatten())
+    return logits if finite_logits(logits) else None

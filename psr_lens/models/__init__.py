@@ -8,7 +8,7 @@ from psr_lens.models.added_weights import LowRank, linear_weight, plain_with_sha
 from psr_lens.models.call_positions import Call, Columns
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.foreign_hooks import has_hooks
-from psr_lens.models.forward_pass import forward, frozen
+from psr_lens.models.forward_pass import forward, frozen, logits_at
 from psr_lens.models.hook_names import distinct_names, edit_fault, is_switched_off
 from psr_lens.models.hooked_model import (
     HookedModel,
@@ -70,6 +70,7 @@ __all__ = [
     "is_switched_off",
     "linear_weight",
     "load_model",
+    "logits_at",
     "model_content",
     "model_identity",
     "observer_of",

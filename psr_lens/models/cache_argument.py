@@ -25,17 +25,21 @@ def cache_argument(hf_model: torch.nn.Module) -> str:
 
 
 def carry_cache(model: HookedModel) -> None:
-    """Let a bridge's components find their cache under the new name too, which TransformerLens up to 4.3 looks for under the old ones.
+    """Let a bridge and its components find the cache under either name: TransformerLens up to 4.3 knows the old ones only.
 
     Without it, transformers 5.24 and later decode as if every token were the first. Calling it again has no effect; a
     `HookedTransformer`, and a bridge whose transformers model uses the old name, are left alone.
     """
-    if not is_bridge(model) or cache_argument(cast(Any, model).original_model) == OLD_NAME:
+    if not is_bridge(model) or cache_argument(original := cast(Any, model).original_model) == OLD_NAME:
         return
+    if NEW_NAME in inspect.signature(original.forward).parameters and not hasattr(original, _MENDED):
+        # TransformerLens's own `generate` gives Mamba its states as `past_key_values`, which that takes for nothing.
+        original.register_forward_pre_hook(_Renaming((OLD_NAME, OLD_NAME_OF_STATES), NEW_NAME), with_kwargs=True)
+        setattr(original, _MENDED, True)
     for component in cast(torch.nn.Module, model).modules():
         name = _name_inside(component)
         if name is not None and not hasattr(component, _MENDED):
-            component.register_forward_pre_hook(_Renaming(name), with_kwargs=True)
+            component.register_forward_pre_hook(_Renaming((NEW_NAME,), name), with_kwargs=True)
             setattr(component, _MENDED, True)
 
 
@@ -53,14 +57,18 @@ def _name_inside(component: torch.nn.Module) -> str | None:
 
 @dataclass(frozen=True)
 class _Renaming:
-    """A hook that hands a component its cache under the name that it looks for."""
+    """A hook that hands a module its cache under the name that it looks for."""
 
-    old: str
-    """That name."""
+    given: tuple[str, ...]
+    """Names under which it may come."""
+    wanted: str
+    """The name that is looked for."""
 
     def __call__(
         self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if NEW_NAME not in named:
+        here = [name for name in self.given if named.get(name) is not None]
+        if not here or named.get(self.wanted) is not None:
             return None
-        return arguments, {self.old if name == NEW_NAME else name: value for name, value in named.items()}
+        others = {name: value for name, value in named.items() if name not in (self.wanted, here[0])}
+        return arguments, {**others, self.wanted: named[here[0]]}

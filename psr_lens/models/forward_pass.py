@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens.errors import ModelError
+from psr_lens.models.foreign_hooks import module_has_hooks
 from psr_lens.models.hooked_model import HookedModel, all_modules, is_bridge
 
 
@@ -77,18 +78,48 @@ def hardly_any_logits(model: HookedModel) -> Iterator[None]:
 
     With a large vocabulary those of all positions take as long as several layers, and more memory than all activations.
     """
+    with _unembedding(model, lambda residual: residual[:, :1]):
+        yield
+
+
+@contextmanager
+def logits_at(model: HookedModel, rows: Int[Tensor, " row"]) -> Iterator[Callable[[Tensor], Float[Tensor, "row d_vocab"]]]:
+    """Logits at some positions alone inside a `with` block, for a pass that needs no others.
+
+    Args:
+        model: The model.
+        rows: Indices of the positions in the flattened batch.
+
+    Yields:
+        What takes these rows from the logits that the model returns, whether or not it computed others.
+    """
+
+    def all_of(logits: Tensor) -> Tensor:
+        return logits.flatten(0, 1)[rows.to(logits.device)]
+
+    unembed = getattr(model, "unembed", None)
+    if isinstance(unembed, torch.nn.Module) and any(map(module_has_hooks, unembed.modules())):
+        yield all_of  # such hooks are to see every position
+        return
+    with _unembedding(model, lambda residual: residual.flatten(0, 1)[None, rows.to(residual.device)]) as alone:
+        yield (lambda logits: logits[0]) if alone else all_of
+
+
+@contextmanager
+def _unembedding(model: HookedModel, select: Callable[[Tensor], Tensor]) -> Iterator[bool]:
+    """Only a selection of the positions is unembedded; False for a model whose unembedding is no module, which unembeds all of them."""
     unembed = getattr(model, "unembed", None)
     if not isinstance(unembed, torch.nn.Module):
-        yield
+        yield False
         return
     thread = threading.get_ident()
 
-    def first_position(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return (given[0][:, :1], *given[1:]) if given and threading.get_ident() == thread else None
+    def selected(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return (select(given[0]), *given[1:]) if given and threading.get_ident() == thread else None
 
-    handle = unembed.register_forward_pre_hook(first_position)
+    handle = unembed.register_forward_pre_hook(selected)
     try:
-        yield
+        yield True
     finally:
         handle.remove()
 

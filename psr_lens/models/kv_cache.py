@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -13,8 +13,11 @@ from transformers.cache_utils import DynamicLayer
 
 from psr_lens.errors import ModelError
 from psr_lens.models.cache_argument import cache_argument, carry_cache
-from psr_lens.models.forward_pass import hardly_any_logits, position_ids, stopped
+from psr_lens.models.forward_pass import hardly_any_logits, logits_at, position_ids, stopped
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
+
+LEAST_COLUMNS: Final = 8
+"""Fewest tokens that sequences have to have in common at their beginning for these to be run on their own."""
 
 
 def can_extend_by_several(model: HookedModel) -> bool:
@@ -56,9 +59,36 @@ class Decoder:
             carry_cache(model)
             self._state = _State(cast(Any, model).original_model)
         else:
-            from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+            self._cache = self._empty(batch)
 
-            self._cache = TransformerLensKeyValueCache.init_cache(model.cfg, device_of(model), batch)
+    def begin(self, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], most: int) -> int:
+        """Run the first columns of an empty cache's batch once for all sequences, as far as these begin alike.
+
+        Args:
+            tokens: Prompts, padded on the left.
+            mask: 1 where a token is real, 0 on padding.
+            most: Most columns to run, fewer than there are.
+
+        Returns:
+            The number of columns; the next step begins there. 0 where it would save little, or the model's state is more than keys and
+            values of all tokens.
+        """
+        columns = alike(tokens, mask, most)
+        if columns == 0 or not (self._state is None or self._state.only_keys):
+            return 0
+        if self._state is None:
+            self._cache = self._empty(1)
+        first = mask[:, :columns].sum(1).argmax()  # the longest prompt has no padding
+        self.step(tokens[first, None, :columns], mask[first, None, :columns], int(self._model.cfg.n_layers))
+        if self._state is not None:
+            self._state.spread(mask[:, :columns])
+            return columns
+        for entry in self._cache.entries:
+            entry.past_keys, entry.past_values = (
+                spread(each, mask[:, :columns], 1) for each in (entry.past_keys, entry.past_values)
+            )
+        self._cache.previous_attention_mask = mask[:, :columns].to(self._cache.previous_attention_mask)
+        return columns
 
     def step(
         self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"], stop_at_layer: int | None = None
@@ -74,10 +104,34 @@ class Decoder:
         Returns:
             The logits at the last token, or its residual stream if the pass stops at a layer.
         """
-        width = new.shape[1]
         if stop_at_layer is not None and stop_at_layer >= self._model.cfg.n_layers:
             with hardly_any_logits(self._model):
                 return self.step(new, mask)
+        return self._run(new, mask, stop_at_layer)[:, -1].to(new.device)
+
+    def logits(
+        self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"], rows: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Run the new tokens.
+
+        Args:
+            new: As for `step`.
+            mask: As for `step`.
+            rows: Indices of positions of the flattened new tokens.
+
+        Returns:
+            The logits at these positions.
+        """
+        with logits_at(self._model, rows) as taken:
+            return taken(self._run(new, mask, None)).to(new.device)
+
+    def _empty(self, batch: int) -> Any:
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        return TransformerLensKeyValueCache.init_cache(self._model.cfg, device_of(self._model), batch)
+
+    def _run(self, new: Tensor, mask: Tensor, stop_at_layer: int | None) -> Tensor:
+        width = new.shape[1]
         if self._state is not None:
             given = self._state.arguments(mask, width)
         else:
@@ -85,7 +139,7 @@ class Decoder:
                 self._cache.previous_attention_mask = mask[:, :-width]
             given = {"attention_mask": mask[:, -width:], "past_kv_cache": self._cache}
         with stopped(self._model, stop_at_layer) as where:
-            return cast(Tensor, self._model(new, **where, **given))[:, -1].to(new.device)
+            return cast(Tensor, self._model(new, **where, **given))
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Continue with these sequences of the batch; a sequence may be repeated."""
@@ -145,9 +199,44 @@ class _State:
             given["position_ids"] = position_ids(mask)[:, -width:]
         return cast(dict[str, Any], given)
 
+    @property
+    def only_keys(self) -> bool:
+        """Whether the state is keys and values of all tokens: none of the last tokens alone, and no recurrent states."""
+        return bool(self._cache.layers) and all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def spread(self, mask: Int[Tensor, "batch position"]) -> None:
+        """Give the state of one sequence to all sequences of a batch; see `spread`."""
+        for layer in cast(Any, self._cache).layers:
+            layer.keys, layer.values = (spread(each, mask, -2) for each in (layer.keys, layer.values))
+
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Keep the state of some sequences; each layer has its own on its own device."""
         self._cache.reorder_cache(rows)
+
+
+def alike(tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], most: int) -> int:
+    """The number of first columns, padding included, in which all sequences of a left-padded batch begin as one of them does.
+
+    Chat templates put the same system message before every question. 0 if there are too few columns to be worth a pass of their own.
+    """
+    paddings = (mask == 0).sum(1)
+    longest = tokens[paddings.argmin()]
+    place = torch.arange(tokens.shape[1], device=tokens.device) - paddings[:, None]
+    different = ((tokens != longest[place.clamp(min=0)]) & (place >= 0)).any(0).nonzero()
+    columns = min(int(different[0]) if len(different) else tokens.shape[1], most)
+    return columns if len(tokens) > 1 and columns >= LEAST_COLUMNS and int(paddings.min()) == 0 else 0
+
+
+def spread(state: Tensor, mask: Int[Tensor, "batch position"], position: int) -> Tensor:
+    """Keys or values of one sequence, `[1, …]`, for each row of a left-padded batch that begins as it does.
+
+    Args:
+        state: Its keys or values.
+        mask: The batch's mask, as wide as the state; what is at padding is arbitrary.
+        position: The dimension of positions.
+    """
+    places = (torch.arange(mask.shape[1], device=mask.device) - (mask == 0).sum(1)[:, None]).clamp(min=0).to(state.device)
+    return torch.stack([state[0].index_select(position if position < 0 else position - 1, row) for row in places])
 
 
 def _has_keys(layer: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 
@@ -159,6 +159,21 @@ def judged(judge: Judge, texts: Sequence[str], questions: Sequence[str], argumen
                 "scores from 0 to 100, or NaN where there is none",
             )
     return judgement
+
+
+def judged_by_name(
+    judge: Judge, answers: Mapping[str, Sequence[str]], questions: Sequence[str], argument: str = "judge"
+) -> dict[str, Judgement]:
+    """What a judge says of several answers to each question, by name, from one call: one that reads the questions reads each once.
+
+    Raises:
+        InputError: as for `judged`.
+    """
+    texts = [text for each in answers.values() for text in each]
+    whole = judged(judge, texts, [*questions] * len(answers), argument)
+    at = [slice(row * len(questions), (row + 1) * len(questions)) for row in range(len(answers))]
+    parts = [Judgement(whole.trait[rows], whole.coherence[rows], whole.reasons[rows], whole.gives) for rows in at]
+    return dict(zip(answers, parts, strict=True))
 
 
 def given_sides(judgements: Iterable[Judgement]) -> tuple[Side, ...]:

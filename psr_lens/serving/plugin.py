@@ -17,7 +17,6 @@ import functools
 import importlib
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any, Final
 
 from psr_lens._utils.digests import digest_of
@@ -55,10 +54,8 @@ def _process_inputs(original: Any, processor: Any, *args: Any, **kwargs: Any) ->
     found = in_force(processor._psr_served, asked, length)
     if found and request.resumable:
         raise InputError("psr", "a prompt that goes on being streamed in", "a whole prompt, since steering starts at its end")
-    params.extra_args = {
-        **asked,
-        IN_FORCE: [list(each) for each in found],
-    }  # `params` is the request's own copy, the dictionary is not
+    # `params` is the request's own copy, but its dictionary is the caller's.
+    params.extra_args = asked | {IN_FORCE: [list(each) for each in found]}
     return request
 
 
@@ -194,7 +191,8 @@ def _wrap(at: Any, name: str, wrapper: Callable[..., Any]) -> None:
 def _refuse(missing: list[str], original: Any, config: Any, *args: Any, **kwargs: Any) -> None:
     original(config, *args, **kwargs)
     if CONFIG in (config.additional_config or {}):
+        found = importlib.import_module("vllm").__version__
         raise ModelError(
-            f"vllm: this version ({version('vllm')}) lacks {', '.join(missing)}, where replacements take part. Install one that psr_lens "
+            f"vllm: this version ({found}) lacks {', '.join(missing)}, where replacements take part. Install one that psr_lens "
             f"was tried with: {', '.join(TESTED)}."
         )

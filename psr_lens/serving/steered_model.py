@@ -21,12 +21,9 @@ ARCHITECTURES: Final = (
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
-    "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "Phi3ForCausalLM",
     "GPT2LMHeadModel",
-    "GPTNeoXForCausalLM",
-    "Olmo2ForCausalLM",
 )
 """Classes of vLLM's models whose modules have the names that transformers gives them, and that were compared with it token by token."""
 _NEVER: Final = np.iinfo(np.int64).max

@@ -8,7 +8,7 @@ from helpers import LAYERS, WIDTH, assert_unchanged, random_replacement, random_
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
-from psr_lens.activations.teacher_forced_pass import Steered
+from psr_lens.activations.teacher_forced_pass import PassSteering
 from psr_lens.errors import InputError
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
@@ -246,7 +246,7 @@ def test_a_steered_reading_sees_what_the_model_goes_on_with(tiny, context):
     triplets = random_triplets(tiny.model, 4)
     replacement = random_replacement(tiny.model, layers=[0, 2], size=0.3)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
-    found = collect(tiny.model, triplets, names, context, "QR", steered=Steered(replacement, 0.7), token_budget=150)
+    found = collect(tiny.model, triplets, names, context, "QR", steered=PassSteering(replacement, 0.7), token_budget=150)
     wanted = {name: [] for name in names}
     for triplet in triplets:
         prompt = triplet.pair.ids(context)
@@ -262,7 +262,7 @@ def test_a_steered_reading_sees_what_the_model_goes_on_with(tiny, context):
 def test_a_reading_where_the_replacement_acts_sees_what_arrives_or_what_goes_on(tiny, arriving):
     triplets, name = random_triplets(tiny.model, 3), "blocks.1.hook_resid_post"
     replacement = random_replacement(tiny.model, layers=[1])
-    steered = Steered(replacement, arriving=[name] if arriving else ())
+    steered = PassSteering(replacement, arriving=[name] if arriving else ())
     found = collect(tiny.model, triplets, [name], "base", "R", steered=steered)[name]
     plain = collect(tiny.model, triplets, [name], "base", "R")[name]
     wanted = plain if arriving else plain + replacement.sites[name].intervention(plain)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import psr_lens as psr
+from psr_lens.activations import batches as made_batches
 from psr_lens.activations import paired_passes as passes
 from psr_lens.activations.batches import length_batches, suffix_batch
 from psr_lens.errors import InputError
@@ -29,7 +30,7 @@ def one_by_one(model, triplets, hooks, **options) -> psr.Captured:
     """Each triplet alone, each context alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "_fit_together", lambda base, prompted: False)
-        patch.setattr(passes, "LEAST_SAVED", 2.0)
+        patch.setattr(made_batches, "LEAST_SAVED", 2.0)
         return psr.capture(model, triplets, hooks, token_budget=1, **options)
 
 
@@ -99,7 +100,7 @@ def test_any_mix_of_lengths_and_budgets_gives_what_one_triplet_at_a_time_gives(
     wanted = one_by_one(tiny_llama.model, triplets, hooks, span=span)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "_fit_together", lambda base, prompted: together)
-        patch.setattr(passes, "LEAST_SAVED", saved)
+        patch.setattr(made_batches, "LEAST_SAVED", saved)
         assert_same(psr.capture(tiny_llama.model, triplets, hooks, span=span, token_budget=token_budget), wanted)
 
 

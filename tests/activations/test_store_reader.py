@@ -1,4 +1,4 @@
-"""PairedReading a store: what was written comes back, only what is asked for is read, and nothing damaged is let through."""
+"""Reading a store: what was written comes back, only what is asked for is read, and nothing damaged is let through."""
 
 import dataclasses
 import shutil

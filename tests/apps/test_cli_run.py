@@ -187,7 +187,7 @@ def die_at(given, step):
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for owner, name in ((answers.Answers, "_write"), (psr.Replacement, "save"), (pipeline.run_folder, "write_text")):
+    for owner, name in ((answers.AnswerCache, "_write"), (psr.Replacement, "save"), (pipeline.run_folder, "write_text")):
         inner = getattr(owner, name)
 
         def wrapped(*args, _inner=inner, **kwargs):

@@ -8,7 +8,7 @@ from helpers import BACKENDS, logits_of, random_triplets, relative_error
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
-from psr_lens.activations.teacher_forced_pass import Steered
+from psr_lens.activations.teacher_forced_pass import PassSteering
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import fingerprint
 from psr_lens.replacement import Replacement
@@ -72,7 +72,9 @@ def test_the_difference_in_means_at_one_layer_is_the_mean_of_the_captured_differ
 def test_the_difference_in_means_at_one_layer_is_added_to_every_token_alike(tiny):
     triplets, name = random_triplets(tiny.model, 4), "blocks.1.hook_resid_post"
     fitted = psr.fit(tiny.model, triplets, psr.DiM(layers=1))
-    plain, steered = (collect(tiny.model, triplets, [name], "base", "R", steered=each)[name] for each in (None, Steered(fitted)))
+    plain, steered = (
+        collect(tiny.model, triplets, [name], "base", "R", steered=each)[name] for each in (None, PassSteering(fitted))
+    )
     mean = psr.capture(tiny.model, triplets, name)[name].mean(0)
     torch.testing.assert_close(steered - plain, mean.expand_as(plain), atol=1e-4, rtol=1e-4)
 

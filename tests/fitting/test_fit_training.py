@@ -7,7 +7,7 @@ from helpers import random_triplets
 import psr_lens as psr
 from psr_lens.activations.batches import context_batch
 from psr_lens.activations.paired_passes import collect
-from psr_lens.activations.teacher_forced_pass import Steered
+from psr_lens.activations.teacher_forced_pass import PassSteering
 from psr_lens.errors import InputError
 from psr_lens.fitting.gradient_descent.objective import Imitation, Likelihood
 from psr_lens.fitting.gradient_descent.training import split
@@ -77,7 +77,7 @@ def test_the_validation_loss_is_the_error_on_the_triplets_left_out(tiny_llama):
         chosen = [psr.Triplet(triplets[index].pair, triplets[index].response_ids, "", 100.0) for index in indices]
         total, tokens = 0.0, 0
         for index, one in zip(indices, chosen, strict=True):
-            alpha = {"steered": Steered(steering, triplets[index].trait / 100)} if steering else {}
+            alpha = {"steered": PassSteering(steering, triplets[index].trait / 100)} if steering else {}
             found, wanted = (
                 collect(tiny_llama.model, [one], names, context, "R", **given)
                 for context, given in (("base", alpha), ("prompted", {}))

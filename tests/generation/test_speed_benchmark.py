@@ -38,10 +38,10 @@ def test_ratios_are_medians_of_pairs_and_goals_have_a_direction(benchmark):
     found = benchmark.compared([2.0, 9.0, 3.0], [1.0, 3.0, 3.0], [1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
     assert (found["ratio"], found["ratio of CPU time"], found["turns"]) == (2.0, 0.5, 3)
     assert found["interval"] == (1.0, 3.0)
-    assert benchmark.is_reached({"what": "capture", "ratio": 1.05, "wanted": 1.1})
-    assert not benchmark.is_reached({"what": "capture", "ratio": 1.15, "wanted": 1.1})
-    assert benchmark.is_reached({"what": "steered", "ratio": 0.94, "wanted": 0.93})
-    assert not benchmark.is_reached({"what": "unsteered", "ratio": 0.94, "wanted": 0.95})
+    assert benchmark.is_reached({"what": "capture", "ratio": 9.0, "ratio of CPU time": 1.05, "wanted": 1.1})
+    assert not benchmark.is_reached({"what": "capture", "ratio": 9.0, "ratio of CPU time": 1.15, "wanted": 1.1})
+    assert benchmark.is_reached({"what": "steered", "ratio": 9.0, "ratio of CPU time": 0.94, "wanted": 0.93})
+    assert not benchmark.is_reached({"what": "unsteered", "ratio": 9.0, "ratio of CPU time": 0.94, "wanted": 0.95})
 
 
 def test_the_tables_in_benchmarks_are_those_of_the_numbers_beside_them_and_the_goals_are_reached(benchmark):

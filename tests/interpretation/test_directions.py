@@ -8,7 +8,7 @@ from helpers import random_replacement, random_site, random_triplets, replacemen
 
 import psr_lens as psr
 from psr_lens.activations.paired_passes import collect
-from psr_lens.activations.teacher_forced_pass import Steered
+from psr_lens.activations.teacher_forced_pass import PassSteering
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import activating_tokens, cosines, logit_lens, top_tokens
 from psr_lens.interpretation.directions.lens import residual_logits
@@ -91,7 +91,7 @@ def test_top_tokens_are_those_with_the_largest_push_in_the_steered_run(tiny, ran
     replacement = random_replacement(model, rank=rank, seed=4, size=0.2)
     found = top_tokens(model, triplets, replacement, 5, layer=1, per_response=None)
     name = "blocks.1.hook_resid_post"
-    arriving = collect(model, triplets, [name], "base", "R", steered=Steered(replacement, arriving=[name]))[name]
+    arriving = collect(model, triplets, [name], "base", "R", steered=PassSteering(replacement, arriving=[name]))[name]
     site = replacement.sites[name]
     pushed = (torch.relu(arriving @ site.weights.T + site.bias) @ site.directions).norm(dim=1)
     assert [each.coefficient for each in found.tokens] == pytest.approx(pushed.sort(descending=True).values[:5].tolist(), rel=1e-4)

@@ -10,9 +10,12 @@ import torch
 from helpers import logits_of, random_triplets
 
 import psr_lens as psr
+from psr_lens.activations.batches import suffix_batch
 from psr_lens.errors import InputError, ModelError
+from psr_lens.generation import likelihood
 from psr_lens.generation.likelihood import log_likelihoods
 from psr_lens.judges import PerplexityJudge
+from psr_lens.models import kv_cache
 from psr_lens.results.judgement import Judge
 
 
@@ -40,16 +43,64 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values])
 
 
+def by_definition(model, triplet, context):
+    """The log-probability of each token of the response, from a forward pass without padding."""
+    prompt = triplet.pair.ids(context)
+    expected = logits_of(model, [*prompt, *triplet.response_ids]).log_softmax(-1)
+    return torch.stack([expected[len(prompt) - 1 + place, token] for place, token in enumerate(triplet.response_ids)])
+
+
 @pytest.mark.parametrize("context", ["base", "prompted"])
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 def test_log_likelihoods_are_those_of_unpadded_forward_passes(tiny, context, budget):
     triplets = random_triplets(tiny.model, 5)
     found = log_likelihoods(tiny.model, triplets, context=context, token_budget=budget)
     for triplet, given in zip(triplets, found, strict=True):
-        prompt = triplet.pair.ids(context)
-        expected = logits_of(tiny.model, [*prompt, *triplet.response_ids]).log_softmax(-1)
-        wanted = [expected[len(prompt) - 1 + place, token] for place, token in enumerate(triplet.response_ids)]
-        torch.testing.assert_close(given, torch.stack(wanted), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(given, by_definition(tiny.model, triplet, context), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("context", "budget"), [("base", 90), ("prompted", 10_000)])
+def test_prompts_that_responses_share_are_read_once_with_the_same_result(tiny, context, budget, monkeypatch):
+    pairs = [each.pair for each in random_triplets(tiny.model, 3)]
+    several = [psr.Triplet(pairs[row % 3], tuple(range(10 + row, 11 + 2 * row)), "") for row in range(9)]
+    several += several[4:6]  # twice the same
+    monkeypatch.setattr(kv_cache, "LEAST_COLUMNS", 1)  # the prompts begin with the same few tokens
+    read = []
+    monkeypatch.setattr(likelihood, "suffix_batch", lambda *given: read.append(suffix_batch(*given)) or read[-1])
+    found = log_likelihoods(tiny.model, several, context=context, token_budget=budget)
+    assert sum(len(batch.tokens) for batch in read) == 9
+    assert budget < 10_000 or [len(batch.prefix.tokens) for batch in read] == [3]
+    for triplet, given in zip(several, found, strict=True):
+        torch.testing.assert_close(given, by_definition(tiny.model, triplet, context), atol=1e-4, rtol=1e-4)
+
+
+def test_what_acts_on_the_prompt_is_in_force_in_every_response(tiny_llama):
+    model = tiny_llama.model
+    pair = random_triplets(model, 1)[0].pair
+    several = [psr.Triplet(pair, (10 + row, 20, 30), "") for row in range(4)]
+
+    def dampen(activation, hook):
+        return torch.cat([activation[:, :3] * 0.5, activation[:, 3:]], dim=1)
+
+    with model.hooks([("blocks.0.hook_resid_post", dampen)]):
+        found = log_likelihoods(model, several)
+        for triplet, given in zip(several, found, strict=True):
+            torch.testing.assert_close(given, by_definition(model, triplet, "base"), atol=1e-4, rtol=1e-4)
+
+
+def test_columns_in_which_padded_prompts_begin_alike(monkeypatch):
+    monkeypatch.setattr(kv_cache, "LEAST_COLUMNS", 1)
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [0, 0, 1, 2, 9], [0, 1, 2, 3, 4]])
+    mask = (tokens > 0).long()
+    assert kv_cache.alike(tokens, mask, 5) == 4  # at column 4 the second has 9, where the first has 3
+    assert kv_cache.alike(tokens, mask, 3) == 3
+    assert kv_cache.alike(tokens[:1], mask[:1], 5) == 0
+    state = torch.arange(4.0).view(1, 1, 4, 1)  # of 1, 2, 3, 4
+    found = kv_cache.spread(state, mask[:, :4], -2)
+    assert found.shape == (3, 1, 4, 1)
+    real = [row[0, kept.bool(), 0].tolist() for row, kept in zip(found, mask[:, :4], strict=True)]
+    assert real == [[0, 1, 2, 3], [0, 1], [0, 1, 2]]
+    assert kv_cache.spread(state.transpose(1, 2), mask[:, :4], 1).transpose(1, 2).equal(found)
 
 
 def test_the_judge_meets_the_protocol_and_knows_coherence_alone(judge, pairs, answers):

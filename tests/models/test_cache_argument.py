@@ -88,6 +88,26 @@ def test_a_bridge_that_loses_its_cache_is_refused_when_it_is_loaded(folders, mon
         psr.load_model(folders["llama"], backend="bridge")
 
 
+@pytest.mark.parametrize("name", [NEW_NAME, OLD_NAME, OLD_NAME_OF_STATES])
+def test_a_cache_reaches_a_model_under_its_new_name_whatever_it_was_called(name):
+    """As TransformerLens's own `generate` gives it to Mamba, which takes no `past_key_values` and would say nothing."""
+    found = []
+
+    class New(torch.nn.Module):
+        def forward(self, input_ids: Any, cache: Any = None, **others: Any) -> None:
+            found.append((input_ids, cache, others))
+
+    model = type("TransformerBridge", (torch.nn.Module,), {})()
+    model.original_model = New()
+    for _ in range(2):
+        carry_cache(model)
+    assert hooks_on(model) == 1
+    for given in ({name: "states"}, {"cache": None, name: "states"}, {}):
+        model.original_model("ids", use_cache=True, **given)
+    assert found[:2] == [("ids", "states", {"use_cache": True})] * 2
+    assert found[2] == ("ids", None, {"use_cache": True})
+
+
 @pytest.mark.skipif("hooked_transformer" not in BACKENDS, reason="removed in TransformerLens 4")
 def test_a_hooked_transformer_is_left_alone(load, monkeypatch):
     model = load("llama", "hooked_transformer").model

@@ -9,7 +9,7 @@ from helpers import BACKENDS, generated, logits_of, pairs_of, random_replacement
 from transformers import AutoModelForCausalLM
 
 import psr_lens as psr
-from psr_lens.evaluation.answer_cache import Answers
+from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.generation import decoding
 from psr_lens.models import has_hooks, is_bridge, plain_transformers
 
@@ -153,7 +153,7 @@ def test_changed_functions_and_settings_of_modules_act_on_responses_and_are_kept
     pairs = pairs_of(model, 2)
     before = ids_of(psr.generate(model, pairs, sampling=GREEDY))
     assert plain_transformers(model) is not None
-    assert Answers(model, pairs, WordJudge(), GREEDY, tmp_path).of().texts
+    assert AnswerCache(model, pairs, WordJudge(), GREEDY, tmp_path).of().texts
     kept = sorted(tmp_path.iterdir())
     part, name, value = SETTINGS[setting](model)
     module = of_block(model, part)
@@ -165,7 +165,7 @@ def test_changed_functions_and_settings_of_modules_act_on_responses_and_are_kept
         assert list(ids) == generated(model, pair.base_ids, 8, cached=False)[: len(ids)]
     assert ids_of(found) != before
     with pytest.warns(RuntimeWarning, match=r"cache: there are hooks on the model, or settings or functions in it were changed"):
-        assert Answers(model, pairs, WordJudge(), GREEDY, tmp_path).of().texts == tuple(each.text for each in found)
+        assert AnswerCache(model, pairs, WordJudge(), GREEDY, tmp_path).of().texts == tuple(each.text for each in found)
     assert sorted(tmp_path.iterdir()) == kept
     setattr(module, name, original)
     assert not has_hooks(model)

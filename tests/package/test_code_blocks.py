@@ -190,7 +190,7 @@ def test_a_wrong_option_is_noticed():
 
 
 def test_other_lines_of_shell_name_what_exists():
-    """`make` a target, `pip` an extra, `python` a script, `vllm serve` what it serves; nothing else is asked for."""
+    """`make` a target, `pip` an extra, `python` a script, nothing else is asked for."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for page, words in shell_lines():
@@ -207,8 +207,6 @@ def test_other_lines_of_shell_name_what_exists():
                 pass
             case ["psr-lens" | "torchrun", *_]:
                 pass
-            case ["vllm", "serve", *options]:
-                assert json.loads(options[options.index("--additional-config") + 1])["psr"], told
             case ["python", script, *_]:
                 assert (ROOT / script).is_file(), told
             case _:

@@ -44,7 +44,7 @@ def test_greedy_responses_are_those_of_the_model(model, sampled):
 
 def test_a_seed_gives_the_same_responses_again_and_each_pair_has_its_own(model, sampled):
     engine, steering = sampled
-    pairs = pairs_of(model, 1) * 6
+    pairs = list(pairs_of(model, 1)) * 6
     config = psr.SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=10, seed=5)
     first = psr.generate(model, pairs, steering["post"], sampling=config, engine=engine)
     assert psr.generate(model, pairs[:2], steering["post"], sampling=config, streams=[3, 1], engine=engine) == [first[3], first[1]]
@@ -89,4 +89,4 @@ def test_evaluate_and_sample_responses_take_it(model, sampled):
     judge = psr.judges.organism("pirate")
     given = (model, pairs, {"post": steering["post"]}, judge)
     found = [psr.evaluate(*given, calibration=curves, sampling=FEW, engine=each) for each in (engine, None)]
-    assert [point.texts for point in found[0].curves["post"]] == [point.texts for point in found[1].curves["post"]]
+    assert [point.answers for point in found[0].curves["post"]] == [point.answers for point in found[1].curves["post"]]

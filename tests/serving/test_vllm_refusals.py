@@ -49,15 +49,29 @@ def test_an_engine_does_not_start(settings, made, kind, message, tiny_for_vllm, 
         pass
 
 
-def test_the_v2_runner_is_refused(tiny_for_vllm, engine, monkeypatch):
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(ModelError, match="start with VLLM_USE_V2_MODEL_RUNNER=0"), engine(tiny_for_vllm("llama")):
-        pass
+def test_the_v2_runner_and_several_processes_are_refused():
+    alone = SimpleNamespace(world_size=1, data_parallel_size=1, enable_dbo=False)
+    config = SimpleNamespace(
+        use_v2_model_runner=False,
+        parallel_config=alone,
+        lora_config=None,
+        kv_transfer_config=None,
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+        model_config=SimpleNamespace(runner_type="generate"),
+    )
+    plugin._check_engine(config)
+    for changed, message in (
+        ({"use_v2_model_runner": True}, "start with VLLM_USE_V2_MODEL_RUNNER=0"),
+        ({"parallel_config": SimpleNamespace(world_size=2, data_parallel_size=1, enable_dbo=False)}, "tensor, pipeline"),
+        ({"kv_transfer_config": "connector"}, "together with a KV connector"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            plugin._check_engine(SimpleNamespace(**vars(config) | changed))
 
 
 def test_another_architecture_is_refused(tiny_for_vllm, engine):
     tiny = tiny_for_vllm("stablelm")
-    with pytest.raises(InputError, match="model: got StablelmForCausalLM, expected one of LlamaForCausalLM, "), engine(tiny):
+    with pytest.raises(InputError, match="model: got StableLmForCausalLM, expected one of LlamaForCausalLM, "), engine(tiny):
         pass
 
 
@@ -76,10 +90,10 @@ def test_where_vllm_has_no_place_for_it_nothing_is_changed_and_nothing_served(mo
 @pytest.mark.parametrize("kind", [CompletionRequest, ChatCompletionRequest])
 def test_beam_search_is_refused_since_it_would_not_be_steered(kind, llama):
     said = {"prompt": "a"} if kind is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
-    assert kind(model="m", **said, use_beam_search=True).to_beam_search_params(5).max_tokens == 5
+    assert kind(model="m", **said, use_beam_search=True).to_beam_search_params(5, {}).max_tokens == 5
     steered = kind(model="m", **said, use_beam_search=True, vllm_xargs={"psr": "post"})
     with pytest.raises(InputError, match="use_beam_search: got True, expected no beam search"):
-        steered.to_beam_search_params(5)
+        steered.to_beam_search_params(5, {})
 
 
 def test_a_bad_request_is_refused_and_the_next_one_answered(llama):

@@ -19,18 +19,27 @@ def script():
 @pytest.mark.parametrize("models", CONTENT["models"])
 @pytest.mark.parametrize("at", ["alpha 1", "calibrated"])
 def test_every_row_is_in_the_page(script, models, at):
-    rows = script.summary_of(models, CONTENT, at)
-    assert len(rows) == 1 + 9 + 1
-    for row in rows:
-        assert f"| {' | '.join(row)} |\n" in PAGE
+    groups = script.GROUPS if at == "alpha 1" else script.GROUPS[:1]
+    for cells in groups:
+        rows = script.summary_of(models, CONTENT, at, cells)
+        assert len(rows) == 1 + 9 + 1
+        for row in rows:
+            assert f"| {' | '.join(row)} |\n" in PAGE
+
+
+def kept(script, models, at, group):
+    head, *_, last = script.summary_of(models, CONTENT, at, script.GROUPS[group])
+    return {name: int(cell.split()[0]) for name, cell in zip(head[1:], last[1:], strict=True)}
 
 
 @pytest.mark.parametrize("models", CONTENT["models"])
-def test_the_rungs_keep_seven_of_nine_traits_at_the_chosen_strength_and_the_floors_do_not(script, models):
-    head, *_, last = script.summary_of(models, CONTENT, "calibrated")
-    kept = {name: int(cell.split()[0]) for name, cell in zip(head[1:], last[1:], strict=True)}
-    assert all(kept[name] >= 7 for name in RUNGS)
-    assert all(kept[name] <= 3 for name in ("gates, shuffled map", "gates, random map", "constants"))
+def test_the_rungs_keep_seven_of_nine_traits_at_the_chosen_strength_and_the_floors_and_whole_transfer_do_not(script, models):
+    found = kept(script, models, "calibrated", 0)
+    assert all(found[name] >= 7 for name in RUNGS)
+    assert all(found[name] <= 3 for name in ("gates, shuffled map", "gates, random map", "constants"))
+    whole = kept(script, models, "calibrated", 1)
+    assert whole.pop("native") == 9
+    assert set(whole.values()) == {0}
 
 
 AGREEMENT = json.loads((BENCHMARKS / "agreement.json").read_text(encoding="utf-8"))

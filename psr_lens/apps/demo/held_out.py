@@ -16,7 +16,7 @@ from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPairs
 from psr_lens.replacement import Replacement
-from psr_lens.results.judgement import Judge, Judgement, judged
+from psr_lens.results.judgement import Judge, judged_by_name
 
 Say = Callable[[str], None]
 
@@ -80,7 +80,7 @@ class HeldOut:
             answers[name] = generate(self.model, self.pairs, method, sampling=self.sampling, alpha=alphas[name])
         texts = {name: tuple(each.text for each in found) for name, found in answers.items()}
         asked = [pair.asked for pair in self.pairs]
-        verdicts: dict[str, Judgement] = {name: judged(self.judge, list(found), asked) for name, found in texts.items()}
+        verdicts = judged_by_name(self.judge, texts, asked)
         say("comparing token by token")
         responses = judged_triplets(self.pairs, answers[PROMPT], lambda texts, questions: verdicts[PROMPT])
         if not responses:  # none has the trait; compare anyway, as the scores say it

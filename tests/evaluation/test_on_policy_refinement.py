@@ -10,7 +10,7 @@ from helpers import pairs_of
 
 import psr_lens as psr
 from psr_lens.errors import InputError
-from psr_lens.evaluation import refinement
+from psr_lens.evaluation import on_policy_refinement
 from psr_lens.results.judgement import Judgement
 
 CONFIG = psr.Sequential(layers=[0, 1], rank=1, regression_steps=3)
@@ -39,13 +39,13 @@ def data(tiny_llama):
 @pytest.fixture
 def fits(monkeypatch):
     """The triplets of every fit."""
-    given, real = [], refinement.fit
+    given, real = [], on_policy_refinement.fit
 
     def fit(model, triplets, config):
         given.append(list(triplets))
         return real(model, triplets, config)
 
-    monkeypatch.setattr(refinement, "fit", fit)
+    monkeypatch.setattr(on_policy_refinement, "fit", fit)
     return given
 
 
