@@ -490,13 +490,26 @@ def test_the_page_shows_what_generate_writes_at_each_strength(opened, served, or
 def test_a_slider_after_other_settings_answers_anew_in_every_column(opened):
     opened.js("document.querySelector('.psr-run').click()")
     opened.wait_for(f"{STATUS} === 'Done.'")
+    opened.js("HTMLAnchorElement.prototype.click = () => {}; URL.createObjectURL = (blob) => { window.saved = blob; return '' }")
+    opened.js("document.querySelector('[name=seed]').value = 9; document.querySelector('[name=json]').click()")
+    saved = json.loads(opened.js("saved.text()"))  # what was asked, not what the form says now
+    assert {key: saved["columns"]["A"][key] for key in ("alpha", "seed", "max_new_tokens")} == {
+        "alpha": 1,
+        "seed": "3",
+        "max_new_tokens": 10,
+    }
+    assert saved["columns"]["A"]["answer"] == opened.js(TEXTS)["A"]
     slider = "document.querySelector('[data-column=\"A\"] input[type=range]')"
     turn = f"{slider}.value = 2; for (const kind of ['input', 'change']) {slider}.dispatchEvent(new Event(kind))"
     opened.js(f"document.querySelector('[name=max_new_tokens]').value = ''; {turn}")
-    assert opened.js(STATUS) == "Done."  # an empty field is not 0
+    assert not opened.js("document.querySelector('.psr-going')")  # an empty field is not 0
+    opened.js("document.querySelector('[data-column=\"A\"] .psr-token').focus()")
     opened.js(f"document.querySelector('[name=max_new_tokens]').value = 2; {turn}")
     opened.wait_for(f"{STATUS} === 'Done.' && !document.querySelector('.psr-going')")
     assert opened.js("[...document.querySelectorAll('.psr-answer')].every((each) => each.children.length === 2)")
+    assert opened.js("document.activeElement.closest('section').dataset.column") == "A"  # the token is no more; its column still is
+    press(opened, "ArrowRight", 39)
+    assert opened.js("document.activeElement.getAttribute('aria-label')").startswith("token 1: ")
     assert opened.errors == []
 
 
@@ -511,14 +524,22 @@ def test_stop_and_a_second_run(opened):
     assert opened.js("[...document.querySelectorAll('.psr-answer')].every((each) => each.children.length <= 3)")
     opened.js("document.querySelector('[name=max_new_tokens]').value = 2000; document.querySelector('.psr-run').click()")
     opened.wait_for("document.querySelectorAll('.psr-token').length > 3")
-    opened.js("document.querySelectorAll('.psr-buttons button')[1].click()")
+    halt = "document.querySelectorAll('.psr-buttons button')[1]"
+    opened.js(f"{halt}.focus(); {halt}.click()")
     opened.wait_for(f"{STATUS} === 'Stopped.'")
+    assert opened.js("document.activeElement.className") == "psr-run"
     assert opened.errors == []
 
 
 class _Every(dict):
     def __missing__(self, key: str) -> float:
         return 1.0
+
+
+def test_an_error_of_the_page_is_not_said_to_be_the_servers(opened):
+    opened.js("window.requestAnimationFrame = () => { throw new Error('no frame') }; document.querySelector('.psr-run').click()")
+    opened.wait_for(f"{STATUS} === 'The page cannot draw this: no frame'")
+    opened.wait_for("!document.querySelector('.psr-going')")
 
 
 def test_what_a_model_writes_stays_text(opened, served, monkeypatch, tmp_path):

@@ -343,7 +343,12 @@ class Board {
     this.busy(true);
     this.say("Running …");
     this.began = performance.now();
-    this.transport.run({ run: this.run, columns, alphas, ...settings }, (message) => this.hear(message));
+    const going = this.transport.run({ run: this.run, columns, alphas, ...settings }, (message) => this.hear(message));
+    Promise.resolve(going).catch((error) => {
+      this.stop();
+      this.hear({ type: "error", message: `The page cannot draw this: ${error.message}` });
+      throw error; // to the console
+    });
   }
 
   hear(message) {
