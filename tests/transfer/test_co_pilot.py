@@ -13,6 +13,7 @@ from two_models import by_hand
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.generation.token_choice import Ending
 from psr_lens.prompts.token_text import _byte_alphabet
 from psr_lens.transfer.co_pilot import CoPilot
 from psr_lens.transfer.driving_coefficients import ReadAgain, ReadOn, coefficients_of_texts, reader, written
@@ -182,17 +183,28 @@ def test_rows_of_a_batch_that_need_more_columns_than_the_context_are_read_on(org
     on.close()
 
 
-def test_a_response_that_has_ended_is_read_no_further(two, driven, monkeypatch) -> None:
-    """While the others in its batch go on: what is drawn after its end, be that a token or a text, is no text for the source."""
+def test_a_response_that_has_ended_is_read_no_further(two, driven, asked, monkeypatch) -> None:
+    """By an end token or by a text, while another in its batch goes on: what is drawn after it is not read."""
     read = []
     own = ReadOn.read
     monkeypatch.setattr(ReadOn, "read", lambda self, texts: (read.append(list(texts)), own(self, texts))[1])
-    questions = ["what is a fox ?", *psr.organism.questions(5, split="train", seed=2)]
-    pairs = psr.prompt_pairs(two.target, questions, instruction="talk like a pirate .")
-    found = driven.generate(pairs, sampling=psr.SamplingConfig(max_new_tokens=24, stop=("the",)))
-    assert len({len(each.ids) for each in found}) > 1
-    begun = {two.target.tokenizer.decode(each.ids[:count], skip_special_tokens=True) for each in found for count in range(25)}
-    assert {text for texts in read for text in texts} <= begun
+    tokenizer, prompt = two.target.tokenizer, asked[0].base_ids
+    bear, fox = tokenizer.convert_tokens_to_ids(["bear", "fox"])
+    ended = Ending(tokenizer, [tokenizer.eos_token_id], ["fox"], torch.device("cpu"))
+    [beside] = psr.prompt_pairs(two.source, [asked[0].question], instruction="talk like a pirate .")
+    with torch.no_grad(), driven._steps([beside] * 3, torch.ones(3), ended) as (step, select):
+        step(torch.tensor([prompt] * 3), torch.ones(3, len(prompt), dtype=torch.long))
+        for count, tokens in enumerate([[bear, bear, bear], [tokenizer.eos_token_id, fox, bear], [bear, bear, bear]], 1):
+            step(torch.tensor(tokens)[:, None], torch.ones(3, len(prompt) + count, dtype=torch.long))
+        select(torch.tensor([2]))
+        step(torch.tensor([[bear]]), torch.ones(1, len(prompt) + 4, dtype=torch.long))
+    assert read == [
+        [""] * 3,
+        ["bear"] * 3,
+        ["bear", "bear", "bear bear"],
+        ["bear", "bear", "bear bear bear"],
+        ["bear bear bear bear"],
+    ]
 
 
 @pytest.mark.parametrize("text", ["a é", "€", "👍 b 👍", "\ufffd", "b \ufffd\ufffd", "\ufffdé"])
