@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -13,24 +13,29 @@ import xxhash
 
 from psr_lens import transfer
 from psr_lens._utils.digests import digest_of
+from psr_lens._utils.optional import versions
 from psr_lens._utils.safe_files import write_text
 from psr_lens.activations.store.format import FORMAT as STORE_FORMAT
 from psr_lens.activations.store.triplets import read_triplets, triplets_bytes
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.generation.sampling import generate
+from psr_lens.fitting.settings.solvers import Sequential
+from psr_lens.generation.sampling import generate, stop_ids
 from psr_lens.generation.sampling_config import SamplingConfig
-from psr_lens.models import HookedModel, fingerprint, model_content
+from psr_lens.models import HookedModel, fingerprint, model_content, tokenizer_of
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.replacement.content_digest import content_digest
 from psr_lens.transfer.directions import Push
 from psr_lens.transfer.origin import check_made_for, map_digest
+from psr_lens.transfer.rungs import GATES_THROUGH_TEXT, THROUGH_TEXT
 
 STATE_FILE: Final = "transfer.json"
 """The file of a transfer's folder that says what it is of, and what of it is finished."""
 MAP_FOLDER: Final = "map"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+"""Format 1 did not say what a piece was made of; it is not read."""
+_NO_ENDS: Final = "texts: no response has an end token, so where a response ends is not carried over"
 _START_OVER: Final = "Give another folder with --out, or delete this one to start over."
 
 
@@ -73,6 +78,8 @@ class Transfer:
             "replacement": content_digest(self.replacement),
             "texts": digest_of(dict(texts)),
             "map": None if self.given_map is None else map_digest(self.given_map),
+            "settings": digest_of([{**asdict(self.sampling), "token_budget": None}, *(each.to_json() for each in _DEFAULTS)]),
+            "versions": digest_of(dict(versions())),
         }
         path = check_folder(self.folder) / STATE_FILE
         if not path.exists():
@@ -89,7 +96,7 @@ class Transfer:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"{path}: cannot be read ({error}). {_START_OVER}") from error
         if not whole:
-            raise ArtifactError(f"{path}: is damaged or of a newer format. {_START_OVER}")
+            raise ArtifactError(f"{path}: is damaged or of another format. {_START_OVER}")
         if differ := [name for name in about if known.get(name) != about[name]]:
             got = f"{self.folder}, which holds another transfer (different: {', '.join(differ)})"
             raise InputError("out", got, "the folder of this transfer", _START_OVER)
@@ -106,12 +113,12 @@ class Transfer:
         folder = self.folder / rung
         try:
             found = Replacement.load(folder)
-            if content_digest(found) == self._state["finished"].get(rung):
+            if self._is_finished(rung, content_digest(found)):
                 self.say(f"{rung}: finished before")
                 return found
         except ArtifactError:
             pass  # there is none, or it is damaged
-        found = RUNGS[rung](self)
+        found = RUNGS[rung].make(self)
         found.save(folder)
         self._finish(rung, content_digest(found))
         self.say(f"{rung}: {found}")
@@ -125,7 +132,7 @@ class Transfer:
         folder = self.folder / MAP_FOLDER
         try:
             found = transfer.ActivationMap.load(folder, source=self.source, target=self.target)
-            if map_digest(found) == self._state["finished"].get(MAP_FOLDER):
+            if self._is_finished(MAP_FOLDER, map_digest(found)):
                 self.say("map: finished before")
                 return found
         except ArtifactError:
@@ -139,7 +146,11 @@ class Transfer:
     @cached_property
     def triplets(self) -> list[Triplet]:
         """The source's responses with the instruction."""
-        return self._texts("texts", self.sample)
+        found = self._texts("texts", self.sample)
+        stops = stop_ids(self.source, tokenizer_of(self.source))
+        if not any(each.response_ids[-1:] and each.response_ids[-1] in stops for each in found):
+            self.say(_NO_ENDS)
+        return found
 
     @cached_property
     def paired(self) -> list[transfer.PairedText]:
@@ -152,8 +163,8 @@ class Transfer:
         return [each.target for each in self.paired]
 
     @cached_property
-    def plain(self) -> list[transfer.PairedText]:
-        """The source's answers to the same questions without the instruction, as both models read them."""
+    def plain_triplets(self) -> list[Triplet]:
+        """The source's answers to the same questions without the instruction."""
 
         def answers() -> list[Triplet]:
             asked = list({each.pair.base_ids: each.pair for each in self.triplets}.values())
@@ -161,7 +172,12 @@ class Transfer:
             bare = (replace(pair, instruction="", prompted_ids=pair.base_ids) for pair in asked)
             return [Triplet(pair, each.ids, each.text) for pair, each in zip(bare, found, strict=True) if each.text.strip()]
 
-        return transfer.pair_texts(self.source, self.target, self._texts("plain", answers))
+        return self._texts("plain", answers)
+
+    @cached_property
+    def plain(self) -> list[transfer.PairedText]:
+        """The same as both models read them."""
+        return transfer.pair_texts(self.source, self.target, self.plain_triplets)
 
     def forward(self, kind: Push) -> transfer.DirectionMap:
         """A map of directions from the same texts and between the same layers."""
@@ -169,9 +185,10 @@ class Transfer:
 
     def _texts(self, name: str, make: Callable[[], Sequence[Triplet]]) -> list[Triplet]:
         path = self.folder / f"{name}.jsonl"
-        if name in self._state["finished"]:
+        known = self._state["finished"].get(name)
+        if known is not None and self._is_finished(name, known["content"]):
             try:
-                return list(read_triplets(path, self._state["finished"][name], STORE_FORMAT))
+                return list(read_triplets(path, known["content"], STORE_FORMAT))
             except ArtifactError:
                 pass
         found = list(make())
@@ -181,20 +198,53 @@ class Transfer:
         self.say(f"{name}: {len(found)} of the source's")
         return found
 
+    def _is_finished(self, name: str, digest: str) -> bool:
+        """Whether a piece has the content that was written, and was made of what is there now."""
+        return bool(self._state["finished"].get(name) == {"content": digest, "of": self._made_of(name)})
+
     def _finish(self, name: str, digest: str) -> None:
-        self._state["finished"][name] = digest
+        self._state["finished"][name] = {"content": digest, "of": self._made_of(name)}
         self._save()
+
+    def _made_of(self, name: str) -> dict[str, str]:
+        """Digests of the pieces that a piece is made of; those that are missing or damaged are made first."""
+        return {each: self._digest(each) for each in (RUNGS[name].of if name in RUNGS else _MADE_OF[name])}
+
+    def _digest(self, name: str) -> str:
+        if name == MAP_FOLDER:
+            return map_digest(self.map)
+        _ = self.triplets if name == "texts" else self.plain_triplets
+        return str(self._state["finished"][name]["content"])
 
     def _save(self) -> None:
         write_text(self.folder / STATE_FILE, json.dumps(self._state, indent=2) + "\n")
 
 
-RUNGS: Final[dict[str, Callable[[Transfer], Replacement]]] = {
-    "through-text": lambda each: transfer.through_text(each.source, each.target, each.triplets),
-    "gates": lambda each: transfer.gates(each.target, each.carried_texts, each.replacement, each.map),
-    "gates-through-text": lambda each: transfer.gates_through_text(each.target, each.carried_texts, each.replacement, each.map),
-    "whole-ridge": lambda each: transfer.whole(each.target, each.replacement, each.map, each.forward("ridge")),
-    "whole-procrustes": lambda each: transfer.whole(each.target, each.replacement, each.map, each.forward("procrustes")),
-    "whole-anchors": lambda each: transfer.whole(each.target, each.replacement, each.map, each.forward("anchors")),
+@dataclass(frozen=True)
+class Rung:
+    """How the replacement of a rung is made."""
+
+    of: tuple[str, ...]
+    """The pieces of the folder that it is made of."""
+    make: Callable[[Transfer], Replacement]
+    """Makes it."""
+
+
+def _whole(kind: Push) -> Rung:
+    return Rung(("plain", MAP_FOLDER), lambda each: transfer.whole(each.target, each.replacement, each.map, each.forward(kind)))
+
+
+RUNGS: Final = {
+    "through-text": Rung(("texts",), lambda each: transfer.through_text(each.source, each.target, each.triplets)),
+    "gates": Rung(("texts", MAP_FOLDER), lambda each: transfer.gates(each.target, each.carried_texts, each.replacement, each.map)),
+    "gates-through-text": Rung(
+        ("texts", MAP_FOLDER), lambda each: transfer.gates_through_text(each.target, each.carried_texts, each.replacement, each.map)
+    ),
+    "whole-ridge": _whole("ridge"),
+    "whole-procrustes": _whole("procrustes"),
+    "whole-anchors": _whole("anchors"),
 }
-"""What makes the replacement of each rung, by the name of its folder."""
+"""What is made, by the name of its folder."""
+_MADE_OF: Final[dict[str, tuple[str, ...]]] = {"texts": (), "plain": ("texts",), MAP_FOLDER: ("plain",)}
+_DEFAULTS: Final = (THROUGH_TEXT, GATES_THROUGH_TEXT, Sequential())
+"""Settings of the rungs."""

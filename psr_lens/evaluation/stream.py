@@ -28,6 +28,8 @@ def stream(
 
     Every column makes a step in turn, behind a KV cache of its own, and draws from the same random stream. Its tokens are those that
     `generate` samples with the same settings. Between two tokens the model is as it was, so that it can be used for something else.
+    Hooks that others have put on it, and its weights, count as they are when the first token is asked for: those that come between two
+    tokens may have no effect.
     `close()` of the generator ends it and frees its hooks and caches; so does leaving a `for` loop over it that holds the only reference.
 
     A replacement's magnitudes are recorded by the hooks that steer. Those of the column `prompt` need a second pass: the same tokens are

@@ -219,10 +219,10 @@ class AnswerText:
         if not is_last and known != whole and self.answer.startswith(known):
             return ""
         before, self.answer = self.answer, known
-        return known[len(before) :] if known.startswith(before) else known[_common(before, known) :]
+        return known[len(before) :] if known.startswith(before) else known[common_length(before, known) :]
 
 
-def _common(one: str, other: str) -> int:
+def common_length(one: str, other: str) -> int:
     """Number of characters that two texts have in common at their beginning."""
     return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 

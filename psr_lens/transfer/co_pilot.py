@@ -27,6 +27,7 @@ from psr_lens.generation.sampling import (
     stop_ids,
 )
 from psr_lens.generation.sampling_config import SamplingConfig
+from psr_lens.generation.token_choice import Ending
 from psr_lens.models import Decoder, HookedModel, check_ids, context_length, frozen, hooked, tokenizer_of
 from psr_lens.prompts import PromptPair, check_pairs
 from psr_lens.prompts.token_text import decoded
@@ -57,8 +58,6 @@ class CoPilot:
     """By target layer, what is added to the residual stream after it for a coefficient of 1, in rows."""
     layers: LayerPairs
     """The source layer whose coefficients drive each target layer."""
-    record: Mapping[str, Any]
-    """Both models' fingerprints, digests of the replacement and of the texts, and the settings of the regression."""
 
     def __repr__(self) -> str:
         """Both models and the number of layers."""
@@ -113,10 +112,12 @@ class CoPilot:
             frozen(self.target),
             progress_bar(total=len(pairs), desc="sample", unit="response") as bar,
         ):
-            decode = Decoding(self.target, config, tokenizer, stop_ids(self.target, tokenizer))
+            stops = stop_ids(self.target, tokenizer)
+            decode = Decoding(self.target, config, tokenizer, stops)
+            ended = Ending(tokenizer, sorted(stops), config.stop, torch.device("cpu"))
             for rows in prompt_batches(pairs, range(len(pairs)), "base", config, limit):
                 batch = prompt_batch(pairs, rows, "base", config, streams)
-                with self._steps([beside[row] for row in rows], strengths[rows]) as (step, select):
+                with self._steps([beside[row] for row in rows], strengths[rows], ended) as (step, select):
                     try:
                         found = decode.with_steps(*batch, step, select)
                     except NotFiniteError as error:
@@ -131,20 +132,25 @@ class CoPilot:
 
     @contextmanager
     def _steps(
-        self, beside: Sequence[PromptPair], strengths: Float[Tensor, " row"]
+        self, beside: Sequence[PromptPair], strengths: Float[Tensor, " row"], ended: Ending
     ) -> Iterator[tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], None]]]:
         """What makes a step of the target, the source having read before it, and what continues with some of the sequences."""
         driving = sites_between(self.replacement, self.layers)
         source = reader(self.source, self.replacement, beside, list(dict.fromkeys(driving.values())))
         target, tokenizer = Decoder(self.target, len(beside)), tokenizer_of(self.target)
         ids: list[list[int]] = [[] for _ in beside]
+        going = list(range(len(beside)))  # a response that has ended grows no further, while its row is still computed
         prompted = False
 
         def step(new: Tensor, mask: Tensor) -> Tensor:
-            nonlocal prompted
+            nonlocal prompted, going
             if prompted:
-                for row, token in zip(ids, new[:, 0].tolist(), strict=True):
-                    row.append(token)
+                tokens = new[:, 0].tolist()
+                longer = {row: [*ids[row], tokens[row]] for row in going}
+                over = ended(torch.tensor(list(longer.values())), torch.ones(len(going), dtype=torch.bool)).tolist()
+                going = [row for row, is_over in zip(going, over, strict=True) if not is_over]
+                for row in going:
+                    ids[row] = longer[row]
             prompted = True
             found = source.read([written(tokenizer, row) for row in ids])
             hooks = [
@@ -155,10 +161,12 @@ class CoPilot:
                 return target.step(new, mask)
 
         def select(rows: Tensor) -> None:
-            nonlocal ids, strengths
+            nonlocal ids, going, strengths
             source.select(rows)
             target.select(rows)
-            ids, strengths = [ids[row] for row in rows.tolist()], strengths[rows.cpu()]
+            chosen = rows.tolist()
+            ids, strengths = [ids[row] for row in chosen], strengths[rows.cpu()]
+            going = list(range(len(chosen)))  # only responses that go on stay in a batch
 
         try:
             yield step, select

@@ -24,7 +24,7 @@ from psr_lens.replacement import Replacement
 from psr_lens.transfer.co_pilot import CoPilot
 from psr_lens.transfer.driving_coefficients import coefficients_of_texts, sites_between
 from psr_lens.transfer.layer_matching import checked_pairs, matched_by_depth
-from psr_lens.transfer.origin import check_made_for, origin
+from psr_lens.transfer.origin import check_made_for
 from psr_lens.transfer.pairing import PairedText
 
 _LEAST: Final = 1e-10
@@ -93,8 +93,7 @@ def copilot(
     coefficients = coefficients_of_texts(source, target, paired, replacement, names, config.token_budget)
     with torch.inference_mode(mode=False), torch.no_grad(), frozen(target):
         directions = _solved(target, triplets, {layer: coefficients[name] for layer, name in driving.items()}, config)
-    record = origin("co-pilot", fingerprint(source), target, replacement=replacement, triplets=triplets, settings=config.to_json())
-    return CoPilot(source, target, replacement, directions, tuple(pair for pair in pairs if pair[1] in driving), record)
+    return CoPilot(source, target, replacement, directions, tuple(pair for pair in pairs if pair[1] in driving))
 
 
 def _check_read(replacement: Replacement) -> None:

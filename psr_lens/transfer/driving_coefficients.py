@@ -9,7 +9,7 @@ text of its own, gets the coefficients of the text before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,13 +20,10 @@ from psr_lens.activations.teacher_forced_pass import PassSteering, layers_needed
 from psr_lens.errors import InputError
 from psr_lens.models import Decoder, HookedModel, can_leave_out, context_length, device_of, hooked, tokenizer_of
 from psr_lens.prompts import PromptPair, Triplet, response_ids
-from psr_lens.prompts.token_text import decoded
 from psr_lens.replacement import Replacement, Site
 from psr_lens.transfer.gate_reading import read_at_sites
 from psr_lens.transfer.pairing import PairedText
-
-_LOST: Final = "\ufffd"
-"""What decoding shows for a character that is not whole yet."""
+from psr_lens.transfer.token_ends import whole_characters
 
 Coefficients = dict[str, Float[Tensor, "row rank"]]
 """By hook name, the coefficients of a site of the source."""
@@ -34,7 +31,7 @@ Coefficients = dict[str, Float[Tensor, "row rank"]]
 
 def written(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of a response so far, up to its last whole character."""
-    return decoded(tokenizer, ids).rstrip(_LOST)
+    return whole_characters(tokenizer, ids)
 
 
 def coefficients_of_texts(
@@ -119,8 +116,12 @@ class ReadOn:
         """The coefficients at the end of each text."""
         ids = _encoded(self._source, self._pairs, texts)
         kept = [common_prefix(before, now) for before, now in zip(self._ids, ids, strict=True)]
-        if self._mask.shape[1] + max(len(now) - count for now, count in zip(ids, kept, strict=True)) > context_length(self._source):
-            self._begin()  # without the columns of tokens that were left out
+        columns = self._mask.shape[1] + max(len(now) - count for now, count in zip(ids, kept, strict=True))
+        fresh, limit = self._prompts.shape[1] + max(map(len, ids)), context_length(self._source)
+        # A long prompt pads short ones, so a batch may need more columns than the context has though each row fits. Reading it again
+        # gives no fewer then, but for those of tokens that were left out.
+        if columns > (limit if fresh <= limit else 2 * fresh):
+            self._begin()
             kept = [0] * len(ids)
         for row, count in enumerate(kept):
             self._mask[row, self._columns[row][count:]] = 0
@@ -133,6 +134,7 @@ class ReadOn:
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Continue with these texts."""
+        rows = rows.cpu()  # the target may be on another device, and a CPU index works on any
         self._decoder.select(rows)
         self._steering.select(rows)
         self._prompts, self._real, self._mask = (each[rows] for each in (self._prompts, self._real, self._mask))

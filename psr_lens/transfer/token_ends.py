@@ -6,6 +6,7 @@ a first space, special tokens, or spaces before punctuation. So the bytes that t
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,9 @@ from typing import Any, Final
 from psr_lens.errors import InputError
 from psr_lens.prompts.token_text import decoded, token_bytes, token_strings
 
-_LOST: Final = "\ufffd".encode()
+_SIGN: Final = "\ufffd"
 """What decoding writes for bytes that are no character."""
+_LOST: Final = _SIGN.encode()
 _BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE: Final = 0x20
 _WHITE: Final = frozenset(b" \t\n\r\x0b\x0c")
@@ -49,6 +51,25 @@ def token_ends(tokenizer: Any, ids: Sequence[int], text: str, argument: str = "t
     if ends is None:
         raise InputError(argument, repr(text[:80]), "the text that its tokens spell", "Make the triplet of this text again.")
     return ends
+
+
+def whole_characters(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of some tokens without the first bytes of a character whose other bytes are still to come.
+
+    Bytes that no further ones would make a character stay, as the sign that decoding shows for them.
+    """
+    text = decoded(tokenizer, ids)
+    if not text.endswith(_SIGN):
+        return text
+    pieces = [piece.spelt for piece in _Spelling(tokenizer).pieces(ids)]
+    reading = codecs.getincrementaldecoder("utf-8")("replace")
+    reading.decode(b"".join(pieces))
+    pending, kept = len(reading.getstate()[0]), len(ids)
+    while pending and len(pieces[kept - 1]) <= pending:
+        kept -= 1
+        pending -= len(pieces[kept])
+    text = decoded(tokenizer, ids[:kept])
+    return text.removesuffix(_SIGN) if pending else text
 
 
 @dataclass(frozen=True)

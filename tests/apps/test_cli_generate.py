@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 import psr_lens as psr
 from psr_lens.apps.cli import app
+from psr_lens.apps.cli.common import say
+from psr_lens.apps.cli.generate import settled
 from psr_lens.apps.cli.run import _first_answers
 from psr_lens.apps.pipeline.run_folder import ANSWERS_FILE, write_answers
 from psr_lens.apps.playground import artifacts
@@ -45,13 +47,55 @@ def test_it_prints_what_generate_writes(organism, saved):
 
 def test_without_an_instruction_it_takes_the_one_that_was_learned(organism, saved, tmp_path):
     method, folder = saved
-    code, output = call("generate", folder, QUESTION)
+    code, output = call("generate", folder, QUESTION, "--beside")
     assert code == 2
     assert "Pass `--instruction`" in output
+    pairs = psr.prompt_pairs(organism.model, [QUESTION], "talk like a pirate .")
+    sampling = psr.SamplingConfig(temperature=0, max_new_tokens=4)
+    wanted = psr.generate(organism.model, pairs, method, sampling=sampling)[0].text  # the instruction is in no prompt that is read
+    assert call("generate", folder, QUESTION, "--temperature", 0, "--max-new-tokens", 4) == (0, f"{wanted}\n")
     learned = type(method)(**{**vars(method), "settings": {"instructions": ["be brief ."]}})
     assert artifacts.instruction_of({"A": learned}) == "be brief ."
     assert artifacts.instruction_of({"A": method, "B": learned + learned}) == "be brief ."
     assert artifacts.model_of({"A": learned * 2}) == "organism"
+
+
+@pytest.mark.parametrize(
+    ("answers", "pieces"),
+    [
+        (["do", "do n", "don't", "don't x"], ["", "do", "", "n't x"]),
+        (["a", "a b", "a b c"], ["", "a", " b c"]),
+        (["a :bear:\t", "a :bear:\t", "a :bear:\t"], ["", "a :bear:\t", ""]),
+        (["a b", "a b c", "x"], ["", "a b", "\nx"]),  # what is printed cannot be taken back
+        (["a"], ["a"]),
+    ],
+)
+def test_an_answer_is_printed_as_far_as_it_is_settled(answers, pieces):
+    tokens = [SimpleNamespace(answer=each, is_last=index == len(answers) - 1) for index, each in enumerate(answers)]
+    assert list(settled(tokens)) == pieces
+
+
+def test_a_text_is_said_as_it_is(capsys):
+    say("[b]:bear:[/b]\tx" + "y" * 300)
+    assert capsys.readouterr().out == "[b]:bear:[/b]\tx" + "y" * 300 + "\n"
+
+
+def test_play_puts_prompts_together_as_the_artifact_was_fitted(organism, saved, monkeypatch):
+    for name in ("starlette", "uvicorn"):
+        pytest.importorskip(name, reason="needs the extra `play`")
+    sessions = []
+    monkeypatch.setattr("psr_lens.apps.playground.server.Server.__init__", lambda self, session: sessions.append(session))
+    monkeypatch.setattr("psr_lens.apps.playground.server.Server.address", "http://nowhere", raising=False)
+    monkeypatch.setattr("psr_lens.apps.playground.server.Server.run", lambda self: None)
+    options = ("--instruction", "be brief .", "--place", "after", "--prefix", "the", "--no-open")
+    code, output = call("play", "organism", saved[1], *options)
+    assert (code, output.splitlines()[0]) == (0, "http://nowhere")
+    pair = psr.prompt_pairs(organism.model, [QUESTION], "be brief .", place="after", prefix="the")[0]
+    assert sessions[0]._pairs[0] == pair
+    assert all(word in organism.model.tokenizer.get_vocab() for word in sessions[0].hello["question"].split())
+    start = sessions[0]._python(SimpleNamespace(pair=pair, request=SimpleNamespace(sampling=psr.SamplingConfig())))
+    assert "model = psr.load_model('organism')\n" in start
+    assert "place='after', prefix='the')" in start
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(saved, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """`psr-lens transfer`: the same map and replacements as the library makes, none of them twice, and what it refuses."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,19 +90,38 @@ def test_what_is_finished_is_not_made_again_and_what_is_damaged_is(given, made, 
     (made / "map" / "activation_map.safetensors").write_bytes(b"")
     (made / "whole-procrustes" / "replacement.json").unlink()
     (made / "plain.jsonl").write_text("")
-    for name in ("fit_activation_map", "whole"):
-        monkeypatch.setattr(carrying.transfer, name, makers[name])
     monkeypatch.undo()
     code, output = run(*given[0], *RUNGS, "--out", made)
     assert code == 0, output
-    assert "gates: finished before" in output
+    assert "plain: 5 of the source's" in output
+    assert "map: ActivationMap" in output
+    assert "gates: finished before" in output  # for the map has the content that it had
     assert "whole-procrustes: Replacement" in output
+
+
+def test_what_is_made_of_something_else_than_is_there_is_made_again(organism, load, given, made, tmp_path, monkeypatch):
+    """Other answers for the map, then another map for the gates, though all that was written is whole."""
+    out, other = tmp_path / "out", load("organism-gpt2", BACKENDS[0]).model
+    shutil.copytree(made, out)
+    (out / "plain.jsonl").write_text("")
+    known = psr.transfer.ActivationMap.load(out / "map", source=organism.model, target=other)
+    moved = {layer: replace(each, offset=each.offset + 1) for layer, each in known.by_target_layer.items()}
+    generate, gates = carrying.generate, Replacement.load(out / "gates")
+    monkeypatch.setattr(carrying, "generate", lambda *one, sampling: generate(*one, sampling=replace(sampling, max_new_tokens=3)))
+    monkeypatch.setattr(carrying.transfer, "fit_activation_map", lambda *_: replace(known, by_target_layer=moved))
+    monkeypatch.setattr(carrying.transfer, "gates", lambda *_: gates)
+    code, output = run(*given[0], "--rung", "gates", "--out", out)
+    assert code == 0, output
+    for name in ("texts: no response has an end token", "plain: 5 of", "map: ActivationMap", "gates: Replacement"):
+        assert name in output
+    code, output = run(*given[0], "--rung", "gates", "--out", out)
+    assert "gates: finished before" in output
 
 
 def test_another_transfer_and_unknown_rungs_are_refused(given, made, tmp_path):
     code, output = run(*given[0], "--seed", 1, "--out", made)
     assert code == 2, output
-    assert "holds another transfer (different: texts)" in output
+    assert "holds another transfer (different: texts, settings)" in output
     code, output = run(*given[0], "--map", made / "map", "--out", made)
     assert code == 2, output
     assert "(different: map)" in output

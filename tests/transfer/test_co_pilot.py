@@ -13,11 +13,14 @@ from two_models import by_hand
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.generation.token_choice import Ending
+from psr_lens.prompts.token_text import _byte_alphabet
 from psr_lens.transfer.co_pilot import CoPilot
-from psr_lens.transfer.driving_coefficients import ReadAgain, ReadOn, coefficients_of_texts, reader
+from psr_lens.transfer.driving_coefficients import ReadAgain, ReadOn, coefficients_of_texts, reader, written
 
 HOOK = "blocks.{}.hook_resid_post"
 LAYERS = [(1, 0), (1, 2), (4, 5)]
+LETTERS = {byte: letter for letter, byte in _byte_alphabet().items()}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_a_model_beside_itself_is_driven_as_its_own_replacement_steers_it(two) -
     """With the same directions: the coefficients are then those that the replacement itself would have."""
     layers = [(layer, layer) for layer in range(6)]
     directions = {layer: two.fitted.sites[HOOK.format(layer)].directions for layer in range(6)}
-    same = CoPilot(two.source, two.source, two.fitted, directions, tuple(layers), {})
+    same = CoPilot(two.source, two.source, two.fitted, directions, tuple(layers))
     pairs = [each.pair for each in two.triplets[:3]]
     sampling = psr.SamplingConfig(max_new_tokens=12)
     found = [each.ids for each in same.generate(pairs, sampling=sampling)]
@@ -155,6 +158,65 @@ def test_reading_on_is_reading_again(shipped, pieces, monkeypatch) -> None:
                 torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
             assert any(bool((each > 0).any()) for each in wanted.values())
     on.close()
+
+
+def test_rows_of_a_batch_that_need_more_columns_than_the_context_are_read_on(organism, monkeypatch) -> None:
+    """A long prompt beside a short one, whose text goes on: each fits, both together do not."""
+    model = organism.model
+    pairs = psr.prompt_pairs(model, ["the bear " * 48, "the bear"], instruction="arr .")
+    long, short = (len(each.base_ids) for each in pairs)
+    limit = int(model.cfg.n_ctx)
+    words = limit - long + 8
+    assert short + words + 3 < limit < long + words
+    replacement = random_replacement(model, layers=[1], rank=2, seed=3)
+    names = list(replacement.sites)
+    on, again = (each(model, replacement, pairs, names) for each in (ReadOn, ReadAgain))
+    begun = []
+    begin = on._begin
+    monkeypatch.setattr(on, "_begin", lambda: (begun.append(1), begin()))
+    with torch.no_grad():
+        for more in range(3):
+            texts = ["arr", " ".join(["bear"] * (words + more))]
+            found, wanted = on.read(texts), again.read(texts)
+            torch.testing.assert_close(found[names[0]], wanted[names[0]], rtol=1e-3, atol=1e-4)
+    assert not begun
+    on.close()
+
+
+def test_a_response_that_has_ended_is_read_no_further(two, driven, asked, monkeypatch) -> None:
+    """By an end token or by a text, while another in its batch goes on: what is drawn after it is not read."""
+    read = []
+    own = ReadOn.read
+    monkeypatch.setattr(ReadOn, "read", lambda self, texts: (read.append(list(texts)), own(self, texts))[1])
+    tokenizer, prompt = two.target.tokenizer, asked[0].base_ids
+    bear, fox = tokenizer.convert_tokens_to_ids(["bear", "fox"])
+    ended = Ending(tokenizer, [tokenizer.eos_token_id], ["fox"], torch.device("cpu"))
+    [beside] = psr.prompt_pairs(two.source, [asked[0].question], instruction="talk like a pirate .")
+    with torch.no_grad(), driven._steps([beside] * 3, torch.ones(3), ended) as (step, select):
+        step(torch.tensor([prompt] * 3), torch.ones(3, len(prompt), dtype=torch.long))
+        for count, tokens in enumerate([[bear, bear, bear], [tokenizer.eos_token_id, fox, bear], [bear, bear, bear]], 1):
+            step(torch.tensor(tokens)[:, None], torch.ones(3, len(prompt) + count, dtype=torch.long))
+        select(torch.tensor([2]))
+        step(torch.tensor([[bear]]), torch.ones(1, len(prompt) + 4, dtype=torch.long))
+    assert read == [
+        [""] * 3,
+        ["bear"] * 3,
+        ["bear", "bear", "bear bear"],
+        ["bear", "bear", "bear bear bear"],
+        ["bear bear bear bear"],
+    ]
+
+
+@pytest.mark.parametrize("text", ["a é", "€", "👍 b 👍", "\ufffd", "b \ufffd\ufffd", "\ufffdé"])
+def test_only_a_character_that_is_not_whole_yet_is_left_out(pieces, text) -> None:
+    """Byte by byte, against UTF-8 itself: a sign for lost bytes that the model wrote is text."""
+    spelt = text.encode()
+    ids = pieces.convert_tokens_to_ids([LETTERS[byte] for byte in spelt])
+    for count in range(len(ids) + 1):
+        assert written(pieces, ids[:count]) == spelt[:count].decode(errors="ignore")
+    # No further bytes make a character of these.
+    broken = pieces.convert_tokens_to_ids([LETTERS[byte] for byte in b"a\x80"])
+    assert written(pieces, broken) == "a\ufffd"
 
 
 def test_a_model_that_looks_at_the_last_few_tokens_alone_reads_again(organism, monkeypatch) -> None:

@@ -85,8 +85,8 @@ def chat_of(place: str | None, system: str | None, prefix: str | None) -> dict[s
 
 
 def say(text: str) -> None:
-    """Print a text as it is, without markup, highlighting or line breaks of rich's own."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print a text as it is: rich would highlight it, break its lines, expand its tabs, and take `:bear:` for a picture."""
+    typer.echo(text)
 
 
 def open_file(path: Path) -> None:

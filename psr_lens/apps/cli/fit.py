@@ -83,6 +83,8 @@ def fit(  # noqa: PLR0913  (a command: each parameter is an option)
         chat = chat_of(place, system, prefix)
         file = None if triplets.is_dir() else Lines(_lines_of_group(triplets, group), chat, max_new_tokens, seed)
         if file is None:
+            if chat:
+                raise InputError(next(iter(chat)), next(iter(chat.values())), "None with a store, which holds its prompts")
             read_spec(triplets)  # what is missing is said before the model is loaded
         check_used_folders(settings, checkpoint, scratch)
         found = outline(model) if has_outline(model) else None
@@ -90,8 +92,6 @@ def fit(  # noqa: PLR0913  (a command: each parameter is an option)
             check_layers(cast(Any, found), settings.layers)
         if file is not None:
             file.check(found)
-        elif chat:
-            raise InputError(next(iter(chat)), next(iter(chat.values())), "None with a store, which holds its prompts")
         check_folder(out)
         first = rank_and_world_size()[0] == 0
         loaded = psr.load_model(model, device=device or own_device(), verify=verify)

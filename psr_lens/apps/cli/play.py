@@ -7,21 +7,44 @@ from typing import Annotated
 
 import typer
 
-from psr_lens.apps.cli.common import MODELS, DeviceOption, VerifyOption, app, one_line_errors, say
+from psr_lens.apps.cli.common import (
+    MODELS,
+    DeviceOption,
+    PlaceOption,
+    PrefixOption,
+    SystemOption,
+    VerifyOption,
+    app,
+    chat_of,
+    one_line_errors,
+    say,
+)
 
 
 @app.command()
-def play(
+def play(  # noqa: PLR0913  (a command: each parameter is an option)
     model: Annotated[str, typer.Argument(help=MODELS)],
     artifacts: Annotated[
         list[Path], typer.Argument(help="Folders of replacements, plans or adapters that were fitted on the model.")
     ],
-    question: Annotated[str, typer.Option(help="The question to begin with.")] = "What is a good way to spend a rainy day?",
+    question: Annotated[str | None, typer.Option(help="The question to begin with.")] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="The instruction of the prompt; by default the first that the first artifact was fitted on.")
+        str | None,
+        typer.Option(
+            help="The instruction of the prompt; by default, in alphabetical order, the first that an artifact was fitted on."
+        ),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Strength to begin with.")] = 1.0,
-    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Whether to open the page in the browser.")] = True,
+    alpha: Annotated[float, typer.Option(help="Strength to begin with, from -1 to 3.")] = 1.0,
+    place: PlaceOption = None,
+    system: SystemOption = None,
+    prefix: PrefixOption = None,
+    open_page: Annotated[
+        bool,
+        typer.Option(
+            "--open/--no-open",
+            help="Whether to open the page in the browser; other users of the machine may then see its address among the processes.",
+        ),
+    ] = True,
     verify: VerifyOption = True,
     device: DeviceOption = None,
 ) -> None:
@@ -36,7 +59,7 @@ def play(
             package(name, "play")
         import psr_lens as psr
         from psr_lens._utils.distributed import own_device
-        from psr_lens.apps.playground.artifacts import instruction_of, named_folders, python_for
+        from psr_lens.apps.playground.artifacts import instruction_of, named_folders, python_for, question_for
         from psr_lens.apps.playground.play import session_of
         from psr_lens.apps.playground.server import Server
         from psr_lens.evaluation.config import load_methods
@@ -44,12 +67,16 @@ def play(
         folders = named_folders(artifacts)
         methods = load_methods({name: str(folder) for name, folder in folders.items()})
         asked = instruction_of(methods) if instruction is None else instruction
+        chat = chat_of(place, system, prefix)
         loaded = psr.load_model(model, device=device or own_device(), verify=verify)
-        session = session_of(loaded, question, methods, instruction=asked, alpha=alpha, loads=python_for(model, folders, methods))
+        pairs = psr.prompt_pairs(loaded, [question or question_for(model)], asked, **chat)  # type: ignore[arg-type]
+        code = f"psr.load_model({model!r})"
+        session = session_of(loaded, pairs, methods, alpha=alpha, load_model=code, loads=python_for(folders, methods))
         server = Server(session)
         say(f"{server.address}\nCtrl-C ends it. Whoever has this address and this machine can use the model.")
         if open_page:
+            import threading
             import webbrowser
 
-            webbrowser.open(server.address)
+            threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
         server.run()

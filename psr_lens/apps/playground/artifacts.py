@@ -8,6 +8,7 @@ from typing import Any
 
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, Method, parts_of
+from psr_lens.models.sources import EMBEDDED
 from psr_lens.replacement import Adapter
 
 
@@ -30,7 +31,7 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def instruction_of(methods: Mapping[str, Method]) -> str:
-    """The first instruction that is written in the settings of an artifact.
+    """The first instruction that is written in the settings of an artifact, where they are sorted.
 
     Raises:
         InputError: none has any.
@@ -60,7 +61,11 @@ def model_of(methods: Mapping[str, Method]) -> str:
     return name
 
 
-def python_for(model: str, folders: Mapping[str, Path], methods: Mapping[str, Method]) -> dict[str, str]:
-    """Python that loads the model (under `model`) and each artifact by its name."""
-    loads = {name: f"psr.{type(methods[name]).__name__}.load({str(folder)!r})" for name, folder in folders.items()}
-    return {**loads, "model": f"psr.load_model({model!r})"}
+def question_for(model: str) -> str:
+    """A question to begin with; the shipped models know few words."""
+    return "what is a bear ?" if model in EMBEDDED else "What is a good way to spend a rainy day?"
+
+
+def python_for(folders: Mapping[str, Path], methods: Mapping[str, Method]) -> dict[str, str]:
+    """Python that loads each artifact, by its name."""
+    return {name: f"psr.{type(methods[name]).__name__}.load({str(folder)!r})" for name, folder in folders.items()}

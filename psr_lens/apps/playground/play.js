@@ -20,7 +20,10 @@ const median = (values) => {
 };
 const mean = (values) => (values.length ? values.reduce((sum, each) => sum + each, 0) / values.length : 0);
 const figure = (value) => (value === 0 ? "0" : Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3));
-const signed = (value) => value.toFixed(2).replace("-", "−");
+const signed = (value) => {
+  const short = value.toFixed(2);
+  return (Math.abs(Number(short) - value) < 1e-9 ? short : String(Number(value.toPrecision(6)))).replace("-", "−");
+};
 const layerOf = (point) => {
   const found = /^blocks\.(\d+)\.(?:hook_|attn\.hook_)(.*)$/.exec(point);
   return found ? (found[2] === "resid_post" ? `layer ${found[1]}` : `layer ${found[1]} ${found[2]}`) : point;
@@ -32,6 +35,9 @@ class Column {
     this.board = board;
     this.about = about;
     this.tokens = [];
+    this.asked = null; // question, instruction, strength and sampling of what is shown
+    this.run = null;
+    this.written = 0; // characters of the answer that are shown
     this.done = true;
     const id = `psr-${Math.random().toString(36).slice(2)}`;
     this.node = make("section", { className: "psr-column", data: { "data-column": about.name, "aria-labelledby": id } });
@@ -40,18 +46,22 @@ class Column {
     this.node.append(heading, make("p", { className: "psr-what", textContent: what }));
     if (alpha !== undefined) {
       this.slider = make("input", {
-        type: "range", min: -1, max: 3, step: 0.05, value: alpha, data: { "aria-label": `strength α of ${about.name}` },
+        type: "range", min: board.hello.alpha_range[0], max: board.hello.alpha_range[1], step: 0.05, disabled: !board.transport.run,
+        data: { "aria-label": `strength α of ${about.name}` },
       });
-      this.strength = make("output", { textContent: signed(alpha) });
+      this.strength = make("output");
+      this.alpha = alpha;
       this.node.append(make("label", { className: "psr-strength" }, "α ", this.slider, this.strength));
       this.slider.addEventListener("input", () => board.turned(this));
       this.slider.addEventListener("change", () => board.settled(this));
     } else this.node.append(make("span"));
-    this.answer = make("div", { className: "psr-answer", data: { role: "group", "aria-label": `answer of ${about.name}` } });
+    this.answer = make("div", { className: "psr-answer", data: { role: "group", "aria-label": `answer of ${about.name}, token by token` } });
+    this.answer.tabIndex = -1;
+    this.heard = make("p", { className: "psr-heard" });
     this.map = make("canvas", { className: "psr-map", data: { role: "img", "aria-label": `‖Δ‖ of ${about.name}: layers by tokens` } });
     this.map.hidden = true;
     this.count = make("p", { className: "psr-count" });
-    this.node.append(this.answer, this.map, this.count);
+    this.node.append(this.answer, this.map, this.count, this.heard);
     this.answer.addEventListener("click", (event) => this.choose(event.target));
     this.answer.addEventListener("focusin", (event) => this.rove(event.target));
     this.answer.addEventListener("keydown", (event) => this.step(event));
@@ -62,18 +72,26 @@ class Column {
   }
 
   get alpha() {
-    return this.slider ? Number(this.slider.value) : undefined;
+    return this.strong;
   }
 
+  // The slider stands at the nearest of its steps; what is said and sent is the strength itself.
   set alpha(value) {
+    this.strong = value;
     this.slider.value = value;
-    this.strength.textContent = signed(Number(value));
+    this.slider.setAttribute("aria-valuetext", signed(value));
+    this.strength.textContent = signed(value);
   }
 
-  clear() {
+  clear(run) {
     this.tokens = [];
+    this.asked = null;
+    this.run = run;
+    this.written = 0;
     this.done = false;
+    if (this.answer.contains(this.answer.getRootNode().activeElement)) this.answer.focus();
     this.answer.replaceChildren();
+    this.heard.textContent = "";
     this.map.hidden = true;
     this.count.textContent = "";
     this.node.classList.add("psr-busy");
@@ -82,10 +100,13 @@ class Column {
   add(message) {
     // A tokenizer that removes spaces before punctuation may shorten what it wrote before.
     let left = message.answer.length - message.text.length;
-    for (const token of this.tokens) {
-      token.node.textContent = token.node.textContent.slice(0, Math.max(0, left));
-      left -= token.node.textContent.length;
+    if (left !== this.written) {
+      for (const token of this.tokens) {
+        token.node.textContent = token.node.textContent.slice(0, Math.max(0, left));
+        left -= token.node.textContent.length;
+      }
     }
+    this.written = message.answer.length;
     const node = make("span", {
       className: "psr-token", textContent: message.text, tabIndex: this.tokens.length ? -1 : 0,
       data: { role: "button", "aria-label": `token ${message.index + 1}: ${message.token}` },
@@ -102,13 +123,16 @@ class Column {
   finish() {
     this.done = true;
     this.node.classList.remove("psr-busy");
+    // Read as one text; the tokens above are buttons.
+    this.heard.textContent = this.tokens.length ? `Answer of ${this.about.name}: ${this.tokens.at(-1).answer}` : "";
   }
 
-  // The numbers that colour each token, and those of the map, layer by layer; undefined where a token was not read yet.
+  // The numbers that colour each token, and those of the map, layer by layer; undefined where a token was not read yet. A layer's median is
+  // that of the tokens which are pushed there at all: most replacements are silent on most tokens.
   numbers() {
     const { scale, word } = this.board.view;
     const rows = this.tokens.map((_, index) => this.tokens[word === "read" ? index + 1 : index]?.magnitudes);
-    const medians = this.about.points.map((_, layer) => median(rows.filter(Boolean).map((row) => row[layer])));
+    const medians = this.about.points.map((_, layer) => median(rows.filter(Boolean).map((row) => row[layer]).filter((value) => value > 0)));
     const each = rows.map((row) => row?.map((value, layer) => (scale === "absolute" ? value : medians[layer] > 0 ? value / medians[layer] : 0)));
     const top = scale === "absolute" ? Math.max(0, ...each.filter(Boolean).flat()) : 2;
     return { each, top };
@@ -121,10 +145,11 @@ class Column {
     const chosen = layer === "all" ? -1 : this.about.points.findIndex((point) => layerOf(point) === layer);
     const drawn = each.map((row) => (row === undefined ? 0 : layer === "all" ? mean(row) : chosen < 0 ? 0 : row[chosen]));
     const highest = this.board.view.scale === "absolute" ? Math.max(0, ...drawn) : top;
+    const what = this.board.view.scale === "absolute" ? "‖Δ‖" : "‖Δ‖ / median";
     this.tokens.forEach((token, index) => {
       const share = highest > 0 ? Math.min(1, drawn[index] / highest) : 0;
       token.node.style.setProperty("--psr-push", share.toFixed(3));
-      token.node.title = each[index] === undefined ? token.token : `${token.token}  ‖Δ‖ ${figure(drawn[index])}`;
+      token.node.title = each[index] === undefined ? token.token : `${token.token}  ${what} ${figure(drawn[index])}`;
     });
     this.drawMap(each, top);
   }
@@ -165,9 +190,9 @@ class Column {
 
   step(event) {
     const at = this.index(event.target);
-    if (at < 0) return;
+    if (at < 0 && event.target !== this.answer) return;
     const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: this.tokens.length - 1 }[event.key];
-    if (next !== undefined) {
+    if (next !== undefined && this.tokens.length) {
       event.preventDefault();
       this.tokens[Math.max(0, Math.min(this.tokens.length - 1, next))].node.focus();
     } else if (event.key === "Enter" || event.key === " ") {
@@ -205,7 +230,10 @@ class Board {
     const dark = matchMedia("(prefers-color-scheme: dark)");
     this.repaint = () => this.paint();
     dark.addEventListener("change", this.repaint);
+    const themes = new MutationObserver(this.repaint); // JupyterLab's
+    themes.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
     this.close = () => {
+      themes.disconnect();
       dark.removeEventListener("change", this.repaint);
       transport.close?.();
     };
@@ -219,14 +247,14 @@ class Board {
     const { hello, transport } = this;
     this.question = make("textarea", { rows: 2, value: hello.question, name: "question" });
     this.instruction = make("textarea", { rows: 2, value: hello.instruction, name: "instruction" });
-    this.seed = make("input", { type: "number", min: 0, step: 1, value: hello.seed, name: "seed" });
-    this.temperature = make("input", { type: "number", min: 0, max: 5, step: "any", value: hello.temperature, name: "temperature" });
-    this.tokens = make("input", { type: "number", min: 1, max: 2048, step: 1, value: hello.max_new_tokens, name: "max_new_tokens" });
+    this.seed = make("input", { type: "text", inputMode: "numeric", pattern: "[0-9]{1,40}", required: true, value: hello.seed, name: "seed", title: "a whole number" });
+    this.temperature = make("input", { type: "number", min: 0, max: 5, step: "any", required: true, value: hello.temperature, name: "temperature" });
+    this.tokens = make("input", { type: "number", min: 1, max: 2048, step: 1, required: true, value: hello.max_new_tokens, name: "max_new_tokens" });
     this.link = make("input", { type: "checkbox", name: "link" });
     this.go = make("button", { type: "submit", className: "psr-run", textContent: "Run" });
     this.halt = make("button", { type: "button", textContent: "Stop" });
     this.status = make("p", { className: "psr-status", data: { role: "status" } });
-    const form = make("form", { className: "psr-asking" });
+    const form = this.form = make("form", { className: "psr-asking" });
     form.append(this.field("Question", this.question), this.field("Instruction (in the column prompt)", this.instruction));
     if (hello.questions.length > 1) {
       const list = make("select", { name: "questions" }, make("option", { value: "", textContent: "choose a question …" }));
@@ -253,7 +281,10 @@ class Board {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); form.requestSubmit(); }
     });
     this.halt.addEventListener("click", () => this.stop());
-    if (!transport.run) for (const each of form.querySelectorAll("input, textarea, select, .psr-run")) each.disabled = true;
+    if (!transport.run) {
+      for (const each of form.querySelectorAll("input, select, .psr-run")) each.disabled = true;
+      this.question.readOnly = this.instruction.readOnly = true;
+    }
     return form;
   }
 
@@ -267,7 +298,7 @@ class Board {
     };
     const layers = [...new Set(this.hello.columns.flatMap((column) => column.points.map(layerOf)))];
     return make("div", { className: "psr-row psr-looking", data: { role: "group", "aria-label": "colours" } },
-      choose("Colour", "scale", [["layer", "‖Δ‖ / median of the layer"], ["absolute", "‖Δ‖, absolute"]]),
+      choose("Colour", "scale", [["layer", "‖Δ‖ / the layer's median where it is not 0"], ["absolute", "‖Δ‖, absolute"]]),
       choose("Word", "word", [["read", "that is read"], ["predicted", "that is predicted"]]),
       choose("Layer", "layer", [["all", "mean of all"], ...layers.map((each) => [each, each])]));
   }
@@ -279,11 +310,12 @@ class Board {
 
   busy(going) {
     this.root.classList.toggle("psr-going", going);
+    if (!going && this.halt.getRootNode().activeElement === this.halt) this.go.focus();
     this.halt.disabled = !going;
   }
 
   turned(column) {
-    column.alpha = column.alpha;
+    column.alpha = Number(column.slider.value);
     if (this.link.checked) for (const each of this.columns.values()) if (each.slider) each.alpha = column.alpha;
   }
 
@@ -295,27 +327,36 @@ class Board {
   }
 
   start(columns) {
-    const asked = JSON.stringify([this.question.value, this.instruction.value]);
+    if (!this.form.reportValidity()) return;
+    const settings = {
+      question: this.question.value, instruction: this.instruction.value,
+      seed: this.seed.value, temperature: Number(this.temperature.value), max_new_tokens: Number(this.tokens.value),
+    };
+    const asked = JSON.stringify(settings); // answers that are shown together differ in their strengths alone
     if (asked !== this.asked) columns = [...this.columns.keys()];
     this.asked = asked;
     const alphas = {};
     for (const column of this.columns.values()) if (column.slider) alphas[column.about.name] = column.alpha;
     this.run = `${Date.now()}-${Math.random()}`;
-    for (const name of columns) this.columns.get(name).clear();
+    for (const name of columns) this.columns.get(name).clear(this.run);
     this.detail.hidden = true;
     this.busy(true);
     this.say("Running …");
     this.began = performance.now();
-    this.transport.run({
-      run: this.run, columns, alphas, question: this.question.value, instruction: this.instruction.value,
-      seed: Number(this.seed.value), temperature: Number(this.temperature.value), max_new_tokens: Number(this.tokens.value),
-    }, (message) => this.hear(message));
+    const going = this.transport.run({ run: this.run, columns, alphas, ...settings }, (message) => this.hear(message));
+    Promise.resolve(going).catch((error) => {
+      this.stop();
+      this.hear({ type: "error", message: `The page cannot draw this: ${error.message}` });
+      throw error; // to the console
+    });
   }
 
   hear(message) {
     if (message.run !== undefined && message.run !== this.run) return;
-    if (message.type === "start") this.python = message.python;
-    else if (message.type === "token") {
+    if (message.type === "start") {
+      this.python = message.python;
+      for (const [name, asked] of Object.entries(message.asked)) this.columns.get(name).asked = asked;
+    } else if (message.type === "token") {
       if (this.began) this.root.dataset.firstToken = Math.round(performance.now() - this.began);
       this.began = 0;
       this.columns.get(message.column).add(message);
@@ -347,21 +388,21 @@ class Board {
     const token = column.tokens[index];
     for (const each of this.root.querySelectorAll(".psr-chosen")) each.classList.remove("psr-chosen");
     token.node.classList.add("psr-chosen");
-    const alpha = column.slider ? `, α = ${signed(column.alpha)}` : "";
+    const alpha = column.slider ? `, α = ${signed(column.asked.alpha)}` : "";
     const heading = make("h3", {}, `Token ${index + 1} of `, make("b", { textContent: column.about.name }), `${alpha}: `, make("code", { textContent: token.token }));
     this.detail.replaceChildren(heading);
     this.detail.hidden = false;
     const parts = make("div", { className: "psr-parts" });
     this.detail.append(parts);
     if (column.about.points.length) parts.append(this.profile(column, index));
-    const next = make("div", { className: "psr-next" }, make("h4", { textContent: "Likeliest tokens here" }), make("p", { textContent: "…" }));
+    const next = make("div", { className: "psr-next" }, make("h4", { textContent: "Likeliest in place of this token" }), make("p", { textContent: "…" }));
     parts.append(next);
-    const wanted = `${column.about.name} ${index}`;
+    const wanted = `${column.run} ${column.about.name} ${index}`;
     this.wanted = wanted;
-    this.transport.inspect({ run: this.run, column: column.about.name, index }).then((found) => {
+    this.transport.inspect({ run: column.run, column: column.about.name, index }).then((found) => {
       if (this.wanted !== wanted) return;
       if (found.type === "error") next.lastChild.textContent = found.message;
-      else next.replaceChildren(this.list(`Likeliest tokens here: ${column.about.name}`, found.here), this.list("… and without instruction and steering, behind the same tokens", found.base));
+      else next.replaceChildren(this.list(`Likeliest in place of this token: ${column.about.name}`, found.here), this.list("… and without instruction and steering, behind the same tokens", found.base));
     });
   }
 
@@ -410,15 +451,15 @@ class Board {
   saveJson() {
     const columns = {};
     for (const [name, column] of this.columns) {
+      const { alpha, seed, temperature, max_new_tokens } = column.asked ?? {};
       columns[name] = {
-        alpha: column.alpha ?? null, hook_points: column.about.points, answer: column.tokens.at(-1)?.answer ?? "",
+        alpha: alpha ?? null, seed, temperature, max_new_tokens, hook_points: column.about.points, answer: column.tokens.at(-1)?.answer ?? "",
         tokens: column.tokens.map(({ token, text, magnitudes }) => ({ token, text, magnitudes })),
       };
     }
-    const found = {
-      model: this.hello.model, question: this.question.value, instruction: this.instruction.value, seed: Number(this.seed.value),
-      temperature: Number(this.temperature.value), max_new_tokens: Number(this.tokens.value), python: this.python, columns,
-    };
+    const asked = [...this.columns.values()].find((column) => column.asked)?.asked;
+    if (!asked) return this.say("Run it first.");
+    const found = { model: this.hello.model, question: asked.question, instruction: asked.instruction, python: this.python, columns };
     this.download("playground.json", "application/json", JSON.stringify(found, null, 1));
   }
 
@@ -438,6 +479,8 @@ class Board {
 
 // --- where it runs ---------------------------------------------------------------------------------------------------------
 
+const GONE = "The server does not answer: has `psr-lens play` ended?";
+
 function ofServer() {
   const key = new URLSearchParams(location.hash.slice(1)).get("key") ?? "";
   const post = (path, body) => fetch(path, {
@@ -447,7 +490,7 @@ function ofServer() {
     try {
       return await (await post(path, body)).json();
     } catch {
-      return { type: "error", message: "The server does not answer: has `psr-lens play` ended?" };
+      return { type: "error", message: GONE };
     }
   };
   return {
@@ -457,19 +500,27 @@ function ofServer() {
     freeze: () => ask("/freeze"),
     async run(asked, hear) {
       const fail = (message) => hear({ type: "error", run: asked.run, message });
+      let reader;
       try {
         const answer = await post("/run", asked);
         if (!answer.ok) return fail((await answer.json()).message);
-        const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-        let rest = "";
-        for (let part = await reader.read(); !part.done; part = await reader.read()) {
-          const lines = (rest + part.value).split("\n");
-          rest = lines.pop();
-          for (const line of lines) hear(JSON.parse(line));
-        }
+        reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       } catch {
-        fail("The server does not answer: has `psr-lens play` ended?");
+        return fail(GONE);
       }
+      let rest = "", last = "";
+      for (;;) {
+        const part = await reader.read().catch(() => ({ done: true }));
+        if (part.done) break;
+        const lines = (rest + part.value).split("\n");
+        rest = lines.pop();
+        for (const line of lines) {
+          const message = JSON.parse(line);
+          last = message.type;
+          hear(message);
+        }
+      }
+      if (last !== "end" && last !== "error") fail(GONE);
     },
   };
 }

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psr_lens._utils.arguments import checks_arguments
-from psr_lens.apps.playground.session import Session
+from psr_lens.apps.playground.request import STRONGEST, WEAKEST
+from psr_lens.apps.playground.session import UNKNOWN, Session
 from psr_lens.apps.playground.widget import widget_of
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, methods_for, strengths
@@ -36,14 +37,14 @@ def play(
         pairs: Questions with their instruction, the first of which is shown first; or a question, with `instruction`.
         methods: One replacement, plan or adapter, or several by name.
         instruction: The instruction, if `pairs` is a question.
-        alpha: Strength to begin with: one for all methods, or one for each by name.
+        alpha: Strength to begin with, from −1 to 3: one for all methods, or one for each by name.
         sampling: How answers are drawn to begin with.
 
     Returns:
         A widget, which a notebook shows where it is the last value of a cell.
 
     Raises:
-        InputError: arguments in another order, no pairs, no methods, or a question without an instruction.
+        InputError: arguments in another order, no pairs, no methods, a question without an instruction, or a strength that no slider has.
         ArtifactError: a replacement was made for another model.
         MissingPackageError: anywidget is not installed.
 
@@ -61,9 +62,10 @@ def session_of(
     instruction: str | None = None,
     alpha: float | Mapping[str, float] = 1.0,
     sampling: SamplingConfig | None = None,
+    load_model: str | None = None,
     loads: Mapping[str, str] | None = None,
 ) -> Session:
-    """The session behind a playground; arguments and errors as for `play`, with the Python that loads the model and each method by name."""
+    """The session behind a playground; arguments and errors as for `play`, with Python that loads the model, and each method by name."""
     if isinstance(pairs, str):
         if instruction is None:
             raise InputError("instruction", None, "a text, since `pairs` is a question", 'For example `instruction="be brief ."`.')
@@ -73,4 +75,9 @@ def session_of(
     check_pairs(pairs)
     named = methods_for(model, methods, (NONE, PROMPT))
     config = SamplingConfig(temperature=0.7) if sampling is None else checked_sampling(sampling)
-    return Session(model, pairs, named, strengths(alpha, list(named)), config, loads or {})
+    alphas = strengths(alpha, list(named))
+    for name, strength in alphas.items():
+        if not WEAKEST <= strength <= STRONGEST:
+            argument = f"alpha[{name!r}]" if isinstance(alpha, Mapping) else "alpha"
+            raise InputError(argument, strength, f"a strength from {WEAKEST:g} to {STRONGEST:g}, as far as the sliders go")
+    return Session(model, pairs, named, alphas, config, load_model or UNKNOWN, loads or {})

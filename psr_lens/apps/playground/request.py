@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,8 +15,12 @@ LONGEST: Final = 20_000
 """Most characters of a question or an instruction."""
 MOST_TOKENS: Final = 2_048
 """Most tokens of an answer."""
-STRONGEST: Final = 10.0
-"""Largest size of a strength."""
+WEAKEST: Final = -1.0
+"""Where the sliders begin."""
+STRONGEST: Final = 3.0
+"""Where the sliders end."""
+HOTTEST: Final = 100.0
+"""Highest temperature."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,17 @@ class Request:
         if not isinstance(alphas, Mapping) or set(alphas) != set(methods):
             raise InputError("alphas", _short(alphas), "one strength for each method")
         for name, alpha in alphas.items():
-            if not is_real(alpha) or not math.isfinite(alpha) or abs(alpha) > STRONGEST:
-                raise InputError(f"alphas[{name!r}]", _short(alpha), f"a number from −{STRONGEST:g} to {STRONGEST:g}")
+            if not is_real(alpha) or not WEAKEST <= alpha <= STRONGEST:  # NaN and what overflows a float included
+                raise InputError(f"alphas[{name!r}]", _short(alpha), f"a number from {WEAKEST:g} to {STRONGEST:g}")
         chosen = asked.get("columns", list(columns))
         if not isinstance(chosen, list) or not chosen or any(name not in columns for name in chosen):
             raise InputError("columns", _short(chosen), f"some of {', '.join(map(repr, columns))}")
         count = asked.get("max_new_tokens")
         if count is None or not is_whole(count) or not 1 <= count <= MOST_TOKENS:
             raise InputError("max_new_tokens", _short(count), f"a whole number from 1 to {MOST_TOKENS}")
+        temperature = asked.get("temperature")
+        if temperature is None or not is_real(temperature) or not 0 <= temperature <= HOTTEST:
+            raise InputError("temperature", _short(temperature), f"a number from 0 to {HOTTEST:g}")
         return cls(
             _text(asked, "question"),
             _text(asked, "instruction"),
@@ -67,8 +74,8 @@ class Request:
             SamplingConfig(
                 **{
                     **vars(sampling),
-                    "seed": asked.get("seed"),
-                    "temperature": asked.get("temperature"),
+                    "seed": _seed(asked.get("seed")),
+                    "temperature": float(temperature),
                     "max_new_tokens": count,
                 }
             ),
@@ -80,6 +87,15 @@ def _text(asked: Mapping[str, Any], name: str) -> str:
     if not isinstance(text, str) or not text.strip() or len(text) > LONGEST:
         raise InputError(name, _short(text), f"a text of at most {LONGEST:,} characters with at least one word")
     return text
+
+
+def _seed(given: Any) -> int:
+    """A seed; browsers send it as text, since their numbers are exact to 2^53 only."""
+    if isinstance(given, str) and re.fullmatch("[0-9]{1,40}", given):
+        return int(given)
+    if not is_whole(given) or not 0 <= given < 10**40:
+        raise InputError("seed", _short(given), "a whole number, 0 or more, of at most 40 digits")
+    return int(given)
 
 
 def _short(value: object) -> str:

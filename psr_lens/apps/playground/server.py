@@ -6,13 +6,16 @@ import asyncio
 import json
 import secrets
 import socket
+import threading
+import traceback
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from psr_lens._utils.optional import package
 from psr_lens.apps.playground.frozen import frozen
 from psr_lens.apps.playground.guard import Guard
-from psr_lens.apps.playground.session import SCRIPT, STYLE, Session
+from psr_lens.apps.playground.session import SCRIPT, STYLE, Session, explained
 from psr_lens.errors import PsrLensError
 
 LOOPBACK: Final = "127.0.0.1"
@@ -50,6 +53,7 @@ class Server:
         self._uvicorn = package("uvicorn", "play")
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.bind((LOOPBACK, 0))
+        self._socket.listen()  # a browser that comes before `run` waits
         host = f"{LOOPBACK}:{self._socket.getsockname()[1]}"
         key = secrets.token_urlsafe(32)
         self.address = f"http://{host}/#key={key}"
@@ -64,6 +68,7 @@ class Server:
             timeout_graceful_shutdown=1,
         )
         self._server = self._uvicorn.Server(config)
+        self._close, self._server.shutdown = self._server.shutdown, self._shutdown
 
     def run(self) -> None:
         """Serve until `stop` is called or the process is interrupted."""
@@ -72,6 +77,11 @@ class Server:
         finally:
             self._session.stop()
             self._socket.close()
+
+    async def _shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What uvicorn does at the end, but first let the run say its last to whoever reads it."""
+        await asyncio.to_thread(self._session.stop)
+        await self._close(sockets)
 
     def stop(self) -> None:
         """End `run`, from another thread."""
@@ -93,8 +103,12 @@ def application(session: Session) -> Any:
         async def answer(request: Any) -> Any:
             try:
                 found = await concurrency.run_in_threadpool(function, request.scope["psr_lens.json"])
-            except PsrLensError as error:
-                return responses.JSONResponse({"type": "error", "message": str(error)}, status_code=400)
+            except Exception as error:  # noqa: BLE001  (the page says it)
+                expected = isinstance(error, PsrLensError)
+                if not expected:
+                    traceback.print_exc()
+                message = {"type": "error", "message": explained(error)}
+                return responses.JSONResponse(message, status_code=400 if expected else 500)
             return responses.JSONResponse(found)
 
         return answer
@@ -128,15 +142,26 @@ async def lines(session: Session, asked: dict[str, Any], in_thread: Callable[...
     """The messages of a run, one JSON object a line; the run is cancelled when nobody reads them any more."""
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
 
-    def emit(message: dict[str, Any]) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, message)
+    began: list[int] = []
+    left = threading.Event()
 
-    number = await in_thread(session.start, asked, emit)
+    def emit(message: dict[str, Any]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            loop.call_soon_threadsafe(queue.put_nowait, message)
+
+    def begin() -> None:
+        began.append(session.start(asked, emit))
+        if left.is_set():
+            session.cancel(began[0])
+
     try:
+        await in_thread(begin)
         while True:
             message = await queue.get()
             yield json.dumps(message).encode() + b"\n"
             if message["type"] in ("end", "error"):
                 return
     finally:
-        session.cancel(number)
+        left.set()
+        for number in began:
+            session.cancel(number)

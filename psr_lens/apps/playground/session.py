@@ -13,12 +13,13 @@ from typing import Any, Final
 import torch
 
 from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
-from psr_lens.apps.playground.request import Request
+from psr_lens.apps.playground.request import STRONGEST, WEAKEST, Request
 from psr_lens.errors import InputError, PsrLensError
 from psr_lens.evaluation.methods import NONE, PROMPT, Method, parts_of
 from psr_lens.evaluation.stream import stream
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import HookedModel, tokenizer_of
+from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.prompts.chat_templates import ChatSettings
 from psr_lens.prompts.pair_builder import remade
@@ -35,6 +36,9 @@ SCRIPT: Final = FILES / "play.js"
 """The module that draws the playground, in a notebook, on the page and in a frozen file alike."""
 STYLE: Final = FILES / "play.css"
 
+UNKNOWN: Final = "..."
+"""Where Python would load something, and it is not known from where."""
+
 
 class Session:
     """A model, its methods and the run that is going on."""
@@ -46,6 +50,7 @@ class Session:
         methods: Mapping[str, Method],
         alphas: Mapping[str, float],
         sampling: SamplingConfig,
+        load_model: str,
         loads: Mapping[str, str],
     ) -> None:
         """Begin without a run.
@@ -56,9 +61,11 @@ class Session:
             methods: The methods by name.
             alphas: Strength of each to begin with.
             sampling: How answers are sampled to begin with.
-            loads: Python that loads the model (`model`) and each method by name, as far as it is known.
+            load_model: Python that loads the model, or `UNKNOWN`.
+            loads: Python that loads each method, by name, as far as it is known.
         """
-        self._model, self._pairs, self._methods, self._loads = model, list(pairs), dict(methods), loads
+        self._model, self._pairs, self._methods = model, list(pairs), dict(methods)
+        self._load_model, self._loads = load_model, loads
         self._alphas, self._sampling = alphas, sampling
         self._columns = [NONE, PROMPT, *methods]
         self._computing = threading.Lock()
@@ -86,16 +93,17 @@ class Session:
             "question": pair.question,
             "instruction": pair.instruction,
             "questions": list(dict.fromkeys(each.question for each in self._pairs)),
-            "seed": self._sampling.seed,
+            "alpha_range": [WEAKEST, STRONGEST],
+            "seed": str(self._sampling.seed),  # exact in a browser too
             "temperature": self._sampling.temperature,
             "max_new_tokens": self._sampling.max_new_tokens,
         }
 
     @cached_property
     def _points(self) -> dict[str, list[str]]:
-        """The hook points at which each column has magnitudes."""
+        """The hook points at which each column has magnitudes, from the lowest layer up."""
         found = {
-            name: list(dict.fromkeys(point for part in parts_of(method) for point in part.replacement.sites))
+            name: sorted({point: None for part in parts_of(method) for point in part.replacement.sites}, key=_layer)
             for name, method in self._methods.items()
         }
         layers = range(int(self._model.cfg.n_layers))
@@ -138,12 +146,22 @@ class Session:
         if not self._answers:
             raise InputError("run", "none", "a run with answers", "Run it first.")
         answers = [self._answers[name] for name in self._columns if name in self._answers]
-        asked = answers[-1].request
-        sampled = {name: getattr(asked.sampling, name) for name in ("seed", "temperature", "max_new_tokens")}
-        settings = {"question": asked.question, "instruction": asked.instruction, "alphas": dict(asked.alphas), **sampled}
         messages = [message for answer in answers for message in answer.messages]
-        messages.insert(0, {"type": "start", "python": self._python(answers[-1].pair, asked)})
-        return {"hello": {**self.hello, **settings}, "messages": [*messages, {"type": "end", "stopped": False}]}
+        settings = {**answers[0].asked, "alphas": self._alphas_shown}
+        del settings["alpha"]
+        return {"hello": {**self.hello, **settings}, "messages": [self._start, *messages, {"type": "end", "stopped": False}]}
+
+    @property
+    def _alphas_shown(self) -> dict[str, float]:
+        """The strength of each method's answer; where there is none, the one to begin with."""
+        asked = {name: answer.request.alphas[name] for name, answer in self._answers.items() if name in self._methods}
+        return {**self._alphas, **asked}
+
+    @property
+    def _start(self) -> dict[str, Any]:
+        """The message before the tokens: what each answer was asked with, and the Python for all of them."""
+        asked = {name: answer.asked for name, answer in self._answers.items()}
+        return {"type": "start", "asked": asked, "python": self._python(next(iter(self._answers.values())))}
 
     def stop(self) -> None:
         """Cancel the run that is going on, and wait until its hooks and caches are gone."""
@@ -160,16 +178,15 @@ class Session:
         try:
             request = Request.of(asked, list(self._methods), self._columns, self._sampling)
             pair = self._pair(request)
-            if any(each.pair != pair for each in self._answers.values()):
-                self._answers.clear()
-            self._answers |= {name: _Answer(request, pair) for name in request.columns}
-            say("start", columns=list(request.columns), python=self._python(pair, request))
+            if any((each.pair, each.request.sampling) != (pair, request.sampling) for each in self._answers.values()):
+                self._answers.clear()  # answers that are shown together differ in their strengths alone
+            self._answers |= {name: _Answer(name, run.label, request, pair) for name in request.columns}
+            emit({**self._start, "run": run.label})
             self._stream(run, pair, request, say)
-        except PsrLensError as error:
-            say("error", message=str(error))
         except Exception as error:
-            say("error", message=f"{type(error).__name__}: {error}")
-            raise
+            say("error", message=explained(error))
+            if not isinstance(error, PsrLensError):
+                raise
         else:
             say("end", stopped=run.cancelled.is_set())
 
@@ -203,9 +220,18 @@ class Session:
                 say("token", **content)
 
     def _pair(self, request: Request) -> PromptPair:
-        first = next((pair for pair in self._pairs if pair.question == request.question), self._pairs[0])
-        if (first.question, first.instruction) == (request.question, request.instruction):
+        wanted = request.question, request.instruction
+        same = [pair for pair in self._pairs if pair.question == request.question]
+        first = next((pair for pair in same if pair.instruction == request.instruction), (same or self._pairs)[0])
+        if (first.question, first.instruction) == wanted:
             return first
+        if first.thought_ids and not same:
+            raise InputError(
+                "question",
+                repr(request.question),
+                "one of the pairs' questions, since the model thought about those before it answers",
+                "Let it think about this one too: `psr.think`.",
+            )
         return remade(self._model, [first], questions=[request.question], instructions=[request.instruction])[0]
 
     def _spelled(self, ids: Sequence[int]) -> list[str]:
@@ -217,8 +243,9 @@ class Session:
     def _byte_level(self) -> bool:
         return is_byte_level(tokenizer_of(self._model).get_vocab())
 
-    def _python(self, pair: PromptPair, request: Request) -> str:
-        """Lines of Python that give the same answers."""
+    def _python(self, answer: _Answer) -> str:
+        """Lines of Python that give the answers that are shown."""
+        pair, sampling = answer.pair, answer.request.sampling
         question: Any = pair.question
         if pair.earlier:
             question = [{"role": role, "content": text} for role, text in (*pair.earlier, ("user", pair.question))]
@@ -228,17 +255,22 @@ class Session:
             chat["template_kwargs"] = json.loads(chat["template_kwargs"])
         more = "".join(f", {name}={value!r}" for name, value in chat.items())
         standard = vars(SamplingConfig())
-        settings = {name: value for name, value in vars(request.sampling).items() if value != standard[name]}
+        settings = {name: value for name, value in vars(sampling).items() if value != standard[name]}
         lines = [
             "import psr_lens as psr",
             "",
-            f"model = {self._loads.get('model', '...  # the model')}",
+            f"model = {self._load_model}" + ("  # the model" if self._load_model == UNKNOWN else ""),
             f"pairs = psr.prompt_pairs(model, [{question!r}], {pair.instruction!r}{more})",
+            *(
+                ["# The thought that `psr.think` put before the answers is not repeated here; without it they differ."]
+                if pair.thought_ids
+                else []
+            ),
             f"sampling = psr.SamplingConfig({', '.join(f'{name}={value!r}' for name, value in settings.items())})",
             "methods = {",
-            *(f"    {name!r}: {self._loads.get(name, '...')},  # {method.method}" for name, method in self._methods.items()),
+            *(f"    {name!r}: {self._loads.get(name, UNKNOWN)},  # {method.method}" for name, method in self._methods.items()),
             "}",
-            f"alpha = {dict(request.alphas)!r}",
+            f"alpha = {self._alphas_shown!r}",
             "print(psr.generate(model, pairs, sampling=sampling)[0].text)",
             'print(psr.generate(model, pairs, context="prompted", sampling=sampling)[0].text)',
             "for name, method in methods.items():",
@@ -252,13 +284,15 @@ class Session:
         """The likeliest next tokens where a token was predicted: in its column, and unsteered behind the base prompt.
 
         Raises:
-            InputError: there is no such run, column or token.
+            InputError: there is no such column or token, or its answer is of another run.
             ModelError: logits are not finite.
         """
         column, index = asked.get("column"), asked.get("index")
         answer = self._answers.get(column) if isinstance(column, str) else None
         if answer is None:
             raise InputError("column", repr(column), "a column with an answer", "Run it first.")
+        if asked.get("run", answer.run) != answer.run:
+            raise InputError("run", repr(asked["run"]), f"{answer.run!r}, the last run in this column", "Run it again.")
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(answer.ids):
             raise InputError("index", repr(index), f"a whole number from 0 to {len(answer.ids) - 1}")
         triplet = Triplet(answer.pair, tuple(answer.ids[: index + 1]), "")
@@ -279,6 +313,16 @@ class Session:
         return list(zip(self._spelled(top.indices.tolist()), top.values.tolist(), strict=True))
 
 
+def explained(error: Exception) -> str:
+    """What the page says about an error."""
+    return str(error) if isinstance(error, PsrLensError) else f"{type(error).__name__}: {error}"
+
+
+def _layer(point: str) -> int:
+    found = layer_of(point)
+    return -1 if found is None else found
+
+
 class _Run:
     """One run."""
 
@@ -291,7 +335,17 @@ class _Run:
 class _Answer:
     """What a column shows."""
 
-    def __init__(self, request: Request, pair: PromptPair) -> None:
-        self.request, self.pair = request, pair
+    def __init__(self, name: str, run: int | str, request: Request, pair: PromptPair) -> None:
+        self.run, self.request, self.pair = run, request, pair
+        sampling = request.sampling
+        self.asked = {
+            "question": request.question,
+            "instruction": request.instruction,
+            "alpha": request.alphas.get(name),
+            "seed": str(sampling.seed),
+            "temperature": sampling.temperature,
+            "max_new_tokens": sampling.max_new_tokens,
+        }
+        """What it was asked with, as a browser and JSON take it."""
         self.ids: list[int] = []
         self.messages: list[dict[str, Any]] = []

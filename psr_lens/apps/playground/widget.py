@@ -6,7 +6,7 @@ from typing import Any
 
 from psr_lens._utils.optional import package
 from psr_lens.apps.playground.frozen import frozen
-from psr_lens.apps.playground.session import SCRIPT, STYLE, Session
+from psr_lens.apps.playground.session import SCRIPT, STYLE, Session, explained
 from psr_lens.errors import PsrLensError
 
 
@@ -38,9 +38,12 @@ def widget_of(session: Session) -> Any:
             elif kind in ("inspect", "freeze"):
                 try:
                     content = session.inspect(asked) if kind == "inspect" else {"type": "frozen", "html": frozen(session.shown)}
-                except PsrLensError as error:
-                    content = {"type": "error", "message": str(error)}
-                self.send({"reply": message.get("reply"), "content": content})
+                except Exception as error:
+                    self.send({"reply": message.get("reply"), "content": {"type": "error", "message": explained(error)}})
+                    if not isinstance(error, PsrLensError):
+                        raise
+                else:
+                    self.send({"reply": message.get("reply"), "content": content})
 
         def close(self) -> None:
             """End the run that is going on, and remove the playground from the notebook."""
