@@ -110,7 +110,7 @@ def test_what_is_saved_over_while_the_engine_starts_is_not_served(tiny_for_vllm,
     original = Worker.load_model
 
     def saved_over(*given, **named):
-        tiny.steering["last"].save(folder, overwrite=True)
+        tiny.steering["last"].save(folder)
         return original(*given, **named)
 
     monkeypatch.setattr(Worker, "load_model", saved_over)
