@@ -35,7 +35,7 @@ def test_every_method_is_asked_the_same_questions_with_and_without(tiny_llama, p
     result = psr.robustness(model, pairs, {"x": replacement}, judge, counter=[COUNTER, "just answer ."], alpha=0.5, sampling=FEW)
     plain = [pair.question for pair in pairs]
     told = [f"{each} {COUNTER if place % 2 == 0 else 'just answer .'}" for place, each in enumerate(plain)]
-    assert judge.asked == [plain] * 3 + [told] * 3
+    assert judge.asked == [plain * 3, told * 3]
     countered = [psr.prompt_pairs(model, [text], pair.instruction)[0] for text, pair in zip(told, pairs, strict=True)]
     for asked, found in ((pairs, result.plain), (countered, result.countered)):
         for name, context, acting in (("none", "base", None), ("prompt", "prompted", None), ("x", "base", replacement)):

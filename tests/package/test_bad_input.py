@@ -132,7 +132,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
     }
     here = torch.arange(len(triplets[0].response_ids))
     paired = [transfer.PairedText(triplets[0], triplets[0], here, here)]
-    between = ("pair_texts", "agreement", "fit_activation_map", "fit_direction_map", "through_text")
+    between = ("pair_texts", "agreement", "copilot", "fit_activation_map", "fit_direction_map", "through_text")
     width, made_for = model.cfg.d_model, fingerprint(model)
     layer = transfer.LayerMap(0, 0, torch.eye(width), torch.zeros(width), 1.0, 1.0, 0)
     curve = LearningCurve((1.0, 0.5), (), (1.0, 1.0), 1)
@@ -159,6 +159,10 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "model": model,
         "pairs": psr.PromptPairs(tuple(pairs_of(model, 2)), model.tokenizer),
         "pair": pairs_of(model, 1)[0],
+        "judges.classifier.pair": False,
+        "plots.rungs.table": made.TABLE,
+        **{f"plots.rungs.{name}": "none" for name in ("ceiling", "floor")},
+        "transfer.copilot.config": psr.Sequential(),
         "triplets": triplets,
         "plots.by_response.triplets": None,
         "replacement": method,
@@ -317,6 +321,7 @@ def objects(valid, tiny_llama, tmp_path_factory) -> list[Any]:
         adapter,
         valid["mapped"],
         valid["forward"],
+        transfer.CoPilot(model, model, method, {0: torch.zeros(1, width)}, ((0, 0),)),
         made.attribution(),
         made.side_by_side(),
         made.TABLE,

@@ -219,6 +219,8 @@ def every_figure(tiny_llama):
     statistics = psr.capture(model, random_triplets(model, 3), "resid_post", to=psr.Statistics(rank=2))
     replacement = random_replacement(model, size=0.1)
     close = psr.faithfulness(model, random_triplets(model, 3), {"A-PSR": replacement})
+    values = {"random map": 9.0, "gates": 92.0, "native": 99.0}
+    one_row_each = psr.ResultTable(tuple(psr.Result(name, "trait", each, 40, (each, each)) for name, each in values.items()))
     token = TopToken(3.5, "aye", ("<assistant>",), (",",), 0, 0)
     return {
         plots.agreement: plots.agreement(agreement()),
@@ -247,6 +249,7 @@ def every_figure(tiny_llama):
             psr.collateral(model, pairs_of(model, 2), {"A-PSR": replacement}, sampling=psr.SamplingConfig(max_new_tokens=4))
         ),
         plots.relative_rmse: plots.relative_rmse(result),
+        plots.rungs: plots.rungs(one_row_each, "native", "random map"),
         plots.source_map: plots.source_map(parts),
         plots.top_tokens: plots.top_tokens(TopTokens("blocks.2.hook_resid_post", 2, None, (token,), 9, 1)),
     }
@@ -268,7 +271,7 @@ def test_every_figure_is_plain_json(every_figure):
         assert again.layout.title.text
 
 
-FIRST_ARGUMENTS = {"curve", "grid", "captured", "lens", "result", "statistics"}
+FIRST_ARGUMENTS = {"curve", "grid", "captured", "lens", "result", "statistics", "table"}
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -280,7 +283,8 @@ def test_a_wrong_type_of_result_is_refused_by_every_figure(wrong):
         assert argument in FIRST_ARGUMENTS
         got = "a list" if isinstance(wrong, list) else re.escape(repr(wrong))
         others = {"method": "A-PSR"} if name.startswith("coefficient_") and name != "coefficient_correlation" else {}
-        with pytest.raises(InputError, match=rf"^{argument}: got {got}, expected .*(psr|gradient descent)"):
+        others |= {"ceiling": "prompt", "floor": "none"} if name == "rungs" else {}
+        with pytest.raises(InputError, match=rf"^{argument}: got {got}, expected .*(psr|gradient descent|`table` method)"):
             figure(wrong, **others)
     with pytest.raises(InputError, match=r"^result: got "):
         plots.by_response(plots.magnitude_strips, wrong)
