@@ -33,6 +33,8 @@ HERE: Final = Path(__file__).parent
 LIMIT: Final = 180.0
 """Seconds that a notebook may take; a slower one is said to be."""
 FIGURE: Final = "application/vnd.plotly.v1+json"
+WIDGET: Final = "application/vnd.jupyter.widget-view+json"
+"""The type of an output that only a running kernel can show, such as a progress bar."""
 WIDTH: Final = 860
 """Pixels of a picture; it is drawn at twice that resolution."""
 
@@ -63,7 +65,11 @@ def tidied(notebook: Any) -> Any:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if not (out.output_type == "stream" and out.name == "stderr")]
+            cell.outputs = [
+                out
+                for out in cell.outputs
+                if not (out.output_type == "stream" and out.name == "stderr") and WIDGET not in out.get("data", {})
+            ]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

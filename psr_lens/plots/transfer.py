@@ -146,7 +146,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) 
     r2 = float(gates.at(gate, reader).value)
     title = f"Gate of layer {gate}, and as it is read from layer {reader} of the other model"
     note = f"R² {r2:.2f} over all texts, on texts held out. Grey tokens end where no token of the other model does."
-    return titled(figure, title, plot=plot, top=112, bottom=10, note=note)
+    return titled(figure, title, plot=plot, top=112, bottom=10, note=note, wide=40)
 
 
 def _outline(column: int, row: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -111,7 +111,7 @@ def rungs(table: ResultTable, ceiling: str, floor: str, *, trait: str | None = N
     interval = " Bars have 95 % intervals." if any(math.isfinite(end) for each in found for end in each.interval) else ""
     title = "What is kept of the trait" if metric == "trait" else f"What is kept of: {metric}"
     of = f", {traits[0]}" if len(traits) == 1 and traits[0] else ""
-    titled(figure, f"{title}{of}", plot=_ROW * len(bars) + 10, top=66, bottom=50, left=_LEFT, note=f"{over}{interval}")
+    titled(figure, f"{title}{of}", plot=_ROW * len(bars) + 10, top=66, bottom=50, left=_LEFT, note=f"{over}{interval}", wide=28)
     figure.update_layout(showlegend=False, bargap=0.3)
     return figure
 
