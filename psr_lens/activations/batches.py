@@ -47,6 +47,11 @@ class ContextBatch:
     prefix: Prefix | None = None
     """What the sequences continue, if they do not hold their whole context."""
 
+    @property
+    def whole_mask(self) -> Int[Tensor, "batch whole_position"]:
+        """The mask of all tokens of the sequences, those of the prompts that they continue among them."""
+        return self.mask if self.prefix is None else torch.cat([self.prefix.mask[self.prefix.owner], self.mask], dim=1)
+
     @cached_property
     def rows(self) -> Int[Tensor, " token"]:
         """Indices of the span's tokens in the flattened batch, sequence by sequence."""

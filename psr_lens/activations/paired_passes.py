@@ -17,8 +17,8 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, sharing_saves, suffix_batch
 from psr_lens.activations.finite import check_finite
-from psr_lens.activations.teacher_forced_pass import PassSteering, gather, keep, layers_needed, read_batch
-from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, forward, has_hooks, hooked
+from psr_lens.activations.teacher_forced_pass import PassSteering, after_prompts, gather, keep, layers_needed, read_batch
+from psr_lens.models import HookedModel, can_extend_by_several, device_of, forward, has_hooks, hooked
 from psr_lens.models.hook_points import is_pattern
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
 
@@ -257,12 +257,9 @@ class PairedReading:
             with hooked(self.model, hooks):
                 forward(self.model, batch.tokens, batch.mask, depth)
             return
-        decoder = Decoder(self.model, len(batch.prefix.tokens))
-        begun = decoder.begin(batch.prefix.tokens, batch.prefix.mask, batch.prefix.tokens.shape[1] - 1)
-        decoder.step(batch.prefix.tokens[:, begun:], batch.prefix.mask, depth)
-        decoder.select(batch.prefix.owner)
+        decoder = after_prompts(self.model, batch.prefix, depth)
         with hooked(self.model, hooks):
-            decoder.step(batch.tokens, torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1), depth)
+            decoder.step(batch.tokens, batch.whole_mask, depth)
 
 
 def _fit_together(base: ContextBatch, prompted: ContextBatch) -> bool:

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psr_lens.activations.batches import ContextBatch, context_batch
+from psr_lens.activations.batches import ContextBatch, Prefix, context_batch
 from psr_lens.activations.finite import check_finite, check_logits, finite_logits
-from psr_lens.models import HookedModel, device_of, forward, frozen, hooked, logits_at, spans_known
+from psr_lens.models import Decoder, HookedModel, device_of, forward, frozen, hooked, logits_at, spans_known
 from psr_lens.models.hook_points import is_pattern, layer_of
 from psr_lens.prompts import Context, Span, Triplet
 from psr_lens.replacement import SPANS, Acting, in_force
@@ -101,6 +101,21 @@ def read_batch(
         read_batch(model, triplets, everywhere, context, span, steered=steered)  # names the layer at which it began
         check_logits(found)
     return BatchReading(held, arrived, found)
+
+
+def after_prompts(model: HookedModel, prompts: Prefix, stop_at_layer: int | None) -> Decoder:
+    """A decoder that has read each prompt once, and goes on with the sequences that continue them.
+
+    Args:
+        model: The model.
+        prompts: What the sequences of a `suffix_batch` continue.
+        stop_at_layer: The first layer that is not run; None to run all.
+    """
+    decoder = Decoder(model, len(prompts.tokens))
+    begun = decoder.begin(prompts.tokens, prompts.mask, prompts.tokens.shape[1] - 1)
+    decoder.step(prompts.tokens[:, begun:], prompts.mask, stop_at_layer)
+    decoder.select(prompts.owner)
+    return decoder
 
 
 def predicting(triplets: Sequence[Triplet], context: Context, width: int) -> Int[Tensor, " response_token"]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import xxhash
 
@@ -33,6 +33,8 @@ from psr_lens.transfer.rungs import GATES_THROUGH_TEXT, THROUGH_TEXT
 STATE_FILE: Final = "transfer.json"
 """The file of a transfer's folder that says what it is of, and what of it is finished."""
 MAP_FOLDER: Final = "map"
+P = TypeVar("P", Replacement, transfer.ActivationMap)
+"""A piece of a transfer that is an artifact."""
 _FORMAT: Final = 2
 """Format 1 did not say what a piece was made of; it is not read."""
 _NO_ENDS: Final = "texts: no response has an end token, so where a response ends is not carried over"
@@ -110,38 +112,15 @@ class Transfer:
         """
         if rung not in RUNGS:
             raise InputError("rung", repr(rung), f"one of {', '.join(RUNGS)}")
-        folder = self.folder / rung
-        try:
-            found = Replacement.load(folder)
-            if self._is_finished(rung, content_digest(found)):
-                self.say(f"{rung}: finished before")
-                return found
-        except ArtifactError:
-            pass  # there is none, or it is damaged
-        found = RUNGS[rung].make(self)
-        found.save(folder)
-        self._finish(rung, content_digest(found))
-        self.say(f"{rung}: {found}")
-        return found
+        return self._piece(rung, Replacement.load, content_digest, lambda: RUNGS[rung].make(self))
 
     @cached_property
     def map(self) -> transfer.ActivationMap:
         """The map of both models that probes are pulled back through."""
         if self.given_map is not None:
             return self.given_map
-        folder = self.folder / MAP_FOLDER
-        try:
-            found = transfer.ActivationMap.load(folder, source=self.source, target=self.target)
-            if self._is_finished(MAP_FOLDER, map_digest(found)):
-                self.say("map: finished before")
-                return found
-        except ArtifactError:
-            pass
-        found = transfer.fit_activation_map(self.source, self.target, self.plain)
-        found.save(folder)
-        self._finish(MAP_FOLDER, map_digest(found))
-        self.say(f"map: {found}")
-        return found
+        load = partial(transfer.ActivationMap.load, source=self.source, target=self.target)
+        return self._piece(MAP_FOLDER, load, map_digest, lambda: transfer.fit_activation_map(self.source, self.target, self.plain))
 
     @cached_property
     def triplets(self) -> list[Triplet]:
@@ -182,6 +161,22 @@ class Transfer:
     def forward(self, kind: Push) -> transfer.DirectionMap:
         """A map of directions from the same texts and between the same layers."""
         return transfer.fit_direction_map(self.source, self.target, self.plain, kind, layers=self.map.layers)
+
+    def _piece(self, name: str, load: Callable[[Path], P], digest: Callable[[P], str], make: Callable[[], P]) -> P:
+        """An artifact of the folder, read if it is finished, else made."""
+        folder = self.folder / name
+        try:
+            found = load(folder)
+            if self._is_finished(name, digest(found)):
+                self.say(f"{name}: finished before")
+                return found
+        except ArtifactError:
+            pass  # there is none, or it is damaged
+        found = make()
+        found.save(folder)
+        self._finish(name, digest(found))
+        self.say(f"{name}: {found}")
+        return found
 
     def _texts(self, name: str, make: Callable[[], Sequence[Triplet]]) -> list[Triplet]:
         path = self.folder / f"{name}.jsonl"

@@ -13,8 +13,8 @@ from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches, sharing_saves, suffix_batch
 from psr_lens.activations.finite import finite_logits
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
-from psr_lens.activations.teacher_forced_pass import PassSteering, logits_budget, read_batch
-from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, frozen, has_hooks
+from psr_lens.activations.teacher_forced_pass import PassSteering, after_prompts, logits_budget, read_batch
+from psr_lens.models import HookedModel, can_extend_by_several, device_of, frozen, has_hooks
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Acting, check_acting
 
@@ -85,13 +85,9 @@ def _after_shared_prompts(
     if batch.prefix is None:
         return None
     with torch.no_grad(), frozen(model):
-        decoder = Decoder(model, len(batch.prefix.tokens))
-        begun = decoder.begin(batch.prefix.tokens, batch.prefix.mask, batch.prefix.tokens.shape[1] - 1)
-        decoder.step(batch.prefix.tokens[:, begun:], batch.prefix.mask, int(model.cfg.n_layers))
-        decoder.select(batch.prefix.owner)
-        mask = torch.cat([batch.prefix.mask[batch.prefix.owner], batch.mask], dim=1)
+        decoder = after_prompts(model, batch.prefix, int(model.cfg.n_layers))
         # The span begins at the last token of the prompt; each of its tokens but the last predicts a response token.
         ends = batch.mask.sum(1) - 1
         predicting = torch.arange(batch.tokens.shape[1], device=ends.device) < ends[:, None]
-        logits = decoder.logits(batch.tokens, mask, predicting.flatten().nonzero().flatten())
+        logits = decoder.logits(batch.tokens, batch.whole_mask, predicting.flatten().nonzero().flatten())
     return logits if finite_logits(logits) else None

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from psr_lens._utils.sequences import padded
+from psr_lens._utils.sequences import common_prefix, padded
 from psr_lens.errors import InputError
 from psr_lens.generation.decoding import Decoding, NotFiniteError, first_not_finite
 from psr_lens.generation.sampling import SamplingConfig, not_finite, prompt_batch, span_starts, steered_rows, stop_ids
@@ -145,17 +145,18 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
             pushes = _Added(added, column.points)
         drawn = decoding.drawn(prompt, mask, draws, steps.step, steps.select)
         stack.callback(drawn.close)
+        adapter = column.acting if isinstance(column.acting, Adapter) else None
+
+        def adapted() -> AbstractContextManager[Any]:
+            return nullcontext() if adapter is None else in_force(model, adapter, column.alpha)
 
         @contextmanager
         def acting() -> Iterator[None]:
-            adapter = column.acting if isinstance(column.acting, Adapter) else None
-            adapted: AbstractContextManager[Any] = nullcontext() if adapter is None else in_force(model, adapter, column.alpha)
-            with adapted, spans_known(model, starts), steps.in_force():
+            with adapted(), spans_known(model, starts), steps.in_force():
                 yield
 
         def explained(error: NotFiniteError) -> Exception:
-            adapter = column.acting if isinstance(column.acting, Adapter) else None
-            with in_force(model, adapter, column.alpha), spans_known(model, starts):
+            with adapted(), spans_known(model, starts):
                 point = first_not_finite(model, [*pair.ids(column.context), *error.ids], steered)
             return not_finite("pair", error, point)
 
@@ -219,12 +220,7 @@ class AnswerText:
         if not is_last and known != whole and self.answer.startswith(known):
             return ""
         before, self.answer = self.answer, known
-        return known[len(before) :] if known.startswith(before) else known[common_length(before, known) :]
-
-
-def common_length(one: str, other: str) -> int:
-    """Number of characters that two texts have in common at their beginning."""
-    return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+        return known[common_prefix(before, known) :]
 
 
 class _Added:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from psr_lens.activations.finite import check_finite
 from psr_lens.errors import FitError, InputError
 from psr_lens.fitting.layerwise.data import LayerwiseData, last_layer, with_rows
 from psr_lens.fitting.layerwise.lockstep import lockstep
+from psr_lens.fitting.layerwise.regression import LEAST_DIAGONAL, solved
 from psr_lens.fitting.layerwise.token_weights import row_weights
 from psr_lens.fitting.negatives import check_no_negatives
 from psr_lens.fitting.settings.solvers import Sequential
@@ -26,9 +26,6 @@ from psr_lens.transfer.driving_coefficients import coefficients_of_texts, sites_
 from psr_lens.transfer.layer_matching import checked_pairs, matched_by_depth
 from psr_lens.transfer.origin import check_made_for
 from psr_lens.transfer.pairing import PairedText
-
-_LEAST: Final = 1e-10
-"""Least ridge, so that coefficients that are always alike do not make the system singular."""
 
 
 @checks_arguments
@@ -147,9 +144,4 @@ def _regression(
 ) -> Float[Tensor, "rank width"]:
     """The Z for which `Σ k·|x Z − y|²`, plus the ridge times each coefficient's own Σ k·x² and its |z|², is smallest."""
     x, y, weights = x.double(), y.double(), weights.double()[:, None]
-    gram = x.T @ (weights * x)
-    sizes = gram.diagonal().clamp(min=1e-30).sqrt()  # each coefficient has its own unit
-    scaled = gram / torch.outer(sizes, sizes) + max(ridge, _LEAST) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    solved = torch.linalg.solve(scaled, (x.T @ (weights * y)) / sizes[:, None]) / sizes[:, None]
-    # A coefficient that is never above 0 has no direction.
-    return torch.where(gram.diagonal()[:, None] > 0, solved, 0.0).float()
+    return solved(x.T @ (weights * x), x.T @ (weights * y), max(ridge, LEAST_DIAGONAL)).float()

@@ -34,11 +34,11 @@ def settled(tokens: Iterable[StreamedToken]) -> Iterator[str]:
 
     Some tokenizers change what they wrote before: "do n" becomes "don't".
     """
-    from psr_lens.generation.streaming import common_length
+    from psr_lens._utils.sequences import common_prefix
 
     before = printed = ""
     for token in tokens:
-        common = token.answer if token.is_last else before[: common_length(before, token.answer)]
+        common = token.answer if token.is_last else before[: common_prefix(before, token.answer)]
         if common.startswith(printed):
             yield common[len(printed) :]
             printed = common

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from psr_lens._utils.numbers import is_real, is_whole
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.generation.sampling import SamplingConfig
 
@@ -99,5 +100,4 @@ def _seed(given: Any) -> int:
 
 
 def _short(value: object) -> str:
-    found = repr(value)
-    return found if len(found) <= 60 else f"{found[:59]}…"
+    return shortened(repr(value), 60)

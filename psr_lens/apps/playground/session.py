@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
+from torch import Tensor
 
 from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
 from psr_lens.apps.playground.request import STRONGEST, WEAKEST, Request
@@ -306,9 +307,7 @@ class Session:
         return found
 
     def _next(self, triplet: Triplet, context: Any, steered: PassSteering | None) -> list[tuple[str, float]]:
-        logits = read_batch(self._model, [triplet], [], context, "R", steered=steered, logits=True).logits
-        if logits is None:
-            raise InputError("logits", None, "logits")
+        logits = cast(Tensor, read_batch(self._model, [triplet], [], context, "R", steered=steered, logits=True).logits)
         top = torch.topk(logits[-1].float().softmax(-1), min(TOP, logits.shape[-1]))
         return list(zip(self._spelled(top.indices.tolist()), top.values.tolist(), strict=True))
 

@@ -183,13 +183,24 @@ def _reduced(data: RegressionData, moments: Moments, weights: Tensor, bias: Tens
         coefficients = chunk.alpha[:, None] * reads[-1].relu()
         weighted = chunk.weight[:, None] * coefficients
         squared, overlap, found = squared + chunk.squared, overlap + weighted.T @ coefficients, found + weighted.T @ chunk.targets
-    system = overlap + penalty.diag()
-    unit = system.diagonal().sqrt().clamp(min=1e-150)  # 0 for a probe that never fires, as `found` is
-    scaled = system / unit / unit[:, None] + LEAST_DIAGONAL * torch.eye(rank, dtype=torch.float32).to(system)
-    directions = torch.linalg.solve(scaled, found / unit[:, None]) / unit[:, None]
+    directions = solved(overlap + penalty.diag(), found, LEAST_DIAGONAL)
     to_weights, to_bias, gram = torch.zeros_like(weights), torch.zeros_like(bias), directions @ directions.T
     for chunk, read in zip(data.standard(moments), reads, strict=True):
         missing = chunk.alpha[:, None] * read.relu() @ gram - chunk.targets @ directions.T
         at_read = (2 * chunk.weight * chunk.alpha)[:, None] * missing * (read > 0)
         to_weights, to_bias = to_weights + at_read.T @ chunk.inputs, to_bias + at_read.sum(0)
     return _Reduced(squared - (found * directions).sum(), directions, to_weights, to_bias)
+
+
+def solved(system: Float[Tensor, "rank rank"], found: Float[Tensor, "rank width"], ridge: float) -> Float[Tensor, "rank width"]:
+    """Z of the normal equations `system · Z = found`, each coefficient in its own unit.
+
+    Args:
+        system: Products of the coefficients; a coefficient that is always 0 gets directions of 0.
+        found: Products of the coefficients with what they are to give.
+        ridge: Added to the diagonal, in units of it.
+    """
+    unit = system.diagonal().sqrt().clamp(min=1e-150)  # 0 for a coefficient that is always 0, as `found` is
+    scaled = system / unit / unit[:, None] + ridge * torch.eye(len(system), dtype=torch.float32).to(system)
+    directions: Tensor = torch.linalg.solve(scaled, found / unit[:, None]) / unit[:, None]
+    return directions
