@@ -205,3 +205,9 @@ def as_torchrun_starts_two(target: Callable[[int], Any]) -> list[int | None]:
     for process in processes:
         process.join(120)
     return [process.exitcode for process in processes]
+
+
+def named(figure: Any, name: str, kind: str | None = None) -> Any:
+    """The one trace of a figure with this name, and of this type if one is given."""
+    (trace,) = [trace for trace in figure.data if trace.name == name and (kind is None or trace.type == kind)]
+    return trace

@@ -1,15 +1,26 @@
 """Playgrounds on the organism: a session, its runs, and a server that runs."""
 
 import http.client
+import re
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from helpers import pairs_of
+
 import psr_lens as psr
+from psr_lens.apps.playground.play import session_of
 from psr_lens.apps.playground.session import Session
 
 ASKED = {"alphas": {"A": 1.0, "B <i>": 0.0}, "seed": 3, "temperature": 0.9, "max_new_tokens": 10}
 SAMPLED = psr.SamplingConfig(seed=3, temperature=0.9, max_new_tokens=10)
 EVIL = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+
+
+def begun(model, methods) -> Session:
+    return session_of(model, pairs_of(model, 2), methods, sampling=SAMPLED)
 
 
 def asked(session: Session, **more: Any) -> dict[str, Any]:
@@ -67,3 +78,21 @@ class Served(NamedTuple):
         connection.putheader("Content-Length", str(len(body or b"")))
         connection.endheaders(body)
         return connection.getresponse()
+
+
+@contextmanager
+def serving(session: Session) -> Iterator[Served]:
+    """A server in a thread of its own."""
+    from psr_lens.apps.playground.server import Server
+
+    server = Server(session)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    found = re.fullmatch(r"http://(127\.0\.0\.1:\d+)/#key=([\w-]{43})", server.address)
+    assert found
+    while not server._server.started:
+        time.sleep(0.005)
+    yield Served(server.address, *found.groups(), session)
+    server.stop()
+    thread.join(30)
+    assert not thread.is_alive()

@@ -1,5 +1,6 @@
 """Run-time type checks of the package in its tests: beartype for every function, and jaxtyping's shapes where a signature names any."""
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from inspect import isclass
@@ -15,7 +16,14 @@ _with_shapes = jaxtyping.jaxtyped
 
 
 def install(package: str) -> None:
-    """Check every function of a package, and every dataclass as it is made, from its import on."""
+    """Check every function of a package, and every dataclass as it is made, from its import on.
+
+    Raises:
+        RuntimeError: it has been imported already. The `conftest.py` of a folder comes before this if the folder is named on the command
+            line, so it imports the package within its fixtures.
+    """
+    if package in sys.modules:
+        raise RuntimeError(f"{package} was imported before its functions could be checked: see `typecheck.install`")
     jaxtyping.jaxtyped = jaxtyped
     install_import_hook(package, "typecheck.checked")
 

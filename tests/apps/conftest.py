@@ -1,14 +1,12 @@
-"""A quick run: its questions, its settings, and a report that takes no time."""
+"""A quick run: its questions, its settings, and a report that takes no time. Imports are within, as `typecheck.install` says."""
 
 import pytest
-from run_command import QUICK
-
-import psr_lens as psr
-from psr_lens.apps.pipeline import steps as runs
 
 
 @pytest.fixture
 def questions(tmp_path):
+    import psr_lens as psr
+
     (tmp_path / "questions.txt").write_text("\n\n".join(psr.organism.questions(12)) + "\n")
     return tmp_path / "questions.txt"
 
@@ -16,6 +14,8 @@ def questions(tmp_path):
 @pytest.fixture
 def settings(folders, tmp_path, questions):
     """A quick run of a tiny random model, without a judge."""
+    from run_command import QUICK
+
     return {
         "model": str(folders["llama"]),
         "instruction": "talk like a pirate .",
@@ -32,5 +32,5 @@ def settings(folders, tmp_path, questions):
 def no_report(monkeypatch):
     """The report takes longer than all the rest of a tiny run; one test has it. The others get the answers that it would show."""
     shown = []
-    monkeypatch.setattr(runs, "report", lambda *_, also: shown.extend(also))
+    monkeypatch.setattr("psr_lens.apps.pipeline.steps.report", lambda *_, also: shown.extend(also))
     return shown

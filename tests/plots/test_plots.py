@@ -4,28 +4,16 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
+from helpers import named
 from made_up_results import METHODS, WORDS, comparison
 
 from psr_lens import plots
 from psr_lens.activations.massive_activations import MassiveActivations, MassiveToken
 from psr_lens.errors import InputError
-from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import distribution, style
 from psr_lens.prompts.token_text import readable, readable_text
-
-
-@pytest.fixture
-def result() -> Comparison:
-    return comparison()
-
-
-def named(figure: go.Figure, name: str, kind: str | None = None) -> go.Figure:
-    (trace,) = [trace for trace in figure.data if trace.name == name and (kind is None or trace.type == kind)]
-    return trace
-
 
 # Coefficients under the text
 

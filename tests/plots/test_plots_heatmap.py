@@ -4,23 +4,12 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
+from helpers import named
 from made_up_results import METHODS, WORDS, comparison
 
 from psr_lens import plots
-from psr_lens.evaluation.comparison import Comparison
-
-
-@pytest.fixture
-def result() -> Comparison:
-    return comparison()
-
-
-def named(figure: go.Figure, name: str, kind: str | None = None) -> go.Figure:
-    (trace,) = [trace for trace in figure.data if trace.name == name and (kind is None or trace.type == kind)]
-    return trace
 
 
 def test_heatmap_holds_the_magnitudes_of_one_response(result):
