@@ -25,7 +25,7 @@ CONFIG = {
     "alphas": [0.5],
     "with_prompt": ["weak"],
     "calibration": {"targets": [80], "steps": 1, "maximum": 1},
-    "sampling": {"max_new_tokens": 12, "seed": 1},
+    "sampling": {"max_new_tokens": 12, "seed": 2},  # no draw within 0.02 of the border between two tokens, so rounding decides none
     "block": "procedures",
 }
 
@@ -64,7 +64,7 @@ def test_it_writes_what_the_library_finds_and_a_second_run_generates_nothing(org
         psr.judges.organism("sea"),
         calibration=psr.Calibration(alphas=(0.5,), targets=(80,), steps=1, maximum=1),
         with_prompt=["weak"],
-        sampling=psr.SamplingConfig(max_new_tokens=12, seed=1),
+        sampling=psr.SamplingConfig(max_new_tokens=12, seed=2),
     )
     assert {point.alpha for point in wanted.curves["plan"]} == {0.0, 0.5, 1.0}
     found = psr.ResultTable.from_json(out / "results.json")
