@@ -276,8 +276,7 @@ class _Trait:
             self.calibration,
             methods,
             organism_judge(self.trait),
-            calibration=self.config.calibration,
-            with_prompt=[WITH_PROMPT] if WITH_PROMPT in methods else False,
+            calibration=replace(self.config.calibration, with_prompt=[WITH_PROMPT] if WITH_PROMPT in methods else False),
             sampling=self.sampling,
             cache=self._cache,
         )

@@ -82,8 +82,8 @@ class EvaluationConfig(KnownSettings):
             check(getattr(self, name), hint, name)
 
     def calibrated_by(self) -> Calibration:
-        """Strengths, target coherences and the search for them."""
-        return Calibration.of(self.calibration, self.alphas)
+        """Strengths, methods under the prompt, target coherences and the search for them."""
+        return Calibration.of(self.calibration, alphas=self.alphas, with_prompt=self.with_prompt)
 
     def sampled_by(self) -> SamplingConfig:
         """How answers are drawn."""

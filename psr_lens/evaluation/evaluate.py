@@ -28,7 +28,7 @@ from psr_lens.results.judgement import Judge, checked_judge, given_sides
 
 @dataclass(frozen=True)
 class Calibration(KnownSettings):
-    """Which strengths to measure, which target coherences to look for, and how long.
+    """What to measure: at which strengths, also under the prompt or not, and which target coherences to look for, and how long.
 
     Example:
         >>> psr.Calibration(alphas=(0.5, 1.0, 2.0), targets=(80, 90)).maximum
@@ -50,15 +50,17 @@ class Calibration(KnownSettings):
     """Most halvings for each target."""
     tolerance: float = 1.0
     """The search ends at a coherence this close to the target."""
+    with_prompt: bool | Collection[str] = False
+    """Whether methods are also measured under the prompt, as `"A-PSR + prompt"`: True for all, or the names of some."""
 
     @classmethod
     @checks_arguments
-    def of(cls, given: Mapping[str, Any], alphas: Sequence[float] | None = None) -> Calibration:
+    def of(cls, given: Mapping[str, Any], **elsewhere: Any) -> Calibration:
         """Settings from a mapping, such as a YAML file holds.
 
         Args:
             given: Names and values of settings.
-            alphas: Strengths that are given elsewhere; the mapping may then not hold them.
+            **elsewhere: Settings that are given elsewhere; the mapping may then not hold them.
 
         Raises:
             InputError: an unknown setting, or an invalid value.
@@ -67,19 +69,20 @@ class Calibration(KnownSettings):
             >>> psr.Calibration.of({"targets": [70, 80], "steps": 3}).targets
             (70, 80)
         """
-        check_keys("calibration", given, [each.name for each in fields(cls) if alphas is None or each.name != "alphas"])
-        given = given if alphas is None else {**given, "alphas": list(alphas)}
-        lists = {name: given[name] for name in ("alphas", "targets") if name in given}
-        for name, values in lists.items():
-            if not isinstance(values, list | tuple):
-                raise InputError(name, repr(values), "a list of numbers")
-        return cls(**{**given, **{name: tuple(values) for name, values in lists.items()}})
+        check_keys("calibration", given, [each.name for each in fields(cls) if each.name not in elsewhere])
+        settings: dict[str, Any] = {**given, **elsewhere}
+        for name in ("alphas", "targets"):
+            if name in settings and not isinstance(settings[name], list | tuple):
+                raise InputError(name, repr(settings[name]), "a list of numbers")
+        return cls(**settings)
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
         check_fields(self)
         for name in ("alphas", "targets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self.with_prompt, bool | str):
+            object.__setattr__(self, "with_prompt", tuple(self.with_prompt))
         use_plain_numbers(self)
         for alpha in self.alphas:
             _in_range("alphas", alpha, 0, math.inf)
@@ -99,14 +102,13 @@ def _in_range(name: str, value: Any, low: float, high: float) -> None:
 
 
 @checks_arguments
-def evaluate(  # noqa: PLR0913 (one more than elsewhere: what samples is no setting of an evaluation)
+def evaluate(
     model: HookedModel,
     pairs: Sequence[PromptPair],
     methods: Methods,
     judge: Judge,
     *,
     calibration: Calibration | None = None,
-    with_prompt: bool | Collection[str] = False,
     sampling: SamplingConfig | None = None,
     cache: str | Path | None = None,
     engine: Engine | None = None,
@@ -122,9 +124,9 @@ def evaluate(  # noqa: PLR0913 (one more than elsewhere: what samples is no sett
         pairs: Questions that nothing was fitted on.
         methods: One replacement, plan or adapter, which goes by its own `method`, or several by name.
         judge: Scores the answers. A judge that gives only trait or only coherence is enough for that score's curve.
-        calibration: Which strengths to measure and which target coherences to look for. The search doubles the strength from 1 until
-            coherence is below the target, then halves the interval; `psr_lens.evaluation.trait_at_coherence` has the rule.
-        with_prompt: Whether methods are also tried under the prompt, as `"A-PSR + prompt"`: True for all, or the names of some.
+        calibration: What to measure: the strengths, also under the prompt or not, and the target coherences to look for. The search
+            doubles the strength from 1 until coherence is below the target, then halves the interval;
+            `psr_lens.evaluation.trait_at_coherence` has the rule.
         sampling: How answers are drawn.
         cache: A folder for answers and scores, which any runs may share. It is not used while hooks are on the model. Scores are kept only
             if the judge has a string attribute `identity`, as all judges of `psr.judges` do, and none of them is missing.
@@ -144,7 +146,7 @@ def evaluate(  # noqa: PLR0913 (one more than elsewhere: what samples is no sett
     """
     calibration = calibration or Calibration()
     named = methods_for(model, methods, (NONE, PROMPT))
-    tried = ways_to_answer(named, with_prompt)
+    tried = ways_to_answer(named, calibration.with_prompt)
     if engine is not None:  # before anything is sampled
         for method in (None, *named.values()):
             check_engine_can(engine, model, method, checked_sampling(sampling))
@@ -179,7 +181,7 @@ def ways_to_answer(named: Mapping[str, Method], with_prompt: bool | Collection[s
 
     Args:
         named: The methods by name.
-        with_prompt: Whether they are also tried under the prompt; see `evaluate`.
+        with_prompt: Whether they are also measured under the prompt; see `Calibration`.
 
     Raises:
         InputError: `with_prompt` names none of the methods, or a method has the name of one together with the prompt.

@@ -62,8 +62,7 @@ def test_it_writes_what_the_library_finds_and_a_second_run_generates_nothing(org
         pairs,
         config.load_methods(settings["methods"]),
         psr.judges.organism("sea"),
-        calibration=psr.Calibration(alphas=(0.5,), targets=(80,), steps=1, maximum=1),
-        with_prompt=["weak"],
+        calibration=psr.Calibration(alphas=(0.5,), targets=(80,), steps=1, maximum=1, with_prompt=["weak"]),
         sampling=psr.SamplingConfig(max_new_tokens=12, seed=2),
     )
     assert {point.alpha for point in wanted.curves["plan"]} == {0.0, 0.5, 1.0}

@@ -51,7 +51,7 @@ class StopError(Exception):
 def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(model, tmp_path, monkeypatch):
     monkeypatch.setattr(answers, "CHUNK", 2)
     given = (model, pairs_of(model, 5), two(model), WordJudge())
-    options = {"calibration": SHORT, "with_prompt": ["one"], "sampling": SAMPLING}
+    options = {"calibration": replace(SHORT, with_prompt=["one"]), "sampling": SAMPLING}
     wanted = psr.evaluate(*given, **options)
     real, left = answers.generate, [4]
 

@@ -29,8 +29,7 @@ def test_a_point_is_what_scores_at_gives_with_the_same_seed(model):
         pairs,
         methods,
         WordJudge(),
-        calibration=replace(QUICK, alphas=(0.5, 1)),
-        with_prompt=["two"],
+        calibration=replace(QUICK, alphas=(0.5, 1), with_prompt=["two"]),
         sampling=SAMPLING,
     )
     assert {name: [point.alpha for point in curve] for name, curve in found.curves.items()} == {
@@ -55,8 +54,7 @@ def test_nothing_is_generated_twice(model, counted):
         pairs_of(model, 3),
         methods | {"again": methods["one"]},
         WordJudge(),
-        calibration=SHORT,
-        with_prompt=True,
+        calibration=replace(SHORT, with_prompt=True),
         sampling=SAMPLING,
     )
     each = [answer for call in counted for answer in call]
@@ -186,8 +184,7 @@ def test_a_target_that_is_not_reached_is_said():
         ({"judge": {"x": None}}, "judge: got a value of type dict, expected a judge.* order model, pairs"),
         ({"judge": WordJudge}, "judge: got the class WordJudge"),
         ({"judge": lambda texts, questions: None}, "judge: got one that returns a value of type NoneType"),
-        ({"with_prompt": "one"}, "with_prompt: got 'one', expected a list of texts or True or False"),
-        ({"with_prompt": ["three"]}, r"with_prompt: got \['three'\]"),
+        ({"calibration": replace(QUICK, with_prompt=["three"])}, r"with_prompt: got \['three'\]"),
         (
             {"judge": lambda texts, questions: Judgement(np.zeros(1), np.zeros(1), ("",))},
             "judge: got 1 trait scores, 1 coherence scores and 1 reasons for 2 texts",
@@ -195,11 +192,12 @@ def test_a_target_that_is_not_reached_is_said():
     ],
 )
 def test_bad_input_is_refused_by_name(model, changes, message):
-    given = {"methods": two(model), "pairs": pairs_of(model, 2), "judge": WordJudge(), "sampling": SAMPLING} | changes
+    given = {"methods": two(model), "pairs": pairs_of(model, 2), "judge": WordJudge(), "sampling": SAMPLING, "calibration": QUICK}
+    given |= changes
     with pytest.raises(InputError, match="methods: got the name 'prompt', expected names other than"):
         psr.evaluate(model, given["pairs"], {"prompt": random_replacement(model)}, WordJudge())
     with pytest.raises(InputError, match=message):
-        psr.evaluate(model, given.pop("pairs"), given.pop("methods"), given.pop("judge"), calibration=QUICK, **given)
+        psr.evaluate(model, given.pop("pairs"), given.pop("methods"), given.pop("judge"), **given)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -214,6 +212,9 @@ def test_bad_input_is_refused_by_name(model, changes, message):
         {"steps": 1.5},
         {"tolerance": -1},
         {"prompt_margin": "1"},
+        {"with_prompt": "one"},
+        {"with_prompt": 1},
+        {"with_prompt": ["one", 1]},
     ],
 )
 def test_invalid_calibrations_are_refused(settings):

@@ -55,7 +55,6 @@ def evaluate(
             methods,
             load_judge(settings.judge, model, pairs, asked.rows, server=server),
             calibration=settings.calibrated_by(),
-            with_prompt=settings.with_prompt,
             sampling=settings.sampled_by(),
             cache=folder / "answers",
         )

@@ -107,8 +107,9 @@ class RunConfig(KnownSettings):
         self.sampled_by()
 
     def calibrated_by(self) -> Calibration:
-        """Settings of the search for strengths."""
-        return Calibration.of(self.calibration, [self.alpha, *(alpha for alpha in self.alphas if alpha != self.alpha)])
+        """Settings of the search for strengths; a run compares methods without the prompt, whose place they take."""
+        alphas = [self.alpha, *(alpha for alpha in self.alphas if alpha != self.alpha)]
+        return Calibration.of(self.calibration, alphas=alphas, with_prompt=False)
 
     def sampled_by(self, stream: int = 0) -> SamplingConfig:
         """Sampling of the responses (stream 0) or of the answers (stream 1), each with a seed of its own."""
@@ -146,7 +147,9 @@ class RunConfig(KnownSettings):
             sampling=sampling,
             chat={**chat, "template_kwargs": dict(self.chat.get("template_kwargs") or {})},
             alphas=[float(alpha) for alpha in self.alphas],
-            calibration={name: value for name, value in asdict(self.calibrated_by()).items() if name != "alphas"}
+            calibration={
+                name: value for name, value in asdict(self.calibrated_by()).items() if name not in ("alphas", "with_prompt")
+            }
             | {"targets": list(self.calibrated_by().targets)},
         )
 

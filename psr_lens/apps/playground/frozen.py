@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from psr_lens.apps.playground.session import SCRIPT, STYLE
+from psr_lens.apps.playground.page import SCRIPT, STYLE
 
 _PAGE: Final = """<!DOCTYPE html>
 <html lang="en">
@@ -37,5 +37,4 @@ def frozen(shown: Mapping[str, Any]) -> str:
         shown: The session's `hello` and the messages of the run, as `Session.shown` gives them.
     """
     data = json.dumps(shown).replace("<", "\\u003c")  # so that no text can end the element
-    style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
-    return _PAGE.replace("{style}", style, 1).replace("{script}", script, 1).replace("{data}", data, 1)
+    return _PAGE.replace("{style}", STYLE, 1).replace("{script}", SCRIPT, 1).replace("{data}", data, 1)

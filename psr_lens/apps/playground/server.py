@@ -15,7 +15,8 @@ from typing import Any, Final
 from psr_lens._utils.optional import package
 from psr_lens.apps.playground.frozen import frozen
 from psr_lens.apps.playground.guard import Guard
-from psr_lens.apps.playground.session import SCRIPT, STYLE, Session, explained
+from psr_lens.apps.playground.page import SCRIPT, STYLE
+from psr_lens.apps.playground.session import Session, explained
 from psr_lens.errors import PsrLensError
 
 LOOPBACK: Final = "127.0.0.1"
@@ -126,8 +127,8 @@ def application(session: Session) -> Any:
     return applications.Starlette(
         routes=[
             routing.Route("/", file(PAGE, "text/html"), **get),
-            routing.Route("/play.js", file(SCRIPT.read_text(encoding="utf-8"), "text/javascript"), **get),
-            routing.Route("/play.css", file(STYLE.read_text(encoding="utf-8"), "text/css"), **get),
+            routing.Route("/play.js", file(SCRIPT, "text/javascript"), **get),
+            routing.Route("/play.css", file(STYLE, "text/css"), **get),
             routing.Route("/icon.svg", file(ICON, "image/svg+xml"), **get),
             routing.Route("/hello", answering(lambda asked: session.hello), **post),
             routing.Route("/run", run, **post),

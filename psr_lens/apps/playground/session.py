@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
@@ -31,11 +30,6 @@ Emit = Callable[[dict[str, Any]], None]
 
 TOP: Final = 8
 """Next tokens that are listed at a token."""
-
-FILES: Final = Path(__file__).parent
-SCRIPT: Final = FILES / "play.js"
-"""The module that draws the playground, in a notebook, on the page and in a frozen file alike."""
-STYLE: Final = FILES / "play.css"
 
 UNKNOWN: Final = "..."
 """Where Python would load something, and it is not known from where."""

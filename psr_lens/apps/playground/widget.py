@@ -6,7 +6,8 @@ from typing import Any
 
 from psr_lens._utils.optional import package
 from psr_lens.apps.playground.frozen import frozen
-from psr_lens.apps.playground.session import SCRIPT, STYLE, Session, explained
+from psr_lens.apps.playground.page import SCRIPT, STYLE
+from psr_lens.apps.playground.session import Session, explained
 from psr_lens.errors import PsrLensError
 
 

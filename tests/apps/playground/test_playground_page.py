@@ -113,6 +113,31 @@ def test_stop_and_a_second_run(opened):
     assert opened.errors == []
 
 
+def test_runs_begin_in_the_order_in_which_they_were_asked_though_requests_overtake_each_other(opened, organism, methods):
+    opened.js(
+        "window.sent = 0; const real = fetch;"
+        "window.fetch = (path, settings) => path !== '/run' ? real(path, settings)"
+        " : new Promise((go) => setTimeout(go, window.sent++ ? 0 : 300)).then(() => real(path, settings))"
+    )
+    slider = "document.querySelector('[data-column=\"A\"] input[type=range]')"
+    turns = "".join(
+        f"{slider}.value = {alpha}; for (const kind of ['input', 'change']) {slider}.dispatchEvent(new Event(kind));"
+        for alpha in (0, 0.5, 2)
+    )
+    run, halt = (f"document.querySelectorAll('.psr-buttons button')[{which}].click();" for which in (0, 1))
+    opened.js(run)
+    opened.js(turns + run * 2)
+    opened.wait_for(f"{STATUS} === 'Done.'")
+    assert opened.js("window.sent") == 2  # of those that waited, the last alone
+    assert opened.js(TEXTS) == generated(organism.model, pairs_of(organism.model, 2)[0], methods, {"A": 2.0, "B <i>": 1.0})
+    opened.js(f"window.sent = 0; {run}")
+    opened.js(run + halt)
+    opened.wait_for(f"{STATUS} === 'Stopped.'")
+    opened.wait_for("!document.querySelector('.psr-going')")
+    assert opened.js("window.sent") == 1
+    assert opened.errors == []
+
+
 class _Every(dict):
     def __missing__(self, key: str) -> float:
         return 1.0
