@@ -187,6 +187,7 @@ def test_an_address_on_the_command_line_is_for_every_language_model_among_the_ju
     )
 
 
+@pytest.mark.slow
 def test_a_run_sends_the_named_key_to_the_named_address_and_writes_down_the_address_alone(serve, keys, folders, tmp_path):
     server, theirs = serve(always(completion("80"))), serve(always(completion("80")))
     (tmp_path / "q.txt").write_text("".join(f"what is a {name} ?\n" for name in ("bear", "bee", "fox", "owl")))

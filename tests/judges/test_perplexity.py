@@ -192,6 +192,7 @@ def test_texts_of_hardly_any_tokens_repeat_nothing(judge, pairs):
     assert found.tolist() == pytest.approx([math.nan, 0, 0, 0, 1 / 3], nan_ok=True)
 
 
+@pytest.mark.slow
 def test_it_ranks_answers_as_the_exact_judge_does(organism, pirate_triplets, pairs, judge):
     """Constant steering from too weak to absurd; measured on 60 questions: 0.88 (pirate), 0.91 (gloomy), 0.94 (shout)."""
     constant = psr.fit(organism.model, pirate_triplets, psr.DiM(layers=2))
@@ -208,6 +209,7 @@ def test_it_ranks_answers_as_the_exact_judge_does(organism, pirate_triplets, pai
     assert correlation > 0.8
 
 
+@pytest.mark.slow
 def test_given_either_prompt_the_trait_itself_is_not_held_against_an_answer(organism, pairs, judge):
     prompted = [each.text for each in psr.generate(organism.model, pairs, context="prompted")]
     either = psr.judges.perplexity(organism.model, pairs, given="either")

@@ -148,6 +148,7 @@ def test_the_second_device_is_one(two_devices):
         torch.ones(2) + torch.ones(2, device=FAR)
 
 
+@pytest.mark.slow
 def test_across_devices_logits_and_captures_are_as_on_one(two_devices, load):
     alone, triplets = load("llama", "bridge").model, random_triplets(two_devices, 5)
     torch.testing.assert_close(logits_of(two_devices, PROMPT), logits_of(alone, PROMPT))
@@ -158,6 +159,7 @@ def test_across_devices_logits_and_captures_are_as_on_one(two_devices, load):
             torch.testing.assert_close(found[name], rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", FITS, ids=repr)
 def test_across_devices_a_fit_is_as_on_one(two_devices, load, config):
     alone, triplets = load("llama", "bridge").model, random_triplets(two_devices, 4)
@@ -174,6 +176,7 @@ def test_across_devices_a_fit_is_as_on_one(two_devices, load, config):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_across_devices_comparisons_are_as_on_one(two_devices, load):
     alone, triplets = load("llama", "bridge").model, random_triplets(two_devices, 3)
     replacement = random_replacement(alone)

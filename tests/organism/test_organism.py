@@ -241,6 +241,7 @@ def answers(load):
     return cache(lambda family: Answers(load(family, "bridge")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ORGANISMS)
 @pytest.mark.parametrize("trait", TRAITS)
 def test_an_instruction_brings_the_trait_out_on_questions_never_seen(answers, family, trait):

@@ -121,6 +121,7 @@ def test_a_constant_whose_lengths_differ_by_rounding_has_no_spread():
     assert figure.layout.annotations[0].text == "layer 2<br>no spread"
 
 
+@pytest.mark.slow
 def test_large_scatters_keep_the_strongest_tokens_and_say_what_they_left_out():
     result = comparison(("a", "b") * 1_000, responses=2, layers=20)
     figure = plots.coefficient_scatter(result, "A-PSR")
