@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from helpers import BACKENDS
 
@@ -48,8 +47,7 @@ def by_hand(
     return [torch.cat(each) for each in found]
 
 
-@pytest.fixture(scope="session")
-def two(organism: Any, load: Any) -> SimpleNamespace:
+def two_organisms(organism: Any, load: Any) -> SimpleNamespace:
     """Source, target, eight texts, a replacement of the source's, and what plain transformers says of them."""
     other = load("organism-gpt2", BACKENDS[0])
     source, target = organism.model, other.model

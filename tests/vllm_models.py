@@ -1,29 +1,16 @@
 """Tiny random models for vLLM, whose kernels need wider heads than those of the other tests, and engines that serve replacements."""
 
 import gc
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 import transformers
 from architectures import save_tiny
 
 from psr_lens.replacement import Replacement, Site, SteeringPlan
-
-os.environ.update(
-    {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-)
 
 WIDTH, CONTEXT, BLOCK = 128, 96, 32
 HEADS = {"head_dim": 32}
@@ -101,23 +88,17 @@ def replacement_at(config: Any, kind: str, **said: Any) -> Replacement:
     return Replacement({f"blocks.0.{kind}": Site(ones, others, torch.ones(*head, 1), "relu")}, "R", "random", said)
 
 
-@pytest.fixture(scope="session")
-def tiny_for_vllm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
-    """`tiny_for_vllm(family)`: made when it is first asked for."""
-
-    @cache
-    def made(family: str) -> Tiny:
-        root = tmp_path_factory.mktemp(family)
-        folder = save_tiny(family, root / "model", width=WIDTH, settings=SETTINGS[family])
-        hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        steering = _steering(hf.config)
-        return Tiny(folder, hf, steering, {name: str(each.save(root / name)) for name, each in steering.items()})
-
-    return made
+def tiny_model(family: str, root: Path) -> Tiny:
+    """A random model of a family of `SETTINGS`, and what steers it, saved in the folder."""
+    folder = save_tiny(family, root / "model", width=WIDTH, settings=SETTINGS[family])
+    hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    steering = _steering(hf.config)
+    return Tiny(folder, hf, steering, {name: str(each.save(root / name)) for name, each in steering.items()})
 
 
 @contextmanager
-def _engine(tiny: Tiny, **settings: Any) -> Iterator[Any]:
+def engine_of(tiny: Tiny, **settings: Any) -> Iterator[Any]:
+    """A `vllm.LLM` that serves the model's replacements, in this process."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -130,17 +111,3 @@ def _engine(tiny: Tiny, **settings: Any) -> Iterator[Any]:
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
-
-
-@pytest.fixture(scope="session")
-def engine() -> Callable[..., Any]:
-    """`with engine(tiny, **settings) as llm`: a `vllm.LLM` that serves the model's replacements, in this process."""
-    return _engine
-
-
-@pytest.fixture(scope="module")
-def llama(tiny_for_vllm: Callable[[str], Tiny]) -> Iterator[tuple[Tiny, Any]]:
-    """An engine that the tests of a file share, with its model."""
-    tiny = tiny_for_vllm("llama")
-    with _engine(tiny) as llm:
-        yield tiny, llm
