@@ -81,7 +81,7 @@ class Calibration(KnownSettings):
         check_fields(self)
         for name in ("alphas", "targets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not isinstance(self.with_prompt, bool | str):
+        if not isinstance(self.with_prompt, bool):
             object.__setattr__(self, "with_prompt", tuple(self.with_prompt))
         use_plain_numbers(self)
         for alpha in self.alphas:

@@ -212,7 +212,6 @@ def test_bad_input_is_refused_by_name(model, changes, message):
         {"steps": 1.5},
         {"tolerance": -1},
         {"prompt_margin": "1"},
-        {"with_prompt": "one"},
         {"with_prompt": 1},
         {"with_prompt": ["one", 1]},
     ],
@@ -220,6 +219,12 @@ def test_bad_input_is_refused_by_name(model, changes, message):
 def test_invalid_calibrations_are_refused(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         psr.Calibration(**settings)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_name_of_a_method_under_the_prompt_is_no_list():
+    with pytest.raises(InputError, match="with_prompt: got 'one', expected a list of texts or True or False"):
+        psr.Calibration(with_prompt="one")
 
 
 def test_a_method_of_another_model_is_refused_before_anything_is_generated(model, counted):

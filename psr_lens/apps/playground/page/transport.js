@@ -41,7 +41,7 @@ function ofServer() {
   // Requests may overtake each other, and a run ends the one before. So each waits for its turn, which comes when the run before it has begun;
   // of those that wait, only the last is sent.
   let turn = Promise.resolve(), latest = null;
-  const begin = (asked, hear, begun) => {
+  const inTurn = (asked, hear, begun) => {
     if (latest === asked) return send(asked, (message) => { begun(); hear(message); });
     return hear({ type: "end", run: asked.run, stopped: true });
   };
@@ -53,7 +53,7 @@ function ofServer() {
       latest = asked;
       const before = turn;
       let ended;
-      turn = new Promise((begun) => { ended = before.then(() => begin(asked, hear, begun)).finally(begun); });
+      turn = new Promise((begun) => { ended = before.then(() => inTurn(asked, hear, begun)).finally(begun); });
       return ended;
     },
     stop() {
