@@ -76,6 +76,8 @@ class Steps:
     """A block in which those hooks act, to be entered around all steps or around each."""
     close: Callable[[], None]
     """Removes what is left of the hooks."""
+    begun: int = 0
+    """Number of columns of the prompts, alike in all of them, that were run already."""
 
 
 Drawn = Generator[tuple[Int[Tensor, " row"], bool], None, list[tuple[int, ...]]]
@@ -117,9 +119,9 @@ class Decoding:
         Raises:
             NotFiniteError: logits are NaN or infinite.
         """
-        steps = self.steps(len(tokens), steered)
+        steps = self.steps(tokens, mask, steered)
         with closing(steps), steps.in_force():
-            return self.with_steps(tokens, mask, draws, steps.step, steps.select)
+            return self.with_steps(tokens, mask, draws, steps.step, steps.select, steps.begun)
 
     def with_steps(
         self,
@@ -128,9 +130,10 @@ class Decoding:
         draws: Float[Tensor, "batch step"],
         step: Step,
         select: Callable[[Tensor], None],
+        begun: int = 0,
     ) -> list[tuple[int, ...]]:
         """The responses with steps of one's own; arguments and errors as for `drawn`."""
-        drawn = self.drawn(tokens, mask, draws, step, select)
+        drawn = self.drawn(tokens, mask, draws, step, select, begun)
         while True:
             try:
                 next(drawn)
@@ -138,17 +141,29 @@ class Decoding:
                 found: list[tuple[int, ...]] = end.value
                 return found
 
-    def steps(self, batch: int, steered: BatchSteering | None) -> Steps:
-        """What makes the steps of a batch; to be closed after use."""
-        attached = None if self._plain is None or steered is None else _attached(self._plain, steered)
-        if self._plain is not None and (steered is None or attached is not None):
+    def steps(
+        self, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], steered: BatchSteering | None
+    ) -> Steps:
+        """What makes the steps of a batch of prompts; to be closed after use.
+
+        What all prompts begin with, such as the system message of a chat template, is run once, unless it is steered.
+        """
+        if self._plain is not None:
             decoder = TransformersDecoder(self._plain)
-            if attached is None:
-                return Steps(decoder.step, decoder.select, SteeringHooks(), nullcontext, _nothing)
-            return Steps(decoder.step, _both(decoder.select, attached.select), attached.hooks, nullcontext, attached.remove)
+            tokens, mask = self._here(tokens, mask)
+            begun = decoder.begin(tokens, mask, _unsteered(tokens.shape[1] - 1, steered))
+            if steered is None:
+                return Steps(decoder.step, decoder.select, SteeringHooks(), nullcontext, _nothing, begun)
+            # After the first run, in which nothing is steered.
+            if (attached := _attached(self._plain, steered)) is not None:
+                select = _both(decoder.select, attached.select)
+                return Steps(decoder.step, select, attached.hooks, nullcontext, attached.remove, begun)
         hooks = SteeringHooks() if steered is None else steered.hooks(self._model)
-        own = Decoder(self._model, batch)
+        own = Decoder(self._model, len(tokens))
         return Steps(own.step, _both(own.select, hooks.select), hooks, lambda: hooked(self._model, hooks), hooks.close)
+
+    def _here(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(each.to(device_of(self._model)) for each in given)
 
     def drawn(
         self,
@@ -157,6 +172,7 @@ class Decoding:
         draws: Float[Tensor, "batch step"],
         step: Step,
         select: Callable[[Tensor], None],
+        begun: int = 0,
     ) -> Drawn:
         """Draw the responses to a batch step by step.
 
@@ -166,12 +182,13 @@ class Decoding:
             draws: A uniform number for each token that may be sampled.
             step: Takes new tokens and the mask of all so far, and gives the logits at the last token, as `Decoder.step` does.
             select: Continues with some of the sequences.
+            begun: Number of columns of the prompts that were run already.
 
         Raises:
             NotFiniteError: logits are NaN or infinite.
         """
-        device = device_of(self._model)
-        tokens, mask, draws = tokens.to(device), mask.to(device), draws.to(device)
+        tokens, mask, draws = self._here(tokens, mask, draws)
+        device = tokens.device
         choose = TokenChoice(self._config, tokens, mask, self._stops)
         ended = Ending(self._tokenizer, self._stops, self._config.stop, device)
         count = min(draws.shape[1], context_length(self._model) - tokens.shape[1])
@@ -179,7 +196,7 @@ class Decoding:
         lengths = tokens.new_full((len(tokens),), count)
         rows = torch.arange(len(tokens), device=device)
         unfinished = torch.ones_like(rows, dtype=torch.bool)
-        new = tokens
+        new = tokens[:, begun:]
         for position in range(count):
             logits = step(new, mask)
             wrong = unfinished & ~finite_rows(logits)
@@ -208,6 +225,11 @@ class Decoding:
 
 def _nothing() -> None:
     """Nothing is left to remove."""
+
+
+def _unsteered(columns: int, steered: BatchSteering | None) -> int:
+    """How many of the first columns nothing steers, in any row."""
+    return columns if steered is None else max(0, min(columns, *(int(start.min()) for start in steered.start.values())))
 
 
 def _attached(plain: nn.Module, steered: BatchSteering) -> Any:

@@ -133,7 +133,7 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
     prompt, mask, draws = prompt_batch([pair], [0], column.context, config, [number])
     starts = span_starts([pair], [0], prompt.shape[1])
     steered = steered_rows(column.acting, column.alpha, [0], starts)
-    steps = decoding.steps(1, steered)
+    steps = decoding.steps(prompt, mask, steered)
     with ExitStack() as stack:
         stack.callback(steps.close)
         pushes: Callable[[Tensor], Mapping[str, float]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import torch
@@ -73,16 +74,14 @@ class Decoder:
             The number of columns; the next step begins there. 0 where it would save little, or the model's state is more than keys and
             values of all tokens.
         """
-        columns = alike(tokens, mask, most)
-        if columns == 0 or not (self._state is None or self._state.only_keys):
-            return 0
-        if self._state is None:
-            self._cache = self._empty(1)
-        first = mask[:, :columns].sum(1).argmax()  # the longest prompt has no padding
-        self.step(tokens[first, None, :columns], mask[first, None, :columns], int(self._model.cfg.n_layers))
+        n_layers = int(self._model.cfg.n_layers)
         if self._state is not None:
-            self._state.spread(mask[:, :columns])
-            return columns
+            return self._state.begin(tokens, mask, most, lambda new, known: self.step(new, known, n_layers))
+        columns = alike(tokens, mask, most)
+        if columns == 0:
+            return 0
+        self._cache = self._empty(1)
+        self.step(*_longest(tokens, mask, columns), n_layers)
         for entry in self._cache.entries:
             entry.past_keys, entry.past_values = (
                 spread(each, mask[:, :columns], 1) for each in (entry.past_keys, entry.past_values)
@@ -170,6 +169,10 @@ class TransformersDecoder:
         given = self._state.arguments(mask, new.shape[1])
         return cast(Tensor, self._model(input_ids=new, **given, **self._last_only).logits)[:, -1].to(new.device)
 
+    def begin(self, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], most: int) -> int:
+        """Run once what all sequences of an empty cache's batch begin with; see `Decoder.begin`."""
+        return self._state.begin(tokens, mask, most, self.step)
+
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Continue with these sequences of the batch."""
         self._state.select(rows)
@@ -199,15 +202,16 @@ class _State:
             given["position_ids"] = position_ids(mask)[:, -width:]
         return cast(dict[str, Any], given)
 
-    @property
-    def only_keys(self) -> bool:
-        """Whether the state is keys and values of all tokens: none of the last tokens alone, and no recurrent states."""
-        return bool(self._cache.layers) and all(type(layer) is DynamicLayer for layer in self._cache.layers)
-
-    def spread(self, mask: Int[Tensor, "batch position"]) -> None:
-        """Give the state of one sequence to all sequences of a batch; see `spread`."""
-        for layer in cast(Any, self._cache).layers:
-            layer.keys, layer.values = (spread(each, mask, -2) for each in (layer.keys, layer.values))
+    def begin(self, tokens: Tensor, mask: Tensor, most: int, step: Callable[[Tensor, Tensor], Any]) -> int:
+        """Run what all sequences begin with, by `step`, and give each of them the keys and values; see `Decoder.begin`."""
+        # Of the last tokens alone, or in a recurrent state, it would not be each sequence's own.
+        only_keys = bool(self._cache.layers) and all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        columns = alike(tokens, mask, most) if only_keys else 0
+        if columns:
+            step(*_longest(tokens, mask, columns))
+            for layer in cast(Any, self._cache).layers:
+                layer.keys, layer.values = (spread(each, mask[:, :columns], -2) for each in (layer.keys, layer.values))
+        return columns
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Keep the state of some sequences; each layer has its own on its own device."""
@@ -225,6 +229,12 @@ def alike(tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch positi
     different = ((tokens != longest[place.clamp(min=0)]) & (place >= 0)).any(0).nonzero()
     columns = min(int(different[0]) if len(different) else tokens.shape[1], most)
     return columns if len(tokens) > 1 and columns >= LEAST_COLUMNS and int(paddings.min()) == 0 else 0
+
+
+def _longest(tokens: Tensor, mask: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """The first columns of the sequence without padding, and their mask, as a batch of one."""
+    first = mask[:, :columns].sum(1).argmax()
+    return tokens[first, None, :columns], mask[first, None, :columns]
 
 
 def spread(state: Tensor, mask: Int[Tensor, "batch position"], position: int) -> Tensor:
