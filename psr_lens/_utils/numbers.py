@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
@@ -13,8 +14,10 @@ def is_whole(value: object) -> bool:
 
 
 def is_real(value: object) -> bool:
-    """Whether a value is a real number, of Python or of NumPy; True and False are not, NaN and infinity are."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether a value is a real number that a float can hold, of Python or of NumPy; True and False are not, NaN and infinity are."""
+    if isinstance(value, Integral):
+        return is_whole(value) and abs(int(value)) <= sys.float_info.max
+    return isinstance(value, Real)
 
 
 def counted(number: int, noun: str) -> str:

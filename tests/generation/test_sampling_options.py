@@ -134,6 +134,8 @@ def test_texts_end_responses_where_transformers_own_criterion_does():
         ({"top_k": -1}, "top_k: got -1"),
         ({"top_k": 2.5}, "top_k: got 2.5"),
         ({"min_p": float("nan")}, "min_p: got nan"),
+        ({"temperature": 10**400}, "temperature: got 1000"),
+        ({"repetition_penalty": 10**400}, "repetition_penalty: got 1000"),
         ({"repetition_penalty": 0}, "repetition_penalty: got 0"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens: got 9, expected at most `max_new_tokens`, which is 8"),
         ({"stop": [""]}, "stop: got"),
