@@ -6,6 +6,7 @@
 | `_gen_prompt_embeds_extra_hash_keys` | scheduler | blocks of the prefix cache that were steered get a key of their own |
 | `Worker.load_model` | worker | gates are put on the model before it is compiled |
 | `GPUModelRunner._prepare_inputs` | worker | the strengths of the batch are filled in |
+| `GPUModelRunner._sample`, `_bookkeeping_sync` | worker | on a CPU, seeds of prompts that are read in parts are left alone |
 | `VllmConfig.__post_init__` | front end | the digests of what was read are noted, so that no process serves something else |
 | `VllmConfig.compute_hash` | all | a model compiled without gates, or with others, is not taken from the compile cache |
 
@@ -158,6 +159,21 @@ def _prepare_inputs(original: Any, runner: Any, scheduled: Any, counts: Any, *ar
     return prepared
 
 
+def _with_seeds_in_use(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Put the random generators aside of prompts of which only a part was read, whose tokens are drawn and thrown away.
+
+    vLLM draws with them too and then turns them back, which a generator on a CPU refuses with an error that ends the engine.
+    """
+    generators, discarded = runner.input_batch.generators, runner.discard_request_mask.np
+    aside = {row: each for row, each in generators.items() if each.device.type == "cpu" and discarded[row]}
+    for row in aside:
+        del generators[row]
+    try:
+        return original(runner, *args, **kwargs)
+    finally:
+        generators.update(aside)
+
+
 # --- all processes --------------------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +210,8 @@ _PLACES: Final[tuple[tuple[str, str, str, Callable[..., Any]], ...]] = (
     ("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs", _process_inputs),
     ("vllm.v1.worker.gpu_worker", "Worker", "load_model", _load_model),
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_prepare_inputs", _prepare_inputs),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_sample", _with_seeds_in_use),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_bookkeeping_sync", _with_seeds_in_use),
 )
 """Module, class, function, and what is called in its place."""
 
