@@ -54,7 +54,8 @@ test-tl4: $(TL4)/.ready
 	$(TL4)/bin/python $(PYTEST)
 
 # A new environment with the versions that pyproject.toml's ranges allow, as far as the constraints leave a choice. First as users install
-# it, which is what the demo runs on, then with what tests need: all architectures, the README, and a tenth of the tests.
+# it, which is what the demo runs on, then with what tests need: all architectures, the files that gguf and peft read and write (a tenth
+# may have no test of an extra), the README, and a tenth of the tests.
 define resolved
 $(PYTHON) -m venv --clear $(1)
 $(2) > $(1)/constraints.txt
@@ -63,6 +64,7 @@ $(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint 
 $(1)/bin/psr-lens demo --out $(1)/demo
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(1)/constraints.txt --editable ".[dev]"
 $(1)/bin/python -m pip freeze --exclude-editable > $(1)/versions.txt
+$(1)/bin/python $(PYTEST) tests/models/test_sources.py tests/replacement/test_gguf_export.py tests/fitting/test_adapters.py
 $(1)/bin/python $(PYTEST) tests/models/test_architectures.py "tests/package/test_code_blocks.py::test_python_runs[README.md]"
 $(1)/bin/python $(PYTEST) --sample 10
 endef

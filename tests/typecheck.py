@@ -43,7 +43,8 @@ def jaxtyped(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
         hints = {name: _resolved(hint, given) for name, hint in given.__annotations__.items()}
         if any(map(_names_a_shape, hints.values())):
             return _with_shapes(typechecker=typechecker)(given)
-        return _without_shapes(given, hints, typechecker)
+        known = {name: hint for name, hint in hints.items() if hint is not Any}  # beartype 0.20: no generator's result may be Any
+        return _without_shapes(given, known, typechecker)
 
     return decorate
 

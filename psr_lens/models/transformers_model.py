@@ -189,9 +189,9 @@ def _read(source: Source, placement: Placement, dtype: torch.dtype | str) -> Any
             f"({in_short(error.__cause__ or error)}). Install what it names, or give weights that are not quantised."
         ) from error
     _check_report(source, model, report)
-    if source.gguf is not None:  # transformers has turned the weights into plain ones, but says otherwise
+    if source.gguf is not None:  # transformers has turned the weights into plain ones; newer releases say otherwise
         model.hf_quantizer, model.is_quantized = None, False
-        del model.config.quantization_config
+        vars(model.config).pop("quantization_config", None)
     return model
 
 

@@ -12,6 +12,7 @@ from beartype.roar import BeartypeCallHintViolation
 SOURCE = """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,10 @@ class Size:
 
 def later(of: Later, text: str) -> str:
     return text
+
+
+def laters(number: int) -> Iterator[Later]:
+    yield from range(number)
 
 
 def same_rows(a: Float[torch.Tensor, "row"], rows: Rows) -> int:
@@ -76,6 +81,12 @@ def test_shapes_are_compared_over_arguments_and_inside_containers(module):
         module.same_rows(torch.zeros(3), {"a": torch.zeros(4, 2)})
     with pytest.raises(jaxtyping.TypeCheckError, match="a"):
         module.same_rows(torch.zeros(3, 1), {})
+
+
+def test_a_generator_of_what_does_not_exist_yet_is_checked_for_its_arguments(module):
+    assert list(module.laters(2)) == [0, 1]
+    with pytest.raises(BeartypeCallHintViolation):
+        list(module.laters("2"))
 
 
 @pytest.mark.usefixtures("unchecked")
