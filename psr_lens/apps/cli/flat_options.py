@@ -50,7 +50,7 @@ def _options(group: Any) -> list[inspect.Parameter]:
     """The fields of a group as parameters of a function."""
     hints = get_type_hints(group, include_extras=True)
     found = []
-    for each in fields(group):
+    for each in (each for each in fields(group) if each.init):
         default = each.default if each.default_factory is MISSING else each.default_factory()
         given = inspect.Parameter.empty if default is MISSING else default
         found.append(inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=given, annotation=hints[each.name]))
