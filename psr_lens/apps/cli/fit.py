@@ -76,7 +76,8 @@ def fit(
         file = None if triplets.is_dir() else responses.lines(_lines_of_group(triplets, group), chat)
         if file is None:
             if chat.given:
-                raise InputError(*next(iter(chat.given.items())), "None with a store, which holds its prompts")
+                name, value = next(iter(chat.given.items()))
+                raise InputError(name, value, "None with a store, which holds its prompts")
             read_spec(triplets)  # what is missing is said before the model is loaded
         check_used_folders(settings, solver.checkpoint, solver.scratch)
         found = outline_or_none(model)
