@@ -18,20 +18,20 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from _models import GPT2_SMALL, large_on_gpu, machine, random_gpt2, random_triplets
+from _fit_cost import counted_passes, large_model
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import psr_lens as psr
 from psr_lens import organism
+from psr_lens.apps.cli.flat_options import flat_options
 from psr_lens.evaluation.scores import Scores, score
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.models import HookedModel
@@ -130,18 +130,6 @@ class Task:
         asked = {name: psr.prompt_pairs(model, questions, instruction) for name, questions in held.items()}
         sampling = psr.SamplingConfig(seed=seed + 1, max_new_tokens=LONGEST)
         return cls(model, trait, triplets, known[fit_questions:], asked, sampling)
-
-
-@contextmanager
-def counted_passes(model: HookedModel, tokens: int) -> Any:
-    """Forward passes over the training data within the block: tokens that entered the first layer, divided by those of the data."""
-    entered = [0]
-
-    def count(activation: torch.Tensor, hook: Any) -> None:
-        entered[0] += activation.shape[0] * activation.shape[1]
-
-    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", count)]):
-        yield lambda: entered[0] / tokens
 
 
 def measure(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -305,24 +293,6 @@ def by_trait(rows: Sequence[dict[str, Any]], model: str, methods: Sequence[str])
     return lines
 
 
-def large_model(gpu: bool) -> dict[str, Any]:
-    """Wall time of an A-PSR fit on a large model with random weights, by the sequential solver and as in the paper."""
-    model = large_on_gpu() if gpu else random_gpt2(GPT2_SMALL)
-    triplets = random_triplets(model.cfg.d_vocab, 64 if gpu else 16)
-    tokens = sum(len(triplet.pair.base_ids) + len(triplet.response_ids) for triplet in triplets)
-    found: dict[str, Any] = {"machine": machine("cuda" if gpu else "cpu"), "triplets": len(triplets), "tokens": tokens}
-    if gpu:
-        psr.fit(model, triplets[:2], psr.Sequential(regression_steps=1))  # warm-up
-    for name, config in (("sequential", psr.Sequential()), ("joint", psr.Joint(batch_size=8))):
-        with counted_passes(model, tokens) as passes:
-            began, began_cpu = time.perf_counter(), time.process_time()
-            psr.fit(model, triplets, config)
-            took = {"seconds": time.perf_counter() - began, "CPU seconds": time.process_time() - began_cpu}
-            found[name] = took | {"forward passes": passes()}
-    ratios = {f"ratio of {unit}": found["joint"][unit] / found["sequential"][unit] for unit in ("seconds", "CPU seconds")}
-    return found | ratios  # CPU seconds do not count other processes of a busy machine
-
-
 def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
     """Print the tables, and return them as Markdown."""
     text = [f"{title}\n"]
@@ -344,52 +314,85 @@ def print_tables(rows: Sequence[dict[str, Any]], title: str) -> str:
     return "\n".join(text)
 
 
-def main(  # noqa: PLR0913  (a command: each parameter is an option)
+@dataclass(frozen=True)
+class OutputOptions:
+    """Files to write."""
+
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """The part of the benchmark to run; None for all."""
+
+    trait: Annotated[list[str] | None, typer.Option(help="Only these traits.")] = None
+    model: Annotated[list[str] | None, typer.Option(help="Only these models.")] = None
+    method: Annotated[list[str] | None, typer.Option(help="Only these methods.")] = None
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """Questions to fit on and to measure on."""
+
+    fit_questions: Annotated[int, typer.Option(help="Questions to fit on.")] = 240
+    held_out: Annotated[int | None, typer.Option(help="Held-out questions of each kind; 150, or 60 with --quick.")] = None
+    seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0
+
+
+@dataclass(frozen=True)
+class LargeOptions:
+    """Wall time on a large model."""
+
+    large: Annotated[bool, typer.Option("--large", help="Only the wall time on a random model of GPT-2 small's size.")] = False
+    gpu: Annotated[bool, typer.Option("--gpu", help="With --large: a larger one in bfloat16 on the CUDA GPU.")] = False
+
+    def __post_init__(self) -> None:
+        """Refuse the GPU for the embedded models."""
+        if self.gpu and not self.large:
+            raise typer.BadParameter("got --gpu alone, expected it with --large: the embedded models are fitted on a CPU.")
+
+
+@flat_options
+def main(
+    *,
     quick: Annotated[bool, typer.Option("--quick", help="One trait, one family, few methods.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
-    trait: Annotated[list[str] | None, typer.Option(help="Only these traits.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Only these models.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only these methods.")] = None,
-    fit_questions: Annotated[int, typer.Option(help="Questions to fit on.")] = 240,
-    held_out: Annotated[int | None, typer.Option(help="Held-out questions of each kind; 150, or 60 with --quick.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of questions, sampling and fits.")] = 0,
+    output: OutputOptions,
+    part: PartOptions,
+    asked: QuestionOptions,
     tables_of: Annotated[
         list[Path] | None, typer.Option(help="Run nothing; print the tables of these --json files, or of folders of them.")
     ] = None,
-    large: Annotated[bool, typer.Option("--large", help="Only the wall time on a random model of GPT-2 small's size.")] = False,
-    gpu: Annotated[bool, typer.Option("--gpu", help="With --large: a larger one in bfloat16 on the CUDA GPU.")] = False,
+    on_large: LargeOptions,
 ) -> None:
     """Run the benchmark and print its tables."""
-    if gpu and not large:
-        raise typer.BadParameter("got --gpu alone, expected it with --large: the embedded models are fitted on a CPU.")
-    if large:
-        found = large_model(gpu)
+    if on_large.large:
+        found = large_model(on_large.gpu)
         print(json.dumps(found, indent=1))
-        if json_file:
-            json_file.write_text(json.dumps({"format": 2, **found}, indent=1) + "\n")
+        if output.json_file:
+            output.json_file.write_text(json.dumps({"format": 2, **found}, indent=1) + "\n")
         return
     if tables_of:
         text = print_tables(*parts_of(tables_of))
-        if markdown:
-            markdown.write_text(text + "\n")
+        if output.markdown:
+            output.markdown.write_text(text + "\n")
         return
-    traits = trait or (["pirate"] if quick else list(organism.TRAITS))
-    models = model or (["organism"] if quick else ["organism", "organism-gpt2"])
-    names = method or (QUICK if quick else list(METHODS))
-    questions = held_out or (60 if quick else 150)
+    traits = part.trait or (["pirate"] if quick else list(organism.TRAITS))
+    models = part.model or (["organism"] if quick else ["organism", "organism-gpt2"])
+    names = part.method or (QUICK if quick else list(METHODS))
+    questions = asked.held_out or (60 if quick else 150)
     loaded = {name: psr.load_model(name) for name in models}
-    settings = f"seed {seed}, {torch.get_num_threads()} threads"
-    title = f"{fit_questions} descriptions to fit on, {questions} questions of each kind held out, {settings}"
+    settings = f"seed {asked.seed}, {torch.get_num_threads()} threads"
+    title = f"{asked.fit_questions} descriptions to fit on, {questions} questions of each kind held out, {settings}"
     rows = []
     for name, each in tqdm([(name, each) for name in models for each in traits], unit="trait"):
-        rows += measure(Task.of(loaded[name], each, fit_questions, questions, seed), names)
-        if json_file:  # after every trait, so that an interrupted run leaves its results
+        rows += measure(Task.of(loaded[name], each, asked.fit_questions, questions, asked.seed), names)
+        if output.json_file:  # after every trait, so that an interrupted run leaves its results
             lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-            json_file.write_text(f'{{"format": 2, "title": {json.dumps(title)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+            output.json_file.write_text(f'{{"format": 2, "title": {json.dumps(title)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
     text = print_tables([row | {"run": ""} for row in rows], title)
-    if markdown:
-        markdown.write_text(text + "\n")
+    if output.markdown:
+        output.markdown.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.replacement import Replacement, Site
 from psr_lens.transfer import ActivationMap, DirectionMap, PairedText
-from psr_lens.transfer.directions import Push
+from psr_lens.transfer.direction_map import Push
 from psr_lens.transfer.pairing import paired_rows
 from psr_lens.transfer.rungs import pulled_back
 

@@ -26,7 +26,7 @@ from psr_lens.models import HookedModel, fingerprint, model_content, tokenizer_o
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import Replacement
 from psr_lens.replacement.content_digest import content_digest
-from psr_lens.transfer.directions import Push
+from psr_lens.transfer.direction_map import Push
 from psr_lens.transfer.origin import check_made_for, map_digest
 from psr_lens.transfer.rungs import GATES_THROUGH_TEXT, THROUGH_TEXT
 

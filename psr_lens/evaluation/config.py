@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from psr_lens.evaluation.judge_settings import JudgeServer, check_settings
 from psr_lens.evaluation.methods import NONE, PROMPT, Method, named_methods
 from psr_lens.generation.sampling import SamplingConfig
 from psr_lens.models import WithTokenizer
-from psr_lens.models.config_without_weights import has_outline, outline
+from psr_lens.models.config_without_weights import outline_or_none
 from psr_lens.prompts import PromptPairs, prompt_pairs, prompt_pairs_from_texts
 from psr_lens.prompts.chat_templates import ChatSettings
 from psr_lens.replacement import PLAN_FILE, Adapter, Replacement, SteeringPlan
@@ -71,15 +71,14 @@ class EvaluationConfig(KnownSettings):
         for name in ("methods", "calibration", "chat", "sampling"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(name, repr(getattr(self, name)), "a mapping, one entry per line")
-        if not isinstance(self.alphas, list | tuple):
-            raise InputError("alphas", repr(self.alphas), "a list")
         if not isinstance(self.verify, bool):
             raise InputError("verify", repr(self.verify), "true or false")
         for name in ("out", "model", "trait", "block"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(name, repr(getattr(self, name)), "a text")
-        for name, hint in (("pairs", str | None), ("group", str | None), ("with_prompt", bool | Collection[str])):
-            check(getattr(self, name), hint, name)
+        for name in ("pairs", "group"):
+            check(getattr(self, name), str | None, name)
+        self.calibrated_by()
 
     def calibrated_by(self) -> Calibration:
         """Strengths, methods under the prompt, target coherences and the search for them."""
@@ -104,7 +103,6 @@ def read_config(path: str | Path) -> EvaluationConfig:
             raise InputError("config", f"{path} without {each.name!r}", f"a line `{each.name}: …`")
     config = EvaluationConfig(**given)
     ChatSettings.of_mapping(config.chat)
-    config.calibrated_by()
     config.sampled_by()
     return config
 
@@ -194,10 +192,10 @@ def check_before_weights(config: EvaluationConfig, methods: Mapping[str, Method]
         ModelError: the model's config cannot be read, or it has no tokenizer.
         JudgeError: the key of a judge is missing.
     """
-    ways_to_answer(named_methods(methods, (NONE, PROMPT)), config.with_prompt)
-    if not has_outline(config.model):
+    ways_to_answer(named_methods(methods, (NONE, PROMPT)), config.calibrated_by())
+    found = outline_or_none(config.model)
+    if found is None:
         return
-    found = outline(config.model)
     for method in methods.values():
         parts = [method] if isinstance(method, Adapter) else [part.replacement for part in SteeringPlan.of(method).parts]
         for part in parts:

@@ -146,7 +146,7 @@ def evaluate(
     """
     calibration = calibration or Calibration()
     named = methods_for(model, methods, (NONE, PROMPT))
-    tried = ways_to_answer(named, calibration.with_prompt)
+    tried = ways_to_answer(named, calibration)
     if engine is not None:  # before anything is sampled
         for method in (None, *named.values()):
             check_engine_can(engine, model, method, checked_sampling(sampling))
@@ -176,20 +176,20 @@ def evaluate(
     return Evaluation(curves, targets, tuple(pair.asked for pair in pairs), settings)
 
 
-def ways_to_answer(named: Mapping[str, Method], with_prompt: bool | Collection[str]) -> dict[str, tuple[Method, Context]]:
+def ways_to_answer(named: Mapping[str, Method], calibration: Calibration) -> dict[str, tuple[Method, Context]]:
     """Every method by name, and the context in which it acts.
 
     Args:
         named: The methods by name.
-        with_prompt: Whether they are also measured under the prompt; see `Calibration`.
+        calibration: Says which of them are also measured under the prompt.
 
     Raises:
-        InputError: `with_prompt` names none of the methods, or a method has the name of one together with the prompt.
+        InputError: its `with_prompt` names an unknown method, or a method has the name of one together with the prompt.
     """
-    chosen = list(named) if with_prompt is True else [] if with_prompt is False else list(with_prompt)
-    if isinstance(with_prompt, str) or (unknown := [name for name in chosen if name not in named]):
-        got = repr(with_prompt) if isinstance(with_prompt, str) else f"{unknown}"
-        raise InputError("with_prompt", got, f"True, or a list of some of {', '.join(named)}")
+    asked = calibration.with_prompt
+    chosen = (list(named) if asked else []) if isinstance(asked, bool) else list(asked)
+    if unknown := [name for name in chosen if name not in named]:
+        raise InputError("with_prompt", f"{unknown}", f"True, or a list of some of {', '.join(named)}")
     alone: dict[str, tuple[Method, Context]] = {name: (method, "base") for name, method in named.items()}
     both: dict[str, tuple[Method, Context]] = {f"{name} + {PROMPT}": (named[name], "prompted") for name in chosen}
     if clash := alone.keys() & both.keys():

@@ -68,3 +68,13 @@ def outline(name_or_path: str | Path) -> ModelOutline:
         int(text.num_hidden_layers), int(text.hidden_size), context_of(config) or UNKNOWN_CONTEXT, architecture_of(config)
     )
     return ModelOutline(str(name_or_path), sizes, read_tokenizer(source))
+
+
+def outline_or_none(name_or_path: str | Path) -> ModelOutline | None:
+    """`outline`, or None for one of TransformerLens's own toy models, whose config cannot be read without its weights.
+
+    Raises:
+        InputError: as for `outline`.
+        ModelError: as for `outline`.
+    """
+    return outline(name_or_path) if has_outline(name_or_path) else None

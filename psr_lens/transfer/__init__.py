@@ -3,7 +3,7 @@
 from psr_lens.transfer.activation_map import ActivationMap, LayerMap, fit_activation_map
 from psr_lens.transfer.agreement_result import Agreement
 from psr_lens.transfer.co_pilot import CoPilot
-from psr_lens.transfer.directions import DirectionMap, fit_direction_map, whole
+from psr_lens.transfer.direction_map import DirectionMap, fit_direction_map, whole
 from psr_lens.transfer.driven_directions import copilot
 from psr_lens.transfer.gate_reading import GateReading
 from psr_lens.transfer.layer_matching import best_monotone_matching, matched_by_depth

@@ -15,7 +15,7 @@ from psr_lens.apps.cli import app
 from psr_lens.errors import InputError
 from psr_lens.evaluation import answer_cache as answers
 from psr_lens.evaluation import config
-from psr_lens.evaluation.config import read_config
+from psr_lens.evaluation.config import EvaluationConfig, read_config
 from psr_lens.evaluation.judge_settings import load_judge
 
 CONFIG = {
@@ -120,14 +120,15 @@ def test_pairs_may_come_from_a_file_and_only_those_of_a_group(tmp_path, settings
         ({"judge": "organism:see"}, "trait: got 'see'"),
         ({"judge": {"name": "organism", "trat": "sea"}}, "judge: got"),
         ({"judge": 3}, "judge: got 3"),
-        ({"alphas": 1.0}, "alphas: got 1.0, expected a list"),
+        ({"alphas": 1.0}, "alphas: got 1.0, expected a list of numbers."),
         ({"alphas": [-1]}, "alphas: got -1"),
         ({"calibration": {"step": 1}}, "calibration: unknown setting 'step'. Did you mean 'steps'?"),
-        ({"calibration": {"targets": 80}}, "targets: got 80, expected a list"),
+        ({"calibration": {"targets": 80}}, "targets: got 80, expected a list of numbers."),
         ({"calibration": {"targets": ["80"]}}, "targets[0]: got '80'"),
         ({"sampling": {"seeds": 1}}, "sampling: unknown setting 'seeds'"),
         ({"sampling": {"seed": -1}}, "seed: got -1"),
         ({"with_prompt": ["nobody"]}, "with_prompt: got ['nobody']"),
+        ({"with_prompt": "weak"}, "with_prompt: got 'weak', expected a list of texts or True or False. Put it in brackets."),
         ({"block": 3}, "block: got 3, expected a text"),
         ({"model": "no-such-model"}, "no-such-model"),
     ],
@@ -140,6 +141,20 @@ def test_what_cannot_be_meant_is_one_line_that_names_the_key_and_exit_code_2(tmp
     assert message in output
     assert "Traceback" not in output
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"alphas": 1.0}, "alphas: got 1.0, expected a list of numbers"),
+        ({"with_prompt": "A"}, "with_prompt: got 'A', expected a list of texts"),
+        ({"calibration": {"steps": -1}}, "steps: got -1"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_settings_of_the_calibration_are_refused_when_they_are_given_in_python_too(setting, message):
+    with pytest.raises(InputError, match=message):
+        EvaluationConfig(judge="organism:pirate", methods={}, pairs="lines.jsonl", **setting)
 
 
 @pytest.mark.parametrize("content", ["judge: [", "- a", None])

@@ -5,7 +5,7 @@ from helpers import BACKENDS
 
 import psr_lens as psr
 from psr_lens.errors import InputError, ModelError
-from psr_lens.models.config_without_weights import outline
+from psr_lens.models.config_without_weights import outline, outline_or_none
 from psr_lens.models.sources import find_source
 
 
@@ -31,3 +31,10 @@ def test_names_are_those_of_transformer_lens():
 def test_a_folder_without_a_config_is_told(tmp_path):
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         outline(tmp_path)
+
+
+def test_a_toy_model_of_transformer_lens_has_no_outline_and_a_wrong_name_is_still_refused(folders):
+    assert outline_or_none("gelu-1l") is None
+    assert outline_or_none(folders["gpt2"]).cfg == outline(folders["gpt2"]).cfg
+    with pytest.raises(InputError, match="model: got 'organsm'"):
+        outline_or_none("organsm")

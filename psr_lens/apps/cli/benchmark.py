@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from psr_lens.apps.cli.common import VerifyOption, app, one_line_errors, say, say_where
+from psr_lens.apps.cli.common import app, one_line_errors, say, say_where
+from psr_lens.apps.cli.option_groups import VerifyOption
 
 benchmark_app = typer.Typer(help="Run benchmarks of the methods.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from psr_lens.apps.cli.common import (
-    DTYPES,
-    DeviceOption,
-    MaxNewTokensOption,
-    ModelOption,
-    PlaceOption,
-    PrefixOption,
-    SeedOption,
-    SystemOption,
-    VerifyOption,
-    app,
-    chat_of,
-    one_line_errors,
-    say,
-)
+from psr_lens.apps.cli.common import app, one_line_errors, say
+from psr_lens.apps.cli.flat_options import flat_options
+from psr_lens.apps.cli.option_groups import DTYPES, ChatOptions, LoadingOptions, ModelOption, ResponseOptions
 from psr_lens.apps.triplets import Lines
 
 if TYPE_CHECKING:
@@ -31,36 +20,48 @@ if TYPE_CHECKING:
     from psr_lens.prompts import PromptPair, Triplet
 
 
-@app.command()
-def capture(  # noqa: PLR0913  (a command: each parameter is an option)
-    pairs: Annotated[
-        Path,
-        typer.Option(help='JSON lines {"question": …, "instruction": …}, optionally with "response" and "group".'),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the store; an unfinished capture in it is resumed.")],
-    model: ModelOption = "organism",
+@dataclass(frozen=True)
+class DifferenceOptions:
+    """Which differences are captured, and in which batches."""
+
     hooks: Annotated[
         list[str] | None,
         typer.Option(
             help="Hook points: all, a kind such as resid_post or z, a full name, or a glob; repeatable. Default: resid_post."
         ),
-    ] = None,
-    layer: Annotated[list[int] | None, typer.Option(help="Only this layer; repeatable.")] = None,
-    span: Annotated[str, typer.Option(help="R (the response) or QR (the question as well).")] = "R",
+    ] = None
+    layer: Annotated[list[int] | None, typer.Option(help="Only this layer; repeatable.")] = None
+    span: Annotated[str, typer.Option(help="R (the response) or QR (the question as well).")] = "R"
     difference: Annotated[
         str,
         typer.Option(help="accumulated (all that the instruction has changed up to a hook point) or local (what one block adds)."),
-    ] = "accumulated",
-    dtype: Annotated[str | None, typer.Option(help=f"Type on disk: {DTYPES}; by default the model's own.")] = None,
-    token_budget: Annotated[int, typer.Option(help="Maximum number of tokens in a batch, padding included.")] = 8_192,
-    shard_mb: Annotated[int, typer.Option(help="Maximum size of a shard in megabytes.")] = 256,
-    max_new_tokens: MaxNewTokensOption = 64,
-    place: PlaceOption = None,
-    system: SystemOption = None,
-    prefix: PrefixOption = None,
-    verify: VerifyOption = True,
-    device: DeviceOption = None,
-    seed: SeedOption = 0,
+    ] = "accumulated"
+    token_budget: Annotated[int, typer.Option(help="Maximum number of tokens in a batch, padding included.")] = 8_192
+
+
+@dataclass(frozen=True)
+class DiskOptions:
+    """How differences lie on disk."""
+
+    dtype: Annotated[str | None, typer.Option(help=f"Type on disk: {DTYPES}; by default the model's own.")] = None
+    shard_mb: Annotated[int, typer.Option(help="Maximum size of a shard in megabytes.")] = 256
+
+
+@app.command()
+@flat_options
+def capture(
+    pairs: Annotated[
+        Path,
+        typer.Option(help='JSON lines {"question": …, "instruction": …}, optionally with "response" and "group".'),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the store; an unfinished capture in it is resumed.")],
+    *,
+    model: ModelOption = "organism",
+    differences: DifferenceOptions,
+    disk: DiskOptions,
+    responses: ResponseOptions,
+    chat: ChatOptions,
+    loading: LoadingOptions,
 ) -> None:
     """Capture the activation differences that instructions make, and store them on disk.
 
@@ -68,37 +69,37 @@ def capture(  # noqa: PLR0913  (a command: each parameter is an option)
     """
     with one_line_errors():
         import psr_lens as psr
-        from psr_lens._utils.distributed import own_device, rank_and_world_size
+        from psr_lens._utils.distributed import rank_and_world_size
         from psr_lens.apps.output_folder import check_folder
         from psr_lens.apps.template_time import told_time
 
         first = rank_and_world_size()[0] == 0
-        hooks = hooks or ["resid_post"]
-        file = Lines(psr.datasets.read_pairs(pairs), chat_of(place, system, prefix), max_new_tokens, seed)
-        _check_settings(span, difference, dtype, token_budget, shard_mb)
-        _check_with_config(model, file, hooks, layer)
+        hooks = differences.hooks or ["resid_post"]
+        file = responses.lines(psr.datasets.read_pairs(pairs), chat)
+        _check_settings(differences, disk)
+        _check_with_config(model, file, hooks, differences.layer)
         check_folder(out)
-        loaded = psr.load_model(model, device=device or own_device(), verify=verify)
+        loaded = loading.load(model)
         begun = _begun(out)
         asked = file.prompts(loaded, told_time(loaded, _time(begun)))
         given = file.lines[0].response is not None
-        source: dict[str, object] = {"responses": "given" if given else {"max_new_tokens": max_new_tokens, "seed": seed}}
+        source: dict[str, object] = {"responses": "given" if given else asdict(responses)}
         triplets = (None if given else _sampled(begun, asked, source)) or file.triplets(loaded, asked)
         store = psr.capture(
             loaded,
             triplets,
             hooks,
-            to=psr.OnDisk(out, cast(Any, dtype), _groups(triplets, asked, file.lines), shard_mb * 10**6, source),
-            layers=layer,
-            span=cast(Any, span),
-            difference=cast(Any, difference),
-            token_budget=token_budget,
+            to=psr.OnDisk(out, cast(Any, disk.dtype), _groups(triplets, asked, file.lines), disk.shard_mb * 10**6, source),
+            layers=differences.layer,
+            span=cast(Any, differences.span),
+            difference=cast(Any, differences.difference),
+            token_budget=differences.token_budget,
         )
         if first:
             say(str(store.summary()))
 
 
-def _check_settings(span: str, difference: str, dtype: str | None, token_budget: int, shard_mb: int) -> None:
+def _check_settings(differences: DifferenceOptions, disk: DiskOptions) -> None:
     """Refuse what `capture` and its store would refuse, before weights are read."""
     from psr_lens._utils.arguments import check
     from psr_lens.activations.paired_passes import Difference
@@ -106,20 +107,20 @@ def _check_settings(span: str, difference: str, dtype: str | None, token_budget:
     from psr_lens.errors import InputError
     from psr_lens.prompts import Span
 
-    given: list[tuple[str, Any, Any]] = [("span", span, Span), ("difference", difference, Difference)]
-    for name, value, hint in [*given, ("dtype", dtype, StoreDtype | None)]:
+    given: list[tuple[str, Any, Any]] = [("span", differences.span, Span), ("difference", differences.difference, Difference)]
+    for name, value, hint in [*given, ("dtype", disk.dtype, StoreDtype | None)]:
         check(value, hint, name)
-    for name, number in (("token_budget", token_budget), ("shard_mb", shard_mb)):
+    for name, number in (("token_budget", differences.token_budget), ("shard_mb", disk.shard_mb)):
         if number < 1:
             raise InputError(name, number, "at least 1")
 
 
 def _check_with_config(model: str, file: Lines, hooks: Sequence[str], layers: Sequence[int] | None) -> None:
     """Refuse lines, hook points and layers that the model cannot have, going by its config and tokenizer."""
-    from psr_lens.models.config_without_weights import has_outline, outline
+    from psr_lens.models.config_without_weights import outline_or_none
     from psr_lens.models.hook_points import check_hook_names, check_layers
 
-    found = outline(model) if has_outline(model) else None
+    found = outline_or_none(model)
     file.check(found)
     check_hook_names(hooks, None if found is None else found.cfg.n_layers)
     if found is not None and layers is not None:

@@ -1,4 +1,4 @@
-"""What all commands share: the application, options, output, and errors on one line."""
+"""What all commands share: the application, output, and errors on one line. Their common options are in `option_groups`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,44 +20,6 @@ app = typer.Typer(
     add_completion=False,
 )
 console = Console()
-
-MODELS: Final = "organism, organism-gpt2, a model name that TransformerLens knows, or a local Hugging Face folder."
-DTYPES: Final = "float32, bfloat16 or float16"
-
-ModelOption = Annotated[str, typer.Option("--model", help=MODELS)]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …; by default a GPU if there is one (one per process).")
-]
-VERIFY: Final = "Whether to check the model against plain transformers when it is loaded."
-VerifyOption = Annotated[bool, typer.Option("--verify/--no-verify", help=VERIFY)]
-MaxNewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", help="Maximum length of a response in tokens, if the file has no responses.")
-]
-PlaceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--place",
-        help="Where the instruction goes: before or after the question, or default_system: after the template's own message.",
-    ),
-]
-SystemOption = Annotated[
-    str | None, typer.Option("--system", help="System message of both prompts, with and without the instruction.")
-]
-PrefixOption = Annotated[str | None, typer.Option("--prefix", help="Text that every response starts with.")]
-BaseUrlOption = Annotated[
-    str | None, typer.Option("--base-url", help="Address of the server of an llm judge, in place of that in the settings.")
-]
-ApiKeyEnvOption = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key-env",
-        help="Environment variable with the key for --base-url (OpenAI's own server without it). A file of settings cannot name one.",
-    ),
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampled responses, if the file has none.")]
-
-
-OpenOption = Annotated[bool, typer.Option("--open", help="Open the report in the browser at the end.")]
 
 
 def _say_version(asked: bool) -> bool:
@@ -76,12 +38,6 @@ def main(
     ] = False,
 ) -> None:
     """See and replace what a prompt does inside a language model."""
-
-
-def chat_of(place: str | None, system: str | None, prefix: str | None) -> dict[str, str]:
-    """Those of the options that were given, as arguments of `prompt_pairs`."""
-    given = {"place": place, "system": system, "prefix": prefix}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def say(text: str) -> None:

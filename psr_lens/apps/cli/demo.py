@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from psr_lens.apps.cli.common import OpenOption, VerifyOption, app, console, one_line_errors, open_file, say_where
+from psr_lens.apps.cli.common import app, console, one_line_errors, open_file, say_where
+from psr_lens.apps.cli.option_groups import OpenOption, VerifyOption
 
 if TYPE_CHECKING:
     from psr_lens.apps.demo import DemoResult

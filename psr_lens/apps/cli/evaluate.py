@@ -9,18 +9,21 @@ from typing import Annotated
 
 import typer
 
-from psr_lens.apps.cli.common import VERIFY, ApiKeyEnvOption, BaseUrlOption, DeviceOption, app, one_line_errors, say, say_where
+from psr_lens.apps.cli.common import app, one_line_errors, say, say_where
+from psr_lens.apps.cli.flat_options import flat_options
+from psr_lens.apps.cli.option_groups import DeviceOption, JudgeServerOptions, LoadingOptions, MaybeVerifyOption
 
 
 @app.command()
+@flat_options
 def evaluate(
     config: Annotated[
         Path, typer.Option(help="YAML file of settings: model, pairs or dataset, methods (folders of artifacts by name), judge, …")
     ],
+    *,
     out: Annotated[Path | None, typer.Option(help="Folder for the results, in place of `out` in the file.")] = None,
-    base_url: BaseUrlOption = None,
-    api_key_env: ApiKeyEnvOption = None,
-    verify: Annotated[bool | None, typer.Option("--verify/--no-verify", help=VERIFY)] = None,
+    server: JudgeServerOptions,
+    verify: MaybeVerifyOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Score artifacts over a range of strengths, and at target coherences (TA@C80, TA@Cp), next to the unsteered model and the prompt.
@@ -30,30 +33,26 @@ def evaluate(
     began = time.perf_counter()
     with one_line_errors():
         import psr_lens as psr
-        from psr_lens._utils.distributed import own_device
         from psr_lens._utils.safe_files import write_text
         from psr_lens.apps.output_folder import check_folder
         from psr_lens.apps.template_time import kept_time
         from psr_lens.evaluation.config import check_before_weights, load_methods, read_asked, read_config
-        from psr_lens.evaluation.judge_settings import JudgeServer, judge_at, load_judge
+        from psr_lens.evaluation.judge_settings import load_judge
         from psr_lens.prompts.chat_templates import at_time
         from psr_lens.results.judgement import SIDES
 
         settings = read_config(config)
-        if base_url is not None:
-            settings = replace(settings, judge=judge_at(settings.judge, base_url))
+        settings = replace(settings, judge=server.judge(settings.judge))
         folder = check_folder(settings.out if out is None else out)
         methods, asked = load_methods(settings.methods), read_asked(settings)
-        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
-        check_before_weights(settings, methods, asked, server)
-        checked = settings.verify if verify is None else verify
-        model = psr.load_model(settings.model, device=device or own_device(), verify=checked)
+        check_before_weights(settings, methods, asked, server.key)
+        model = LoadingOptions(settings.verify if verify is None else verify, device).load(settings.model)
         pairs = asked.prompts(model, at_time(settings.chat, kept_time(model, folder)))
         found = psr.evaluate(
             model,
             pairs,
             methods,
-            load_judge(settings.judge, model, pairs, asked.rows, server=server),
+            load_judge(settings.judge, model, pairs, asked.rows, server=server.key),
             calibration=settings.calibrated_by(),
             sampling=settings.sampled_by(),
             cache=folder / "answers",

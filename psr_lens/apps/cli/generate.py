@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from psr_lens.apps.cli.common import (
-    MODELS,
-    DeviceOption,
-    PlaceOption,
-    PrefixOption,
-    SystemOption,
-    VerifyOption,
-    app,
-    chat_of,
-    one_line_errors,
-    say,
-)
+from psr_lens.apps.cli.common import app, one_line_errors, say
+from psr_lens.apps.cli.flat_options import flat_options
+from psr_lens.apps.cli.option_groups import MODELS, ChatOptions, LoadingOptions
 
 if TYPE_CHECKING:
     from psr_lens.generation.streaming import StreamedToken
@@ -47,52 +39,65 @@ def settled(tokens: Iterable[StreamedToken]) -> Iterator[str]:
         before = token.answer
 
 
-@app.command()
-def generate(  # noqa: PLR0913  (a command: each parameter is an option)
-    artifact: Annotated[Path, typer.Argument(help="Folder of a replacement, a plan or an adapter.")],
-    question: Annotated[str, typer.Argument(help="The question.")],
-    alpha: Annotated[float, typer.Option(help="Strength.")] = 1.0,
-    model: Annotated[str | None, typer.Option("--model", help=f"{MODELS} By default the one that the artifact names.")] = None,
+@dataclass(frozen=True)
+class BesideOptions:
+    """What else answers the question."""
+
     beside: Annotated[
         bool, typer.Option("--beside", help="Also answer without steering (none) and with the instruction (prompt).")
-    ] = False,
+    ] = False
     instruction: Annotated[
         str | None,
         typer.Option(
             help="The instruction of the prompt (with --beside); by default, in alphabetical order, the first that it was fitted on."
         ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")] = 1.0,
-    place: PlaceOption = None,
-    system: SystemOption = None,
-    prefix: PrefixOption = None,
-    verify: VerifyOption = True,
-    device: DeviceOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampled tokens.")] = 0,
+    ] = None
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How answers are sampled."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer in tokens.")] = 128
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")] = 1.0
+    seed: Annotated[int, typer.Option(help="Seed of the sampled tokens.")] = 0
+
+
+@app.command()
+@flat_options
+def generate(
+    artifact: Annotated[Path, typer.Argument(help="Folder of a replacement, a plan or an adapter.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
+    *,
+    alpha: Annotated[float, typer.Option(help="Strength.")] = 1.0,
+    model: Annotated[str | None, typer.Option("--model", help=f"{MODELS} By default the one that the artifact names.")] = None,
+    others: BesideOptions,
+    answers: AnswerOptions,
+    chat: ChatOptions,
+    loading: LoadingOptions,
 ) -> None:
     """Answer a question with an artifact in force; the answer is printed as it is written."""
     with one_line_errors():
         import psr_lens as psr
-        from psr_lens._utils.distributed import own_device
         from psr_lens.apps.playground.artifacts import instruction_of, model_of, named_folders
         from psr_lens.evaluation.config import load_methods
         from psr_lens.evaluation.methods import NONE, PROMPT
 
         methods = load_methods({name: str(folder) for name, folder in named_folders([artifact]).items()})
         (name,) = methods
-        asked = (instruction_of(methods) if beside else UNUSED) if instruction is None else instruction
-        chat = chat_of(place, system, prefix)
-        sampling = psr.SamplingConfig(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
-        loaded = psr.load_model(model or model_of(methods), device=device or own_device(), verify=verify)
-        pair = psr.prompt_pairs(loaded, [question], asked, **chat)[0]  # type: ignore[arg-type]
-        if not beside:
+        asked = others.instruction
+        if asked is None:
+            asked = instruction_of(methods) if others.beside else UNUSED
+        sampling = psr.SamplingConfig(**vars(answers))
+        loaded = loading.load(model or model_of(methods))
+        pair = psr.prompt_pairs(loaded, [question], asked, **chat.given)[0]  # type: ignore[arg-type]
+        if not others.beside:
             for text in settled(psr.stream(loaded, pair, methods, alpha=alpha, columns=[name], sampling=sampling)):
                 typer.echo(text, nl=False)
             typer.echo()
             return
-        answers: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for token in psr.stream(loaded, pair, methods, alpha=alpha, columns=[NONE, PROMPT, name], sampling=sampling):
-            answers[token.column] = token.answer
-        for column, answer in answers.items():
+            texts[token.column] = token.answer
+        for column, answer in texts.items():
             say(f"{column}: {answer}")

@@ -7,26 +7,19 @@ from typing import Annotated
 
 import typer
 
-from psr_lens.apps.cli.common import (
-    MODELS,
-    DeviceOption,
-    PlaceOption,
-    PrefixOption,
-    SystemOption,
-    VerifyOption,
-    app,
-    chat_of,
-    one_line_errors,
-    say,
-)
+from psr_lens.apps.cli.common import app, one_line_errors, say
+from psr_lens.apps.cli.flat_options import flat_options
+from psr_lens.apps.cli.option_groups import MODELS, ChatOptions, LoadingOptions
 
 
 @app.command()
-def play(  # noqa: PLR0913  (a command: each parameter is an option)
+@flat_options
+def play(
     model: Annotated[str, typer.Argument(help=MODELS)],
     artifacts: Annotated[
         list[Path], typer.Argument(help="Folders of replacements, plans or adapters that were fitted on the model.")
     ],
+    *,
     question: Annotated[str | None, typer.Option(help="The question to begin with.")] = None,
     instruction: Annotated[
         str | None,
@@ -35,9 +28,7 @@ def play(  # noqa: PLR0913  (a command: each parameter is an option)
         ),
     ] = None,
     alpha: Annotated[float, typer.Option(help="Strength to begin with, from -1 to 3.")] = 1.0,
-    place: PlaceOption = None,
-    system: SystemOption = None,
-    prefix: PrefixOption = None,
+    chat: ChatOptions,
     open_page: Annotated[
         bool,
         typer.Option(
@@ -45,8 +36,7 @@ def play(  # noqa: PLR0913  (a command: each parameter is an option)
             help="Whether to open the page in the browser; other users of the machine may then see its address among the processes.",
         ),
     ] = True,
-    verify: VerifyOption = True,
-    device: DeviceOption = None,
+    loading: LoadingOptions,
 ) -> None:
     """Play with a prompt and its replacements in the browser: answers side by side, live, with a slider for each strength.
 
@@ -58,7 +48,6 @@ def play(  # noqa: PLR0913  (a command: each parameter is an option)
         for name in ("starlette", "uvicorn"):
             package(name, "play")
         import psr_lens as psr
-        from psr_lens._utils.distributed import own_device
         from psr_lens.apps.playground.artifacts import instruction_of, named_folders, python_for, question_for
         from psr_lens.apps.playground.play import session_of
         from psr_lens.apps.playground.server import Server
@@ -67,9 +56,8 @@ def play(  # noqa: PLR0913  (a command: each parameter is an option)
         folders = named_folders(artifacts)
         methods = load_methods({name: str(folder) for name, folder in folders.items()})
         asked = instruction_of(methods) if instruction is None else instruction
-        chat = chat_of(place, system, prefix)
-        loaded = psr.load_model(model, device=device or own_device(), verify=verify)
-        pairs = psr.prompt_pairs(loaded, [question or question_for(model)], asked, **chat)  # type: ignore[arg-type]
+        loaded = loading.load(model)
+        pairs = psr.prompt_pairs(loaded, [question or question_for(model)], asked, **chat.given)  # type: ignore[arg-type]
         code = f"psr.load_model({model!r})"
         session = session_of(loaded, pairs, methods, alpha=alpha, load_model=code, loads=python_for(folders, methods))
         server = Server(session)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,74 +14,108 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from psr_lens.apps.cli.common import (
+from psr_lens.apps.cli.common import app, console, one_line_errors, open_file, say, say_where
+from psr_lens.apps.cli.flat_options import flat_options
+from psr_lens.apps.cli.option_groups import (
     DTYPES,
     MODELS,
-    VERIFY,
-    ApiKeyEnvOption,
-    BaseUrlOption,
+    ChatOptions,
     DeviceOption,
+    JudgeServerOptions,
+    MaybeVerifyOption,
     OpenOption,
-    PlaceOption,
-    PrefixOption,
-    SystemOption,
-    app,
-    chat_of,
-    console,
-    one_line_errors,
-    open_file,
-    say,
-    say_where,
 )
 
 if TYPE_CHECKING:
     from psr_lens.apps.pipeline import RunResult
 
 
-@app.command()
-def run(  # noqa: PLR0913  (a command: each parameter is an option)
-    model: Annotated[str | None, typer.Option(help=MODELS)] = None,
-    instruction: Annotated[str | None, typer.Option(help="The instruction to replace.")] = None,
+@dataclass(frozen=True)
+class TaskOptions:
+    """What every run needs, and the file that can say it and all other settings."""
+
+    model: Annotated[str | None, typer.Option(help=MODELS)] = None
+    instruction: Annotated[str | None, typer.Option(help="The instruction to replace.")] = None
     questions: Annotated[
         Path | None, typer.Option(help="File of questions: text with one per line, or .jsonl or .csv with a `question` field.")
-    ] = None,
+    ] = None
     out: Annotated[
         Path | None, typer.Option(help="Folder for everything that the run makes; an interrupted run is resumed from it.")
-    ] = None,
+    ] = None
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file of settings, such as the run.yaml that every run writes; options override it."),
-    ] = None,
+    ] = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of the run's settings; None for those that were not given."""
+        paths = {name: None if path is None else str(path) for name, path in (("questions", self.questions), ("out", self.out))}
+        return {"model": self.model, "instruction": self.instruction, **paths}
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What is fitted, on how many questions, and what it is measured with."""
+
     judge: Annotated[
         str | None,
         typer.Option(
             help="Judge of the answers: llm:PROMPT.txt, classifier:FOLDER:LABEL, language:fr, perplexity, organism:TRAIT, …"
         ),
-    ] = None,
+    ] = None
     paraphrase: Annotated[
         str | None, typer.Option(help="The instruction in other words, the baseline that methods are compared with.")
-    ] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers that A-PSR acts on: all, 3, or 3,4,5.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first so many questions.")] = None,
+    ] = None
+    layers: Annotated[str | None, typer.Option(help="Layers that A-PSR acts on: all, 3, or 3,4,5.")] = None
+    limit: Annotated[int | None, typer.Option(help="Use only the first so many questions.")] = None
     held_out: Annotated[
         str | None, typer.Option(help="Questions to evaluate on, not to fit on: a share such as 0.25, or a number.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Maximum length of a response in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Softmax temperature of sampling; 0 takes the likeliest token.")] = None,
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of the split, the responses, the answers and the fits.")] = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of the run's settings; None for those that were not given."""
+        return {**vars(self), "layers": _value(self.layers), "held_out": _value(self.held_out)}
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How responses and answers are sampled; None for what the file says, or the default."""
+
+    max_new_tokens: Annotated[int | None, typer.Option(help="Maximum length of a response in tokens.")] = None
+    temperature: Annotated[float | None, typer.Option(help="Softmax temperature of sampling; 0 takes the likeliest token.")] = None
     top_p: Annotated[
         float | None,
         typer.Option(help="Sample from the likeliest tokens whose probabilities add up to this, above 0 and at most 1."),
-    ] = None,
-    place: PlaceOption = None,
-    system: SystemOption = None,
-    prefix: PrefixOption = None,
-    dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None,
-    backend: Annotated[str | None, typer.Option(help="TransformerLens's class: hooked_transformer, bridge or auto.")] = None,
-    verify: Annotated[bool | None, typer.Option("--verify/--no-verify", help=VERIFY)] = None,
-    base_url: BaseUrlOption = None,
-    api_key_env: ApiKeyEnvOption = None,
-    device: DeviceOption = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the split, the responses, the answers and the fits.")] = None,
+    ] = None
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """How the model is loaded; None for what the file says, or the default."""
+
+    dtype: Annotated[str | None, typer.Option(help=f"Type of the weights: {DTYPES}.")] = None
+    backend: Annotated[str | None, typer.Option(help="TransformerLens's class: hooked_transformer, bridge or auto.")] = None
+    verify: MaybeVerifyOption = None
+    device: DeviceOption = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of the run's settings; None for those that were not given. The device is none of them."""
+        return {"dtype": self.dtype, "backend": self.backend, "verify": self.verify}
+
+
+@app.command()
+@flat_options
+def run(
+    task: TaskOptions,
+    methods: MethodOptions,
+    sampling: SamplingOptions,
+    chat: ChatOptions,
+    weights: WeightOptions,
+    server: JudgeServerOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the run would do and cost; load no weights, write nothing.")
     ] = False,
@@ -96,40 +130,20 @@ def run(  # noqa: PLR0913  (a command: each parameter is an option)
         from psr_lens._utils.distributed import own_device
         from psr_lens.apps.pipeline import plan_run, read_config
         from psr_lens.apps.pipeline import run as run_all
-        from psr_lens.evaluation.judge_settings import JudgeServer, judge_at
 
         given = _config_changes(
-            config,
-            {
-                "model": model,
-                "instruction": instruction,
-                "questions": None if questions is None else str(questions),
-                "out": None if out is None else str(out),
-                "judge": judge,
-                "paraphrase": paraphrase,
-                "layers": _value(layers),
-                "limit": limit,
-                "held_out": _value(held_out),
-                "dtype": dtype,
-                "backend": backend,
-                "verify": verify,
-                "seed": seed,
-            },
-            {
-                "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p},
-                "chat": chat_of(place, system, prefix),
-            },
+            task.config,
+            {**task.settings, **methods.settings, **weights.settings},
+            {"sampling": vars(sampling), "chat": chat.given},
         )
-        settings = read_config(config, given)
-        if base_url is not None:
-            settings = replace(settings, judge=judge_at(settings.judge, base_url))
-        server = None if api_key_env is None else JudgeServer(api_key_env, base_url)
+        settings = read_config(task.config, given)
+        settings = replace(settings, judge=server.judge(settings.judge))
         if dry_run:
-            plan = plan_run(settings, server)
+            plan = plan_run(settings, server.key)
             say(f"{plan}\n")
             console.print(plan.view)
             return
-        result = run_all(settings, device=device or str(own_device()), say=say, show=console.print, server=server)
+        result = run_all(settings, device=weights.device or str(own_device()), say=say, show=console.print, server=server.key)
         say(_summary(result))
         console.print(_first_answers(result))
     say_where(result.out, began)
