@@ -83,7 +83,7 @@ def test_names_that_are_the_same_as_text_are_refused(tmp_path):
     path.write_text("model: organism\nquestions: q.txt\nout: out\nmethods:\n  1: {solver: dim}\n  '1': {rank: 2}\n")
     with pytest.raises(InputError, match=r"^methods: got the name '1' twice, expected different names\. One of them is '1'"):
         read_config(path, {}).resolved(6)
-    with pytest.raises(InputError, match="^methods: got the name 'True' twice"):
+    with pytest.raises(InputError, match=r"^methods: got the name 'True' twice"):
         load_methods({"True": "nowhere", True: "nowhere"})
     assert by_text({1: "a", "b": 2}, "methods") == {"1": "a", "b": 2}
 

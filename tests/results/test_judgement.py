@@ -38,7 +38,9 @@ def test_an_evaluation_of_a_judge_with_lists_is_that_of_one_with_arrays(tiny_lla
     options = {"sampling": psr.SamplingConfig(max_new_tokens=2)}
     kinds = ([60, None, 90], np.array([60, NAN, 90]))
     found = [
-        psr.scores_at(tiny_llama.model, pairs, None, lambda texts, questions, kind=kind: Judgement(kind, kind, ("",) * 3), **options)
+        psr.scores_at(
+            tiny_llama.model, pairs, None, lambda texts, questions, kind=kind: Judgement(kind, kind, ("",) * 3), **options
+        )
         for kind in kinds
     ]
     for scores in found:
@@ -69,5 +71,7 @@ def test_what_are_no_scores_is_named(side, given, got):
 
 @pytest.mark.parametrize("gives", ["trait", ("traits",), ["coherence", "x"], 1])
 def test_kinds_of_score_that_there_are_not_are_refused(gives):
-    with pytest.raises(InputError, match=re.escape(f"gives: got {gives!r}, expected None, or a tuple of") + r'.*`gives=\("trait",\)`'):
+    with pytest.raises(
+        InputError, match=re.escape(f"gives: got {gives!r}, expected None, or a tuple of") + r'.*`gives=\("trait",\)`'
+    ):
         Judgement([1.0], [1.0], ("",), gives=gives)
