@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from psr_lens._utils.arguments import CHECKS, check
+from psr_lens._utils.arguments import CHECKS, check, described
 from psr_lens._utils.numbers import counted, is_real
 from psr_lens.errors import InputError
 
@@ -30,7 +30,7 @@ class Judgement:
     Scores may be given as any one-dimensional sequence of numbers, with None for a missing one too; they are kept as arrays of float64.
 
     Raises:
-        InputError: scores that are no numbers, or not one a text; or `gives` is no tuple of kinds of score.
+        InputError: scores that are no numbers, or not one a text; `reasons` that are no texts; or `gives` is no tuple of kinds of score.
 
     Example:
         >>> judge([triplets[0].response], [questions[0]])
@@ -48,9 +48,15 @@ class Judgement:
     those of which there is a score, so that a judge of both kinds that could give no score of one is taken for a judge of the other."""
 
     def __post_init__(self) -> None:
-        """Keep scores as arrays."""
+        """Keep scores as arrays, and reasons as a tuple."""
         for side in SIDES:
             object.__setattr__(self, side, _scores(getattr(self, side), side))
+        reasons: object = self.reasons
+        if isinstance(reasons, str) or not isinstance(reasons, Sequence) or not all(isinstance(each, str) for each in reasons):
+            raise InputError(
+                "reasons", described(reasons), "a tuple of texts, one a scored text", 'Without reasons: `("",) * len(texts)`.'
+            )
+        object.__setattr__(self, "reasons", tuple(reasons))
         given: object = self.gives
         if given is not None and (isinstance(given, str) or not isinstance(given, Collection) or not set(given) <= set(SIDES)):
             raise InputError(

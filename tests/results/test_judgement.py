@@ -69,6 +69,13 @@ def test_what_are_no_scores_is_named(side, given, got):
         Judgement(**scores, reasons=("", ""))
 
 
+@pytest.mark.parametrize("reasons", [None, "ab", ["a", None], 3, {"a": 1}], ids=str)
+def test_what_are_no_reasons_is_named(reasons):
+    with pytest.raises(InputError, match=r"^reasons: got .*, expected a tuple of texts, one a scored text\. Without reasons: "):
+        Judgement([1.0, 2.0], [1.0, 2.0], reasons)
+    assert Judgement([1.0], [2.0], ["why"]).reasons == ("why",)
+
+
 @pytest.mark.parametrize("gives", ["trait", ("traits",), ["coherence", "x"], 1])
 def test_kinds_of_score_that_there_are_not_are_refused(gives):
     with pytest.raises(
