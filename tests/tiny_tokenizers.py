@@ -62,6 +62,13 @@ def _merges(tokenizer: Tokenizer) -> list:
     return json.loads(tokenizer.to_str())["model"]["merges"]
 
 
+def _with_end_token(made: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """It puts `<s>` before whatever is tokenised by itself, and `</s>` behind it."""
+    ends = [(token, made.convert_tokens_to_ids(token)) for token in SPECIAL[:2]]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return made
+
+
 def _unigram() -> PreTrainedTokenizerFast:
     """As T5's and Gemma's cousins: the special tokens are pieces of the model too, and score best of all."""
     made = Tokenizer(models.Unigram())
@@ -136,12 +143,13 @@ MAKERS = {
     "byte level, prefix space": lambda: _byte_level(True),
     "llama": _llama,
     "llama, legacy": lambda: _llama(legacy=True),
+    "llama, end token": lambda: _with_end_token(_llama()),
     "unigram": _unigram,
     "word piece": _word_piece,
     "lower case": _lower_case,
     "slow": _slow,
 }
-LOSSLESS = ("byte level", "llama", "slow")
+LOSSLESS = ("byte level", "llama", "llama, end token", "slow")
 
 
 @functools.cache

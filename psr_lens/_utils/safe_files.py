@@ -49,7 +49,7 @@ def write_artifact(folder: Path, settings: tuple[str, Mapping[str, Any]], tensor
         TypeError: the settings cannot be written as JSON; nothing is written.
         InputError: the folder is a file, or the settings are larger or deeper nested than can be read back; nothing is written.
     """
-    _check_no_file_on(folder, "folder")
+    check_no_file_on(folder, "folder")
     text = json.dumps(settings[1], indent=2) + "\n"
     if len(text) > LARGEST_SETTINGS:
         raise InputError("settings", f"{len(text):,} bytes", f"at most {LARGEST_SETTINGS:,}", "Leave something out.")
@@ -72,17 +72,35 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: the path is a folder, or leads through a file.
     """
-    if path.is_dir():
-        raise InputError("path", f"the folder {str(path)!r}", "a file name", f"For example {str(path / path.name)!r}.")
-    _check_no_file_on(path.parent, "path")
+    check_file_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
-def _check_no_file_on(folder: Path, argument: str) -> None:
-    """Refuse a folder that is a file, or lies below one."""
+def check_file_name(path: Path, example: str | None = None) -> None:
+    """Check that a file can have this path, before costly work.
+
+    Args:
+        path: The file.
+        example: A file name for the error; that of `path` if None.
+
+    Raises:
+        InputError: the path is a folder, or leads through a file.
+    """
+    if path.is_dir():
+        example = str(path / (example or path.name))
+        raise InputError("path", f"the folder {str(path)!r}", "a file name", f"For example {example!r}.")
+    check_no_file_on(path.parent, "path")
+
+
+def check_no_file_on(folder: Path, argument: str) -> None:
+    """Refuse a folder that is a file, or lies below one.
+
+    Raises:
+        InputError: it is, or does.
+    """
     found = next((each for each in (folder, *folder.parents) if each.exists()), folder)
     if found.exists() and not found.is_dir():
         raise InputError(argument, f"the file {str(found)!r}", "a folder, or a name that does not exist yet")

@@ -9,7 +9,7 @@ from typing import Any
 
 from psr_lens import datasets, organism
 from psr_lens._utils.arguments import check
-from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
+from psr_lens._utils.yaml_config import KnownSettings, by_text, check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluate import Calibration, ways_to_answer
 from psr_lens.evaluation.judge_settings import JudgeServer, check_settings
@@ -111,16 +111,16 @@ def load_methods(folders: Mapping[str, Any]) -> dict[str, Method]:
     """Replacements, plans and adapters by name, loaded from their folders.
 
     Raises:
-        InputError: a folder is not a string.
+        InputError: a folder is not a string, or two names are the same text.
         ArtifactError: a folder holds neither a replacement nor a plan nor an adapter.
     """
     found: dict[str, Method] = {}
-    for name, folder in folders.items():
+    for name, folder in by_text(folders, "methods").items():
         if not isinstance(folder, str):
             raise InputError(f"methods.{name}", repr(folder), "the folder of a replacement, a plan or an adapter")
         kinds: dict[str, type[SteeringPlan] | type[Adapter]] = {PLAN_FILE: SteeringPlan, RECORD_FILE: Adapter}
         kind = next((each for file, each in kinds.items() if (Path(folder) / file).exists()), Replacement)
-        found[str(name)] = kind.load(folder)
+        found[name] = kind.load(folder)
     return found
 
 

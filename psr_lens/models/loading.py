@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import torch
+from torch import nn
 
 from psr_lens._utils.arguments import CHECKS, checks_arguments, described
 from psr_lens.errors import InputError, ModelError
@@ -110,7 +111,13 @@ def _check_nameable(model: object, argument: str) -> None:
         InputError: it is not.
     """
     if not isinstance(model, str | Path | HookedModel):
-        raise InputError(argument, described(model), "a name, a folder, a .gguf file, a HookedTransformer or a TransformerBridge")
+        remedy = (
+            "A transformers model is loaded from the folder that its `save_pretrained` writes."
+            if isinstance(model, nn.Module)
+            else ""
+        )
+        expected = "a name, a folder, a .gguf file, a HookedTransformer or a TransformerBridge"
+        raise InputError(argument, described(model), expected, remedy)
 
 
 CHECKS[str | Path | HookedModel] = _check_nameable

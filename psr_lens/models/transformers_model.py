@@ -249,7 +249,13 @@ def _adapted(source: Source, adapter: Mapping[str, Any], placement: Placement, d
         model = _read(base, placement, dtype)
     with readable(source, "peft"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*adapter keys")  # missing or unexpected ones: peft only warns
-        return peft.PeftModel.from_pretrained(model, source.location).merge_and_unload()
+        adapted = peft.PeftModel.from_pretrained(model, source.location)
+        if hasattr(adapted, "merge_and_unload"):
+            return adapted.merge_and_unload()
+    raise ModelError(
+        f"model: {source} holds an adapter ({kind}) that adds tokens or keys to what the model reads, so it cannot be merged into its "
+        "weights. Give an adapter that changes weights, such as LoRA, or the base model with the prompt as text."
+    )
 
 
 def _trained_on(source: Source) -> Source | None:

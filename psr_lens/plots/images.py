@@ -13,6 +13,7 @@ import plotly.io
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.optional import package
+from psr_lens._utils.safe_files import check_no_file_on
 from psr_lens.errors import InputError
 
 FORMATS: Final = ("png", "svg", "pdf", "webp", "jpeg")
@@ -65,8 +66,7 @@ def write_images(
         if not name or Path(name).name != name:
             raise InputError("figures", f"the name {name!r}", "a file name without folder or extension")
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError("folder", repr(str(folder)), "a folder, or a path where one can be created", "A file of this name exists.")
+    check_no_file_on(folder, "folder")
     check_browser()
     failed = package("choreographer.errors", "static").BrowserFailedError
     wanted = [(figure, f"{name}.{ending}") for name, figure in figures.items() for ending in formats]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.optional import package
-from psr_lens._utils.safe_files import brief
+from psr_lens._utils.safe_files import brief, check_file_name
 from psr_lens.errors import InputError
 from psr_lens.replacement.spec import ReplacementSpec, finite_number
 
@@ -29,6 +29,7 @@ def write_control_vector(replacement: ReplacementSpec, path: str | Path, alpha: 
     directions = _control_vector(replacement, alpha)
     gguf = package("gguf", "gguf")
     path = Path(path)
+    check_file_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     writer = gguf.GGUFWriter(temporary, ARCHITECTURE)

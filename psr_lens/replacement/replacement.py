@@ -164,7 +164,7 @@ class Replacement(ReplacementSpec, _Arithmetic):
 
         Raises:
             InputError: the replacement is token-wise, acts elsewhere than after blocks 1 and later, on the last prompt token alone, or
-                on the span `QR`; or `alpha` is not a finite number.
+                on the span `QR`; `alpha` is not a finite number; or `path` is a folder or leads through a file.
             MissingPackageError: `gguf` is not installed.
 
         Example:

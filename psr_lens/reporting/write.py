@@ -10,7 +10,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from psr_lens._utils.arguments import checks_arguments
+from psr_lens._utils.safe_files import check_file_name
 from psr_lens._utils.short_text import shortened
+from psr_lens._utils.yaml_config import by_text
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
@@ -48,8 +50,8 @@ def report(
         The path of the file.
 
     Raises:
-        InputError: no comparison, another type of result, a further result without figures, a `path` that is a folder, or no browser for
-            `static`.
+        InputError: no comparison, another type of result, a further result without figures, a `path` that is a folder or leads through a
+            file, or no browser for `static`.
         MissingPackageError: `static` without kaleido.
 
     Example:
@@ -59,8 +61,7 @@ def report(
     comparisons = _checked(result)
     further = _checked_further(also, comparisons)
     target = Path(path)
-    if target.is_dir():
-        raise InputError("path", f"the folder {str(path)!r}", "a file name", f"For example {str(target / 'report.html')!r}.")
+    check_file_name(target, "report.html")
     if static is not None:
         check_browser()
     cells = CELLS // len(comparisons)
@@ -95,7 +96,7 @@ def _checked(result: Comparison | Mapping[str, Comparison]) -> dict[str, Compari
         return {shortened(result.instruction, 60): result}
     if not result:
         raise InputError("result", "an empty mapping", "at least one Comparison from `psr.compare`")
-    return {str(name): value for name, value in result.items()}
+    return by_text(result, "result")
 
 
 def _checked_further(

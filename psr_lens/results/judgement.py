@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from psr_lens._utils.arguments import CHECKS, check
-from psr_lens._utils.numbers import counted
+from psr_lens._utils.arguments import CHECKS, check, described
+from psr_lens._utils.numbers import counted, is_real
 from psr_lens.errors import InputError
 
 Side = Literal["trait", "coherence"]
@@ -27,6 +27,11 @@ _ROUNDING: Final = 1e-6
 class Judgement:
     """Scores of some texts; NaN is a missing score, which is never the same as 0.
 
+    Scores may be given as any one-dimensional sequence of numbers, with None for a missing one too; they are kept as arrays of float64.
+
+    Raises:
+        InputError: scores that are no numbers, or not one a text; `reasons` that are no texts; or `gives` is no tuple of kinds of score.
+
     Example:
         >>> judge([triplets[0].response], [questions[0]])
         Judgement(1 text; scores: 1 trait, 1 coherence)
@@ -41,6 +46,22 @@ class Judgement:
     gives: tuple[Side, ...] | None = None
     """The kinds of score that the judge gives, such as `("trait",)`; all scores of the other kind are NaN. None if it does not say: then
     those of which there is a score, so that a judge of both kinds that could give no score of one is taken for a judge of the other."""
+
+    def __post_init__(self) -> None:
+        """Keep scores as arrays, and reasons as a tuple."""
+        for side in SIDES:
+            object.__setattr__(self, side, _scores(getattr(self, side), side))
+        reasons: object = self.reasons
+        if isinstance(reasons, str) or not isinstance(reasons, Sequence) or not all(isinstance(each, str) for each in reasons):
+            raise InputError(
+                "reasons", described(reasons), "a tuple of texts, one a scored text", 'Without reasons: `("",) * len(texts)`.'
+            )
+        object.__setattr__(self, "reasons", tuple(reasons))
+        given: object = self.gives
+        if given is not None and (isinstance(given, str) or not isinstance(given, Collection) or not set(given) <= set(SIDES)):
+            raise InputError(
+                "gives", repr(given), 'None, or a tuple of "trait" and "coherence"', 'For one kind: `gives=("trait",)`.'
+            )
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -67,6 +88,29 @@ class Judgement:
         """How many texts there are, and how many of them are scored."""
         counts = (f"{int(np.isfinite(side).sum())} {name}" for name, side in (("trait", self.trait), ("coherence", self.coherence)))
         return f"Judgement({counted(len(self.trait), 'text')}; scores: {', '.join(counts)})"
+
+
+def _scores(given: Any, side: str) -> Float[np.ndarray, " text"]:
+    """The scores of one kind as an array.
+
+    Raises:
+        InputError: they are no numbers, or not in one dimension.
+    """
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor with gradients or on a GPU, or lists of several lengths
+        raise _no_scores(side, f"a value of type {type(given).__name__} ({error})") from error
+    if found.ndim != 1:
+        raise _no_scores(side, f"scores of shape {found.shape}")
+    if found.dtype.kind not in "iuf":  # True may mean 1 or 100, and "90" anything
+        for each in found.tolist():
+            if each is not None and not is_real(each):
+                raise _no_scores(side, f"the score {each!r}")
+    return found.astype(np.float64)
+
+
+def _no_scores(side: str, got: str) -> InputError:
+    return InputError(side, got, "one number from 0 to 100 a text, or NaN where there is none")
 
 
 @runtime_checkable

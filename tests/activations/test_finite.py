@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import assert_unchanged, pairs_of, random_replacement, random_triplets, state_of
+from helpers import BACKENDS, assert_unchanged, pairs_of, random_replacement, random_triplets, state_of
 
 import psr_lens as psr
 from psr_lens.activations.capture import Captured
@@ -58,6 +58,46 @@ def test_every_reading_names_the_hook_point(tiny_llama, tmp_path, reading, value
 def test_a_bridge_names_it_too(tiny):
     with spoiled(tiny.model, math.nan), pytest.raises(ModelError, match=r"blocks\.1\.hook_mlp_out: the activations are not all"):
         psr.capture(tiny.model, random_triplets(tiny.model, 3), ["mlp_out", "resid_post"])
+
+
+OF_ONE_HEAD = {
+    "patterns": (lambda model, triplets: psr.capture(model, triplets, "z"), r"blocks\.1\.attn\.hook_z"),
+    "attribution": (lambda model, triplets: psr.attribute(model, triplets), r"blocks\.1\.attn\.hook_z"),
+    "a fit at heads": (lambda model, triplets: psr.fit(model, triplets, psr.DiM(hook="z")), r"blocks\.1\.attn\.hook_z"),
+    "a regression at heads": (
+        lambda model, triplets: psr.fit(model, triplets, psr.Sequential(hook="z", layers=1)),
+        r"blocks\.1\.attn\.hook_z",
+    ),
+    "a comparison": (
+        lambda model, triplets: psr.compare(model, triplets, random_replacement(model)),
+        r"blocks\.1\.hook_resid_post",
+    ),
+    "a judge": (lambda model, triplets: psr.judges.perplexity(model, [each.pair for each in triplets])(["a"], ["b"]), "blocks"),
+    "sampling": (lambda model, triplets: psr.generate(model, [each.pair for each in triplets]), r"blocks\.1\.hook_resid_post"),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reading", OF_ONE_HEAD)
+def test_one_number_of_one_head_is_enough(load, backend, reading):
+    model = load("llama-gqa", backend).model
+
+    def spoil(activation, hook):
+        activation = activation.clone()
+        activation[:, -1, 2, 0] = math.nan
+        return activation
+
+    read, named = OF_ONE_HEAD[reading]
+    spoiled_head = model.hooks(fwd_hooks=[("blocks.1.attn.hook_z", spoil)])
+    with spoiled_head, pytest.raises((ModelError, FitError), match=named):
+        read(model, random_triplets(model, 3))
+
+
+def test_layers_before_a_bad_number_are_read(tiny_llama):
+    triplets = random_triplets(tiny_llama.model, 3)
+    wanted = psr.capture(tiny_llama.model, triplets, "resid_post", layers=[0]).magnitude(("resid_post", 0))
+    with spoiled(tiny_llama.model, math.nan):
+        assert torch.equal(psr.capture(tiny_llama.model, triplets, "resid_post", layers=[0]).magnitude(("resid_post", 0)), wanted)
 
 
 SOLVERS = (

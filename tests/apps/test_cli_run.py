@@ -8,8 +8,10 @@ import signal
 import numpy as np
 import pytest
 import yaml
-from helpers import FORK
+from helpers import FORK, save_tiny
 from run_command import QUICK, run, written
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import psr_lens as psr
 from psr_lens.apps import pipeline
@@ -229,6 +231,24 @@ def test_responses_of_the_file_are_learned_from(tmp_path, folders):
     assert {each.response for each in result.triplets} <= {line["response"] for line in lines}
     assert {each.trait for each in result.triplets} == {50.0}
     assert result.comparison.instruction == "be brief ."
+
+
+@pytest.mark.slow
+def test_a_token_without_text_can_be_sampled_fitted_on_and_shown(tmp_path, questions):
+    """Qwen2.5 and Phi-3 have more rows than their tokenizers have tokens, and their models can sample such an id."""
+    folder = save_tiny("llama", tmp_path / "model", settings={"vocab_size": 400})
+    known = len(AutoTokenizer.from_pretrained(folder))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][known:] *= 6  # these are likely
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    arguments = ["--model", folder, "--questions", questions, "--instruction", "talk like a pirate .", "--max-new-tokens", 6]
+    code, output = run(*arguments, "--layers", 1, "--held-out", 4, "--temperature", 1, "--out", out)
+    assert code == 0, output
+    shown = re.findall(r"&lt;(\d+)&gt;", (out / "report.html").read_text(encoding="utf-8"))
+    assert set(map(int, shown)) & set(range(known, 400))
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert not re.search(r"None|<3\d\d>", " ".join(str(text) for row in rows for text in row.values()))
 
 
 def test_a_judge_of_coherence_alone_is_enough(tmp_path, settings, no_report):

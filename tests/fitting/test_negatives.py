@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from helpers import random_triplets
+from helpers import pairs_of, random_triplets
 
 import psr_lens as psr
 from psr_lens.errors import InputError
+from psr_lens.fitting.fit import SOLVERS
 
 QUICK = {"epochs": 1, "layers": 0}
 WITHOUT_OFFSET = (
@@ -22,6 +23,8 @@ WITHOUT_OFFSET = (
     psr.LastToken(),
     psr.Stolfo(),
     psr.ReFT(**QUICK),
+    psr.CLAS(**QUICK),
+    psr.LoReFT(**QUICK),
 )
 
 
@@ -37,6 +40,22 @@ def test_a_solver_without_an_offset_refuses_negative_examples_by_name(tiny_llama
     assert type(config).__name__ in str(caught.value)
     just = [replace(each, trait=50.0) for each in triplets]
     assert psr.fit(tiny_llama.model, just, config).sites
+
+
+def test_every_solver_is_among_these():
+    assert {type(each) for each in WITHOUT_OFFSET} == set(SOLVERS)
+
+
+def test_what_fits_inside_refuses_them_too(tiny_llama):
+    """An adapter, and the search for a layer."""
+    model, pairs = tiny_llama.model, pairs_of(tiny_llama.model, 2)
+    mixed = [replace(each, trait=10.0) for each in random_triplets(model, 2)]
+    for fit in (
+        lambda: psr.adapt(model, mixed, psr.LoRA(epochs=1)),
+        lambda: psr.best_layer(model, mixed, psr.DiM(), psr.judges.organism("pirate"), pairs=pairs, layers=[0]),
+    ):
+        with pytest.raises(InputError, match=r"triplets\[0\].trait: got 10, the first of 2 below 50"):
+            fit()
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "ll"}, {"rule": "sigmoid"}, {"hook": "z"}])

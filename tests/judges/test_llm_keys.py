@@ -40,10 +40,34 @@ def keys(monkeypatch):
         "http://api.openai.com/v1",
         "http://localhost:8000/v1",
         "https://openai.com/v1",
+        "https://api.openai.com%2eexample.com/v1",
+        "https://api.openai.com..example.com/v1",
+        "https://\u0430pi.openai.com/v1",  # a Cyrillic a
+        "https://[::1]/api.openai.com/v1",
     ],
 )
 def test_openais_key_goes_to_no_address_but_openais_own(keys, address):
     assert key_for(base_url=address) == NO_KEY
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://api.openai.com@example.com/v1",
+        "https://api.openai.com:443@example.com",
+        "https://api.openai.com\\@example.com/v1",
+        "https://example.com/v1?at=https://api.openai.com",
+        "https://example.com#https://api.openai.com",
+        "https://api.openai.com\t.example.com/v1",
+        "https://api.openai.com\n/v1",
+        " https://api.openai.com/v1",
+        "//api.openai.com/v1",
+        "api.openai.com/v1",
+    ],
+)
+def test_an_address_that_can_be_read_in_two_ways_is_refused(keys, address):
+    with pytest.raises(InputError, match=r"^base_url: got "):
+        key_for(base_url=address)
 
 
 @pytest.mark.parametrize(

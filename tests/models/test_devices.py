@@ -1,5 +1,7 @@
 """Where models are put, what becomes of probes on models in half precision, and of those whose layers are on several devices."""
 
+import inspect
+
 import pytest
 import torch
 from helpers import BACKENDS, LAYERS, generated, logits_of, pairs_of, random_replacement, random_triplets, relative_error, state_of
@@ -8,6 +10,7 @@ from second_device import FAR, second_device, spread
 import psr_lens as psr
 from psr_lens.errors import InputError
 from psr_lens.models import Decoder, device_of, is_bridge
+from psr_lens.models.placement import Placement
 
 PROMPT = range(10, 30)
 NAMES = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
@@ -65,6 +68,14 @@ def test_a_device_that_is_not_there_is_refused(folders, device, backend):
 def test_auto_takes_a_gpu_where_there_is_one(folders, backend):
     model = psr.load_model(folders["llama"], device="auto", backend=backend)
     assert device_of(model).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(("there_is_one", "device"), [(True, "cuda"), (False, "cpu")])
+def test_where_weights_go_without_a_device_is_decided_by_torch(monkeypatch, there_is_one, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_one)
+    default = inspect.signature(psr.load_model).parameters["device"].default
+    assert Placement.of(default, None, 1).device.type == device
+    assert Placement.of("cpu", None, 1).device.type == "cpu"
 
 
 @needs_cuda

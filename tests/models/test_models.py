@@ -262,3 +262,11 @@ def test_what_is_no_model_is_refused():
         psr.load_model(SimpleNamespace(cfg=None))
     with pytest.raises(InputError, match="backend"):
         psr.load_model("organism", backend="jax")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_transformers_model_is_refused_with_the_way_to_load_it(tiny_llama):
+    with pytest.raises(
+        InputError, match=r"^name_or_path: got a LlamaForCausalLM, .* from the folder that its `save_pretrained` writes"
+    ):
+        psr.load_model(tiny_llama.hf)

@@ -343,6 +343,39 @@ def test_an_adapter_is_merged(folders, tmp_path, backend):
         psr.load_model(tmp_path / "both", backend=backend)
 
 
+ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DoRA": ("LoraConfig", {"r": 2, "target_modules": ["q_proj", "up_proj"], "use_dora": True}),
+    "ranks of its own": ("LoraConfig", {"r": 2, "target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 3}}),
+    "with the head": ("LoraConfig", {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "IA3": ("IA3Config", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "LoHa": ("LoHaConfig", {"r": 2, "target_modules": ["o_proj"]}),
+    "PROMPT_TUNING": ("PromptTuningConfig", {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}),
+    "PREFIX_TUNING": ("PrefixTuningConfig", {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_of_other_kinds_are_merged_or_refused(folders, tmp_path, name):
+    peft = pytest.importorskip("peft")
+    kind, settings = ADAPTERS[name]
+    adapted = peft.get_peft_model(oracles.transformer(folders["llama"]), getattr(peft, kind)(**settings)).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.3)
+        wanted = adapted(torch.tensor([list(SEQUENCE)])).logits[0]
+    adapted.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(folders["llama"])}))
+    if name.endswith("TUNING"):
+        with pytest.raises(
+            ModelError, match=rf"holds an adapter \({name}\) that adds tokens .* cannot be merged .*\. Give an adapter"
+        ):
+            psr.load_model(tmp_path)
+        return
+    torch.testing.assert_close(logits_of(psr.load_model(tmp_path), SEQUENCE), wanted, atol=TOLERANCE, rtol=0)
+
+
 def test_an_adapter_alone_has_its_base_s_outline(folders, tmp_path):
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folders["llama"])})

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 import psr_lens as psr
-from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
+from psr_lens._utils.yaml_config import KnownSettings, by_text, check_keys, yaml_mapping
+from psr_lens.apps.pipeline.config import read_config
 from psr_lens.errors import InputError
+from psr_lens.evaluation.config import load_methods
 
 KNOWN = ("epochs", "layers", "seed")
 
@@ -49,6 +51,41 @@ def test_a_file_without_settings_is_refused(tmp_path, content, message):
     with pytest.raises(InputError, match=r"^config: got ") as caught:
         yaml_mapping(path, "`seed: 0`")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "twice"),
+    [
+        ("seed: 0\nepochs: 3\nseed: 1\n", "seed"),
+        ("sampling: {top_p: 0.5, top_k: 3, top_p: 0.9}\n", "top_p"),
+        ("methods:\n  A: {rank: 1}\n  'A': {rank: 2}\n", "A"),
+        ("judges:\n  - {name: llm, name: fraction}\n", "name"),
+        ('{"seed": 0, "seed": 1}', "seed"),
+    ],
+)
+def test_a_setting_that_is_written_twice_is_refused_with_its_line(tmp_path, content, twice):
+    """PyYAML would take the last one."""
+    (tmp_path / "settings.yaml").write_text(content)
+    with pytest.raises(InputError, match=rf"(?s)^config: got .*{twice!r} occurs twice in one mapping.* line \d, column \d+"):
+        yaml_mapping(tmp_path / "settings.yaml", "`seed: 0`")
+
+
+def test_settings_that_are_taken_from_another_mapping_may_be_written_again(tmp_path):
+    content = "base: &base {k: 1, m: 0}\nover: {inner: &inner {<<: *base, k: 2}}\nlast: {<<: *inner, m: 3}\n"
+    (tmp_path / "settings.yaml").write_text(content)
+    found = yaml_mapping(tmp_path / "settings.yaml", "`seed: 0`")
+    assert (found["over"]["inner"], found["last"]) == ({"k": 2, "m": 0}, {"k": 2, "m": 3})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_names_that_are_the_same_as_text_are_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: organism\nquestions: q.txt\nout: out\nmethods:\n  1: {solver: dim}\n  '1': {rank: 2}\n")
+    with pytest.raises(InputError, match=r"^methods: got the name '1' twice, expected different names\. One of them is '1'"):
+        read_config(path, {}).resolved(6)
+    with pytest.raises(InputError, match=r"^methods: got the name 'True' twice"):
+        load_methods({"True": "nowhere", True: "nowhere"})
+    assert by_text({1: "a", "b": 2}, "methods") == {"1": "a", "b": 2}
 
 
 def settings_classes():

@@ -85,6 +85,19 @@ def _responses(model, pair, response):
         return [psr.Triplet(pair, (), response)]
 
 
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_what_a_tokenizer_puts_around_a_text_is_no_part_of_prompt_or_response(template):
+    made, plain = (tokenizer(kind, template) for kind in ("llama, end token", "llama"))
+    first, *_, last = made("what is")["input_ids"]
+    assert (first, last) == (made.bos_token_id, made.eos_token_id)
+    triplets = []
+    for each in (made, plain):
+        pairs = psr.prompt_pairs(Stub(each), ["what is the bear ?"], "be brief .")
+        triplets += psr.with_responses(Stub(each), pairs, ["bear ."])
+    assert triplets[0] == triplets[1]
+    assert made.eos_token_id not in (*triplets[0].pair.base_ids, *triplets[0].pair.prompted_ids, *triplets[0].response_ids)
+
+
 def test_a_response_after_a_line_end_has_no_space_before_its_first_word():
     made = tokenizer("llama")
     pairs = psr.prompt_pairs(Stub(made), ["what is"] * 3, "be brief .")

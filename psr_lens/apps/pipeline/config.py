@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 import yaml
 
-from psr_lens._utils.yaml_config import KnownSettings, check_keys, yaml_mapping
+from psr_lens._utils.yaml_config import KnownSettings, by_text, check_keys, yaml_mapping
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.judge_settings import check_judge
@@ -128,13 +128,13 @@ class RunConfig(KnownSettings):
         """
         common = {"seed": self.seed, "span": self.span}
         methods = {}
-        for name, given in (self.methods or self._default_methods(n_layers)).items():
+        for name, given in by_text(self.methods or self._default_methods(n_layers), "methods").items():
             if not isinstance(given, Mapping):
                 raise InputError(f"methods.{name}", repr(given), "a mapping of the fit's settings, such as {solver: sequential}")
             settings = FitConfig.of(given, defaults=common)
             if self.layers is not None and (settings.is_trained or not settings.is_baseline):
                 settings = replace(settings, layers=self.layers)
-            methods[str(name)] = settings.to_json()
+            methods[name] = settings.to_json()
         if taken := [name for name in methods if name in (NONE, PROMPT, PARAPHRASE)]:
             raise InputError("methods", f"the name {taken[0]!r}", "another name", "It is a row of its own in the tables.")
         sampling = {name: value for name, value in asdict(self.sampled_by()).items() if name != "seed"}
