@@ -32,7 +32,7 @@ from psr_lens.models import (
 )
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.prompts.token_text import decoded
-from psr_lens.replacement import SPANS, Acting, Adapter, Attached, in_force, read_on_transformers
+from psr_lens.replacement import SPANS, Acting, Attached, InWeights, in_force, read_on_transformers
 
 _INCOMPLETE: Final = "\ufffd"
 """What a tokenizer writes for bytes that are no character yet."""
@@ -145,7 +145,7 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
             pushes = _Added(added, column.points)
         drawn = decoding.drawn(prompt, mask, draws, steps.step, steps.select)
         stack.callback(drawn.close)
-        adapter = column.acting if isinstance(column.acting, Adapter) else None
+        adapter = column.acting if isinstance(column.acting, InWeights) else None
 
         def adapted() -> AbstractContextManager[Any]:
             return nullcontext() if adapter is None else in_force(model, adapter, column.alpha)
