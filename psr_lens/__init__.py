@@ -88,8 +88,8 @@ if TYPE_CHECKING:
     from psr_lens.prompts import prompt_pairs_from_texts as prompt_pairs_from_texts
     from psr_lens.prompts import rephrase as rephrase
     from psr_lens.prompts import with_responses as with_responses
-    from psr_lens.replacement import AddedNeurons as AddedNeurons
     from psr_lens.replacement import Adapter as Adapter
+    from psr_lens.replacement import AddedNeurons as AddedNeurons
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.replacement import SteeringPlan as SteeringPlan
     from psr_lens.reporting import report as report

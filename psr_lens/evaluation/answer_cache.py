@@ -262,7 +262,7 @@ def offset_free(steering: Method) -> bool:
 
 
 def steering_digest(steering: Method) -> str:
-    """Digest of everything that determines what a method does: what its parts do, and their factors; or the numbers of what acts through the weights."""
+    """Digest of everything that determines what a method does: what its parts do, and their factors; or the numbers in the weights."""
     if isinstance(steering, InWeights):
         return steering.digest
     return digest_of([[float(part.factor), content_digest(part.replacement)] for part in parts_of(steering)])

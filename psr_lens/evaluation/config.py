@@ -19,7 +19,7 @@ from psr_lens.models import WithTokenizer
 from psr_lens.models.config_without_weights import has_outline, outline
 from psr_lens.prompts import PromptPairs, prompt_pairs, prompt_pairs_from_texts
 from psr_lens.prompts.chat_templates import ChatSettings
-from psr_lens.replacement import PLAN_FILE, AddedNeurons, Adapter, InWeights, Replacement, SteeringPlan
+from psr_lens.replacement import PLAN_FILE, Adapter, AddedNeurons, InWeights, Replacement, SteeringPlan
 from psr_lens.replacement.adapter import RECORD_FILE
 from psr_lens.replacement.added_neurons import NEURONS_FILE
 from psr_lens.replacement.compatibility import check_depth_and_width

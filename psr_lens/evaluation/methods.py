@@ -69,7 +69,10 @@ def check_method(method: Any, argument: str) -> None:
     """
     if not isinstance(method, Method):
         raise InputError(
-            argument, f"a value of type {type(method).__name__}", "a Replacement, a SteeringPlan, an Adapter or AddedNeurons", _ORDER
+            argument,
+            f"a value of type {type(method).__name__}",
+            "a Replacement, a SteeringPlan, an Adapter or AddedNeurons",
+            _ORDER,
         )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
@@ -38,9 +38,7 @@ ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "swish": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_python": torch.nn.functional.gelu,
-    **dict.fromkeys(
-        ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), lambda x: torch.nn.functional.gelu(x, approximate="tanh")
-    ),
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
 }
 """Activation functions by transformers' names."""
 
@@ -55,7 +53,9 @@ class FittedNeurons:
     """`ReLU(x·w + b)·z` on what the MLP reads."""
 
 
-def fit_neurons(model: HookedModel, triplets: Sequence[Triplet], layers: Sequence[int], config: Neurons) -> dict[int, FittedNeurons]:
+def fit_neurons(
+    model: HookedModel, triplets: Sequence[Triplet], layers: Sequence[int], config: Neurons
+) -> dict[int, FittedNeurons]:
     """Fit the neurons of some layers one after the other, each with those of the earlier layers in force.
 
     Args:
@@ -72,9 +72,11 @@ def fit_neurons(model: HookedModel, triplets: Sequence[Triplet], layers: Sequenc
     gated, act = mlp_layout(plain).is_gated, ACTIVATIONS[activation_name(plain)]
     asked = _regression(config)
     data = LayerwiseData.of(model, triplets, asked)
-    rows = [_Rows.of(*each) for each in zip(data.base, data.prompted, data.weights, data.triplets, strict=True)]
-    scores = [torch.tensor([triplets[index].trait / 100 for index in indices]) for indices in data.triplets]
-    alphas = [score[each.everywhere.cpu() // batch.tokens.shape[1]] for score, each, batch in zip(scores, rows, data.base, strict=True)]
+    rows = [_Rows.of(*each) for each in zip(data.base, data.weights, strict=True)]
+    scores = [torch.tensor([triplets[index].trait / 100 for index in indices], dtype=torch.float32) for indices in data.triplets]
+    alphas = [
+        score[each.everywhere.cpu() // batch.tokens.shape[1]] for score, each, batch in zip(scores, rows, data.base, strict=True)
+    ]
     free = [replace(batch) for batch in data.base]
     count, found = len(data.base), cast(dict[int, FittedNeurons], {})
     names = {f"blocks.{layer}.hook_resid_post": layer for layer in layers}
@@ -118,7 +120,9 @@ def fit_neurons(model: HookedModel, triplets: Sequence[Triplet], layers: Sequenc
     return found
 
 
-def output_of(neurons: ExtraNeurons, act: Callable[[Tensor], Tensor], read: Float[Tensor, "token width"]) -> Float[Tensor, "token width"]:
+def output_of(
+    neurons: ExtraNeurons, act: Callable[[Tensor], Tensor], read: Float[Tensor, "token width"]
+) -> Float[Tensor, "token width"]:
     """What neurons add to an MLP's output."""
     added: Tensor = _activations(neurons, act, read) @ neurons.write.to(read)
     return added
@@ -145,19 +149,20 @@ class _Rows:
 
     everywhere: Int[Tensor, " token"]
     """Their indices in the flattened batch."""
-    in_span: Any
+    in_span: Bool[Tensor, " token"]
     """Which of them are of the span, in the order of the prompted context's span."""
     span_weights: Float[Tensor, " _"]
     """Weights of those."""
 
     @classmethod
-    def of(cls, base: ContextBatch, prompted: ContextBatch, weights: Tensor, indices: Sequence[int]) -> _Rows:
+    def of(cls, base: ContextBatch, weights: Float[Tensor, " _"]) -> _Rows:
+        """Those of a batch, with the weights of its span's tokens."""
         everywhere = base.mask.flatten().nonzero().flatten()
         return cls(everywhere, base.span.flatten()[everywhere], weights)
 
     def weight(self, config: Neurons) -> Float[Tensor, " token"]:
         """The weight of each token's error."""
-        found = torch.full((len(self.everywhere),), float(config.prompt_weight))
+        found = torch.full((len(self.everywhere),), float(config.prompt_weight), dtype=torch.float32)
         found[self.in_span.cpu()] = self.span_weights.cpu().float()
         return found
 
@@ -185,24 +190,30 @@ class _Regression:
     """The tokens of one layer's regression."""
 
     inputs: Float[Tensor, "token width"]
+    """What the MLP reads."""
     targets: Float[Tensor, "token width"]
+    """What is to be added to its output."""
     alpha: Float[Tensor, " token"]
+    """Strengths."""
     weights: Float[Tensor, " token"]
+    """Weight of each token's squared error."""
 
     def neurons(self, site: Site, act: Callable[[Tensor], Tensor], gated: bool, config: Neurons) -> ExtraNeurons:
         """The neurons that compute what a site does, with the directions that fit what they really compute."""
         wide = self.inputs.double()
-        probes, bias = site.weights.to(wide), site.bias.to(wide)
-        coefficients = (wide @ probes.T + bias).relu()
+        probes, offset = site.weights.to(wide), site.bias.to(wide)
+        coefficients = (wide @ probes.T + offset).relu()
         counts = self.weights.double() * self.alpha.double().square()
         typical = ((counts @ coefficients.square()) / (counts @ (coefficients > 0).double()).clamp(min=1e-12)).sqrt()
         sharpness = config.sharpness / typical.clamp(min=1e-12)
         sharpness = torch.where(typical > 0, sharpness, 1.0)  # of a neuron that is never active
+        up: Tensor | None = None
+        bias: Tensor | None = None
         if gated:
             one = self._one(wide, counts, config.constant_ridge)
-            read, up, bias = (probes + bias[:, None] * one) * sharpness[:, None], one.expand_as(probes).clone(), None
+            read, up = (probes + offset[:, None] * one) * sharpness[:, None], one.expand_as(probes).clone()
         else:
-            read, up, bias = probes * sharpness[:, None], None, bias * sharpness
+            read, bias = probes * sharpness[:, None], offset * sharpness
         raw = ExtraNeurons(read, torch.zeros_like(read), bias, up)
         outputs = self.alpha.double()[:, None] * _activations(raw, act, wide)
         weighted = self.weights.double()[:, None] * outputs
@@ -214,7 +225,7 @@ class _Regression:
         return ExtraNeurons(*cast(Any, parts))
 
     def _one(self, wide: Tensor, counts: Tensor, ridge: float) -> Float[Tensor, " width"]:
-        """u with x·u ≈ 1 on all tokens, by ridge regression."""
+        """U with x·u ≈ 1 on all tokens, by ridge regression."""
         gram = wide.T @ (counts[:, None] * wide) / counts.sum()
         eye = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
         found: Tensor = torch.linalg.solve(gram + ridge * gram.trace() / len(gram) * eye, counts @ wide / counts.sum())

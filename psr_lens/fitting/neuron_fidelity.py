@@ -69,7 +69,9 @@ def _fidelity(
             ruled = _logits(model, base, _by_the_rule(model, sites))
             ours = _logits(model, base, neurons_added(model, neurons))
         pairs = (ruled[at], ours[at]), (wanted, ours[at]), (wanted, free[at]), (free[before], ours[before])
-        sums += torch.stack([divergence(*pair).sum().cpu() if len(pair[0]) else torch.zeros(()) for pair in pairs])
+        sums += torch.stack(
+            [divergence(*pair).sum().cpu() if len(pair[0]) else torch.zeros((), dtype=torch.float64) for pair in pairs]
+        )
         responses, prompts = responses + len(at), prompts + len(before)
     form, to_prompted, unsteered = (float(each) / responses for each in sums[:3])
     return NeuronFidelity(form, to_prompted, unsteered, float(sums[3]) / max(prompts, 1), len(triplets), held_back)

@@ -30,7 +30,7 @@ from psr_lens.fitting.settings.adapters import LoRA, Neurons
 from psr_lens.fitting.settings.solvers import Joint, as_joint
 from psr_lens.models import HookedModel, LowRank, fingerprint, linear_weight, plain_with_shared_weights
 from psr_lens.prompts import Triplet, check_triplets
-from psr_lens.replacement import AddedNeurons, Adapter
+from psr_lens.replacement import Adapter, AddedNeurons
 
 
 @overload

@@ -114,12 +114,15 @@ def generate(
         frozen(model),
         progress_bar(total=len(pairs), desc="sample", unit="response") as bar,
     ):
-        decode = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
+        stops = stop_ids(model, tokenizer)
+        # What is in the weights may change how the model can be run: it has to be in force when that is found out.
+        alike = None if isinstance(replacement, InWeights) else Decoding(model, config, tokenizer, stops)
         for rows, adapted in _batches(model, pairs, replacement, strengths, context, config):
             batch = prompt_batch(pairs, rows, context, config, streams)
             starts = span_starts(pairs, rows, batch.tokens.shape[1])
             try:
                 with adapted(), spans_known(model, starts):
+                    decode = alike or Decoding(model, config, tokenizer, stops)
                     found = decode(*batch, steered_rows(replacement, strengths, rows, starts))
             except NotFiniteError as error:
                 row = rows[error.row]

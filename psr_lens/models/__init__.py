@@ -6,7 +6,15 @@ differences (masks, caches, positions, aliases, placement, processed weights) ar
 
 from psr_lens.models.added_weights import LowRank, linear_weight, plain_with_shared_weights, weights_added
 from psr_lens.models.call_positions import Call, Columns
-from psr_lens.models.extra_neurons import ExtraNeurons, MLPLayout, activation_name, mlp_layout, neurons_added, plain_with_mlps, widened
+from psr_lens.models.extra_neurons import (
+    ExtraNeurons,
+    MLPLayout,
+    activation_name,
+    mlp_layout,
+    neurons_added,
+    plain_with_mlps,
+    widened,
+)
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.foreign_hooks import has_hooks
 from psr_lens.models.forward_pass import forward, frozen, logits_at

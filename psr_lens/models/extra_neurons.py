@@ -1,7 +1,8 @@
 """More neurons in the MLPs of a model for the length of a `with` block, and what they are called in plain transformers.
 
-An MLP of another width is the same module with larger weights, so whatever computes with these weights has the neurons, in the block and in
-a checkpoint alike. Gated MLPs compute `act(x·gate) · (x·up)` a neuron, others `act(x·read + bias)`; both add it times `write` to their output.
+An MLP of another width is the same module with larger weights, so whatever computes with these weights has the neurons, in the block and
+in a checkpoint alike. Gated MLPs compute `act(x·read) · (x·up)` a neuron, others `act(x·read + bias)`; both add it times `write` to their
+output.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from psr_lens.errors import ModelError
 from psr_lens.models.added_weights import linear_weight
 from psr_lens.models.forward_pass import weights_of_one_thread
 from psr_lens.models.hooked_model import HookedModel, is_bridge
-from psr_lens.models.plain_model import held_plain_model
+from psr_lens.models.plain_model import held_plain_model, wrapped_plain_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,8 @@ def plain_with_mlps(model: HookedModel) -> nn.Module:
     Raises:
         ModelError: there is none, since weights were processed, replaced or spread, or the family is not known.
     """
-    found = held_plain_model(model)
+    # Of a bridge, it does not matter here that attention may be computed with copies: an export is compared with it.
+    found = wrapped_plain_model(model) if is_bridge(model) else held_plain_model(model)
     if found is None:
         raise ModelError(
             "model: it does not compute with the weights of a transformers model as that has them (they were processed, replaced, spread "
@@ -166,7 +168,7 @@ def neurons_added(model: HookedModel, layers: Mapping[int, ExtraNeurons], factor
         try:
             with ExitStack() as stack:
                 for layer, neurons in layers.items():
-                    _widen(stack, model, layout, layer, neurons, factor)
+                    _widen(stack, model, plain, layer, neurons, factor)
                 yield
         finally:
             with _lock:
@@ -190,40 +192,52 @@ def check_fits(plain: nn.Module, layout: MLPLayout, layer: int, neurons: ExtraNe
         raise ModelError(f"model: {read} is of {ours}, the neurons were made for {theirs}. Load the model that they were made for.")
 
 
-def _widen(stack: ExitStack, model: HookedModel, layout: MLPLayout, layer: int, neurons: ExtraNeurons, factor: float) -> None:
-    """Replace one MLP's weights by larger ones, until the stack is left."""
+def _widen(stack: ExitStack, model: HookedModel, plain: nn.Module, layer: int, neurons: ExtraNeurons, factor: float) -> None:
+    """Replace one MLP's weights by larger ones, until the stack is left.
+
+    Those of the transformers model are replaced in a `HookedTransformer` too, whose own become views of them again.
+    """
+    layout = mlp_layout(plain)
     write, none = neurons.write.float() * factor, torch.zeros(neurons.count)
     bias = none if neurons.bias is None else neurons.bias
-    if not is_bridge(model):
-        mlp = cast(Any, model).blocks[layer].mlp
-        _replaced(stack, mlp, "W_gate" if layout.is_gated else "W_in", neurons.read, transposed=True)
-        if neurons.up is not None:
-            _replaced(stack, mlp, "W_in", neurons.up, transposed=True)
-        _replaced(stack, mlp, "b_in", bias)
-        _replaced(stack, mlp, "W_out", write)
-        return
     reading, writing, factors = layout.names(layer)
+    own = cast(Any, model).original_model if is_bridge(model) else None
+    wide: dict[str, Tensor] = {}
     for name, rows, added in ((reading, neurons.read, bias), (factors, neurons.up, none)):
         if name is not None and rows is not None:
-            linear = _own_module(cast(Any, model).original_model, name)
-            _replaced(stack, linear, "weight", rows, transposed=isinstance(linear, Conv1D))
+            linear: Any = plain.get_submodule(name)
+            wide[name] = _replaced(stack, linear, "weight", rows, transposed=isinstance(linear, Conv1D))
             if linear.bias is not None:
                 _replaced(stack, linear, "bias", added)
-            if isinstance(linear, Conv1D):  # which reshapes its output to this many numbers
-                stack.callback(setattr, linear, "nf", linear.nf)
-                linear.nf += neurons.count
-    linear = _own_module(cast(Any, model).original_model, writing)
-    _replaced(stack, linear, "weight", write, transposed=not isinstance(linear, Conv1D))
+            if isinstance(linear, Conv1D) and own is not None:  # which reshapes its output to this many numbers
+                wrapped = _own_module(own, name)
+                stack.callback(setattr, wrapped, "nf", wrapped.nf)
+                wrapped.nf += neurons.count
+    linear = plain.get_submodule(writing)
+    wide[writing] = _replaced(stack, linear, "weight", write, transposed=not isinstance(linear, Conv1D))
+    if own is None:
+        mlp = cast(Any, model).blocks[layer].mlp
+        _set(stack, mlp, "W_gate" if layout.is_gated else "W_in", wide[reading])
+        if factors is not None:
+            _set(stack, mlp, "W_in", wide[factors])
+        _set(stack, mlp, "W_out", wide[writing].T)
+        _replaced(stack, mlp, "b_in", bias)
 
 
-def _replaced(stack: ExitStack, module: nn.Module, name: str, rows: Tensor, *, transposed: bool = False) -> None:
-    """A parameter with further rows, or columns that are given as rows, in memory as those of the checkpoint are."""
+def _replaced(stack: ExitStack, module: nn.Module, name: str, rows: Tensor, *, transposed: bool = False) -> Tensor:
+    """Give a weight further rows, or columns that come as rows, or a bias further entries; a weight is returned as `[d_model, d_mlp]`."""
     before = module._parameters[name]
     if before is None:
         raise ModelError(f"model: an MLP has no {name}. Load the model with `psr_lens.load_model`.")
-    wide = widened(before.T, rows).T if transposed else widened(before, rows)
-    stack.callback(module._parameters.__setitem__, name, before)
-    module._parameters[name] = nn.Parameter(wide, requires_grad=False)
+    wide = widened(before.T, rows).T.contiguous() if transposed else widened(before, rows)  # in memory as the checkpoint's
+    _set(stack, module, name, wide)
+    return wide if transposed or wide.ndim == 1 else wide.T
+
+
+def _set(stack: ExitStack, module: nn.Module, name: str, value: Tensor) -> None:
+    """A parameter, until the stack is left. The table of parameters is shared with plain copies of the module."""
+    stack.callback(module._parameters.__setitem__, name, module._parameters[name])
+    module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
 
 def _own_module(root: nn.Module, name: str) -> Any:

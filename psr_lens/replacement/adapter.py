@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import xxhash
+
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import package

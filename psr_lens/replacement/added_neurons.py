@@ -180,7 +180,9 @@ class AddedNeurons:
         folder = Path(folder)
         record = {
             "format": FORMAT,
-            "layers": {str(layer): [part for part in _PARTS if getattr(each, part) is not None] for layer, each in self.layers.items()},
+            "layers": {
+                str(layer): [part for part in _PARTS if getattr(each, part) is not None] for layer, each in self.layers.items()
+            },
             "model": dict(self.model),
             "settings": dict(self.settings),
             "fidelity": None if self.fidelity is None else asdict(self.fidelity),

@@ -20,7 +20,17 @@ from transformers.utils import logging
 from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.safe_files import write_text
 from psr_lens.errors import ArtifactError, InputError, ModelError
-from psr_lens.models import ExtraNeurons, HookedModel, forward, frozen, linear_weight, mlp_layout, neurons_added, plain_with_mlps, widened
+from psr_lens.models import (
+    ExtraNeurons,
+    HookedModel,
+    forward,
+    frozen,
+    linear_weight,
+    mlp_layout,
+    neurons_added,
+    plain_with_mlps,
+    widened,
+)
 from psr_lens.models.extra_neurons import check_fits
 from psr_lens.models.hooked_model import device_of
 from psr_lens.models.transformers_model import quantisation_of
@@ -117,8 +127,7 @@ def write_checkpoint(model: HookedModel, folder: Path, export: Export) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("folder", f"{str(folder)!r}, which is not an empty folder", "a folder that does not exist yet")
     plain = plain_with_mlps(model)
-    if method := quantisation_of(cast(Any, plain).config):
-        raise ModelError(f"model: its weights are quantised ({method}). Load it without quantisation.")
+    _check_plain_weights(plain)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -138,6 +147,16 @@ def write_checkpoint(model: HookedModel, folder: Path, export: Export) -> Path:
     return folder
 
 
+def _check_plain_weights(plain: nn.Module) -> None:
+    """Refuse a quantised model.
+
+    Raises:
+        ModelError: its weights are quantised.
+    """
+    if method := quantisation_of(cast(Any, plain).config):
+        raise ModelError(f"model: its weights are quantised ({method}). Load it without quantisation.")
+
+
 def _parts(neurons: ExtraNeurons) -> list[Tensor]:
     return [each for each in (neurons.read, neurons.write, neurons.bias, neurons.up) if each is not None]
 
@@ -153,32 +172,39 @@ def _size(plain: nn.Module, export: Export) -> tuple[int, int]:
 def _wide(plain: Any, export: Export) -> Any:
     """A transformers model with the wider MLPs, whose other weights are those of the model itself."""
     layout, (before, after) = mlp_layout(plain), _size(plain, export)
-    state = dict(plain.state_dict())
+    state, width, added = dict(plain.state_dict()), int(plain.config.hidden_size), after - before
     for layer in range(int(plain.config.num_hidden_layers)):
         neurons = export.layers.get(layer)
         read, write, up = layout.names(layer)
         if neurons is not None:
             check_fits(plain, layout, layer, neurons)
-        parts = (read, neurons and neurons.read), (up, neurons and neurons.up)
-        for name, rows in parts:
-            if name is not None:
-                _widen(state, plain, name, _filled(rows, after - before, plain.config.hidden_size))
-                if (bias := state.get(f"{name}.bias")) is not None:
-                    given = neurons.bias if neurons is not None and name == read else None
-                    more = torch.zeros(after - before)
-                    more[: 0 if given is None else len(given)] = torch.zeros(0) if given is None else given
-                    state[f"{name}.bias"] = widened(bias, more)
-        rows = None if neurons is None else neurons.write.float() * export.alpha
-        _widen(state, plain, write, _filled(rows, after - before, plain.config.hidden_size), columns=True)
+        rows = (None, None, None) if neurons is None else (neurons.read, neurons.up, neurons.write.float() * export.alpha)
+        _widen(state, plain, read, _filled(rows[0], added, width))
+        _widen_bias(state, read, None if neurons is None else neurons.bias, added)
+        if up is not None:
+            _widen(state, plain, up, _filled(rows[1], added, width))
+            _widen_bias(state, up, None, added)
+        _widen(state, plain, write, _filled(rows[2], added, width), columns=True)
     config = copy.deepcopy(plain.config)
     setattr(config, layout.size, after)
     config.dtype = plain.dtype
     with torch.device("meta"):
         made = type(plain)(config)
-    made.load_state_dict(state, assign=True)
+    made.load_state_dict(_without_additions(state, set(made.state_dict())), assign=True)
     made.tie_weights()
     made.generation_config = copy.deepcopy(plain.generation_config)
     return made
+
+
+def _without_additions(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """The weights that a class of transformers has: a bridge gives the head a bias of zeros.
+
+    Raises:
+        ModelError: there is a further weight that is not zero, so it would be missing.
+    """
+    if lost := [name for name, each in state.items() if name not in names and bool(each.any())]:
+        raise ModelError(f"model: a checkpoint of its class has no place for the weight {lost[0]}. Load the model again.")
+    return {name: each for name, each in state.items() if name in names}
 
 
 def _filled(rows: Tensor | None, count: int, width: int) -> Float[Tensor, "neuron d_model"]:
@@ -194,6 +220,12 @@ def _widen(state: dict[str, Any], plain: nn.Module, name: str, rows: Tensor, *, 
     weight = state[f"{name}.weight"]
     transposed = isinstance(plain.get_submodule(name), Conv1D) != columns
     state[f"{name}.weight"] = widened(weight.T, rows).T.contiguous() if transposed else widened(weight, rows)
+
+
+def _widen_bias(state: dict[str, Any], name: str, entries: Tensor | None, count: int) -> None:
+    """Entries for the outputs of a linear layer, up to a number of them; nothing for a layer without a bias."""
+    if (bias := state.get(f"{name}.bias")) is not None:
+        state[f"{name}.bias"] = widened(bias, _filled(None if entries is None else entries[:, None], count, 1)[:, 0])
 
 
 def _own_tokenizer(model: HookedModel) -> Any:
@@ -274,5 +306,12 @@ def _card(model: HookedModel, export: Export, sizes: tuple[int, int], difference
     table, _ = results_of(export.metrics)
     if table is not None:
         head, body = table
-        lines += ["", "## Results", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in body)]
+        lines += [
+            "",
+            "## Results",
+            "",
+            f"| {' | '.join(head)} |",
+            "|---" * len(head) + "|",
+            *(f"| {' | '.join(row)} |" for row in body),
+        ]
     return "\n".join(lines) + "\n"

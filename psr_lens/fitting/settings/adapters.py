@@ -72,14 +72,15 @@ class Neurons(Settings):
     layers: Layers = "all"
     """Layers whose MLPs get neurons: `"all"`, one layer or several; negative numbers count from the end."""
     span: Span = "R"
-    """Tokens on which they are to do what the instruction does: `"R"`, the last prompt token and the response; `"QR"`, the question too. They
-    act on all tokens, and are fitted to change nothing before the span."""
+    """Tokens on which they are to do what the instruction does: `"R"`, the last prompt token and the response; `"QR"`, the question too.
+    They act on all tokens, and are fitted to change nothing before the span."""
     ridge: float = 0.003
     """Weight of Σ_i |w_i|²·|z_i|² in the regressions, as for `Sequential`."""
     prompt_weight: float = 0.1
     """How much the error of a token before the span counts, where one of the span counts 1."""
     sharpness: float = 100.0
-    """β times the root mean square of a neuron's activation where it is active: the larger, the closer the activation function is to ReLU."""
+    """β times the root mean square of a neuron's activation where it is active: the larger, the closer the activation function is to
+    ReLU."""
     constant_ridge: float = 1e-6
     """Gated MLPs: weight of |u|² in the regression of 1 on what the MLP reads, in units of its mean square; x·u stands for the bias."""
     token_weights: TokenWeights = "uniform"
