@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -23,6 +23,7 @@ from psr_lens.errors import ArtifactError, InputError, ModelError
 from psr_lens.models import (
     ExtraNeurons,
     HookedModel,
+    device_of,
     forward,
     frozen,
     linear_weight,
@@ -32,7 +33,7 @@ from psr_lens.models import (
     widened,
 )
 from psr_lens.models.extra_neurons import check_fits
-from psr_lens.models.hooked_model import device_of
+from psr_lens.models.identity_by_content import tokenizer_fingerprint
 from psr_lens.models.transformers_model import quantisation_of
 from psr_lens.replacement.model_card import inline, results_of
 from psr_lens.results.table import ResultTable
@@ -229,12 +230,22 @@ def _widen_bias(state: dict[str, Any], name: str, entries: Tensor | None, count:
 
 
 def _own_tokenizer(model: HookedModel) -> Any:
-    """The tokenizer without what calls leave on it."""
-    tokenizer = copy.deepcopy(model.tokenizer)
-    if getattr(tokenizer, "is_fast", False):
-        tokenizer.backend_tokenizer.no_padding()
-        tokenizer.backend_tokenizer.no_truncation()
-    return tokenizer
+    """The tokenizer as its files have it, with the model's chat template.
+
+    TransformerLens has its own begin every text with the beginning-of-sequence token, and calls leave padding on it.
+    """
+    ours = model.tokenizer
+    try:
+        found = AutoTokenizer.from_pretrained(ours.name_or_path, local_files_only=True)
+    except (OSError, ValueError, KeyError):  # there are no such files, as with a `.gguf` file
+        found = None
+    if found is None or tokenizer_fingerprint(found) != tokenizer_fingerprint(ours):
+        found = copy.deepcopy(ours)
+        if getattr(found, "is_fast", False):
+            found.backend_tokenizer.no_padding()
+            found.backend_tokenizer.no_truncation()
+    found.chat_template = ours.chat_template
+    return found
 
 
 def _compared(model: HookedModel, folder: Path, export: Export) -> float:

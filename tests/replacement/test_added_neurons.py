@@ -59,7 +59,7 @@ def test_answers_are_those_of_the_equation_and_each_pair_has_its_own_strength(lo
         inside = psr.generate(case.model, pairs[:1], sampling=GREEDY)
     assert inside[0] == mixed[0]
     column = {"neurons": neurons}
-    streamed = [each for each in psr.stream(case.model, pairs[0], column, sampling=GREEDY) if each.method == "neurons"]
+    streamed = [each for each in psr.stream(case.model, pairs[0], column, sampling=GREEDY) if each.column == "neurons"]
     assert tuple(each.id for each in streamed) == mixed[0].ids
 
 
