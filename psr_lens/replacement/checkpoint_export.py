@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -133,7 +134,7 @@ def write_checkpoint(model: HookedModel, folder: Path, export: Export) -> Path:
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         wide = _wide(plain, export)
-        with torch.no_grad():
+        with torch.no_grad(), _no_bars():
             wide.save_pretrained(work)
         if model.tokenizer is not None:
             _own_tokenizer(model).save_pretrained(work)
@@ -248,19 +249,26 @@ def _own_tokenizer(model: HookedModel) -> Any:
     return found
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hide transformers' progress bars."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _compared(model: HookedModel, folder: Path, export: Export) -> float:
     """The largest difference of logits between the folder, as transformers loads it, and the model with the neurons in force.
 
     Raises:
         ModelError: it is larger than rounding.
     """
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with _no_bars():
         hf: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     hf = hf.eval().to(device_of(model))
     size = min(int(hf.config.vocab_size), int(model.cfg.d_vocab))
     tokens = torch.randint(size, _PROBE, generator=torch.Generator().manual_seed(0)).to(device_of(model))
