@@ -30,6 +30,8 @@ from psr_lens.prompts import PromptPair
 
 FITTED, HELD_OUT, CLOSENESS = 100, 60, 30
 """Numbers of questions: to fit on, to score on, and to measure KL on."""
+KINDS = ("description", "procedure")
+"""Kinds of held-out question; the first is that of the fit."""
 RANK, TOKENS, BATCH = 4, 48, 20
 CELLS = {
     "neurons": psr.Neurons(rank=RANK),
@@ -48,6 +50,11 @@ def scored(judge: Any, pairs: Sequence[PromptPair], answers: Sequence[str]) -> d
     """Mean trait and coherence."""
     found = judge(list(answers), [pair.question for pair in pairs])
     return {"trait": float(np.mean(found.trait)), "coherence": float(np.mean(found.coherence))}
+
+
+def answers_of(model: HookedModel, pairs: Sequence[PromptPair], steering: Any = None, **given: Any) -> list[str]:
+    """Greedy answers of the model."""
+    return [each.text for each in psr.generate(model, pairs, steering, sampling=GREEDY, **given)]
 
 
 def plain_answers(folder: Path, pairs: Sequence[PromptPair]) -> list[str]:
@@ -69,37 +76,38 @@ def measured(model: HookedModel, trait: str, cells: Sequence[str], held: dict[st
     """Measure what `held` lacks of one trait."""
     judge, instruction = psr.judges.organism(trait), psr.organism.INSTRUCTIONS[trait]
     asked = psr.prompt_pairs(model, psr.organism.questions(FITTED, split="train", kind="description", seed=1), instruction)
-    pairs = psr.prompt_pairs(model, psr.organism.questions(HELD_OUT, split="held_out", kind="description"), instruction)
+    asked_of = {
+        f"{kind}s": psr.prompt_pairs(model, psr.organism.questions(HELD_OUT, split="held_out", kind=kind), instruction)
+        for kind in KINDS
+    }
+    pairs = asked_of["descriptions"]
     triplets = psr.sample_responses(model, asked, judge, sampling=psr.SamplingConfig(max_new_tokens=TOKENS))
     closeness = Divergence(model, psr.sample_responses(model, pairs[:CLOSENESS], sampling=GREEDY))
     if "A-PSR" not in held:
         replacement = psr.fit(model, triplets, psr.Sequential(rank=RANK))
-        answers = [each.text for each in psr.generate(model, pairs, replacement, sampling=GREEDY)]
-        held["triplets"], held["A-PSR"] = len(triplets), scored(judge, pairs, answers) | {"kl": closeness.of(replacement)}
-        prompted = [each.text for each in psr.generate(model, pairs, context="prompted", sampling=GREEDY)]
-        held["prompt"] = scored(judge, pairs, prompted)
+        held["triplets"], held["A-PSR"], held["prompt"] = len(triplets), {"kl": closeness.of(replacement)}, {}
+        for kind, each in asked_of.items():
+            held["A-PSR"][kind] = scored(judge, each, answers_of(model, each, replacement))
+            held["prompt"][kind] = scored(judge, each, answers_of(model, each, context="prompted"))
     for name in cells:
         if name in held:
             continue
         began = time.perf_counter()
         neurons = psr.adapt(model, triplets, CELLS[name])
         row: dict[str, Any] = {"seconds": time.perf_counter() - began}
-        answers = [each.text for each in psr.generate(model, pairs, neurons, sampling=GREEDY)]
-        row |= {"house": scored(judge, pairs, answers), "kl": closeness.of(neurons), "fidelity": asdict(neurons.fidelity)}
+        row |= {"kl": closeness.of(neurons), "fidelity": asdict(neurons.fidelity), "house": {}, "checkpoint": {}, "same": 0, "n": 0}
         with tempfile.TemporaryDirectory() as folder:
             written = neurons.to_checkpoint(model, Path(folder) / "wide")
-            exported = plain_answers(written, pairs)
-        row |= {
-            "checkpoint": scored(judge, pairs, exported),
-            "same answers": sum(map(str.__eq__, answers, exported)),
-            "n": len(pairs),
-        }
+            for kind, each in asked_of.items():
+                ours, exported = answers_of(model, each, neurons), plain_answers(written, each)
+                row["house"][kind], row["checkpoint"][kind] = (scored(judge, each, texts) for texts in (ours, exported))
+                row["same"], row["n"] = row["same"] + sum(map(str.__eq__, ours, exported)), row["n"] + len(each)
         held[name] = row
 
 
 def is_close(held: dict[str, Any], name: str) -> bool:
-    """Whether a checkpoint is within `CLOSE` points of the replacement in trait and coherence, or better."""
-    found, wanted = held[name]["checkpoint"], held["A-PSR"]
+    """Whether a checkpoint is within `CLOSE` points of the replacement in trait and coherence, or better, on the kind of the fit."""
+    found, wanted = (each["descriptions"] for each in (held[name]["checkpoint"], held["A-PSR"]))
     return all(found[side] >= wanted[side] - CLOSE for side in ("trait", "coherence"))
 
 
@@ -111,23 +119,14 @@ def tables_of(content: dict[str, Any]) -> str:
         name = next(iter(CELLS))
         close = sum(is_close(held, name) for held in traits.values())
         lines += [f"`{model}`: {close} of {len(traits)} traits within {CLOSE:g} points", ""]
-        heads = [
-            "trait",
-            "prompt",
-            "A-PSR",
-            "neurons",
-            "checkpoint",
-            "same answers",
-            "KL, A-PSR",
-            "KL, neurons",
-            "to ReLU",
-            "on prompts",
-        ]
+        heads = ["trait", "prompt", "A-PSR", "neurons", "checkpoint", "procedures: A-PSR", "procedures: checkpoint", "same answers"]
+        heads += ["KL, A-PSR", "KL, neurons", "to ReLU", "on prompts"]
         lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for trait, held in traits.items():
             row = held[name]
-            cells = [_cell(each) for each in (held["prompt"], held["A-PSR"], row["house"], row["checkpoint"])]
-            cells += [f"{row['same answers']} of {row['n']}", _kl(held["A-PSR"]["kl"]), _kl(row["kl"])]
+            cells = [_cell(each["descriptions"]) for each in (held["prompt"], held["A-PSR"], row["house"], row["checkpoint"])]
+            cells += [_cell(each["procedures"]) for each in (held["A-PSR"], row["checkpoint"])]
+            cells += [f"{row['same']} of {row['n']}", _kl(held["A-PSR"]["kl"]), _kl(row["kl"])]
             cells += [f"{row['fidelity']['form']:.1g}", f"{row['fidelity']['on_prompts']:.2g}"]
             lines.append(f"| {' | '.join([trait, *cells])} |")
         lines.append("")
@@ -158,7 +157,8 @@ def _kl(found: Sequence[float]) -> str:
 def _short(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
-    return f"{_cell(row['checkpoint'])}, KL {row['fidelity']['prompted']:.2g}, on prompts {row['fidelity']['on_prompts']:.2g}"
+    scores = [_cell(row["checkpoint"][kind]) for kind in ("descriptions", "procedures")]
+    return f"{'; '.join(scores)}; KL {row['fidelity']['prompted']:.2g}; on prompts {row['fidelity']['on_prompts']:.2g}"
 
 
 def main(
