@@ -50,7 +50,7 @@ class FittedNeurons:
     neurons: ExtraNeurons
     """As the MLP computes them, at a strength of 1."""
     site: Site
-    """`ReLU(x·w + b)·z` on what the MLP reads."""
+    """`ReLU(x·w + b)·z` on what the MLP reads, with the directions of the neurons."""
 
 
 def fit_neurons(
@@ -99,7 +99,7 @@ def fit_neurons(
         weights = row_weights(residuals, targets, alpha, given, replace(asked, hook="resid_post")).to(targets)
         site = fitted_site(name, inputs, targets, alpha, weights, asked, here)
         regression = _Regression(inputs, targets, alpha, weights)
-        fitted = found[names[name]] = FittedNeurons(regression.neurons(site, act, gated, config), site)
+        fitted = found[names[name]] = regression.neurons(site, act, gated, config)
         error, changed = RemainingError(), []
         for index, each in enumerate(rows):
             read, now, missing, strength, _ = parts[index]
@@ -198,7 +198,7 @@ class _Regression:
     weights: Float[Tensor, " token"]
     """Weight of each token's squared error."""
 
-    def neurons(self, site: Site, act: Callable[[Tensor], Tensor], gated: bool, config: Neurons) -> ExtraNeurons:
+    def neurons(self, site: Site, act: Callable[[Tensor], Tensor], gated: bool, config: Neurons) -> FittedNeurons:
         """The neurons that compute what a site does, with the directions that fit what they really compute."""
         wide = self.inputs.double()
         probes, offset = site.weights.to(wide), site.bias.to(wide)
@@ -222,7 +222,8 @@ class _Regression:
         penalty = config.ridge * counts.sum() * spread * probes.square().sum(1) * sharpness.square()
         write = solved(weighted.T @ outputs + penalty.diag(), weighted.T @ self.targets.double(), LEAST_DIAGONAL)
         parts = [None if each is None else each.float().cpu().contiguous() for each in (read, write, bias, up)]
-        return ExtraNeurons(*cast(Any, parts))
+        stands_for = Site((write * sharpness[:, None]).float().cpu(), site.weights, site.bias, "relu")
+        return FittedNeurons(ExtraNeurons(*cast(Any, parts)), stands_for)
 
     def _one(self, wide: Tensor, counts: Tensor, ridge: float) -> Float[Tensor, " width"]:
         """U with x·u ≈ 1 on all tokens, by ridge regression."""

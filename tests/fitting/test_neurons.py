@@ -53,10 +53,12 @@ def test_each_layer_is_fitted_to_what_the_earlier_ones_leave(load, family, span,
             rows.append((read, wanted - ours, torch.full((len(base),), strength), weight))
         inputs, targets, alpha, weights = (torch.cat(each) for each in zip(*rows, strict=True))
         reference = fit_site(inputs, targets, alpha, psr.Sequential(hook="mlp_out", **FEW), None, weights)
-        expected, got = reference.intervention(inputs), found[layer].site.intervention(inputs)
+        expected, got = reference.coefficients(inputs), found[layer].site.coefficients(inputs)
         assert (got - expected).norm() <= 1e-3 * expected.norm()
         real = output_of(found[layer].neurons, activation(case.hf), inputs)
-        left, rule = ((weights * (alpha[:, None] * each - targets).square().sum(1)).sum() for each in (real, got))
+        left, rule = (
+            (weights * (alpha[:, None] * each - targets).square().sum(1)).sum() for each in (real, reference.intervention(inputs))
+        )
         assert left <= 1.1 * rule  # as good as the rule at what both are for
         assert left < (weights * targets.square().sum(1)).sum()
 
