@@ -38,6 +38,7 @@ CELLS = {
     "prompt_weight 1": psr.Neurons(rank=RANK, prompt_weight=1.0),
     "prompt_weight 0.01": psr.Neurons(rank=RANK, prompt_weight=0.01),
     "sharpness 10": psr.Neurons(rank=RANK, sharpness=10.0),
+    "constant_ridge 0.0001": psr.Neurons(rank=RANK, constant_ridge=1e-4),
     "rank 8": psr.Neurons(rank=2 * RANK),
 }
 """Settings by name; the first are the default ones."""

@@ -81,7 +81,7 @@ class Neurons(Settings):
     sharpness: float = 100.0
     """β times the root mean square of a neuron's activation where it is active: the larger, the closer the activation function is to
     ReLU."""
-    constant_ridge: float = 1e-4
+    constant_ridge: float = 1e-3
     """Gated MLPs: weight of |u|² in the regression of 1 on what the MLP reads, in units of its mean square; x·u stands for the bias."""
     token_weights: TokenWeights = "uniform"
     """How much a token's error counts on the span, as for `Sequential`."""
