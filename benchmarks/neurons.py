@@ -40,8 +40,9 @@ CELLS = {
     "sharpness 10": psr.Neurons(rank=RANK, sharpness=10.0),
     "constant_ridge 0.0001": psr.Neurons(rank=RANK, constant_ridge=1e-4),
     "rank 8": psr.Neurons(rank=2 * RANK),
+    "both kinds": psr.Neurons(rank=RANK),
 }
-"""Settings by name; the first are the default ones."""
+"""Settings by name; the first are the default ones, and the last are fitted on as many questions, half of them procedures."""
 GREEDY = psr.SamplingConfig(temperature=0, max_new_tokens=TOKENS)
 CLOSE = 2.0
 """Points of trait and of coherence within which neurons count as equal to the replacement."""
@@ -94,7 +95,8 @@ def measured(model: HookedModel, trait: str, cells: Sequence[str], held: dict[st
         if name in held:
             continue
         began = time.perf_counter()
-        neurons = psr.adapt(model, triplets, CELLS[name])
+        learned_from = _of_both_kinds(model, instruction, judge) if name == "both kinds" else triplets
+        neurons = psr.adapt(model, learned_from, CELLS[name])
         row: dict[str, Any] = {"seconds": time.perf_counter() - began}
         row |= {"kl": closeness.of(neurons), "fidelity": asdict(neurons.fidelity), "house": {}, "checkpoint": {}, "same": 0, "n": 0}
         with tempfile.TemporaryDirectory() as folder:
@@ -104,6 +106,13 @@ def measured(model: HookedModel, trait: str, cells: Sequence[str], held: dict[st
                 row["house"][kind], row["checkpoint"][kind] = (scored(judge, each, texts) for texts in (ours, exported))
                 row["same"], row["n"] = row["same"] + sum(map(str.__eq__, ours, exported)), row["n"] + len(each)
         held[name] = row
+
+
+def _of_both_kinds(model: HookedModel, instruction: Any, judge: Any) -> list[psr.Triplet]:
+    """Triplets of as many questions as the others are fitted on, half of each kind."""
+    questions = [each for kind in KINDS for each in psr.organism.questions(FITTED // len(KINDS), split="train", kind=kind, seed=1)]
+    asked = psr.prompt_pairs(model, questions, instruction)
+    return psr.sample_responses(model, asked, judge, sampling=psr.SamplingConfig(max_new_tokens=TOKENS))
 
 
 def is_close(held: dict[str, Any], name: str) -> bool:
@@ -131,20 +140,13 @@ def tables_of(content: dict[str, Any]) -> str:
             cells += [f"{row['fidelity']['form']:.1g}", f"{row['fidelity']['on_prompts']:.2g}"]
             lines.append(f"| {' | '.join([trait, *cells])} |")
         lines.append("")
-    others = [name for name in list(CELLS)[1:] if any(name in held for held in _every(content))]
-    if others:
-        lines += [f"| | trait | {' | '.join(['default', *others])} |", "|---" * (len(others) + 3) + "|"]
-        for model, found in content["models"].items():
-            for trait, held in found["traits"].items():
-                if any(name in held for name in others):
-                    cells = [_short(held.get(name)) for name in (next(iter(CELLS)), *others)]
-                    lines.append(f"| {' | '.join([model, trait, *cells])} |")
-        lines.append("")
+    lines += ["| model, trait | settings | descriptions | procedures | KL | on prompts |", "|---" * 6 + "|"]
+    for model, found in content["models"].items():
+        for trait, held in found["traits"].items():
+            if any(name in held for name in list(CELLS)[1:]):
+                lines += [_other(f"{model}, {trait}", name, held[name]) for name in CELLS if name in held]
+    lines.append("")
     return "\n".join(lines)
-
-
-def _every(content: dict[str, Any]) -> list[dict[str, Any]]:
-    return [held for found in content["models"].values() for held in found["traits"].values()]
 
 
 def _cell(found: dict[str, float]) -> str:
@@ -155,11 +157,10 @@ def _kl(found: Sequence[float]) -> str:
     return " / ".join(f"{value:.1g}" for value in found)
 
 
-def _short(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "–"
-    scores = [_cell(row["checkpoint"][kind]) for kind in ("descriptions", "procedures")]
-    return f"{'; '.join(scores)}; KL {row['fidelity']['prompted']:.2g}; on prompts {row['fidelity']['on_prompts']:.2g}"
+def _other(which: str, name: str, row: dict[str, Any]) -> str:
+    cells = [_cell(row["checkpoint"][kind]) for kind in ("descriptions", "procedures")]
+    cells += [f"{row['fidelity'][part]:.2g}" for part in ("prompted", "on_prompts")]
+    return f"| {' | '.join([which, 'default' if name == next(iter(CELLS)) else name, *cells])} |"
 
 
 def main(
