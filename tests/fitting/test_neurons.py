@@ -7,7 +7,7 @@ import pytest
 import torch
 from adapters import assert_untouched, state_of
 from helpers import BACKENDS, random_triplets
-from neurons import activation, by_the_equation
+from random_neurons import activation, by_the_equation
 
 import psr_lens as psr
 from psr_lens.activations.next_token import divergence

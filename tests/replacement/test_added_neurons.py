@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapters import SEQUENCE, assert_untouched, state_of
 from helpers import BACKENDS, Case, logits_of, random_triplets
-from neurons import FAMILIES, by_the_equation, random_neurons
+from random_neurons import FAMILIES, by_the_equation, random_neurons
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError, ModelError

@@ -8,7 +8,7 @@ import torch
 from adapters import SEQUENCE, assert_untouched, state_of
 from architectures import save_tiny
 from helpers import BACKENDS, Case, logits_of, random_triplets
-from neurons import FAMILIES, by_the_equation, random_neurons
+from random_neurons import FAMILIES, by_the_equation, random_neurons
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
