@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.stream import stream as stream
     from psr_lens.fitting.fit import fit as fit
     from psr_lens.fitting.settings.adapters import LoRA as LoRA
+    from psr_lens.fitting.settings.adapters import Neurons as Neurons
     from psr_lens.fitting.settings.baselines import CLAS as CLAS
     from psr_lens.fitting.settings.baselines import ActAdd as ActAdd
     from psr_lens.fitting.settings.baselines import DiM as DiM
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from psr_lens.prompts import rephrase as rephrase
     from psr_lens.prompts import with_responses as with_responses
     from psr_lens.replacement import Adapter as Adapter
+    from psr_lens.replacement import AddedNeurons as AddedNeurons
     from psr_lens.replacement import Replacement as Replacement
     from psr_lens.replacement import SteeringPlan as SteeringPlan
     from psr_lens.reporting import report as report
@@ -143,8 +145,10 @@ _HOME = {
     "CLAS": "fitting.settings.baselines",
     "fit": "fitting.fit",
     "LoRA": "fitting.settings.adapters",
+    "Neurons": "fitting.settings.adapters",
     "adapt": "fitting.train_adapter",
     "Adapter": "replacement",
+    "AddedNeurons": "replacement",
     "Replacement": "replacement",
     "SteeringPlan": "replacement",
     "Result": "results.result",

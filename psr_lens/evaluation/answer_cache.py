@@ -32,7 +32,7 @@ from psr_lens.generation.engine import Engine
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
 from psr_lens.models import HookedModel, has_hooks, model_content
 from psr_lens.prompts import Context, PromptPair
-from psr_lens.replacement import Adapter
+from psr_lens.replacement import InWeights
 from psr_lens.replacement.content_digest import content_digest
 from psr_lens.results.judgement import Judge, Judgement, identity_of, judged_by_name
 
@@ -262,7 +262,7 @@ def offset_free(steering: Method) -> bool:
 
 
 def steering_digest(steering: Method) -> str:
-    """Digest of everything that determines what a method does: what its parts do, and their factors; or an adapter's numbers."""
-    if isinstance(steering, Adapter):
+    """Digest of everything that determines what a method does: what its parts do, and their factors; or the numbers in the weights."""
+    if isinstance(steering, InWeights):
         return steering.digest
     return digest_of([[float(part.factor), content_digest(part.replacement)] for part in parts_of(steering)])

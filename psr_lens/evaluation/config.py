@@ -19,8 +19,9 @@ from psr_lens.models import WithTokenizer
 from psr_lens.models.config_without_weights import outline_or_none
 from psr_lens.prompts import PromptPairs, prompt_pairs, prompt_pairs_from_texts
 from psr_lens.prompts.chat_templates import ChatSettings
-from psr_lens.replacement import PLAN_FILE, Adapter, Replacement, SteeringPlan
+from psr_lens.replacement import PLAN_FILE, Adapter, AddedNeurons, InWeights, Replacement, SteeringPlan
 from psr_lens.replacement.adapter import RECORD_FILE
+from psr_lens.replacement.added_neurons import NEURONS_FILE
 from psr_lens.replacement.compatibility import check_depth_and_width
 
 
@@ -108,17 +109,17 @@ def read_config(path: str | Path) -> EvaluationConfig:
 
 
 def load_methods(folders: Mapping[str, Any]) -> dict[str, Method]:
-    """Replacements, plans and adapters by name, loaded from their folders.
+    """Replacements, plans, adapters and added neurons by name, loaded from their folders.
 
     Raises:
         InputError: a folder is not a string, or two names are the same text.
-        ArtifactError: a folder holds neither a replacement nor a plan nor an adapter.
+        ArtifactError: a folder holds none of these.
     """
     found: dict[str, Method] = {}
     for name, folder in by_text(folders, "methods").items():
         if not isinstance(folder, str):
-            raise InputError(f"methods.{name}", repr(folder), "the folder of a replacement, a plan or an adapter")
-        kinds: dict[str, type[SteeringPlan] | type[Adapter]] = {PLAN_FILE: SteeringPlan, RECORD_FILE: Adapter}
+            raise InputError(f"methods.{name}", repr(folder), "the folder of a replacement, a plan, an adapter or added neurons")
+        kinds: dict[str, type[Method]] = {PLAN_FILE: SteeringPlan, RECORD_FILE: Adapter, NEURONS_FILE: AddedNeurons}
         kind = next((each for file, each in kinds.items() if (Path(folder) / file).exists()), Replacement)
         found[name] = kind.load(folder)
     return found
@@ -197,7 +198,7 @@ def check_before_weights(config: EvaluationConfig, methods: Mapping[str, Method]
     if found is None:
         return
     for method in methods.values():
-        parts = [method] if isinstance(method, Adapter) else [part.replacement for part in SteeringPlan.of(method).parts]
+        parts = [method] if isinstance(method, InWeights) else [part.replacement for part in SteeringPlan.of(method).parts]
         for part in parts:
             check_depth_and_width(part.model, {"model_name": found.name, **asdict(found.cfg)})
     check_settings(config.judge, asked.prompts(found, config.chat), asked.rows, server=server)

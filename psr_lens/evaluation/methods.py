@@ -10,12 +10,12 @@ from psr_lens._utils.arguments import CHECKS
 from psr_lens.errors import InputError
 from psr_lens.models import HookedModel
 from psr_lens.models.hook_points import layer_of
-from psr_lens.replacement import Adapter, Part, Replacement, SteeringPlan, check_compatible
+from psr_lens.replacement import InWeights, Part, Replacement, SteeringPlan, check_compatible
 
-Method = Replacement | SteeringPlan | Adapter
-"""What a method acts with: one replacement, a plan of several, or an adapter."""
+Method = Replacement | SteeringPlan | InWeights
+"""What a method acts with: one replacement, a plan of several, an adapter, or added neurons."""
 
-Plan = SteeringPlan | Adapter
+Plan = SteeringPlan | InWeights
 """The same, with a replacement as a plan of one."""
 
 Methods = Method | Mapping[str, Method]
@@ -37,7 +37,7 @@ def named_methods(methods: Any, taken: Sequence[str] = (), argument: str = "meth
     """Methods by name, from one method or a mapping of several.
 
     Args:
-        methods: A replacement, a plan or an adapter, which goes by its own `method`, or a mapping of names to them.
+        methods: A replacement, a plan, an adapter or added neurons, which go by their own `method`, or a mapping of names to them.
         taken: Names that stand for something else.
         argument: What the error calls the methods.
 
@@ -47,7 +47,7 @@ def named_methods(methods: Any, taken: Sequence[str] = (), argument: str = "meth
     if isinstance(methods, Method):
         methods = {methods.method: methods}
     if not isinstance(methods, Mapping):
-        expected = "a Replacement, a SteeringPlan, an Adapter, or a mapping of names to them"
+        expected = "a Replacement, a SteeringPlan, an Adapter, AddedNeurons, or a mapping of names to them"
         raise InputError(argument, f"a value of type {type(methods).__name__}", expected, _ORDER)
     if not methods:
         raise InputError(argument, "an empty mapping", "at least one method", "Give a mapping such as {'A-PSR': replacement}.")
@@ -65,11 +65,14 @@ def check_method(method: Any, argument: str) -> None:
     """Check that something is a method.
 
     Raises:
-        InputError: it is neither a replacement nor a plan nor an adapter.
+        InputError: it is neither a replacement nor a plan, an adapter or added neurons.
     """
     if not isinstance(method, Method):
         raise InputError(
-            argument, f"a value of type {type(method).__name__}", "a Replacement, a SteeringPlan or an Adapter", _ORDER
+            argument,
+            f"a value of type {type(method).__name__}",
+            "a Replacement, a SteeringPlan, an Adapter or AddedNeurons",
+            _ORDER,
         )
 
 
@@ -100,7 +103,7 @@ def plans_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> di
     """
     named = methods_for(model, methods, taken)
     plans: dict[str, Plan] = {
-        name: method if isinstance(method, Adapter) else SteeringPlan.of(method) for name, method in named.items()
+        name: method if isinstance(method, InWeights) else SteeringPlan.of(method) for name, method in named.items()
     }
     for name, plan in plans.items():
         if outside := [site for part in parts_of(plan) for site in part.replacement.sites if layer_of(site) is None]:
@@ -109,8 +112,8 @@ def plans_for(model: HookedModel, methods: Any, taken: Sequence[str] = ()) -> di
 
 
 def parts_of(method: Method) -> tuple[Part, ...]:
-    """The replacements of a method with their factors; an adapter has none."""
-    return () if isinstance(method, Adapter) else SteeringPlan.of(method).parts
+    """The replacements of a method with their factors; an adapter and added neurons have none."""
+    return () if isinstance(method, InWeights) else SteeringPlan.of(method).parts
 
 
 def strengths(alpha: Any, names: Sequence[str]) -> dict[str, float]:

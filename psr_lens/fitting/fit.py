@@ -20,7 +20,7 @@ from psr_lens.fitting.loreft import fit_loreft
 from psr_lens.fitting.negatives import check_no_negatives
 from psr_lens.fitting.reft_r1 import fit_reft_r1
 from psr_lens.fitting.sequential import fit_sequential
-from psr_lens.fitting.settings.adapters import LoRA
+from psr_lens.fitting.settings.adapters import LoRA, Neurons
 from psr_lens.fitting.settings.baselines import CLAS, ActAdd, DiM, LastToken, LoReFT, ReFT, Stolfo
 from psr_lens.fitting.settings.solvers import FitConfig, Joint, Layerwise, Local, Sequential
 from psr_lens.models import HookedModel, fingerprint
@@ -138,8 +138,8 @@ def _check_config(config: Any, argument: str = "config") -> None:
     got, remedy = f"a {type(config).__name__}", f"Give e.g. `psr.{Sequential(rank=2)}`."
     if isinstance(config, type) and config in SOLVERS:
         got, remedy = f"the class {config.__name__}", f"Write `psr.{config.__name__}()`."
-    elif isinstance(config, LoRA):
-        remedy = "`psr.adapt` trains adapters."
+    elif isinstance(config, LoRA | Neurons):
+        remedy = "`psr.adapt` learns adapters and neurons."
     elif isinstance(config, Mapping):
         remedy = "`psr.FitConfig.of` makes it from a mapping."
     raise InputError(argument, got, f"the settings of a solver: {classes}", remedy)

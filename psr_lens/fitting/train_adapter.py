@@ -1,4 +1,4 @@
-"""Training adapters: LoRA, by the likelihood of the responses under the base prompt, as LoReFT and CLAS are trained.
+"""Learning what acts through the weights: LoRA, by the likelihood of the responses under the base prompt, as LoReFT and CLAS; and neurons.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685. peft puts its layers into the plain transformers
 model whose weights the user's model computes with; that model's modules are copies, so the user's own stay as they are.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from jaxtyping import Float
@@ -25,46 +25,70 @@ from psr_lens.fitting.gradient_descent.objective import Likelihood, Losses
 from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.gradient_descent.training import Trained, train
 from psr_lens.fitting.negatives import check_no_negatives
-from psr_lens.fitting.settings.adapters import LoRA
+from psr_lens.fitting.neuron_fidelity import learned_neurons
+from psr_lens.fitting.settings.adapters import LoRA, Neurons
 from psr_lens.fitting.settings.solvers import Joint, as_joint
 from psr_lens.models import HookedModel, LowRank, fingerprint, linear_weight, plain_with_shared_weights
 from psr_lens.prompts import Triplet, check_triplets
-from psr_lens.replacement import Adapter
+from psr_lens.replacement import Adapter, AddedNeurons
+
+
+@overload
+def adapt(
+    model: HookedModel, triplets: Sequence[Triplet], config: LoRA | None = ..., *, checkpoint: str | Path | None = ...
+) -> Adapter: ...
+
+
+@overload
+def adapt(model: HookedModel, triplets: Sequence[Triplet], config: Neurons, *, checkpoint: None = ...) -> AddedNeurons: ...
 
 
 @checks_arguments
 def adapt(
-    model: HookedModel, triplets: Sequence[Triplet], config: LoRA | None = None, *, checkpoint: str | Path | None = None
-) -> Adapter:
-    """Train an adapter to do without the instruction of `triplets`. The model's own weights stay frozen and unchanged.
+    model: HookedModel, triplets: Sequence[Triplet], config: LoRA | Neurons | None = None, *, checkpoint: str | Path | None = None
+) -> Adapter | AddedNeurons:
+    """Learn weights that do without the instruction of `triplets`. The model's own weights stay frozen and unchanged.
 
-    The base prompt is read with the adapter in force, all of it, and −log p of the prompted response is minimised.
+    The base prompt is read with them in force, all of it. A `LoRA` is trained to make the prompted response likely; `Neurons` are fitted
+    layer by layer to the prompted activations, as a replacement is, and can be written into an ordinary checkpoint.
 
     Args:
         model: The model, as `load_model` gives it.
         triplets: What `sample_responses` gave.
-        config: Settings; None for those of `LoRA()`.
-        checkpoint: Folder for the state after every epoch, as for `fit`.
+        config: Settings, a `LoRA` or `Neurons`; None for those of `LoRA()`.
+        checkpoint: Folder for the state after every epoch of a LoRA, as for `fit`.
 
     Returns:
-        The adapter, which functions that take a method take as they take a replacement.
+        The adapter, or the neurons, which functions that take a method take as they take a replacement.
 
     Raises:
-        InputError: no triplets, an empty response or one too long, a response without the trait (below 50), or `targets` that the model
-            does not have.
-        ModelError: the model does not compute with the weights of a transformers model as that has them.
+        InputError: no triplets, an empty response or one too long, a response without the trait (below 50), `targets` or a layer that
+            the model does not have, or a `checkpoint` with neurons, which have no epochs.
+        ModelError: the model does not compute with the weights of a transformers model as that has them; its MLPs cannot get more neurons.
         MissingPackageError: peft is not installed.
         ArtifactError: the checkpoint is damaged, or belongs to another run.
-        FitError: the loss is no longer finite, or has exploded; `partial` is the last good adapter.
+        FitError: the loss is no longer finite, or has exploded, and `partial` is the last good adapter; or a layer of neurons is not
+            finite.
 
     Example:
         >>> adapter = psr.adapt(model, triplets[:4], psr.LoRA(rank=2, targets=["q_proj", "v_proj"], epochs=1))
         >>> len(adapter.layers), adapter.trained_parameters
         (12, 6144)
+        >>> psr.adapt(model, triplets[:4], psr.Neurons(rank=2))
+        AddedNeurons(6 layers, 2 neurons a layer, for organism)
     """
     config = LoRA() if config is None else config
     check_triplets(model, triplets)
     check_no_negatives(triplets, f"psr.{config!r}")
+    if isinstance(config, LoRA):
+        return _lora(model, triplets, config, checkpoint)
+    if checkpoint is not None:
+        raise InputError("checkpoint", checkpoint, f"None with psr.{config!r}, which has no epochs to resume from")
+    with torch.inference_mode(mode=False):  # as in `fit`
+        return learned_neurons(model, triplets, config)
+
+
+def _lora(model: HookedModel, triplets: Sequence[Triplet], config: LoRA, checkpoint: str | Path | None) -> Adapter:
     plain = plain_with_shared_weights(model)
     layers: dict[str, LowRank] = {}
     joint = as_joint(config, objective="ll", rule="linear", rank=1, regulariser=0.0, normalise=False)
@@ -95,13 +119,16 @@ def adapt(
 
 
 def _check_config(config: object, argument: str) -> None:
-    if not isinstance(config, LoRA):
+    if not isinstance(config, LoRA | Neurons):
         raise InputError(
-            argument, described(config), "the settings of an adapter: psr.LoRA", "`psr.fit` takes those of the solvers."
+            argument,
+            described(config),
+            "the settings of what is learned into weights: psr.LoRA or psr.Neurons",
+            "`psr.fit` takes those of the solvers.",
         )
 
 
-CHECKS[LoRA] = _check_config
+CHECKS[LoRA | Neurons] = _check_config
 
 
 class _Adapting(Likelihood):

@@ -31,7 +31,7 @@ from psr_lens.models import HookedModel, check_ids, context_length, end_tokens, 
 from psr_lens.prompts import Context, PromptPair, Span, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.token_text import decoded
-from psr_lens.replacement import SPANS, Acting, Adapter, Steering, check_acting, in_force
+from psr_lens.replacement import SPANS, Acting, AddedNeurons, InWeights, Steering, check_acting, in_force
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,12 +114,15 @@ def generate(
         frozen(model),
         progress_bar(total=len(pairs), desc="sample", unit="response") as bar,
     ):
-        decode = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
+        stops = stop_ids(model, tokenizer)
+        # What is in the weights may change how the model can be run: it has to be in force when that is found out.
+        alike = None if isinstance(replacement, InWeights) else Decoding(model, config, tokenizer, stops)
         for rows, adapted in _batches(model, pairs, replacement, strengths, context, config):
             batch = prompt_batch(pairs, rows, context, config, streams)
             starts = span_starts(pairs, rows, batch.tokens.shape[1])
             try:
                 with adapted(), spans_known(model, starts):
+                    decode = alike or Decoding(model, config, tokenizer, stops)
                     found = decode(*batch, steered_rows(replacement, strengths, rows, starts))
             except NotFiniteError as error:
                 row = rows[error.row]
@@ -162,7 +165,7 @@ def steered_rows(
     steering: Acting | None, strengths: float | Tensor, rows: Sequence[int], starts: dict[Span, Int[Tensor, " row"]]
 ) -> BatchSteering | None:
     """What steers some of the pairs; an adapter is in force already."""
-    if steering is None or isinstance(steering, Adapter):
+    if steering is None or isinstance(steering, InWeights):
         return None
     return BatchSteering(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
 
@@ -225,7 +228,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], Callable[[], AbstractContextManager[Any]]]]:
     """Rows to decode together, and a block with the adapter that they have in common, which has one strength for all of a batch."""
     limit, every = context_length(model), list(range(len(pairs)))
-    if not isinstance(replacement, Adapter):
+    if not isinstance(replacement, InWeights):
         yield from ((rows, nullcontext) for rows in prompt_batches(pairs, every, context, config, limit))
         return
     each = [strengths] * len(pairs) if isinstance(strengths, float) else strengths.tolist()
@@ -275,8 +278,9 @@ def check_engine_can(engine: Engine, model: HookedModel, replacement: Acting | N
     Raises:
         InputError: an adapter steers, there are hooks on the model, or the engine refuses the model, the replacement or the settings.
     """
-    if isinstance(replacement, Adapter):
-        raise InputError("engine", "an engine, with an adapter to steer with", "None", "Engines steer with replacements and plans.")
+    if isinstance(replacement, InWeights):
+        what = "added neurons" if isinstance(replacement, AddedNeurons) else "an adapter"
+        raise InputError("engine", f"an engine, with {what} to steer with", "None", "Engines steer with replacements and plans.")
     if has_hooks(model):
         raise InputError("engine", "an engine, while there are hooks on the model", "None", "An engine does not run them.")
     engine.check(model, replacement, config)

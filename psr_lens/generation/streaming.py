@@ -32,7 +32,7 @@ from psr_lens.models import (
 )
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.prompts.token_text import decoded
-from psr_lens.replacement import SPANS, Acting, Adapter, Attached, in_force, read_on_transformers
+from psr_lens.replacement import SPANS, Acting, Attached, InWeights, in_force, read_on_transformers
 
 _INCOMPLETE: Final = "\ufffd"
 """What a tokenizer writes for bytes that are no character yet."""
@@ -129,7 +129,13 @@ def _computing(model: HookedModel) -> Iterator[None]:
 @contextmanager
 def _answer(model: HookedModel, pair: PromptPair, column: Column, config: SamplingConfig, number: int) -> Iterator[_Answer]:
     tokenizer = tokenizer_of(model)
-    decoding = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
+    in_weights = column.acting if isinstance(column.acting, InWeights) else None
+
+    def changed() -> AbstractContextManager[Any]:
+        return nullcontext() if in_weights is None else in_force(model, in_weights, column.alpha)
+
+    with changed():  # which may change how the model can be run
+        decoding = Decoding(model, config, tokenizer, stop_ids(model, tokenizer))
     prompt, mask, draws = prompt_batch([pair], [0], column.context, config, [number])
     starts = span_starts([pair], [0], prompt.shape[1])
     steered = steered_rows(column.acting, column.alpha, [0], starts)
@@ -145,18 +151,14 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
             pushes = _Added(added, column.points)
         drawn = decoding.drawn(prompt, mask, draws, steps.step, steps.select)
         stack.callback(drawn.close)
-        adapter = column.acting if isinstance(column.acting, Adapter) else None
-
-        def adapted() -> AbstractContextManager[Any]:
-            return nullcontext() if adapter is None else in_force(model, adapter, column.alpha)
 
         @contextmanager
         def acting() -> Iterator[None]:
-            with adapted(), spans_known(model, starts), steps.in_force():
+            with changed(), spans_known(model, starts), steps.in_force():
                 yield
 
         def explained(error: NotFiniteError) -> Exception:
-            with adapted(), spans_known(model, starts):
+            with changed(), spans_known(model, starts):
                 point = first_not_finite(model, [*pair.ids(column.context), *error.ids], steered)
             return not_finite("pair", error, point)
 

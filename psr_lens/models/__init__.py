@@ -6,6 +6,15 @@ differences (masks, caches, positions, aliases, placement, processed weights) ar
 
 from psr_lens.models.added_weights import LowRank, linear_weight, plain_with_shared_weights, weights_added
 from psr_lens.models.call_positions import Call, Columns
+from psr_lens.models.extra_neurons import (
+    ExtraNeurons,
+    MLPLayout,
+    activation_name,
+    mlp_layout,
+    neurons_added,
+    plain_with_mlps,
+    widened,
+)
 from psr_lens.models.fingerprints import fingerprint, model_identity, processing, processing_differs
 from psr_lens.models.foreign_hooks import has_hooks
 from psr_lens.models.forward_pass import forward, frozen, logits_at
@@ -41,12 +50,15 @@ __all__ = [
     "Call",
     "Columns",
     "Decoder",
+    "ExtraNeurons",
     "HookedModel",
     "LowRank",
+    "MLPLayout",
     "ModelCalls",
     "TemporaryHooks",
     "TransformersDecoder",
     "WithTokenizer",
+    "activation_name",
     "all_modules",
     "called_module",
     "can_extend_by_several",
@@ -71,14 +83,18 @@ __all__ = [
     "linear_weight",
     "load_model",
     "logits_at",
+    "mlp_layout",
     "model_content",
     "model_identity",
+    "neurons_added",
     "observer_of",
     "plain_transformers",
+    "plain_with_mlps",
     "plain_with_shared_weights",
     "processing",
     "processing_differs",
     "spans_known",
     "tokenizer_of",
     "weights_added",
+    "widened",
 ]

@@ -80,16 +80,28 @@ def same_logits(model: HookedModel, plain: nn.Module) -> bool:
 
 
 def _unwrapped(bridge: HookedModel) -> nn.Module | None:
-    """The bridge's transformers model without the wrappers around its modules; weights and buffers are the same objects."""
+    """The bridge's transformers model without the wrappers around its modules; None if the bridge computes with other weights too."""
+    found = wrapped_plain_model(bridge)
+    # A bridge computes with views of some weights, which may have been replaced.
+    modules = modules_below(cast(Any, bridge).original_model)
+    return found if found is not None and _storages(modules) <= _storages(modules_below(found)) else None
+
+
+def wrapped_plain_model(bridge: HookedModel) -> nn.Module | None:
+    """The transformers model that a bridge has wrapped, without the wrappers; weights and buffers are the same objects.
+
+    The bridge may compute with other weights beside these: of GPT-NeoX, it copies those of queries, keys and values.
+
+    Returns:
+        The model, whose modules are the caller's own; None if weights were processed, or are moved between calls.
+    """
     if getattr(bridge, "compatibility_mode", False) or getattr(bridge, "_weights_processed", False):
         return None  # norms are folded into other weights
     original = cast(Any, bridge).original_model
     modules = modules_below(original)
     if any("_hf_hook" in vars(module) for module in modules):
         return None  # accelerate moves weights between calls
-    found = _Unwrapping(original.config, _own_config(original)).of(original)
-    # A bridge computes with views of some weights, which may have been replaced.
-    return found if _storages(modules) <= _storages(modules_below(found)) else None
+    return _Unwrapping(original.config, _own_config(original)).of(original)
 
 
 def _storages(modules: Iterable[nn.Module]) -> set[int]:

@@ -7,26 +7,22 @@ s = lora_alpha / rank as in peft.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import xxhash
-from jaxtyping import Float
-from torch import Tensor
 
-from psr_lens._utils.arguments import CHECKS, checks_arguments
+from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.optional import package
 from psr_lens._utils.safe_files import brief, read_settings, read_tensors, write_artifact
 from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, LowRank, hooked, weights_added
-from psr_lens.replacement.actions import Start
+from psr_lens.models import HookedModel, LowRank, weights_added
 from psr_lens.replacement.learning_curve import LearningCurve
 from psr_lens.replacement.spec import finite_number
-from psr_lens.replacement.steering import Steering, check_steering
 
 FORMAT: Final = 1
 RECORD_FILE: Final = "psr_adapter.json"
@@ -213,33 +209,3 @@ class Adapter:
         if found.digest != record.get("digest"):
             raise ArtifactError(f"{folder}: {RECORD_FILE} and {WEIGHTS_FILE} do not belong together. Save the adapter again.")
         return found
-
-
-Acting = Steering | Adapter
-"""What can be in force on a model: a replacement, a plan, or an adapter."""
-
-
-def in_force(
-    model: HookedModel, acting: Acting | None, alpha: float | Float[Tensor, " batch"] = 1.0, *, start: Start | None = None
-) -> AbstractContextManager[Any]:
-    """A block with something in force, in functions of psr_lens, which know where prompts end; None is the model as it is.
-
-    Raises:
-        ArtifactError, InputError, ModelError: as for its `steer`.
-    """
-    if isinstance(acting, Adapter):
-        return acting.steer(model, float(alpha))
-    return hooked(model, [] if acting is None else acting.hooks(model, alpha, start=start))
-
-
-def check_acting(acting: object, argument: str = "replacement") -> None:
-    """Refuse what cannot be in force on a model; the error calls it `argument`.
-
-    Raises:
-        InputError: it is neither None nor a replacement, a plan or an adapter.
-    """
-    if not isinstance(acting, Adapter):
-        check_steering(acting, argument)
-
-
-CHECKS[Acting] = check_acting

@@ -50,9 +50,9 @@ def model_card(kind: str, parts: Sequence[tuple[ReplacementSpec, float]], load: 
     instruction = instructions[0] if instructions else "the instruction that it replaces"
     text = _template().render(
         header=yaml.safe_dump(_header(model), sort_keys=False, allow_unicode=True),
-        title=_inline(" + ".join(dict.fromkeys(instructions)) or " + ".join(replacement.method for replacement, _ in parts)),
+        title=inline(" + ".join(dict.fromkeys(instructions)) or " + ".join(replacement.method for replacement, _ in parts)),
         kind=kind,
-        model=_inline(model),
+        model=inline(model),
         model_literal=json.dumps(model),
         instruction_literal=json.dumps(instruction),
         load=load,
@@ -112,11 +112,11 @@ def _header(model: str) -> dict[str, Any]:
 
 
 def _part(replacement: ReplacementSpec, factor: float) -> dict[str, Any]:
-    results, left_out = _results(replacement.metrics)
+    results, left_out = results_of(replacement.metrics)
     settings = json.dumps(dict(replacement.settings), indent=2, ensure_ascii=False, default=str).replace("```", "` ` `")
     return {
         "factor": f"{factor:g}",
-        "facts": [(name, _inline(value)) for name, value in _facts(replacement)],
+        "facts": [(name, inline(value)) for name, value in _facts(replacement)],
         "results": results,
         "left_out": left_out,
         "settings": settings,
@@ -171,12 +171,12 @@ def _instructions(replacement: ReplacementSpec) -> list[str]:
     return [text for text in found if isinstance(text, str)] if isinstance(found, list | tuple) else []
 
 
-def _results(metrics: ResultTable | None) -> tuple[tuple[list[str], list[list[str]]] | None, int]:
+def results_of(metrics: ResultTable | None) -> tuple[tuple[list[str], list[list[str]]] | None, int]:
     """Head and rows of the table of results, without empty columns, and the number of results left out of it."""
     if not metrics:
         return None, 0
     rows = metrics.rows[:MAX_RESULTS]
-    columns = [(name, [_inline(cell) for cell in map(cell_of, rows)]) for name, cell_of in _COLUMNS.items()]
+    columns = [(name, [inline(cell) for cell in map(cell_of, rows)]) for name, cell_of in _COLUMNS.items()]
     columns = [(name, cells) for name, cells in columns if any(cells)]
     body = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
     return ([name for name, _ in columns], body), len(metrics) - len(rows)
@@ -201,7 +201,7 @@ _COLUMNS: Final[dict[str, Callable[[Result], str]]] = {
 """Columns of the table of results."""
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Text on one line, escaped for Markdown and HTML; long texts are cut."""
     line = " ".join(text.split())
     line = line if len(line) <= 2_000 else f"{line[:2_000]} …"

@@ -250,9 +250,11 @@ def test_bad_input_is_said(tiny_llama, load):
         psr.adapt(model, triplets, psr.LoRA(targets=["nothing"]))
     with pytest.raises(InputError, match=r"triplets\[0\]\.trait: got 10, expected at least 50 with psr\.LoRA\(\)"):
         psr.adapt(model, [replace(triplets[0], trait=10.0)], psr.LoRA())
-    with pytest.raises(InputError, match=r"config: got a Joint, expected the settings of an adapter"):
+    with pytest.raises(InputError, match=r"config: got a Joint, expected the settings of what is learned into weights"):
         psr.adapt(model, triplets, psr.Joint())
-    with pytest.raises(InputError, match=r"config: got a LoRA, expected the settings of a solver.*`psr\.adapt` trains adapters"):
+    with pytest.raises(
+        InputError, match=r"config: got a LoRA, expected the settings of a solver.*`psr\.adapt` learns adapters and neurons"
+    ):
         psr.fit(model, triplets, psr.LoRA())
     for given in ({"lora_alpha": 0.0}, {"rank": 0}, {"targets": []}, {"targets": [""]}):
         with pytest.raises(InputError, match=f"^{next(iter(given))}: got"):

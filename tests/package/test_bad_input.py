@@ -24,7 +24,7 @@ from helpers import pairs_of, random_replacement, random_triplets
 import psr_lens as psr
 from psr_lens import datasets, judges, organism, patching, plots, transfer
 from psr_lens.errors import InputError, PsrLensError
-from psr_lens.models import LowRank, fingerprint
+from psr_lens.models import ExtraNeurons, LowRank, fingerprint
 from psr_lens.replacement import LearningCurve
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # as users have it: without run-time types
@@ -50,7 +50,21 @@ ROOMS = {
 }
 SETTINGS = {
     *("SamplingConfig", "InMemory", "Statistics", "OnDisk", "SideEffects", "Calibration", "SteeringPlan", "Replacement"),
-    *("Sequential", "Local", "Joint", "Polish", "DiM", "ActAdd", "LastToken", "Stolfo", "ReFT", "LoReFT", "CLAS", "LoRA"),
+    *(
+        "Sequential",
+        "Local",
+        "Joint",
+        "Polish",
+        "DiM",
+        "ActAdd",
+        "LastToken",
+        "Stolfo",
+        "ReFT",
+        "LoReFT",
+        "CLAS",
+        "LoRA",
+        "Neurons",
+    ),
     *("judges.Backoff", "judges.LLMSettings"),
 }
 """The classes that users make; functions make the others."""
@@ -310,6 +324,7 @@ def objects(valid, tiny_llama, tmp_path_factory) -> list[Any]:
     row = datasets.AxbenchRow("q", "a", "c", "positive", 1, {})
     width, here = model.cfg.d_model, fingerprint(model)
     adapter = psr.Adapter({"model.layers.0.mlp.up_proj": LowRank(torch.ones(1, width), torch.ones(2, 1))}, 2.0, here, "none")
+    neurons = psr.AddedNeurons({0: ExtraNeurons(torch.ones(1, width), torch.ones(1, width), None, torch.ones(1, width))}, here)
     return [
         valid["report.result"],
         valid["plots.next_token.result"],
@@ -319,6 +334,7 @@ def objects(valid, tiny_llama, tmp_path_factory) -> list[Any]:
         made.agreement(),
         made.agreement().gates,
         adapter,
+        neurons,
         valid["mapped"],
         valid["forward"],
         transfer.CoPilot(model, model, method, {0: torch.zeros(1, width)}, ((0, 0),)),

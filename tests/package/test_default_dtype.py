@@ -28,6 +28,11 @@ CASES: dict[str, Callable[[Any, Any], list[torch.Tensor]]] = {
     "sequential": lambda m, t: _sites(psr.fit(m, t, psr.Sequential(rank=2, regression_steps=2, polish=psr.Polish(epochs=1)))),
     "joint": lambda m, t: _sites(psr.fit(m, t, psr.Joint(epochs=1, validation=0.3, learned_offset=True))),
     "ReFT": lambda m, t: _sites(psr.fit(m, t, psr.ReFT(epochs=1))),
+    "neurons": lambda m, t: [
+        part
+        for each in psr.adapt(m, t, psr.Neurons(rank=2, regression_steps=2)).layers.values()
+        for part in (each.read, each.write)
+    ],
     "compare": lambda m, t: [psr.compare(m, t, random_replacement(m)).magnitude],
     "attribute": lambda m, t: [psr.attribute(m, t, by_source=True).sources.share],
     "patch": lambda m, t: [psr.patching.patch(m, t, layers=[1]).values],

@@ -9,7 +9,7 @@ from typing import Any
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, Method, parts_of
 from psr_lens.models.sources import EMBEDDED
-from psr_lens.replacement import Adapter
+from psr_lens.replacement import InWeights
 
 
 def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
@@ -38,7 +38,7 @@ def instruction_of(methods: Mapping[str, Method]) -> str:
     """
     for method in methods.values():
         records: list[Mapping[str, Any]] = [part.replacement.settings for part in parts_of(method)]
-        if isinstance(method, Adapter):
+        if isinstance(method, InWeights):
             records.append(method.settings)
         for settings in records:
             texts = settings.get("instructions")
@@ -54,7 +54,7 @@ def model_of(methods: Mapping[str, Method]) -> str:
         InputError: it does not say.
     """
     first = next(iter(methods.values()))
-    made_for = first.model if isinstance(first, Adapter) else parts_of(first)[0].replacement.model
+    made_for = first.model if isinstance(first, InWeights) else parts_of(first)[0].replacement.model
     name = made_for.get("model_name")
     if not isinstance(name, str) or not name:
         raise InputError("model", None, "a model, since the artifact does not name its own", "Pass `--model`.")

@@ -81,6 +81,12 @@ class _Pass(threading.Thread):
         self.join()
 
 
+def batch_of_this_pass() -> ContextBatch | None:
+    """The batch whose pass this thread is, for hooks beside those of `lockstep`; None in other threads."""
+    current = threading.current_thread()
+    return current.batch if isinstance(current, _Pass) else None
+
+
 def lockstep(model: HookedModel, batches: Sequence[ContextBatch], names: Sequence[str], stop_at_layer: int, visit: Visit) -> None:
     """Run one forward pass per batch. All of them halt at each of `names` in turn, where `visit` may change the activations.
 

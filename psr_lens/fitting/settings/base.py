@@ -36,7 +36,10 @@ _LEAST: Final = {
     "regression_steps": 0,
     "seed": 0,
 }
-_NOT_NEGATIVE: Final = ("learning_rate", "weight_decay", "regulariser", "ridge", "relative", "validation")
+_NOT_NEGATIVE: Final = (
+    *("learning_rate", "weight_decay", "regulariser", "ridge", "relative", "validation"),
+    *("prompt_weight", "constant_ridge"),
+)
 _YES_OR_NO: Final = ("normalise", "learned_offset")
 
 
