@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final, cast
 
 import torch
@@ -18,12 +18,10 @@ from torch import Tensor
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.errors import ModelError
+from psr_lens.models.config_content import config_content
 from psr_lens.models.fingerprints import model_identity
 from psr_lens.models.foreign_hooks import module_has_hooks
 from psr_lens.models.hooked_model import HookedModel, called_module, end_tokens, tokenizer_of
-
-_ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_name", "name_or_path", "_name_or_path"})
-"""Entries of a config that say only where a model is or was."""
 
 
 def model_content(model: HookedModel) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def model_content(model: HookedModel) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         "weights": weights_digest(cast(torch.nn.Module, model), module),
-        "config": digest_of([_plain(config) for config in configs]),
+        "config": digest_of([config_content(config) for config in configs]),
         "tokenizer": "" if model.tokenizer is None else tokenizer_content(tokenizer_of(model)),
         "end_tokens": sorted(end_tokens(model)),
     }
@@ -57,7 +55,7 @@ def classifier_content(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any]
     return {
         "class": type(model).__name__,
         "weights": weights_digest(model),
-        "config": digest_of(_plain(model.config)),
+        "config": digest_of(config_content(model.config)),
         "tokenizer": digest_of([tokenizer_content(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]]),
     }
 
@@ -100,7 +98,7 @@ def tokenizer_content(tokenizer: Any) -> str:
     """xxh3_128 of the fingerprint and of what decides how prompts are built and how tokens become text."""
     template = getattr(tokenizer, "chat_template", None)
     cleaned = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
-    return digest_of([tokenizer_fingerprint(tokenizer), sorted(_special(tokenizer).items()), _plain(template), cleaned])
+    return digest_of([tokenizer_fingerprint(tokenizer), sorted(_special(tokenizer).items()), config_content(template), cleaned])
 
 
 # --- as earlier versions told models apart ----------------------------------------------------------------------------------
@@ -128,20 +126,3 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _special(tokenizer: Any) -> dict[str, str]:
     return {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A config as JSON content that is the same in every process: an object that is neither data nor a type is named by its class."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items() if str(key) not in _ELSEWHERE}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
-    if isinstance(value, torch.dtype | type):
-        return str(value)
-    if hasattr(value, "to_dict"):
-        return _plain(value.to_dict())
-    return f"{type(value).__module__}.{type(value).__qualname__}"
