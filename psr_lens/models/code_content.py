@@ -25,9 +25,8 @@ from psr_lens._utils.digests import digest_of, json_text
 from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.models.config_content import config_content
 
-_BY_NAME: Final = frozenset({"accelerate", "psr_lens", "torch", "transformer_lens", "transformers"}) | sys.stdlib_module_names - {
-    "__main__"
-}
+_PACKAGES: Final = frozenset({"accelerate", "psr_lens", "torch", "transformer_lens", "transformers"})
+_BY_NAME: Final = _PACKAGES | sys.stdlib_module_names - {"__main__"}
 """Packages whose code a name and a version tell."""
 _WRITTEN_OUT: Final = (
     *(torch.dtype, torch.layout, torch.memory_format, complex, bytes, range, slice, types.EllipsisType),
@@ -138,7 +137,7 @@ class Contents:
     def _config(self, value: Any) -> Any:
         """A config; a copy of one of the model's own is that one, as long as nobody has changed either."""
         if not self._configs_by_content:
-            own = {digest_of(config_content(each)): name for name, each in reversed(self._configs.items())}
+            own = {digest_of(config_content(each)): name for name, each in [*self._configs.items()][::-1]}
             self._configs_by_content = own or {"": ""}
         digest = digest_of(config_content(value))
         return ["config", type(value).__qualname__, self._configs_by_content.get(digest, digest)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
 import torch
@@ -20,20 +20,23 @@ from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.errors import ModelError
 from psr_lens.models.config_content import config_content
 from psr_lens.models.fingerprints import model_identity
-from psr_lens.models.foreign_hooks import module_has_hooks
+from psr_lens.models.foreign_hooks import where_hooked
 from psr_lens.models.hooked_model import HookedModel, called_module, end_tokens, tokenizer_of
+from psr_lens.models.module_settings import settings_digest, why_not_told
 
 
 def model_content(model: HookedModel) -> dict[str, Any]:
-    """What must be the same for a model to compute the same: its class, weights, config, tokenizer and end tokens, as JSON content.
+    """What must be the same for a model to compute the same: class, weights, settings, config, tokenizer and end tokens, as JSON content.
 
-    Hooks are not part of it, nor are functions and settings of modules, such as a replaced `forward` or `act_fn`: see `has_hooks`.
+    The entry `settings` is that of `settings_digest`: None if the content of something in the model's modules cannot be told, which is no
+    identity then (see `untold`). Hooks are not part of it: see `has_hooks`.
     """
     module = called_module(model)
     configs = [getattr(each, name, None) for each, name in ((model, "cfg"), (module, "config"))]
     return {
         "class": type(model).__name__,
         "weights": weights_digest(cast(torch.nn.Module, model), module),
+        "settings": settings_digest(model),
         "config": digest_of([config_content(config) for config in configs]),
         "tokenizer": "" if model.tokenizer is None else tokenizer_content(tokenizer_of(model)),
         "end_tokens": sorted(end_tokens(model)),
@@ -48,16 +51,42 @@ def classifier_content(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any]
         tokenizer: Its tokenizer, which adds its own special tokens.
 
     Returns:
-        The content; None if there are hooks on the model, or if the tokenizer has no file that says all that it does.
+        The content; None if there are hooks on the model, if the content of a setting or function in its modules cannot be told, or if the
+        tokenizer has no file that says all that it does.
     """
-    if not getattr(tokenizer, "is_fast", False) or any(module_has_hooks(module) for module in model.modules()):
+    if not getattr(tokenizer, "is_fast", False) or untold(model) is not None:
         return None
     return {
         "class": type(model).__name__,
         "weights": weights_digest(model),
+        "settings": settings_digest(model),
         "config": digest_of(config_content(model.config)),
         "tokenizer": digest_of([tokenizer_content(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]]),
     }
+
+
+def untold(model: Any) -> str | None:
+    """Why a model cannot be told from others by content: the module and its hook or attribute; None if it can.
+
+    Args:
+        model: A model of TransformerLens or of plain transformers.
+
+    Returns:
+        A sentence without its full stop: "there is a hook on blocks.0.hook_resid_post", say.
+    """
+    if (hooked := where_hooked(model)) is not None:
+        return f"there is {hooked}"
+    return why_not_told(model)
+
+
+def alike(recorded: Any, content: Mapping[str, Any]) -> bool:
+    """Whether what was recorded of a model is of the model with this content.
+
+    What was recorded before there was the entry `settings` lacks it, and is compared without.
+    """
+    if not isinstance(recorded, Mapping):
+        return False
+    return dict(recorded) == {name: each for name, each in content.items() if name != "settings" or name in recorded}
 
 
 def weights_digest(*modules: torch.nn.Module) -> str:

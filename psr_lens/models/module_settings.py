@@ -74,11 +74,6 @@ def why_not_told(model: Any) -> str | None:
     return _look(model)[1]
 
 
-def is_altered(model: HookedModel) -> bool:
-    """Whether something may act on it that is not the model as it was loaded, and for instance on each row of a batch differently."""
-    return has_hooks(model) or settings_changed(model)
-
-
 def _look(model: Any) -> tuple[str | None, str | None]:
     try:
         return digest_of(list(_settings(model))), None
@@ -96,12 +91,14 @@ def record_settings(model: Any) -> None:
     _loaded[model] = settings_digest(model)
 
 
-def settings_changed(model: Any) -> bool:
-    """Whether modules compute with something else than when `load_model` saw the model, or this cannot be told."""
-    if model not in _loaded:
-        return False
-    found = settings_digest(model)
-    return found is None or found != _loaded[model]
+def is_changed(model: Any, settings: str | None) -> bool:
+    """Whether a model that `load_model` has seen had other settings then than these, or either cannot be told."""
+    return model in _loaded and (settings is None or settings != _loaded[model])
+
+
+def is_altered(model: HookedModel) -> bool:
+    """Whether something may act on it that is not the model as it was loaded, and for instance on each row of a batch differently."""
+    return has_hooks(model) or is_changed(model, settings_digest(model))
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------------------

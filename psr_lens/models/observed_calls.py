@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from psr_lens.models.call_positions import Call, Padding, Sequences, cached_elsewhere
 from psr_lens.models.generation_scopes import ObservedGenerate, Scope, continues, this_thread
 from psr_lens.models.hooked_model import called_module, is_bridge
+from psr_lens.models.own_hooks import OwnHook
 
 _CACHES = ("past_key_values", "cache", "cache_params", "past_kv_cache_entry")
 """Names that models give their cache; transformers 5.24 renamed the first to the second."""
@@ -77,7 +78,7 @@ def spans_known(model: Any, spans: Mapping[Any, Int[Tensor, " row"]]) -> Iterato
         this_thread.scopes.pop()
 
 
-class ModelCalls:
+class ModelCalls(OwnHook):
     """Reads the facts of every call of one model between `start` and `stop`."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -97,6 +98,10 @@ class ModelCalls:
     def __reduce__(self) -> Any:
         """A saved model has no observer."""
         return ModelCalls, (nn.Module(),)
+
+    def acts_here(self) -> bool:
+        """Its hooks only watch."""
+        return False
 
     @property
     def is_active(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 
@@ -16,6 +17,22 @@ class OwnHook:
     def refuses_here(self) -> bool:
         """Whether calls of this thread are refused while it is there."""
         return False
+
+
+class OfThisThread(OwnHook):
+    """A hook that acts in the thread that made it, and not where another thread calls the model meanwhile."""
+
+    def __init__(self, hook: Any) -> None:
+        """Keep the hook, of a hook point or of a module."""
+        self._hook, self._thread = hook, threading.get_ident()
+
+    def acts_here(self) -> bool:
+        """Whether this is the thread that made it."""
+        return threading.get_ident() == self._thread
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """What the hook returns; None in other threads, which changes nothing."""
+        return self._hook(*given, **named) if self.acts_here() else None
 
 
 def own_hook(hook: Any) -> OwnHook | None:

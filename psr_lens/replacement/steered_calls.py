@@ -124,8 +124,13 @@ class SteeredCalls:
             _entered.blocks[self._strict] -= 1
             self._strict = None
 
-    def _of_another_thread(self) -> None:
-        if self._strict is None or _entered.blocks.get(self._strict):
+    def refuses_here(self) -> bool:
+        """Whether calls of this thread are refused."""
+        elsewhere = self.owner is not None and self.owner != threading.get_ident()
+        return elsewhere and self._strict is not None and not _entered.blocks.get(self._strict)
+
+    def _check_thread(self) -> None:
+        if not self.refuses_here():
             return
         raise InputError(
             "model",
@@ -144,7 +149,7 @@ class SteeredCalls:
                 another thread than the one in the `steer` block.
         """
         if self.owner is not None and self.owner != threading.get_ident():
-            self._of_another_thread()
+            self._check_thread()
             return None
         call = self._observer.current
         if call is None or activation.shape[0] != call.rows or activation.shape[1] != call.length:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psr_lens.models import Call, Columns, TemporaryHooks
+from psr_lens.models import Call, Columns, OwnHook, TemporaryHooks
 from psr_lens.replacement.actions import Action
 from psr_lens.replacement.steered_calls import SteeredCalls, least, most, start_in
 
@@ -108,7 +108,7 @@ class _Starts:
         self.latest = max(most(each) for each in at)
 
 
-class _Steering:
+class _Steering(OwnHook):
     """The hook at one point; see `steering_hooks`."""
 
     def __init__(self, name: str, actions: Sequence[Action], calls: SteeredCalls) -> None:
@@ -119,6 +119,14 @@ class _Steering:
         self._resolved: tuple[Any, int, _Starts] | None = None
         self.added: Callable[[Tensor], None] | None = None
         """Is told what is added to the last token of each call; see `SteeringHooks.record`."""
+
+    def acts_here(self) -> bool:
+        """Whether calls of this thread are steered."""
+        return self._calls.owner in (None, get_ident())
+
+    def refuses_here(self) -> bool:
+        """Whether calls of this thread are refused, since another is in a `steer` block."""
+        return self._calls.refuses_here()
 
     def select(self, rows: Tensor) -> None:
         """Steer these sequences of the batch."""
