@@ -72,11 +72,12 @@ def untold(model: Any) -> str | None:
         model: A model of TransformerLens or of plain transformers.
 
     Returns:
-        A sentence without its full stop: "there is a hook on blocks.0.hook_resid_post", say.
+        What stands in the way, in the plural: "hooks on the model (a hook on blocks.0.hook_resid_post)", say.
     """
     if (hooked := where_hooked(model)) is not None:
-        return f"there is {hooked}"
-    return why_not_told(model)
+        return f"hooks on the model ({hooked})"
+    reason = why_not_told(model)
+    return None if reason is None else f"functions or settings in the model that cannot be told by their content ({reason})"
 
 
 def alike(recorded: Any, content: Mapping[str, Any]) -> bool:
