@@ -100,10 +100,10 @@ class AnswerCache:
         self._engine = engine
         if engine is not None:
             self._common["engine"] = engine.identity
-        self._judge_name = None
+        self._judge_name: str | None = None
+        self._settings: str | None = None
         if self._folder is not None:
             self._common["model"] = {name: value for name, value in model_content(model).items() if name != "settings"}
-            self._judge_name = None if judge is None else identity_of(judge)
         self._warned = False
         self._written: dict[str, tuple[Response, ...]] = {}
         self._known: dict[tuple[str, ...], Judged] = {}
@@ -138,6 +138,12 @@ class AnswerCache:
         """Whether answers and scores may be read from memory and disk and kept there: not while the model cannot be told by content."""
         reason = untold(self._model)
         if reason is None:
+            settings = settings_digest(self._model)
+            if (
+                settings != self._settings
+            ):  # somebody may have changed one since the last request, and the judge may read the model too
+                self._settings, self._known = settings, {}
+                self._judge_name = None if self._folder is None or self._judge is None else identity_of(self._judge)
             return True
         if self._folder is not None and not self._warned:
             self._warned = True
@@ -162,13 +168,16 @@ class AnswerCache:
 
     def _requested(self, steering: Method | None, alphas: Sequence[float], context: Context) -> list[_Requested]:
         digest = None if steering is None else steering_digest(steering)
-        # At each request again: somebody may have changed one since the last.
-        settings = settings_digest(self._model)
         requested = []
         for alpha in map(float, alphas):
             # At strength 0 and without an offset, steering is bit-identical to none.
             acts = steering is not None and (alpha != 0 or not offset_free(steering))
-            about = {**self._common, "settings": settings, "steering": digest if acts else None, "alpha": alpha if acts else None}
+            about = {
+                **self._common,
+                "settings": self._settings,
+                "steering": digest if acts else None,
+                "alpha": alpha if acts else None,
+            }
             requested.append(_Requested(steering if acts else None, alpha, about, digest_of({**about, "context": context})))
         return requested
 

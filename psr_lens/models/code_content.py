@@ -154,7 +154,7 @@ class Contents:
         if hasattr(value, "to_dict") and is_named(kind):
             return self._config(value)
         slots = [name for each in kind.__mro__ for name in _listed(vars(each).get("__slots__", ()))]
-        readable = all(each is object or each.__flags__ & _MADE_IN_PYTHON for each in kind.__mro__)
+        readable = all(each in (object, types.SimpleNamespace) or each.__flags__ & _MADE_IN_PYTHON for each in kind.__mro__)
         if not readable or not (slots or hasattr(value, "__dict__")):
             raise NotToldError(
                 f"it holds an object of the class {kind.__module__}.{kind.__qualname__}, whose content cannot be told"

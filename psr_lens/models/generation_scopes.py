@@ -39,6 +39,7 @@ class _Thread(threading.local):
         self.calls: dict[int, Call | None] = {}
         self.ids: dict[int, Tensor] = {}
         self.lengths: dict[int, list[int]] = {}
+        self.begun: set[int] = set()
 
 
 this_thread = _Thread()

@@ -90,6 +90,7 @@ class ModelCalls(OwnHook):
         self._through: list[weakref.ref[Any]] = []
         self._caches: dict[int, _Cached] = {}
         self._names: list[str] = []
+        self._told: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     def __deepcopy__(self, memo: Any) -> ModelCalls:
         """A copy of the model tells its calls here too: hooks that are copied with it look here."""
@@ -151,6 +152,12 @@ class ModelCalls(OwnHook):
             self._caches.clear()
             for known in (this_thread.calls, this_thread.ids, this_thread.lengths):
                 known.pop(self._key, None)
+            this_thread.begun.discard(self._key)
+
+    def tell(self, method: Callable[[], None]) -> None:
+        """Call a bound method whenever a call begins, as long as what it is bound to is there."""
+        with _lock:
+            self._told = [each for each in self._told if each() is not None] + [weakref.WeakMethod(method)]
 
     def _observe(self, model: Any) -> None:
         module = self._module()
@@ -175,11 +182,18 @@ class ModelCalls(OwnHook):
     def _add(self, handle: Any, *, is_forward: bool = False) -> None:
         self._handles.append((handle, is_forward))
 
+    def _begin(self) -> None:
+        for told in self._told:
+            if (method := told()) is not None:
+                method()
+
     # --- calls --------------------------------------------------------------------------------------------------------------
 
     def _note_texts(self, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         """Remember how long the texts of a list are, which TransformerLens pads without a mask."""
         given = arguments[0] if arguments else named.get("input")
+        self._begin()
+        this_thread.begun.add(self._key)
         this_thread.lengths.pop(self._key, None)
         this_thread.ids.pop(self._key, None)
         if isinstance(given, list | tuple) and len(given) > 1 and all(isinstance(each, str) for each in given):
@@ -203,6 +217,10 @@ class ModelCalls(OwnHook):
     def _note_block(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         if named is _NOTHING:
             return
+        if self._key in this_thread.begun:  # points fire before the first block
+            this_thread.begun.remove(self._key)
+        else:
+            self._begin()
         residual = arguments[0] if arguments else named["resid_pre"]
         ids = this_thread.ids.pop(self._key, None)
         if ids is not None and ids.ndim == 1:
@@ -213,6 +231,7 @@ class ModelCalls(OwnHook):
     def _note_base(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         if named is _NOTHING:
             return
+        self._begin()
         given = {**dict(zip(self._names, arguments, strict=False)), **named} if arguments else named
         inputs: Any = given.get("input_ids")
         if inputs is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -101,6 +101,7 @@ class SteeredCalls:
         self._observer = observer_of(model)
         self._observer.start()
         self.close = weakref.finalize(self, self._observer.stop)
+        self._at_each_call: list[Callable[[], None]] = []
 
     def __deepcopy__(self, memo: Any) -> SteeredCalls:
         """A copy of the model that was made inside the block is steered as the model is."""
@@ -110,6 +111,16 @@ class SteeredCalls:
         """Expect these sequences of the batch."""
         self._actions = [each.select(rows) for each in self._actions]
         self._state.call = None
+
+    def at_each_call(self, act: Callable[[], None]) -> None:
+        """From now on, do this whenever a call that is steered begins, before anything in it is computed."""
+        self._at_each_call.append(act)
+        self._observer.tell(self._begins)
+
+    def _begins(self) -> None:
+        if self.owner in (None, threading.get_ident()):
+            for act in self._at_each_call:
+                act()
 
     # --- threads ------------------------------------------------------------------------------------------------------------
 

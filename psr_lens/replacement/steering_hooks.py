@@ -48,8 +48,11 @@ class SteeringHooks(TemporaryHooks):
     def record(self, into: dict[str, Float[Tensor, "batch width"]]) -> None:
         """From now on, keep what is added to the last token of each call: one vector per sequence, in float32 at least, by hook point.
 
-        A call in which nothing is added at a hook point leaves `into` as it is there.
+        When a call begins, `into` is emptied, so that it holds what the last call added, and nothing of one before that. Where a call adds
+        nothing at a hook point, it has no entry; after an exception in a call, it has those of the points before.
         """
+        if self.calls is not None:
+            self.calls.at_each_call(into.clear)
         for name, hook in self:
             hook.added = partial(into.__setitem__, name)
 
