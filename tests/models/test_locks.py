@@ -33,7 +33,7 @@ def within(work: Callable[[], None]) -> None:
     def run() -> None:
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (it is raised again)
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

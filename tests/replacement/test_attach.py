@@ -289,9 +289,13 @@ def test_hooks_of_which_one_has_no_place_leave_none_behind(llama, names):
     with pytest.raises(InputError, match=f"hook: got '{names[1]}'"):
         read_on_transformers(llama.hf, [(name, lambda activation, hook: None) for name in names])
     assert hooks_in(llama.hf) == before
-    steering = random_replacement(llama.hooked).hooks(llama.hf)
     attached = Attached(llama.hf)
-    with pytest.raises(InputError, match="hook: got"):
-        attached.add(LAYOUTS[type(llama.hf).__name__], SteeringHooks([*steering, (names[1], steering[0][1])], steering.calls))
+    with random_replacement(llama.hooked).attach(llama.hf) as steered:
+        inside, made = hooks_in(steered), random_replacement(llama.hooked, seed=1).attach(llama.hf)
+        hooks = SteeringHooks([*made.hooks, (names[1], made.hooks[0][1])], made.hooks.calls)
+        with pytest.raises(InputError, match="hook: got"):
+            attached.add(LAYOUTS[type(llama.hf).__name__], hooks)
+        made.remove()
+        assert hooks_in(steered) == inside
     assert hooks_in(llama.hf) == before
     assert repr(attached) == f"Attached({type(llama.hf).__name__}, removed)"
