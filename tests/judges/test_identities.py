@@ -127,9 +127,9 @@ def test_a_classifier_is_told_apart_by_all_of_its_weights(tiny_llama, tmp_path):
     block.ln_1.eps, activation = kept, block.mlp.act
     block.mlp.act = torch.nn.Tanh()
     assert first.identity not in (None, judge().identity)
-    block.mlp.act = lambda value: (lock, value)[1]
+    block.mlp.act, block.mlp.extra = activation, lambda value: (lock, value)[1]
     assert first.identity is None
-    block.mlp.act = activation
+    del block.mlp.extra
     assert first.identity == judge().identity
 
 
