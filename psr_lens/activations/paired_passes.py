@@ -18,7 +18,7 @@ from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, sharing_saves, suffix_batch
 from psr_lens.activations.finite import check_finite
 from psr_lens.activations.teacher_forced_pass import PassSteering, after_prompts, gather, keep, layers_needed, read_batch
-from psr_lens.models import HookedModel, can_extend_by_several, device_of, forward, has_hooks, hooked
+from psr_lens.models import HookedModel, can_extend_by_several, device_of, forward, hooked, is_altered
 from psr_lens.models.hook_points import is_pattern
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
 
@@ -197,7 +197,7 @@ class PairedReading:
     def _shares_prompts(self, triplets: Sequence[Triplet]) -> bool:
         if any(is_pattern(name) for name in self.hooks):
             return False  # a pattern has a column for every token of the context
-        if not can_extend_by_several(self.model) or has_hooks(self.model):
+        if not can_extend_by_several(self.model) or is_altered(self.model):
             return False  # hooks of others may act on the prompt, and differently in each response
         return sharing_saves(triplets, self.span, ("base", "prompted"))
 

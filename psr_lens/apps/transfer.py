@@ -74,9 +74,10 @@ class Transfer:
             ArtifactError: the replacement was made for another model than the source; or what the folder says of itself cannot be read.
         """
         check_made_for(self.replacement, fingerprint(self.source))
+        models = {"source": model_content(self.source), "target": model_content(self.target)}
         about = {
-            "source": digest_of(model_content(self.source)),
-            "target": digest_of(model_content(self.target)),
+            "source": digest_of(models["source"]),
+            "target": digest_of(models["target"]),
             "replacement": content_digest(self.replacement),
             "texts": digest_of(dict(texts)),
             "map": None if self.given_map is None else map_digest(self.given_map),
@@ -99,7 +100,11 @@ class Transfer:
             raise ArtifactError(f"{path}: cannot be read ({error}). {_START_OVER}") from error
         if not whole:
             raise ArtifactError(f"{path}: is damaged or of another format. {_START_OVER}")
-        if differ := [name for name in about if known.get(name) != about[name]]:
+        # Begun before there was the entry `settings` of a model.
+        former = {
+            name: digest_of({key: each for key, each in content.items() if key != "settings"}) for name, content in models.items()
+        }
+        if differ := [name for name in about if known.get(name) not in (about[name], former.get(name, about[name]))]:
             got = f"{self.folder}, which holds another transfer (different: {', '.join(differ)})"
             raise InputError("out", got, "the folder of this transfer", _START_OVER)
 

@@ -1,9 +1,10 @@
 """Answers and their scores, each made only once: kept in memory, and in a folder if there is one, so that an interrupted run continues.
 
 A file holds the answers of one method at one strength to some questions. Its name is a digest of everything that they depend on: the model
-(all bytes of its weights, its config, its tokenizer), what the replacement does, strength, context, the prompts' tokens, the sampling, the
-random streams, and the versions of the packages. So any runs may share a folder, and nothing in it is ever out of date. Files are written
-completely or not at all. What hooks do is in no digest: while any are on the model, nothing is read, kept or written.
+(all bytes of its weights, its modules' settings and functions, its config, its tokenizer), what the replacement does, strength, context,
+the prompts' tokens, the sampling, the random streams, and the versions of the packages. So any runs may share a folder, and nothing in it
+is ever out of date. Files are written completely or not at all. What hooks do is in no digest: while any are on the model, or something in
+its modules cannot be told by its content, nothing is read, kept or written.
 
 Strengths that are requested together share batches, since steering takes one strength for each sequence. Methods do not: above about 150
 answers, a larger batch is no faster. What else is in a batch changes an answer only where two tokens are equally likely up to rounding.
@@ -30,7 +31,7 @@ from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.methods import Method, parts_of
 from psr_lens.generation.engine import Engine
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
-from psr_lens.models import HookedModel, has_hooks, model_content
+from psr_lens.models import HookedModel, model_content, settings_digest, untold
 from psr_lens.prompts import Context, PromptPair
 from psr_lens.replacement import InWeights
 from psr_lens.replacement.content_digest import content_digest
@@ -99,10 +100,10 @@ class AnswerCache:
         self._engine = engine
         if engine is not None:
             self._common["engine"] = engine.identity
-        self._judge_name = None
+        self._judge_name: str | None = None
+        self._settings: str | None = None
         if self._folder is not None:
-            self._common["model"] = model_content(model)
-            self._judge_name = None if judge is None else identity_of(judge)
+            self._common["model"] = {name: value for name, value in model_content(model).items() if name != "settings"}
         self._warned = False
         self._written: dict[str, tuple[Response, ...]] = {}
         self._known: dict[tuple[str, ...], Judged] = {}
@@ -134,13 +135,20 @@ class AnswerCache:
         return self._responses(steering, [alpha], context, self._may_keep())[0]
 
     def _may_keep(self) -> bool:
-        """Whether answers and scores may be read from memory and disk and kept there: not while it has hooks (see `has_hooks`)."""
-        if not has_hooks(self._model):
+        """Whether answers and scores may be read from memory and disk and kept there: not while the model cannot be told by content."""
+        reason = untold(self._model)
+        if reason is None:
+            settings = settings_digest(self._model)
+            if (
+                settings != self._settings
+            ):  # somebody may have changed one since the last request, and the judge may read the model too
+                self._settings, self._known = settings, {}
+                self._judge_name = None if self._folder is None or self._judge is None else identity_of(self._judge)
             return True
         if self._folder is not None and not self._warned:
             self._warned = True
             warnings.warn(
-                f"cache: there are hooks on the model, or settings or functions in it were changed, which no cache can tell from others. "
+                f"cache: there are {reason}, which no cache can tell from others. "
                 f"Nothing is read from {self._folder} or kept there; undo that to use it.",
                 RuntimeWarning,
                 stacklevel=4,
@@ -164,7 +172,12 @@ class AnswerCache:
         for alpha in map(float, alphas):
             # At strength 0 and without an offset, steering is bit-identical to none.
             acts = steering is not None and (alpha != 0 or not offset_free(steering))
-            about = {**self._common, "steering": digest if acts else None, "alpha": alpha if acts else None}
+            about = {
+                **self._common,
+                "settings": self._settings,
+                "steering": digest if acts else None,
+                "alpha": alpha if acts else None,
+            }
             requested.append(_Requested(steering if acts else None, alpha, about, digest_of({**about, "context": context})))
         return requested
 

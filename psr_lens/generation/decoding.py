@@ -22,8 +22,8 @@ from psr_lens.models import (
     context_length,
     device_of,
     forward,
-    has_hooks,
     hooked,
+    is_altered,
     plain_transformers,
 )
 from psr_lens.prompts import Span
@@ -99,7 +99,7 @@ class Decoding:
         """
         self._model, self._config, self._tokenizer, self._stops = model, config, tokenizer, sorted(stops)
         self._plain = plain_transformers(model)
-        self._keep = 0.0 if self._plain is None and has_hooks(model) else COMPUTED_ANYWAY
+        self._keep = 0.0 if self._plain is None and is_altered(model) else COMPUTED_ANYWAY
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from psr_lens.activations.batches import length_batches, sharing_saves, suffix_b
 from psr_lens.activations.finite import finite_logits
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.activations.teacher_forced_pass import PassSteering, after_prompts, logits_budget, read_batch
-from psr_lens.models import HookedModel, can_extend_by_several, device_of, frozen, has_hooks
+from psr_lens.models import HookedModel, can_extend_by_several, device_of, frozen, is_altered
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Acting, check_acting
 
@@ -54,7 +54,7 @@ def log_likelihoods(
     texts = [_text(each, context) for each in triplets]
     distinct = list(dict(zip(texts, triplets, strict=True)).values())
     # Steering, and hooks of others, may act on the prompt, and differently in each response.
-    alone = replacement is None and not has_hooks(model) and can_extend_by_several(model)
+    alone = replacement is None and not is_altered(model) and can_extend_by_several(model)
     shared = alone and sharing_saves(distinct, "R", (context,))
     steered = None if replacement is None else PassSteering(replacement, alpha)
     found: dict[Hashable, Tensor] = {}

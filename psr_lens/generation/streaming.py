@@ -143,10 +143,10 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
     with ExitStack() as stack:
         stack.callback(steps.close)
         pushes: Callable[[Tensor], Mapping[str, float]]
+        added: dict[str, Tensor] = {}
         if column.context == "prompted":
             pushes = stack.enter_context(_differences(model, pair))
         else:
-            added: dict[str, Tensor] = {}
             steps.steering.record(added)
             pushes = _Added(added, column.points)
         drawn = decoding.drawn(prompt, mask, draws, steps.step, steps.select)
@@ -154,8 +154,12 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
 
         @contextmanager
         def acting() -> Iterator[None]:
-            with changed(), spans_known(model, starts), steps.in_force():
-                yield
+            try:
+                with changed(), spans_known(model, starts), steps.in_force():
+                    yield
+            except BaseException:
+                added.clear()  # what was added in a call that failed is no later token's
+                raise
 
         def explained(error: NotFiniteError) -> Exception:
             with changed(), spans_known(model, starts):

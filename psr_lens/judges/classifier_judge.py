@@ -57,9 +57,10 @@ class ClassifierJudge:
 
     @property
     def identity(self) -> str | None:
-        """What its scores depend on: all weights, config and tokenizer of the classifier, the label, and what it reads.
+        """What its scores depend on: all weights, settings, config and tokenizer of the classifier, the label, and what it reads.
 
-        None while hooks are on the classifier, or if its tokenizer, written in Python, cannot be told from others.
+        None while hooks are on the classifier, if the content of a setting or function in its modules cannot be told, or if its tokenizer,
+        written in Python, cannot be told from others.
 
         Example:
             >>> from transformers import GPT2Config, GPT2ForSequenceClassification

@@ -71,15 +71,17 @@ class PerplexityJudge:
 
     @property
     def identity(self) -> str | None:
-        """What its scores depend on: the model with all its weights, the prompts and the scale; None while hooks are on the model.
+        """What its scores depend on: the model with all its weights and settings, the prompts and the scale.
+
+        None while hooks are on the model, or if the content of a setting or function in its modules cannot be told.
 
         Example:
             >>> psr.judges.perplexity(model, pairs[:4]).identity == psr.judges.perplexity(model, pairs[:3]).identity
             False
         """
-        from psr_lens.models import has_hooks, model_content
+        from psr_lens.models import model_content, untold
 
-        if has_hooks(self.model):
+        if untold(self.model) is not None:
             return None
         prompts = [[asked, pair.base_ids, pair.prompted_ids] for asked, pair in self.pairs.items()]
         return json_text(

@@ -35,10 +35,12 @@ from psr_lens.models.hooked_model import (
     is_bridge,
     tokenizer_of,
 )
-from psr_lens.models.identity_by_content import model_content
+from psr_lens.models.identity_by_content import model_content, untold
 from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several, can_leave_out
 from psr_lens.models.loading import DTYPES, Backend, load_model
+from psr_lens.models.module_settings import is_altered, settings_digest
 from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
+from psr_lens.models.own_hooks import OwnHook
 from psr_lens.models.plain_model import plain_transformers
 from psr_lens.models.sources import EMBEDDED
 from psr_lens.models.temporary_hooks import TemporaryHooks, hooked
@@ -55,6 +57,7 @@ __all__ = [
     "LowRank",
     "MLPLayout",
     "ModelCalls",
+    "OwnHook",
     "TemporaryHooks",
     "TransformersDecoder",
     "WithTokenizer",
@@ -78,6 +81,7 @@ __all__ = [
     "has_hooks",
     "hook_tables",
     "hooked",
+    "is_altered",
     "is_bridge",
     "is_switched_off",
     "linear_weight",
@@ -93,8 +97,10 @@ __all__ = [
     "plain_with_shared_weights",
     "processing",
     "processing_differs",
+    "settings_digest",
     "spans_known",
     "tokenizer_of",
+    "untold",
     "weights_added",
     "widened",
 ]

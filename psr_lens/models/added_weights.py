@@ -93,18 +93,29 @@ def weights_added(model: HookedModel, changes: Mapping[str, LowRank], factor: fl
     Args:
         model: The model. Functions of psr_lens refuse it in other threads meanwhile.
         changes: What to add, by the layer's name in the plain transformers model; the sum has the weights' own type.
-        factor: What the changes are multiplied by; 0 leaves the model as it is.
+        factor: What the changes are multiplied by; 0 leaves the model as it is, and free for other threads.
 
     Raises:
         ModelError: the model does not compute with weights that can be changed, lacks a layer, has other sizes, or something is being added
             to its weights already, or another thread is using the model.
     """
-    with weights_of_one_thread(model), _added(model, changes, factor):
+    if factor == 0:  # other threads may go on using the weights
+        _fitting(model, changes)
         yield
+        return
+    with weights_of_one_thread(model):
+        plain, weights = _fitting(model, changes)
+        _check_used(model, plain, weights)
+        with _changed(weights, lambda name, device: factor * changes[name].on(device)):
+            yield
 
 
-@contextmanager
-def _added(model: HookedModel, changes: Mapping[str, LowRank], factor: float) -> Iterator[None]:
+def _fitting(model: HookedModel, changes: Mapping[str, LowRank]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The plain model that holds the weights, and those that are to be changed.
+
+    Raises:
+        ModelError: it holds none, lacks a layer, or has other sizes.
+    """
     plain = plain_with_shared_weights(model)
     weights = {name: linear_weight(plain, name) for name in changes}
     for name, weight in weights.items():
@@ -113,12 +124,7 @@ def _added(model: HookedModel, changes: Mapping[str, LowRank], factor: float) ->
             raise ModelError(
                 f"model: {name} is {wanted}, the adapter's change {got}. Load the model that the adapter was made for."
             )
-    _check_used(model, plain, weights)
-    if factor == 0:
-        yield
-        return
-    with _changed(weights, lambda name, device: factor * changes[name].on(device)):
-        yield
+    return plain, weights
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from psr_lens.errors import ModelError
 from psr_lens.models.foreign_hooks import module_has_hooks
 from psr_lens.models.hooked_model import HookedModel, all_modules, is_bridge
+from psr_lens.models.own_hooks import OfThisThread
 
 
 def forward(
@@ -59,13 +59,10 @@ def stopped(model: HookedModel, layer: int | None) -> Iterator[dict[str, int]]:
         return
     from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-    block, thread = cast(Any, model).blocks[layer], threading.get_ident()
-
     def stop(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if threading.get_ident() == thread:
-            raise StopAtLayerException(module.hook_in(arguments[0] if arguments else named["hidden_states"]))
+        raise StopAtLayerException(module.hook_in(arguments[0] if arguments else named["hidden_states"]))
 
-    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    handle = cast(Any, model).blocks[layer].register_forward_pre_hook(OfThisThread(stop), with_kwargs=True)
     try:
         yield {}
     finally:
@@ -112,12 +109,11 @@ def _unembedding(model: HookedModel, select: Callable[[Tensor], Tensor]) -> Iter
     if not isinstance(unembed, torch.nn.Module):
         yield False
         return
-    thread = threading.get_ident()
 
     def selected(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return (select(given[0]), *given[1:]) if given and threading.get_ident() == thread else None
+        return (select(given[0]), *given[1:]) if given else None
 
-    handle = unembed.register_forward_pre_hook(selected)
+    handle = unembed.register_forward_pre_hook(OfThisThread(selected))
     try:
         yield True
     finally:
@@ -129,19 +125,51 @@ def position_ids(mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch posi
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-@dataclass(eq=False)
-class _Frozen:
-    """What a model was like before the first of the blocks that are open now, and how many are open in which thread."""
+class _Blocks:
+    """The blocks around a model that are open now, and what it was like before the first of them."""
 
-    trained: set[torch.nn.Parameter]
-    training: list[torch.nn.Module]
-    blocks: Counter[int]
+    def __init__(self) -> None:
+        self.frozen: Counter[int] = Counter()
+        """How many `frozen` blocks are open in which thread."""
+        self.changing: Counter[int] = Counter()
+        """How many blocks are open in which thread that change the weights for a while."""
+        self.trained: set[torch.nn.Parameter] = set()
+        """The weights that had gradients."""
+        self.training: set[torch.nn.Module] = set()
+        """The modules that were in training mode."""
+        self.is_frozen = False
+
+    def others(self, blocks: Counter[int]) -> bool:
+        """Whether some blocks are of another thread than this one."""
+        return any(count for thread, count in list(blocks.items()) if thread != threading.get_ident())
+
+    def freeze(self, model: HookedModel) -> None:
+        """Evaluation mode, and no gradients to the weights."""
+        modules = all_modules(model)
+        weights = {each for module in modules for each in module._parameters.values() if each is not None}
+        # Added to what is there: a finaliser that runs in between may have frozen the model itself.
+        self.trained |= {each for each in weights if each.requires_grad}
+        self.training |= {each for each in modules if each.training}
+        for parameter in self.trained:
+            parameter.requires_grad_(False)
+        if self.training:
+            model.train(False)
+        self.is_frozen = True
+
+    def thaw(self) -> None:
+        """As it was before."""
+        trained, training = self.trained, self.training
+        self.trained, self.training, self.is_frozen = set(), set(), False
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
 
 
-_frozen: weakref.WeakKeyDictionary[Any, _Frozen] = weakref.WeakKeyDictionary()
-_changed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-"""The thread that has changed a model's weights for a while."""
-_lock = threading.Lock()
+_blocks: weakref.WeakKeyDictionary[Any, _Blocks] = weakref.WeakKeyDictionary()
+"""Never removed while the model lives, so that whatever a finaliser does between two steps here, both are about the same blocks."""
+_lock = threading.RLock()
+"""Re-entrant, since garbage may be collected at any allocation: a generator with an open block then ends it in this thread."""
 
 
 @contextmanager
@@ -153,32 +181,21 @@ def frozen(model: HookedModel) -> Iterator[None]:
     """
     thread = threading.get_ident()
     with _lock:
-        if _changed.get(model, thread) != thread:
+        blocks = _blocks.setdefault(model, _Blocks())
+        if blocks.others(blocks.changing):
             raise ModelError(
                 "model: an adapter of another thread is in force on it. End that `with` block first, or load the model again."
             )
-        found = _frozen.get(model)
-        if found is None:
-            modules = all_modules(model)
-            weights = {each for module in modules for each in module._parameters.values() if each is not None}
-            trained, training = {each for each in weights if each.requires_grad}, [each for each in modules if each.training]
-            for parameter in trained:
-                parameter.requires_grad_(False)
-            if training:
-                model.train(False)
-            found = _frozen[model] = _Frozen(trained, training, Counter())
-        found.blocks[thread] += 1
+        blocks.frozen[thread] += 1
+        if not blocks.is_frozen:
+            blocks.freeze(model)
     try:
         yield
     finally:
         with _lock:
-            found.blocks[thread] -= 1
-            if not any(found.blocks.values()):
-                del _frozen[model]
-                for parameter in found.trained:
-                    parameter.requires_grad_(True)
-                for module in found.training:
-                    module.training = True
+            blocks.frozen[thread] -= 1
+            if not any(blocks.frozen.values()):
+                blocks.thaw()
 
 
 @contextmanager
@@ -190,15 +207,14 @@ def weights_of_one_thread(model: HookedModel) -> Iterator[None]:
     """
     thread = threading.get_ident()
     with _lock:
-        found, before = _frozen.get(model), _changed.get(model)
-        if before not in (None, thread) or (found is not None and any(n for each, n in found.blocks.items() if each != thread)):
+        blocks = _blocks.setdefault(model, _Blocks())
+        if blocks.others(blocks.changing) or blocks.others(blocks.frozen):
             raise ModelError(
                 "model: another thread is using it, so its weights cannot be changed. Wait until that thread has ended."
             )
-        _changed[model] = thread
+        blocks.changing[thread] += 1
     try:
         yield
     finally:
         with _lock:
-            if before is None:
-                del _changed[model]
+            blocks.changing[thread] -= 1

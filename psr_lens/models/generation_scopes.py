@@ -39,6 +39,7 @@ class _Thread(threading.local):
         self.calls: dict[int, Call | None] = {}
         self.ids: dict[int, Tensor] = {}
         self.lengths: dict[int, list[int]] = {}
+        self.begun: set[int] = set()
 
 
 this_thread = _Thread()
@@ -54,7 +55,8 @@ class ObservedGenerate:
     def __init__(self, scope_of: ScopeOf, model: Any, name: str) -> None:
         """Take the place of the model's function of that name."""
         self._scope_of, self._model, self._name = scope_of, weakref.ref(model), name
-        self._replaced = model.__dict__.get(name)
+        self.replaced = model.__dict__.get(name)
+        """What was in its place before: a function of somebody else; None for that of the class."""
         self.__signature__ = inspect.signature(getattr(model, name))
         self.__doc__ = getattr(type(model), name).__doc__
         model.__dict__[name] = self
@@ -73,13 +75,13 @@ class ObservedGenerate:
         model = self._model()
         if model is not None and model.__dict__.get(self._name) is self:
             del model.__dict__[self._name]
-            if self._replaced is not None:
-                model.__dict__[self._name] = self._replaced
+            if self.replaced is not None:
+                model.__dict__[self._name] = self.replaced
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Generate."""
         model = self._model()
-        function = self._replaced or types.MethodType(getattr(type(model), self._name), model)
+        function = self.replaced or types.MethodType(getattr(type(model), self._name), model)
         is_plain = isinstance(model, GenerationMixin)
         scope = self._scope_of(named if is_plain else {}, arguments if is_plain else ())
         if is_plain:  # compiled code would freeze what hooks find out at the first step

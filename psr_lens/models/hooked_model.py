@@ -158,6 +158,22 @@ def modules_below(*roots: torch.nn.Module) -> set[torch.nn.Module]:
     return found
 
 
+def named_modules_of(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Every module that takes part in a forward pass with the first name that leads to it; that of the model itself is empty."""
+    waiting = [("", model)]
+    if isinstance(model, torch.nn.Module) and is_bridge(cast(Any, model)):
+        waiting.insert(0, ("original_model", cast(Any, model).original_model))
+    seen: set[int] = set()
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        inner = [(f"{name}.{key}" if name else key, each) for key, each in module._modules.items() if each is not None]
+        waiting.extend(reversed(inner))
+
+
 def hook_tables(model: HookedModel) -> list[Mapping[int, Any]]:
     """The tables of all hooks that may see or change an activation, whoever added them; they are the model's own, not copies."""
     # A bridge's own pre-hooks on its norms record the residual stream that enters a block; they edit nothing.

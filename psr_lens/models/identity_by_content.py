@@ -18,25 +18,26 @@ from torch import Tensor
 from psr_lens._utils.digests import digest_of
 from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.errors import ModelError
+from psr_lens.models.config_content import config_content
 from psr_lens.models.fingerprints import model_identity
-from psr_lens.models.foreign_hooks import module_has_hooks
+from psr_lens.models.foreign_hooks import where_hooked
 from psr_lens.models.hooked_model import HookedModel, called_module, end_tokens, tokenizer_of
-
-_ELSEWHERE: Final = frozenset({"device", "n_devices", "model_name", "tokenizer_name", "name_or_path", "_name_or_path"})
-"""Entries of a config that say only where a model is or was."""
+from psr_lens.models.module_settings import settings_digest, why_not_told
 
 
 def model_content(model: HookedModel) -> dict[str, Any]:
-    """What must be the same for a model to compute the same: its class, weights, config, tokenizer and end tokens, as JSON content.
+    """What must be the same for a model to compute the same: class, weights, settings, config, tokenizer and end tokens, as JSON content.
 
-    Hooks are not part of it, nor are functions and settings of modules, such as a replaced `forward` or `act_fn`: see `has_hooks`.
+    The entry `settings` is that of `settings_digest`: None if the content of something in the model's modules cannot be told, which is no
+    identity then (see `untold`). Hooks are not part of it: see `has_hooks`.
     """
     module = called_module(model)
     configs = [getattr(each, name, None) for each, name in ((model, "cfg"), (module, "config"))]
     return {
         "class": type(model).__name__,
         "weights": weights_digest(cast(torch.nn.Module, model), module),
-        "config": digest_of([_plain(config) for config in configs]),
+        "settings": settings_digest(model),
+        "config": digest_of([config_content(config) for config in configs]),
         "tokenizer": "" if model.tokenizer is None else tokenizer_content(tokenizer_of(model)),
         "end_tokens": sorted(end_tokens(model)),
     }
@@ -50,16 +51,43 @@ def classifier_content(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any]
         tokenizer: Its tokenizer, which adds its own special tokens.
 
     Returns:
-        The content; None if there are hooks on the model, or if the tokenizer has no file that says all that it does.
+        The content; None if there are hooks on the model, if the content of a setting or function in its modules cannot be told, or if the
+        tokenizer has no file that says all that it does.
     """
-    if not getattr(tokenizer, "is_fast", False) or any(module_has_hooks(module) for module in model.modules()):
+    if not getattr(tokenizer, "is_fast", False) or untold(model) is not None:
         return None
     return {
         "class": type(model).__name__,
         "weights": weights_digest(model),
-        "config": digest_of(_plain(model.config)),
+        "settings": settings_digest(model),
+        "config": digest_of(config_content(model.config)),
         "tokenizer": digest_of([tokenizer_content(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]]),
     }
+
+
+def untold(model: Any) -> str | None:
+    """Why a model cannot be told from others by content: the module and its hook or attribute; None if it can.
+
+    Args:
+        model: A model of TransformerLens or of plain transformers.
+
+    Returns:
+        What stands in the way, in the plural: "hooks on the model (a hook on blocks.0.hook_resid_post)", say.
+    """
+    if (hooked := where_hooked(model)) is not None:
+        return f"hooks on the model ({hooked})"
+    reason = why_not_told(model)
+    return None if reason is None else f"functions or settings in the model that cannot be told by their content ({reason})"
+
+
+def alike(recorded: Any, content: Mapping[str, Any]) -> bool:
+    """Whether what was recorded of a model is of the model with this content.
+
+    What was recorded before there was the entry `settings` lacks it, and is compared without.
+    """
+    if not isinstance(recorded, Mapping):
+        return False
+    return dict(recorded) == {name: each for name, each in content.items() if name != "settings" or name in recorded}
 
 
 def weights_digest(*modules: torch.nn.Module) -> str:
@@ -100,7 +128,7 @@ def tokenizer_content(tokenizer: Any) -> str:
     """xxh3_128 of the fingerprint and of what decides how prompts are built and how tokens become text."""
     template = getattr(tokenizer, "chat_template", None)
     cleaned = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
-    return digest_of([tokenizer_fingerprint(tokenizer), sorted(_special(tokenizer).items()), _plain(template), cleaned])
+    return digest_of([tokenizer_fingerprint(tokenizer), sorted(_special(tokenizer).items()), config_content(template), cleaned])
 
 
 # --- as earlier versions told models apart ----------------------------------------------------------------------------------
@@ -128,20 +156,3 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _special(tokenizer: Any) -> dict[str, str]:
     return {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A config as JSON content that is the same in every process: an object that is neither data nor a type is named by its class."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items() if str(key) not in _ELSEWHERE}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
-    if isinstance(value, torch.dtype | type):
-        return str(value)
-    if hasattr(value, "to_dict"):
-        return _plain(value.to_dict())
-    return f"{type(value).__module__}.{type(value).__qualname__}"

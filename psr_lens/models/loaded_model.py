@@ -9,9 +9,10 @@ from typing import Any, Final, cast
 import torch
 
 from psr_lens.errors import ModelError, PsrLensError
-from psr_lens.models.foreign_hooks import module_has_hooks, record_attributes
+from psr_lens.models.foreign_hooks import module_has_hooks
 from psr_lens.models.forward_pass import frozen
 from psr_lens.models.hooked_model import HookedModel, all_modules, device_of, dtype_of, is_bridge
+from psr_lens.models.module_settings import record_settings
 from psr_lens.models.placement import Placement
 from psr_lens.models.plain_model import held_plain_model
 from psr_lens.models.sources import Source, find_source
@@ -53,7 +54,7 @@ def verify_loaded(model: HookedModel) -> None:
     try:
         with frozen(model):
             record_verification(model, verify_model(model, probe, f"this {kind}"))
-        record_attributes(model)
+        record_settings(model)
     except DisagreementError as error:
         if source is None:
             raise

@@ -14,9 +14,9 @@ from torch import nn
 from psr_lens._utils.arguments import CHECKS, checks_arguments, described
 from psr_lens.errors import InputError, ModelError
 from psr_lens.models.cache_argument import carry_cache
-from psr_lens.models.foreign_hooks import record_attributes
 from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer
 from psr_lens.models.loaded_model import verify_loaded
+from psr_lens.models.module_settings import record_settings
 from psr_lens.models.placement import Placement
 from psr_lens.models.sources import Source, find_source
 from psr_lens.models.transformers_model import read_tokenizer, read_weights, readable
@@ -219,7 +219,7 @@ class _Loading:
                     RuntimeWarning,
                     stacklevel=4,
                 )
-        record_attributes(ready)
+        record_settings(ready)
         return ready
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from psr_lens.models.call_positions import Call, Padding, Sequences, cached_elsewhere
 from psr_lens.models.generation_scopes import ObservedGenerate, Scope, continues, this_thread
 from psr_lens.models.hooked_model import called_module, is_bridge
+from psr_lens.models.own_hooks import OwnHook
 
 _CACHES = ("past_key_values", "cache", "cache_params", "past_kv_cache_entry")
 """Names that models give their cache; transformers 5.24 renamed the first to the second."""
@@ -77,7 +78,7 @@ def spans_known(model: Any, spans: Mapping[Any, Int[Tensor, " row"]]) -> Iterato
         this_thread.scopes.pop()
 
 
-class ModelCalls:
+class ModelCalls(OwnHook):
     """Reads the facts of every call of one model between `start` and `stop`."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -89,6 +90,7 @@ class ModelCalls:
         self._through: list[weakref.ref[Any]] = []
         self._caches: dict[int, _Cached] = {}
         self._names: list[str] = []
+        self._told: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     def __deepcopy__(self, memo: Any) -> ModelCalls:
         """A copy of the model tells its calls here too: hooks that are copied with it look here."""
@@ -97,6 +99,10 @@ class ModelCalls:
     def __reduce__(self) -> Any:
         """A saved model has no observer."""
         return ModelCalls, (nn.Module(),)
+
+    def acts_here(self) -> bool:
+        """Its hooks only watch."""
+        return False
 
     @property
     def is_active(self) -> bool:
@@ -146,6 +152,12 @@ class ModelCalls:
             self._caches.clear()
             for known in (this_thread.calls, this_thread.ids, this_thread.lengths):
                 known.pop(self._key, None)
+            this_thread.begun.discard(self._key)
+
+    def tell(self, method: Callable[[], None]) -> None:
+        """Call a bound method whenever a call begins, as long as what it is bound to is there."""
+        with _lock:
+            self._told = [each for each in self._told if each() is not None] + [weakref.WeakMethod(method)]
 
     def _observe(self, model: Any) -> None:
         module = self._module()
@@ -170,11 +182,18 @@ class ModelCalls:
     def _add(self, handle: Any, *, is_forward: bool = False) -> None:
         self._handles.append((handle, is_forward))
 
+    def _begin(self) -> None:
+        for told in self._told:
+            if (method := told()) is not None:
+                method()
+
     # --- calls --------------------------------------------------------------------------------------------------------------
 
     def _note_texts(self, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         """Remember how long the texts of a list are, which TransformerLens pads without a mask."""
         given = arguments[0] if arguments else named.get("input")
+        self._begin()
+        this_thread.begun.add(self._key)
         this_thread.lengths.pop(self._key, None)
         this_thread.ids.pop(self._key, None)
         if isinstance(given, list | tuple) and len(given) > 1 and all(isinstance(each, str) for each in given):
@@ -198,6 +217,10 @@ class ModelCalls:
     def _note_block(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         if named is _NOTHING:
             return
+        if self._key in this_thread.begun:  # points fire before the first block
+            this_thread.begun.remove(self._key)
+        else:
+            self._begin()
         residual = arguments[0] if arguments else named["resid_pre"]
         ids = this_thread.ids.pop(self._key, None)
         if ids is not None and ids.ndim == 1:
@@ -208,6 +231,7 @@ class ModelCalls:
     def _note_base(self, module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any] = _NOTHING) -> None:
         if named is _NOTHING:
             return
+        self._begin()
         given = {**dict(zip(self._names, arguments, strict=False)), **named} if arguments else named
         inputs: Any = given.get("input_ids")
         if inputs is None:

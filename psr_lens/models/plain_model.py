@@ -17,9 +17,10 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from psr_lens.models.foreign_hooks import has_hooks
+from psr_lens.models.foreign_hooks import has_hooks, refuses_this_thread
 from psr_lens.models.forward_pass import forward, position_ids
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge, is_spread, modules_below
+from psr_lens.models.module_settings import is_changed, settings_digest
 
 _TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference of logits that counts as rounding, relative to the largest logit, by data type."""
@@ -35,16 +36,19 @@ def plain_transformers(model: HookedModel) -> nn.Module | None:
 
     Returns:
         The model, whose modules are the caller's own; None if there is none, or if something stands in the way: a hook of anyone's on the
-        model, weights that were processed or replaced, layers on several devices, or logits that differ on a probe.
+        model, settings or functions of modules that were changed since it was loaded, weights that were processed or replaced, layers on
+        several devices, a `steer` block of another thread, which refuses calls of this one, or logits that differ on a probe.
     """
-    if is_spread(model) or has_hooks(model):
+    settings = settings_digest(model)
+    if is_spread(model) or has_hooks(model) or refuses_this_thread(model) or settings is None or is_changed(model, settings):
         return None
     found = held_plain_model(model)
     if found is None:
         return None
-    if model not in _agrees:
-        _agrees[model] = same_logits(model, found)
-    return found if _agrees[model] else None
+    known = _agrees.get(model)
+    if known is None or known[0] != settings:
+        known = _agrees[model] = settings, same_logits(model, found)
+    return found if known[1] else None
 
 
 def held_plain_model(model: HookedModel) -> nn.Module | None:
@@ -56,7 +60,8 @@ def held_plain_model(model: HookedModel) -> nn.Module | None:
     return _unwrapped(model) if is_bridge(model) else _origin(model)
 
 
-_agrees: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+_agrees: weakref.WeakKeyDictionary[Any, tuple[str, bool]] = weakref.WeakKeyDictionary()
+"""What a model's modules computed with when it was compared with its plain model, and whether the two agreed."""
 
 
 def same_logits(model: HookedModel, plain: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from psr_lens.errors import InputError
 from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
+from psr_lens.models.own_hooks import OfThisThread
 
 _lock = threading.RLock()
 
@@ -18,16 +19,6 @@ class TemporaryHooks(list[tuple[str, Any]]):
 
     def begin(self) -> None:
         """They are about to be added, in this thread."""
-
-
-class _OfThisThread:
-    """A hook that acts in the thread that made it, and not where another thread calls the model meanwhile."""
-
-    def __init__(self, hook: Any) -> None:
-        self._hook, self._thread = hook, threading.get_ident()
-
-    def __call__(self, activation: Any, hook: Any) -> Any:
-        return self._hook(activation, hook=hook) if threading.get_ident() == self._thread else None
 
 
 @contextmanager
@@ -51,7 +42,7 @@ def hooked(model: HookedModel, hooks: Sequence[tuple[str, Any]]) -> Iterator[Non
     if isinstance(hooks, TemporaryHooks):
         hooks.begin()
     else:
-        hooks = [(name, _OfThisThread(hook)) for name, hook in hooks]
+        hooks = [(name, OfThisThread(hook)) for name, hook in hooks]
     as_it_does = is_bridge(model) and not has_hooked_transformer()  # TransformerLens 4 removes the very hooks that it added
     block = model.hooks(fwd_hooks=list(hooks)) if as_it_does else _one_by_one(cast(Any, model), hooks)
     with _lock:

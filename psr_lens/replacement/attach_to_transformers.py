@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from psr_lens._utils.numbers import counted
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, OwnHook
 from psr_lens.replacement.actions import Action
 from psr_lens.replacement.compatibility import check_sizes
 from psr_lens.replacement.spec import ReplacementSpec
@@ -124,10 +124,18 @@ class Attached:
         return self._hooks
 
     def add(self, layout: ModuleNames, hooks: SteeringHooks) -> None:
-        """Put hooks on the modules that correspond to their hook points."""
+        """Put hooks on the modules that correspond to their hook points: all of them, or none.
+
+        Raises:
+            InputError: no module corresponds to one of the hook points.
+        """
         self._hooks = hooks
-        for name, hook in hooks:
-            self._handles.append(_put(self._model, layout, name, hook))
+        try:
+            for name, hook in hooks:
+                self._handles.append(_put(self._model, layout, name, hook))
+        except BaseException:
+            self.remove()
+            raise
 
 
 def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping[str, Sequence[Action]]) -> Attached:
@@ -147,11 +155,7 @@ def attach(model: Any, replacements: Sequence[ReplacementSpec], actions: Mapping
     for replacement in replacements:
         check_attachable(replacement, model.config, type(model).__name__)
     attached = Attached(model)
-    try:
-        attached.add(layout, steering_hooks(model, actions))
-    except BaseException:
-        attached.remove()
-        raise
+    attached.add(layout, steering_hooks(model, actions))
     return attached
 
 
@@ -229,37 +233,57 @@ def layer_and_point(name: str) -> tuple[int, str]:
 def _put(model: Any, layout: ModuleNames, name: str, hook: Callable[[Tensor, Any], Tensor | None]) -> Any:
     """Register one of `steering_hooks` on the module that corresponds to its hook point."""
     index, point = layer_and_point(name)
-    layer = model.get_submodule(layout.layers)[index]
+    layers = model.get_submodule(layout.layers)
+    if index >= len(layers):
+        raise InputError("hook", repr(name), f"a hook point of one of the {len(layers)} layers")
+    layer = layers[index]
     if point == "attn.hook_z":
         heads = model.config.num_attention_heads
-        return layer.get_submodule(layout.projection).register_forward_pre_hook(_on_heads(hook, heads))
+        return layer.get_submodule(layout.projection).register_forward_pre_hook(_OnHeads(hook, heads))
     if point == "hook_resid_post":
-        return layer.register_forward_hook(_on_output(hook, 1.0))
+        return layer.register_forward_hook(_OnOutput(hook, 1.0))
     factor = float(getattr(model.config, layout.multiplier)) if layout.multiplier else 1.0
     inside = layout.attention if point == "hook_attn_out" else layout.mlp
-    return layer.get_submodule(inside).register_forward_hook(_on_output(hook, factor))
+    return layer.get_submodule(inside).register_forward_hook(_OnOutput(hook, factor))
 
 
-def _on_output(hook: Callable[[Tensor, Any], Tensor | None], factor: float) -> Any:
+class _Around(OwnHook):
+    """A hook on a module around one of a hook point; it acts where that does."""
+
+    def __init__(self, hook: Callable[[Tensor, Any], Tensor | None]) -> None:
+        self._hook = hook
+
+    def acts_here(self) -> bool:
+        """Whether the hook of the hook point acts in this thread; one of others does in all."""
+        return self._hook.acts_here() if isinstance(self._hook, OwnHook) else True
+
+
+class _OnOutput(_Around):
     """A hook on a module whose output, times a factor, is the hook point."""
 
-    def after(module: Any, arguments: tuple[Any, ...], output: Any) -> Any:
+    def __init__(self, hook: Callable[[Tensor, Any], Tensor | None], factor: float) -> None:
+        super().__init__(hook)
+        self._factor = factor
+
+    def __call__(self, module: Any, arguments: tuple[Any, ...], output: Any) -> Any:
         several = isinstance(output, tuple)
         given = output[0] if several else output
-        if factor == 1:
-            changed = hook(given, None)
+        if self._factor == 1:
+            changed = self._hook(given, None)
         else:
-            arriving = given * factor
-            changed = hook(arriving, None)
-            changed = None if changed is None else given + (changed - arriving) / factor  # what is not steered keeps its bits
+            arriving = given * self._factor
+            changed = self._hook(arriving, None)
+            changed = None if changed is None else given + (changed - arriving) / self._factor  # what is not steered keeps its bits
         return None if changed is None else (changed, *output[1:]) if several else changed
 
-    return after
 
+class _OnHeads(_Around):
+    """A hook on a module whose input is the hook point, with the heads concatenated."""
 
-def _on_heads(hook: Callable[[Tensor, Any], Tensor | None], heads: int) -> Any:
-    def before(module: Any, arguments: tuple[Any, ...]) -> Any:
-        changed = hook(arguments[0].unflatten(-1, (heads, -1)), None)
+    def __init__(self, hook: Callable[[Tensor, Any], Tensor | None], heads: int) -> None:
+        super().__init__(hook)
+        self._heads = heads
+
+    def __call__(self, module: Any, arguments: tuple[Any, ...]) -> Any:
+        changed = self._hook(arguments[0].unflatten(-1, (self._heads, -1)), None)
         return None if changed is None else (changed.flatten(-2), *arguments[1:])
-
-    return before

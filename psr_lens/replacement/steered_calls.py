@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -101,6 +101,7 @@ class SteeredCalls:
         self._observer = observer_of(model)
         self._observer.start()
         self.close = weakref.finalize(self, self._observer.stop)
+        self._at_each_call: list[Callable[[], None]] = []
 
     def __deepcopy__(self, memo: Any) -> SteeredCalls:
         """A copy of the model that was made inside the block is steered as the model is."""
@@ -110,6 +111,16 @@ class SteeredCalls:
         """Expect these sequences of the batch."""
         self._actions = [each.select(rows) for each in self._actions]
         self._state.call = None
+
+    def at_each_call(self, act: Callable[[], None]) -> None:
+        """From now on, do this whenever a call that is steered begins, before anything in it is computed."""
+        self._at_each_call.append(act)
+        self._observer.tell(self._begins)
+
+    def _begins(self) -> None:
+        if self.owner in (None, threading.get_ident()):
+            for act in self._at_each_call:
+                act()
 
     # --- threads ------------------------------------------------------------------------------------------------------------
 
@@ -124,8 +135,13 @@ class SteeredCalls:
             _entered.blocks[self._strict] -= 1
             self._strict = None
 
-    def _of_another_thread(self) -> None:
-        if self._strict is None or _entered.blocks.get(self._strict):
+    def refuses_here(self) -> bool:
+        """Whether calls of this thread are refused."""
+        elsewhere = self.owner is not None and self.owner != threading.get_ident()
+        return elsewhere and self._strict is not None and not _entered.blocks.get(self._strict)
+
+    def _check_thread(self) -> None:
+        if not self.refuses_here():
             return
         raise InputError(
             "model",
@@ -144,7 +160,7 @@ class SteeredCalls:
                 another thread than the one in the `steer` block.
         """
         if self.owner is not None and self.owner != threading.get_ident():
-            self._of_another_thread()
+            self._check_thread()
             return None
         call = self._observer.current
         if call is None or activation.shape[0] != call.rows or activation.shape[1] != call.length:

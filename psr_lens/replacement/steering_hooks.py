@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psr_lens.models import Call, Columns, TemporaryHooks
+from psr_lens.models import Call, Columns, OwnHook, TemporaryHooks
 from psr_lens.replacement.actions import Action
 from psr_lens.replacement.steered_calls import SteeredCalls, least, most, start_in
 
@@ -48,8 +48,11 @@ class SteeringHooks(TemporaryHooks):
     def record(self, into: dict[str, Float[Tensor, "batch width"]]) -> None:
         """From now on, keep what is added to the last token of each call: one vector per sequence, in float32 at least, by hook point.
 
-        A call in which nothing is added at a hook point leaves `into` as it is there.
+        When a call begins, `into` is emptied, so that it holds what the last call added, and nothing of one before that. Where a call adds
+        nothing at a hook point, it has no entry; after an exception in a call, it has those of the points before.
         """
+        if self.calls is not None:
+            self.calls.at_each_call(into.clear)
         for name, hook in self:
             hook.added = partial(into.__setitem__, name)
 
@@ -108,7 +111,7 @@ class _Starts:
         self.latest = max(most(each) for each in at)
 
 
-class _Steering:
+class _Steering(OwnHook):
     """The hook at one point; see `steering_hooks`."""
 
     def __init__(self, name: str, actions: Sequence[Action], calls: SteeredCalls) -> None:
@@ -119,6 +122,14 @@ class _Steering:
         self._resolved: tuple[Any, int, _Starts] | None = None
         self.added: Callable[[Tensor], None] | None = None
         """Is told what is added to the last token of each call; see `SteeringHooks.record`."""
+
+    def acts_here(self) -> bool:
+        """Whether calls of this thread are steered."""
+        return self._calls.owner in (None, get_ident())
+
+    def refuses_here(self) -> bool:
+        """Whether calls of this thread are refused, since another is in a `steer` block."""
+        return self._calls.refuses_here()
 
     def select(self, rows: Tensor) -> None:
         """Steer these sequences of the batch."""

@@ -1,8 +1,10 @@
 """Capture onto the disk: the same numbers, after whatever kills and in however many processes."""
 
+import copy
 import json
 import random
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -260,3 +262,36 @@ def test_a_store_of_format_2_opens_and_resumes_without_the_identity(tiny_llama, 
     assert (again.spec.format, again.spec.identity) == (2, {})
     assert torch.equal(again["resid_post", 1][:], whole["resid_post", 1][:])
     assert psr.Store.open(tmp_path / "old", tiny_llama.model)
+
+
+def test_other_settings_of_modules_neither_open_nor_resume_a_store(load, tmp_path):
+    model = copy.deepcopy(load("llama", "bridge").model)
+    triplets, to = random_triplets(model, 4), psr.OnDisk(tmp_path / "store")
+    psr.capture(model, triplets, "resid_post", to=to)
+    norm = model.blocks[0].ln1.original_component
+    kept, norm.variance_epsilon = norm.variance_epsilon, 1.0
+    with pytest.raises(ArtifactError, match="from a model whose modules have other settings or functions than this one's"):
+        psr.Store.open(tmp_path / "store", model)
+    with pytest.raises(ArtifactError, match="holds another store, which differs in identity"):
+        psr.capture(model, triplets, "resid_post", to=to)
+    norm.variance_epsilon, norm.extra = kept, threading.Lock()
+    with pytest.raises(ArtifactError, match="other settings or functions"):
+        psr.Store.open(tmp_path / "store", model)
+    with pytest.raises(
+        InputError, match=r"begun before, with functions or settings in the model that cannot be told .*\.extra: it holds"
+    ):
+        psr.capture(model, triplets, "resid_post", to=to)
+    del norm.extra
+    assert psr.Store.open(tmp_path / "store", model)
+
+
+@pytest.mark.parametrize("recorded", [{}, {"settings": "of other versions", "settings_of": {"torch": "1.0"}}])
+def test_a_store_whose_settings_cannot_be_compared_opens_and_resumes(tiny_llama, tmp_path, recorded):
+    model, triplets = tiny_llama.model, random_triplets(tiny_llama.model, 4)
+    whole = psr.capture(model, triplets, "resid_post", to=psr.OnDisk(tmp_path / "new"))
+    identity = {name: each for name, each in whole.spec.identity.items() if not name.startswith("settings")} | recorded
+    StoreWriter.create(tmp_path / "old", replace(whole.spec, identity=identity))
+    again = psr.capture(model, triplets, "resid_post", to=psr.OnDisk(tmp_path / "old"))
+    assert again.spec.identity == identity
+    assert torch.equal(again["resid_post", 1][:], whole["resid_post", 1][:])
+    assert psr.Store.open(tmp_path / "old", model)

@@ -10,8 +10,10 @@ from helpers import BACKENDS
 from typer.testing import CliRunner
 
 import psr_lens as psr
+from psr_lens._utils.digests import digest_of
 from psr_lens.apps import transfer as carrying
 from psr_lens.apps.cli import app
+from psr_lens.models import model_content
 from psr_lens.replacement import Replacement
 
 QUESTIONS = ("what is a bear ?", "what is a fox ?", "what is an owl ?", "what is a river ?", "what is tea ?")
@@ -116,6 +118,26 @@ def test_what_is_made_of_something_else_than_is_there_is_made_again(organism, lo
         assert name in output
     code, output = run(*given[0], "--rung", "gates", "--out", out)
     assert "gates: finished before" in output
+
+
+def test_a_transfer_from_before_settings_were_recorded_goes_on(load, given, made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    state = json.loads((out / "transfer.json").read_text())
+    for part, name in (("source", "organism"), ("target", "organism-gpt2")):
+        content = model_content(load(name, BACKENDS[0]).model)
+        assert state["about"][part] == digest_of(content)
+        del content["settings"]
+        state["about"][part] = digest_of(content)
+    (out / "transfer.json").write_text(json.dumps(state))
+    code, output = run(*given[0], *RUNGS, "--out", out)
+    assert code == 0, output
+    assert "map: finished before" in output
+    state["about"]["source"], state["about"]["target"] = state["about"]["target"], state["about"]["source"]
+    (out / "transfer.json").write_text(json.dumps(state))
+    code, output = run(*given[0], *RUNGS, "--out", out)
+    assert code == 2, output
+    assert "holds another transfer (different: source, target)" in output
 
 
 def test_another_transfer_and_unknown_rungs_are_refused(given, made, tmp_path):

@@ -1,5 +1,6 @@
 """The folder of a run: a name for each method that no other has, a run that only its own folder resumes, older ones, and their time."""
 
+import copy
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -96,6 +97,26 @@ def test_a_run_of_format_1_is_resumed_with_the_model_that_it_was_begun_with(tiny
     next(fresh.model.parameters()).data.zero_()
     with pytest.raises(InputError, match="model_found"):
         claim(tmp_path, CONFIG, "questions", fresh.model)
+
+
+def test_a_run_from_before_settings_were_recorded_is_resumed_and_other_settings_are_another_run(load, tmp_path):
+    model = copy.deepcopy(load("llama", "bridge").model)
+    assert not claim(tmp_path, CONFIG, "questions", model)
+    norm = model.blocks[0].ln1.original_component
+    kept, norm.variance_epsilon = norm.variance_epsilon, 1.0
+    with pytest.raises(InputError, match=r"another run \(different: model_found\)"):
+        claim(tmp_path, CONFIG, "questions", model)
+    norm.variance_epsilon = kept
+    assert claim(tmp_path, CONFIG, "questions", model)
+    path = tmp_path / "kept" / "identity.json"
+    recorded = json.loads(path.read_text())
+    del recorded["model_found"]["settings"]
+    path.write_text(json.dumps(recorded))
+    assert claim(tmp_path, CONFIG, "questions", model)
+    recorded["model_found"]["weights"] = "of another"
+    path.write_text(json.dumps(recorded))
+    with pytest.raises(InputError, match=r"another run \(different: model_found\)"):
+        claim(tmp_path, CONFIG, "questions", model)
 
 
 # --- older versions -------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Training runs that are interrupted, killed, or shared by two processes end as one that was left alone."""
 
+import copy
 import hashlib
 import json
 import random
 import signal
 import sys
+import threading
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 
@@ -15,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import psr_lens as psr
+from psr_lens._utils.digests import digest_of
 from psr_lens.errors import ArtifactError, FitError, InputError
 from psr_lens.fitting.gradient_descent import checkpoint, training
 from psr_lens.fitting.gradient_descent.checkpoint import identity
@@ -315,5 +318,36 @@ def test_a_checkpoint_of_format_1_is_resumed(tiny_llama, tmp_path, monkeypatch):
     )
     assert same(psr.fit(model, triplets, config, checkpoint=tmp_path), undisturbed)
     (tmp_path / "run.json").write_text(json.dumps(older | {"model": older["model"] | {"weights": "of another"}}))
+    with pytest.raises(ArtifactError, match="another run, which differs in model"):
+        psr.fit(model, triplets, config, checkpoint=tmp_path)
+
+
+def test_a_checkpoint_from_before_settings_were_recorded_is_resumed_and_other_settings_are_another_run(load, tmp_path, monkeypatch):
+    model = copy.deepcopy(load("llama", "bridge").model)
+    triplets, config = random_triplets(model, 4), psr.Joint(**{**SETTINGS, "epochs": 2})
+    undisturbed = psr.fit(model, triplets, config)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "_step", 4)
+        with pytest.raises(Interruption):
+            psr.fit(model, triplets, config, checkpoint=tmp_path)
+    norm = model.blocks[0].ln1.original_component
+    kept, norm.variance_epsilon = norm.variance_epsilon, 1.0
+    with pytest.raises(ArtifactError, match="another run, which differs in model"):
+        psr.fit(model, triplets, config, checkpoint=tmp_path)
+    norm.variance_epsilon = kept
+    norm.extra = threading.Lock()
+    reason = r"checkpoint: got .*with functions or settings in the model that cannot be told .*input_layernorm.*\.extra: it holds"
+    with pytest.raises(InputError, match=reason):
+        psr.fit(model, triplets, config, checkpoint=tmp_path)
+    del norm.extra
+    run = json.loads((tmp_path / "run.json").read_text())
+    del run["model"]["settings"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with safe_open(tmp_path / "state.safetensors", "pt") as file:
+        tensors, state = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])  # noqa: SIM118
+    save_file(tensors, tmp_path / "state.safetensors", {"state": json.dumps(state | {"run": digest_of(run)})})
+    assert same(psr.fit(model, triplets, config, checkpoint=tmp_path), undisturbed)
+    run["model"]["weights"] = "of another"
+    (tmp_path / "run.json").write_text(json.dumps(run))
     with pytest.raises(ArtifactError, match="another run, which differs in model"):
         psr.fit(model, triplets, config, checkpoint=tmp_path)

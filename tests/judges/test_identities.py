@@ -1,5 +1,6 @@
 """What identifies a judge from one run to the next: all that its scores depend on, and nothing else."""
 
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -90,11 +91,18 @@ def test_perplexity_is_told_apart_by_its_model_prompts_and_scale(fresh):
     with fresh.model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value)]):
         assert first.identity is None
     assert first.identity == before
+    fresh.model.blocks[0].extra = threading.Lock()
+    assert first.identity is None
+    fresh.model.blocks[0].extra = 2.0
+    assert first.identity not in (None, before)
+    del fresh.model.blocks[0].extra
+    assert first.identity == before
     next(fresh.model.parameters()).data[0, 0] += 1.0
     assert first.identity != before
 
 
 def test_a_classifier_is_told_apart_by_all_of_its_weights(tiny_llama, tmp_path):
+    lock = threading.Lock()
     config = GPT2Config(n_layer=1, n_embd=8, n_head=1, num_labels=3, vocab_size=400, n_positions=64)
     torch.manual_seed(0)
     model = GPT2ForSequenceClassification(config)
@@ -112,6 +120,16 @@ def test_a_classifier_is_told_apart_by_all_of_its_weights(tiny_llama, tmp_path):
     handle = first._model.score.register_forward_pre_hook(lambda *inputs: None)
     assert first.identity is None
     handle.remove()
+    assert first.identity == judge().identity
+    block = first._model.transformer.h[0]
+    kept, block.ln_1.eps = block.ln_1.eps, 1.0
+    assert first.identity not in (None, judge().identity)
+    block.ln_1.eps, activation = kept, block.mlp.act
+    block.mlp.act = torch.nn.Tanh()
+    assert first.identity not in (None, judge().identity)
+    block.mlp.act, block.mlp.extra = activation, lambda value: (lock, value)[1]
+    assert first.identity is None
+    del block.mlp.extra
     assert first.identity == judge().identity
 
 

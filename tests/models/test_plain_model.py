@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import psr_lens as psr
 from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.generation import decoding
-from psr_lens.models import has_hooks, is_bridge, plain_transformers
+from psr_lens.models import is_bridge, plain_transformers
 
 GREEDY = psr.SamplingConfig(temperature=0, max_new_tokens=8)
 
@@ -148,7 +148,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_changed_functions_and_settings_of_modules_act_on_responses_and_are_kept_in_no_cache(folders, backend, setting, tmp_path):
+def test_changed_functions_and_settings_of_modules_act_on_responses_and_are_kept_apart(folders, backend, setting, tmp_path):
     model = psr.load_model(folders["llama"], backend=backend)
     pairs = pairs_of(model, 2)
     before = ids_of(psr.generate(model, pairs, sampling=GREEDY))
@@ -159,16 +159,20 @@ def test_changed_functions_and_settings_of_modules_act_on_responses_and_are_kept
     module = of_block(model, part)
     original = getattr(module, name)
     setattr(module, name, value)
-    assert has_hooks(model)
+    assert plain_transformers(model) is None
     found = psr.generate(model, pairs, sampling=GREEDY)
     for pair, ids in zip(pairs, ids_of(found), strict=True):
         assert list(ids) == generated(model, pair.base_ids, 8, cached=False)[: len(ids)]
     assert ids_of(found) != before
-    with pytest.warns(RuntimeWarning, match=r"cache: there are hooks on the model, or settings or functions in it were changed"):
-        assert AnswerCache(model, pairs, WordJudge(), GREEDY, tmp_path).of().texts == tuple(each.text for each in found)
-    assert sorted(tmp_path.iterdir()) == kept
+    for made in (len(pairs), 0):
+        cache = AnswerCache(model, pairs, WordJudge(), GREEDY, tmp_path)
+        assert cache.of().texts == tuple(each.text for each in found)
+        assert cache.generated == made
+    assert set(kept) < set(tmp_path.iterdir())
     setattr(module, name, original)
-    assert not has_hooks(model)
+    again = AnswerCache(model, pairs, WordJudge(), GREEDY, tmp_path)
+    assert again.of().texts
+    assert again.generated == 0
     assert plain_transformers(model) is not None
 
 

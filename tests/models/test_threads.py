@@ -114,3 +114,18 @@ def test_while_an_adapter_is_in_force_other_threads_are_refused_and_the_other_wa
     with frozen(model), ThreadPoolExecutor(1) as pool, refused:
         pool.submit(psr.generate, model, pairs, adapter, sampling=GREEDY).result()
     assert psr.generate(model, pairs, sampling=GREEDY) == wanted
+
+
+def test_an_adapter_of_strength_0_leaves_the_weights_free_for_other_threads(model):
+    name = "model.layers.0.mlp.up_proj"
+    change = LowRank(torch.ones(1, model.cfg.d_model), torch.ones(model.cfg.d_mlp, 1))
+    adapter = Adapter({name: change}, 1.0, fingerprint(model), "")
+    pairs = pairs_of(model, 1)
+    wanted = psr.generate(model, pairs, sampling=GREEDY)
+    with adapter.steer(model, 0), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(psr.generate, model, pairs, sampling=GREEDY).result() == wanted
+    with frozen(model), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(psr.generate, model, pairs, adapter, sampling=GREEDY, alpha=0).result() == wanted
+    missing = Adapter({"model.layers.9.mlp.up_proj": change}, 1.0, fingerprint(model), "")
+    with pytest.raises(ModelError, match="it has no layer"), missing.steer(model, 0):
+        pass

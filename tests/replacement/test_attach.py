@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLM
 
 import psr_lens as psr
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.replacement.attach_to_transformers import LAYOUTS
+from psr_lens.replacement.attach_to_transformers import LAYOUTS, Attached, read_on_transformers
+from psr_lens.replacement.steering_hooks import SteeringHooks
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 KINDS = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
@@ -278,3 +279,23 @@ def test_every_layout_is_tried_against_hooks_written_by_hand():
     tried = {type(micro_model(each)).__name__ for each in ARCHITECTURES}
     in_the_matrix_alone = {"Qwen3NextForCausalLM"}  # not all of its layers attend
     assert tried | in_the_matrix_alone == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    "names", [["blocks.0.hook_resid_post", "blocks.9.hook_resid_post"], ["blocks.1.attn.hook_z", "blocks.0.hook_none"]]
+)
+def test_hooks_of_which_one_has_no_place_leave_none_behind(llama, names):
+    before = hooks_in(llama.hf)
+    with pytest.raises(InputError, match=f"hook: got '{names[1]}'"):
+        read_on_transformers(llama.hf, [(name, lambda activation, hook: None) for name in names])
+    assert hooks_in(llama.hf) == before
+    attached = Attached(llama.hf)
+    with random_replacement(llama.hooked).attach(llama.hf) as steered:
+        inside, made = hooks_in(steered), random_replacement(llama.hooked, seed=1).attach(llama.hf)
+        hooks = SteeringHooks([*made.hooks, (names[1], made.hooks[0][1])], made.hooks.calls)
+        with pytest.raises(InputError, match="hook: got"):
+            attached.add(LAYOUTS[type(llama.hf).__name__], hooks)
+        made.remove()
+        assert hooks_in(steered) == inside
+    assert hooks_in(llama.hf) == before
+    assert repr(attached) == f"Attached({type(llama.hf).__name__}, removed)"

@@ -15,6 +15,7 @@ from psr_lens.activations.store.reader import Store
 from psr_lens.activations.store.shards import SHARD_BYTES
 from psr_lens.activations.store.writer import StoreWriter
 from psr_lens.errors import InputError
+from psr_lens.models import untold
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,13 @@ class OnDisk:
             settings={**self.settings, "token_budget": reading.token_budget},
         )
         rank, world_size = rank_and_world_size()
-        if spec.identity["hooks"] and world_size == 1 and (Path(self.folder) / MANIFEST_FILE).exists():
+        begun = world_size == 1 and (Path(self.folder) / MANIFEST_FILE).exists()
+        if begun and (reason := untold(reading.model)) is not None:
             raise InputError(
                 "to",
-                f"{self.folder}, a store that was begun before, with hooks on the model",
-                "a new folder, since a store cannot tell whether its shards were captured with the same hooks",
-                "Remove the hooks, or give another folder.",
+                f"{self.folder}, a store that was begun before, with {reason}",
+                "a new folder, since a store cannot tell whether its shards were captured with the same ones",
+                "Undo that, or give another folder.",
             )
         writer = StoreWriter.create(self.folder, spec, rank, world_size)
         missing = writer.missing()

@@ -24,10 +24,11 @@ from psr_lens._utils.digests import digest_of
 from psr_lens._utils.tensor_bytes import raw_bytes
 from psr_lens.activations.paired_passes import Difference, PairedReading
 from psr_lens.activations.store.files import RESUME, Layout, verify_file
+from psr_lens.activations.store.model_identity import as_recorded, source_identity
 from psr_lens.activations.store.shards import SHARD_BYTES, ShardRange, plan_shards
 from psr_lens.activations.store.triplets import TRIPLETS_FILE, read_triplets, triplet_id, triplets_bytes
 from psr_lens.errors import ArtifactError, InputError
-from psr_lens.models import HookedModel, has_hooks, model_content, model_identity, tokenizer_of
+from psr_lens.models import model_identity, tokenizer_of
 from psr_lens.models.identity_by_content import tokenizer_fingerprint
 from psr_lens.prompts import Span, TokenTable, Triplet, token_table
 
@@ -73,7 +74,7 @@ class StoreSpec:
     triplets_file: str = ""
     """xxh3_128 of `triplets.jsonl` as an older version wrote it; empty where it follows from the triplets."""
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """The model's class, data type, digests of weights and config, and whether hooks were on it; empty in stores of formats 1 and 2."""
+    """The model's class, data type, digests of weights, settings and config, and whether hooks were on it; empty in formats 1 and 2."""
 
     def __post_init__(self) -> None:
         """Refuse invalid and inconsistent fields."""
@@ -212,13 +213,6 @@ def _span_rows(spec: StoreSpec) -> tuple[list[int], list[int], list[int]]:
     return ids, owners, positions
 
 
-def source_identity(model: HookedModel) -> dict[str, Any]:
-    """What tells a model from others of the same sizes, as JSON content."""
-    whole = model_content(model)
-    kept = {name: whole[name] for name in ("class", "weights", "config")}
-    return kept | {"dtype": str(model.cfg.dtype).removeprefix("torch."), "hooks": has_hooks(model)}
-
-
 # --- the manifest -----------------------------------------------------------------------------------------------------------
 
 
@@ -324,7 +318,7 @@ def in_format_of(folder: Path, found: Mapping[str, Any], spec: StoreSpec) -> Sto
         spec: What is to be written there.
     """
     if found["format"] == spec.format:
-        return spec
+        return replace(spec, identity=as_recorded(found["identity"], spec.identity))
     older = replace(spec, format=found["format"])
     try:
         held = read_triplets(folder / TRIPLETS_FILE, found["triplets_file"], found["format"])

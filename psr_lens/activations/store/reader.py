@@ -57,7 +57,10 @@ class Store:
 
         Args:
             folder: Folder of the store.
-            model: The model to use the differences with; None to skip the check that they were captured from it.
+            model: The model to use the differences with; None to skip the check that they were captured from it. Compared are sizes, how
+                the weights were processed, and the tokenizer; with a model of the same class and data type, also every byte of the
+                weights, and, where they are recorded and torch, transformers and TransformerLens have the same versions, the settings and
+                functions of the modules (an edited `eps` or `act_fn`, say). Hooks and the rest of the config are not.
             partial: Open an incomplete store too. Rows of a missing shard cannot be read.
 
         Raises:

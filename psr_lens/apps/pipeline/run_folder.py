@@ -18,10 +18,11 @@ from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline.config import RunConfig
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.models import HookedModel, model_content
-from psr_lens.models.identity_by_content import former_identity
+from psr_lens.models.identity_by_content import alike, former_identity
 
 _FORMAT: Final = 2
-"""Format 1 had a sample of the model's weights in place of all, and no versions; its runs can be resumed."""
+"""Format 1 had a sample of the model's weights in place of all, and no versions; its runs can be resumed, as can those of format 2 that
+were begun before there was the entry `settings` of a model."""
 SETTINGS_FILE: Final = "run.yaml"
 RESULTS_FILE: Final = "results.json"
 ANSWERS_FILE: Final = "answers.jsonl"
@@ -90,6 +91,8 @@ def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | Non
     if found.get("format") == 1:
         del wanted["versions"]
         wanted |= {"format": 1} | ({} if model is None else {"model_found": former_identity(model)})
+    elif model is not None and alike(found.get("model_found"), wanted["model_found"]):
+        wanted["model_found"] = found["model_found"]
     unknown = {"model_found"} if model is None else set()
     differ = [name for name in {**wanted, **found} if name not in unknown and found.get(name) != wanted.get(name)]
     if differ:

@@ -19,11 +19,12 @@ from psr_lens.errors import ArtifactError
 from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
 from psr_lens.models import HookedModel, model_content
-from psr_lens.models.identity_by_content import former_identity
+from psr_lens.models.identity_by_content import alike, former_identity
 from psr_lens.prompts import Triplet
 
 FORMAT: Final = 2
-"""Format 1 had a sample of the weights in place of all, and no versions; its checkpoints can be resumed."""
+"""Format 1 had a sample of the weights in place of all, and no versions; its checkpoints can be resumed, as can those of format 2 that
+were begun before there was the entry `settings` of a model."""
 RUN_FILE: Final = "run.json"
 STATE_FILE: Final = "state.safetensors"
 
@@ -140,6 +141,8 @@ class Checkpoint:
                 "format": 1,
                 "model": former_identity(model),
             }
+        elif alike(found.get("model"), run["model"]):
+            run = run | {"model": found["model"]}
         differ = [
             f"settings.{name}" if part == "settings" else part
             for part, wanted in run.items()

@@ -24,7 +24,7 @@ from psr_lens.fitting.gradient_descent.objective import Objective
 from psr_lens.fitting.gradient_descent.parameters import Parameters
 from psr_lens.fitting.settings.adapters import LoRA
 from psr_lens.fitting.settings.solvers import FitConfig, Joint
-from psr_lens.models import HookedModel, frozen, has_hooks
+from psr_lens.models import HookedModel, frozen, untold
 from psr_lens.prompts import Triplet
 from psr_lens.replacement import LearningCurve, Site
 
@@ -71,12 +71,12 @@ def train(
         ArtifactError: the checkpoint is damaged, or belongs to another run.
         FitError: the loss is no longer finite, or has exploded; its `partial` is what had been learned before.
     """
-    if checkpoint is not None and has_hooks(model):
+    if checkpoint is not None and (reason := untold(model)) is not None:
         raise InputError(
             "checkpoint",
-            f"{checkpoint}, with hooks on the model",
-            "a model without hooks, since a checkpoint does not record hooks",
-            "Remove the hooks, or fit without a checkpoint.",
+            f"{checkpoint}, with {reason}",
+            "a model without them, since a checkpoint does not record what they do",
+            "Undo that, or fit without a checkpoint.",
         )
     alone = rank_and_world_size()[1] == 1
     wanted = {} if alone and checkpoint is None else identity(model, triplets, names, config, asked)
