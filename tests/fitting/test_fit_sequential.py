@@ -79,8 +79,9 @@ def test_fitting_twice_gives_the_same_to_the_last_bit(tiny):
 
 @pytest.mark.parametrize(("settings", "limit"), [({}, 0.9), ({"layers": 1}, 0.95), ({"rank": 3, "span": "QR"}, 0.8)], ids=str)
 def test_the_replacement_comes_closer_to_the_prompt(tiny, settings, limit):
-    # On random weights no direction leads, so that one rank catches little: 0.73 to 0.85 over models and seeds.
-    triplets = random_triplets(tiny.model, 8)
+    # On random weights no direction leads, so that a low rank catches little: 0.57 to 0.67 over models with all defaults. Of only 8
+    # triplets it was 0.61 to 0.91, which rounding on another processor decided.
+    triplets = random_triplets(tiny.model, 16)
     config = psr.Sequential(regression_steps=100, **settings)
     assert relative_error(tiny.model, triplets, psr.fit(tiny.model, triplets, config)) < limit
 

