@@ -98,11 +98,12 @@ CALLS = {
 class Interrupted:
     """Counts the passes through a block in the middle of the model, and interrupts one of them."""
 
-    def __init__(self, model, monkeypatch):
+    def __init__(self, model, monkeypatch, *, samples=True):
         self.passes, self.at = 0, None
-        # Sampling runs on plain transformers. Classes are changed, not modules: a replaced `forward` of a module counts as a hook.
-        for kind, only in ((HookPoint, model.hook_dict["blocks.1.hook_resid_post"]), (LlamaDecoderLayer, None)):
-            monkeypatch.setattr(kind, "forward", self._counted(kind.forward, only))
+        # Classes are changed, not modules: a replaced `forward` of a module counts as a hook.
+        monkeypatch.setattr(HookPoint, "forward", self._counted(HookPoint.forward, model.hook_dict["blocks.1.hook_resid_post"]))
+        if samples:  # which runs on plain transformers
+            monkeypatch.setattr(LlamaDecoderLayer, "forward", self._counted(LlamaDecoderLayer.forward, None))
 
     def _counted(self, forward, only):
         def counted(module, *args, **kwargs):
@@ -123,7 +124,8 @@ class Interrupted:
 def test_an_interrupt_leaves_nothing_behind_and_the_same_call_works_afterwards(tiny_llama, name, monkeypatch, tmp_path):
     model, triplets, call = tiny_llama.model, random_triplets(tiny_llama.model, 3, longest=4), CALLS[name]
     generate(model, triplets, tmp_path)  # what is tried out once for each model is behind us
-    interrupt = Interrupted(model, monkeypatch)
+    # To a store, a layer that counts and interrupts at other numbers is a layer of another model.
+    interrupt = Interrupted(model, monkeypatch, samples=name != "store")
     before = state_of(model)
     interrupt.during(None)
     call(model, triplets, tmp_path / "whole")
