@@ -27,7 +27,7 @@ from psr_lens.generation.decoding import BatchSteering, Decoding, NotFiniteError
 from psr_lens.generation.engine import Engine, Job
 from psr_lens.generation.sampling_config import SamplingConfig as SamplingConfig
 from psr_lens.generation.sampling_config import checked_sampling as checked_sampling
-from psr_lens.models import HookedModel, check_ids, context_length, end_tokens, frozen, is_altered, spans_known, tokenizer_of
+from psr_lens.models import HookedModel, check_ids, context_length, end_tokens, frozen, has_hooks, spans_known, tokenizer_of
 from psr_lens.prompts import Context, PromptPair, Span, check_pairs
 from psr_lens.prompts.chat_templates import turn_end
 from psr_lens.prompts.token_text import decoded
@@ -281,13 +281,9 @@ def check_engine_can(engine: Engine, model: HookedModel, replacement: Acting | N
     if isinstance(replacement, InWeights):
         what = "added neurons" if isinstance(replacement, AddedNeurons) else "an adapter"
         raise InputError("engine", f"an engine, with {what} to steer with", "None", "Engines steer with replacements and plans.")
-    if is_altered(model):
-        raise InputError(
-            "engine",
-            "an engine, while there are hooks on the model, or its modules were changed since it was loaded",
-            "None",
-            "An engine does not run them.",
-        )
+    # Whether its modules were changed, the engine sees by comparing log probabilities; vLLM itself changes some of transformers' functions.
+    if has_hooks(model):
+        raise InputError("engine", "an engine, while there are hooks on the model", "None", "An engine does not run them.")
     engine.check(model, replacement, config)
 
 
