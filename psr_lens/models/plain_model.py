@@ -39,8 +39,10 @@ def plain_transformers(model: HookedModel) -> nn.Module | None:
         model, settings or functions of modules that were changed since it was loaded, weights that were processed or replaced, layers on
         several devices, a `steer` block of another thread, which refuses calls of this one, or logits that differ on a probe.
     """
+    if is_spread(model) or has_hooks(model) or refuses_this_thread(model):
+        return None
     settings = settings_digest(model)
-    if is_spread(model) or has_hooks(model) or refuses_this_thread(model) or settings is None or is_changed(model, settings):
+    if settings is None or is_changed(model, settings):
         return None
     found = held_plain_model(model)
     if found is None:
