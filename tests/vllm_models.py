@@ -1,7 +1,7 @@
 """Tiny random models for vLLM, whose kernels need wider heads than those of the other tests, and engines that serve replacements."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,11 +99,17 @@ def tiny_model(family: str, root: Path) -> Tiny:
 @contextmanager
 def engine_of(tiny: Tiny, **settings: Any) -> Iterator[Any]:
     """A `vllm.LLM` that serves the model's replacements, in this process."""
+    with _engine(str(tiny.folder), tiny.saved, **settings) as llm:
+        yield llm
+
+
+@contextmanager
+def _engine(folder: str, saved: dict[str, str], **settings: Any) -> Iterator[Any]:
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    settings = {"enforce_eager": True, "max_num_batched_tokens": 40, "additional_config": {"psr": tiny.saved}} | settings
-    llm = LLM(str(tiny.folder), dtype="float32", max_model_len=CONTEXT, max_num_seqs=8, block_size=BLOCK, seed=0, **settings)
+    settings = {"enforce_eager": True, "max_num_batched_tokens": 40, "additional_config": {"psr": saved}} | settings
+    llm = LLM(folder, dtype="float32", max_model_len=CONTEXT, max_num_seqs=8, block_size=BLOCK, seed=0, **settings)
     try:
         yield llm
     finally:
@@ -111,3 +117,31 @@ def engine_of(tiny: Tiny, **settings: Any) -> Iterator[Any]:
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
+
+
+def with_drafts(
+    folder: str, saved: dict[str, str], prompts: list[list[int]], names: Sequence[str], count: int
+) -> tuple[list[list[int]], int]:
+    """Greedy tokens of an engine that drafts, and how many drafts it accepted.
+
+    For a process of its own: what vLLM compiles for drafts keeps every later engine of the same process from starting.
+    """
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    accepted: list[int] = []
+    original = Scheduler.make_spec_decoding_stats
+
+    def counted(*given: Any, **named: Any) -> Any:
+        accepted.append(named["num_accepted_tokens"])
+        return original(*given, **named)
+
+    Scheduler.make_spec_decoding_stats = counted
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    params = [
+        SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, extra_args={"psr": name, "psr_alpha": 1.0})
+        for name in names
+    ]
+    with _engine(folder, saved, speculative_config=drafts) as llm:
+        found = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    return [list(each.outputs[0].token_ids) for each in found], sum(accepted)
