@@ -18,11 +18,12 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, cast
 
 from psr_lens._utils.digests import digest_of
 from psr_lens.errors import ArtifactError, InputError, ModelError, PsrLensError
-from psr_lens.serving.requests import IN_FORCE, asks_to_be_steered, cache_key, in_force
+from psr_lens.serving.requests import IN_FORCE, asks_to_be_steered, cache_key, in_force, is_ours
 from psr_lens.serving.served import CONFIG, Served, served_by
 from psr_lens.serving.steered_model import TokenStrengths, check_model, put_gates
 from psr_lens.serving.wrapping import owner_of, wrap
@@ -33,6 +34,7 @@ _BEAM_SEARCHES: Final = (
     ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest"),
     ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest"),
 )
+_CLIENT_ERROR: Final = ("vllm.exceptions", "VLLMClientError")
 _RUST: Final = "VLLM_USE_RUST_FRONTEND"
 _TO_BEAMS: Final = "to_beam_search_params"
 _NOTED: Final = "psr_digests"
@@ -66,12 +68,30 @@ def _process_inputs(original: Any, processor: Any, *args: Any, **kwargs: Any) ->
     if asked is None or not asks_to_be_steered(asked):
         return request
     length = len(request.prompt_embeds if request.prompt_token_ids is None else request.prompt_token_ids)
-    found = in_force(processor._psr_served, asked, length)
-    if found and request.resumable:
-        raise InputError("psr", "a prompt that goes on being streamed in", "a whole prompt, since steering starts at its end")
-    # `params` is the request's own copy, but its dictionary is the caller's.
-    params.extra_args = asked | {IN_FORCE: [list(each) for each in found]}
+    try:
+        found = in_force(processor._psr_served, asked, length)
+        if found and request.resumable:
+            raise InputError("psr", "a prompt that goes on being streamed in", "a whole prompt, since steering starts at its end")
+    except InputError as error:
+        raise _refused_request()(str(error)) from error
+    # `params` is the request's own copy, but its dictionary is the caller's. What was asked may be too large a number for other processes.
+    others = {key: value for key, value in asked.items() if not is_ours(key)}
+    params.extra_args = others | {IN_FORCE: [list(each) for each in found]}
     return request
+
+
+@cache
+def _refused_request() -> Callable[[str], InputError]:
+    """An `InputError` that vLLM's server answers with status 400; of errors that it does not know it makes status 500."""
+
+    class RefusedRequestError(InputError, owner_of(*_CLIENT_ERROR)):  # type: ignore[misc]
+        """A request asks to be steered in a way that is invalid."""
+
+        def __init__(self, message: str) -> None:
+            """Keep the message of another error."""
+            Exception.__init__(self, message)
+
+    return cast(Callable[[str], InputError], RefusedRequestError)
 
 
 def _to_beam_search_params(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -224,6 +244,8 @@ def take_part() -> str:
     """
     at = [owner_of(module, owner) for module, owner, _, _ in _PLACES]
     missing = [f"{module}.{name}" for place, (module, _, name, _) in zip(at, _PLACES, strict=True) if not hasattr(place, name)]
+    if owner_of(*_CLIENT_ERROR) is None:
+        missing.append(".".join(_CLIENT_ERROR))
     if missing:
         return _lacks(missing)
     for place, (_, _, name, wrapper) in zip(at, _PLACES, strict=True):

@@ -42,23 +42,24 @@ class InForce(NamedTuple):
 
 def asks_to_be_steered(arguments: Any) -> bool:
     """Whether a request has an argument that is meant for this plugin, known or misspelt: any that begins with `psr`."""
-    return isinstance(arguments, Mapping) and any(map(_is_ours, arguments))
+    return isinstance(arguments, Mapping) and any(map(is_ours, arguments))
 
 
-def _is_ours(key: Any) -> bool:
+def is_ours(key: Any) -> bool:
+    """Whether an argument is meant for this plugin."""
     return isinstance(key, str) and key.lower().startswith(NAMES)
 
 
-def in_force(served: Served | None, arguments: Mapping[Any, Any] | None, prompt_length: int) -> list[InForce]:
+def in_force(served: Served | None, arguments: Mapping[Any, Any] | None, prompt_length: int | None) -> list[InForce]:
     """What steers a request.
 
     Args:
         served: The replacements of the engine.
         arguments: The request's `extra_args`, in HTTP `vllm_xargs`.
-        prompt_length: Number of tokens in its prompt.
+        prompt_length: Number of tokens in its prompt; None if it is not known yet, for a check of all else.
 
     Returns:
-        Every replacement at a strength other than 0, once.
+        Every replacement at a strength other than 0, once. Without a length, their starts mean nothing.
 
     Raises:
         InputError: the arguments are invalid, or name a replacement that is not served.
@@ -105,7 +106,7 @@ def cache_key(steering: Sequence[Sequence[Any]], end: int) -> bytes | None:
 
 
 def _check_keys(arguments: Mapping[Any, Any]) -> None:
-    ours = [key for key in arguments if _is_ours(key)]
+    ours = [key for key in arguments if is_ours(key)]
     if unknown := sorted(set(ours) - set(_KEYS)):
         raise InputError("extra_args", f"the unknown name {brief(unknown[0])}", f"some of {', '.join(map(repr, _KEYS))}")
     if NAMES not in arguments:
@@ -127,23 +128,24 @@ def _alphas(given: Any, count: int) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
-def _start(key: str, given: Any, prompt_length: int) -> int:
-    if not is_whole(given) or not 0 <= given < prompt_length:
-        raise InputError(key, brief(given), f"a position in the prompt of {prompt_length} tokens, counted from 0")
+def _start(key: str, given: Any, prompt_length: int | None) -> int:
+    if not is_whole(given) or given < 0 or (prompt_length is not None and given >= prompt_length):
+        prompt = "the prompt" if prompt_length is None else f"the prompt of {prompt_length} tokens"
+        raise InputError(key, brief(given), f"a position in {prompt}, counted from 0")
     return int(given)
 
 
-def _first(replacement: ReplacementSpec, name: str, starts: Mapping[Span, int], prompt_length: int) -> int:
+def _first(replacement: ReplacementSpec, name: str, starts: Mapping[Span, int], prompt_length: int | None) -> int:
     if replacement.span in starts:
         return starts[replacement.span]
     if replacement.span == "R":
-        return prompt_length - 1
+        return 0 if prompt_length is None else prompt_length - 1
     if replacement.question_start is None:
         key = next(key for key, span in STARTS.items() if span == "QR")
         raise InputError(
             key, None, f"the position of the question's first token, from which {brief(name)} acts", "It differed in training."
         )
-    if replacement.question_start >= prompt_length:
+    if prompt_length is not None and replacement.question_start >= prompt_length:
         raise InputError(
             "prompt", f"{prompt_length} tokens", f"more than {replacement.question_start}, where the question began in training"
         )
