@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from psr_lens.engines.vllm_engine import VLLMEngine, vllm
+from psr_lens.engines.vllm_server import VLLMServer
 
-__all__ = ["VLLMEngine", "vllm"]
+__all__ = ["VLLMEngine", "VLLMServer", "vllm"]

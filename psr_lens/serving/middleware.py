@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from psr_lens._utils.optional import package
 from psr_lens._utils.safe_files import brief
 from psr_lens.errors import InputError, ModelError, PsrLensError
+from psr_lens.serving.about_engine import ENGINE, about_engine
 from psr_lens.serving.requests import ALPHA, NAMES, asks_to_be_steered, in_force
 from psr_lens.serving.served import Served
 
@@ -191,8 +193,9 @@ def _listing(scope: Mapping[str, Any], send: Send) -> Send:
             return
         body = b"".join(parts)
         engine = Engine.of(scope)
-        if start["status"] == 200 and engine.served is not None:
-            body = json.dumps(_with_steered_models(json.loads(body), engine.served)).encode()
+        if start["status"] == 200 and engine.has_plugin:
+            about = asdict(about_engine(scope["app"].state.vllm_config))
+            body = json.dumps(_with_steered_models(json.loads(body), engine.served, about)).encode()
             others = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
             start["headers"] = [*others, (b"content-length", str(len(body)).encode())]
         await send(start)
@@ -201,11 +204,8 @@ def _listing(scope: Mapping[str, Any], send: Send) -> Send:
     return listed
 
 
-def _with_steered_models(models: dict[str, Any], served: Served) -> dict[str, Any]:
-    """The list of models with one for each base and name; `psr` says by digests what it does."""
-    cards = [
-        card | {"id": f"{card['id']}+{name}", "parent": card["id"], NAMES: parts}
-        for card in models["data"]
-        for name, parts in served.digests.items()
-    ]
-    return models | {"data": [*models["data"], *cards]}
+def _with_steered_models(models: dict[str, Any], served: Served | None, about: dict[str, Any]) -> dict[str, Any]:
+    """The list of models with what their engine is, and with one for each base and name; `psr` says by digests what it does."""
+    bases, named = models["data"], {} if served is None else served.digests
+    steered = [card | {"id": f"{card['id']}+{name}", "parent": card["id"], NAMES: named[name]} for card in bases for name in named]
+    return models | {"data": [*(card | {ENGINE: about} for card in bases), *steered]}

@@ -205,7 +205,7 @@ def test_other_lines_of_shell_name_what_exists():
                 assert all((ROOT / each).exists() for each in tests), told
             case [".venv/bin/ruff" | ".venv/bin/mypy" | ".venv/bin/lint-imports" | ".venv/bin/mkdocs", *_]:
                 pass
-            case ["psr-lens" | "torchrun", *_]:
+            case ["psr-lens" | "torchrun" | "vllm", *_]:
                 pass
             case ["python", script, *_]:
                 assert (ROOT / script).is_file(), told

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 
 from psr_lens.errors import InputError, ModelError
 from psr_lens.replacement import Replacement, Site
+from psr_lens.serving.about_engine import AboutEngine
 from psr_lens.serving.middleware import STEERED, Engine, SteeredModels, steered_body
 from psr_lens.serving.served import served_by
 
 PATH = "/v1/completions"
+ABOUT = AboutEngine("vllm 1, float32, abc", "float32", 3, 128, 300, 96)
 
 
 class HttpError(Exception):
@@ -121,7 +124,10 @@ def ask(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=HttpError))
     processor = SimpleNamespace(_psr_served=engine.served)
     models = SimpleNamespace(base_model_paths=[SimpleNamespace(name=name) for name in engine.bases])
-    state = SimpleNamespace(openai_serving_models=models, engine_client=SimpleNamespace(input_processor=processor))
+    state = SimpleNamespace(
+        openai_serving_models=models, engine_client=SimpleNamespace(input_processor=processor), vllm_config=None
+    )
+    monkeypatch.setattr("psr_lens.serving.middleware.about_engine", lambda config: ABOUT)
 
     def asked(given=(), *, method="POST", path=PATH, answer=()):
         incoming, read, sent = list(given), [], []
@@ -194,6 +200,7 @@ def test_models_are_listed_with_what_each_name_does(ask, engine):
     begun, sent = ask(method="GET", path="/v1/models", answer=answer)
     listed = json.loads(sent["body"])
     assert [card["id"] for card in listed["data"]] == ["base", "base+pirate", "base+question"]
+    assert listed["data"][0] == cards["data"][0] | {"psr_engine": asdict(ABOUT)}
     assert listed["data"][1] == {"id": "base+pirate", "parent": "base", "root": "x", "psr": engine.served.digests["pirate"]}
     assert begun["headers"] == [(b"x-request-id", b"7"), (b"content-length", str(len(sent["body"])).encode())]
     refused = [{**start, "status": 401}, {"type": "http.response.body", "body": b"no"}]

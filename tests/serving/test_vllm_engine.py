@@ -89,8 +89,10 @@ def test_what_the_engine_refuses(model, sampled):
     other = psr.load_model("organism")
     with pytest.raises(InputError, match="engine: got one whose model has n_layers=3, expected the model's own n_layers=6"):
         psr.generate(other, pairs_of(other, 1), engine=engine)
-    with pytest.raises(InputError, match=r"llm: got str, expected a vllm\.LLM"):
-        psr.engines.vllm("http://localhost")
+    with pytest.raises(InputError, match=r"llm: got int, expected a vllm\.LLM, or the address of a server"):
+        psr.engines.vllm(8000)
+    with pytest.raises(InputError, match=r"api_key_env: got KEY, expected None with a vllm\.LLM"):
+        psr.engines.vllm(engine._llm, api_key_env="KEY")
     assert fingerprint(model)["n_layers"] == 3
     assert model.cfg.n_ctx == CONTEXT
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 
@@ -11,24 +12,61 @@ pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs
 
 import httpx
 import openai
+from helpers import pairs_of, random_replacement
 from vllm_server import vllm_server
+
+import psr_lens as psr
+from psr_lens.errors import InputError
 
 MIDDLEWARE = ("--middleware", "psr_lens.serving.middleware.SteeredModels")
 GREEDY = {"temperature": 0, "max_tokens": 8}
 REQUESTS = 1000
 
 
+class Before(NamedTuple):
+    """What a server without the middleware answered before it was killed."""
+
+    port: int
+    answers: list[list[int]]
+    refusals: dict[str, tuple[int, str]]
+
+
 @pytest.fixture(scope="module")
-def served(tiny_for_vllm):
-    """A model and its server, with the middleware."""
+def before(tiny_for_vllm):
+    with vllm_server(tiny_for_vllm("llama")) as server:  # ends it with SIGKILL
+        refusals = {name: refusal(server, asked) for name, (asked, _) in REFUSED.items() if in_json(asked)}
+        return Before(server.port, [complete(server, *each) for each in BEFORE], refusals)
+
+
+@pytest.fixture(scope="module")
+def served(tiny_for_vllm, before):
+    """A model and its server, with the middleware, on the port of one that was killed."""
     tiny = tiny_for_vllm("llama")
-    with vllm_server(tiny, *MIDDLEWARE) as server:
+    with vllm_server(tiny, *MIDDLEWARE, port=before.port) as server:
         yield tiny, server
+
+
+def in_json(asked):
+    """Whether vLLM itself hands arguments on as they are: JSON has no other numbers, and it takes true for 1."""
+    return not any(each is True or (isinstance(each, float) and not math.isfinite(each)) for each in asked.values())
+
+
+def refusal(server, asked):
+    body = {"model": "base", "prompt": prompt(0), "vllm_xargs": asked}  # the client's own JSON has no NaN
+    answer = httpx.post(f"{server.url}/v1/completions", content=json.dumps(body), headers={"content-type": "application/json"})
+    return answer.status_code, answer.json()["error"]["message"]
 
 
 def prompt(seed, length=12):
     rng = random.Random(seed)
     return [rng.randrange(5, 300) for _ in range(length)]
+
+
+BEFORE = [
+    (prompt(seed), asked)
+    for seed in range(4)
+    for asked in (None, {"psr": "post", "psr_alpha": 1}, {"psr": "heads", "psr_alpha": 0.5}, {"psr": "rules", "psr_alpha": -0.5})
+]
 
 
 def complete(server, ids, asked=None, model="base", **more):
@@ -88,6 +126,22 @@ def test_chats_and_streams_are_steered(served):
             assert ids == tiny.greedy(parts[0].prompt_token_ids, *wanted, 8)
 
 
+def test_responses_and_messages_are_steered_as_chats_are(served):
+    _, server = served
+    question = "what is a bear ?"
+    messages, texts = [{"role": "user", "content": question}], []
+    for model in ("base", "base+post@0.5", "base+rules"):
+        chat = server.client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=12)
+        asked = {"model": model, "input": question, "temperature": 0, "max_output_tokens": 12}
+        responded = httpx.post(f"{server.url}/v1/responses", json=asked).json()
+        asked = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 12}
+        message = httpx.post(f"{server.url}/v1/messages", json=asked).json()
+        texts.append(chat.choices[0].message.content)
+        assert responded["output"][0]["content"][0]["text"] == texts[-1]
+        assert message["content"][0]["text"] == texts[-1]
+    assert len(set(texts)) == 3
+
+
 REFUSED = {
     "unknown name": ({"psr": "parrot"}, "psr: got 'parrot', expected one of the replacements that are served: 'post', 'rules', "),
     "nan": ({"psr": "post", "psr_alpha": math.nan}, "psr_alpha: got nan, expected a finite number"),
@@ -103,11 +157,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("asked", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_steered_is_refused_in_our_words(asked, message, served):
-    _, server = served
-    body = {"model": "base", "prompt": prompt(0), "vllm_xargs": asked}  # the client's own JSON has no NaN
-    answer = httpx.post(f"{server.url}/v1/completions", content=json.dumps(body), headers={"content-type": "application/json"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["message"].startswith(message)
+    status, found = refusal(served[1], asked)
+    assert status == 400
+    assert found.startswith(message)
 
 
 def test_a_stream_is_refused_before_it_begins(served):
@@ -185,6 +237,27 @@ def test_models_are_listed_with_their_replacements(served):
     assert found == ["base", *(f"base+{name}" for name in tiny.saved)]
 
 
+def test_it_samples_for_generate(served):
+    """Thousands of requests in flight at a time, each with its own steering, are as the model's own."""
+    tiny, server = served
+    model = psr.load_model(tiny.folder, backend="bridge")
+    engine = psr.engines.vllm(f"{server.url}/v1")
+    pairs = [*pairs_of(model, 12)] * 25
+    few = psr.SamplingConfig(temperature=0, max_new_tokens=6)
+    for name in (None, "post", "rules", "plan"):
+        given = None if name is None else tiny.steering[name]
+        alpha = [(-1.0, 0.5, 1.0)[row % 3] for row in range(12)] * 25
+        found = psr.generate(model, pairs, given, alpha=alpha, sampling=few, engine=engine)
+        assert found == [*psr.generate(model, pairs[:12], given, alpha=alpha[:12], sampling=few)] * 25
+    with pytest.raises(InputError, match="engine: got one that serves 'post', "):
+        psr.generate(model, pairs[:1], random_replacement(model), sampling=few, engine=engine)
+    sampled, alike = psr.SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=6, seed=5), pairs[:1] * 6
+    first = psr.generate(model, alike, tiny.steering["post"], sampling=sampled, engine=engine)
+    again = psr.generate(model, alike[:2], tiny.steering["post"], sampling=sampled, streams=[3, 1], engine=engine)
+    assert again == [first[3], first[1]]
+    assert len({each.ids for each in first}) > 1
+
+
 def test_what_vllm_would_ignore_is_refused(served):
     _, server = served
     steered = {"vllm_xargs": {"psr": "post"}}
@@ -208,22 +281,19 @@ def test_what_vllm_would_ignore_is_refused(served):
         assert (answer.status_code, answer.json()["error"]["message"][: len(message)]) == (400, message)
 
 
-def test_without_the_middleware_it_refuses_too_and_after_a_crash_it_answers_the_same(tiny_for_vllm):
-    tiny = tiny_for_vllm("llama")
-    asked = [None, {"psr": "post"}, {"psr": ["heads", "last"], "psr_alpha": [0.5, 1]}, {"psr": "rules", "psr_alpha": -0.5}]
-    found, port = [], None
-    for _ in range(2):
-        with vllm_server(tiny, "--api-key", "key", port=port) as server:  # ends it with SIGKILL
-            port = server.port
-            server.client.api_key = "key"
-            found.append([complete(server, prompt(seed), each) for seed in range(4) for each in asked])
-            for refused, message in REFUSED.values():
-                if not any(isinstance(each, float) or each is True for each in refused.values()):
-                    with pytest.raises(openai.BadRequestError) as caught:
-                        complete(server, prompt(0), refused)
-                    assert caught.value.body["message"].startswith(message)
-    assert found[0] == found[1]
-    assert found[0][:2] == [tiny.greedy(prompt(0), None, 0, 8), tiny.greedy(prompt(0), "post", 1.0, 8)]
+def test_after_a_crash_it_answers_the_same(served, before):
+    tiny, server = served
+    assert [complete(server, ids, asked) for ids, asked in BEFORE] == before.answers
+    for (ids, asked), found in zip(BEFORE, before.answers, strict=True):
+        alphas = asked["psr_alpha"] if asked else 0
+        assert found == tiny.greedy(ids, asked and asked["psr"], alphas, 8)
+
+
+@pytest.mark.parametrize("name", [name for name, (asked, _) in REFUSED.items() if in_json(asked)])
+def test_without_the_middleware_it_refuses_too(name, before):
+    status, message = before.refusals[name]
+    assert status == 400
+    assert message.startswith(REFUSED[name][1])
 
 
 JUNK = [

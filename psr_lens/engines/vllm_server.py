@@ -1,0 +1,207 @@
+"""A vLLM server as what samples responses: one request for each, many of them in flight together."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from psr_lens._utils.progress import progress_bar
+from psr_lens.engines.vllm_requests import (
+    check_length,
+    check_same_model,
+    check_sampling,
+    check_served,
+    check_sizes,
+    sampling_arguments,
+    steering_arguments,
+)
+from psr_lens.errors import InputError, ModelError
+from psr_lens.generation.engine import Job
+from psr_lens.generation.sampling_config import SamplingConfig
+from psr_lens.models import HookedModel
+from psr_lens.replacement import Steering
+from psr_lens.serving.about_engine import ENGINE, AboutEngine
+from psr_lens.serving.middleware import XARGS
+from psr_lens.serving.requests import NAMES
+
+_IN_FLIGHT: Final = 1024
+"""Most requests that wait for an answer at a time, about as many as vLLM computes together."""
+_LONGEST_ANSWER: Final = 3600.0
+"""Seconds; requests wait in vLLM's queue."""
+_ATTEMPTS: Final = 4
+_PAUSE: Final = 1.0
+"""Seconds before the second attempt; twice as many before each further one."""
+_BUSY: Final = (429, 502, 503, 504)
+"""Statuses after which a request is sent again. It has its own seed, so nothing changes by that."""
+_REMEDY: Final = "Save it, and start the server with its folder: `psr-lens serve MODEL FOLDER`."
+
+
+class VLLMServer:
+    """A vLLM server that samples for psr_lens; made by `psr.engines.vllm`."""
+
+    def __init__(self, url: str, api_key_env: str | None = None) -> None:
+        """Ask a server what it serves.
+
+        Args:
+            url: Its address, with `/v1`.
+            api_key_env: Environment variable with the key of its API.
+
+        Raises:
+            InputError: `url` is no address, or there is no such variable.
+            ModelError: the server does not answer, or was started without psr_lens's middleware.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError("llm", repr(url), "a vllm.LLM, or the address of a server", "For example 'http://127.0.0.1:8000/v1'.")
+        if api_key_env is not None and not os.environ.get(api_key_env):
+            raise InputError("api_key_env", repr(api_key_env), "an environment variable that holds a key", "It is not set.")
+        self._url = url.rstrip("/")
+        self._key_env = api_key_env
+        self._own = threading.local()
+        self._name, self._about, self._served = self._asked()
+
+    def __repr__(self) -> str:
+        """The server's address, its model and type in a line."""
+        return f"VLLMServer({self._url}, {self._name}, {self._about.dtype})"
+
+    @property
+    def identity(self) -> str:
+        """The version of vLLM, the type of the weights, and a digest of what else in the configuration changes logits."""
+        return self._about.identity
+
+    def check(self, model: HookedModel, steering: Steering | None, config: SamplingConfig) -> None:
+        """Refuse another model than the server's own, a replacement that it does not serve, or settings that mean something else in vLLM.
+
+        The models are compared by what they do: the log probabilities of the tokens of random prompts.
+
+        Raises:
+            InputError: the models differ, the server was started without the replacement, or it cannot sample like this.
+            ModelError: the server does not answer, or was started anew with other settings.
+        """
+        check_sampling(config)
+        self._name, about, self._served = self._asked()
+        if about.identity != self._about.identity:
+            raise ModelError(f"vllm: the server at {self._url} was started anew with other settings. Make the engine again.")
+        check_sizes(model, about)
+        digests = {digest for parts in self._served.values() for digest in parts}
+        check_served(steering, digests, self._served, _REMEDY)
+        check_same_model(model, about, self._log_probabilities)
+
+    def respond(self, jobs: Sequence[Job], config: SamplingConfig, stops: frozenset[int]) -> list[tuple[int, ...]]:
+        """Sample all responses; see `Engine`.
+
+        Raises:
+            InputError: a prompt and its response are longer than the server takes.
+            ModelError: a response was broken off, logits are not finite, or the server does not answer.
+        """
+        check_length(jobs, self._about.max_model_len)
+
+        def respond(job: Job) -> tuple[int, ...]:
+            steering = steering_arguments(job)
+            xargs = {} if steering is None else {XARGS: steering}
+            return _tokens(self._complete(job.ids, **sampling_arguments(job, config, stops), **xargs))
+
+        return self._together(respond, jobs)
+
+    def _together(self, one: Callable[[Job], tuple[int, ...]], jobs: Sequence[Job]) -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = []
+        pool = ThreadPoolExecutor(max(1, min(len(jobs), _IN_FLIGHT)))
+        try:
+            with progress_bar(total=len(jobs), desc="sample", unit="response") as bar:
+                for each in pool.map(one, jobs):
+                    found.append(each)
+                    bar.update(1)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error, nobody waits for the others
+        return found
+
+    def _asked(self) -> tuple[str, AboutEngine, dict[str, list[str]]]:
+        """The name of the model, its engine, and the digests of each name."""
+        cards = self._ask("GET", "/models")["data"]
+        base = next((card for card in cards if ENGINE in card), None)
+        if base is None:
+            raise ModelError(f"vllm: the server at {self._url} was started without psr_lens. Start it with `psr-lens serve`.")
+        about = AboutEngine(**{each.name: base[ENGINE][each.name] for each in fields(AboutEngine)})
+        served = {
+            card["id"].removeprefix(f"{base['id']}+"): [digest for digest, _ in card[NAMES]]
+            for card in cards
+            if card.get("parent") == base["id"] and NAMES in card
+        }
+        return base["id"], about, served
+
+    def _log_probabilities(self, ids: Int[Tensor, "prompt token"]) -> Float[Tensor, "prompt next_token"]:
+        rows = []
+        for row in ids.tolist():
+            found = self._complete(row, temperature=0.0, max_tokens=1, prompt_logprobs=0)["prompt_logprobs"]
+            rows.append([at[str(token)]["logprob"] for at, token in zip(found[1:], row[1:], strict=True)])
+        return torch.tensor(rows)
+
+    def _complete(self, ids: Sequence[int], **settings: Any) -> Mapping[str, Any]:
+        body = {"model": self._name, "prompt": list(ids), "return_token_ids": True, **settings}
+        choice: Mapping[str, Any] = self._ask("POST", "/completions", body)["choices"][0]
+        return choice
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The JSON content of an answer.
+
+        Raises:
+            ModelError: there is none, or the server refused the request.
+        """
+        problem = ""
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_PAUSE * 2 ** (attempt - 1))
+            try:
+                status, text = self._sent(method, path, body)
+                content = json.loads(text) if status == 200 else None
+            except (OSError, HTTPException, ValueError) as error:
+                self._close()
+                problem = f"{type(error).__name__}: {error}"
+                continue
+            if status == 200:
+                return content
+            problem = f"status {status}: {text[:300]}"
+            if status not in _BUSY:
+                break
+        raise ModelError(f"vllm: the server at {self._url} gave no answer to {path} ({problem}). Its log says more.")
+
+    def _sent(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, str]:
+        """Status and text, over a connection that each thread keeps."""
+        connection = getattr(self._own, "connection", None)
+        if connection is None:
+            parts = urlsplit(self._url)
+            kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+            connection = self._own.connection = kind(str(parts.hostname), parts.port, timeout=_LONGEST_ANSWER)
+        headers = {"Content-Type": "application/json"}
+        if self._key_env is not None:
+            headers["Authorization"] = f"Bearer {os.environ[self._key_env]}"
+        connection.request(method, urlsplit(self._url).path + path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    def _close(self) -> None:
+        connection = getattr(self._own, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._own.connection = None
+
+
+def _tokens(choice: Mapping[str, Any]) -> tuple[int, ...]:
+    if choice["finish_reason"] not in ("stop", "length"):
+        raise ModelError(f"vllm: a response was broken off ({choice['finish_reason']}). The server's log says why.")
+    if not all(each is not None and math.isfinite(each) for each in choice["logprobs"]["token_logprobs"]):
+        raise ModelError("vllm: the model gave logits that are not finite. A smaller `alpha` or dtype='float32' may help.")
+    return tuple(choice["token_ids"])

@@ -1,0 +1,209 @@
+"""`psr.engines.vllm` with an address: what needs no vLLM, before a server that answers as vLLM does."""
+
+import json
+import threading
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from helpers import pairs_of, random_replacement
+
+import psr_lens as psr
+from psr_lens.engines import vllm_server
+from psr_lens.errors import InputError, ModelError
+from psr_lens.models import forward
+from psr_lens.replacement.content_digest import content_digest
+from psr_lens.serving.about_engine import AboutEngine
+
+FEW = psr.SamplingConfig(temperature=0.5, max_new_tokens=6, seed=3)
+
+
+class FakeServer:
+    """Answers every prompt with the ids of the prompt's last tokens, and knows the model's log probabilities."""
+
+    def __init__(self, model, replacement):
+        cfg = model.cfg
+        self.about = AboutEngine("vllm 0, float32, abc", "float32", cfg.n_layers, cfg.d_model, cfg.d_vocab, cfg.n_ctx)
+        self.model, self.digest = model, content_digest(replacement)
+        self.asked, self.problems, self.changes, self.shift = [], [], {}, 0.0
+        self.lock = threading.Lock()
+
+    def cards(self):
+        base = {"id": "base", "parent": None, "psr_engine": asdict(self.about)}
+        return {"data": [base, {"id": "base+pirate", "parent": "base", "psr": [[self.digest, 1.0]]}]}
+
+    def completion(self, body):
+        choice = {"finish_reason": "length", "token_ids": body["prompt"][-3:], "logprobs": {"token_logprobs": [-1.0]}}
+        if "prompt_logprobs" in body:
+            ids = torch.tensor([body["prompt"]])
+            with self.lock, torch.inference_mode():
+                logits = forward(self.model, ids, torch.ones_like(ids))[0].log_softmax(-1)
+            at = [{str(token): {"logprob": float(logits[row, token]) + self.shift}} for row, token in enumerate(body["prompt"][1:])]
+            return {"choices": [choice | {"prompt_logprobs": [None, *at]}]}
+        return {"choices": [choice | self.changes]}
+
+    def answer(self, handler, body):
+        with self.lock:
+            problem = self.problems.pop(0) if self.problems else None
+            self.asked.append((handler.path, handler.headers["authorization"], body))
+        if problem == "nothing":
+            handler.close_connection = True
+            return
+        content = self.cards() if body is None else self.completion(body)
+        text = json.dumps(content if problem is None else {"error": {"message": "enough"}}).encode()
+        handler.send_response(problem or 200)
+        handler.send_header("content-length", str(len(text)))
+        handler.end_headers()
+        handler.wfile.write(text)
+
+
+@contextmanager
+def running(fake):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            fake.answer(self, None)
+
+        def do_POST(self):
+            fake.answer(self, json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+        def log_message(self, *given):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def pirate(organism):
+    return random_replacement(organism.model)
+
+
+@pytest.fixture
+def fake(organism, pirate, monkeypatch):
+    monkeypatch.setattr(vllm_server, "_PAUSE", 0.01)
+    made = FakeServer(organism.model, pirate)
+    with running(made) as made.url:
+        yield made
+
+
+def test_every_response_has_its_own_request_with_what_steers_it(organism, pirate, fake):
+    pairs = pairs_of(organism.model, 30)
+    engine = psr.engines.vllm(fake.url)
+    found = psr.generate(organism.model, pairs, pirate, alpha=[0.1 * row for row in range(30)], sampling=FEW, engine=engine)
+    assert [each.ids for each in found] == [pair.base_ids[-3:] for pair in pairs]
+    asked = [body for path, _, body in fake.asked if path == "/v1/completions" and "prompt_logprobs" not in body]
+    assert len(asked) == 30
+    assert len({body["seed"] for body in asked}) == 30
+    of_prompt = {tuple(body["prompt"]): body for body in asked}
+    for row, pair in enumerate(pairs):
+        body = of_prompt[tuple(pair.base_ids)]
+        assert body["vllm_xargs"]["psr"] == [fake.digest]
+        assert body["vllm_xargs"]["psr_alpha"] == pytest.approx([0.1 * row])
+        assert (body["model"], body["temperature"], body["max_tokens"], body["ignore_eos"]) == ("base", 0.5, 6, True)
+    assert engine.identity == "vllm 0, float32, abc"
+    assert repr(engine) == f"VLLMServer({fake.url}, base, float32)"
+
+
+def test_a_request_that_got_no_answer_is_sent_again_with_the_same_seed(organism, fake):
+    pairs = pairs_of(organism.model, 1)
+    engine = psr.engines.vllm(fake.url)
+    for problem in (503, 429, "nothing"):
+        fake.asked.clear()
+        fake.problems = [None, None, None, problem, problem]
+        found = psr.generate(organism.model, pairs, sampling=FEW, engine=engine)
+        assert found[0].ids == pairs[0].base_ids[-3:]
+        first, *others = [body for _, _, body in fake.asked[3:]]
+        assert others == [first, first]
+
+
+def test_what_is_refused_or_never_answered_is_said(organism, fake):
+    pairs = pairs_of(organism.model, 1)
+    engine = psr.engines.vllm(fake.url)
+    for problems, message in (
+        ([400], "status 400: .*enough"),
+        ([500], "status 500"),
+        ([503] * 4, "status 503"),
+        (["nothing"] * 4, "RemoteDisconnected: "),
+    ):
+        fake.problems = [None, None, None, *problems]
+        with pytest.raises(ModelError, match=rf"gave no answer to /completions \(.*{message}"):
+            psr.generate(organism.model, pairs, sampling=FEW, engine=engine)
+        assert not fake.problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finish_reason": "abort"}, r"a response was broken off \(abort\)"),
+        ({"logprobs": {"token_logprobs": [-1.0, None]}}, "not finite"),
+        ({"logprobs": {"token_logprobs": [float("nan")]}}, "not finite"),
+    ],
+)
+def test_responses_that_are_broken_are_no_responses(changes, message, organism, fake):
+    fake.changes = changes
+    with pytest.raises(ModelError, match=message):
+        psr.generate(organism.model, pairs_of(organism.model, 2), sampling=FEW, engine=psr.engines.vllm(fake.url))
+
+
+def test_another_model_or_replacement_is_refused(organism, pirate, fake):
+    pairs, model = pairs_of(organism.model, 1), organism.model
+    engine = psr.engines.vllm(fake.url)
+    with pytest.raises(InputError, match=r"engine: got one that serves 'pirate', .* Save it, and start the server with its folder"):
+        psr.generate(model, pairs, random_replacement(model, seed=5), sampling=FEW, engine=engine)
+    fake.shift = 0.02
+    with pytest.raises(InputError, match=r"engine: got one whose log probabilities differ from the model's by 0.02 on average"):
+        psr.generate(model, pairs, pirate, sampling=FEW, engine=engine)
+    fake.shift = float("nan")
+    with pytest.raises(InputError, match="by nan on average"):
+        psr.generate(model, pairs, pirate, sampling=FEW, engine=engine)
+    fake.shift, fake.about = 0.0, replace(fake.about, n_layers=2)
+    with pytest.raises(InputError, match="got one whose model has n_layers=2"):
+        psr.generate(model, pairs, sampling=FEW, engine=engine)
+    fake.about = replace(fake.about, identity="vllm 0, bfloat16, abc")
+    with pytest.raises(ModelError, match="was started anew with other settings"):
+        psr.generate(model, pairs, sampling=FEW, engine=engine)
+    fake.about = replace(fake.about, n_layers=model.cfg.n_layers, max_model_len=9)
+    with pytest.raises(InputError, match="max_model_len=9"):
+        psr.generate(model, pairs, sampling=FEW, engine=psr.engines.vllm(fake.url))
+
+
+def test_answers_are_cached_and_not_asked_for_again(organism, pirate, fake, tmp_path):
+    pairs = pairs_of(organism.model, 3)
+    given = (organism.model, pairs, {"A": pirate}, psr.judges.organism("pirate"))
+    curves = psr.Calibration(alphas=(0.5, 1.0), targets=(), at_prompt=False)
+    found = []
+    for _ in range(2):
+        fake.asked.clear()
+        psr.evaluate(*given, calibration=curves, sampling=FEW, cache=tmp_path, engine=psr.engines.vllm(fake.url))
+        found.append(sum(body is not None and "prompt_logprobs" not in body for _, _, body in fake.asked))
+    assert found[0] >= 6
+    assert found[1] == 0
+
+
+def test_addresses_and_keys(fake, monkeypatch):
+    for url in ("localhost:8000", "ftp://a", "", "http://"):
+        with pytest.raises(
+            InputError, match=r"expected a vllm.LLM, or the address of a server. For example 'http://127.0.0.1:8000/v1'"
+        ):
+            psr.engines.vllm(url)
+    monkeypatch.delenv("SERVER_KEY", raising=False)
+    with pytest.raises(InputError, match="api_key_env: got 'SERVER_KEY', expected an environment variable that holds a key"):
+        psr.engines.vllm(fake.url, api_key_env="SERVER_KEY")
+    monkeypatch.setenv("SERVER_KEY", "secret")
+    psr.engines.vllm(fake.url + "/", api_key_env="SERVER_KEY")
+    assert fake.asked[-1] == ("/v1/models", "Bearer secret", None)
+    fake.cards = lambda: {"data": [{"id": "base"}]}
+    with pytest.raises(ModelError, match=r"was started without psr_lens\. Start it with `psr-lens serve`"):
+        psr.engines.vllm(fake.url)
+    with pytest.raises(ModelError, match="gave no answer to /models"):
+        psr.engines.vllm("http://127.0.0.1:9/v1")
