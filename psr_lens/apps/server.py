@@ -38,8 +38,18 @@ _DEFAULTS: Final = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """Variables that are set unless the user has set them."""
 _OURS: Final = ("additional-config", "host", "model", "port")
 """vLLM's arguments that the command sets."""
-_UNREACHABLE: Final = ("config", "grpc", "headless", "uds", "ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "root-path")
-"""vLLM's arguments with which the server would not be found where it is looked for."""
+_UNREACHABLE: Final = (
+    "api-server-count",
+    "config",
+    "grpc",
+    "headless",
+    "uds",
+    "ssl-keyfile",
+    "ssl-certfile",
+    "ssl-ca-certs",
+    "root-path",
+)
+"""vLLM's arguments with which the server would not be found where it is looked for, or not as one process."""
 _LONGEST_ANSWER: Final = 60.0
 _GRACE: Final = 30.0
 """Seconds that a server has to end by itself."""

@@ -127,6 +127,7 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(saved, started,
         ),
         (["organism", pirate, "--", "--additional_config={}"], "expected no --additional-config"),
         (["organism", pirate, "--", "--additional-config.psr.a", "b"], "expected no --additional-config"),
+        (["organism", pirate, "--", "--api-server-count=2"], "expected no --api-server-count"),
         (["organism", pirate, "--", "--ssl-keyfile", "k"], "expected no --ssl-keyfile, with which the server could not be checked"),
     ):
         code, output = call(*arguments)

@@ -91,6 +91,12 @@ def test_where_vllm_has_no_place_for_it_nothing_is_changed_and_nothing_served(mo
         refuse(lambda config: None, SimpleNamespace(additional_config={"psr": {}}))
 
 
+def test_without_the_error_that_makes_status_400_nothing_is_changed(monkeypatch):
+    monkeypatch.setattr(places, "_CLIENT_ERROR", ("vllm.exceptions", "VLLMClientTerror"))
+    monkeypatch.setattr(places, "wrap", lambda *given: pytest.fail("changed"))
+    assert "lacks vllm.exceptions.VLLMClientTerror, where replacements take part" in places.take_part()
+
+
 def test_a_plugin_that_cannot_be_imported_starts_no_engine_that_is_to_serve(tiny_for_vllm):
     """In a process of its own; vLLM itself would only log it."""
     tiny = tiny_for_vllm("llama")
