@@ -118,7 +118,7 @@ class VLLMServer:
 
     def _together(self, one: Callable[[Job], tuple[int, ...]], jobs: Sequence[Job]) -> list[tuple[int, ...]]:
         found: list[tuple[int, ...]] = []
-        pool = ThreadPoolExecutor(max(1, min(len(jobs), _IN_FLIGHT)))
+        pool = ThreadPoolExecutor(max(1, min(len(jobs), _most_in_flight())))
         try:
             with progress_bar(total=len(jobs), desc="sample", unit="response") as bar:
                 for each in pool.map(one, jobs):
@@ -197,6 +197,16 @@ class VLLMServer:
         if connection is not None:
             connection.close()
             self._own.connection = None
+
+
+def _most_in_flight() -> int:
+    """Number of requests at a time, each of which takes a connection: at most half of the files that the process may open."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has neither the module nor the limit
+        return _IN_FLIGHT
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _IN_FLIGHT if allowed == resource.RLIM_INFINITY else min(_IN_FLIGHT, max(1, allowed // 2))
 
 
 def _tokens(choice: Mapping[str, Any]) -> tuple[int, ...]:

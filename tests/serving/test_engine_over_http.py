@@ -1,7 +1,9 @@
 """`psr.engines.vllm` with an address: what needs no vLLM, before a server that answers as vLLM does."""
 
 import json
+import resource
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -112,6 +114,29 @@ def test_every_response_has_its_own_request_with_what_steers_it(organism, pirate
         assert (body["model"], body["temperature"], body["max_tokens"], body["ignore_eos"]) == ("base", 0.5, 6, True)
     assert engine.identity == "vllm 0, float32, abc"
     assert repr(engine) == f"VLLMServer({fake.url}, base, float32)"
+
+
+@pytest.mark.parametrize(("allowed", "most"), [(8, 4), (1, 1), (resource.RLIM_INFINITY, 12)])
+def test_there_are_never_more_connections_than_half_of_the_files_that_may_be_open(allowed, most, organism, fake, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (allowed, allowed))
+    together, waiting, highest = threading.Lock(), [], []
+    original = fake.completion
+
+    def slow(body):
+        with together:
+            waiting.append(1)
+            highest.append(len(waiting))
+        time.sleep(0.2)
+        with together:
+            waiting.pop()
+        return original(body)
+
+    fake.completion = slow
+    pairs = pairs_of(organism.model, 12)
+    found = psr.generate(organism.model, pairs, sampling=FEW, engine=psr.engines.vllm(fake.url))
+    assert [each.ids for each in found] == [pair.base_ids[-3:] for pair in pairs]
+    assert min(2, most) <= max(highest) <= most
+    assert (vllm_server._most_in_flight() == 1024) == (allowed == resource.RLIM_INFINITY)
 
 
 def test_a_request_that_got_no_answer_is_sent_again_with_the_same_seed(organism, fake):
