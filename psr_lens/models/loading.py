@@ -14,7 +14,8 @@ from torch import nn
 from psr_lens._utils.arguments import CHECKS, checks_arguments, described
 from psr_lens.errors import InputError, ModelError
 from psr_lens.models.cache_argument import carry_cache
-from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer
+from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
+from psr_lens.models.kv_cache import takes_cache
 from psr_lens.models.loaded_model import verify_loaded
 from psr_lens.models.module_settings import record_settings
 from psr_lens.models.placement import Placement
@@ -210,6 +211,13 @@ class _Loading:
     def _checked(self, model: Any, kind: str) -> HookedModel:
         model.cfg.model_name = self.source.name
         ready = _ready(model)
+        if is_bridge(ready) and not takes_cache(model.original_model):
+            warnings.warn(
+                f"model: {type(model.original_model).__name__} takes no cache of transformers' kinds, so each token of a response is "
+                "sampled by reading the whole text again: slow, but exact.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         if self._probe is not None:
             record_verification(ready, verify_model(ready, self._probe, kind))
             if self._probe.unreached is not None:

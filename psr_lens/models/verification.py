@@ -170,7 +170,7 @@ def _passage(model: Any, ids: Int[Tensor, " position"]) -> Passage:
 
 
 def verify_model(model: HookedModel, probe: Probe, kind: str) -> Verification:
-    """Compare a loaded model with a probe: all positions of one pass, then prompts of unequal lengths and decode steps with the cache.
+    """Compare a loaded model with a probe: all positions of one pass, then prompts of unequal lengths and decode steps.
 
     Args:
         model: The model of TransformerLens.
@@ -202,7 +202,7 @@ def _difference(model: HookedModel, probe: Probe, kind: str) -> float:
         decoded.append((probe.long, (probe.length - _STEPS,)))
     for passage, lengths in decoded:
         differences.append(_decoded(model, probe, passage, lengths))
-        _check(differences[-1], probe, f"the logits of {kind} behind a KV cache")
+        _check(differences[-1], probe, f"the logits of {kind} in decode steps")
     return max(differences)
 
 
