@@ -56,7 +56,8 @@ def load_model(
             are read, and cannot be given with a model that is already loaded.
         dtype: Floating-point type of the weights, by name too; `"auto"` takes the config's. Probes and directions stay in float32.
         backend: `"hooked_transformer"`, `"bridge"`, or `"auto"`: the first if TransformerLens has that class and it agrees with
-            transformers, else, with a warning that says why, the second.
+            transformers, else, with a warning that says why, the second. Without a check, `"auto"` takes a bridge, which runs
+            transformers' own modules.
         device_map: Spread the model over devices as accelerate does: `"auto"`, `"balanced"`, `"sequential"`, or a mapping from part of
             the model to device. Used instead of `device`; for a bridge only.
         n_devices: Number of GPUs to split the layers over.
@@ -89,7 +90,7 @@ def load_model(
     loading = _Loading(source, placement, _dtype(dtype), verify)
     if source.is_of_transformer_lens:
         return loading.of_transformer_lens(try_hooked)
-    if try_hooked:
+    if try_hooked and (verify or backend == "hooked_transformer"):
         try:
             return loading.hooked_transformer()
         except (CannotTakeError, DisagreementError) as error:

@@ -107,6 +107,15 @@ def test_what_no_class_takes_is_refused_in_one_sentence_each(tmp_path, family, v
     assert ("HookedTransformer is no way out: HookedTransformer cannot take" in str(caught.value)) == (len(BACKENDS) == 2)
 
 
+def test_without_a_check_auto_takes_the_class_that_runs_the_modules_of_transformers(tmp_path):
+    """A `HookedTransformer` would be taken of a model that it computes wrongly."""
+    folder = save_tiny("llama", tmp_path / "model", settings=FAMILIES["llama"].variants["linear RoPE"])
+    model = psr.load_model(folder, verify=False)
+    assert models.is_bridge(model)
+    assert_is_transformers(model, folder)
+    assert models.fingerprint(model)["verified"] is False
+
+
 @pytest.mark.parametrize("family", ["cohere", "cohere2"])
 def test_a_bridge_that_disagrees_is_refused_with_numbers(folders, family):
     if len(BACKENDS) == 1:  # TransformerLens 4.3 is right
