@@ -215,7 +215,7 @@ class _State:
         given = {"attention_mask": here, self._name: self._cache, "use_cache": True}
         if "position_ids" in self._known:
             given["position_ids"] = position_ids(mask)[:, -width:]
-        return cast(dict[str, Any], given)
+        return given
 
     def begin(self, tokens: Tensor, mask: Tensor, most: int, step: Callable[[Tensor, Tensor], Any]) -> int:
         """Run what all sequences begin with, by `step`, and give each of them the keys and values; see `Decoder.begin`."""

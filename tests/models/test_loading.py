@@ -88,6 +88,33 @@ def test_quantised_weights_go_through_a_bridge_or_are_refused_in_one_sentence(fo
         psr.load_model(folders["llama"], backend="hooked_transformer")
 
 
+@pytest.mark.parametrize(("noise", "quantised"), [(0.003, True), (0.003, False), (0.3, True)])
+def test_kernels_that_round_by_the_number_of_tokens_are_let_pass_where_weights_are_quantised(
+    folders, monkeypatch, noise, quantised
+):
+    """So do those of bitsandbytes on a CPU, in plain transformers too; in float32 it would be a fault."""
+    from psr_lens.models import loading
+
+    read = loading.read_weights
+
+    def rounding(*given: Any) -> Any:
+        model = read(*given)
+        if quantised:
+            model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        for layer in model.model.layers:
+            layer.mlp.down_proj.register_forward_hook(lambda module, given, out: out * (1 + noise / out.shape[1]))
+        return model
+
+    monkeypatch.setattr(loading, "read_weights", rounding)
+    if quantised and noise < 0.1:
+        verified = models.fingerprint(psr.load_model(folders["llama"], backend="bridge"))["verified"]
+        assert verified["dtype"] == "float32, quantised"
+        assert 1e-4 < verified["difference"] < 0.1
+    else:
+        with pytest.raises(DisagreementError, match=r"in decode steps differ .* is allowed in float32"):
+            psr.load_model(folders["llama"], backend="bridge")
+
+
 @needs_hooked_transformer
 @pytest.mark.parametrize(
     ("family", "variant"), [("llama", "dynamic RoPE"), ("llama-gqa", "Llama-3 RoPE"), ("gpt-neox", "sequential")]
