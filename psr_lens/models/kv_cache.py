@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from psr_lens.errors import ModelError
 from psr_lens.models.cache_argument import cache_argument, carry_cache
 from psr_lens.models.forward_pass import hardly_any_logits, logits_at, position_ids, stopped
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
@@ -22,12 +21,26 @@ LEAST_COLUMNS: Final = 8
 
 
 def can_extend_by_several(model: HookedModel) -> bool:
-    """Whether several tokens may follow a prefix in one step: transformers' recurrent layers may start from zero then."""
+    """Whether several tokens may follow a prefix in one step, and hooks see these alone.
+
+    Recurrent layers of transformers may start from zero then, and a model without a cache reads everything again.
+    """
     if not is_bridge(model):
         return True
-    return not any(
-        hasattr(layer, "recurrent_states") for layer in DynamicCache(config=cast(Any, model).original_model.config).layers
+    original = cast(Any, model).original_model
+    return takes_cache(original) and not any(
+        hasattr(layer, "recurrent_states") for layer in DynamicCache(config=original.config).layers
     )
+
+
+def takes_cache(hf_model: torch.nn.Module) -> bool:
+    """Whether a transformers model carries its state from call to call in a cache of transformers' kinds."""
+    return _cache_name(hf_model) is not None
+
+
+def _cache_name(hf_model: torch.nn.Module) -> str | None:
+    known = inspect.signature(hf_model.forward).parameters
+    return next((name for name in (cache_argument(hf_model), "cache_params") if name in known), None)
 
 
 def can_leave_out(model: HookedModel) -> bool:
@@ -49,16 +62,12 @@ class Decoder:
     """
 
     def __init__(self, model: HookedModel, batch: int) -> None:
-        """Start an empty cache for `batch` sequences.
-
-        Raises:
-            ModelError: a bridge whose transformers model takes no cache.
-        """
+        """Start an empty cache for `batch` sequences."""
         self._model = model
         self._state: _State | None = None
         if is_bridge(model):
             carry_cache(model)
-            self._state = _State(cast(Any, model).original_model)
+            self._state = _state_of(cast(Any, model).original_model)
         else:
             self._cache = self._empty(batch)
 
@@ -121,6 +130,8 @@ class Decoder:
         Returns:
             The logits at these positions.
         """
+        if self._state is not None:
+            rows = self._state.rows(rows, new.shape[1])
         with logits_at(self._model, rows) as taken:
             return taken(self._run(new, mask, None)).to(new.device)
 
@@ -132,6 +143,7 @@ class Decoder:
     def _run(self, new: Tensor, mask: Tensor, stop_at_layer: int | None) -> Tensor:
         width = new.shape[1]
         if self._state is not None:
+            new = self._state.tokens(new)
             given = self._state.arguments(mask, width)
         else:
             if mask.shape[1] > width:  # tokens may have been left out since
@@ -155,19 +167,15 @@ class TransformersDecoder:
     """The same steps of a plain transformers model."""
 
     def __init__(self, hf_model: torch.nn.Module) -> None:
-        """Start an empty cache.
-
-        Raises:
-            ModelError: the model takes no cache.
-        """
+        """Start an empty cache."""
         self._model = hf_model
-        self._state = _State(hf_model)
+        self._state = _state_of(hf_model)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(hf_model.forward).parameters else {}
 
     def step(self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"]) -> Float[Tensor, "batch d_vocab"]:
         """Run the new tokens; see `Decoder.step`."""
         given = self._state.arguments(mask, new.shape[1])
-        return cast(Tensor, self._model(input_ids=new, **given, **self._last_only).logits)[:, -1].to(new.device)
+        return cast(Tensor, self._model(input_ids=self._state.tokens(new), **given, **self._last_only).logits)[:, -1].to(new.device)
 
     def begin(self, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], most: int) -> int:
         """Run once what all sequences of an empty cache's batch begin with; see `Decoder.begin`."""
@@ -178,20 +186,27 @@ class TransformersDecoder:
         self._state.select(rows)
 
 
+def _state_of(hf_model: torch.nn.Module) -> _State:
+    return _State(hf_model) if takes_cache(hf_model) else _AllTokens(hf_model)
+
+
 class _State:
     """What a transformers model carries from call to call, of the kinds that its own config asks for."""
 
     def __init__(self, hf_model: torch.nn.Module) -> None:
         self._known = inspect.signature(hf_model.forward).parameters
-        self._name = next((name for name in (cache_argument(hf_model), "cache_params") if name in self._known), None)
-        if self._name is None:
-            raise ModelError(
-                f"model: {type(hf_model).__name__} takes no cache of transformers' kinds, so its state cannot be carried from token to "
-                "token, and no responses can be sampled. `load_model(…, verify=False)` loads it for reading alone."
-            )
+        self._name = str(_cache_name(hf_model))
         # With the config, each layer gets the cache of its kind: full or sliding attention, a recurrent state.
         self._cache = DynamicCache(config=cast(Any, hf_model).config)
         self._only_recurrent = bool(self._cache.layers) and not any(map(_has_keys, self._cache.layers))
+
+    def tokens(self, new: Int[Tensor, "batch new"]) -> Int[Tensor, "batch read"]:
+        """The tokens to run, so that new ones are added."""
+        return new
+
+    def rows(self, rows: Int[Tensor, " row"], width: int) -> Int[Tensor, " row"]:
+        """Indices of positions of the flattened tokens to run, from indices of the new ones, `width` a sequence, before they are run."""
+        return rows
 
     def arguments(self, mask: Int[Tensor, "batch position"], width: int) -> dict[str, Any]:
         """Arguments of a call that adds `width` tokens."""
@@ -200,7 +215,7 @@ class _State:
         given = {"attention_mask": here, self._name: self._cache, "use_cache": True}
         if "position_ids" in self._known:
             given["position_ids"] = position_ids(mask)[:, -width:]
-        return cast(dict[str, Any], given)
+        return given
 
     def begin(self, tokens: Tensor, mask: Tensor, most: int, step: Callable[[Tensor, Tensor], Any]) -> int:
         """Run what all sequences begin with, by `step`, and give each of them the keys and values; see `Decoder.begin`."""
@@ -216,6 +231,37 @@ class _State:
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Keep the state of some sequences; each layer has its own on its own device."""
         self._cache.reorder_cache(rows)
+
+
+class _AllTokens(_State):
+    """The tokens themselves, for a model that takes no cache: it reads all of them again at each call."""
+
+    def __init__(self, hf_model: torch.nn.Module) -> None:
+        self._known = inspect.signature(hf_model.forward).parameters
+        self._tokens: Tensor | None = None
+
+    def tokens(self, new: Int[Tensor, "batch new"]) -> Int[Tensor, "batch read"]:
+        """All tokens so far, and the new ones."""
+        self._tokens = new if self._tokens is None else torch.cat([self._tokens, new], dim=1)
+        return self._tokens
+
+    def rows(self, rows: Int[Tensor, " row"], width: int) -> Int[Tensor, " row"]:
+        """The new tokens come last in each sequence."""
+        before = 0 if self._tokens is None else self._tokens.shape[1]
+        return rows + before * (rows // width + 1)
+
+    def arguments(self, mask: Int[Tensor, "batch position"], width: int) -> dict[str, Any]:
+        """Arguments of a call with all tokens."""
+        return {"attention_mask": mask} | ({"position_ids": position_ids(mask)} if "position_ids" in self._known else {})
+
+    def begin(self, tokens: Tensor, mask: Tensor, most: int, step: Callable[[Tensor, Tensor], Any]) -> int:
+        """Nothing can be run for all sequences."""
+        return 0
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Keep the tokens of some sequences."""
+        if self._tokens is not None:
+            self._tokens = self._tokens[rows]
 
 
 def alike(tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], most: int) -> int:

@@ -14,7 +14,8 @@ from torch import nn
 from psr_lens._utils.arguments import CHECKS, checks_arguments, described
 from psr_lens.errors import InputError, ModelError
 from psr_lens.models.cache_argument import carry_cache
-from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer
+from psr_lens.models.hooked_model import HookedModel, has_hooked_transformer, is_bridge
+from psr_lens.models.kv_cache import takes_cache
 from psr_lens.models.loaded_model import verify_loaded
 from psr_lens.models.module_settings import record_settings
 from psr_lens.models.placement import Placement
@@ -55,7 +56,8 @@ def load_model(
             are read, and cannot be given with a model that is already loaded.
         dtype: Floating-point type of the weights, by name too; `"auto"` takes the config's. Probes and directions stay in float32.
         backend: `"hooked_transformer"`, `"bridge"`, or `"auto"`: the first if TransformerLens has that class and it agrees with
-            transformers, else, with a warning that says why, the second.
+            transformers, else, with a warning that says why, the second. Without a check, `"auto"` takes a bridge, which runs
+            transformers' own modules.
         device_map: Spread the model over devices as accelerate does: `"auto"`, `"balanced"`, `"sequential"`, or a mapping from part of
             the model to device. Used instead of `device`; for a bridge only.
         n_devices: Number of GPUs to split the layers over.
@@ -88,7 +90,7 @@ def load_model(
     loading = _Loading(source, placement, _dtype(dtype), verify)
     if source.is_of_transformer_lens:
         return loading.of_transformer_lens(try_hooked)
-    if try_hooked:
+    if try_hooked and (verify or backend == "hooked_transformer"):
         try:
             return loading.hooked_transformer()
         except (CannotTakeError, DisagreementError) as error:
@@ -210,6 +212,13 @@ class _Loading:
     def _checked(self, model: Any, kind: str) -> HookedModel:
         model.cfg.model_name = self.source.name
         ready = _ready(model)
+        if is_bridge(ready) and not takes_cache(model.original_model):
+            warnings.warn(
+                f"model: {type(model.original_model).__name__} takes no cache of transformers' kinds, so each token of a response is "
+                "sampled by reading the whole text again: slow, but exact.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         if self._probe is not None:
             record_verification(ready, verify_model(ready, self._probe, kind))
             if self._probe.unreached is not None:

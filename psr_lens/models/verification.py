@@ -21,7 +21,7 @@ from psr_lens.errors import ModelError
 from psr_lens.models.forward_pass import forward
 from psr_lens.models.hooked_model import HookedModel, device_of
 from psr_lens.models.kv_cache import Decoder
-from psr_lens.models.transformers_model import context_of, in_short
+from psr_lens.models.transformers_model import context_of, in_short, quantisation_of
 
 SHORT: Final = 24
 """Tokens of the probe of a model without windows and scales."""
@@ -30,7 +30,7 @@ BEYOND: Final = 16
 """Tokens of the probe beyond the last window or scale."""
 
 TOLERANCES: Final = {torch.bfloat16: 0.1, torch.float16: 0.03}
-"""Largest difference of logits in half precision, in units of their standard deviation."""
+"""Largest difference of logits in half precision, in units of their standard deviation; quantised weights have that of bfloat16."""
 
 TOLERANCE: Final = 1e-3
 """The same in float32, where another order of summation gives less than 1e-4, and wrong mathematics rarely less than 1e-2."""
@@ -96,6 +96,8 @@ class Probe:
     """Windows and original contexts of the config, in tokens, in ascending order."""
     dtype: torch.dtype
     """Type of the weights."""
+    quantised: bool = False
+    """Whether weights are quantised: some kernels then round differently by the number of tokens, in transformers too."""
     up_to_constant: bool = False
     """Whether logits may differ by a constant at each position, which changes no probability."""
 
@@ -115,8 +117,15 @@ class Probe:
         return self.bounds[-1] if self.bounds and self.bounds[-1] >= self.length else None
 
     @property
+    def precision(self) -> str:
+        """What the weights are, for messages and records."""
+        return f"{_name(self.dtype)}, quantised" if self.quantised else _name(self.dtype)
+
+    @property
     def tolerance(self) -> float:
         """Largest difference that counts as agreement."""
+        if self.quantised:
+            return TOLERANCES[torch.bfloat16]
         coarse = torch.backends.cuda.matmul.allow_tf32 and self.short.logits.is_cuda
         return TOLERANCES.get(self.dtype, TOLERANCES[torch.float16] if coarse else TOLERANCE)
 
@@ -125,8 +134,8 @@ class Probe:
     ) -> float:
         """How far logits are from transformers' at some positions of a sequence, in units of their standard deviation.
 
-        In float32 the largest difference counts. In half precision rounding may send single tokens to other experts, so it is the root
-        mean square over the vocabulary, and its median over the positions between two bounds.
+        In float32 the largest difference counts. In half precision, and with quantised weights, rounding may send single tokens to other
+        experts, so it is the root mean square over the vocabulary, and its median over the positions between two bounds.
         """
         spread = passage.logits[-1].float().std()
         exact = self.tolerance == TOLERANCE
@@ -154,7 +163,8 @@ def probe_of(model: Any) -> Probe:
     length = min(bounds[-1] + BEYOND, _affordable(model), context) if bounds else 0
     ids = _ids(model.config, max(length, SHORT))
     long = _passage(model, ids) if length > SHORT else None
-    return Probe(_passage(model, ids[: min(SHORT, context)]), long, bounds, model.dtype)
+    short = _passage(model, ids[: min(SHORT, context)])
+    return Probe(short, long, bounds, model.dtype, quantised=quantisation_of(model.config) is not None)
 
 
 def _passage(model: Any, ids: Int[Tensor, " position"]) -> Passage:
@@ -170,7 +180,7 @@ def _passage(model: Any, ids: Int[Tensor, " position"]) -> Passage:
 
 
 def verify_model(model: HookedModel, probe: Probe, kind: str) -> Verification:
-    """Compare a loaded model with a probe: all positions of one pass, then prompts of unequal lengths and decode steps with the cache.
+    """Compare a loaded model with a probe: all positions of one pass, then prompts of unequal lengths and decode steps.
 
     Args:
         model: The model of TransformerLens.
@@ -182,11 +192,11 @@ def verify_model(model: HookedModel, probe: Probe, kind: str) -> Verification:
     """
     try:
         with torch.no_grad(), _enough_memory():
-            return Verification(_difference(model, probe, kind), _name(probe.dtype), probe.length, probe.unreached)
+            return Verification(_difference(model, probe, kind), probe.precision, probe.length, probe.unreached)
     except ModelError:
         raise
     except Exception as error:
-        raise DisagreementError(f"model: {kind} cannot run it in {_name(probe.dtype)} ({in_short(error)}).") from error
+        raise DisagreementError(f"model: {kind} cannot run it in {probe.precision} ({in_short(error)}).") from error
 
 
 def _difference(model: HookedModel, probe: Probe, kind: str) -> float:
@@ -202,7 +212,7 @@ def _difference(model: HookedModel, probe: Probe, kind: str) -> float:
         decoded.append((probe.long, (probe.length - _STEPS,)))
     for passage, lengths in decoded:
         differences.append(_decoded(model, probe, passage, lengths))
-        _check(differences[-1], probe, f"the logits of {kind} behind a KV cache")
+        _check(differences[-1], probe, f"the logits of {kind} in decode steps")
     return max(differences)
 
 
@@ -225,7 +235,7 @@ def _check(difference: float, probe: Probe, what: str) -> None:
     if not difference <= probe.tolerance:  # NaN is no agreement
         raise DisagreementError(
             f"model: {what} differ from those of plain transformers by {difference:.1e} of their standard deviation "
-            f"({probe.tolerance:.0e} is allowed in {_name(probe.dtype)}, {probe.length} tokens compared). "
+            f"({probe.tolerance:.0e} is allowed in {probe.precision}, {probe.length} tokens compared). "
             f"{OTHERS_MAY_AGREE}"
         )
 

@@ -84,7 +84,7 @@ def test_a_bridge_that_loses_its_cache_is_refused_when_it_is_loaded(folders, mon
     monkeypatch.setattr(loading, "as_bridge", renaming)
     monkeypatch.setattr(loading, "carry_cache", lambda model: None)
     monkeypatch.setattr("psr_lens.models.kv_cache.carry_cache", lambda model: None)
-    with pytest.raises(models.verification.DisagreementError, match="behind a KV cache differ from those of plain transformers"):
+    with pytest.raises(models.verification.DisagreementError, match="in decode steps differ from those of plain transformers"):
         psr.load_model(folders["llama"], backend="bridge")
 
 
