@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,17 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, Prefix, context_batch
 from psr_lens.activations.finite import check_finite, check_logits, finite_logits
-from psr_lens.models import Decoder, HookedModel, device_of, forward, frozen, hooked, logits_at, spans_known
+from psr_lens.models import (
+    Decoder,
+    HookedModel,
+    TransformersDecoder,
+    device_of,
+    forward,
+    frozen,
+    hooked,
+    logits_at,
+    spans_known,
+)
 from psr_lens.models.hook_points import is_pattern, layer_of
 from psr_lens.prompts import Context, Span, Triplet
 from psr_lens.replacement import SPANS, Acting, in_force
@@ -103,17 +113,23 @@ def read_batch(
     return BatchReading(held, arrived, found)
 
 
-def after_prompts(model: HookedModel, prompts: Prefix, stop_at_layer: int | None) -> Decoder:
-    """A decoder that has read each prompt once, and goes on with the sequences that continue them.
+AnyDecoder = TypeVar("AnyDecoder", Decoder, TransformersDecoder)
+
+
+def after_prompts(decoder: AnyDecoder, prompts: Prefix, stop_at_layer: int | None = None) -> AnyDecoder:
+    """The decoder, which has read each prompt once, and goes on with the sequences that continue them.
 
     Args:
-        model: The model.
+        decoder: A new decoder, for as many sequences as there are prompts.
         prompts: What the sequences of a `suffix_batch` continue.
-        stop_at_layer: The first layer that is not run; None to run all.
+        stop_at_layer: The first layer that is not run; None to run all, as plain transformers always does.
     """
-    decoder = Decoder(model, len(prompts.tokens))
     begun = decoder.begin(prompts.tokens, prompts.mask, prompts.tokens.shape[1] - 1)
-    decoder.step(prompts.tokens[:, begun:], prompts.mask, stop_at_layer)
+    left = prompts.tokens[:, begun:]
+    if isinstance(decoder, Decoder):
+        decoder.step(left, prompts.mask, stop_at_layer)
+    else:
+        decoder.step(left, prompts.mask)
     decoder.select(prompts.owner)
     return decoder
 
