@@ -44,7 +44,9 @@ def result(model, triplets, replacements):
 def test_prompt_strength_is_the_norm_of_the_captured_difference(model, triplets, result):
     captured = psr.capture(model, triplets, "resid_post")
     for column, layer in enumerate(result.layers):
-        torch.testing.assert_close(result.magnitude[:, column], captured.magnitude(f"blocks.{layer}.hook_resid_post"))
+        wanted = captured.magnitude(f"blocks.{layer}.hook_resid_post")
+        # The two read the prompts in different passes, with a KV cache and without, which round differently.
+        torch.testing.assert_close(result.magnitude[:, column], wanted, rtol=1e-5, atol=5e-5)
 
 
 def test_relative_rmse_of_doing_nothing_is_one(model, triplets):
