@@ -76,9 +76,10 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Folder of the pictures.")],
     instruction: Annotated[str, typer.Option(help="Instruction, placed after the question.")] = "Answer in French.",
     paraphrase: Annotated[str, typer.Option(help="The instruction in other words.")] = "Reply in the French language.",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")] = "auto",
 ) -> None:
     """Draw the pictures and print the shares."""
-    loaded = psr.load_model(model)
+    loaded = psr.load_model(model, device=device)
     pairs = psr.prompt_pairs(loaded, QUESTIONS, instruction, place="after")
     sampling = psr.SamplingConfig(temperature=0.7, max_new_tokens=32)
     triplets = psr.sample_responses(loaded, pairs, sampling=sampling)

@@ -49,10 +49,11 @@ def main(
     model: Annotated[str, typer.Argument(help="A chat model: a folder, a `.gguf` file or a name.")],
     file: Annotated[Path, typer.Argument(help="Parquet file of AxBench's training data.")],
     json_file: Annotated[Path, typer.Option("--json", help="File of the numbers, which is added to.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")] = "auto",
 ) -> None:
     """Try every instruction that the file lacks."""
     content, save = opened(json_file, EMPTY)
-    loaded = psr.load_model(model, backend="bridge")
+    loaded = psr.load_model(model, backend="bridge", device=device)
     asked = questions(file, SCREENED)
     unprompted = psr.generate(
         loaded, psr.prompt_pairs(loaded, asked, INSTRUCTIONS["french"].text, place="after"), sampling=SAMPLING

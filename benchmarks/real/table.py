@@ -321,6 +321,7 @@ def main(
     artifacts: Annotated[Path, typer.Option(help="Folder of the replacements.")] = Path("artifacts"),
     method: Annotated[list[str] | None, typer.Option(help="Methods; by default all.")] = None,
     tables: Annotated[Path | None, typer.Option("--tables-of", help="Only print the tables of this file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")] = "auto",
 ) -> None:
     """Measure, and save after every cell; or print tables."""
     if tables is not None:
@@ -329,8 +330,8 @@ def main(
     if model is None or file is None or json_file is None:
         raise typer.BadParameter("got none, expected a model, a file of questions and --json, or --tables-of.", param_hint="model")
     content, save = opened(json_file, EMPTY)
-    content.setdefault("machine", machine())
-    loaded = psr.load_model(model, backend="bridge")
+    loaded = psr.load_model(model, backend="bridge", device=device)
+    content.setdefault("machine", machine(device_of(loaded).type))
     asked = questions(file, SCREENED + FITTED + VALIDATION + HELD_OUT)[SCREENED:]
     for name in instruction or [each for each, found in content["screened"].items() if found["used"]]:
         held = content["instructions"].setdefault(name, {})

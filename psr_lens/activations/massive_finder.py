@@ -124,6 +124,16 @@ class MassiveFinder:
                 largest[at, context], dimension[at, context] = each.largest, each.dimension
             self._kept.append((rows[some], torch.full_like(some, column), norm, largest, dimension))
 
+    def candidates(self) -> Int[Tensor, " token"]:
+        """Rows of the tokens that were added and may turn out to be massive, in ascending order."""
+        columns, contexts = self._histograms.shape[:2]
+        row, column, _, largest, _ = (torch.cat(each) for each in zip(*self._kept, strict=True))
+        typical = torch.tensor([[self._typical(one, context) for context in range(contexts)] for one in range(columns)])
+        unsure = self._histograms.sum(2) <= _ALL_KEPT
+        possible = (largest[..., 0] * _MARGIN >= (self._ratio * typical)[column]) | unsure[column]
+        found: Tensor = row[possible.any(dim=1)].unique()
+        return found
+
     def finish(self) -> Found:
         """The massive tokens among all that were added."""
         columns, contexts = self._histograms.shape[:2]

@@ -18,7 +18,7 @@ from psr_lens.activations.attention_patterns import INSTRUCTION, PatternColumns
 from psr_lens.activations.batches import ContextBatch, context_batch, length_batches, sharing_saves, suffix_batch
 from psr_lens.activations.finite import check_finite
 from psr_lens.activations.teacher_forced_pass import PassSteering, after_prompts, gather, keep, layers_needed, read_batch
-from psr_lens.models import HookedModel, can_extend_by_several, device_of, forward, hooked, is_altered
+from psr_lens.models import Decoder, HookedModel, can_extend_by_several, device_of, forward, hooked, is_altered
 from psr_lens.models.hook_points import is_pattern
 from psr_lens.prompts import Context, Span, Triplet, check_triplets
 
@@ -257,7 +257,7 @@ class PairedReading:
             with hooked(self.model, hooks):
                 forward(self.model, batch.tokens, batch.mask, depth)
             return
-        decoder = after_prompts(self.model, batch.prefix, depth)
+        decoder = after_prompts(Decoder(self.model, len(batch.prefix.tokens)), batch.prefix, depth)
         with hooked(self.model, hooks):
             decoder.step(batch.tokens, batch.whole_mask, depth)
 

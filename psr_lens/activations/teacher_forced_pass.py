@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, Final, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,13 +17,30 @@ from torch import Tensor
 
 from psr_lens.activations.batches import ContextBatch, Prefix, context_batch
 from psr_lens.activations.finite import check_finite, check_logits, finite_logits
-from psr_lens.models import Decoder, HookedModel, device_of, forward, frozen, hooked, logits_at, spans_known
+from psr_lens.models import (
+    Decoder,
+    HookedModel,
+    TransformersDecoder,
+    alike,
+    can_extend_by_several,
+    device_of,
+    forward,
+    frozen,
+    hooked,
+    is_altered,
+    logits_at,
+    spans_known,
+)
 from psr_lens.models.hook_points import is_pattern, layer_of
 from psr_lens.prompts import Context, Span, Triplet
-from psr_lens.replacement import SPANS, Acting, in_force
+from psr_lens.replacement import SPANS, Acting, InWeights, in_force
 
 _LOGITS: Final = 2**29
 """Most logits in memory at once: 2 GiB in single precision."""
+
+
+LEAST_ALIKE: Final = 0.1
+"""What all sequences of a batch begin with is run once if that saves at least this share of the tokens."""
 
 
 def logits_budget(model: HookedModel, token_budget: int, readings: int) -> int:
@@ -83,17 +101,19 @@ def read_batch(
     arrived: dict[str, Tensor] = {}
     arriving = () if steered is None else steered.arriving
     starts = span_starts(triplets, context)
-    before = hooked(model, [(name, keep(arrived, name, batch)) for name in arriving])
-    acting = nullcontext() if steered is None else in_force(model, steered.steering, steered.alpha, start=starts)
-    after = hooked(model, [(name, keep(held, name, batch)) for name in names])
-    # Hooks at one point run in the order in which they were added.
-    with torch.no_grad(), frozen(model), spans_known(model, starts), before, acting, after:
-        found = None
-        if logits:
-            with logits_at(model, predicting(triplets, context, batch.tokens.shape[1])) as taken:
-                found = taken(forward(model, batch.tokens, batch.mask))
-        else:
-            forward(model, batch.tokens, batch.mask, layers_needed([*names, *arriving]))
+    with torch.no_grad(), frozen(model):
+        begun = _common_beginning(model, batch, [*names, *arriving], starts, steered)
+        run, known = (_Whole(model, batch), spans_known(model, starts)) if begun is None else (begun, nullcontext())
+        before = hooked(model, [(name, keep(arrived, name, run.batch)) for name in arriving])
+        acting = nullcontext() if steered is None else in_force(model, steered.steering, steered.alpha, start=starts)
+        after = hooked(model, [(name, keep(held, name, run.batch)) for name in names])
+        # Hooks at one point run in the order in which they were added.
+        with known, before, acting, after:
+            found = None
+            if logits:
+                found = run.logits(predicting(triplets, context, batch.tokens.shape[1]))
+            else:
+                run.activations(layers_needed([*names, *arriving]))
     check_finite(arrived)
     check_finite(held)
     if found is not None and not finite_logits(found):
@@ -103,17 +123,94 @@ def read_batch(
     return BatchReading(held, arrived, found)
 
 
-def after_prompts(model: HookedModel, prompts: Prefix, stop_at_layer: int | None) -> Decoder:
-    """A decoder that has read each prompt once, and goes on with the sequences that continue them.
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    """Runs a batch in one pass."""
+
+    model: HookedModel
+    """The model."""
+    batch: ContextBatch
+    """What the pass runs."""
+
+    def logits(self, rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
+        """Run the batch; the logits at some positions of the flattened sequences."""
+        with logits_at(self.model, rows) as taken:
+            return taken(forward(self.model, self.batch.tokens, self.batch.mask))
+
+    def activations(self, stop_at_layer: int | None) -> None:
+        """Run the batch for what hooks see, up to a layer."""
+        forward(self.model, self.batch.tokens, self.batch.mask, stop_at_layer)
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """Runs a batch behind the columns in which all of its sequences are alike, which were run once."""
+
+    decoder: Decoder
+    """Has run them."""
+    whole: ContextBatch
+    """The batch with all columns."""
+    columns: int
+    """How many were run."""
+
+    @cached_property
+    def batch(self) -> ContextBatch:
+        """What is left to run."""
+        tokens, mask, span = (each[:, self.columns :] for each in (self.whole.tokens, self.whole.mask, self.whole.span))
+        return ContextBatch(tokens, mask, span, self.whole.start - self.columns)
+
+    def logits(self, rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
+        """Run the rest; the logits at some positions of the flattened sequences, all columns among them."""
+        width = self.whole.tokens.shape[1]
+        here = rows - self.columns * (rows // width + 1)
+        return self.decoder.logits(self.batch.tokens, self.whole.mask, here)
+
+    def activations(self, stop_at_layer: int | None) -> None:
+        """Run the rest for what hooks see, up to a layer."""
+        self.decoder.step(self.batch.tokens, self.whole.mask, stop_at_layer)
+
+
+def _common_beginning(
+    model: HookedModel,
+    batch: ContextBatch,
+    names: Sequence[str],
+    starts: Mapping[Span, Int[Tensor, " row"]],
+    steered: PassSteering | None,
+) -> _Begun | None:
+    """Run once what all sequences begin with, such as the system message of a chat template; None if that saves little.
+
+    Neither steering nor any span begins there. Hooks of others may act there, and adapters do; a pattern has a column for every token.
+    """
+    if (steered is not None and isinstance(steered.steering, InWeights)) or any(map(is_pattern, names)):
+        return None
+    most = min(int(batch.start.min()), *(int(each.min()) for each in starts.values()))
+    columns = alike(batch.tokens[:, :most], batch.mask[:, :most], most) if most > 0 else 0
+    if columns * (len(batch.tokens) - 1) < LEAST_ALIKE * int(batch.mask.sum()):
+        return None
+    if not can_extend_by_several(model) or is_altered(model):
+        return None
+    decoder = Decoder(model, len(batch.tokens))
+    columns = decoder.begin(batch.tokens[:, :most], batch.mask[:, :most], most)
+    return _Begun(decoder, batch, columns) if columns else None
+
+
+AnyDecoder = TypeVar("AnyDecoder", Decoder, TransformersDecoder)
+
+
+def after_prompts(decoder: AnyDecoder, prompts: Prefix, stop_at_layer: int | None = None) -> AnyDecoder:
+    """The decoder, which has read each prompt once, and goes on with the sequences that continue them.
 
     Args:
-        model: The model.
+        decoder: A new decoder, for as many sequences as there are prompts.
         prompts: What the sequences of a `suffix_batch` continue.
-        stop_at_layer: The first layer that is not run; None to run all.
+        stop_at_layer: The first layer that is not run; None to run all, as plain transformers always does.
     """
-    decoder = Decoder(model, len(prompts.tokens))
     begun = decoder.begin(prompts.tokens, prompts.mask, prompts.tokens.shape[1] - 1)
-    decoder.step(prompts.tokens[:, begun:], prompts.mask, stop_at_layer)
+    left = prompts.tokens[:, begun:]
+    if isinstance(decoder, Decoder):
+        decoder.step(left, prompts.mask, stop_at_layer)
+    else:
+        decoder.step(left, prompts.mask)
     decoder.select(prompts.owner)
     return decoder
 

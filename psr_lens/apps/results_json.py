@@ -19,13 +19,14 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
     def numbers(values: Any) -> list[float | None]:
         return [_rounded(value, 4) for value in values.tolist()]
 
-    distances = result.distances
+    distances, without = result.distances, result.rank1_share_without_massive
     return {
         "methods": {each.method: _score_json(each) for each in result.scores},
         "magnitude": {
             "median": numbers(result.quantile(0.5)),
             "p99": numbers(result.quantile(0.99)),
             "rank1_share": numbers(result.rank1_share),
+            "rank1_share_without_massive": None if without is None else numbers(without),
         },
         "relative_rmse": {name: numbers(found.relative_rmse) for name, found in distances.items()},
         "relative_rmse_without_massive": {name: numbers(found.without_massive) for name, found in distances.items()},

@@ -12,12 +12,12 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.massive_activations import listed
 from psr_lens.activations.massive_finder import MassiveFinder
 from psr_lens.activations.paired_passes import TOKEN_BUDGET, Rows
-from psr_lens.activations.statistics import SecondMoments
 from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.mean_difference import lengths_of, mean_directions
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
+from psr_lens.evaluation.rank1_share import Rank1Shares
 from psr_lens.evaluation.side_by_side import SideBySide, squared_distances
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.models.hook_points import Layers, check_layers
@@ -69,8 +69,9 @@ def compare(
     paraphrases = () if paraphrase is None else (paraphrase,)
     reading = SideBySide(model, plans, alphas, wanted, span, paraphrases)
     names = reading.residuals
-    # Of each token only magnitudes are kept; of the prompt's differences, their second moments. No more than one layer's Δ is held.
-    rows, moments = Rows(triplets, span), [SecondMoments(int(model.cfg.d_model)) for _ in names]
+    # Of each token only magnitudes are kept; of the prompt's differences, their second moments. No more than one layer's Δ is held,
+    # but that of tokens that may turn out to be massive.
+    rows, shares = Rows(triplets, span), Rank1Shares(len(names), int(model.cfg.d_model))
     errors = {label: torch.zeros(len(names), dtype=torch.double) for label in (*plans, PARAPHRASE)}
     energy = torch.zeros(len(names), dtype=torch.double)
     finder = MassiveFinder(len(names), len(reading.contexts))
@@ -79,16 +80,21 @@ def compare(
         directions = directions or mean_directions(reading, triplets, batch, token_budget)
         take, base = rows.of(batch.indices), batch.base
         magnitudes, components = [], []
-        for column, (name, moment) in enumerate(zip(names, moments, strict=True)):
+        for column, name in enumerate(names):
+            for context, unsteered in enumerate(batch.unsteered):
+                finder.look(column, context, unsteered.rows[name])
+        numbers = rows.at(batch.indices)
+        finder.add(numbers)
+        candidates = finder.candidates()
+        possible = torch.isin(numbers, candidates)
+        for column, name in enumerate(names):
             delta = _moved(batch.prompted, base, name)
             magnitude, component = lengths_of(delta, directions[name])
             magnitudes.append(magnitude)
             components.append(component)
             energy[column] += squares(delta).sum().cpu()
-            moment.add(delta)
-            for context, unsteered in enumerate(batch.unsteered):
-                finder.look(column, context, unsteered.rows[name])
-        finder.add(rows.at(batch.indices))
+            shares.add(column, delta, possible)
+        shares.end(numbers[possible], candidates)
         take(PROMPT, torch.stack(magnitudes, dim=1))
         take(f"{PROMPT}/component", torch.stack(components, dim=1))
         take(f"{PROMPT}/base_norm", torch.stack([base.rows[name].float().norm(dim=1) for name in names], dim=1))
@@ -106,6 +112,8 @@ def compare(
             take(f"{label}/component", torch.stack([component for _, component in lengths], dim=1))
             take(f"{label}/coefficient", steered.columns("coefficient"))
             take(f"{label}/projection", steered.columns("projection"))
+    massive = finder.finish()
+    rank1_share, without_massive = shares.finish(massive.mask(rows.offsets[-1]))
     traces = {
         label: MethodTrace(
             rows.tensors[f"{label}/magnitude"],
@@ -125,22 +133,18 @@ def compare(
         token_table(model, triplets, span),
         tuple(wanted),
         rows.tensors[PROMPT],
-        torch.tensor([_rank1_share(moment) for moment in moments], dtype=torch.float32),
+        rank1_share,
         traces,
         relative_rmse(errors[PARAPHRASE], energy).float() if paraphrases else None,
         alphas,
         paraphrase_error=rows.tensors.get(f"{PARAPHRASE}/error"),
-        massive=listed(finder.finish(), model, triplets, span, wanted, reading.contexts),
+        massive=listed(massive, model, triplets, span, wanted, reading.contexts),
         base_norm=rows.tensors[f"{PROMPT}/base_norm"],
         component=rows.tensors[f"{PROMPT}/component"],
+        rank1_share_without_massive=without_massive,
     )
 
 
 def _moved(found: BatchReading, base: BatchReading, name: str) -> Float[Tensor, "token d_model"]:
     """What a run changes at a hook point, against the base run."""
     return found.rows[name].float() - base.rows[name].float()
-
-
-def _rank1_share(moments: SecondMoments) -> float:
-    values, _ = moments.leading(1)
-    return float(values[0]) / moments.energy if moments.energy else float("nan")

@@ -85,7 +85,7 @@ class Comparison:
     magnitude: Float[Tensor, "token layer"]
     """‖Δ_acc‖ of the prompt after each layer."""
     rank1_share: Float[Tensor, " layer"]
-    """Share of Δ_acc's energy in its first singular direction, after each layer."""
+    """Share of Δ_acc's energy in its first singular direction, after each layer. A single massive token can hold most of it."""
     methods: Mapping[str, MethodTrace]
     """The replacements by name."""
     paraphrase_rmse: Float[Tensor, " layer"] | None
@@ -105,6 +105,8 @@ class Comparison:
     component: Float[Tensor, "token layer"] | None = None
     """Signed length of Δ_acc along the direction of its mean over all compared tokens, after each layer, in the activation's units; None in
     a result that does not hold it. Its mean over tokens is the length of the mean difference."""
+    rank1_share_without_massive: Float[Tensor, " layer"] | None = None
+    """`rank1_share` without the tokens that have a massive activation after any layer; None in a result that does not hold it."""
 
     def __repr__(self) -> str:
         """Instruction, size and methods in one line."""

@@ -7,14 +7,23 @@ from typing import Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches, sharing_saves, suffix_batch
 from psr_lens.activations.finite import finite_logits
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
 from psr_lens.activations.teacher_forced_pass import PassSteering, after_prompts, logits_budget, read_batch
-from psr_lens.models import HookedModel, can_extend_by_several, device_of, frozen, is_altered
+from psr_lens.models import (
+    Decoder,
+    HookedModel,
+    TransformersDecoder,
+    can_extend_by_several,
+    device_of,
+    frozen,
+    is_altered,
+    plain_transformers,
+)
 from psr_lens.prompts import Context, Triplet, check_triplets
 from psr_lens.replacement import Acting, check_acting
 
@@ -56,12 +65,13 @@ def log_likelihoods(
     # Steering, and hooks of others, may act on the prompt, and differently in each response.
     alone = replacement is None and not is_altered(model) and can_extend_by_several(model)
     shared = alone and sharing_saves(distinct, "R", (context,))
+    plain = plain_transformers(model) if shared else None
     steered = None if replacement is None else PassSteering(replacement, alpha)
     found: dict[Hashable, Tensor] = {}
     batches = list(length_batches(distinct, logits_budget(model, token_budget, _COPIES), by_prompt=shared))
     for indices in progress_bar(batches, desc="likelihood", unit="batch"):
         chosen = [distinct[index] for index in indices]
-        logits = _after_shared_prompts(model, chosen, context) if shared else None
+        logits = _after_shared_prompts(model, plain, chosen, context) if shared else None
         if logits is None:
             logits = read_batch(model, chosen, [], context, "R", steered=steered, logits=True).logits
         if logits is not None:
@@ -78,16 +88,27 @@ def _text(triplet: Triplet, context: Context) -> Hashable:
 
 
 def _after_shared_prompts(
-    model: HookedModel, triplets: Sequence[Triplet], context: Context
+    model: HookedModel, plain: nn.Module | None, triplets: Sequence[Triplet], context: Context
 ) -> Float[Tensor, "token d_vocab"] | None:
-    """The logits of the response tokens, with each distinct prompt computed once; None if any is NaN or infinite."""
+    """The logits of the response tokens, with each distinct prompt computed once; None if any is NaN or infinite.
+
+    Args:
+        model: The model.
+        plain: Plain transformers with the same logits, which takes less time; None if there is none.
+        triplets: The responses.
+        context: Which prompt they follow.
+    """
     batch = suffix_batch(triplets, context, "R", device_of(model))
     if batch.prefix is None:
         return None
     with torch.no_grad(), frozen(model):
-        decoder = after_prompts(model, batch.prefix, int(model.cfg.n_layers))
         # The span begins at the last token of the prompt; each of its tokens but the last predicts a response token.
         ends = batch.mask.sum(1) - 1
         predicting = torch.arange(batch.tokens.shape[1], device=ends.device) < ends[:, None]
-        logits = decoder.logits(batch.tokens, batch.whole_mask, predicting.flatten().nonzero().flatten())
+        asked = batch.tokens, batch.whole_mask, predicting.flatten().nonzero().flatten()
+        if plain is not None:
+            logits = after_prompts(TransformersDecoder(plain), batch.prefix).logits(*asked)
+        else:
+            own = Decoder(model, len(batch.prefix.tokens))
+            logits = after_prompts(own, batch.prefix, int(model.cfg.n_layers)).logits(*asked)
     return logits if finite_logits(logits) else None

@@ -36,7 +36,7 @@ from psr_lens.models.hooked_model import (
     tokenizer_of,
 )
 from psr_lens.models.identity_by_content import model_content, untold
-from psr_lens.models.kv_cache import Decoder, TransformersDecoder, can_extend_by_several, can_leave_out
+from psr_lens.models.kv_cache import Decoder, TransformersDecoder, alike, can_extend_by_several, can_leave_out
 from psr_lens.models.loading import DTYPES, Backend, load_model
 from psr_lens.models.module_settings import is_altered, settings_digest
 from psr_lens.models.observed_calls import ModelCalls, observer_of, spans_known
@@ -62,6 +62,7 @@ __all__ = [
     "TransformersDecoder",
     "WithTokenizer",
     "activation_name",
+    "alike",
     "all_modules",
     "called_module",
     "can_extend_by_several",

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from psr_lens.errors import ModelError
 from psr_lens.models.foreign_hooks import module_has_hooks
@@ -80,11 +81,13 @@ def hardly_any_logits(model: HookedModel) -> Iterator[None]:
 
 
 @contextmanager
-def logits_at(model: HookedModel, rows: Int[Tensor, " row"]) -> Iterator[Callable[[Tensor], Float[Tensor, "row d_vocab"]]]:
+def logits_at(
+    model: HookedModel | torch.nn.Module, rows: Int[Tensor, " row"]
+) -> Iterator[Callable[[Tensor], Float[Tensor, "row d_vocab"]]]:
     """Logits at some positions alone inside a `with` block, for a pass that needs no others.
 
     Args:
-        model: The model.
+        model: The model, of TransformerLens or of plain transformers.
         rows: Indices of the positions in the flattened batch.
 
     Yields:
@@ -94,30 +97,43 @@ def logits_at(model: HookedModel, rows: Int[Tensor, " row"]) -> Iterator[Callabl
     def all_of(logits: Tensor) -> Tensor:
         return logits.flatten(0, 1)[rows.to(logits.device)]
 
-    unembed = getattr(model, "unembed", None)
-    if isinstance(unembed, torch.nn.Module) and any(map(module_has_hooks, unembed.modules())):
+    unembed = _unembedding_of(model)
+    if unembed is not None and any(map(module_has_hooks, unembed.modules())):
         yield all_of  # such hooks are to see every position
         return
-    with _unembedding(model, lambda residual: residual.flatten(0, 1)[None, rows.to(residual.device)]) as alone:
-        yield (lambda logits: logits[0]) if alone else all_of
+    with _unembedding(model, lambda residual: residual.flatten(0, 1)[None, rows.to(residual.device)]) as selected:
+        yield lambda logits: logits[0] if selected else all_of(logits)
 
 
 @contextmanager
-def _unembedding(model: HookedModel, select: Callable[[Tensor], Tensor]) -> Iterator[bool]:
-    """Only a selection of the positions is unembedded; False for a model whose unembedding is no module, which unembeds all of them."""
-    unembed = getattr(model, "unembed", None)
-    if not isinstance(unembed, torch.nn.Module):
-        yield False
+def _unembedding(model: HookedModel | torch.nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[list[bool]]:
+    """Only a selection of the positions is unembedded.
+
+    Yields:
+        A list that is empty as long as nothing was selected: a model whose unembedding is no module, or is not called, unembeds all.
+    """
+    unembed, selected = _unembedding_of(model), list[bool]()
+    if unembed is None:
+        yield selected
         return
 
-    def selected(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return (select(given[0]), *given[1:]) if given else None
+    def before(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not given:
+            return None
+        selected.append(True)
+        return (select(given[0]), *given[1:])
 
-    handle = unembed.register_forward_pre_hook(OfThisThread(selected))
+    handle = unembed.register_forward_pre_hook(OfThisThread(before))
     try:
-        yield True
+        yield selected
     finally:
         handle.remove()
+
+
+def _unembedding_of(model: HookedModel | torch.nn.Module) -> torch.nn.Module | None:
+    """The module that turns the residual stream into logits; None if it is no module."""
+    found = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else getattr(model, "unembed", None)
+    return found if isinstance(found, torch.nn.Module) else None
 
 
 def position_ids(mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:

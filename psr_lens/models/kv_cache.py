@@ -177,6 +177,13 @@ class TransformersDecoder:
         given = self._state.arguments(mask, new.shape[1])
         return cast(Tensor, self._model(input_ids=self._state.tokens(new), **given, **self._last_only).logits)[:, -1].to(new.device)
 
+    def logits(
+        self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"], rows: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Run the new tokens; see `Decoder.logits`."""
+        with logits_at(self._model, rows) as taken:
+            return taken(self._model(input_ids=new, **self._state.arguments(mask, new.shape[1])).logits).to(new.device)
+
     def begin(self, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], most: int) -> int:
         """Run once what all sequences of an empty cache's batch begin with; see `Decoder.begin`."""
         return self._state.begin(tokens, mask, most, self.step)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
+from plotly.io.json import to_json_plotly
 from torch import Tensor
 
 from psr_lens.plots.scales import Scale
@@ -40,7 +41,7 @@ def switched(figures: Sequence[go.Figure], labels: Sequence[str], what: str, act
     if len(figures) == 1:
         return figures[0]
     owners = [index for index, each in enumerate(figures) for _ in each.data]
-    layouts = [_with_room(json.loads(each.to_json())["layout"], _SLIDER) for each in figures]
+    layouts = [_with_room(_as_json(each.layout), _SLIDER) for each in figures]
     keys = {key for layout in layouts for key in layout if key not in _SHARED}
     changing = {key for key in keys if any(layout.get(key) != layouts[0].get(key) for layout in layouts)}
     steps: list[dict[str, Any]] = []
@@ -143,6 +144,13 @@ def _below_title(figure: go.Figure, least: int = 0) -> dict[str, object]:
     """The place between the title and what is above the plot, before room is made for a control."""
     above = _TITLE[0] + _TITLE[1] * (1 + (figure.layout.title.text or "").count("<br>"))
     return {"y": 1, "yanchor": "bottom", "pad": {"b": max(least, figure.layout.margin.t - above), "t": 0, "l": 0, "r": 0}}
+
+
+def _as_json(layout: go.Layout) -> dict[str, Any]:
+    """A layout without its template as it is in the page; the traces, which take the most of a figure's JSON, are not needed."""
+    plain = {key: value for key, value in layout.to_plotly_json().items() if key != "template"}
+    found: dict[str, Any] = json.loads(to_json_plotly(plain))
+    return found
 
 
 def _with_room(layout: dict[str, Any], pixels: int) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 import psr_lens as psr
 from psr_lens.activations import batches as made_batches
 from psr_lens.activations import paired_passes as passes
+from psr_lens.activations import teacher_forced_pass
 from psr_lens.activations.batches import length_batches, suffix_batch
+from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
 from psr_lens.errors import InputError
-from psr_lens.models import forward
+from psr_lens.models import Decoder, forward, kv_cache
 
 EVERYTHING = ["all", "pattern"]
 
@@ -240,3 +242,46 @@ def test_passes_that_need_no_logits_make_hardly_any(tiny):
     assert_unchanged(model, before)
     asked = forward(model, torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long))
     assert asked.shape[1] == 3
+
+
+@pytest.mark.parametrize("span", ["R", "QR"])
+@pytest.mark.parametrize("steering", [None, "R", "QR", "last"])
+def test_what_all_sequences_begin_with_is_run_once_with_the_same_result(tiny, span, steering, monkeypatch):
+    model = tiny.model
+    triplets = random_triplets(model, 4, longest=6)
+    replacement = None if steering is None else random_replacement(model, seed=2, size=0.2)
+    if replacement is not None:
+        replacement = replace(
+            replacement, span="R" if steering == "last" else steering, tokens="last" if steering == "last" else "span"
+        )
+    names = [f"blocks.{layer}.{kind}" for layer in range(LAYERS) for kind in ("hook_resid_post", "hook_attn_out")]
+    steered = None if replacement is None else PassSteering(replacement, 0.7, ["blocks.1.hook_resid_post"])
+
+    def read(logits):
+        return read_batch(model, triplets, names, "prompted", span, steered=steered, logits=logits)
+
+    begun = []
+    of = Decoder.begin
+    monkeypatch.setattr(Decoder, "begin", lambda self, *given: begun.append(of(self, *given)) or begun[-1])
+    wanted = read(True)
+    assert begun == []  # the prompts begin with too few tokens alike
+    monkeypatch.setattr(kv_cache, "LEAST_COLUMNS", 1)
+    monkeypatch.setattr(teacher_forced_pass, "LEAST_ALIKE", 0.0)
+    for found in (read(True), read(False)):
+        for kind in ("rows", "arriving"):
+            for name, rows in getattr(wanted, kind).items():
+                torch.testing.assert_close(getattr(found, kind)[name], rows, atol=1e-4, rtol=1e-4)
+        if found.logits is not None:
+            torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=1e-4)
+    assert len(begun) == 2
+    assert min(begun) > 0
+
+
+def test_hooks_of_others_see_all_tokens(tiny, monkeypatch):
+    monkeypatch.setattr(kv_cache, "LEAST_COLUMNS", 1)
+    monkeypatch.setattr(teacher_forced_pass, "LEAST_ALIKE", 0.0)
+    triplets = random_triplets(tiny.model, 4)
+    seen = []
+    with tiny.model.hooks([("blocks.1.hook_resid_post", lambda activation, hook: seen.append(activation.shape[1]))]):
+        read_batch(tiny.model, triplets, ["blocks.2.hook_resid_post"], "base", "R")
+    assert seen == [max(len(each.pair.base_ids) + len(each.response_ids) for each in triplets)]

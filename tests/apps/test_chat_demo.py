@@ -89,11 +89,13 @@ def test_the_instructions_judges_know_their_trait(name):
 def test_the_command_line_hands_on_what_was_given(monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr(
-        "psr_lens.apps.demo.run_demo", lambda out, traits, config, say, static: given.append((traits, config)) or {}
+        "psr_lens.apps.demo.run_demo", lambda out, traits, config, say, **others: given.append((traits, config, others)) or {}
     )
     arguments = ["demo", "--out", str(tmp_path), "--model", "a/folder", "--questions", "30", "--trait", "french", "--no-verify"]
+    arguments += ["--device", "cuda:1"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert given == [(["french"], ChatDemoConfig("a/folder", held_out_questions=30, verify=False))]
+    config = ChatDemoConfig("a/folder", held_out_questions=30, verify=False)
+    assert given == [(["french"], config, {"static": False, "device": "cuda:1"})]
 
 
 def test_the_table_of_the_command_has_the_distance_with_and_without_massive_tokens():

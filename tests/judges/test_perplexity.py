@@ -59,8 +59,11 @@ def test_log_likelihoods_are_those_of_unpadded_forward_passes(tiny, context, bud
         torch.testing.assert_close(given, by_definition(tiny.model, triplet, context), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("on", ["plain transformers", "the model itself"])
 @pytest.mark.parametrize(("context", "budget"), [("base", 90), ("prompted", 10_000)])
-def test_prompts_that_responses_share_are_read_once_with_the_same_result(tiny, context, budget, monkeypatch):
+def test_prompts_that_responses_share_are_read_once_with_the_same_result(tiny, context, budget, on, monkeypatch):
+    if on == "the model itself":
+        monkeypatch.setattr(likelihood, "plain_transformers", lambda model: None)
     pairs = [each.pair for each in random_triplets(tiny.model, 3)]
     several = [psr.Triplet(pairs[row % 3], tuple(range(10 + row, 11 + 2 * row)), "") for row in range(9)]
     several += several[4:6]  # twice the same
@@ -72,6 +75,14 @@ def test_prompts_that_responses_share_are_read_once_with_the_same_result(tiny, c
     assert budget < 10_000 or [len(batch.prefix.tokens) for batch in read] == [3]
     for triplet, given in zip(several, found, strict=True):
         torch.testing.assert_close(given, by_definition(tiny.model, triplet, context), atol=1e-4, rtol=1e-4)
+
+
+def test_likelihoods_after_shared_prompts_come_from_plain_transformers(tiny_llama, monkeypatch):
+    pair = random_triplets(tiny_llama.model, 1)[0].pair
+    several = [psr.Triplet(pair, (10 + row, 20, 30), "") for row in range(4)]
+    monkeypatch.setattr(likelihood, "Decoder", lambda *given: pytest.fail("the slower model was run"))
+    for triplet, given in zip(several, log_likelihoods(tiny_llama.model, several), strict=True):
+        torch.testing.assert_close(given, by_definition(tiny_llama.model, triplet, "base"), atol=1e-4, rtol=1e-4)
 
 
 def test_what_acts_on_the_prompt_is_in_force_in_every_response(tiny_llama):

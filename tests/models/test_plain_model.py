@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import psr_lens as psr
 from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.generation import decoding
-from psr_lens.models import is_bridge, plain_transformers
+from psr_lens.models import is_bridge, logits_at, plain_transformers
 
 GREEDY = psr.SamplingConfig(temperature=0, max_new_tokens=8)
 
@@ -202,3 +202,20 @@ def test_a_copy_of_the_model_answers_with_its_own_weights(fresh):
     edit_in_place(other)
     pairs = pairs_of(fresh.model, 1)
     assert list(psr.generate(other, pairs, sampling=GREEDY)[0].ids) == generated(other, pairs[0].base_ids, 8, cached=False)
+
+
+def test_logits_at_some_positions_of_plain_transformers(fresh):
+    plain, tokens = plain_transformers(fresh.model), torch.arange(10, 22).view(2, 6)
+    rows = torch.tensor([1, 4, 11])
+    with torch.no_grad():
+        wanted = plain(tokens).logits.flatten(0, 1)[rows]
+        with logits_at(plain, rows) as taken:
+            found = plain(tokens).logits
+            assert found.shape[:2] == (1, 3)
+            torch.testing.assert_close(taken(found), wanted, atol=1e-5, rtol=1e-5)
+        head = plain.get_output_embeddings()
+        uncalled = torch.nn.Linear(head.in_features, head.out_features, bias=False)
+        with pytest.MonkeyPatch.context() as patch:  # a model whose head is not called as a module computes all logits
+            patch.setattr(type(plain), "get_output_embeddings", lambda self: uncalled)
+            with logits_at(plain, rows) as taken:
+                torch.testing.assert_close(taken(plain(tokens).logits), wanted)

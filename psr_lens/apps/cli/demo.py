@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from psr_lens.apps.cli.common import app, console, one_line_errors, open_file, say_where
-from psr_lens.apps.cli.option_groups import OpenOption, VerifyOption
+from psr_lens.apps.cli.flat_options import flat_options
+from psr_lens.apps.cli.option_groups import LoadingOptions, OpenOption
 
 if TYPE_CHECKING:
     from psr_lens.apps.demo import DemoResult
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@flat_options
 def demo(
+    loading: LoadingOptions,
     out: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the artifacts.")] = Path("demo"),
     trait: Annotated[
         list[str] | None,
@@ -38,7 +41,6 @@ def demo(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions, the sampling and the fits.")] = 0,
-    verify: VerifyOption = True,
     static: Annotated[
         bool, typer.Option("--static", help=r"Also save every figure as PNG and SVG in figures/ (needs psr-lens\[static]).")
     ] = False,
@@ -52,8 +54,8 @@ def demo(
 
         settings = DemoConfig if model in EMBEDDED else ChatDemoConfig
         asked: dict[str, Any] = {} if questions is None else {"held_out_questions": questions}
-        config = settings(model=model, seed=seed, verify=verify, **asked)
-        results = run_demo(out, trait or (), config, say=status.update, static=static)
+        config = settings(model=model, seed=seed, verify=loading.verify, **asked)
+        results = run_demo(out, trait or (), config, say=status.update, static=static, device=loading.device)
     console.print(_table(results))
     say_where(out / "report.html", began)
     if open_report:

@@ -25,6 +25,7 @@ def run_demo(
     say: Say = lambda text: None,
     *,
     static: bool = False,
+    device: str | None = None,
 ) -> dict[str, DemoResult]:
     """Run the demo and write `report.html`, `results.json` and `artifacts/` to a folder; with `static` also every figure.
 
@@ -34,12 +35,13 @@ def run_demo(
         config: Settings, which say which model it is; the organism if left out.
         say: Called with each progress message.
         static: Also save the figures as PNG and SVG in `figures/`.
+        device: Device of the model; None takes a GPU if there is one.
 
     Returns:
         The results by trait.
 
     Raises:
-        InputError: an unknown trait, `out` is a file, or `static` without a browser.
+        InputError: an unknown trait, `out` is a file, torch has no such device, or `static` without a browser.
         MissingPackageError: `static` without kaleido, or a judge without the package that it needs.
         ModelError: the model cannot be loaded, or does not follow an instruction.
     """
@@ -49,7 +51,7 @@ def run_demo(
     if static:
         check_browser()
     say(f"loading {config.model}")
-    run_one = _runner(load_model(config.model, verify=config.verify), config, say)
+    run_one = _runner(load_model(config.model, device=device or "auto", verify=config.verify), config, say)
     results = {}
     for name in names:
         results[name] = run_one(name)

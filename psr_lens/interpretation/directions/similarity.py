@@ -83,9 +83,10 @@ def cosines(sources: Mapping[str, Source], *, part: Part = "directions", layers:
     widths = sorted({vectors.shape[1] for _, _, vectors in entries})
     if len(widths) > 1:
         raise InputError("sources", f"directions {' and '.join(map(str, widths))} wide", "directions of the same d_model")
+    spans = [_Span.of(vectors) for _, _, vectors in entries]
     matrix = torch.full((len(entries), len(entries)), float("nan"), dtype=torch.float32)
-    for row, (_, _, left) in enumerate(entries):
-        for column, (_, _, right) in enumerate(entries[: row + 1]):
+    for row, left in enumerate(spans):
+        for column, right in enumerate(spans[: row + 1]):
             matrix[row, column] = matrix[column, row] = _cosine(left, right)
     return Cosines(
         tuple(name for name, _, _ in entries),
@@ -96,14 +97,31 @@ def cosines(sources: Mapping[str, Source], *, part: Part = "directions", layers:
     )
 
 
-def _cosine(left: Float[Tensor, "left width"], right: Float[Tensor, "right other"]) -> float:
+@dataclass(frozen=True, eq=False)
+class _Span:
+    """The directions of one site."""
+
+    basis: Float[Tensor, "rank width"]
+    """Orthonormal rows; none if all directions are zero."""
+    single: Float[Tensor, " width"] | None
+    """The direction, if there is one alone."""
+
+    @classmethod
+    def of(cls, vectors: Float[Tensor, "direction width"]) -> _Span:
+        """Decompose the directions once, however many others they are compared with."""
+        wide = vectors.double()
+        if not wide.any():
+            return cls(wide[:0], None)
+        if len(wide) == 1:
+            return cls(wide / wide.norm(), wide[0])
+        _, sizes, basis = torch.linalg.svd(wide, full_matrices=False)
+        return cls(basis[sizes > 1e-6 * sizes[0]], None)
+
+
+def _cosine(left: _Span, right: _Span) -> float:
     """Between two single directions, their cosine; otherwise the first canonical correlation of the two spans."""
-    if not left.any() or not right.any():
+    if not len(left.basis) or not len(right.basis):
         return float("nan")
-    if len(left) == len(right) == 1:
-        return float(torch.nn.functional.cosine_similarity(left.double(), right.double())[0])
-    bases = []
-    for vectors in (left, right):
-        _, sizes, basis = torch.linalg.svd(vectors.double(), full_matrices=False)
-        bases.append(basis[sizes > 1e-6 * sizes[0]])
-    return float(torch.linalg.matrix_norm(bases[0] @ bases[1].T, 2).clamp(max=1))
+    if left.single is not None and right.single is not None:
+        return float(torch.nn.functional.cosine_similarity(left.single, right.single, dim=0))
+    return float(torch.linalg.matrix_norm(left.basis @ right.basis.T, 2).clamp(max=1))
