@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from psr_lens._utils.optional import versions
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.plots.style import TEMPLATE
+from psr_lens.plots.style import DARK, TEMPLATE
 from psr_lens.reporting.comparison_text import MethodRow, lead_of, method_rows, settings_of, summary
 from psr_lens.reporting.figures_by_result import ANSWERS
 from psr_lens.reporting.massive_tables import MassiveTables, massive_tables
@@ -114,6 +114,7 @@ def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[
         template=script_safe(TEMPLATE.to_plotly_json()),
         plotly=Markup(get_plotlyjs()),  # Plotly's own source, which contains no user input
         bibtex=BIBTEX,
+        dark=script_safe(DARK),
         versions=[*versions("plotly"), ("python", platform.python_version())],
     )
 

@@ -102,6 +102,24 @@ def test_the_first_screen_has_answers_and_scores_and_parts_are_drawn_when_first_
     assert tab.errors == []
 
 
+def test_figures_follow_the_scheme_and_the_button_and_tokens_stay_as_they_are(tab, report):
+    paper = "getComputedStyle(document.querySelector('.figure .main-svg')).backgroundColor"
+    lines = "document.querySelector('.js-plotly-plot').data.map((trace) => trace.name)"
+    try:
+        tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        tab.open(report, max(browser.WIDTHS))
+        tab.wait_for("document.querySelector('.figure .main-svg')")
+        names = tab.js(lines)
+        assert tab.js(paper) == "rgb(23, 24, 26)"
+        tab.js("document.getElementById('theme').click()")
+        tab.wait_for(f"document.querySelector('.figure .main-svg') && {paper} === 'rgb(255, 255, 255)'")
+        assert tab.js(lines) == names
+        tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+        assert tab.errors == []
+    finally:
+        tab.send("Emulation.setEmulatedMedia", features=[])
+
+
 def test_contents_lead_to_their_parts(opened):
     assert opened.js("[...document.querySelectorAll('nav a')].every((link) => document.querySelector(link.getAttribute('href')))")
 
