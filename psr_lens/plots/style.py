@@ -297,7 +297,11 @@ def log_ticks(low: float, high: float) -> list[float]:
         steps = [step for step in steps if low - 1e-9 <= step <= high + 1e-9]
         if len(steps) > 1:
             break
-    return steps or [low]
+    if len(steps) > 1:
+        return steps
+    step = round_below((10**high - 10**low) / 2) if high > low else 0.0  # too narrow for round numbers: evenly spaced values
+    evenly = [math.log10(step * part) for part in range(math.ceil(10**low / step), math.floor(10**high / step) + 1)] if step else []
+    return evenly or steps or [low]
 
 
 def round_below(value: float) -> float:
