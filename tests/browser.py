@@ -158,6 +158,7 @@ def main(page: Path, folder: Path) -> None:
     with browser() as tab:
         for width in WIDTHS:
             tab.open(page, width)
+            tab.js("document.getElementById('unfold')?.click()")
             tab.wait_for("document.documentElement.dataset.figures === 'drawn' || !document.querySelector('.figure')")
             tab.picture(folder / f"{width}.png")
             for place, each in enumerate(tab.figures(), start=1):

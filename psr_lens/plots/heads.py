@@ -72,7 +72,9 @@ def head_map(result: Attribution, part: Part = "instruction", measure: Measure =
     tall, wide = math.ceil(len(values) / MAX_HEADS), math.ceil(len(result.layers) / MAX_LAYERS)
     rows = grouped(len(values), tall)
     shown = strongest(values, tall, wide)
-    panel = share_panel(part, shown, layer_labels(result.layers, wide), rows, "head %{y}", written=tall == 1)
+    panel = share_panel(
+        part, shown, layer_labels(result.layers, wide), rows, "head %{y}", written=tall == 1, percent=measure == "share"
+    )
     figure = go.Figure(panel)
     token_axis(figure, rows)
     figure.update_yaxes(title_text="head", title_standoff=4)
@@ -165,7 +167,9 @@ def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share",
     tall, wide = math.ceil(len(words) / max_tokens), math.ceil(len(result.layers) / MAX_LAYERS)
     shown = strongest(values, tall, wide)
     labels = [escaped(shortened(word, 18)) + ("" if tall == 1 else " …") for word in words[::tall]]
-    panel = share_panel("read", shown, layer_labels(result.layers, wide), labels, "%{customdata}", written=tall == 1)
+    panel = share_panel(
+        "read", shown, layer_labels(result.layers, wide), labels, "%{customdata}", written=tall == 1, percent=measure == "share"
+    )
     panel.customdata = [[label] * shown.shape[1] for label in labels]
     figure = go.Figure(panel)
     token_axis(figure, labels)

@@ -61,9 +61,10 @@ def learning_curve(curve: LearningCurve | None) -> go.Figure:
     low, high = (math.log10(bound) for bound in (min(drawn, default=1.0), max(drawn, default=1.0)))
     margin = max(0.1 * (high - low), 0.02)
     ticks = log_ticks(low - margin, high + margin)
-    figure.update_yaxes(
-        title_text="loss", range=[low - margin, high + margin], tickvals=ticks, ticktext=list(map(real_units, ticks))
-    )
+    labels = list(map(real_units, ticks))
+    if len(set(labels)) < len(labels):  # losses that differ by less than plain notation shows
+        labels = [f"{10**tick:.6g}" for tick in ticks]
+    figure.update_yaxes(title_text="loss", range=[low - margin, high + margin], tickvals=ticks, ticktext=labels)
     figure.update_xaxes(title_text="epoch", dtick=max(1, math.ceil(len(curve.train) / 10)), showgrid=False, showline=True)
     titled(figure, "Loss by epoch", plot=_PLOT, top=50, bottom=70, left=60)
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / _PLOT, "yanchor": "top"}, showlegend=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -18,6 +19,8 @@ TURNED: Final = 18
 """Additional pixels below the plot for grouped layers, whose labels are vertical."""
 _NARROW: Final = 12
 _TEXT_UP_TO: Final = 12
+_WRITTEN: Final = 8
+"""Most cells of a panel that show their numbers."""
 
 
 def share_panel(
@@ -28,8 +31,9 @@ def share_panel(
     hover: str,
     *,
     written: bool = False,
+    percent: bool = True,
 ) -> go.Heatmap:
-    """One panel. With `written`, cells show their numbers if there are few of them."""
+    """One panel. With `written`, the cells furthest from 0 show their numbers if columns are few, shares in percent."""
     few = written and len(columns) <= _TEXT_UP_TO
     return go.Heatmap(
         name=name,
@@ -39,11 +43,26 @@ def share_panel(
         coloraxis="coloraxis",
         xgap=1 if len(columns) <= _NARROW else 0,
         ygap=1,
-        texttemplate="%{z:.2f}" if few else None,
+        text=_texts(values, percent) if few else None,
+        texttemplate="%{text}" if few else None,
         textfont={"size": SMALL},
         hoverongaps=False,
         hovertemplate=f"{hover}<br>layer %{{x}}<br>%{{z:.3g}}<extra>{escaped(name)}</extra>",
     )
+
+
+def _texts(values: Float[Tensor, "row column"], percent: bool) -> list[list[str]]:
+    """The numbers of the `_WRITTEN` cells furthest from 0; the others, and those that would read 0, are empty."""
+    sizes = values.abs().nan_to_num(nan=0.0)
+    least = float(sizes.flatten().topk(min(_WRITTEN, sizes.numel())).values[-1])
+
+    def text(value: float) -> str:
+        if not math.isfinite(value) or abs(value) < least:
+            return ""
+        shown = f"{value:.0%}" if percent else f"{value:.2g}"
+        return "" if shown in ("0%", "-0%", "0", "-0") else shown.replace("-", "−")
+
+    return [[text(value) for value in row] for row in values.tolist()]
 
 
 def share_axis(values: Float[Tensor, "..."], plot: int, title: str, *, signed: bool = True) -> dict[str, object]:

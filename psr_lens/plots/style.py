@@ -57,6 +57,18 @@ SEQUENTIAL: Final = ["#fbfaf3", "#e3ecc5", "#aad8b5", "#5fbcbb", "#2a93b8", "#2b
 DIVERGING: Final = ["#a6450c", "#e08a4f", "#f6d3b5", "#fbfaf3", "#b9d7ea", "#5a9fce", "#0a5d9c"]
 """Orange below zero, almost white at zero, blue above; avoids red and green."""
 
+DARK: Final[dict[str, str]] = {
+    INK: "#e9e7e2",
+    MUTED: "#a9a69f",
+    GRID: "#3b3c3f",
+    PAPER: "#17181a",
+    "#000000": "#f2f0ea",
+    **dict(zip(SEQUENTIAL, ["#1d1e22", "#1f2a4a", "#2a3f7c", "#2b62a5", "#2a93b8", "#5fbcbb", "#aad8b5", "#f3f6d8"], strict=True)),
+    **dict(zip(DIVERGING, ["#f5a468", "#c8703a", "#6b4027", "#1d1e22", "#284a63", "#3f86b8", "#86c3ee"], strict=True)),
+}
+"""Colours on a dark page for those on a white one; scales go from the background to their lightest shade, so that strong cells stand out.
+Colours that are not here stay as they are, or are lightened until they are legible on the dark background."""
+
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x")
 _CONSTANT: Final = 1e-3
 """A coefficient counts as constant if its range is below this share of its largest value."""
@@ -285,7 +297,11 @@ def log_ticks(low: float, high: float) -> list[float]:
         steps = [step for step in steps if low - 1e-9 <= step <= high + 1e-9]
         if len(steps) > 1:
             break
-    return steps or [low]
+    if len(steps) > 1:
+        return steps
+    step = round_below((10**high - 10**low) / 2) if high > low else 0.0  # too narrow for round numbers: evenly spaced values
+    evenly = [math.log10(step * part) for part in range(math.ceil(10**low / step), math.floor(10**high / step) + 1)] if step else []
+    return evenly or steps or [low]
 
 
 def round_below(value: float) -> float:

@@ -74,8 +74,9 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
             Panel(
                 "magnitude_heatmap",
                 magnitude_heatmap(comparison, triplet, max_tokens=max_tokens),
-                "Rows are tokens, columns are layers, and dark cells are pushed hard. A faithful replacement repeats the prompt’s pattern "
-                "row by row. A row stands for the activation after its token was read, which decides the token in the row below. Rows "
+                "Rows are tokens, columns are layers, and the more a cell stands out, the harder its token is pushed. A faithful "
+                "replacement repeats the prompt’s pattern row by row. A row stands for the activation after its token was read, which "
+                "decides the token in the row below. Rows "
                 "marked “prompt” come before the response; the last of them, at position −1, decides the first response token. Buttons "
                 "change the unit: that of the activation (absolute), the median token of the layer (layer), the activation’s own length "
                 "(relative), or, with a sign, the layer’s mean push (projection) and the angle to it (cosine).",

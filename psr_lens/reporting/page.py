@@ -14,10 +14,12 @@ from plotly.offline import get_plotlyjs
 
 from psr_lens._utils.optional import versions
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.plots.style import TEMPLATE
+from psr_lens.plots.style import DARK, TEMPLATE
 from psr_lens.reporting.comparison_text import MethodRow, lead_of, method_rows, settings_of, summary
+from psr_lens.reporting.figures_by_result import ANSWERS
 from psr_lens.reporting.massive_tables import MassiveTables, massive_tables
 from psr_lens.reporting.parts import Answers, Choice, Panel, Part
+from psr_lens.reporting.provenance import BIBTEX, lines_of_python
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,12 @@ class _Section:
     """Whether the relative error of the median token is known."""
     massive: MassiveTables | None
     """The tokens with massive activations, if there are any."""
+    first: tuple[_PartView, ...]
+    """The answers side by side, which come before the scores; empty if there are none."""
     parts: tuple[_PartView, ...]
-    """The answers and the figures."""
+    """The figures."""
+    code: str
+    """Lines of Python that make the comparison and the page again."""
     settings: tuple[tuple[str, str], ...]
     """The settings that reproduce it."""
 
@@ -107,11 +113,14 @@ def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[
         sections=sections,
         template=script_safe(TEMPLATE.to_plotly_json()),
         plotly=Markup(get_plotlyjs()),  # Plotly's own source, which contains no user input
+        bibtex=BIBTEX,
+        dark=script_safe(DARK),
         versions=[*versions("plotly"), ("python", platform.python_version())],
     )
 
 
 def _section(key: str, name: str, comparison: Comparison, parts: Sequence[Part]) -> _Section:
+    views = tuple(_part(f"{key}-{number}", part) for number, part in enumerate(parts, start=1))
     return _Section(
         key=key,
         name=name,
@@ -122,7 +131,9 @@ def _section(key: str, name: str, comparison: Comparison, parts: Sequence[Part])
         last_layer=comparison.layers[-1],
         has_median=any(trace.error is not None for trace in comparison.methods.values()),
         massive=massive_tables(comparison),
-        parts=tuple(_part(f"{key}-{number}", part) for number, part in enumerate(parts, start=1)),
+        first=tuple(each for each in views if each.title == ANSWERS),
+        parts=tuple(each for each in views if each.title != ANSWERS),
+        code=lines_of_python(comparison),
         settings=tuple(settings_of(comparison)),
     )
 

@@ -119,6 +119,7 @@ def test_the_report_opens_in_a_phones_browser(demo):
     width = min(browser.WIDTHS)
     with browser.browser() as tab:
         tab.open(demo[0] / "report.html", width)
+        tab.js("document.getElementById('unfold').click()")
         tab.wait_for("document.documentElement.dataset.figures === 'drawn'")
         figures = [each for each in tab.figures() if each["visible"]]
         assert len(figures) == 22 * len(TRAITS)

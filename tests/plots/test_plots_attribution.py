@@ -32,6 +32,20 @@ def test_the_map_of_heads_has_heads_down_and_layers_across():
     assert "Δ after layer 2" in plots.head_map(attribution(target=2)).layout.coloraxis.colorbar.title.text
 
 
+def test_the_largest_shares_are_written_in_percent_and_none_as_zero():
+    result = attribution()
+    shown = plots.head_map(result).data[0]
+    values, texts = np.asarray(shown.z), np.asarray(shown.text)
+    assert shown.texttemplate == "%{text}"
+    written = texts != ""
+    assert 0 < written.sum() <= 8 < values.size
+    assert np.abs(values)[written].min() > np.abs(values)[~written].max()
+    for value, text in zip(values[written], texts[written], strict=True):
+        assert text == f"{value:.0%}".replace("-", "−")
+    alike = replace(result, share=replace(result.share, heads=torch.zeros_like(result.share.heads)))
+    assert {text for row in plots.head_map(alike).data[0].text for text in row} == {""}
+
+
 def test_many_heads_and_layers_share_cells_and_the_figure_says_so():
     result = attribution(layers=70, heads=100)
     figure = plots.head_map(result)

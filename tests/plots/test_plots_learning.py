@@ -35,6 +35,13 @@ def test_a_loss_that_has_no_logarithm_leaves_a_gap():
     assert list(figure.data[0].y) == [0.0, None, None]
 
 
+def test_losses_that_hardly_differ_have_several_ticks_with_labels_of_their_own():
+    axis = plots.learning_curve(LearningCurve((0.531, 0.527, 0.523), (), (1.0,) * 3, None)).layout.yaxis
+    assert len(axis.tickvals) > 1
+    assert len(set(axis.ticktext)) == len(axis.ticktext)
+    assert [float(label) for label in axis.ticktext] == pytest.approx([10**tick for tick in axis.tickvals], rel=1e-3)
+
+
 @pytest.mark.parametrize("curve", [None, LearningCurve((), (), (), None)], ids=["none", "empty"])
 def test_a_fit_without_epochs_is_refused_with_a_remedy(curve):
     with pytest.raises(InputError, match=r"curve: got .*gradient descent"):

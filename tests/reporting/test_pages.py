@@ -32,6 +32,7 @@ def report(tiny_llama, tmp_path_factory):
 def opened(request, tab, report):
     """The report with all its figures drawn, at each width."""
     tab.open(report, request.param)
+    tab.js("document.getElementById('unfold')?.click()")
     tab.wait_for("document.documentElement.dataset.figures === 'drawn'")
     return tab
 
@@ -85,6 +86,38 @@ def test_the_reader_can_choose_another_response(opened):
     assert opened.js("document.getElementById('s1-3-1-0').hidden")
     opened.wait_for("[...document.querySelectorAll('.figure')].every((each) => !each.offsetParent || each.dataset.drawn)")
     check(opened, opened.js("[...document.querySelectorAll('.figure')].filter((each) => each.offsetParent).length"))
+
+
+def test_the_first_screen_has_answers_and_scores_and_parts_are_drawn_when_first_seen(tab, report):
+    tab.open(report, max(browser.WIDTHS))
+    tab.wait_for("document.documentElement.dataset.figures === 'drawn'")
+    for what in (".answers", "table"):
+        assert tab.js(f"document.querySelector('{what}').getBoundingClientRect().top < innerHeight"), what
+    folded = "[...document.querySelectorAll('#s1 details.part:not([open]) .figure')]"
+    assert tab.js(f"{folded}.length") > 3
+    assert tab.js(f"{folded}.every((each) => !each.dataset.drawn)")
+    key = tab.js("document.querySelector('#s1 details.part:not([open]) h3').id")
+    tab.js(f"document.querySelector('nav a[href=\"#{key}\"]').click()")
+    tab.wait_for(f"document.getElementById('{key}').closest('details').querySelector('.figure .main-svg')")
+    assert tab.errors == []
+
+
+def test_figures_follow_the_scheme_and_the_button_and_tokens_stay_as_they_are(tab, report):
+    paper = "getComputedStyle(document.querySelector('.figure .main-svg')).backgroundColor"
+    lines = "document.querySelector('.js-plotly-plot').data.map((trace) => trace.name)"
+    try:
+        tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        tab.open(report, max(browser.WIDTHS))
+        tab.wait_for("document.querySelector('.figure .main-svg')")
+        names = tab.js(lines)
+        assert tab.js(paper) == "rgb(23, 24, 26)"
+        tab.js("document.getElementById('theme').click()")
+        tab.wait_for(f"document.querySelector('.figure .main-svg') && {paper} === 'rgb(255, 255, 255)'")
+        assert tab.js(lines) == names
+        tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+        assert tab.errors == []
+    finally:
+        tab.send("Emulation.setEmulatedMedia", features=[])
 
 
 def test_contents_lead_to_their_parts(opened):

@@ -1,5 +1,6 @@
 """The report is one file that opens offline, holds what the result says, and replaces an older one only when it is whole."""
 
+import ast
 import json
 import math
 import re
@@ -11,9 +12,11 @@ from html_page import Page
 from made_up_results import METHODS, comparison
 from plotly.offline import get_plotlyjs
 
+import psr_lens as psr
 from psr_lens.errors import InputError
 from psr_lens.reporting import report
 from psr_lens.reporting.page import script_safe
+from psr_lens.reporting.provenance import lines_of_python
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,17 @@ def test_settings_and_versions_to_run_it_again(page):
         assert expected in page.words
     for package in ("psr-lens", "torch", "transformer-lens", "transformers", "plotly", "python"):
         assert re.search(rf"\b{package} \d", page.words), package
+
+
+def test_provenance_has_python_that_names_what_is_there_and_the_paper(page):
+    code = lines_of_python(comparison())
+    ast.parse(code)
+    called = set(re.findall(r"psr\.([A-Za-z_]+)", code))
+    assert called >= {"load_model", "prompt_pairs", "sample_responses", "Replacement", "compare", "report"}
+    assert called <= set(psr.__all__)
+    assert "'talk like a <pirate>'" in code
+    assert "arxiv.org/abs/2605.03907" in page.words
+    assert " ".join(code.split()) in page.words
 
 
 def test_reader_picks_among_the_first_responses(page):

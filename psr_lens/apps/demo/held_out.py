@@ -13,7 +13,7 @@ from psr_lens.evaluation.methods import NONE, PROMPT
 from psr_lens.evaluation.scores import summed
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
-from psr_lens.models import HookedModel
+from psr_lens.models import HookedModel, tokenizer_of
 from psr_lens.prompts import PromptPairs
 from psr_lens.replacement import Replacement
 from psr_lens.results.judgement import Judge, judged_by_name
@@ -87,6 +87,14 @@ class HeldOut:
             responses = judged_triplets(self.pairs, answers[PROMPT], None)
         comparison = compare(self.model, responses, methods, paraphrase=self.paraphrase, alpha=alphas).with_scores(
             [summed(name, verdict, alphas.get(name)) for name, verdict in verdicts.items()],
-            {**settings, "paraphrase": self.paraphrase},
+            {**settings, "paraphrase": self.paraphrase, **self._first_prompts()},
         )
         return comparison, judged_answers(self.pairs, texts, dict(alphas), verdicts), responses
+
+    def _first_prompts(self) -> dict[str, str]:
+        """Both prompts of the first question as the model reads them, special tokens included."""
+        tokenizer, first = tokenizer_of(self.model), self.pairs[0]
+        return {
+            "first question without the instruction": str(tokenizer.decode(first.base_ids)),
+            "first question with the instruction": str(tokenizer.decode(first.prompted_ids)),
+        }
