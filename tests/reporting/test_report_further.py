@@ -66,7 +66,7 @@ def test_answers_come_first_as_text_with_their_scores(rich):
     first = body[: body.index("what is number 1 ?")]
     assert (
         " ".join(first.split())
-        == "what is number 0 ? none trait 0 answer 0 prompt arr, matey A-PSR (α = 1.25) <script>alert(1)</script>"
+        == "what is number 0 ? none trait 0 answer 0 prompt arr, matey A-PSR (α = 1.25) <script>alert(1)</script> 7 more questions"
     )
     second = body[body.index("what is number 1 ?") : body.index("what is number 2 ?")]
     assert " ".join(second.split()) == "what is number 1 ? none trait 0 answer 1 prompt trait 100 aye A-PSR (α = 1.25) (nothing)"
