@@ -53,7 +53,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "cache": {},
     "static cache": {"cache_implementation": "static"},
     "no cache": {"use_cache": False},
-    "prompt look-up": {"prompt_lookup_num_tokens": 4},
+    "prompt look-up": {"prompt_lookup_num_tokens": 4, "eos_token_id": PAD},  # transformers 5.9 fails without an end token
     "chunks": {"prefill_chunk_size": 2},
     "embeddings": {"inputs_embeds": None},
 }
