@@ -181,8 +181,10 @@ class TransformersDecoder:
         self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"], rows: Int[Tensor, " row"]
     ) -> Float[Tensor, "row d_vocab"]:
         """Run the new tokens; see `Decoder.logits`."""
+        rows = self._state.rows(rows, new.shape[1])
+        given = self._state.arguments(mask, new.shape[1])
         with logits_at(self._model, rows) as taken:
-            return taken(self._model(input_ids=new, **self._state.arguments(mask, new.shape[1])).logits).to(new.device)
+            return taken(self._model(input_ids=self._state.tokens(new), **given).logits).to(new.device)
 
     def begin(self, tokens: Int[Tensor, "batch position"], mask: Int[Tensor, "batch position"], most: int) -> int:
         """Run once what all sequences of an empty cache's batch begin with; see `Decoder.begin`."""

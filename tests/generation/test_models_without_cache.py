@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 
 import psr_lens as psr
 from psr_lens.generation.likelihood import log_likelihoods
-from psr_lens.models import Decoder, loading
+from psr_lens.models import Decoder, TransformersDecoder, loading
+from psr_lens.models.plain_model import wrapped_plain_model
 from psr_lens.models.verification import DisagreementError
 
 SAMPLING = psr.SamplingConfig(max_new_tokens=12)
@@ -87,17 +88,14 @@ def test_readings_and_likelihoods_are_the_same(both):
 def test_logits_of_some_rows_are_those_of_the_new_tokens(both):
     tokens, mask = torch.arange(10, 34).reshape(2, 12), torch.ones(2, 12, dtype=torch.long)
     rows = torch.tensor([0, 3, 5, 7])
-    for model, kept in ((both[0], []), (both[1], [])):
-        decoder = Decoder(model, 2)
-        decoder.step(tokens[:, :8], mask[:, :8])
-        decoder.select(torch.tensor([1, 0]))
-        kept.append(decoder.logits(tokens.flip(0)[:, 8:], mask, rows))
-        torch.testing.assert_close(
-            kept[0],
-            torch.stack([logits_of(both[1], ids.tolist()) for ids in tokens.flip(0)])[:, 8:].flatten(0, 1)[rows],
-            atol=1e-4,
-            rtol=0,
-        )
+    turned = tokens.flip(0)
+    wanted = torch.stack([logits_of(both[1], ids.tolist()) for ids in turned])[:, 8:].flatten(0, 1)[rows]
+    for model in both:
+        for decoder in (Decoder(model, 2), TransformersDecoder(wrapped_plain_model(model))):
+            with torch.no_grad():
+                decoder.step(tokens[:, :8], mask[:, :8])
+                decoder.select(torch.tensor([1, 0]))
+                torch.testing.assert_close(decoder.logits(turned[:, 8:], mask, rows), wanted, atol=1e-4, rtol=0)
 
 
 def test_one_that_cannot_leave_out_padding_is_refused_with_numbers(folders, monkeypatch):
