@@ -65,13 +65,12 @@ def log_likelihoods(
     # Steering, and hooks of others, may act on the prompt, and differently in each response.
     alone = replacement is None and not is_altered(model) and can_extend_by_several(model)
     shared = alone and sharing_saves(distinct, "R", (context,))
-    plain = plain_transformers(model) if shared else None
     steered = None if replacement is None else PassSteering(replacement, alpha)
     found: dict[Hashable, Tensor] = {}
     batches = list(length_batches(distinct, logits_budget(model, token_budget, _COPIES), by_prompt=shared))
     for indices in progress_bar(batches, desc="likelihood", unit="batch"):
         chosen = [distinct[index] for index in indices]
-        logits = _after_shared_prompts(model, plain, chosen, context) if shared else None
+        logits = _after_shared_prompts(model, plain_transformers(model), chosen, context) if shared else None
         if logits is None:
             logits = read_batch(model, chosen, [], context, "R", steered=steered, logits=True).logits
         if logits is not None:

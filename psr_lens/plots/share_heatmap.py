@@ -52,7 +52,9 @@ def share_panel(
 
 
 def _texts(values: Float[Tensor, "row column"], percent: bool) -> list[list[str]]:
-    """The numbers of the `_WRITTEN` cells furthest from 0; the others, and those that would read 0, are empty."""
+    """The numbers of the `_WRITTEN` cells furthest from 0, and of those as far; the others, and those that would read 0, are empty."""
+    if not values.numel():
+        return [[] for _ in range(len(values))]
     sizes = values.abs().nan_to_num(nan=0.0)
     least = float(sizes.flatten().topk(min(_WRITTEN, sizes.numel())).values[-1])
 

@@ -19,7 +19,7 @@ from psr_lens.reporting.comparison_text import MethodRow, lead_of, method_rows, 
 from psr_lens.reporting.figures_by_result import ANSWERS
 from psr_lens.reporting.massive_tables import MassiveTables, massive_tables
 from psr_lens.reporting.parts import Answers, Choice, Panel, Part
-from psr_lens.reporting.provenance import BIBTEX, lines_of_python
+from psr_lens.reporting.provenance import BIBTEX, outline_in_python
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class _Section:
     parts: tuple[_PartView, ...]
     """The figures."""
     code: str
-    """Lines of Python that make the comparison and the page again."""
+    """The calls that make such a comparison and page."""
     settings: tuple[tuple[str, str], ...]
     """The settings that reproduce it."""
 
@@ -133,7 +133,7 @@ def _section(key: str, name: str, comparison: Comparison, parts: Sequence[Part])
         massive=massive_tables(comparison),
         first=tuple(each for each in views if each.title == ANSWERS),
         parts=tuple(each for each in views if each.title != ANSWERS),
-        code=lines_of_python(comparison),
+        code=outline_in_python(comparison),
         settings=tuple(settings_of(comparison)),
     )
 

@@ -1,4 +1,4 @@
-"""What a reader needs to make a report again and to cite it: lines of Python, and the paper."""
+"""What a reader needs to make such a report and to cite it: the calls, and the paper."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ BIBTEX: Final = """@inproceedings{heyman2026steer,
 """The paper of the method, as `CITATION.cff` has it."""
 
 
-def lines_of_python(comparison: Comparison) -> str:
-    """Lines of Python that compare the saved replacements on the same responses again and write the page."""
+def outline_in_python(comparison: Comparison) -> str:
+    """The calls that make such a comparison, with what a comparison holds of their arguments.
+
+    It does not know the questions, the judge and where the instruction was put (`place`, `system` and so on), nor where its methods were
+    saved; these are names or comments.
+    """
     name = comparison.model.get("model_name")
-    saved = [f"    {method!r}: psr.Replacement.load({'artifacts/' + method.replace(' ', '-')!r})," for method in comparison.methods]
+    loaded = [f"    {method!r}: psr.Replacement.load(…),  # the folder it was saved in" for method in comparison.methods]
+    paraphrase = "" if comparison.paraphrase_rmse is None else ", paraphrase=paraphrase"
+    given = f"span={comparison.span!r}, layers={list(comparison.layers)!r}, alpha={dict(comparison.alphas)!r}{paraphrase}"
     return "\n".join(
         [
             "import psr_lens as psr",
             "",
             f"model = psr.load_model({name!r})" if name else "model = psr.load_model(…)",
             f"instruction = {comparison.instruction!r}",
-            "pairs = psr.prompt_pairs(model, questions, instruction)  # the held-out questions",
+            "pairs = psr.prompt_pairs(model, questions, instruction)  # and place=, system=, … as they were given",
             "triplets = psr.sample_responses(model, pairs, judge, sampling=sampling)",
             "methods = {",
-            *saved,
+            *loaded,
             "}",
-            f"comparison = psr.compare(model, triplets, methods, span={comparison.span!r}, alpha={dict(comparison.alphas)!r})",
+            f"comparison = psr.compare(model, triplets, methods, {given})",
             'psr.report(comparison, "report.html")',
         ]
-    )
+    ).replace("…)", "...)")

@@ -10,6 +10,7 @@ from massive_model import DIMENSION, FLIPS, LAYER, STAYS, activations
 import psr_lens as psr
 from psr_lens.activations.massive_finder import MassiveFinder, is_massive
 from psr_lens.errors import InputError
+from psr_lens.evaluation.rank1_share import Rank1Shares
 from psr_lens.generation.sampled_triplets import Triplets
 from psr_lens.prompts import token_table
 
@@ -160,3 +161,26 @@ def test_the_summary_counts_in_sentences(massive):
         ((stays, flips), f"2 of 10 tokens have a massive activation, after layers 1–2; 1 of them {only}"),
     ):
         assert replace(found, tokens=tokens).summary == wanted
+
+
+def test_a_share_without_massive_tokens_leaves_out_exactly_those_that_are_listed():
+    """Also where the median token of the first batches is far from that of all."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.cat([torch.full((400,), 10.0), torch.full((900,), 1.0)])
+    activations = torch.nn.functional.normalize(torch.randn(1300, 24, generator=generator), dim=1) * sizes[:, None]
+    activations[1290, 3] = 500.0
+    finder, shares = MassiveFinder(1, 1), Rank1Shares(1, 24)
+    for rows in torch.arange(1300).split(100):
+        finder.look(0, 0, activations[rows])
+        finder.add(rows)
+        candidates = finder.candidates()
+        possible = torch.isin(rows, candidates)
+        shares.add(0, activations[rows], possible)
+        shares.end(rows[possible], candidates)
+    massive = finder.finish().mask(1300)
+    assert massive[1290]
+    assert massive[:256].sum() > 50
+    everything, without = shares.finish(massive)
+    for found, kept in ((everything, activations), (without, activations[~massive])):
+        values = torch.linalg.svdvals(kept.double()).square()
+        assert float(found) == pytest.approx(float(values[0] / values.sum()), rel=1e-4)

@@ -224,7 +224,7 @@ def live_bytes() -> int:
 
 
 def test_memory_holds_a_batch_and_magnitudes_and_no_differences_of_all_tokens(model, triplets, replacements, monkeypatch):
-    """By formula: of a batch, two contexts at all layers and one Δ; of all tokens, a number a layer and method."""
+    """By formula: of a batch, two contexts at all layers and one Δ; of some hundred tokens, Δ; of all, a number a layer and method."""
     peaks, add = [], SecondMoments.add
 
     calls = count()
@@ -242,7 +242,8 @@ def test_memory_holds_a_batch_and_magnitudes_and_no_differences_of_all_tokens(mo
     of_a_batch = 4 * budget * width * (2 * layers + 3)
     of_all_tokens = 4 * tokens * (6 * layers + 4)  # of either: magnitude and component; ‖A‖ of the base, error of the method
     moments = 8 * layers * width**2 + 8 * 2 * layers * BINS  # and histograms of norms in two contexts
-    assert max(peaks) - before <= of_a_batch + of_all_tokens + moments + 200_000
+    apart = 4 * layers * width * (256 + budget)  # Δ of the first tokens, any of which may turn out to be massive
+    assert max(peaks) - before <= of_a_batch + of_all_tokens + moments + apart + 200_000
     assert 4 * tokens * layers * width > 2 * (max(peaks) - before)  # what Δ of all tokens at all layers would take
 
 

@@ -1,6 +1,7 @@
 """The report is one file that opens offline, holds what the result says, and replaces an older one only when it is whole."""
 
 import ast
+import inspect
 import json
 import math
 import re
@@ -16,7 +17,7 @@ import psr_lens as psr
 from psr_lens.errors import InputError
 from psr_lens.reporting import report
 from psr_lens.reporting.page import script_safe
-from psr_lens.reporting.provenance import lines_of_python
+from psr_lens.reporting.provenance import outline_in_python
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +145,22 @@ def test_settings_and_versions_to_run_it_again(page):
         assert re.search(rf"\b{package} \d", page.words), package
 
 
-def test_provenance_has_python_that_names_what_is_there_and_the_paper(page):
-    code = lines_of_python(comparison())
+def test_provenance_has_the_calls_with_what_is_known_of_their_arguments_and_the_paper(page):
+    code = outline_in_python(comparison())
     ast.parse(code)
     called = set(re.findall(r"psr\.([A-Za-z_]+)", code))
     assert called >= {"load_model", "prompt_pairs", "sample_responses", "Replacement", "compare", "report"}
     assert called <= set(psr.__all__)
     assert "'talk like a <pirate>'" in code
+    made = next(
+        each for each in ast.walk(ast.parse(code)) if isinstance(each, ast.Call) and ast.unparse(each.func) == "psr.compare"
+    )
+    given = {each.arg: each.value for each in made.keywords}
+    assert set(given) <= set(inspect.signature(psr.compare).parameters)
+    assert ast.literal_eval(given["span"]) == comparison().span
+    assert ast.literal_eval(given["layers"]) == list(comparison().layers)
+    assert ast.literal_eval(given["alpha"]) == dict(comparison().alphas)
+    assert ("paraphrase" in given) == (comparison().paraphrase_rmse is not None)
     assert "arxiv.org/abs/2605.03907" in page.words
     assert " ".join(code.split()) in page.words
 
