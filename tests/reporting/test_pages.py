@@ -1,6 +1,7 @@
 """In a real browser: the report and notebooks' pages draw every figure, say nothing in the console, and answer to the pointer."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -163,3 +164,32 @@ def test_every_figure_of_a_notebooks_page_is_drawn(tab, tmp_path, name):
     tab.open(page, min(browser.WIDTHS))  # where there is least room
     tab.wait_for(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {count}")
     check(tab, count)
+
+
+def test_a_broken_fragment_or_figure_stops_nothing_else(tab, report, tmp_path):
+    text = report.read_text(encoding="utf-8")
+    broken = tmp_path / "report.html"
+    first = text.index('<script type="application/json">') + len('<script type="application/json">')
+    broken.write_text(text[:first] + "{" + text[first:], encoding="utf-8")
+    tab.open(broken, 1440)
+    tab.js("location.hash = '#100%'; location.reload()")
+    tab.wait_for("document.readyState === 'complete' && document.getElementById('unfold')")
+    tab.js("document.getElementById('unfold').click()")
+    tab.wait_for("document.documentElement.dataset.figures === 'drawn'")
+    drawn = tab.js("document.querySelectorAll('.js-plotly-plot').length")
+    assert drawn >= 5
+    tab.js(
+        "(() => { const choice = document.querySelector('select[data-block]'); choice.value = '1';"
+        " choice.dispatchEvent(new Event('change')); })()"
+    )
+    tab.wait_for(f"document.querySelectorAll('.js-plotly-plot').length > {drawn}")
+
+
+def test_nothing_offers_what_needs_a_script_where_none_runs_and_it_is_dark_all_the_same(tab, report, tmp_path):
+    bare = tmp_path / "report.html"
+    bare.write_text(re.sub(r"<script.*?</script>", "", report.read_text(encoding="utf-8"), flags=re.DOTALL), encoding="utf-8")
+    for scheme, page in (("dark", "rgb(23, 24, 26)"), ("light", "rgb(255, 255, 255)")):
+        tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        tab.open(bare, 1440)
+        assert tab.js("getComputedStyle(document.body).backgroundColor") == page
+        assert tab.js("[...document.querySelectorAll('button')].every((each) => each.offsetParent === null)")
