@@ -225,6 +225,7 @@ def test_a_server_that_ends_by_itself_is_said(fake):
 def test_signals_end_the_server_too(number, fake, tmp_path):
     made = fake(400, RIGHT)
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in what a shell runs in the background
         "from psr_lens.apps.server import Server; "
         f"Server({list(made.command)!r}, {dict(made.environment)!r}, {made.address!r}, 'base', ['pirate', 'brief'], 'key')"
         ".run(lambda text: print(text, flush=True))"
@@ -232,10 +233,14 @@ def test_signals_end_the_server_too(number, fake, tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=Path(__file__).parents[2]
     ) as process:
-        assert process.stdout.readline() == f"{made.address}/v1 serves base, base+pirate, base+brief\n"
-        assert not is_free(made.address)
-        process.send_signal(number)
-        process.wait(60)
+        try:
+            assert process.stdout.readline() == f"{made.address}/v1 serves base, base+pirate, base+brief\n"
+            assert not is_free(made.address)
+            process.send_signal(number)
+            process.wait(60)
+        finally:
+            if process.poll() is None:
+                process.kill()
     assert process.returncode != 0
     for _ in range(100):
         if is_free(made.address):
