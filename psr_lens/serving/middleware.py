@@ -28,7 +28,9 @@ STEERED: Final = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/
 _LIST: Final = "/v1/models"
 _MISPLACED: Final = ("extra_body", "extra_args", "sampling_params")
 """Keys that are right in Python, and under which vLLM's server finds nothing."""
-_NUMBER: Final = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE]-?[0-9]+)?")
+_NUMBER: Final = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE]-?[0-9]+)?")
+_LONGEST_NUMBER: Final = 40
+"""Characters of a strength, more than any number in double precision needs."""
 _EXAMPLE: Final = "For example 'base+pirate@0.8'."
 
 Message = dict[str, Any]
@@ -128,8 +130,9 @@ def _split(model: Any, engine: Engine) -> tuple[Any, list[tuple[str, float]]]:
 
 def _name_and_strength(part: str, model: str) -> tuple[str, float]:
     name, at, strength = part.partition("@")
-    if at and not _NUMBER.fullmatch(strength):
-        raise InputError("model", brief(model), "a number as the strength behind '@'", _EXAMPLE)
+    if at and (len(strength) > _LONGEST_NUMBER or not _NUMBER.fullmatch(strength)):
+        expected = f"a number of at most {_LONGEST_NUMBER} characters as the strength behind '@'"
+        raise InputError("model", brief(model), expected, _EXAMPLE)
     return name, float(strength) if at else 1.0
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -75,11 +76,12 @@ def test_other_requests_are_left_as_they_are(body, engine):
     ("body", "message"),
     [
         ({"model": "base+parrot"}, "psr: got 'parrot', expected one of the replacements that are served: 'pirate', 'question'"),
-        ({"model": "base+pirate@0,8"}, "model: got 'base+pirate@0,8', expected a number as the strength behind '@'. For example"),
-        ({"model": "base+pirate@٣"}, "expected a number as the strength"),
-        ({"model": "base+pirate@1_0"}, "expected a number as the strength"),
-        ({"model": "base+pirate@ 1"}, "expected a number as the strength"),
-        ({"model": "base+pirate@1@2"}, "expected a number as the strength"),
+        ({"model": "base+pirate@0,8"}, "model: got 'base+pirate@0,8', expected a number of at most 40 characters as the strength"),
+        ({"model": "base+pirate@٣"}, "expected a number of at most 40 characters"),
+        ({"model": "base+pirate@1_0"}, "expected a number of at most 40 characters"),
+        ({"model": "base+pirate@ 1"}, "expected a number of at most 40 characters"),
+        ({"model": "base+pirate@1@2"}, "expected a number of at most 40 characters"),
+        ({"model": "base+pirate@0." + 39 * "1"}, "expected a number of at most 40 characters"),
         ({"model": "base+pirate@1e31"}, "strengths of at most"),
         ({"model": "other+pirate"}, "model: got 'other+pirate', expected one of 'base', 'base+large' before the first '+'"),
         (
@@ -106,6 +108,17 @@ def test_what_would_be_answered_otherwise_than_meant_is_refused(body, message, e
     with pytest.raises(InputError) as caught:
         steered_body(body, PATH, engine)
     assert message in str(caught.value)
+
+
+def test_a_long_text_as_strength_is_refused_at_once(engine):
+    begun = time.perf_counter()
+    for text in (10**6 * "9" + "x", 10**6 * "9", "-" + 10**6 * "9" + "." + 10**6 * "9" + "e"):
+        with pytest.raises(InputError, match="expected a number of at most 40 characters"):
+            steered_body({"model": f"base+pirate@{text}"}, PATH, engine)
+    assert time.perf_counter() - begun < 1
+    for text in ("1", "1.", ".5", "1.5", "-1.5e-3", "1E2"):
+        strengths = steered_body({"model": f"base+pirate@{text}"}, PATH, engine)["vllm_xargs"]["psr_alpha"]
+        assert strengths == [float(text)]
 
 
 def test_paths_that_drop_arguments_and_servers_without_the_plugin_steer_nothing(engine):
