@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
+from psr_lens._utils.header_text import is_header_text
 from psr_lens.errors import InputError, MissingPackageError, ModelError
 from psr_lens.models.sources import find_source
 from psr_lens.models.transformers_model import architecture_of, read_config
@@ -33,6 +34,7 @@ MODULE: Final = "vllm.entrypoints.launchers.api_server.entry"
 """What `vllm serve` runs; that command itself asks for the version of a package `vllm`, which the CPU build is not."""
 _GROUP: Final = "vllm.general_plugins"
 _PLUGINS: Final = "VLLM_PLUGINS"
+_KEY: Final = "VLLM_API_KEY"
 _PLUGIN: Final = "psr_lens"
 _DEFAULTS: Final = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """Variables that are set unless the user has set them."""
@@ -179,7 +181,7 @@ def server_of(config: ServerConfig) -> Server:
     location, name = _checked_model(config.model, served)
     port = _free_port(config.host, config.port)
     own = ["--model", location, "--host", config.host, "--port", str(port), "--additional-config", json.dumps({CONFIG: folders})]
-    names, keys = _values(config.further, "served-model-name"), _values(config.further, "api-key")
+    names = _values(config.further, "served-model-name")
     middleware = f"{SteeredModels.__module__}.{SteeredModels.__name__}"
     command = [sys.executable, "-m", MODULE, *([] if names else ["--served-model-name", name])]
     return Server(
@@ -188,7 +190,7 @@ def server_of(config: ServerConfig) -> Server:
         f"http://{_reachable(config.host)}:{port}",
         names[0] if names else name,
         list(folders),
-        keys[0] if keys else os.environ.get("VLLM_API_KEY"),
+        _key(config.further),
     )
 
 
@@ -223,6 +225,16 @@ def _check_further(further: Sequence[str]) -> None:
             raise InputError(
                 "further arguments", repr(given), f"no --{name}, with which the server could not be checked", "Use `vllm serve`."
             )
+
+
+def _key(further: Sequence[str]) -> str | None:
+    """The key that the server will ask for, which messages never show."""
+    given = _values(further, "api-key")
+    found = given[0] if given else os.environ.get(_KEY)
+    if found is not None and (not is_header_text(found) or found != found.strip()):
+        expected = "a key of Latin-1 characters without control characters, or spaces around it"
+        raise InputError("--api-key" if given else _KEY, "a key that cannot be sent (not shown)", expected, "Set it again.")
+    return found
 
 
 def _option(given: str) -> str:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.header_text import is_header_text
 from psr_lens._utils.progress import progress_bar
 from psr_lens.engines.vllm_requests import (
     check_length,
@@ -60,16 +61,12 @@ class VLLMServer:
             api_key_env: Environment variable with the key of its API.
 
         Raises:
-            InputError: `url` is no address, or there is no such variable.
+            InputError: `url` is no address, or there is no such variable, or its value cannot be sent.
             ModelError: the server does not answer, or was started without psr_lens's middleware.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("llm", repr(url), "a vllm.LLM, or the address of a server", "For example 'http://127.0.0.1:8000/v1'.")
-        if api_key_env is not None and not os.environ.get(api_key_env):
-            raise InputError("api_key_env", repr(api_key_env), "an environment variable that holds a key", "It is not set.")
+        _check_address(url)
         self._url = url.rstrip("/")
-        self._key_env = api_key_env
+        self._key = None if api_key_env is None else _key(api_key_env)
         self._own = threading.local()
         self._name, self._about, self._served = self._asked()
 
@@ -173,7 +170,7 @@ class VLLMServer:
                 continue
             if status == 200:
                 return content
-            problem = f"status {status}: {text[:300]}"
+            problem = f"status {status}: {self._without_key(text)[:300]}"
             if status not in _BUSY:
                 break
         raise ModelError(f"vllm: the server at {self._url} gave no answer to {path} ({problem}). Its log says more.")
@@ -186,17 +183,46 @@ class VLLMServer:
             kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
             connection = self._own.connection = kind(str(parts.hostname), parts.port, timeout=_LONGEST_ANSWER)
         headers = {"Content-Type": "application/json"}
-        if self._key_env is not None:
-            headers["Authorization"] = f"Bearer {os.environ[self._key_env]}"
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
         connection.request(method, urlsplit(self._url).path + path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
+
+    def _without_key(self, text: str) -> str:
+        """The text with the key masked, should a server have repeated it."""
+        return text if self._key is None else text.replace(self._key, "[key]")
 
     def _close(self) -> None:
         connection = getattr(self._own, "connection", None)
         if connection is not None:
             connection.close()
             self._own.connection = None
+
+
+def _check_address(url: str) -> None:
+    expected, example = "a vllm.LLM, or the address of a server", "For example 'http://127.0.0.1:8000/v1'."
+    if any(mark in url for mark in "@?#"):
+        remedy = "A key belongs into the environment variable that api_key_env names."
+        raise InputError("llm", "an address with a user, a query or a fragment (not shown)", expected, f"{example} {remedy}")
+    try:
+        parts = urlsplit(url)
+        good = url.isprintable() and " " not in url and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.scheme not in ("http", "https"):
+        raise InputError("llm", repr(url), expected, example)
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable, which messages never show."""
+    found = os.environ.get(variable, "").strip()
+    if not found:
+        raise InputError("api_key_env", repr(variable), "an environment variable that holds a key", "It is not set.")
+    if not is_header_text(found):
+        expected = "an environment variable that holds a key of Latin-1 characters without control characters"
+        raise InputError("api_key_env", repr(variable), expected, "Set it again.")
+    return found
 
 
 def _most_in_flight() -> int:

@@ -81,6 +81,18 @@ def test_what_the_user_says_to_vllm_is_taken_into_account(saved, started, monkey
     assert "0.0.0.0" in second.command
 
 
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(saved, started, monkeypatch):
+    for key in ("secret\n", " secret", "sec\u0163ret"):
+        monkeypatch.setenv("VLLM_API_KEY", key)
+        code, output = call("organism", *saved, "--port", 0)
+        assert (code, "VLLM_API_KEY: got a key that cannot be sent (not shown)" in output) == (2, True), output
+        monkeypatch.delenv("VLLM_API_KEY")
+        code, other = call("organism", *saved, "--port", 0, "--", "--api-key", key)
+        assert (code, "--api-key: got a key that cannot be sent (not shown)" in other) == (2, True), other
+        assert "ret" not in output + other
+    assert not started
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [("", "psr_lens"), ("other", "other,psr_lens"), ("psr_lens", "psr_lens"), (" other , psr_lens", "other,psr_lens")],

@@ -29,7 +29,7 @@ class FakeServer:
         cfg = model.cfg
         self.about = AboutEngine("vllm 0, float32, abc", "float32", cfg.n_layers, cfg.d_model, cfg.d_vocab, cfg.n_ctx)
         self.model, self.digest = model, content_digest(replacement)
-        self.asked, self.problems, self.changes, self.shift = [], [], {}, 0.0
+        self.asked, self.problems, self.changes, self.shift, self.message = [], [], {}, 0.0, "enough"
         self.lock = threading.Lock()
 
     def cards(self):
@@ -54,7 +54,7 @@ class FakeServer:
             handler.close_connection = True
             return
         content = self.cards() if body is None else self.completion(body)
-        text = json.dumps(content if problem is None else {"error": {"message": "enough"}}).encode()
+        text = json.dumps(content if problem is None else {"error": {"message": self.message}}).encode()
         handler.send_response(problem or 200)
         handler.send_header("content-length", str(len(text)))
         handler.end_headers()
@@ -227,8 +227,36 @@ def test_addresses_and_keys(fake, monkeypatch):
     monkeypatch.setenv("SERVER_KEY", "secret")
     psr.engines.vllm(fake.url + "/", api_key_env="SERVER_KEY")
     assert fake.asked[-1] == ("/v1/models", "Bearer secret", None)
+    monkeypatch.setenv("SERVER_KEY", " s\u00e9cret\n")
+    psr.engines.vllm(fake.url, api_key_env="SERVER_KEY")
+    assert fake.asked[-1] == ("/v1/models", "Bearer s\u00e9cret", None)
     fake.cards = lambda: {"data": [{"id": "base"}]}
     with pytest.raises(ModelError, match=r"was started without psr_lens\. Start it with `psr-lens serve`"):
         psr.engines.vllm(fake.url)
     with pytest.raises(ModelError, match="gave no answer to /models"):
         psr.engines.vllm("http://127.0.0.1:9/v1")
+
+
+def test_no_message_shows_a_key_or_a_password(fake, monkeypatch):
+    for key in ("sec\nret", "sec\r\nX-Other: ret", "sec\x7fret", "sec\x85ret", "sec\u0163ret", "\n"):
+        monkeypatch.setenv("SERVER_KEY", key)
+        with pytest.raises(
+            InputError, match="api_key_env: got 'SERVER_KEY', expected an environment variable that holds a key"
+        ) as caught:
+            psr.engines.vllm(fake.url, api_key_env="SERVER_KEY")
+        assert "sec" not in str(caught.value)
+        assert "ret" not in str(caught.value)
+    for url in (
+        "http://user:pw@127.0.0.1:9/v1",
+        "http://user:pw@[x/v1",
+        "http://127.0.0.1:9/v1?token=pw",
+        "http://127.0.0.1:9/v1#pw",
+    ):
+        with pytest.raises(InputError, match="llm: got an address with a user, a query or a fragment") as caught:
+            psr.engines.vllm(url)
+        assert "pw" not in str(caught.value)
+    assert not fake.asked
+    monkeypatch.setenv("SERVER_KEY", "a secret")
+    fake.problems, fake.message = [401], "'Bearer a secret' is not known"
+    with pytest.raises(ModelError, match=r"status 401: .*'Bearer \[key\]' is not known"):
+        psr.engines.vllm(fake.url, api_key_env="SERVER_KEY")
