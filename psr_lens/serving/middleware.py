@@ -26,8 +26,8 @@ XARGS: Final = "vllm_xargs"
 STEERED: Final = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 """Paths whose requests hand on these arguments; others drop them."""
 _LIST: Final = "/v1/models"
-_MISPLACED: Final = ("extra_body", "extra_args", "sampling_params")
-"""Keys that are right in Python, and under which vLLM's server finds nothing."""
+_NOTES: Final = "metadata"
+"""The key of a request's body for the client's own notes, which may say anything."""
 _NUMBER: Final = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE]-?[0-9]+)?")
 _LONGEST_NUMBER: Final = 40
 """Characters of a strength, more than any number in double precision needs."""
@@ -109,7 +109,7 @@ def steered_body(body: Any, path: str, engine: Engine) -> Any:
 
 def _check_places(body: Mapping[str, Any]) -> None:
     remedy = f"With the openai client, `extra_body={{'{XARGS}': {{'{NAMES}': 'pirate'}}}}`."
-    places: dict[str, Any] = {"the request's body": body} | {f"{key!r}": body.get(key) for key in _MISPLACED}
+    places = {"the request's body": body} | {brief(key): found for key, found in body.items() if key not in (XARGS, _NOTES)}
     for place, found in places.items():
         if asks_to_be_steered(found) or (found is not body and isinstance(found, Mapping) and asks_to_be_steered(found.get(XARGS))):
             raise InputError(NAMES, f"it in {place}", f"it in {XARGS!r}", remedy)

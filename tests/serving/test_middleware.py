@@ -61,6 +61,8 @@ def test_names_become_arguments(engine):
         {"model": "nobody+else"},
         {"model": None, "vllm_xargs": None},
         {"model": 3, "vllm_xargs": [], "metadata": {"psr": "mine"}},
+        {"model": "base", "metadata": {"psr": "mine", "vllm_xargs": {"psr": "mine"}}, "stop": ["psr"], "prompt": "psr"},
+        {"model": "base", "response_format": {"type": "json_schema", "json_schema": {"name": "psr", "schema": {"psr": {}}}}},
         {"model": "base", "vllm_xargs": {"psr": "pirate", "psr_start_R": 400}},  # how long the prompt is, is not known yet
         {"model": "base", "vllm_xargs": {"psr": "question"}},
         [],
@@ -102,6 +104,11 @@ def test_other_requests_are_left_as_they_are(body, engine):
         ({"extra_body": {"vllm_xargs": {"psr": "pirate"}}}, "psr: got it in 'extra_body'"),
         ({"extra_args": {"psr": "pirate"}}, "psr: got it in 'extra_args'"),
         ({"sampling_params": {"vllm_xargs": {"psr": "pirate"}}}, "psr: got it in 'sampling_params'"),
+        ({"model": "base", "vllm_xarg": {"psr": "pirate"}}, "psr: got it in 'vllm_xarg', expected it in 'vllm_xargs'. With"),
+        ({"model": "base", "vllm-xargs": {"psr": "pirate"}, "vllm_xargs": {"psr": "pirate"}}, "psr: got it in 'vllm-xargs'"),
+        ({"model": "base", "VLLM_XARGS": {"psr_alpha": 1}, "metadata": {"psr": "mine"}}, "psr: got it in 'VLLM_XARGS'"),
+        ({"model": "base", "steering": {"PSR": "pirate"}}, "psr: got it in 'steering'"),
+        ({"model": "base", 9 * "steering": {"psr": "pirate"}}, "psr: got it in 'steering"),
     ],
 )
 def test_what_would_be_answered_otherwise_than_meant_is_refused(body, message, engine):
