@@ -109,8 +109,8 @@ def steered_body(body: Any, path: str, engine: Engine) -> Any:
 
 def _check_places(body: Mapping[str, Any]) -> None:
     remedy = f"With the openai client, `extra_body={{'{XARGS}': {{'{NAMES}': 'pirate'}}}}`."
-    places = {"the request's body": body} | {brief(key): found for key, found in body.items() if key not in (XARGS, _NOTES)}
-    for place, found in places.items():
+    places = [("the request's body", body), *((brief(key), found) for key, found in body.items() if key not in (XARGS, _NOTES))]
+    for place, found in places:
         if asks_to_be_steered(found) or (found is not body and isinstance(found, Mapping) and asks_to_be_steered(found.get(XARGS))):
             raise InputError(NAMES, f"it in {place}", f"it in {XARGS!r}", remedy)
 

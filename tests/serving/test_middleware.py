@@ -108,7 +108,7 @@ def test_other_requests_are_left_as_they_are(body, engine):
         ({"model": "base", "vllm-xargs": {"psr": "pirate"}, "vllm_xargs": {"psr": "pirate"}}, "psr: got it in 'vllm-xargs'"),
         ({"model": "base", "VLLM_XARGS": {"psr_alpha": 1}, "metadata": {"psr": "mine"}}, "psr: got it in 'VLLM_XARGS'"),
         ({"model": "base", "steering": {"PSR": "pirate"}}, "psr: got it in 'steering'"),
-        ({"model": "base", 9 * "steering": {"psr": "pirate"}}, "psr: got it in 'steering"),
+        ({f"{9 * 'steer'}{each}{9 * 'ing'}": {each: "pirate"} for each in ("psr", "no")}, "psr: got it in 'steer"),
     ],
 )
 def test_what_would_be_answered_otherwise_than_meant_is_refused(body, message, engine):
