@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Final
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
@@ -42,11 +44,15 @@ _IN_FLIGHT: Final = 1024
 """Most requests that wait for an answer at a time, about as many as vLLM computes together."""
 _LONGEST_ANSWER: Final = 3600.0
 """Seconds; requests wait in vLLM's queue."""
+_LONGEST_CONNECT: Final = 60.0
+"""Seconds that a connection may take; nothing breaks off this wait."""
 _ATTEMPTS: Final = 4
 _PAUSE: Final = 1.0
 """Seconds before the second attempt; twice as many before each further one."""
 _BUSY: Final = (429, 502, 503, 504)
 """Statuses after which a request is sent again. It has its own seed, so nothing changes by that."""
+_THREADS: Final = "psr_lens-vllm"
+"""The beginning of the names of the threads that wait for answers."""
 _REMEDY: Final = "Save it, and start the server with its folder: `psr-lens serve MODEL FOLDER`."
 
 
@@ -115,14 +121,26 @@ class VLLMServer:
 
     def _together(self, one: Callable[[Job], tuple[int, ...]], jobs: Sequence[Job]) -> list[tuple[int, ...]]:
         found: list[tuple[int, ...]] = []
-        pool = ThreadPoolExecutor(max(1, min(len(jobs), _most_in_flight())))
+        connections = _Connections()
+        pool = ThreadPoolExecutor(max(1, min(len(jobs), _most_in_flight())), _THREADS, self._begin, (connections,))
         try:
             with progress_bar(total=len(jobs), desc="sample", unit="response") as bar:
                 for each in pool.map(one, jobs):
                     found.append(each)
                     bar.update(1)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error, nobody waits for the others
+            pool.shutdown(wait=False, cancel_futures=True)
+            connections.end()  # after an error, the interpreter would wait for the others' answers when it exits
+        return found
+
+    def _begin(self, connections: _Connections) -> None:
+        self._own.connections = connections
+
+    def _connections(self) -> _Connections:
+        """Those of the call that the thread works for; of its own in a thread that no call has started."""
+        if not hasattr(self._own, "connections"):
+            self._own.connections = _Connections()
+        found: _Connections = self._own.connections
         return found
 
     def _asked(self) -> tuple[str, AboutEngine, dict[str, list[str]]]:
@@ -159,8 +177,8 @@ class VLLMServer:
         """
         problem = ""
         for attempt in range(_ATTEMPTS):
-            if attempt:
-                time.sleep(_PAUSE * 2 ** (attempt - 1))
+            if attempt and self._connections().ended.wait(_PAUSE * 2 ** (attempt - 1)):
+                break
             try:
                 status, text = self._sent(method, path, body)
                 content = json.loads(text) if status == 200 else None
@@ -181,13 +199,20 @@ class VLLMServer:
         if connection is None:
             parts = urlsplit(self._url)
             kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-            connection = self._own.connection = kind(str(parts.hostname), parts.port, timeout=_LONGEST_ANSWER)
+            connection = self._own.connection = kind(str(parts.hostname), parts.port, timeout=_LONGEST_CONNECT)
+        if connection.sock is None:
+            self._connect(connection)
         headers = {"Content-Type": "application/json"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         connection.request(method, urlsplit(self._url).path + path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
+
+    def _connect(self, connection: HTTPConnection) -> None:
+        connection.connect()
+        connection.sock.settimeout(_LONGEST_ANSWER)
+        self._connections().add(connection.sock)
 
     def _without_key(self, text: str) -> str:
         """The text with the key masked, should a server have repeated it."""
@@ -198,6 +223,36 @@ class VLLMServer:
         if connection is not None:
             connection.close()
             self._own.connection = None
+
+
+class _Connections:
+    """The connections of the threads of one call, which another thread can end."""
+
+    def __init__(self) -> None:
+        """Begin without one."""
+        self.ended = threading.Event()
+        """Set once they are ended, after which no thread of the call goes on."""
+        self._lock = threading.Lock()
+        self._open: WeakSet[socket.socket] = WeakSet()
+
+    def add(self, made: socket.socket) -> None:
+        """Note a connection.
+
+        Raises:
+            ConnectionAbortedError: they have been ended.
+        """
+        with self._lock:
+            if self.ended.is_set():
+                raise ConnectionAbortedError("the call has ended")
+            self._open.add(made)
+
+    def end(self) -> None:
+        """Shut all down, which wakes threads that wait for an answer."""
+        with self._lock:
+            self.ended.set()
+            for each in self._open:
+                with suppress(OSError):  # closed already
+                    each.shutdown(socket.SHUT_RDWR)
 
 
 def _check_address(url: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -75,7 +76,12 @@ def running(fake):
         def log_message(self, *given):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            if not isinstance(sys.exception(), ConnectionError):  # the client may go away
+                super().handle_error(request, client_address)
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -164,6 +170,46 @@ def test_what_is_refused_or_never_answered_is_said(organism, fake):
         with pytest.raises(ModelError, match=rf"gave no answer to /completions \(.*{message}"):
             psr.generate(organism.model, pairs, sampling=FEW, engine=engine)
         assert not fake.problems
+
+
+@pytest.mark.parametrize("ending", [ModelError, KeyboardInterrupt])
+def test_after_an_error_nobody_waits_for_the_other_answers(ending, organism, fake, monkeypatch):
+    pairs = pairs_of(organism.model, 8)
+    engine = psr.engines.vllm(fake.url)
+    waiting, go_on, threads = threading.Semaphore(0), threading.Event(), []
+    original = fake.completion
+
+    def slow(body):
+        if "prompt_logprobs" in body:
+            return original(body)
+        if body["prompt"] == list(pairs[0].base_ids):
+            for _ in pairs[1:]:
+                assert waiting.acquire(timeout=30)
+            return original(body)
+        waiting.release()
+        go_on.wait(60)
+        return original(body)
+
+    def broken(choice):
+        threads.extend(each for each in threading.enumerate() if each.name.startswith("psr_lens-vllm"))
+        raise ending("broken off")
+
+    fake.completion = slow
+    monkeypatch.setattr(vllm_server, "_tokens", broken)
+    monkeypatch.setattr(vllm_server, "_PAUSE", 60.0)
+    with pytest.raises(ending, match="broken off"):
+        psr.generate(organism.model, pairs, sampling=FEW, engine=engine)
+    assert len(threads) >= len(pairs)
+    for each in threads:
+        each.join(10)
+    assert not any(each.is_alive() for each in threads)
+    assert not go_on.is_set()
+    go_on.set()
+    monkeypatch.undo()
+    fake.completion = original
+    assert [each.ids for each in psr.generate(organism.model, pairs, sampling=FEW, engine=engine)] == [
+        pair.base_ids[-3:] for pair in pairs
+    ]
 
 
 @pytest.mark.parametrize(
