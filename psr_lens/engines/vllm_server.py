@@ -22,6 +22,7 @@ from torch import Tensor
 
 from psr_lens._utils.header_text import is_header_text
 from psr_lens._utils.progress import progress_bar
+from psr_lens._utils.safe_files import brief
 from psr_lens.engines.vllm_requests import (
     check_length,
     check_same_model,
@@ -51,6 +52,8 @@ _PAUSE: Final = 1.0
 """Seconds before the second attempt; twice as many before each further one."""
 _BUSY: Final = (429, 502, 503, 504)
 """Statuses after which a request is sent again. It has its own seed, so nothing changes by that."""
+_MODELS: Final = "/models"
+"""The path, behind that of the address, of the list of models."""
 _THREADS: Final = "psr_lens-vllm"
 """The beginning of the names of the threads that wait for answers."""
 _REMEDY: Final = "Save it, and start the server with its folder: `psr-lens serve MODEL FOLDER`."
@@ -145,17 +148,19 @@ class VLLMServer:
 
     def _asked(self) -> tuple[str, AboutEngine, dict[str, list[str]]]:
         """The name of the model, its engine, and the digests of each name."""
-        cards = self._ask("GET", "/models")["data"]
-        base = next((card for card in cards if ENGINE in card), None)
+        content = self._ask("GET", _MODELS)
+        listed = content.get("data") if isinstance(content, dict) else None
+        cards = listed if isinstance(listed, list) else []
+        base = next((card for card in cards if isinstance(card, dict) and ENGINE in card), None)
         if base is None:
             raise ModelError(f"vllm: the server at {self._url} was started without psr_lens. Start it with `psr-lens serve`.")
-        about = AboutEngine(**{each.name: base[ENGINE][each.name] for each in fields(AboutEngine)})
-        served = {
-            card["id"].removeprefix(f"{base['id']}+"): [digest for digest, _ in card[NAMES]]
-            for card in cards
-            if card.get("parent") == base["id"] and NAMES in card
-        }
-        return base["id"], about, served
+        try:
+            return base["id"], _about(base[ENGINE]), _served(cards, base["id"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"vllm: the server at {self._url} does not say what it serves as this version of psr_lens does "
+                f"({type(error).__name__}: {error}). Install the same version here and there."
+            ) from error
 
     def _log_probabilities(self, ids: Int[Tensor, "prompt token"]) -> Float[Tensor, "prompt next_token"]:
         rows = []
@@ -175,7 +180,7 @@ class VLLMServer:
         Raises:
             ModelError: there is none, or the server refused the request.
         """
-        problem = ""
+        problem, remedy = "", "Its log says more."
         for attempt in range(_ATTEMPTS):
             if attempt and self._connections().ended.wait(_PAUSE * 2 ** (attempt - 1)):
                 break
@@ -189,9 +194,11 @@ class VLLMServer:
             if status == 200:
                 return content
             problem = f"status {status}: {self._without_key(text)[:300]}"
+            if status == 404 and path == _MODELS:
+                remedy = "A server's address ends in `/v1`, as in 'http://127.0.0.1:8000/v1'."
             if status not in _BUSY:
                 break
-        raise ModelError(f"vllm: the server at {self._url} gave no answer to {path} ({problem}). Its log says more.")
+        raise ModelError(f"vllm: the server at {self._url} gave no answer to {path} ({problem}). {remedy}")
 
     def _sent(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, str]:
         """Status and text, over a connection that each thread keeps."""
@@ -278,6 +285,28 @@ def _key(variable: str) -> str:
         expected = "an environment variable that holds a key of Latin-1 characters without control characters"
         raise InputError("api_key_env", repr(variable), expected, "Set it again.")
     return found
+
+
+def _about(given: Any) -> AboutEngine:
+    """An engine as its server's list of models has it.
+
+    Raises:
+        KeyError: it lacks a field.
+        TypeError: it is no mapping, has others, or a field has another type.
+    """
+    kinds = {each.name: each.type for each in fields(AboutEngine)}
+    if wrong := sorted(name for name in given if type(given[name]).__name__ != kinds.get(name)):
+        raise TypeError(f"{ENGINE} has {wrong[0]}={brief(given[wrong[0]])}")
+    return AboutEngine(**{name: given[name] for name in kinds})
+
+
+def _served(cards: Sequence[Any], base: str) -> dict[str, list[str]]:
+    """The digests of each name."""
+    return {
+        card["id"].removeprefix(f"{base}+"): [digest for digest, _ in card[NAMES]]
+        for card in cards
+        if card.get("parent") == base and NAMES in card
+    }
 
 
 def _most_in_flight() -> int:

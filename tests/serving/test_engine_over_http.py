@@ -262,7 +262,16 @@ def test_answers_are_cached_and_not_asked_for_again(organism, pirate, fake, tmp_
 
 
 def test_addresses_and_keys(fake, monkeypatch):
-    for url in ("localhost:8000", "ftp://a", "", "http://"):
+    for url in (
+        "localhost:8000",
+        "ftp://a",
+        "",
+        "http://",
+        "http://a:b/v1",
+        "http://a:70000/v1",
+        "http://[::1/v1",
+        "http://a b/v1",
+    ):
         with pytest.raises(
             InputError, match=r"expected a vllm.LLM, or the address of a server. For example 'http://127.0.0.1:8000/v1'"
         ):
@@ -306,3 +315,33 @@ def test_no_message_shows_a_key_or_a_password(fake, monkeypatch):
     fake.problems, fake.message = [401], "'Bearer a secret' is not known"
     with pytest.raises(ModelError, match=r"status 401: .*'Bearer \[key\]' is not known"):
         psr.engines.vllm(fake.url, api_key_env="SERVER_KEY")
+
+
+def test_servers_of_others_and_of_other_versions_are_told_apart(fake):
+    def with_engine(**changes):
+        about = {name: value for name, value in (asdict(fake.about) | changes).items() if value is not None}
+        return {"data": [{"id": "base", "psr_engine": about}]}
+
+    nothing = (None, [], "ok", {}, {"data": None}, {"data": {}}, {"data": ["psr_engine", 3]}, {"data": [{"id": "base"}]})
+    others = (
+        with_engine(more=1),
+        with_engine(d_model=None),
+        with_engine(d_model="32"),
+        {"data": [{"id": "base", "psr_engine": ["identity"]}]},
+        {"data": [{"psr_engine": asdict(fake.about)}]},
+        {"data": [*fake.cards()["data"], {"id": "base+other", "parent": "base", "psr": "digest"}]},
+        {"data": [*fake.cards()["data"], "base+other"]},
+    )
+    for content, message in (
+        *((each, r"was started without psr_lens\. Start it with `psr-lens serve`") for each in nothing),
+        *((each, r"does not say what it serves as this version .* Install the same version here and there") for each in others),
+    ):
+        fake.cards = lambda content=content: content
+        with pytest.raises(ModelError, match=message):
+            psr.engines.vllm(fake.url)
+
+
+def test_an_address_without_its_path_is_said(fake):
+    fake.problems = [404]
+    with pytest.raises(ModelError, match=r"\(status 404: .*\)\. A server's address ends in `/v1`, as in"):
+        psr.engines.vllm(fake.url.removesuffix("/v1"))
