@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +54,13 @@ _UNREACHABLE: Final = (
     "root-path",
 )
 """vLLM's arguments with which the server would not be found where it is looked for, or not as one process."""
+_SHORT: Final = {"-asc": "api-server-count"}
+"""Other names of these."""
+_FEWEST: Final = 3
+"""Characters of a name's beginning that are taken for it."""
 _LONGEST_ANSWER: Final = 60.0
+_PATIENCE: Final = 60.0
+"""Seconds without an answer after which a sentence is said."""
 _GRACE: Final = 30.0
 """Seconds that a server has to end by itself."""
 
@@ -94,16 +102,23 @@ class Server:
         """Start it, check that it steers, and wait until it ends; Ctrl-C and SIGTERM end it.
 
         Args:
-            say: Is told the address, once the server has been checked.
+            say: Is told the address, once the server has been checked, and before, once, if it does not answer for long.
 
         Raises:
             ModelError: it ended by itself, or would answer unsteered.
         """
         with _ended_by_sigterm(), self._started() as process:
+            patience = time.monotonic() + _PATIENCE
             while not self._answers():
                 if process.poll() is not None:
                     raise ModelError(
                         f"vllm: the server ended (exit code {process.returncode}) before it answered. See its messages above."
+                    )
+                if time.monotonic() > patience:
+                    patience = math.inf
+                    say(
+                        f"The server has not answered at {self.address} for {_PATIENCE:g} seconds. Large models take minutes; "
+                        "see its messages above. Ctrl-C ends it."
                     )
                 time.sleep(0.2)
             self.check()
@@ -132,7 +147,7 @@ class Server:
             )
 
     def _answers(self) -> bool:
-        with suppress(OSError):
+        with suppress(OSError, HTTPException):
             return self._ask("/health")[0] == 200
         return False
 
@@ -140,10 +155,9 @@ class Server:
         """Status and text of an answer."""
         headers = {"Content-Type": "application/json"} | ({} if self.key is None else {"Authorization": f"Bearer {self.key}"})
         request = Request(f"{self.address}{path}", None if body is None else json.dumps(body).encode(), headers)
+        opener = build_opener(ProxyHandler({}))  # no proxy knows this machine's ports
         try:
-            with build_opener(ProxyHandler({})).open(
-                request, timeout=_LONGEST_ANSWER
-            ) as answer:  # no proxy knows this machine's ports
+            with opener.open(request, timeout=_LONGEST_ANSWER) as answer:
                 return answer.status, answer.read().decode(errors="replace")
         except HTTPError as error:
             with error:
@@ -218,13 +232,18 @@ def _environment(given: Mapping[str, str]) -> dict[str, str]:
 
 def _check_further(further: Sequence[str]) -> None:
     for given in further:
-        name = _option(given)
-        if name in _OURS:
+        if name := _refused(given, _OURS):
             raise InputError("further arguments", repr(given), f"no --{name}, which the command itself sets")
-        if name in _UNREACHABLE:
+        if name := _refused(given, _UNREACHABLE):
             raise InputError(
                 "further arguments", repr(given), f"no --{name}, with which the server could not be checked", "Use `vllm serve`."
             )
+
+
+def _refused(given: str, names: Sequence[str]) -> str | None:
+    """Which of some options an argument is: vLLM takes beginnings of their names too."""
+    name = _SHORT.get(given.partition("=")[0], _option(given))
+    return next((each for each in names if name == each or (len(name) >= _FEWEST and each.startswith(name))), None)
 
 
 def _key(further: Sequence[str]) -> str | None:
