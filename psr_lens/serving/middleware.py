@@ -62,7 +62,7 @@ class SteeredModels:
     """ASGI middleware: takes `base+pirate@0.8` as the name of a model, lists such names, and refuses what would not be steered."""
 
     def __init__(self, app: Any) -> None:
-        """Keep the application that it stands before."""
+        """Keep the application that it wraps."""
         self._app = app
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -196,7 +196,8 @@ def _listing(scope: Mapping[str, Any], send: Send) -> Send:
             return
         body = b"".join(parts)
         engine = Engine.of(scope)
-        if start["status"] == 200 and engine.has_plugin:
+        encoded = any(name.lower() == b"content-encoding" for name, _ in start["headers"])  # compressed, by a middleware within
+        if start["status"] == 200 and engine.has_plugin and not encoded:
             about = asdict(about_engine(scope["app"].state.vllm_config))
             body = json.dumps(_with_steered_models(json.loads(body), engine.served, about)).encode()
             others = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]

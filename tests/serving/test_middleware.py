@@ -223,6 +223,11 @@ def test_models_are_listed_with_what_each_name_does(ask, engine):
     assert listed["data"][0] == cards["data"][0] | {"psr_engine": asdict(ABOUT)}
     assert listed["data"][1] == {"id": "base+pirate", "parent": "base", "root": "x", "psr": engine.served.digests["pirate"]}
     assert begun["headers"] == [(b"x-request-id", b"7"), (b"content-length", str(len(sent["body"])).encode())]
+    packed = [
+        {**start, "headers": [(b"Content-Encoding", b"gzip"), (b"content-length", b"3")]},
+        {"type": "http.response.body", "body": b"\x1f\x8b\x08"},
+    ]
+    assert ask(method="GET", path="/v1/models", answer=packed) == packed
     refused = [{**start, "status": 401}, {"type": "http.response.body", "body": b"no"}]
     assert ask(method="GET", path="/v1/models", answer=refused)[1]["body"] == b"no"
     assert ask(method="GET", path="/health", answer=refused) == refused
