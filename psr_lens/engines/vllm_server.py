@@ -71,7 +71,7 @@ class VLLMServer:
 
         Raises:
             InputError: `url` is no address, or there is no such variable, or its value cannot be sent.
-            ModelError: the server does not answer, or was started without psr_lens's middleware.
+            ModelError: the server does not answer, or was started without psr_lens's middleware, or with another version of it.
         """
         _check_address(url)
         self._url = url.rstrip("/")
