@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, Final, NoReturn
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
+from psr_lens._utils.header_text import is_header_text
 from psr_lens.errors import InputError, MissingPackageError, ModelError
 from psr_lens.models.sources import find_source
 from psr_lens.models.transformers_model import architecture_of, read_config
@@ -33,6 +36,7 @@ MODULE: Final = "vllm.entrypoints.launchers.api_server.entry"
 """What `vllm serve` runs; that command itself asks for the version of a package `vllm`, which the CPU build is not."""
 _GROUP: Final = "vllm.general_plugins"
 _PLUGINS: Final = "VLLM_PLUGINS"
+_KEY: Final = "VLLM_API_KEY"
 _PLUGIN: Final = "psr_lens"
 _DEFAULTS: Final = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """Variables that are set unless the user has set them."""
@@ -50,7 +54,13 @@ _UNREACHABLE: Final = (
     "root-path",
 )
 """vLLM's arguments with which the server would not be found where it is looked for, or not as one process."""
+_SHORT: Final = {"-asc": "api-server-count"}
+"""Other names of these."""
+_FEWEST: Final = 3
+"""Characters of a name's beginning that are taken for it."""
 _LONGEST_ANSWER: Final = 60.0
+_PATIENCE: Final = 60.0
+"""Seconds without an answer after which a sentence is said."""
 _GRACE: Final = 30.0
 """Seconds that a server has to end by itself."""
 
@@ -92,16 +102,23 @@ class Server:
         """Start it, check that it steers, and wait until it ends; Ctrl-C and SIGTERM end it.
 
         Args:
-            say: Is told the address, once the server has been checked.
+            say: Is told the address, once the server has been checked, and before, once, if it does not answer for long.
 
         Raises:
             ModelError: it ended by itself, or would answer unsteered.
         """
         with _ended_by_sigterm(), self._started() as process:
+            patience = time.monotonic() + _PATIENCE
             while not self._answers():
                 if process.poll() is not None:
                     raise ModelError(
                         f"vllm: the server ended (exit code {process.returncode}) before it answered. See its messages above."
+                    )
+                if time.monotonic() > patience:
+                    patience = math.inf
+                    say(
+                        f"The server has not answered at {self.address} for {_PATIENCE:g} seconds. Large models take minutes; "
+                        "see its messages above. Ctrl-C ends it."
                     )
                 time.sleep(0.2)
             self.check()
@@ -130,7 +147,7 @@ class Server:
             )
 
     def _answers(self) -> bool:
-        with suppress(OSError):
+        with suppress(OSError, HTTPException):
             return self._ask("/health")[0] == 200
         return False
 
@@ -138,10 +155,9 @@ class Server:
         """Status and text of an answer."""
         headers = {"Content-Type": "application/json"} | ({} if self.key is None else {"Authorization": f"Bearer {self.key}"})
         request = Request(f"{self.address}{path}", None if body is None else json.dumps(body).encode(), headers)
+        opener = build_opener(ProxyHandler({}))  # no proxy knows this machine's ports
         try:
-            with build_opener(ProxyHandler({})).open(
-                request, timeout=_LONGEST_ANSWER
-            ) as answer:  # no proxy knows this machine's ports
+            with opener.open(request, timeout=_LONGEST_ANSWER) as answer:
                 return answer.status, answer.read().decode(errors="replace")
         except HTTPError as error:
             with error:
@@ -179,7 +195,7 @@ def server_of(config: ServerConfig) -> Server:
     location, name = _checked_model(config.model, served)
     port = _free_port(config.host, config.port)
     own = ["--model", location, "--host", config.host, "--port", str(port), "--additional-config", json.dumps({CONFIG: folders})]
-    names, keys = _values(config.further, "served-model-name"), _values(config.further, "api-key")
+    names = _values(config.further, "served-model-name")
     middleware = f"{SteeredModels.__module__}.{SteeredModels.__name__}"
     command = [sys.executable, "-m", MODULE, *([] if names else ["--served-model-name", name])]
     return Server(
@@ -188,7 +204,7 @@ def server_of(config: ServerConfig) -> Server:
         f"http://{_reachable(config.host)}:{port}",
         names[0] if names else name,
         list(folders),
-        keys[0] if keys else os.environ.get("VLLM_API_KEY"),
+        _key(config.further),
     )
 
 
@@ -216,13 +232,28 @@ def _environment(given: Mapping[str, str]) -> dict[str, str]:
 
 def _check_further(further: Sequence[str]) -> None:
     for given in further:
-        name = _option(given)
-        if name in _OURS:
+        if name := _refused(given, _OURS):
             raise InputError("further arguments", repr(given), f"no --{name}, which the command itself sets")
-        if name in _UNREACHABLE:
+        if name := _refused(given, _UNREACHABLE):
             raise InputError(
                 "further arguments", repr(given), f"no --{name}, with which the server could not be checked", "Use `vllm serve`."
             )
+
+
+def _refused(given: str, names: Sequence[str]) -> str | None:
+    """Which of some options an argument is: vLLM takes beginnings of their names too."""
+    name = _SHORT.get(given.partition("=")[0], _option(given))
+    return next((each for each in names if name == each or (len(name) >= _FEWEST and each.startswith(name))), None)
+
+
+def _key(further: Sequence[str]) -> str | None:
+    """The key that the server will ask for, which messages never show."""
+    given = _values(further, "api-key")
+    found = given[0] if given else os.environ.get(_KEY)
+    if found is not None and (not is_header_text(found) or found != found.strip()):
+        expected = "a key of Latin-1 characters without control characters, or spaces around it"
+        raise InputError("--api-key" if given else _KEY, "a key that cannot be sent (not shown)", expected, "Set it again.")
+    return found
 
 
 def _option(given: str) -> str:

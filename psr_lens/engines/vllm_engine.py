@@ -123,14 +123,19 @@ def vllm(llm: Any, *, api_key_env: str | None = None) -> VLLMEngine | VLLMServer
         api_key_env: Environment variable with the key of the server's API; None for a server without one.
 
     Raises:
-        InputError: `llm` is neither a `vllm.LLM` nor an address, or there is no such variable.
-        ModelError: the server does not answer, or was started without psr_lens's middleware.
-        MissingPackageError: vLLM is not installed.
+        InputError: `llm` is neither a `vllm.LLM` nor an address, or there is no such variable, or its value cannot be sent.
+        ModelError: the server does not answer, or was started without psr_lens's middleware, or with another version of it.
+        MissingPackageError: `llm` is no address, and vLLM is not installed.
 
     Example:
         >>> from vllm import LLM  # doctest: +SKIP
         >>> llm = LLM("my-model", additional_config={"psr": {"pirate": "pirate-psr"}})  # doctest: +SKIP
         >>> answers = psr.generate(model, pairs, pirate, engine=psr.engines.vllm(llm))  # doctest: +SKIP
+
+        A server, whose key is in the variable `VLLM_API_KEY`:
+
+        >>> server = psr.engines.vllm("http://127.0.0.1:8000/v1", api_key_env="VLLM_API_KEY")  # doctest: +SKIP
+        >>> answers = psr.generate(model, pairs, pirate, engine=server)  # doctest: +SKIP
     """
     if isinstance(llm, str):
         return VLLMServer(llm, api_key_env)

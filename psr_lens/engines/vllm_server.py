@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Final
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psr_lens._utils.header_text import is_header_text
 from psr_lens._utils.progress import progress_bar
+from psr_lens._utils.safe_files import brief
 from psr_lens.engines.vllm_requests import (
     check_length,
     check_same_model,
@@ -41,11 +45,17 @@ _IN_FLIGHT: Final = 1024
 """Most requests that wait for an answer at a time, about as many as vLLM computes together."""
 _LONGEST_ANSWER: Final = 3600.0
 """Seconds; requests wait in vLLM's queue."""
+_LONGEST_CONNECT: Final = 60.0
+"""Seconds that a connection may take; nothing breaks off this wait."""
 _ATTEMPTS: Final = 4
 _PAUSE: Final = 1.0
 """Seconds before the second attempt; twice as many before each further one."""
 _BUSY: Final = (429, 502, 503, 504)
 """Statuses after which a request is sent again. It has its own seed, so nothing changes by that."""
+_MODELS: Final = "/models"
+"""The path, behind that of the address, of the list of models."""
+_THREADS: Final = "psr_lens-vllm"
+"""The beginning of the names of the threads that wait for answers."""
 _REMEDY: Final = "Save it, and start the server with its folder: `psr-lens serve MODEL FOLDER`."
 
 
@@ -60,16 +70,12 @@ class VLLMServer:
             api_key_env: Environment variable with the key of its API.
 
         Raises:
-            InputError: `url` is no address, or there is no such variable.
-            ModelError: the server does not answer, or was started without psr_lens's middleware.
+            InputError: `url` is no address, or there is no such variable, or its value cannot be sent.
+            ModelError: the server does not answer, or was started without psr_lens's middleware, or with another version of it.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("llm", repr(url), "a vllm.LLM, or the address of a server", "For example 'http://127.0.0.1:8000/v1'.")
-        if api_key_env is not None and not os.environ.get(api_key_env):
-            raise InputError("api_key_env", repr(api_key_env), "an environment variable that holds a key", "It is not set.")
+        _check_address(url)
         self._url = url.rstrip("/")
-        self._key_env = api_key_env
+        self._key = None if api_key_env is None else _key(api_key_env)
         self._own = threading.local()
         self._name, self._about, self._served = self._asked()
 
@@ -118,29 +124,43 @@ class VLLMServer:
 
     def _together(self, one: Callable[[Job], tuple[int, ...]], jobs: Sequence[Job]) -> list[tuple[int, ...]]:
         found: list[tuple[int, ...]] = []
-        pool = ThreadPoolExecutor(max(1, min(len(jobs), _most_in_flight())))
+        connections = _Connections()
+        pool = ThreadPoolExecutor(max(1, min(len(jobs), _most_in_flight())), _THREADS, self._begin, (connections,))
         try:
             with progress_bar(total=len(jobs), desc="sample", unit="response") as bar:
                 for each in pool.map(one, jobs):
                     found.append(each)
                     bar.update(1)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error, nobody waits for the others
+            pool.shutdown(wait=False, cancel_futures=True)
+            connections.end()  # after an error, the interpreter would wait for the others' answers when it exits
+        return found
+
+    def _begin(self, connections: _Connections) -> None:
+        self._own.connections = connections
+
+    def _connections(self) -> _Connections:
+        """Those of the call that the thread works for; of its own in a thread that no call has started."""
+        if not hasattr(self._own, "connections"):
+            self._own.connections = _Connections()
+        found: _Connections = self._own.connections
         return found
 
     def _asked(self) -> tuple[str, AboutEngine, dict[str, list[str]]]:
         """The name of the model, its engine, and the digests of each name."""
-        cards = self._ask("GET", "/models")["data"]
-        base = next((card for card in cards if ENGINE in card), None)
+        content = self._ask("GET", _MODELS)
+        listed = content.get("data") if isinstance(content, dict) else None
+        cards = listed if isinstance(listed, list) else []
+        base = next((card for card in cards if isinstance(card, dict) and ENGINE in card), None)
         if base is None:
             raise ModelError(f"vllm: the server at {self._url} was started without psr_lens. Start it with `psr-lens serve`.")
-        about = AboutEngine(**{each.name: base[ENGINE][each.name] for each in fields(AboutEngine)})
-        served = {
-            card["id"].removeprefix(f"{base['id']}+"): [digest for digest, _ in card[NAMES]]
-            for card in cards
-            if card.get("parent") == base["id"] and NAMES in card
-        }
-        return base["id"], about, served
+        try:
+            return base["id"], _about(base[ENGINE]), _served(cards, base["id"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"vllm: the server at {self._url} does not say what it serves as this version of psr_lens does "
+                f"({type(error).__name__}: {error}). Install the same version here and there."
+            ) from error
 
     def _log_probabilities(self, ids: Int[Tensor, "prompt token"]) -> Float[Tensor, "prompt next_token"]:
         rows = []
@@ -160,10 +180,10 @@ class VLLMServer:
         Raises:
             ModelError: there is none, or the server refused the request.
         """
-        problem = ""
+        problem, remedy = "", "Its log says more."
         for attempt in range(_ATTEMPTS):
-            if attempt:
-                time.sleep(_PAUSE * 2 ** (attempt - 1))
+            if attempt and self._connections().ended.wait(_PAUSE * 2 ** (attempt - 1)):
+                break
             try:
                 status, text = self._sent(method, path, body)
                 content = json.loads(text) if status == 200 else None
@@ -173,10 +193,12 @@ class VLLMServer:
                 continue
             if status == 200:
                 return content
-            problem = f"status {status}: {text[:300]}"
+            problem = f"status {status}: {self._without_key(text)[:300]}"
+            if status == 404 and path == _MODELS:
+                remedy = "A server's address ends in `/v1`, as in 'http://127.0.0.1:8000/v1'."
             if status not in _BUSY:
                 break
-        raise ModelError(f"vllm: the server at {self._url} gave no answer to {path} ({problem}). Its log says more.")
+        raise ModelError(f"vllm: the server at {self._url} gave no answer to {path} ({problem}). {remedy}")
 
     def _sent(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, str]:
         """Status and text, over a connection that each thread keeps."""
@@ -184,19 +206,107 @@ class VLLMServer:
         if connection is None:
             parts = urlsplit(self._url)
             kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-            connection = self._own.connection = kind(str(parts.hostname), parts.port, timeout=_LONGEST_ANSWER)
+            connection = self._own.connection = kind(str(parts.hostname), parts.port, timeout=_LONGEST_CONNECT)
+        if connection.sock is None:
+            self._connect(connection)
         headers = {"Content-Type": "application/json"}
-        if self._key_env is not None:
-            headers["Authorization"] = f"Bearer {os.environ[self._key_env]}"
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
         connection.request(method, urlsplit(self._url).path + path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
+
+    def _connect(self, connection: HTTPConnection) -> None:
+        connection.connect()
+        connection.sock.settimeout(_LONGEST_ANSWER)
+        self._connections().add(connection.sock)
+
+    def _without_key(self, text: str) -> str:
+        """The text with the key masked, should a server have repeated it."""
+        return text if self._key is None else text.replace(self._key, "[key]")
 
     def _close(self) -> None:
         connection = getattr(self._own, "connection", None)
         if connection is not None:
             connection.close()
             self._own.connection = None
+
+
+class _Connections:
+    """The connections of the threads of one call, which another thread can end."""
+
+    def __init__(self) -> None:
+        """Begin without one."""
+        self.ended = threading.Event()
+        """Set once they are ended, after which no thread of the call goes on."""
+        self._lock = threading.Lock()
+        self._open: WeakSet[socket.socket] = WeakSet()
+
+    def add(self, made: socket.socket) -> None:
+        """Note a connection.
+
+        Raises:
+            ConnectionAbortedError: they have been ended.
+        """
+        with self._lock:
+            if self.ended.is_set():
+                raise ConnectionAbortedError("the call has ended")
+            self._open.add(made)
+
+    def end(self) -> None:
+        """Shut all down, which wakes threads that wait for an answer."""
+        with self._lock:
+            self.ended.set()
+            for each in self._open:
+                with suppress(OSError):  # closed already
+                    each.shutdown(socket.SHUT_RDWR)
+
+
+def _check_address(url: str) -> None:
+    expected, example = "a vllm.LLM, or the address of a server", "For example 'http://127.0.0.1:8000/v1'."
+    if any(mark in url for mark in "@?#"):
+        remedy = "A key belongs into the environment variable that api_key_env names."
+        raise InputError("llm", "an address with a user, a query or a fragment (not shown)", expected, f"{example} {remedy}")
+    try:
+        parts = urlsplit(url)
+        good = url.isprintable() and " " not in url and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.scheme not in ("http", "https"):
+        raise InputError("llm", repr(url), expected, example)
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable, which messages never show."""
+    found = os.environ.get(variable, "").strip()
+    if not found:
+        raise InputError("api_key_env", repr(variable), "an environment variable that holds a key", "It is not set.")
+    if not is_header_text(found):
+        expected = "an environment variable that holds a key of Latin-1 characters without control characters"
+        raise InputError("api_key_env", repr(variable), expected, "Set it again.")
+    return found
+
+
+def _about(given: Any) -> AboutEngine:
+    """An engine as its server's list of models has it.
+
+    Raises:
+        KeyError: it lacks a field.
+        TypeError: it is no mapping, has others, or a field has another type.
+    """
+    kinds = {each.name: each.type for each in fields(AboutEngine)}
+    if wrong := sorted(name for name in given if type(given[name]).__name__ != kinds.get(name)):
+        raise TypeError(f"{ENGINE} has {wrong[0]}={brief(given[wrong[0]])}")
+    return AboutEngine(**{name: given[name] for name in kinds})
+
+
+def _served(cards: Sequence[Any], base: str) -> dict[str, list[str]]:
+    """The digests of each name."""
+    return {
+        card["id"].removeprefix(f"{base}+"): [digest for digest, _ in card[NAMES]]
+        for card in cards
+        if card.get("parent") == base and NAMES in card
+    }
 
 
 def _most_in_flight() -> int:

@@ -26,9 +26,11 @@ XARGS: Final = "vllm_xargs"
 STEERED: Final = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 """Paths whose requests hand on these arguments; others drop them."""
 _LIST: Final = "/v1/models"
-_MISPLACED: Final = ("extra_body", "extra_args", "sampling_params")
-"""Keys that are right in Python, and under which vLLM's server finds nothing."""
-_NUMBER: Final = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE]-?[0-9]+)?")
+_NOTES: Final = "metadata"
+"""The key of a request's body for the client's own notes, which may say anything."""
+_NUMBER: Final = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE]-?[0-9]+)?")
+_LONGEST_NUMBER: Final = 40
+"""Characters of a strength, more than any number in double precision needs."""
 _EXAMPLE: Final = "For example 'base+pirate@0.8'."
 
 Message = dict[str, Any]
@@ -60,7 +62,7 @@ class SteeredModels:
     """ASGI middleware: takes `base+pirate@0.8` as the name of a model, lists such names, and refuses what would not be steered."""
 
     def __init__(self, app: Any) -> None:
-        """Keep the application that it stands before."""
+        """Keep the application that it wraps."""
         self._app = app
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -107,8 +109,8 @@ def steered_body(body: Any, path: str, engine: Engine) -> Any:
 
 def _check_places(body: Mapping[str, Any]) -> None:
     remedy = f"With the openai client, `extra_body={{'{XARGS}': {{'{NAMES}': 'pirate'}}}}`."
-    places: dict[str, Any] = {"the request's body": body} | {f"{key!r}": body.get(key) for key in _MISPLACED}
-    for place, found in places.items():
+    places = [("the request's body", body), *((brief(key), found) for key, found in body.items() if key not in (XARGS, _NOTES))]
+    for place, found in places:
         if asks_to_be_steered(found) or (found is not body and isinstance(found, Mapping) and asks_to_be_steered(found.get(XARGS))):
             raise InputError(NAMES, f"it in {place}", f"it in {XARGS!r}", remedy)
 
@@ -128,8 +130,9 @@ def _split(model: Any, engine: Engine) -> tuple[Any, list[tuple[str, float]]]:
 
 def _name_and_strength(part: str, model: str) -> tuple[str, float]:
     name, at, strength = part.partition("@")
-    if at and not _NUMBER.fullmatch(strength):
-        raise InputError("model", brief(model), "a number as the strength behind '@'", _EXAMPLE)
+    if at and (len(strength) > _LONGEST_NUMBER or not _NUMBER.fullmatch(strength)):
+        expected = f"a number of at most {_LONGEST_NUMBER} characters as the strength behind '@'"
+        raise InputError("model", brief(model), expected, _EXAMPLE)
     return name, float(strength) if at else 1.0
 
 
@@ -193,7 +196,8 @@ def _listing(scope: Mapping[str, Any], send: Send) -> Send:
             return
         body = b"".join(parts)
         engine = Engine.of(scope)
-        if start["status"] == 200 and engine.has_plugin:
+        encoded = any(name.lower() == b"content-encoding" for name, _ in start["headers"])  # compressed, by a middleware within
+        if start["status"] == 200 and engine.has_plugin and not encoded:
             about = asdict(about_engine(scope["app"].state.vllm_config))
             body = json.dumps(_with_steered_models(json.loads(body), engine.served, about)).encode()
             others = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]

@@ -74,7 +74,8 @@ def _process_inputs(original: Any, processor: Any, *args: Any, **kwargs: Any) ->
             raise InputError("psr", "a prompt that goes on being streamed in", "a whole prompt, since steering starts at its end")
     except InputError as error:
         raise _refused_request()(str(error)) from error
-    # `params` is the request's own copy, but its dictionary is the caller's. What was asked may be too large a number for other processes.
+    # `params` is the request's own copy, but its dictionary is the caller's. What was asked is left out: other processes get it
+    # serialised, which integers beyond 64 bits cannot be.
     others = {key: value for key, value in asked.items() if not is_ours(key)}
     params.extra_args = others | {IN_FORCE: [list(each) for each in found]}
     return request

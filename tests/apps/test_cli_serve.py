@@ -81,6 +81,18 @@ def test_what_the_user_says_to_vllm_is_taken_into_account(saved, started, monkey
     assert "0.0.0.0" in second.command
 
 
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(saved, started, monkeypatch):
+    for key in ("secret\n", " secret", "sec\u0163ret"):
+        monkeypatch.setenv("VLLM_API_KEY", key)
+        code, output = call("organism", *saved, "--port", 0)
+        assert (code, "VLLM_API_KEY: got a key that cannot be sent (not shown)" in output) == (2, True), output
+        monkeypatch.delenv("VLLM_API_KEY")
+        code, other = call("organism", *saved, "--port", 0, "--", "--api-key", key)
+        assert (code, "--api-key: got a key that cannot be sent (not shown)" in other) == (2, True), other
+        assert "ret" not in output + other
+    assert not started
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [("", "psr_lens"), ("other", "other,psr_lens"), ("psr_lens", "psr_lens"), (" other , psr_lens", "other,psr_lens")],
@@ -128,11 +140,24 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(saved, started,
         (["organism", pirate, "--", "--additional_config={}"], "expected no --additional-config"),
         (["organism", pirate, "--", "--additional-config.psr.a", "b"], "expected no --additional-config"),
         (["organism", pirate, "--", "--api-server-count=2"], "expected no --api-server-count"),
+        (["organism", pirate, "--", "--ssl-certf", "c"], "got '--ssl-certf', expected no --ssl-certfile, with which the server"),
+        (["organism", pirate, "--", "--head"], "expected no --headless"),
+        (["organism", pirate, "--", "--api_server=2"], "expected no --api-server-count"),
+        (["organism", pirate, "--", "-asc", "2"], "expected no --api-server-count"),
+        (["organism", pirate, "--", "-asc=2"], "expected no --api-server-count"),
+        (["organism", pirate, "--", "--additional.psr.a", "b"], "expected no --additional-config"),
+        (["organism", pirate, "--", "--hos=0.0.0.0"], "expected no --host, which the command itself sets"),
         (["organism", pirate, "--", "--ssl-keyfile", "k"], "expected no --ssl-keyfile, with which the server could not be checked"),
     ):
         code, output = call(*arguments)
         assert (code, message in output) == (2, True), (arguments, output)
     assert not started
+
+
+def test_options_of_other_names_are_handed_on(saved, started):
+    further = ["--api-key", "con", "--config-format", "hf", "--model-impl=auto", "--hosts", "a", "-O", "api-server", "--no"]
+    assert call("organism", saved[0], "--port", 0, "--", *further) == (0, "")
+    assert started[0].command[5 : 5 + len(further)] == further
 
 
 def test_a_port_that_is_taken_is_refused(saved, started):
@@ -219,6 +244,24 @@ def test_a_server_that_ends_by_itself_is_said(fake):
     with pytest.raises(ModelError, match=r"the server ended \(exit code 4\)\. See"):
         fake(400, RIGHT, ending).run(said.append)
     assert len(said) == 1
+
+
+def test_a_server_that_does_not_answer_for_long_is_said_once_and_waited_for(fake, monkeypatch):
+    """Meanwhile something else may answer at its address, which speaks no HTTP."""
+    monkeypatch.setattr(server, "_PATIENCE", 0.1)
+    said = []
+    babble = (
+        "import socket, threading, time; "
+        "threading.Timer(5, lambda: os._exit(4)).start()\n"
+        "for _ in range(3):\n    found, _ = server.socket.accept(); found.sendall(b'babble\\r\\n'); found.close(); time.sleep(0.2)\n"
+        "server.serve_forever()"
+    )
+    with pytest.raises(ModelError, match=r"the server ended \(exit code 4\)\. See"):
+        fake(400, RIGHT, babble).run(said.append)
+    waited, serves = said
+    assert waited.startswith("The server has not answered at http://127.0.0.1:")
+    assert " for 0.1 seconds. " in waited
+    assert "serves base" in serves
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

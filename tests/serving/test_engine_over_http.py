@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ class FakeServer:
         cfg = model.cfg
         self.about = AboutEngine("vllm 0, float32, abc", "float32", cfg.n_layers, cfg.d_model, cfg.d_vocab, cfg.n_ctx)
         self.model, self.digest = model, content_digest(replacement)
-        self.asked, self.problems, self.changes, self.shift = [], [], {}, 0.0
+        self.asked, self.problems, self.changes, self.shift, self.message = [], [], {}, 0.0, "enough"
         self.lock = threading.Lock()
 
     def cards(self):
@@ -54,7 +55,7 @@ class FakeServer:
             handler.close_connection = True
             return
         content = self.cards() if body is None else self.completion(body)
-        text = json.dumps(content if problem is None else {"error": {"message": "enough"}}).encode()
+        text = json.dumps(content if problem is None else {"error": {"message": self.message}}).encode()
         handler.send_response(problem or 200)
         handler.send_header("content-length", str(len(text)))
         handler.end_headers()
@@ -75,7 +76,12 @@ def running(fake):
         def log_message(self, *given):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            if not isinstance(sys.exception(), ConnectionError):  # the client may go away
+                super().handle_error(request, client_address)
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -166,6 +172,46 @@ def test_what_is_refused_or_never_answered_is_said(organism, fake):
         assert not fake.problems
 
 
+@pytest.mark.parametrize("ending", [ModelError, KeyboardInterrupt])
+def test_after_an_error_nobody_waits_for_the_other_answers(ending, organism, fake, monkeypatch):
+    pairs = pairs_of(organism.model, 8)
+    engine = psr.engines.vllm(fake.url)
+    waiting, go_on, threads = threading.Semaphore(0), threading.Event(), []
+    original = fake.completion
+
+    def slow(body):
+        if "prompt_logprobs" in body:
+            return original(body)
+        if body["prompt"] == list(pairs[0].base_ids):
+            for _ in pairs[1:]:
+                assert waiting.acquire(timeout=30)
+            return original(body)
+        waiting.release()
+        go_on.wait(60)
+        return original(body)
+
+    def broken(choice):
+        threads.extend(each for each in threading.enumerate() if each.name.startswith("psr_lens-vllm"))
+        raise ending("broken off")
+
+    fake.completion = slow
+    monkeypatch.setattr(vllm_server, "_tokens", broken)
+    monkeypatch.setattr(vllm_server, "_PAUSE", 60.0)
+    with pytest.raises(ending, match="broken off"):
+        psr.generate(organism.model, pairs, sampling=FEW, engine=engine)
+    assert len(threads) >= len(pairs)
+    for each in threads:
+        each.join(10)
+    assert not any(each.is_alive() for each in threads)
+    assert not go_on.is_set()
+    go_on.set()
+    monkeypatch.undo()
+    fake.completion = original
+    assert [each.ids for each in psr.generate(organism.model, pairs, sampling=FEW, engine=engine)] == [
+        pair.base_ids[-3:] for pair in pairs
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -216,7 +262,16 @@ def test_answers_are_cached_and_not_asked_for_again(organism, pirate, fake, tmp_
 
 
 def test_addresses_and_keys(fake, monkeypatch):
-    for url in ("localhost:8000", "ftp://a", "", "http://"):
+    for url in (
+        "localhost:8000",
+        "ftp://a",
+        "",
+        "http://",
+        "http://a:b/v1",
+        "http://a:70000/v1",
+        "http://[::1/v1",
+        "http://a b/v1",
+    ):
         with pytest.raises(
             InputError, match=r"expected a vllm.LLM, or the address of a server. For example 'http://127.0.0.1:8000/v1'"
         ):
@@ -227,8 +282,66 @@ def test_addresses_and_keys(fake, monkeypatch):
     monkeypatch.setenv("SERVER_KEY", "secret")
     psr.engines.vllm(fake.url + "/", api_key_env="SERVER_KEY")
     assert fake.asked[-1] == ("/v1/models", "Bearer secret", None)
+    monkeypatch.setenv("SERVER_KEY", " s\u00e9cret\n")
+    psr.engines.vllm(fake.url, api_key_env="SERVER_KEY")
+    assert fake.asked[-1] == ("/v1/models", "Bearer s\u00e9cret", None)
     fake.cards = lambda: {"data": [{"id": "base"}]}
     with pytest.raises(ModelError, match=r"was started without psr_lens\. Start it with `psr-lens serve`"):
         psr.engines.vllm(fake.url)
     with pytest.raises(ModelError, match="gave no answer to /models"):
         psr.engines.vllm("http://127.0.0.1:9/v1")
+
+
+def test_no_message_shows_a_key_or_a_password(fake, monkeypatch):
+    for key in ("sec\nret", "sec\r\nX-Other: ret", "sec\x7fret", "sec\x85ret", "sec\u0163ret", "\n"):
+        monkeypatch.setenv("SERVER_KEY", key)
+        with pytest.raises(
+            InputError, match="api_key_env: got 'SERVER_KEY', expected an environment variable that holds a key"
+        ) as caught:
+            psr.engines.vllm(fake.url, api_key_env="SERVER_KEY")
+        assert "sec" not in str(caught.value)
+        assert "ret" not in str(caught.value)
+    for url in (
+        "http://user:pw@127.0.0.1:9/v1",
+        "http://user:pw@[x/v1",
+        "http://127.0.0.1:9/v1?token=pw",
+        "http://127.0.0.1:9/v1#pw",
+    ):
+        with pytest.raises(InputError, match="llm: got an address with a user, a query or a fragment") as caught:
+            psr.engines.vllm(url)
+        assert "pw" not in str(caught.value)
+    assert not fake.asked
+    monkeypatch.setenv("SERVER_KEY", "a secret")
+    fake.problems, fake.message = [401], "'Bearer a secret' is not known"
+    with pytest.raises(ModelError, match=r"status 401: .*'Bearer \[key\]' is not known"):
+        psr.engines.vllm(fake.url, api_key_env="SERVER_KEY")
+
+
+def test_servers_of_others_and_of_other_versions_are_told_apart(fake):
+    def with_engine(**changes):
+        about = {name: value for name, value in (asdict(fake.about) | changes).items() if value is not None}
+        return {"data": [{"id": "base", "psr_engine": about}]}
+
+    nothing = (None, [], "ok", {}, {"data": None}, {"data": {}}, {"data": ["psr_engine", 3]}, {"data": [{"id": "base"}]})
+    others = (
+        with_engine(more=1),
+        with_engine(d_model=None),
+        with_engine(d_model="32"),
+        {"data": [{"id": "base", "psr_engine": ["identity"]}]},
+        {"data": [{"psr_engine": asdict(fake.about)}]},
+        {"data": [*fake.cards()["data"], {"id": "base+other", "parent": "base", "psr": "digest"}]},
+        {"data": [*fake.cards()["data"], "base+other"]},
+    )
+    for content, message in (
+        *((each, r"was started without psr_lens\. Start it with `psr-lens serve`") for each in nothing),
+        *((each, r"does not say what it serves as this version .* Install the same version here and there") for each in others),
+    ):
+        fake.cards = lambda content=content: content
+        with pytest.raises(ModelError, match=message):
+            psr.engines.vllm(fake.url)
+
+
+def test_an_address_without_its_path_is_said(fake):
+    fake.problems = [404]
+    with pytest.raises(ModelError, match=r"\(status 404: .*\)\. A server's address ends in `/v1`, as in"):
+        psr.engines.vllm(fake.url.removesuffix("/v1"))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -60,6 +61,8 @@ def test_names_become_arguments(engine):
         {"model": "nobody+else"},
         {"model": None, "vllm_xargs": None},
         {"model": 3, "vllm_xargs": [], "metadata": {"psr": "mine"}},
+        {"model": "base", "metadata": {"psr": "mine", "vllm_xargs": {"psr": "mine"}}, "stop": ["psr"], "prompt": "psr"},
+        {"model": "base", "response_format": {"type": "json_schema", "json_schema": {"name": "psr", "schema": {"psr": {}}}}},
         {"model": "base", "vllm_xargs": {"psr": "pirate", "psr_start_R": 400}},  # how long the prompt is, is not known yet
         {"model": "base", "vllm_xargs": {"psr": "question"}},
         [],
@@ -75,11 +78,12 @@ def test_other_requests_are_left_as_they_are(body, engine):
     ("body", "message"),
     [
         ({"model": "base+parrot"}, "psr: got 'parrot', expected one of the replacements that are served: 'pirate', 'question'"),
-        ({"model": "base+pirate@0,8"}, "model: got 'base+pirate@0,8', expected a number as the strength behind '@'. For example"),
-        ({"model": "base+pirate@٣"}, "expected a number as the strength"),
-        ({"model": "base+pirate@1_0"}, "expected a number as the strength"),
-        ({"model": "base+pirate@ 1"}, "expected a number as the strength"),
-        ({"model": "base+pirate@1@2"}, "expected a number as the strength"),
+        ({"model": "base+pirate@0,8"}, "model: got 'base+pirate@0,8', expected a number of at most 40 characters as the strength"),
+        ({"model": "base+pirate@٣"}, "expected a number of at most 40 characters"),
+        ({"model": "base+pirate@1_0"}, "expected a number of at most 40 characters"),
+        ({"model": "base+pirate@ 1"}, "expected a number of at most 40 characters"),
+        ({"model": "base+pirate@1@2"}, "expected a number of at most 40 characters"),
+        ({"model": "base+pirate@0." + 39 * "1"}, "expected a number of at most 40 characters"),
         ({"model": "base+pirate@1e31"}, "strengths of at most"),
         ({"model": "other+pirate"}, "model: got 'other+pirate', expected one of 'base', 'base+large' before the first '+'"),
         (
@@ -100,12 +104,28 @@ def test_other_requests_are_left_as_they_are(body, engine):
         ({"extra_body": {"vllm_xargs": {"psr": "pirate"}}}, "psr: got it in 'extra_body'"),
         ({"extra_args": {"psr": "pirate"}}, "psr: got it in 'extra_args'"),
         ({"sampling_params": {"vllm_xargs": {"psr": "pirate"}}}, "psr: got it in 'sampling_params'"),
+        ({"model": "base", "vllm_xarg": {"psr": "pirate"}}, "psr: got it in 'vllm_xarg', expected it in 'vllm_xargs'. With"),
+        ({"model": "base", "vllm-xargs": {"psr": "pirate"}, "vllm_xargs": {"psr": "pirate"}}, "psr: got it in 'vllm-xargs'"),
+        ({"model": "base", "VLLM_XARGS": {"psr_alpha": 1}, "metadata": {"psr": "mine"}}, "psr: got it in 'VLLM_XARGS'"),
+        ({"model": "base", "steering": {"PSR": "pirate"}}, "psr: got it in 'steering'"),
+        ({f"{9 * 'steer'}{each}{9 * 'ing'}": {each: "pirate"} for each in ("psr", "no")}, "psr: got it in 'steer"),
     ],
 )
 def test_what_would_be_answered_otherwise_than_meant_is_refused(body, message, engine):
     with pytest.raises(InputError) as caught:
         steered_body(body, PATH, engine)
     assert message in str(caught.value)
+
+
+def test_a_long_text_as_strength_is_refused_at_once(engine):
+    begun = time.perf_counter()
+    for text in (10**6 * "9" + "x", 10**6 * "9", "-" + 10**6 * "9" + "." + 10**6 * "9" + "e"):
+        with pytest.raises(InputError, match="expected a number of at most 40 characters"):
+            steered_body({"model": f"base+pirate@{text}"}, PATH, engine)
+    assert time.perf_counter() - begun < 1
+    for text in ("1", "1.", ".5", "1.5", "-1.5e-3", "1E2"):
+        strengths = steered_body({"model": f"base+pirate@{text}"}, PATH, engine)["vllm_xargs"]["psr_alpha"]
+        assert strengths == [float(text)]
 
 
 def test_paths_that_drop_arguments_and_servers_without_the_plugin_steer_nothing(engine):
@@ -203,6 +223,11 @@ def test_models_are_listed_with_what_each_name_does(ask, engine):
     assert listed["data"][0] == cards["data"][0] | {"psr_engine": asdict(ABOUT)}
     assert listed["data"][1] == {"id": "base+pirate", "parent": "base", "root": "x", "psr": engine.served.digests["pirate"]}
     assert begun["headers"] == [(b"x-request-id", b"7"), (b"content-length", str(len(sent["body"])).encode())]
+    packed = [
+        {**start, "headers": [(b"Content-Encoding", b"gzip"), (b"content-length", b"3")]},
+        {"type": "http.response.body", "body": b"\x1f\x8b\x08"},
+    ]
+    assert ask(method="GET", path="/v1/models", answer=packed) == packed
     refused = [{**start, "status": 401}, {"type": "http.response.body", "body": b"no"}]
     assert ask(method="GET", path="/v1/models", answer=refused)[1]["body"] == b"no"
     assert ask(method="GET", path="/health", answer=refused) == refused
