@@ -198,7 +198,7 @@ REFUSED_NAMES = {
     "unknown": ("base+parrot", None, "psr: got 'parrot', expected one of the replacements that are served: 'post', "),
     "empty": ("base+", None, "psr: got '', expected one of the replacements"),
     "second": ("base+post+parrot@2", None, "psr: got 'parrot', expected one of the replacements"),
-    "no number": ("base+post@much", None, "model: got 'base+post@much', expected a number as the strength behind '@'"),
+    "no number": ("base+post@much", None, "model: got 'base+post@much', expected a number of at most 40 characters as"),
     "nothing": ("base+post@", None, "model: got 'base+post@', expected a number"),
     "nan": ("base+post@nan", None, "model: got 'base+post@nan', expected a number"),
     "too large": ("base+post@1e999", None, "psr_alpha: got [inf], expected a finite number"),
