@@ -23,6 +23,7 @@ from torch import Tensor
 from psr_lens._utils.header_text import is_header_text
 from psr_lens._utils.progress import progress_bar
 from psr_lens._utils.safe_files import brief
+from psr_lens._utils.server_settings import check_address, check_variable
 from psr_lens.engines.vllm_requests import (
     check_length,
     check_same_model,
@@ -73,7 +74,7 @@ class VLLMServer:
             InputError: `url` is no address, or there is no such variable, or its value cannot be sent.
             ModelError: the server does not answer, or was started without psr_lens's middleware, or with another version of it.
         """
-        _check_address(url)
+        check_address("llm", url, "a vllm.LLM, or the address of a server", "For example 'http://127.0.0.1:8000/v1'.")
         self._url = url.rstrip("/")
         self._key = None if api_key_env is None else _key(api_key_env)
         self._own = threading.local()
@@ -262,22 +263,9 @@ class _Connections:
                     each.shutdown(socket.SHUT_RDWR)
 
 
-def _check_address(url: str) -> None:
-    expected, example = "a vllm.LLM, or the address of a server", "For example 'http://127.0.0.1:8000/v1'."
-    if any(mark in url for mark in "@?#"):
-        remedy = "A key belongs into the environment variable that api_key_env names."
-        raise InputError("llm", "an address with a user, a query or a fragment (not shown)", expected, f"{example} {remedy}")
-    try:
-        parts = urlsplit(url)
-        good = url.isprintable() and " " not in url and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or parts.scheme not in ("http", "https"):
-        raise InputError("llm", repr(url), expected, example)
-
-
 def _key(variable: str) -> str:
     """The key in an environment variable, which messages never show."""
+    check_variable(variable)
     found = os.environ.get(variable, "").strip()
     if not found:
         raise InputError("api_key_env", repr(variable), "an environment variable that holds a key", "It is not set.")

@@ -345,3 +345,9 @@ def test_an_address_without_its_path_is_said(fake):
     fake.problems = [404]
     with pytest.raises(ModelError, match=r"\(status 404: .*\)\. A server's address ends in `/v1`, as in"):
         psr.engines.vllm(fake.url.removesuffix("/v1"))
+
+
+def test_a_key_given_in_place_of_its_variable_is_not_shown(fake):
+    with pytest.raises(InputError, match="not shown, in case it is the key") as caught:
+        psr.engines.vllm(fake.url, api_key_env="sk-secret")
+    assert "sk-secret" not in str(caught.value)

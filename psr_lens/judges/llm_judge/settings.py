@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 from psr_lens._utils.arguments import fits
 from psr_lens._utils.numbers import is_real, is_whole, use_plain_numbers
+from psr_lens._utils.server_settings import check_address, check_variable
 from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.errors import InputError
-
-_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -89,14 +86,12 @@ class LLMSettings(KnownSettings):
         if not isinstance(self.backoff, Backoff):
             raise InputError("backoff", repr(self.backoff), "a `psr_lens.judges.Backoff`, such as `Backoff(first=1.0)`")
         if self.base_url is not None:
-            _check_address(self.base_url)
-        if self.api_key_env is not None and not (isinstance(self.api_key_env, str) and _NAME.fullmatch(self.api_key_env)):
-            raise InputError(
-                "api_key_env",
-                "something that is not such a name (not shown, in case it is the key)",
-                "the name of an environment variable, in capitals",
-                "Put the key into that variable, never into the program.",
-            )
+            expected = "an address such as 'http://localhost:8000/v1'"
+            if not isinstance(self.base_url, str):
+                raise InputError("base_url", type(self.base_url).__name__, expected)
+            check_address("base_url", self.base_url, expected)
+        if self.api_key_env is not None:
+            check_variable(self.api_key_env)
 
     @property
     def address(self) -> str | None:
@@ -132,29 +127,3 @@ class LLMUsage:
 def _check_number(name: str, value: Any, least: float) -> None:
     if not is_real(value) or not least <= value < float("inf"):
         raise InputError(name, repr(value), f"a finite number, {least} or more")
-
-
-def _check_address(address: object) -> None:
-    expected = "an address such as 'http://localhost:8000/v1'"
-    if not isinstance(address, str):
-        raise InputError("base_url", type(address).__name__, expected)
-    if any(mark in address for mark in "@?#"):
-        raise InputError(
-            "base_url",
-            "an address with a user, a query or a fragment (not shown)",
-            expected,
-            "Put secrets into the environment variable that api_key_env names.",
-        )
-    try:
-        parts = urlsplit(address)
-        good = (
-            address.isprintable()
-            and " " not in address
-            and parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and parts.port != 0
-        )
-    except ValueError:
-        good = False
-    if not good:
-        raise InputError("base_url", repr(address), expected)
