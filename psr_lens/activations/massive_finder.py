@@ -124,10 +124,9 @@ class MassiveFinder:
                 largest[at, context], dimension[at, context] = each.largest, each.dimension
             self._kept.append((rows[some], torch.full_like(some, column), norm, largest, dimension))
 
-    def candidates(self) -> Int[Tensor, " token"]:
-        """Rows of the tokens that were added and may turn out to be massive, in ascending order; `finish` finds no others among them."""
-        found: Tensor = torch.cat([row for row, *_ in self._kept]).unique()
-        return found
+    def possible(self, rows: Int[Tensor, " token"]) -> Bool[Tensor, " token"]:
+        """Whether each of some rows that were added may turn out to be massive; `finish` finds no others."""
+        return torch.isin(rows, torch.cat([row for row, *_ in self._kept]))
 
     def finish(self) -> Found:
         """The massive tokens among all that were added."""

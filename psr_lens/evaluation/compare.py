@@ -85,8 +85,7 @@ def compare(
                 finder.look(column, context, unsteered.rows[name])
         numbers = rows.at(batch.indices)
         finder.add(numbers)
-        candidates = finder.candidates()
-        possible = torch.isin(numbers, candidates)
+        possible = finder.possible(numbers)
         for column, name in enumerate(names):
             delta = _moved(batch.prompted, base, name)
             magnitude, component = lengths_of(delta, directions[name])
@@ -94,7 +93,7 @@ def compare(
             components.append(component)
             energy[column] += squares(delta).sum().cpu()
             shares.add(column, delta, possible)
-        shares.end(numbers[possible], candidates)
+        shares.end(numbers[possible])
         take(PROMPT, torch.stack(magnitudes, dim=1))
         take(f"{PROMPT}/component", torch.stack(components, dim=1))
         take(f"{PROMPT}/base_norm", torch.stack([base.rows[name].float().norm(dim=1) for name in names], dim=1))

@@ -34,17 +34,9 @@ class Rank1Shares:
         self._moments[column].add(delta[~apart])
         self._apart[column].append(delta[apart].cpu())
 
-    def end(self, rows: Int[Tensor, " token"], candidates: Int[Tensor, " candidate"]) -> None:
-        """End a batch that was added after each layer.
-
-        Args:
-            rows: Rows of its tokens that may turn out to be massive.
-            candidates: Rows of all tokens so far that still may.
-        """
+    def end(self, rows: Int[Tensor, " token"]) -> None:
+        """End a batch that was added after each layer; its tokens that may turn out to be massive have these rows."""
         self._rows = torch.cat([self._rows, rows])
-        left = torch.isin(self._rows, candidates)
-        if not left.all():
-            self._count(~left)
 
     def _count(self, settled: Bool[Tensor, " token"]) -> None:
         """Count some of the tokens that were kept apart."""

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import length_batches, sharing_saves, suffix_batch
@@ -70,7 +70,7 @@ def log_likelihoods(
     batches = list(length_batches(distinct, logits_budget(model, token_budget, _COPIES), by_prompt=shared))
     for indices in progress_bar(batches, desc="likelihood", unit="batch"):
         chosen = [distinct[index] for index in indices]
-        logits = _after_shared_prompts(model, plain_transformers(model), chosen, context) if shared else None
+        logits = _after_shared_prompts(model, chosen, context) if shared else None
         if logits is None:
             logits = read_batch(model, chosen, [], context, "R", steered=steered, logits=True).logits
         if logits is not None:
@@ -87,16 +87,9 @@ def _text(triplet: Triplet, context: Context) -> Hashable:
 
 
 def _after_shared_prompts(
-    model: HookedModel, plain: nn.Module | None, triplets: Sequence[Triplet], context: Context
+    model: HookedModel, triplets: Sequence[Triplet], context: Context
 ) -> Float[Tensor, "token d_vocab"] | None:
-    """The logits of the response tokens, with each distinct prompt computed once; None if any is NaN or infinite.
-
-    Args:
-        model: The model.
-        plain: Plain transformers with the same logits, which takes less time; None if there is none.
-        triplets: The responses.
-        context: Which prompt they follow.
-    """
+    """The logits of the response tokens, with each distinct prompt computed once; None if any is NaN or infinite."""
     batch = suffix_batch(triplets, context, "R", device_of(model))
     if batch.prefix is None:
         return None
@@ -105,7 +98,7 @@ def _after_shared_prompts(
         ends = batch.mask.sum(1) - 1
         predicting = torch.arange(batch.tokens.shape[1], device=ends.device) < ends[:, None]
         asked = batch.tokens, batch.whole_mask, predicting.flatten().nonzero().flatten()
-        if plain is not None:
+        if (plain := plain_transformers(model)) is not None:
             logits = after_prompts(TransformersDecoder(plain), batch.prefix).logits(*asked)
         else:
             own = Decoder(model, len(batch.prefix.tokens))
