@@ -12,6 +12,7 @@ import re
 import shlex
 import tomllib
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -145,6 +146,7 @@ def shell_lines():
         if block.language == "bash":
             code = block.code.replace("\\\n", " ")
             commands = [shlex.split(line, comments=True) for line in code.splitlines()]
+            commands = [list(dropwhile(re.compile(r"[A-Z_]+=").match, command)) for command in commands]
             lines += [(block.page, command) for command in commands if command]
     return lines
 
