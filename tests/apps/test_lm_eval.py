@@ -14,7 +14,9 @@ import psr_lens as psr
 from psr_lens.apps.cli import app
 from psr_lens.errors import ArtifactError, InputError, ModelError
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: `pip install psr-lens[lm-eval]`")
+lm_eval = pytest.importorskip(
+    "lm_eval", reason="lm_eval is not installed; `make test-lm-eval` runs this in an environment of its own"
+)
 
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
