@@ -146,6 +146,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         with self._steered_from(lambda rows: {"R": 0, "QR": 0}):  # made-up tokens, whose numbers nobody reads
             return int(super()._detect_batch_size(*args, **kwargs))
 
+    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
+        if len(n_reordered_requests) < self.batch_schedule:  # for which lm_eval would divide by 0; a group of few may be split off
+            return self._detect_batch_size(n_reordered_requests, pos)
+        return int(super()._batch_scheduler(pos, n_reordered_requests))
+
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._starts_of is None:
             raise InputError(

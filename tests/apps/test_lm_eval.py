@@ -120,11 +120,12 @@ def test_likelihoods_are_those_of_each_text_alone_steered_from_the_contexts_last
     assert min(abs(ours - theirs) for (ours, _), (theirs, _) in zip(found, plain, strict=True)) > 0.01
 
 
-def test_a_text_that_is_divided_at_two_tokens_is_steered_from_each(steered):
+@pytest.mark.parametrize("batches", [{}, {"batch_size": "auto:4", "max_batch_size": 2}], ids=str)
+def test_a_text_that_is_divided_at_two_tokens_is_steered_from_each(steered, batches):
     """lm_eval reads a text once for all requests that end in one further token."""
     text = steered.ids("what is a bear ? arr , a bear is")
     requests = [(None, text[:cut], [*text[cut:], last]) for cut in (4, 6, len(text)) for last in (15, 8, 46)]
-    found = steered.model()._loglikelihood_tokens(requests, disable_tqdm=True)
+    found = steered.model(**batches)._loglikelihood_tokens(requests, disable_tqdm=True)
     as_close(found, [steered.likelihood(context, continuation) for _, context, continuation in requests])
     assert len({value for value, _ in found}) == len(requests)
 
