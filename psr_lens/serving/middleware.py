@@ -103,7 +103,8 @@ def steered_body(body: Any, path: str, engine: Engine) -> Any:
     if named:
         asked = _joined(body["model"], named, asked)
         body = body | {"model": base, XARGS: asked}
-    in_force(engine.served, asked, None)
+    scored = "logprobs" if body.get("echo") is True and body.get("prompt_logprobs") is None else "prompt_logprobs"
+    in_force(engine.served, asked, None, scores_prompt=body.get(scored) is not None)
     return body
 
 

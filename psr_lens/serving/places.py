@@ -69,7 +69,7 @@ def _process_inputs(original: Any, processor: Any, *args: Any, **kwargs: Any) ->
         return request
     length = len(request.prompt_embeds if request.prompt_token_ids is None else request.prompt_token_ids)
     try:
-        found = in_force(processor._psr_served, asked, length)
+        found = in_force(processor._psr_served, asked, length, scores_prompt=params.prompt_logprobs is not None)
         if found and request.resumable:
             raise InputError("psr", "a prompt that goes on being streamed in", "a whole prompt, since steering starts at its end")
     except InputError as error:

@@ -20,6 +20,7 @@ ALPHA: Final = "psr_alpha"
 """The strength; one number, or one for each name; 1 if it is not given."""
 STARTS: Final = {f"psr_start_{span}": span for span in SPANS}
 """The first steered position of the prompt, for replacements of one span."""
+_START_R: Final = next(key for key, span in STARTS.items() if span == "R")
 IN_FORCE: Final = "psr_in_force"
 """What was made of the request, for the other processes of the engine; no request may hold it."""
 _KEYS: Final = (NAMES, ALPHA, *STARTS)
@@ -50,13 +51,17 @@ def is_ours(key: Any) -> bool:
     return isinstance(key, str) and key.lower().startswith(NAMES)
 
 
-def in_force(served: Served | None, arguments: Mapping[Any, Any] | None, prompt_length: int | None) -> list[InForce]:
+def in_force(
+    served: Served | None, arguments: Mapping[Any, Any] | None, prompt_length: int | None, *, scores_prompt: bool = False
+) -> list[InForce]:
     """What steers a request.
 
     Args:
         served: The replacements of the engine.
         arguments: The request's `extra_args`, in HTTP `vllm_xargs`.
         prompt_length: Number of tokens in its prompt; None if it is not known yet, for a check of all else.
+        scores_prompt: Whether the probabilities of the prompt's own tokens are asked for. Part of such a prompt is mostly a response, so
+            where that begins must be said: by default, nothing before the prompt's last token is steered.
 
     Returns:
         Every replacement at a strength other than 0, once. Without a length, their starts mean nothing.
@@ -93,6 +98,13 @@ def in_force(served: Served | None, arguments: Mapping[Any, Any] | None, prompt_
     for key, span in STARTS.items():
         if key in arguments and span not in spans:
             raise InputError("extra_args", key, f"no {key}: none of {', '.join(map(repr, names))} acts on the span {span}")
+    if scores_prompt and "R" in spans and "R" not in starts and any(each.strength for each in found.values()):
+        raise InputError(
+            _START_R,
+            None,
+            "the first steered position in a request for the log probabilities of its prompt",
+            "If the prompt ends in a response, that is the position before the response.",
+        )
     for each in found.values():
         if abs(each.strength) > _LARGEST:
             raise InputError(ALPHA, brief(arguments.get(ALPHA)), f"strengths of at most {_LARGEST:g}")

@@ -246,6 +246,14 @@ def test_a_server_that_ends_by_itself_is_said(fake):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("instead", ["os._exit(5)", "self.wfile.write(b'babble' + bytes([13, 10]))"])
+def test_a_server_that_dies_or_babbles_while_it_is_checked_is_said(instead, fake):
+    made = fake(400, RIGHT, f"Handler.do_POST = lambda self: {instead}\nserver.serve_forever()")
+    with pytest.raises(ModelError, match=r"gave no answer to a request with an unknown replacement \(\w+: .*and it was stopped"):
+        made.run(lambda text: pytest.fail(text))
+    assert is_free(made.address)
+
+
 def test_a_server_that_does_not_answer_for_long_is_said_once_and_waited_for(fake, monkeypatch):
     """Meanwhile something else may answer at its address, which speaks no HTTP."""
     monkeypatch.setattr(server, "_PATIENCE", 0.1)

@@ -42,6 +42,7 @@ STANDALONE = {
 NOT_RUN = {
     "docs/artifacts.md": "needs the Hugging Face Hub",
     "docs/chat-models.md": "takes a model that thinks",
+    "docs/lm-evaluation-harness.md": "needs lm_eval",
     "docs/playground.md": "needs a notebook",
     "docs/serving.md": "needs vLLM",
 }
@@ -169,12 +170,22 @@ def parsed(arguments):
     context = typer.Context(command, info_name="psr-lens")
     while hasattr(command, "resolve_command"):
         name, command, words = command.resolve_command(context, words)
+        if name == "lm-eval":
+            return parsed_by_lm_eval(words)
         context = typer.Context(command, info_name=name, parent=context)
     values, left, _ = command.make_parser(context).parse_args(words)
     assert not left, f"{left} left over"
     for each in command.params:
         assert not each.required or values.get(each.name) is not None, f"{each.name} is missing"
     return values
+
+
+def parsed_by_lm_eval(words):
+    """What lm_eval's own parser makes of its words."""
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed: `make test-lm-eval` runs this in an environment of its own")
+    from lm_eval._cli import HarnessCLI
+
+    return vars(HarnessCLI()._parser.parse_args(["run", *words]))
 
 
 @pytest.mark.parametrize("arguments", [pytest.param(each[1], id=" ".join(each[1])) for each in commands()])
@@ -207,7 +218,7 @@ def test_other_lines_of_shell_name_what_exists():
                 assert all((ROOT / each).exists() for each in tests), told
             case [".venv/bin/ruff" | ".venv/bin/mypy" | ".venv/bin/lint-imports" | ".venv/bin/mkdocs", *_]:
                 pass
-            case ["psr-lens" | "torchrun" | "vllm", *_]:
+            case ["psr-lens" | "torchrun" | "vllm" | "lm_eval", *_]:
                 pass
             case ["python", script, *_]:
                 assert (ROOT / script).is_file(), told

@@ -1,94 +1,19 @@
 """`psr.engines.vllm` with an address: what needs no vLLM, before a server that answers as vLLM does."""
 
-import json
 import resource
-import sys
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
+from fake_vllm import FakeServer, running
 from helpers import pairs_of, random_replacement
 
 import psr_lens as psr
 from psr_lens.engines import vllm_server
 from psr_lens.errors import InputError, ModelError
-from psr_lens.models import forward
-from psr_lens.replacement.content_digest import content_digest
-from psr_lens.serving.about_engine import AboutEngine
 
 FEW = psr.SamplingConfig(temperature=0.5, max_new_tokens=6, seed=3)
-
-
-class FakeServer:
-    """Answers every prompt with the ids of the prompt's last tokens, and knows the model's log probabilities."""
-
-    def __init__(self, model, replacement):
-        cfg = model.cfg
-        self.about = AboutEngine("vllm 0, float32, abc", "float32", cfg.n_layers, cfg.d_model, cfg.d_vocab, cfg.n_ctx)
-        self.model, self.digest = model, content_digest(replacement)
-        self.asked, self.problems, self.changes, self.shift, self.message = [], [], {}, 0.0, "enough"
-        self.lock = threading.Lock()
-
-    def cards(self):
-        base = {"id": "base", "parent": None, "psr_engine": asdict(self.about)}
-        return {"data": [base, {"id": "base+pirate", "parent": "base", "psr": [[self.digest, 1.0]]}]}
-
-    def completion(self, body):
-        choice = {"finish_reason": "length", "token_ids": body["prompt"][-3:], "logprobs": {"token_logprobs": [-1.0]}}
-        if "prompt_logprobs" in body:
-            ids = torch.tensor([body["prompt"]])
-            with self.lock, torch.inference_mode():
-                logits = forward(self.model, ids, torch.ones_like(ids))[0].log_softmax(-1)
-            at = [{str(token): {"logprob": float(logits[row, token]) + self.shift}} for row, token in enumerate(body["prompt"][1:])]
-            return {"choices": [choice | {"prompt_logprobs": [None, *at]}]}
-        return {"choices": [choice | self.changes]}
-
-    def answer(self, handler, body):
-        with self.lock:
-            problem = self.problems.pop(0) if self.problems else None
-            self.asked.append((handler.path, handler.headers["authorization"], body))
-        if problem == "nothing":
-            handler.close_connection = True
-            return
-        content = self.cards() if body is None else self.completion(body)
-        text = json.dumps(content if problem is None else {"error": {"message": self.message}}).encode()
-        handler.send_response(problem or 200)
-        handler.send_header("content-length", str(len(text)))
-        handler.end_headers()
-        handler.wfile.write(text)
-
-
-@contextmanager
-def running(fake):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            fake.answer(self, None)
-
-        def do_POST(self):
-            fake.answer(self, json.loads(self.rfile.read(int(self.headers["content-length"]))))
-
-        def log_message(self, *given):
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request, client_address):
-            if not isinstance(sys.exception(), ConnectionError):  # the client may go away
-                super().handle_error(request, client_address)
-
-    server = Server(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture

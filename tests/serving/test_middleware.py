@@ -65,6 +65,11 @@ def test_names_become_arguments(engine):
         {"model": "base", "response_format": {"type": "json_schema", "json_schema": {"name": "psr", "schema": {"psr": {}}}}},
         {"model": "base", "vllm_xargs": {"psr": "pirate", "psr_start_R": 400}},  # how long the prompt is, is not known yet
         {"model": "base", "vllm_xargs": {"psr": "question"}},
+        {"model": "base", "vllm_xargs": {"psr": "question"}, "echo": True, "logprobs": 1},  # its start is known
+        {"model": "base", "vllm_xargs": {"psr": "pirate", "psr_start_R": 3}, "echo": True, "logprobs": 1},
+        {"model": "base", "vllm_xargs": {"psr": "pirate"}, "logprobs": 1},
+        {"model": "base", "vllm_xargs": {"psr": "pirate"}, "echo": True},
+        {"model": "base", "echo": True, "logprobs": 1},
         [],
         "base+pirate",
         None,
@@ -85,6 +90,11 @@ def test_other_requests_are_left_as_they_are(body, engine):
         ({"model": "base+pirate@1@2"}, "expected a number of at most 40 characters"),
         ({"model": "base+pirate@0." + 39 * "1"}, "expected a number of at most 40 characters"),
         ({"model": "base+pirate@1e31"}, "strengths of at most"),
+        (
+            {"model": "base+pirate", "echo": True, "logprobs": 0},
+            "psr_start_R: got None, expected the first steered position in a request",
+        ),
+        ({"model": "base+pirate", "prompt_logprobs": 0}, "psr_start_R: got None, expected the first steered position in a request"),
         ({"model": "other+pirate"}, "model: got 'other+pirate', expected one of 'base', 'base+large' before the first '+'"),
         (
             {"model": "base+pirate", "vllm_xargs": {"psr": "pirate"}},

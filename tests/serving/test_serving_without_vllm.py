@@ -122,6 +122,24 @@ def test_spans_start_where_attach_starts_them(served):
     assert in_force(served, {"psr": "last"}, 9)[0].last_only
 
 
+def test_who_asks_for_the_probabilities_of_a_steered_prompt_must_say_where_it_is_steered(served):
+    """Otherwise a continuation that is part of the prompt, as lm_eval sends it, would be scored unsteered."""
+    expected = "psr_start_R: got None, expected the first steered position in a request for the log probabilities of its prompt"
+    for asked in (
+        {"psr": "pirate"},
+        {"psr": "plan", "psr_alpha": 0.5},
+        {"psr": ["known-start", "last"]},
+        {"psr": "offset", "psr_alpha": 0},
+    ):
+        with pytest.raises(InputError, match=expected):
+            in_force(served, asked, 9, scores_prompt=True)
+        assert in_force(served, asked, 9)
+    assert in_force(served, {"psr": "pirate", "psr_start_R": 3}, 9, scores_prompt=True)[0].start == 3
+    assert in_force(served, {"psr": "known-start"}, 9, scores_prompt=True)[0].start == 3
+    assert in_force(served, {"psr": "pirate", "psr_alpha": 0}, 9, scores_prompt=True) == []
+    assert in_force(served, {}, 9, scores_prompt=True) == []
+
+
 def test_requests_of_others_are_left_alone(served):
     for asked in (None, {}, {"kv_transfer_params": {}}, {"ps": 1, "my_psr": 1}):
         assert in_force(served, asked, 5) == []

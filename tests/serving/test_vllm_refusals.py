@@ -168,6 +168,20 @@ def test_a_bad_request_is_refused_and_the_next_one_answered(llama):
     assert params.extra_args == {"psr": "post"}  # what the caller holds is as it was
 
 
+def test_the_probabilities_of_a_steered_prompt_are_those_of_attach(llama):
+    tiny, llm = llama
+    ids, start = list(range(5, 25)), 7
+    asked = {"temperature": 0, "max_tokens": 1, "prompt_logprobs": 0}
+    steered = SamplingParams(**asked, extra_args={"psr": "post", "psr_start_R": start})
+    (found,) = llm.generate([{"prompt_token_ids": ids}], steered, use_tqdm=False)
+    values = [at[token].logprob for at, token in zip(found.prompt_logprobs[1:], ids[1:], strict=True)]
+    with tiny.steering["post"].attach(tiny.hf, 1.0, start=start), torch.no_grad():
+        wanted = tiny.hf(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(values), wanted, atol=1e-3, rtol=1e-3)
+    with pytest.raises(InputError, match="psr_start_R: got None, expected the first steered position in a request for"):
+        llm.generate([{"prompt_token_ids": ids}], SamplingParams(**asked, extra_args={"psr": "post"}), use_tqdm=False)
+
+
 def test_a_request_that_nobody_checked_is_not_computed_unsteered(tiny_for_vllm):
     served = served_by({"psr": tiny_for_vllm("llama").saved})
     with pytest.raises(ModelError, match="has not been checked"):

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from psr_lens.apps.cli import benchmark, capture, demo, evaluate, fit, generate, play, run, serve, store, transfer
+from psr_lens.apps.cli import benchmark, capture, demo, evaluate, fit, generate, lm_eval, play, run, serve, store, transfer
 from psr_lens.apps.cli.common import app
 
-__all__ = ["app", "benchmark", "capture", "demo", "evaluate", "fit", "generate", "play", "run", "serve", "store", "transfer"]
+__all__ = [
+    "app",
+    "benchmark",
+    "capture",
+    "demo",
+    "evaluate",
+    "fit",
+    "generate",
+    "lm_eval",
+    "play",
+    "run",
+    "serve",
+    "store",
+    "transfer",
+]

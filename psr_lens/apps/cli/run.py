@@ -90,6 +90,36 @@ class SamplingOptions:
         float | None,
         typer.Option(help="Sample from the likeliest tokens whose probabilities add up to this, above 0 and at most 1."),
     ] = None
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="What samples in place of the model: vllm, the server that psr-lens serve started here, or vllm:http://host:8000/v1."
+        ),
+    ] = None
+    engine_key_env: Annotated[
+        str | None,
+        typer.Option(
+            help="Environment variable with the key of that server's API, which is sent to the address in --engine alone."
+        ),
+    ] = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of the settings of sampling; None for those that were not given."""
+        return {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p}
+
+    def check(self) -> None:
+        """Refuse a key for an address that is not on the command line: a file of settings might name any.
+
+        Raises:
+            InputError: there is a key, and no engine.
+        """
+        from psr_lens.errors import InputError
+
+        if self.engine_key_env is not None and self.engine is None:
+            raise InputError(
+                "engine_key_env", self.engine_key_env, "--engine too", "The key is sent to the address on the command line alone."
+            )
 
 
 @dataclass(frozen=True)
@@ -131,10 +161,11 @@ def run(
         from psr_lens.apps.pipeline import plan_run, read_config
         from psr_lens.apps.pipeline import run as run_all
 
+        sampling.check()
         given = _config_changes(
             task.config,
-            {**task.settings, **methods.settings, **weights.settings},
-            {"sampling": vars(sampling), "chat": chat.given},
+            {**task.settings, **methods.settings, **weights.settings, "engine": sampling.engine},
+            {"sampling": sampling.settings, "chat": chat.given},
         )
         settings = read_config(task.config, given)
         settings = replace(settings, judge=server.judge(settings.judge))
@@ -143,7 +174,10 @@ def run(
             say(f"{plan}\n")
             console.print(plan.view)
             return
-        result = run_all(settings, device=weights.device or str(own_device()), say=say, show=console.print, server=server.key)
+        device = weights.device or str(own_device())
+        result = run_all(
+            settings, device=device, say=say, show=console.print, server=server.key, engine_key_env=sampling.engine_key_env
+        )
         say(_summary(result))
         console.print(_first_answers(result))
     say_where(result.out, began)

@@ -9,7 +9,9 @@ from typing import Any, Final, get_args
 
 import yaml
 
+from psr_lens._utils.server_settings import check_address
 from psr_lens._utils.yaml_config import KnownSettings, by_text, check_keys, yaml_mapping
+from psr_lens.engines.vllm_requests import check_sampling
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.judge_settings import check_judge
@@ -21,6 +23,10 @@ from psr_lens.prompts import Span
 from psr_lens.prompts.chat_templates import NOW, ChatSettings, at_time, settled
 
 NO_JUDGE: Final = "none: methods are fitted on all responses, and nothing is scored"
+
+ENGINE: Final = "vllm"
+LOCAL_SERVER: Final = "http://127.0.0.1:8000/v1"
+"""Where `psr-lens serve` starts a server."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,9 @@ class RunConfig(KnownSettings):
     """Target coherences and the search for them (with a judge), as for `psr-lens evaluate`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """How responses and answers are sampled: the settings of `psr_lens.SamplingConfig` except the seed."""
+    engine: str | None = None
+    """What samples responses and answers in place of the model: `vllm`, the server that `psr-lens serve` starts on this machine, or
+    `vllm:http://host:8000/v1`, one elsewhere; None for the model itself."""
     chat: Mapping[str, Any] = field(default_factory=dict)
     """How prompts are built: `system_role`, `system`, `place`, `prefix`, `template_kwargs`, as for `prompt_pairs`."""
     dtype: str = "float32"
@@ -104,7 +113,27 @@ class RunConfig(KnownSettings):
             check_judge(self.judge)
         ChatSettings.of_mapping(self.chat)
         self.calibrated_by()
-        self.sampled_by()
+        sampling = self.sampled_by()
+        if self.engine_address is not None:
+            check_sampling(sampling)
+
+    @property
+    def engine_address(self) -> str | None:
+        """The address of the server that samples; None if the model itself does.
+
+        Raises:
+            InputError: `engine` names no engine.
+        """
+        if self.engine is None:
+            return None
+        name, colon, address = str(self.engine).partition(":")
+        if name != ENGINE:
+            raise InputError(
+                "engine", repr(self.engine), f"`{ENGINE}`, or `{ENGINE}:` and the address of a server", "For example `vllm`."
+            )
+        address = address if colon else LOCAL_SERVER
+        check_address("engine", address, "the address of a server behind `vllm:`", f"For example '{ENGINE}:{LOCAL_SERVER}'.")
+        return address
 
     def calibrated_by(self) -> Calibration:
         """Settings of the search for strengths; a run compares methods without the prompt, whose place they take."""

@@ -130,8 +130,11 @@ def _method_lines(found: ModelOutline, config: RunConfig, split: QuestionSplit, 
 def _answer_lines(config: RunConfig, split: QuestionSplit, pairs: PromptPairs) -> list[tuple[str, str]]:
     held, methods = len(split.held_out), len(config.methods)
     longest = int(config.sampling["max_new_tokens"])
+    lines = []
+    if config.engine_address is not None:
+        lines.append(("engine", f"vLLM at {config.engine_address}, which has to serve the methods once they are fitted"))
     told = f"{held} × {methods + 2} (none, prompt, {', '.join(config.methods)}) at α = {config.alpha:g}"
-    lines = [("answers", f"{told}: at most {held * (methods + 2) * longest:,} tokens")]
+    lines.append(("answers", f"{told}: at most {held * (methods + 2) * longest:,} tokens"))
     if config.judge is not None:
         calibration = config.calibrated_by()
         targets = len(calibration.targets) + calibration.at_prompt

@@ -17,6 +17,7 @@ from psr_lens._utils.safe_files import write_text
 from psr_lens.apps.output_folder import check_folder
 from psr_lens.apps.pipeline.config import RunConfig
 from psr_lens.errors import ArtifactError, InputError
+from psr_lens.generation.engine import Engine
 from psr_lens.models import HookedModel, model_content
 from psr_lens.models.identity_by_content import alike, former_identity
 
@@ -58,8 +59,8 @@ def recorded(out: Path) -> dict[str, Any] | None:
         raise ArtifactError(f"{path}: cannot be read ({error}). {_START_OVER}") from error
 
 
-def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | None) -> bool:
-    """Claim the folder for this run, or check that it belongs to it: the same settings, questions, model, and versions.
+def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | None, engine: Engine | None = None) -> bool:
+    """Claim the folder for this run, or check that it belongs to it: the same settings, questions, model, engine, and versions.
 
     Settings that there were not yet when the run was begun count as given with their defaults.
 
@@ -67,7 +68,8 @@ def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | Non
         out: The folder.
         config: The settings, resolved.
         questions: Digest of the questions.
-        model: The model; if None, it is not compared, and a new or empty folder is not claimed.
+        model: The model; if None, neither it nor the engine is compared, and a new or empty folder is not claimed.
+        engine: What samples in its place, compared by what samples depend on, and not by its address.
 
     Returns:
         Whether the run was begun before.
@@ -79,6 +81,7 @@ def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | Non
     about: dict[str, Any] = {**_settings(config), "questions": questions, "versions": dict(versions())}
     if model is not None:
         about["model_found"] = model_content(model)
+        about["engine_found"] = None if engine is None else engine.identity
     wanted = json.loads(json.dumps({"format": _FORMAT, **about}))
     found = recorded(out)
     if found is None:
@@ -93,7 +96,7 @@ def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | Non
         wanted |= {"format": 1} | ({} if model is None else {"model_found": former_identity(model)})
     elif model is not None and alike(found.get("model_found"), wanted["model_found"]):
         wanted["model_found"] = found["model_found"]
-    unknown = {"model_found"} if model is None else set()
+    unknown = {"model_found", "engine_found"} if model is None else set()
     differ = [name for name in {**wanted, **found} if name not in unknown and found.get(name) != wanted.get(name)]
     if differ:
         raise InputError(
@@ -105,6 +108,8 @@ def claim(out: Path, config: RunConfig, questions: str, model: HookedModel | Non
 def _settings(config: RunConfig) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON content."""
     found = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
+    if config.engine is not None:
+        found["engine"] = config.engine.partition(":")[0]  # a server may move
     return dict(json.loads(json.dumps(found)))
 
 

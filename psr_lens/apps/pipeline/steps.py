@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from psr_lens.apps.pipeline.dry_run import plan_run
 from psr_lens.apps.pipeline.questions import QuestionSplit, kept_prompts, read_split
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
-from psr_lens.errors import ArtifactError
+from psr_lens.engines import VLLMServer
+from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.answer_cache import AnswerCache
 from psr_lens.evaluation.answers_by_method import AnswersByMethod, judged_answers
 from psr_lens.evaluation.compare import compare
@@ -32,7 +34,7 @@ from psr_lens.evaluation.scores import Scores, summed
 from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
-from psr_lens.generation.sampling import Response
+from psr_lens.generation.sampling import Response, check_engine_can
 from psr_lens.models import HookedModel, load_model, tokenizer_of
 from psr_lens.models.config_without_weights import has_outline
 from psr_lens.prompts import PromptPairs, Triplet, instruction_label
@@ -68,6 +70,7 @@ def run(
     say: Say = print,
     show: Callable[[object], None] | None = None,
     server: JudgeServer | None = None,
+    engine_key_env: str | None = None,
 ) -> RunResult:
     """Sample responses to the prompt, fit the methods, answer held-out questions with each, compare them, and write it all to a folder.
 
@@ -80,13 +83,15 @@ def run(
         say: Called with each progress message.
         show: Called with the first pair's prompts as coloured text, before anything costly runs.
         server: The key of a judge that is a language model, and its address.
+        engine_key_env: Environment variable with the key of the engine's API, if it has one.
 
     Returns:
         The results.
 
     Raises:
-        InputError: an invalid setting or question, or a folder that holds another run or other files.
-        ModelError: the model cannot be loaded.
+        InputError: an invalid setting or question, a folder that holds another run or other files, or an engine that runs another model,
+            or does not serve yet what was fitted.
+        ModelError: the model cannot be loaded, or the engine does not answer.
         JudgeError: the judge cannot score.
         FitError: a fit cannot continue.
     """
@@ -94,18 +99,22 @@ def run(
     if has_outline(config.model):
         plan_run(config, server)  # so that whatever is wrong is reported before weights are read
     split = read_split(config)
+    engine = None if config.engine_address is None else VLLMServer(config.engine_address, engine_key_env)
     say(f"loading {config.model}")
     model = load_model(
         config.model, device=device or "auto", dtype=config.dtype, backend=cast(Any, config.backend), verify=config.verify
     )
     config = config.resolved(int(model.cfg.n_layers)).at_one_time(tokenizer_of(model), run_folder.recorded(out))
-    if run_folder.claim(out, config, split.digest(), model):
+    if engine is not None:
+        check_engine_can(engine, model, None, config.sampled_by())
+    if run_folder.claim(out, config, split.digest(), model, engine):
         say(f"resuming the run in {out}")
     write_text(out / run_folder.SETTINGS_FILE, config.to_yaml())
     to_fit, held_out = kept_prompts(model, config, split, out / run_folder.KEPT / "prompts.jsonl")
     if show is not None:
         show(to_fit.show(span=config.span))
-    return _Run(model=model, config=config, split=split, to_fit=to_fit, held_out=held_out, out=out, say=say, server=server).finish()
+    sides = {"to_fit": to_fit, "held_out": held_out}
+    return _Run(model=model, config=config, split=split, **sides, out=out, say=say, server=server, engine=engine).finish()
 
 
 @dataclass(frozen=True)
@@ -118,12 +127,14 @@ class _Run:
     out: Path
     say: Say
     server: JudgeServer | None
+    engine: VLLMServer | None
 
     def finish(self) -> RunResult:
         judge = self._judge()
         triplets = self._triplets(judge)
         folders = run_folder.folder_names(self.config.methods)
         methods = {name: self._fitted(name, folders[name], settings, triplets) for name, settings in self.config.fits().items()}
+        self._check_served(methods, folders)
         evaluation = None if judge is None else self._evaluated(methods, judge)
         responses = self._answered(methods)
         comparison = self._compared(methods, responses, judge, evaluation, triplets)
@@ -140,7 +151,22 @@ class _Run:
         return self.out / run_folder.KEPT
 
     def _answers(self, pairs: PromptPairs, stream: int, judge: Judge | None = None) -> AnswerCache:
-        return AnswerCache(self.model, pairs, judge, self.config.sampled_by(stream), self._kept / "answers")
+        return AnswerCache(self.model, pairs, judge, self.config.sampled_by(stream), self._kept / "answers", self.engine)
+
+    def _check_served(self, methods: Mapping[str, Replacement], folders: Mapping[str, str]) -> None:
+        """Refuse a server that does not serve yet what was fitted, before any answer is sampled."""
+        if self.engine is None:
+            return
+        lacking = [name for name, method in methods.items() if not self.engine.serves(method)]
+        if lacking:
+            folders_of_all = " ".join(shlex.quote(str(self.out / run_folder.ARTIFACTS / folders[name])) for name in methods)
+            command = f"psr-lens serve {shlex.quote(self.config.model)} {folders_of_all}"
+            raise InputError(
+                "engine",
+                f"one that does not serve {', '.join(map(repr, lacking))}, which this run has fitted",
+                "one that serves all its methods",
+                f"Start the server with `{command}`, then run this again: it goes on from here.",
+            )
 
     def _judge(self) -> Judge | None:
         given = self.config.judge
@@ -200,6 +226,7 @@ class _Run:
             calibration=self.config.calibrated_by(),
             sampling=self.config.sampled_by(1),
             cache=self._kept / "answers",
+            engine=self.engine,
         )
 
     def _answered(self, methods: Mapping[str, Replacement]) -> dict[str, tuple[Response, ...]]:
@@ -241,6 +268,7 @@ class _Run:
                 "judge": self.config.judge or NO_JUDGE,
                 "sampling": dict(self.config.sampling),
                 "seed": self.config.seed,
+                **({} if self.engine is None else {"engine": self.engine.identity}),
             },
         )
 
@@ -268,6 +296,7 @@ class _Run:
             "instruction": instruction_label(self.held_out),
             "fitted_on": {"kept": len(result.triplets), "dropped": len(result.triplets.dropped)},
             "judge": self.config.judge,
+            "engine": None if self.engine is None else self.engine.identity,
             **comparison_json(result.comparison),
         }
         if result.evaluation is not None:
