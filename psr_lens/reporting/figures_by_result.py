@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, Final, Literal
 
 from psr_lens import plots
@@ -22,7 +20,8 @@ from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement import LearningCurve, Replacement
-from psr_lens.reporting.parts import Answer, Answers, Choice, Panel, Part, choice, merged
+from psr_lens.reporting.answer_blocks import answer_blocks
+from psr_lens.reporting.parts import Answers, Choice, Panel, Part, choice, merged
 from psr_lens.results.table import ResultTable
 from psr_lens.transfer import Agreement, GateReading
 
@@ -30,8 +29,6 @@ Blocks = tuple[Panel | Choice | Answers, ...]
 
 ANSWERS: Final = "Answers side by side"
 """Heading of the part that comes first."""
-QUESTIONS: Final = 8
-"""Most questions whose answers a report shows."""
 
 
 def further_parts(results: Iterable[object], cells: int) -> list[Part]:
@@ -62,16 +59,7 @@ def further_parts(results: Iterable[object], cells: int) -> list[Part]:
 
 
 def _answers(result: AnswersByMethod, cells: int) -> Blocks:
-    blocks = []
-    for index, question in enumerate(result.asked[:QUESTIONS]):
-        row = []
-        for name, texts in result.answers.items():
-            trait = result.trait[name][index] if name in result.trait else math.nan
-            row.append(Answer(result.heading(name), texts[index] or "(nothing)", "" if math.isnan(trait) else f"{trait:.0f}"))
-        blocks.append(Answers(question, tuple(row)))
-    if blocks and len(result.questions) > QUESTIONS:
-        blocks[-1] = replace(blocks[-1], note=f"The first {QUESTIONS} of {len(result.questions)} questions.")
-    return tuple(blocks)
+    return answer_blocks(result)
 
 
 def _captured(captured: Captured, cells: int) -> Blocks:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from psr_lens.evaluation.answers_by_method import AnswersByMethod, judged_answers
+from psr_lens.evaluation.answers_by_method import AnswersByMethod, FurtherStrengths, judged_answers, looked_at
 from psr_lens.evaluation.compare import compare
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.evaluation.methods import NONE, PROMPT
+from psr_lens.evaluation.methods import NONE, PROMPT, plans_for
 from psr_lens.evaluation.scores import summed
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
@@ -19,6 +19,9 @@ from psr_lens.replacement import Replacement
 from psr_lens.results.judgement import Judge, judged_by_name
 
 Say = Callable[[str], None]
+
+ALSO_AT: Final = (0.0, 0.5, 1.0, 1.5)
+"""Strengths besides its own at which a report shows what each method answers."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class HeldOut:
     """How answers are drawn."""
     paraphrase: str
     """The instruction in other words."""
+    also_at: Sequence[float]
+    """Further strengths at which the report shows answers."""
+    trait_judge: Judge
+    """Scores the trait of these answers."""
 
     def measure(
         self,
@@ -89,7 +96,11 @@ class HeldOut:
             [summed(name, verdict, alphas.get(name)) for name, verdict in verdicts.items()],
             {**settings, "paraphrase": self.paraphrase, **self._first_prompts()},
         )
-        return comparison, judged_answers(self.pairs, texts, dict(alphas), verdicts), responses
+        say("answering the first questions at further strengths")
+        further = FurtherStrengths(self.also_at, self.sampling, self.trait_judge)
+        side_by_side = judged_answers(self.pairs, texts, dict(alphas), verdicts)
+        shown = looked_at(side_by_side, self.model, self.pairs, plans_for(self.model, methods), answers, further)
+        return comparison, shown, responses
 
     def _first_prompts(self) -> dict[str, str]:
         """Both prompts of the first question as the model reads them, special tokens included."""
