@@ -65,7 +65,7 @@ def _score(trait: float) -> str:
 
 def _pieces(tokens: Sequence[PushedAnswer], units: Sequence[PushedAnswer]) -> list[tuple[Piece, ...]]:
     """The text of each answer in pieces: a token, or the tokens of one character, with the largest of their magnitudes."""
-    if not tokens:
+    if not tokens or not units:
         return []
     found = []
     for answer, pushes in zip(tokens, layer_relative(tokens, units), strict=True):

@@ -59,7 +59,9 @@ def test_text_and_magnitudes_are_those_of_the_stream(model, pairs, methods, foun
 
 
 @pytest.mark.parametrize("column", ALPHAS)
-def test_at_further_strengths_answers_are_those_of_generate_and_magnitudes_those_of_the_stream(model, pairs, methods, found, column):
+def test_at_further_strengths_answers_are_those_of_generate_and_magnitudes_those_of_the_stream(
+    model, pairs, methods, found, column
+):
     others = found.at_strengths[column]
     assert [each.alpha for each in others] == sorted({*ALSO_AT} - {ALPHAS[column]})
     for each in others:
