@@ -13,8 +13,8 @@ from jaxtyping import Float
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
-from psr_lens.evaluation.methods import NONE, PROMPT, Methods, Plan, parts_of, plans_for, strengths
-from psr_lens.evaluation.pushed_answers import PushedAnswer, pushed_answers
+from psr_lens.evaluation.methods import NONE, PROMPT, Methods, Plan, plans_for, strengths
+from psr_lens.evaluation.pushed_answers import PushedAnswer, is_silent, pushed_answers
 from psr_lens.generation.sampling import Response, SamplingConfig, checked_sampling, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, instruction_label
@@ -248,8 +248,7 @@ def _at_strengths(
     unsteered: Sequence[Response],
 ) -> dict[float, Sequence[Response]]:
     """One method's answers at several strengths, all drawn together; at strength 0 they are those without steering."""
-    silent = all(part.replacement.offset == 0 for part in parts_of(plan))
-    new = [alpha for alpha in alphas if alpha != 0 or not silent]
+    new = [alpha for alpha in alphas if not is_silent(plan, alpha)]
     found: dict[float, Sequence[Response]] = {alpha: unsteered for alpha in alphas if alpha not in new}
     together = [(alpha, pair) for alpha in new for pair in pairs]
     if together:

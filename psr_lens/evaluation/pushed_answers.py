@@ -14,7 +14,7 @@ from psr_lens._utils.sequences import common_prefix
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
 from psr_lens.evaluation.acting_sites import ActingSite, positions
-from psr_lens.evaluation.methods import Plan
+from psr_lens.evaluation.methods import Plan, parts_of
 from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel, device_of, tokenizer_of
 from psr_lens.prompts import PromptPair, Triplet
@@ -86,9 +86,16 @@ def _of_prompt(model: HookedModel, triplets: Sequence[Triplet]) -> Float[Tensor,
     return torch.stack([_lengths(prompted[name].float() - base[name].float()) for name in names], dim=1)
 
 
+def is_silent(plan: Plan, alpha: float) -> bool:
+    """Whether steering with a plan is the same as none: at strength 0, without an offset."""
+    return alpha == 0 and all(part.replacement.offset == 0 for part in parts_of(plan))
+
+
 def _of_plan(
     model: HookedModel, triplets: Sequence[Triplet], plan: Plan, alpha: float, sites: Sequence[ActingSite]
 ) -> Float[Tensor, "token point"]:
+    if is_silent(plan, alpha):  # no pass is needed to know
+        return torch.zeros(len(positions(triplets, "R")), len(sites))
     steered = PassSteering(plan, alpha, [site.name for site in sites])
     arriving = read_batch(model, triplets, [], "base", "R", steered=steered).arriving
     position = positions(triplets, "R")
