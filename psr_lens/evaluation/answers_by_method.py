@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -189,6 +189,8 @@ class FurtherStrengths:
     """How answers are drawn."""
     judge: Judge | None = None
     """Scores the trait of these answers; None leaves scores out."""
+    answer: Callable[[str, float], Sequence[Response]] | None = None
+    """Gives a method's answers to the first questions at a strength; None draws those of all strengths together."""
 
 
 def looked_at(
@@ -219,7 +221,11 @@ def looked_at(
     for name, plan in plans.items():
         pushed[name] = read(plan, found.alphas[name], responses[name][:SHOWN])
         others = sorted({float(alpha) for alpha in further.alphas} - {found.alphas[name]})
-        written = _at_strengths(model, first, plan, others, further.sampling, responses[NONE][:SHOWN])
+        written = (
+            _at_strengths(model, first, plan, others, further.sampling, responses[NONE][:SHOWN])
+            if further.answer is None
+            else {alpha: further.answer(name, alpha) for alpha in others}
+        )
         texts = {str(alpha): tuple(each.text for each in some) for alpha, some in written.items()}
         judge = further.judge
         scored = {} if judge is None or not texts else judged_by_name(judge, texts, [pair.asked for pair in first])

@@ -17,11 +17,19 @@ from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.dry_run import plan_run
 from psr_lens.apps.pipeline.questions import QuestionSplit, kept_prompts, read_split
+from psr_lens.apps.rendered_prompts import rendered_prompts
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
 from psr_lens.errors import ArtifactError
 from psr_lens.evaluation.answer_cache import AnswerCache
-from psr_lens.evaluation.answers_by_method import AnswersAtStrength, AnswersByMethod, FurtherStrengths, judged_answers, looked_at
+from psr_lens.evaluation.answers_by_method import (
+    SHOWN,
+    AnswersAtStrength,
+    AnswersByMethod,
+    FurtherStrengths,
+    judged_answers,
+    looked_at,
+)
 from psr_lens.evaluation.compare import compare
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.evaluate import evaluate
@@ -241,6 +249,7 @@ class _Run:
                 "judge": self.config.judge or NO_JUDGE,
                 "sampling": dict(self.config.sampling),
                 "seed": self.config.seed,
+                **rendered_prompts(self.model, self.held_out),
             },
         )
 
@@ -261,7 +270,12 @@ class _Run:
         alphas = dict.fromkeys(result.methods, float(self.config.alpha))
         found = judged_answers(self.held_out, result.answers, alphas, verdicts)
         self.say("answering the first questions at further strengths")
-        further = FurtherStrengths(self.config.also_at, self.config.sampled_by(1))
+        answers = self._answers(self.held_out[:SHOWN], 1)
+        further = FurtherStrengths(
+            self.config.also_at,
+            self.config.sampled_by(1),
+            answer=lambda name, alpha: answers.responses(result.methods[name], alpha),
+        )
         plans = plans_for(self.model, result.methods)
         return with_known_scores(looked_at(found, self.model, self.held_out, plans, responses, further), result.evaluation)
 
