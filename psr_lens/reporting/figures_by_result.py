@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Literal
 
 from psr_lens import plots
@@ -31,12 +32,13 @@ ANSWERS: Final = "Answers side by side"
 """Heading of the part that comes first."""
 
 
-def further_parts(results: Iterable[object], cells: int) -> list[Part]:
+def further_parts(results: Iterable[object], cells: int, with_correlations: Collection[str] = ()) -> list[Part]:
     """The parts of the page for further results, in the order of the page; results of the same type are in one part.
 
     Args:
         results: Results of the types in `RESULTS`.
         cells: Most heatmap cells in all.
+        with_correlations: Methods whose coefficients' correlations stand elsewhere in the section: a figure of theirs alone is left out.
 
     Raises:
         InputError: a result of a type that has no figures.
@@ -54,8 +56,20 @@ def further_parts(results: Iterable[object], cells: int) -> list[Part]:
     made = []
     for kind_at, result in sorted(found, key=lambda each: each[0]):
         title, blocks = _FURTHER[kinds[kind_at]]
-        made.append(Part(title, blocks(result, share)))
+        figures = blocks(result, share)
+        if isinstance(result, Faithfulness) and _repeats(result, with_correlations):
+            figures = tuple(each for each in figures if not (isinstance(each, Panel) and each.name == "coefficient_correlation"))
+        made.append(Part(title, figures))
     return merged(made)
+
+
+def _repeats(result: Faithfulness, with_correlations: Collection[str]) -> bool:
+    """Whether the correlations of a result's only block are those of methods that have them elsewhere."""
+    if len(result.blocks) != 1:
+        return False
+    (found,) = result.blocks.values()
+    varying = [name for name, sites in found.sites.items() if any(math.isfinite(site.pearson.value) for site in sites)]
+    return set(varying) <= {*with_correlations}
 
 
 def _answers(result: AnswersByMethod, cells: int) -> Blocks:
