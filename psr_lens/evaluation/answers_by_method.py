@@ -34,7 +34,7 @@ class AnswersAtStrength:
         >>> few = psr.SamplingConfig(max_new_tokens=4, temperature=0)
         >>> side_by_side = psr.answers_by_method(model, pairs[:1], pirate, also_at=[0, 2], sampling=few)
         >>> [(each.alpha, each.texts) for each in side_by_side.at_strengths["A-PSR"]]
-        [(0.0, ('a horn is one',)), (2.0, ('arr, to split',))]
+        [(0.0, ('first, carry the',)), (2.0, ('arr, to begin',))]
     """
 
     alpha: float

@@ -31,7 +31,7 @@ class PushedAnswer:
     Example:
         >>> side_by_side = psr.answers_by_method(model, pairs[:1], pirate, sampling=psr.SamplingConfig(max_new_tokens=4, temperature=0))
         >>> side_by_side.pushed["A-PSR"][0].pieces
-        ('arr', ',', ' to', ' split')
+        ('arr', ',', ' to', ' begin')
     """
 
     pieces: tuple[str, ...]
