@@ -266,3 +266,12 @@ def test_a_run_keeps_its_first_time_when_it_is_resumed_or_repeated(folders, tmp_
 
 def test_a_run_whose_template_asks_for_no_time_records_none(tiny_llama):
     assert todays().at_one_time(tiny_llama.model.tokenizer, None) == todays()
+
+
+@pytest.mark.parametrize("given", ["0.5", 1.5, [0.5, "1"], [True], [float("nan")]])
+def test_further_strengths_of_the_report_are_numbers(given):
+    with pytest.raises(
+        InputError, match=r"also_at: got .*, expected a list of strengths, such as \[0, 0.5, 1.5\]; an empty one leaves them out"
+    ):
+        RunConfig(model="m", questions="q.txt", out="out", also_at=given)
+    assert RunConfig(model="m", questions="q.txt", out="out", also_at=[]).resolved(3).also_at == []
