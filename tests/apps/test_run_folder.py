@@ -268,6 +268,7 @@ def test_a_run_whose_template_asks_for_no_time_records_none(tiny_llama):
     assert todays().at_one_time(tiny_llama.model.tokenizer, None) == todays()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("given", ["0.5", 1.5, [0.5, "1"], [True], [float("nan")]])
 def test_further_strengths_of_the_report_are_numbers(given):
     with pytest.raises(
