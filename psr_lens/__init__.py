@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from psr_lens.activations.store import OnDisk as OnDisk
     from psr_lens.activations.store import Store as Store
     from psr_lens.apps.playground.play import play as play
+    from psr_lens.evaluation.answers_by_method import AnswersAtStrength as AnswersAtStrength
     from psr_lens.evaluation.answers_by_method import AnswersByMethod as AnswersByMethod
     from psr_lens.evaluation.answers_by_method import answers_by_method as answers_by_method
     from psr_lens.evaluation.calibration import best_alpha as best_alpha
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.on_policy_refinement import refine as refine
     from psr_lens.evaluation.outlook import Outlook as Outlook
     from psr_lens.evaluation.outlook import outlook as outlook
+    from psr_lens.evaluation.pushed_answers import PushedAnswer as PushedAnswer
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
@@ -158,7 +160,9 @@ _HOME = {
     "best_layer": "evaluation.calibration",
     "calibrate": "evaluation.calibration",
     "scores_at": "evaluation.scores",
+    "AnswersAtStrength": "evaluation.answers_by_method",
     "AnswersByMethod": "evaluation.answers_by_method",
+    "PushedAnswer": "evaluation.pushed_answers",
     "answers_by_method": "evaluation.answers_by_method",
     "StreamedToken": "generation.streaming",
     "stream": "evaluation.stream",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
@@ -12,12 +14,37 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, Plan, plans_for, strengths
-from psr_lens.generation.sampling import Response, SamplingConfig, generate
+from psr_lens.evaluation.pushed_answers import PushedAnswer, is_silent, pushed_answers
+from psr_lens.generation.sampling import Response, SamplingConfig, checked_sampling, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, instruction_label
 from psr_lens.results.bootstrap import mean_interval
 from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged_by_name
 from psr_lens.results.result import Result
+
+SHOWN: Final = 8
+"""Most questions whose answers are looked at token by token and at further strengths, and that a report shows."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnswersAtStrength:
+    """One method's answers to the first questions at a further strength; `answers_by_method` with `also_at` makes it.
+
+    Example:
+        >>> few = psr.SamplingConfig(max_new_tokens=4, temperature=0)
+        >>> side_by_side = psr.answers_by_method(model, pairs[:1], pirate, also_at=[0, 2], sampling=few)
+        >>> [(each.alpha, each.texts) for each in side_by_side.at_strengths["A-PSR"]]
+        [(0.0, ('first, carry the',)), (2.0, ('arr, to begin',))]
+    """
+
+    alpha: float
+    """The strength."""
+    texts: tuple[str, ...]
+    """The answers."""
+    pushed: tuple[PushedAnswer, ...] = ()
+    """The same token by token; empty for an adapter."""
+    trait: tuple[float, ...] = ()
+    """The trait score of each, 0–100, NaN where it is missing; empty if they were not scored."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +69,10 @@ class AnswersByMethod:
     """The trait score of each answer, 0–100, NaN where it is missing; empty without a judge."""
     instructions: tuple[str, ...] = ()
     """The instruction of each question; empty if all have the same."""
+    pushed: Mapping[str, tuple[PushedAnswer, ...]] = field(default_factory=dict)
+    """The answers to the first questions, at most 8, token by token: those of `prompt` and of each method that adds to activations."""
+    at_strengths: Mapping[str, tuple[AnswersAtStrength, ...]] = field(default_factory=dict)
+    """Each method's answers to the same first questions at further strengths."""
 
     def __post_init__(self) -> None:
         """Refuse answers and scores that are not one for each question."""
@@ -94,9 +125,13 @@ def answers_by_method(
     judge: Judge | None = None,
     *,
     alpha: float | Mapping[str, float] = 1.0,
+    also_at: Sequence[float] = (),
     sampling: SamplingConfig | None = None,
 ) -> AnswersByMethod:
     """Answer some questions without steering, with the prompt and with each method, with the same random streams.
+
+    The answers to the first 8 questions are also read token by token, which takes one more pass over them without sampling (two for the
+    prompt's): a report colours each token by how hard it was pushed.
 
     Args:
         model: The model; it is not changed.
@@ -104,10 +139,12 @@ def answers_by_method(
         methods: One replacement, plan or adapter, or several by name.
         judge: Scores the trait of each answer; None leaves scores out.
         alpha: Strength: one for all replacements, or one for each by name.
+        also_at: Further strengths at which each method answers the first 8 questions, for a report in which a reader can turn the
+            strength. Each costs one answer for each of these questions and methods, and its score if there is a judge.
         sampling: How answers are drawn.
 
     Raises:
-        InputError: no pairs, no methods, or a reserved name.
+        InputError: no pairs, no methods, a reserved name, or a strength that is not a finite number.
         ArtifactError: a replacement was made for another model.
 
     Example:
@@ -116,12 +153,15 @@ def answers_by_method(
     """
     plans = plans_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
+    if odd := [each for each in also_at if not math.isfinite(each)]:
+        raise InputError("also_at", repr(odd[0]), "finite numbers")
     if judge is not None:
         checked_judge(judge)
-    found = {name: tuple(each.text for each in some) for name, some in answer_all(model, pairs, plans, alphas, sampling).items()}
-    asked = [pair.asked for pair in pairs]
-    verdicts = {} if judge is None else judged_by_name(judge, found, asked)
-    return judged_answers(pairs, found, alphas, verdicts)
+    responses = answer_all(model, pairs, plans, alphas, sampling)
+    texts = {name: tuple(each.text for each in some) for name, some in responses.items()}
+    verdicts = {} if judge is None else judged_by_name(judge, texts, [pair.asked for pair in pairs])
+    found = judged_answers(pairs, texts, alphas, verdicts)
+    return looked_at(found, model, pairs, plans, responses, FurtherStrengths(also_at, checked_sampling(sampling), judge))
 
 
 def judged_answers(
@@ -137,6 +177,97 @@ def judged_answers(
     return AnswersByMethod(
         instruction_label(pairs), asked, answers, alphas, traits, instructions if len({*instructions}) > 1 else ()
     )
+
+
+@dataclass(frozen=True, eq=False)
+class FurtherStrengths:
+    """The strengths at which the first questions are answered too, and how."""
+
+    alphas: Sequence[float]
+    """The strengths; those of the answers that there are already need not be among them."""
+    sampling: SamplingConfig
+    """How answers are drawn."""
+    judge: Judge | None = None
+    """Scores the trait of these answers; None leaves scores out."""
+    answer: Callable[[str, float], Sequence[Response]] | None = None
+    """Gives a method's answers to the first questions at a strength; None draws those of all strengths together."""
+
+
+def looked_at(
+    found: AnswersByMethod,
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    plans: Mapping[str, Plan],
+    responses: Mapping[str, Sequence[Response]],
+    further: FurtherStrengths,
+) -> AnswersByMethod:
+    """Answers by method with the first of them token by token, and at further strengths.
+
+    Args:
+        found: The answers as text.
+        model: The model that wrote them.
+        pairs: All questions.
+        plans: The methods by name.
+        responses: All answers, `none` and `prompt` among them.
+        further: Further strengths.
+    """
+    first, budget = pairs[:SHOWN], further.sampling.token_budget
+
+    def read(plan: Plan | None, alpha: float, some: Sequence[Response]) -> tuple[PushedAnswer, ...]:
+        return pushed_answers(model, first, some, plan, alpha, budget)
+
+    pushed = {PROMPT: read(None, 1.0, responses[PROMPT][:SHOWN])}
+    at_strengths = {}
+    for name, plan in plans.items():
+        pushed[name] = read(plan, found.alphas[name], responses[name][:SHOWN])
+        others = sorted({float(alpha) for alpha in further.alphas} - {found.alphas[name]})
+        written = (
+            _at_strengths(model, first, plan, others, further.sampling, responses[NONE][:SHOWN])
+            if further.answer is None
+            else {alpha: further.answer(name, alpha) for alpha in others}
+        )
+        texts = {str(alpha): tuple(each.text for each in some) for alpha, some in written.items()}
+        judge = further.judge
+        scored = {} if judge is None or not texts else judged_by_name(judge, texts, [pair.asked for pair in first])
+        at_strengths[name] = tuple(
+            AnswersAtStrength(
+                alpha,
+                texts[str(alpha)],
+                read(plan, alpha, some),
+                tuple(map(float, scored[str(alpha)].trait)) if scored else (),
+            )
+            for alpha, some in written.items()
+        )
+    return replace(
+        found,
+        pushed={name: some for name, some in pushed.items() if some},
+        at_strengths={name: some for name, some in at_strengths.items() if some},
+    )
+
+
+def _at_strengths(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    plan: Plan,
+    alphas: Sequence[float],
+    sampling: SamplingConfig,
+    unsteered: Sequence[Response],
+) -> dict[float, Sequence[Response]]:
+    """One method's answers at several strengths, all drawn together; at strength 0 they are those without steering."""
+    new = [alpha for alpha in alphas if not is_silent(plan, alpha)]
+    found: dict[float, Sequence[Response]] = {alpha: unsteered for alpha in alphas if alpha not in new}
+    together = [(alpha, pair) for alpha in new for pair in pairs]
+    if together:
+        answers = generate(
+            model,
+            [pair for _, pair in together],
+            plan,
+            alpha=[alpha for alpha, _ in together],
+            sampling=sampling,
+            streams=[*range(len(pairs))] * len(new),
+        )
+        found |= {alpha: answers[at * len(pairs) : (at + 1) * len(pairs)] for at, alpha in enumerate(new)}
+    return {alpha: found[alpha] for alpha in alphas}
 
 
 def answer_all(

@@ -12,8 +12,9 @@ from psr_lens.plots import (
     relative_rmse,
 )
 from psr_lens.plots.distribution import MAX_VIOLINS
-from psr_lens.plots.scatter import MAX_POINTS
+from psr_lens.plots.scatter import MAX_PANELS, MAX_POINTS
 from psr_lens.plots.sliders_and_buttons import MAX_STEPS
+from psr_lens.plots.style import method_styles
 from psr_lens.reporting.comparison_text import lead_of
 from psr_lens.reporting.parts import EXAMPLES, Panel, Part, choice
 
@@ -27,24 +28,39 @@ def _coefficients(comparison: Comparison, lead: str, triplet: int, max_layers: i
     )
 
 
+def with_correlations(comparison: Comparison) -> tuple[str, ...]:
+    """Methods whose scatter has a panel for each of their layers, with its correlations as the heading: none is at one after another.
+
+    Constants are left out: on every token they apply the same.
+    """
+    styles = method_styles(comparison)
+    return tuple(
+        name
+        for name, trace in comparison.methods.items()
+        if 0 < len(trace.site_layers) <= MAX_PANELS and styles[name].role != "constant"
+    )
+
+
 def _scatter(comparison: Comparison, lead: str, cells: int) -> Part:
+    methods = list(dict.fromkeys([lead, *with_correlations(comparison)]))
     return Part(
-        "Coefficients applied and called for",
-        (
-            Panel(
-                "coefficient_scatter",
-                coefficient_scatter(
-                    comparison,
-                    lead,
-                    max_points=min(MAX_POINTS, max(150, cells // 120)),
-                    max_layers=max(4, min(MAX_STEPS, cells // 600)),
-                ),
-                f"Each point is a token. The horizontal axis is the coefficient along {lead}’s direction that would match the prompt; "
-                "the vertical axis is the one that it applies, read from the token’s own activation. Points on the dotted diagonal "
-                "are exact; constant steering would give a horizontal line. Axes are linear near 0 and logarithmic beyond. r is "
-                "Pearson’s correlation, which a few large coefficients can dominate; ρ is Spearman’s, that of the ranks.",
-            ),
+        "Coefficients applied and called for", tuple(_scatter_of(comparison, name, cells // len(methods)) for name in methods)
+    )
+
+
+def _scatter_of(comparison: Comparison, method: str, cells: int) -> Panel:
+    return Panel(
+        "coefficient_scatter",
+        coefficient_scatter(
+            comparison,
+            method,
+            max_points=min(MAX_POINTS, max(150, cells // 120)),
+            max_layers=max(4, min(MAX_STEPS, cells // 600)),
         ),
+        f"Each point is a token. The horizontal axis is the coefficient along {method}’s direction that would match the prompt; "
+        "the vertical axis is the one that it applies, read from the token’s own activation. Points on the dotted diagonal "
+        "are exact; constant steering would give a horizontal line. Axes are linear near 0 and logarithmic beyond. r is "
+        "Pearson’s correlation, which a few large coefficients can dominate; ρ is Spearman’s, that of the ranks.",
     )
 
 

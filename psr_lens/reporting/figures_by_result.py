@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Literal
 
 from psr_lens import plots
@@ -22,7 +21,8 @@ from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement import LearningCurve, Replacement
-from psr_lens.reporting.parts import Answer, Answers, Choice, Panel, Part, choice, merged
+from psr_lens.reporting.answer_blocks import answer_blocks
+from psr_lens.reporting.parts import Answers, Choice, Panel, Part, choice, merged
 from psr_lens.results.table import ResultTable
 from psr_lens.transfer import Agreement, GateReading
 
@@ -30,16 +30,15 @@ Blocks = tuple[Panel | Choice | Answers, ...]
 
 ANSWERS: Final = "Answers side by side"
 """Heading of the part that comes first."""
-QUESTIONS: Final = 8
-"""Most questions whose answers a report shows."""
 
 
-def further_parts(results: Iterable[object], cells: int) -> list[Part]:
+def further_parts(results: Iterable[object], cells: int, with_correlations: Collection[str] = ()) -> list[Part]:
     """The parts of the page for further results, in the order of the page; results of the same type are in one part.
 
     Args:
         results: Results of the types in `RESULTS`.
         cells: Most heatmap cells in all.
+        with_correlations: Methods whose coefficients' correlations stand elsewhere in the section: a figure of theirs alone is left out.
 
     Raises:
         InputError: a result of a type that has no figures.
@@ -57,21 +56,24 @@ def further_parts(results: Iterable[object], cells: int) -> list[Part]:
     made = []
     for kind_at, result in sorted(found, key=lambda each: each[0]):
         title, blocks = _FURTHER[kinds[kind_at]]
-        made.append(Part(title, blocks(result, share)))
+        figures = blocks(result, share)
+        if isinstance(result, Faithfulness) and _repeats(result, with_correlations):
+            figures = tuple(each for each in figures if not (isinstance(each, Panel) and each.name == "coefficient_correlation"))
+        made.append(Part(title, figures))
     return merged(made)
 
 
+def _repeats(result: Faithfulness, with_correlations: Collection[str]) -> bool:
+    """Whether the correlations of a result's only block are those of methods that have them elsewhere."""
+    if len(result.blocks) != 1:
+        return False
+    (found,) = result.blocks.values()
+    varying = [name for name, sites in found.sites.items() if any(math.isfinite(site.pearson.value) for site in sites)]
+    return set(varying) <= {*with_correlations}
+
+
 def _answers(result: AnswersByMethod, cells: int) -> Blocks:
-    blocks = []
-    for index, question in enumerate(result.asked[:QUESTIONS]):
-        row = []
-        for name, texts in result.answers.items():
-            trait = result.trait[name][index] if name in result.trait else math.nan
-            row.append(Answer(result.heading(name), texts[index] or "(nothing)", "" if math.isnan(trait) else f"{trait:.0f}"))
-        blocks.append(Answers(question, tuple(row)))
-    if blocks and len(result.questions) > QUESTIONS:
-        blocks[-1] = replace(blocks[-1], note=f"The first {QUESTIONS} of {len(result.questions)} questions.")
-    return tuple(blocks)
+    return answer_blocks(result)
 
 
 def _captured(captured: Captured, cells: int) -> Blocks:

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from psr_lens._utils.optional import versions
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.style import DARK, TEMPLATE
+from psr_lens.reporting.answer_blocks import FULL
 from psr_lens.reporting.comparison_text import MethodRow, lead_of, method_rows, settings_of, summary
 from psr_lens.reporting.figures_by_result import ANSWERS
 from psr_lens.reporting.massive_tables import MassiveTables, massive_tables
@@ -58,6 +59,16 @@ class _PartView:
     """Heading."""
     blocks: tuple[_Block, ...]
     """Its figures."""
+
+    @property
+    def is_colored(self) -> bool:
+        """Whether it has answers whose tokens are coloured."""
+        return any(each.answers is not None and each.answers.is_colored for each in self.blocks)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether it has answers at strengths to choose among."""
+        return any(each.answers is not None and each.answers.has_steps for each in self.blocks)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["script_safe"] = script_safe
     sections = [_section(f"s{number}", name, each, parts[name]) for number, (name, each) in enumerate(comparisons.items(), start=1)]
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -114,6 +126,7 @@ def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[
         template=script_safe(TEMPLATE.to_plotly_json()),
         plotly=Markup(get_plotlyjs()),  # Plotly's own source, which contains no user input
         bibtex=BIBTEX,
+        full=FULL,
         dark=script_safe(DARK),
         versions=[*versions("plotly"), ("python", platform.python_version())],
     )

@@ -41,6 +41,32 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A piece of an answer: a token, or the tokens of one character."""
+
+    text: str
+    """Its text; the pieces of an answer make it up."""
+    push: float | None
+    """How hard it was pushed: ‖Δ‖ over the median of its layer, mean over layers; None if there is no median."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One answer of a method at one strength."""
+
+    alpha: str
+    """The strength as text."""
+    text: str
+    """What it wrote."""
+    trait: str
+    """The trait score; empty if there is none."""
+    pieces: tuple[Piece, ...]
+    """The text token by token; empty if it was not read so."""
+    chosen: bool
+    """Whether it is shown first."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """One method's answer to a question, as text."""
 
@@ -50,6 +76,29 @@ class Answer:
     """What it wrote."""
     trait: str
     """The trait score; empty if there is none."""
+    pieces: tuple[Piece, ...] = ()
+    """The text token by token; empty if it was not read so."""
+    steps: tuple[Step, ...] = ()
+    """The answers at all strengths, from the lowest up, this one among them; empty if there is nothing to choose."""
+
+    @property
+    def alpha(self) -> str:
+        """The strength of this answer; empty if there is nothing to choose."""
+        return next((each.alpha for each in self.steps if each.chosen), "")
+
+    @property
+    def data(self) -> list[dict[str, object]]:
+        """The steps for the page's script: strength, trait score, and pieces of text with their magnitudes."""
+        return [
+            {
+                "alpha": each.alpha,
+                "trait": each.trait,
+                "chosen": each.chosen,
+                "pieces": [[piece.text, None if piece.push is None else round(piece.push, 2)] for piece in each.pieces]
+                or [[each.text, None]],
+            }
+            for each in self.steps
+        ]
 
 
 @dataclass(frozen=True)
@@ -62,6 +111,16 @@ class Answers:
     """The answers, in the order of the methods."""
     note: str = ""
     """What is left out after it, if anything is."""
+
+    @property
+    def is_colored(self) -> bool:
+        """Whether any token has a colour."""
+        return any(each.pieces for each in self.answers)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether there are other strengths to choose."""
+        return any(each.steps for each in self.answers)
 
 
 @dataclass(frozen=True)

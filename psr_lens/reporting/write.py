@@ -17,7 +17,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import write_images
 from psr_lens.plots.images import check_browser
-from psr_lens.reporting.comparison_figures import comparison_parts
+from psr_lens.reporting.comparison_figures import comparison_parts, with_correlations
 from psr_lens.reporting.figures_by_result import ANSWERS, further_parts
 from psr_lens.reporting.page import page_of
 from psr_lens.reporting.parts import CELLS, Part
@@ -81,7 +81,7 @@ def report(
 
 def _parts(comparison: Comparison, further: Sequence[object], cells: int) -> list[Part]:
     """The parts of a section: answers, the comparison, further results."""
-    others = further_parts(further, cells)
+    others = further_parts(further, cells, with_correlations(comparison))
     answers = [part for part in others if part.title == ANSWERS]
     return [*answers, *comparison_parts(comparison, cells), *(part for part in others if part.title != ANSWERS)]
 

@@ -1,5 +1,6 @@
 """`psr-lens run`: the whole line on a model and questions of one's own, what it goes on from, and what it refuses."""
 
+import html
 import json
 import os
 import re
@@ -64,6 +65,14 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
     assert list(psr.Replacement.load(out / "artifacts" / "S-Const-DiM").sites) == ["blocks.2.hook_resid_post"]
     settings = yaml.safe_load((out / "run.yaml").read_text())
     assert (settings["sampling"]["temperature"], settings["sampling"]["top_p"], settings["chat"]["place"]) == (0.8, 0.9, "after")
+    page = html.unescape((out / "report.html").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
+    assert tokenizer.chat_template in page
+    question = rows[0]["question"]
+    for content in (question, f"{question} talk like a pirate ."):
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(chat, add_special_tokens=False)["input_ids"] + tokenizer("arr", add_special_tokens=False)["input_ids"]
+        assert f"<td>{tokenizer.decode(ids)}</td>" in page
     # The settings that it wrote give the same in another folder.
     code, output = run("--config", out / "run.yaml", "--out", tmp_path / "again")
     assert code == 0, output
@@ -84,6 +93,11 @@ def test_the_whole_line_without_a_judge(folders, tmp_path, questions, monkeypatc
     assert code == 0, output
     assert "resuming the run" in output
     assert contents(out, ()) == before
+
+
+def scored_at(table, method):
+    """Mean trait score by strength."""
+    return {row.alpha: row.value for row in table if (row.method, row.metric) == (method, "trait")}
 
 
 def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch, no_report):
@@ -115,8 +129,14 @@ def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monk
         assert psr.judges.organism("pirate")(side_by_side.answers[name], side_by_side.questions).trait.tolist() == list(
             side_by_side.trait[name]
         )
+    assert [each.alpha for each in side_by_side.at_strengths["A-PSR"]] == [0, 0.5, 1.5]
+    evaluated = {alpha: f"{trait:.1f}" for alpha, trait in scored_at(table, "A-PSR").items()}
+    for each in side_by_side.at_strengths["A-PSR"]:
+        assert "".join(each.pushed[0].pieces) == each.texts[0]
+        assert (f"{np.mean(each.trait):.1f}" if each.trait else None) == evaluated.get(each.alpha)
+    assert side_by_side.at_strengths["A-PSR"][0].texts == side_by_side.answers["none"]
     before = contents(tmp_path / "out", ())
-    monkeypatch.setattr(answers, "generate", None)  # the judge's references are kept too
+    monkeypatch.setattr(answers, "generate", None)  # the judge's references are kept too, and the answers at further strengths
     assert run("--config", written(tmp_path, given))[0] == 0
     assert contents(tmp_path / "out", ()) == before
 

@@ -88,7 +88,7 @@ def test_only_the_same_model_settings_questions_and_versions_resume_a_run(fresh,
 
 
 def test_a_run_of_format_1_is_resumed_with_the_model_that_it_was_begun_with(tiny_llama, fresh, tmp_path):
-    settings = {name: value for name, value in asdict(CONFIG).items() if name not in ("out", "questions", "verify")}
+    settings = {name: value for name, value in asdict(CONFIG).items() if name not in ("out", "questions", "verify", "also_at")}
     older = {"format": 1, **settings, "questions": "questions", "model_found": former_identity(tiny_llama.model)}
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "identity.json").write_text(json.dumps(older))
@@ -177,6 +177,7 @@ def test_settings_that_a_run_was_begun_without_have_their_defaults(tiny_llama, t
     out = record(tmp_path, format=record_format, **json.loads(json.dumps(of_format)))
     assert claim(out, todays(), "digest", tiny_llama.model)
     assert claim(out, todays(verify=False), "digest", tiny_llama.model)
+    assert claim(out, todays(also_at=[0.0]), "digest", tiny_llama.model)  # what the report shows besides
     for changes, name in (
         ({"sampling": {"max_new_tokens": 6, "top_p": 0.9}}, "sampling"),
         ({"sampling": {"max_new_tokens": 6, "stop": ["arr"]}}, "sampling"),
@@ -265,3 +266,13 @@ def test_a_run_keeps_its_first_time_when_it_is_resumed_or_repeated(folders, tmp_
 
 def test_a_run_whose_template_asks_for_no_time_records_none(tiny_llama):
     assert todays().at_one_time(tiny_llama.model.tokenizer, None) == todays()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("given", ["0.5", 1.5, [0.5, "1"], [True], [float("nan")]])
+def test_further_strengths_of_the_report_are_numbers(given):
+    with pytest.raises(
+        InputError, match=r"also_at: got .*, expected a list of strengths, such as \[0, 0.5, 1.5\]; an empty one leaves them out"
+    ):
+        RunConfig(model="m", questions="q.txt", out="out", also_at=given)
+    assert RunConfig(model="m", questions="q.txt", out="out", also_at=[]).resolved(3).also_at == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import browser
 import nbformat
 import pytest
+import torch
 from made_up_results import comparison, further_results
 
 import psr_lens as psr
@@ -119,6 +120,88 @@ def test_figures_follow_the_scheme_and_the_button_and_tokens_stay_as_they_are(ta
         assert tab.errors == []
     finally:
         tab.send("Emulation.setEmulatedMedia", features=[])
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """A report whose second section has answers at three strengths too, some of them markup."""
+    other = psr.AnswersAtStrength(2.0, ("<i>loud</i> arr", "aye"), (pushed("<i>loud</i>", " arr"), pushed("aye")), (100.0, 90.0))
+    weak = psr.AnswersAtStrength(0.5, ("plain", "words"), (pushed("plain"), pushed("words")))
+    own = (pushed("ahoy", ",\n", "matey"), pushed("a", "ye"))
+    answers = {"none": ("a", "b"), "A-PSR": ("ahoy,\nmatey", "aye"), "CAA": ("c", "d")}
+    shown = [
+        psr.AnswersByMethod(
+            "be", ("q ?", "r ?"), answers, {"A-PSR": 1.0, "CAA": 1.0}, {}, (), {"A-PSR": own}, {"A-PSR": (weak, other)}
+        )
+        for _ in range(2)
+    ]
+    results = {"pirate": comparison(), "shout": comparison()}
+    also = dict(zip(results, ([each] for each in shown), strict=True))
+    return psr.report(results, tmp_path_factory.mktemp("answered") / "report.html", also=also)
+
+
+def pushed(*pieces):
+    return psr.PushedAnswer(pieces, torch.arange(1.0, 1 + len(pieces))[:, None])
+
+
+def columns(page, section):
+    """What a method's answers are in a section: strength, score, text and coloured pieces."""
+    return page.js(
+        f"[...document.querySelectorAll('#{section} .turned')].map((each) => [each.querySelector('output').textContent,"
+        " each.querySelector('.score').textContent, each.querySelector('dd').textContent, each.querySelectorAll('.push').length])"
+    )
+
+
+def test_the_keyboard_turns_the_strength_of_a_method_in_one_section(tab, answered):
+    tab.open(answered, 390)
+    first = [["α = 1", "", "ahoy,\nmatey", 3], ["α = 1", "", "aye", 2]]
+    assert columns(tab, "s1") == columns(tab, "s2") == first
+    tab.js("document.querySelector('#s1 .stronger').focus()")
+    press(tab, "Enter")
+    assert columns(tab, "s1") == [["α = 2", "trait 100", "<i>loud</i> arr", 2], ["α = 2", "trait 90", "aye", 1]]
+    assert columns(tab, "s2") == first
+    assert tab.js("document.querySelector('#s1 .push').title") == "0.50 × the median"
+    assert tab.js("document.querySelectorAll('#s1 dd i').length") == 0
+    press(tab, "Enter")  # there is no stronger one
+    assert columns(tab, "s1")[0][0] == "α = 2"
+    assert tab.js("document.activeElement.getAttribute('aria-disabled')") == "true"
+    tab.js("document.querySelectorAll('details.more').forEach((each) => { each.open = true; })")
+    tab.js("document.querySelectorAll('#s1 .weaker')[1].focus()")
+    press(tab, " ")
+    press(tab, " ")
+    assert columns(tab, "s1") == [["α = 0.5", "", "plain", 1], ["α = 0.5", "", "words", 1]]
+    assert tab.js("document.querySelectorAll('#s1 dd')[0].textContent") == "a"
+    assert tab.js("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.errors == []
+
+
+def press(page, key):
+    """Press a key and let it go."""
+    code = {"Enter": 13, " ": 32}[key]
+    text = "\r" if key == "Enter" else key
+    page.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, text=text)
+    page.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+
+def test_paper_shows_the_strength_without_buttons_and_folds_again_what_was_folded(tab, answered):
+    try:
+        tab.open(answered, 1440)
+        folded = "[...document.querySelectorAll('details')].map((each) => each.open)"
+        before = tab.js(folded)
+        assert False in before
+        tab.js("document.querySelector('#s1 .stronger').click()")
+        tab.send("Emulation.setEmulatedMedia", media="print")
+        assert tab.js("[...document.querySelectorAll('.turn button')].every((each) => each.offsetParent === null)")
+        assert tab.js("document.querySelector('#s1 output').offsetParent !== null")
+        assert tab.js("getComputedStyle(document.querySelector('.push')).printColorAdjust") == "exact"
+        tab.send("Emulation.setEmulatedMedia", media="")
+        tab.js("dispatchEvent(new Event('beforeprint'))")  # some browsers say so twice
+        tab.send("Page.printToPDF")
+        tab.wait_for(f"JSON.stringify({folded}) === {str(before).lower().replace(' ', '')!r}")
+        assert columns(tab, "s1")[0][0] == "α = 2"
+        assert tab.errors == []
+    finally:
+        tab.send("Emulation.setEmulatedMedia", media="")
 
 
 def test_contents_lead_to_their_parts(opened):

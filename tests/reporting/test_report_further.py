@@ -5,7 +5,7 @@ import sys
 
 import plotly.graph_objects as go
 import pytest
-from helpers import random_replacement
+from helpers import random_replacement, random_triplets
 from html_page import Page
 from made_up_results import attribution, comparison, further_results, lens, side_by_side
 
@@ -19,7 +19,7 @@ from psr_lens.reporting.write import _files
 
 PARTS = {
     "Trait against coherence": ["pareto"],
-    "Faithfulness: next tokens and sites": ["next_token", "coefficient_correlation", "explained_energy"],
+    "Faithfulness: next tokens and sites": ["next_token", "explained_energy"],
     "Relative dose: how hard methods push": ["relative_dose"],
     "Where in a block the prompt acts": ["magnitude_profile", "rank_energy", "magnitude_by_kind"],
     "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
@@ -48,7 +48,7 @@ def test_each_type_of_result_has_its_figures_in_a_named_part_with_a_way_to_read_
     titles = [title for title in PARTS if title in page.words]
     assert titles == list(PARTS)
     figures = [attrs["class"] for tag, attrs in page.tags if tag == "figure"]
-    assert figures[12:] == list(itertools.chain(*PARTS.values()))
+    assert figures[13:] == list(itertools.chain(*PARTS.values()))
     captions = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("class") == "figure"]
     assert len(captions) == len(figures)
     assert all(len(caption) > 40 for caption in captions)
@@ -56,6 +56,31 @@ def test_each_type_of_result_has_its_figures_in_a_named_part_with_a_way_to_read_
     assert rich.stat().st_size < 8_000_000
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert len(links) == 1 + 1 + 3 + len(PARTS) + 1
+
+
+def figures_of(path):
+    page = Page(path.read_text(encoding="utf-8"))
+    return [attrs["class"] for tag, attrs in page.tags if tag == "figure"]
+
+
+def test_correlations_stand_in_the_headings_of_scatters_or_else_in_a_figure(tiny_llama, tmp_path):
+    """One panel a layer for every method that varies; where there are too many layers for that, or other methods, a figure over layers."""
+    model = tiny_llama.model
+    triplets = random_triplets(model, 4)
+    known = {"A-PSR": random_replacement(model, size=0.1), "S-PSR": random_replacement(model, layers=[1], size=0.1)}
+    other = {**known, "new": random_replacement(model, size=0.1, seed=1)}
+    close = psr.faithfulness(model, triplets, known)
+    found = figures_of(psr.report(comparison(), tmp_path / "r.html", also=[close]))
+    assert found.count("coefficient_scatter") == 2
+    assert "coefficient_correlation" not in found
+    for result, also in (
+        (comparison(), psr.faithfulness(model, triplets, other)),
+        (comparison(), psr.faithfulness(model, {"one": triplets[:2], "two": triplets[2:]}, known)),
+        (comparison(layers=13), close),
+    ):
+        found = figures_of(psr.report(result, tmp_path / "r.html", also=[also]))
+        assert found.count("coefficient_correlation") == len(also.blocks)
+    assert found.count("coefficient_scatter") == 2  # A-PSR acts at 13 layers: one panel with a slider
 
 
 def test_answers_come_first_as_text_with_their_scores(rich):

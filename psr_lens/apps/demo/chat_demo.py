@@ -12,7 +12,7 @@ from psr_lens import judges
 from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
-from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
+from psr_lens.apps.demo.held_out import ALSO_AT, DemoResult, HeldOut, Say
 from psr_lens.datasets import everyday_questions
 from psr_lens.errors import InputError, ModelError
 from psr_lens.evaluation.calibration import best_alpha
@@ -93,6 +93,8 @@ class ChatDemoConfig(KnownSettings):
     """Softmax temperature of all sampling; a small model at 1 babbles."""
     looked_into: int = 8
     """Number of held-out responses for the report's next-token distances and kinds of hook points."""
+    also_at: tuple[float, ...] = ALSO_AT
+    """Strengths at which each method answers the first 8 held-out questions, too; the report's reader can choose among them."""
     seed: int = 0
     """Seed of the questions and the sampling."""
     verify: bool = True
@@ -182,7 +184,7 @@ def run_instruction(
             sampling=config.sampling(0),
         )
         alphas[method] = float(best.alpha or 0.0)
-    held_out = HeldOut(model, asked, judge, config.sampling(1), given.paraphrase)
+    held_out = HeldOut(model, asked, judge, config.sampling(1), given.paraphrase, config.also_at, trait_judge)
     settings = {
         "command": f"psr-lens demo --trait {name} --model {config.model} --seed {config.seed}",
         **asdict(config),

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from psr_lens.evaluation.answers_by_method import AnswersByMethod, judged_answers
+from psr_lens.apps.rendered_prompts import rendered_prompts
+from psr_lens.evaluation.answers_by_method import AnswersByMethod, FurtherStrengths, judged_answers, looked_at
 from psr_lens.evaluation.compare import compare
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.evaluation.methods import NONE, PROMPT
+from psr_lens.evaluation.methods import NONE, PROMPT, plans_for
 from psr_lens.evaluation.scores import summed
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
 from psr_lens.generation.sampling import Response, SamplingConfig, generate
-from psr_lens.models import HookedModel, tokenizer_of
+from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPairs
 from psr_lens.replacement import Replacement
 from psr_lens.results.judgement import Judge, judged_by_name
 
 Say = Callable[[str], None]
+
+ALSO_AT: Final = (0.0, 0.5, 1.0, 1.5)
+"""Strengths besides its own at which a report shows what each method answers."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class HeldOut:
     """How answers are drawn."""
     paraphrase: str
     """The instruction in other words."""
+    also_at: Sequence[float]
+    """Further strengths at which the report shows answers."""
+    trait_judge: Judge
+    """Scores the trait of these answers."""
 
     def measure(
         self,
@@ -87,14 +95,10 @@ class HeldOut:
             responses = judged_triplets(self.pairs, answers[PROMPT], None)
         comparison = compare(self.model, responses, methods, paraphrase=self.paraphrase, alpha=alphas).with_scores(
             [summed(name, verdict, alphas.get(name)) for name, verdict in verdicts.items()],
-            {**settings, "paraphrase": self.paraphrase, **self._first_prompts()},
+            {**settings, "paraphrase": self.paraphrase, **rendered_prompts(self.model, self.pairs)},
         )
-        return comparison, judged_answers(self.pairs, texts, dict(alphas), verdicts), responses
-
-    def _first_prompts(self) -> dict[str, str]:
-        """Both prompts of the first question as the model reads them, special tokens included."""
-        tokenizer, first = tokenizer_of(self.model), self.pairs[0]
-        return {
-            "first question without the instruction": str(tokenizer.decode(first.base_ids)),
-            "first question with the instruction": str(tokenizer.decode(first.prompted_ids)),
-        }
+        say("answering the first questions at further strengths")
+        further = FurtherStrengths(self.also_at, self.sampling, self.trait_judge)
+        side_by_side = judged_answers(self.pairs, texts, dict(alphas), verdicts)
+        shown = looked_at(side_by_side, self.model, self.pairs, plans_for(self.model, methods), answers, further)
+        return comparison, shown, responses

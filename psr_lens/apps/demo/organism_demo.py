@@ -11,7 +11,7 @@ from psr_lens import organism
 from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
-from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
+from psr_lens.apps.demo.held_out import ALSO_AT, DemoResult, HeldOut, Say
 from psr_lens.errors import InputError
 from psr_lens.evaluation.calibration import best_alpha, best_layer
 from psr_lens.evaluation.evaluate import Calibration, evaluate
@@ -60,6 +60,8 @@ class DemoConfig(KnownSettings):
     scored."""
     looked_into: int = 40
     """Number of held-out responses for the report's next-token distances, parts of blocks, and heads."""
+    also_at: tuple[float, ...] = ALSO_AT
+    """Strengths at which each method answers the first 8 held-out questions, too; the report's reader can choose among them."""
     seed: int = 0
     """Seed of the questions, the sampling and the fits."""
     verify: bool = True
@@ -111,7 +113,8 @@ def run_trait(model: HookedModel, trait: str, config: DemoConfig, say: Say) -> D
     alphas = dict.fromkeys(replacements, 1.0) | {"S-Const DiM": float(strongest.alpha or 0.0)}
     asked = organism.questions(config.held_out_questions, split="held_out", seed=config.seed)
     sampling = SamplingConfig(seed=config.seed + 1)
-    held_out = HeldOut(model, prompt_pairs(model, asked, instruction), judge, sampling, organism.instruction(trait, 1))
+    held_out_pairs = prompt_pairs(model, asked, instruction)
+    held_out = HeldOut(model, held_out_pairs, judge, sampling, organism.instruction(trait, 1), config.also_at, judge)
     settings = {
         "command": f"psr-lens demo --trait {trait} --model {config.model} --seed {config.seed}",
         **asdict(config),

@@ -62,6 +62,9 @@ class RunConfig(KnownSettings):
     """Strength at which the methods answer and are compared."""
     alphas: Sequence[float] = (1.0,)
     """Strengths to measure besides those of the calibration (with a judge)."""
+    also_at: Sequence[float] = (0.0, 0.5, 1.0, 1.5)
+    """Strengths at which each method answers the first 8 held-out questions, too, for the reader of the report to choose among; each costs
+    8 answers a method."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """Target coherences and the search for them (with a judge), as for `psr-lens evaluate`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +110,10 @@ class RunConfig(KnownSettings):
             raise InputError("alpha", repr(self.alpha), "a number, 0 or more")
         if not isinstance(self.alphas, list | tuple):
             raise InputError("alphas", repr(self.alphas), "a list of strengths")
+        if not isinstance(self.also_at, list | tuple) or not all(map(_is_number, self.also_at)):
+            raise InputError(
+                "also_at", repr(self.also_at), "a list of strengths, such as [0, 0.5, 1.5]; an empty one leaves them out"
+            )
         if not _is_whole(self.seed) or self.seed < 0:
             raise InputError("seed", repr(self.seed), "a whole number, 0 or more")
         if self.judge is not None:
@@ -176,6 +183,7 @@ class RunConfig(KnownSettings):
             sampling=sampling,
             chat={**chat, "template_kwargs": dict(self.chat.get("template_kwargs") or {})},
             alphas=[float(alpha) for alpha in self.alphas],
+            also_at=[float(alpha) for alpha in self.also_at],
             calibration={
                 name: value for name, value in asdict(self.calibrated_by()).items() if name not in ("alphas", "with_prompt")
             }

@@ -32,8 +32,8 @@ ARTIFACTS: Final = "artifacts"
 KEPT: Final = "kept"
 """Folder that an interrupted run is resumed from: its identity, prompts, answers, scores and the states of its fits."""
 _IDENTITY: Final = "identity.json"
-_WITHOUT_EFFECT: Final = ("out", "questions", "verify")
-"""Settings that do not affect the results: where files are, and whether the model is checked."""
+_WITHOUT_EFFECT: Final = ("out", "questions", "verify", "also_at")
+"""Settings that do not affect the results: where files are, whether the model is checked, and what the report shows besides."""
 _START_OVER: Final = "Give another folder with --out, or delete this one to start over."
 
 _LONGEST: Final = 60

@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,18 +18,26 @@ from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.dry_run import plan_run
 from psr_lens.apps.pipeline.questions import QuestionSplit, kept_prompts, read_split
+from psr_lens.apps.rendered_prompts import rendered_prompts
 from psr_lens.apps.results_json import RESULTS_FORMAT, comparison_json
 from psr_lens.apps.triplets import given_triplets
 from psr_lens.engines import VLLMServer
 from psr_lens.errors import ArtifactError, InputError
 from psr_lens.evaluation.answer_cache import AnswerCache
-from psr_lens.evaluation.answers_by_method import AnswersByMethod, judged_answers
+from psr_lens.evaluation.answers_by_method import (
+    SHOWN,
+    AnswersAtStrength,
+    AnswersByMethod,
+    FurtherStrengths,
+    judged_answers,
+    looked_at,
+)
 from psr_lens.evaluation.compare import compare
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.evaluate import evaluate
 from psr_lens.evaluation.evaluation_result import Evaluation, Point
 from psr_lens.evaluation.judge_settings import JudgeServer, load_judge
-from psr_lens.evaluation.methods import NONE, PROMPT
+from psr_lens.evaluation.methods import NONE, PROMPT, plans_for
 from psr_lens.evaluation.scores import Scores, summed
 from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
@@ -143,7 +151,7 @@ class _Run:
         result = RunResult(
             comparison=comparison, evaluation=evaluation, methods=methods, triplets=triplets, answers=answers, out=self.out
         )
-        self._write(result)
+        self._write(result, responses)
         return result
 
     @property
@@ -269,6 +277,7 @@ class _Run:
                 "sampling": dict(self.config.sampling),
                 "seed": self.config.seed,
                 **({} if self.engine is None else {"engine": self.engine.identity}),
+                **rendered_prompts(self.model, self.held_out),
             },
         )
 
@@ -283,12 +292,22 @@ class _Run:
     def _scores(self, evaluation: Evaluation) -> list[Scores]:
         return [summed(name, each.judgement, each.alpha) for name, each in self._points(evaluation).items()]
 
-    def _answers_by_method(self, result: RunResult) -> AnswersByMethod:
+    def _answers_by_method(self, result: RunResult, responses: Mapping[str, Sequence[Response]]) -> AnswersByMethod:
         points = {} if result.evaluation is None else self._points(result.evaluation)
         verdicts = {name: points[name].judgement for name in result.answers if name in points}
-        return judged_answers(self.held_out, result.answers, dict.fromkeys(result.methods, float(self.config.alpha)), verdicts)
+        alphas = dict.fromkeys(result.methods, float(self.config.alpha))
+        found = judged_answers(self.held_out, result.answers, alphas, verdicts)
+        self.say("answering the first questions at further strengths")
+        answers = self._answers(self.held_out[:SHOWN], 1)
+        further = FurtherStrengths(
+            self.config.also_at,
+            self.config.sampled_by(1),
+            answer=lambda name, alpha: answers.responses(result.methods[name], alpha),
+        )
+        plans = plans_for(self.model, result.methods)
+        return with_known_scores(looked_at(found, self.model, self.held_out, plans, responses, further), result.evaluation)
 
-    def _write(self, result: RunResult) -> None:
+    def _write(self, result: RunResult, responses: Mapping[str, Sequence[Response]]) -> None:
         asked = {"question": [pair.asked for pair in self.held_out], "instruction": [pair.instruction for pair in self.held_out]}
         run_folder.write_answers(self.out / run_folder.ANSWERS_FILE, {**asked, **result.answers})
         results = {
@@ -304,7 +323,24 @@ class _Run:
             table.to_json(self.out / "evaluation.json")
             write_text(self.out / "evaluation.md", result.evaluation.to_markdown())
         write_text(self.out / run_folder.RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        report(result.comparison, self.out / run_folder.REPORT_FILE, also=[self._answers_by_method(result)])
+        report(result.comparison, self.out / run_folder.REPORT_FILE, also=[self._answers_by_method(result, responses)])
+
+
+def with_known_scores(found: AnswersByMethod, evaluation: Evaluation | None) -> AnswersByMethod:
+    """Answers at further strengths with the scores that an evaluation gave the same answers; others stay without."""
+    if evaluation is None:
+        return found
+    scored = {}
+    for name, several in found.at_strengths.items():
+        points = {point.alpha: point for point in evaluation.curves.get(name, ())}
+        scored[name] = tuple(_with_known_score(each, points.get(each.alpha)) for each in several)
+    return replace(found, at_strengths=scored)
+
+
+def _with_known_score(found: AnswersAtStrength, point: Point | None) -> AnswersAtStrength:
+    if point is None or point.answers[: len(found.texts)] != found.texts:
+        return found
+    return replace(found, trait=tuple(map(float, point.trait[: len(found.texts)])))
 
 
 def _loaded(folder: Path) -> Replacement | None:
