@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
 from psr_lens.plots.hook_kinds import NAMES
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import PALETTE, escaped, log_ticks, real_units, titled, translucent
 
 MAX_LINES: Final = 6
@@ -26,12 +26,13 @@ _LEAST: Final = 1e-4
 _LEGEND_LINE: Final = 20
 
 
-@checks_arguments
-def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
+@draws
+def magnitude_profile(statistics: CapturedStatistics, **look: Unpack[Look]) -> go.Figure:
     """‖Δ‖ by layer, one line per kind of hook point: the median token, in a band from the 1st to the 99th percentile.
 
     Args:
         statistics: Result of `psr.capture(…, to=psr.Statistics())`.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one line and one band per kind; `customdata` holds quantiles in the activation's units, `y` their log10.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.sliders_and_buttons import steps_of, switched
-from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
+from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, label_room, titled
 from psr_lens.prompts.token_text import readable
 
 MAX_ROWS: Final = 48
@@ -26,8 +26,8 @@ _ROW: Final = 24
 _LONGEST: Final = 10
 
 
-@checks_arguments
-def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
+@draws
+def logit_lens(lens: LogitLens, *, columns: int = 3, **look: Unpack[Look]) -> go.Figure:
     """Tokens that each direction promotes, left, and suppresses, right, coloured by their logits.
 
     Up to 48 directions are rows of one table; for more, a slider selects among the layers.
@@ -35,6 +35,7 @@ def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     Args:
         lens: Result of `psr.logit_lens`.
         columns: Number of promoted, and of suppressed, tokens, at most 6; the most promoted is leftmost, the most suppressed rightmost.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one heatmap (for each layer), a row per direction; `customdata` holds the tokens as the vocabulary spells them, `z`
@@ -110,7 +111,9 @@ def _table(lens: LogitLens, some: Sequence[LensRow], columns: int) -> go.Figure:
     figure.add_vline(x=columns - 0.5, line={"color": MUTED, "width": 1})
     what = "Directions" if lens.part == "directions" else "Probes"
     note = f"The first {len(rows)} of {len(some)} directions." if len(rows) < len(some) else ""
-    return titled(figure, f"{what} through the logit lens", plot=len(rows) * _ROW, top=72, bottom=12, note=note)
+    return titled(
+        figure, f"{what} through the logit lens", plot=len(rows) * _ROW, top=72, bottom=12, left=label_room(labels, 12), note=note
+    )
 
 
 def _label(row: LensRow, lens: LogitLens) -> str:
