@@ -11,7 +11,7 @@ from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import TopToken, TopTokens
 from psr_lens.plots.look import Look, draws, room
-from psr_lens.plots.style import INK, MUTED, PALETTE, SMALL, escaped, label_room, log_ticks, real_units, text_width, titled
+from psr_lens.plots.style import INK, MUTED, PALETTE, SMALL, escaped, fitted, label_room, log_ticks, real_units, text_width, titled
 from psr_lens.plots.token_rows import signed
 from psr_lens.prompts.token_text import joined, readable, word_starts
 
@@ -137,7 +137,7 @@ def _axis(figure: go.Figure, rows: list[list[TopToken]], log: bool) -> None:
     if not log:
         low, high = min(0.0, *values), max(0.0, *values)
         room_for_dots = 0.04 * (high - low)
-        figure.update_xaxes(range=[low - room_for_dots, high + room_for_dots], nticks=5, zeroline=True, zerolinecolor=MUTED)
+        figure.update_xaxes(range=[low - room_for_dots, high + room_for_dots], nticks=5)
         return
     sizes = [math.log10(abs(value)) for value in values]
     low, high = min(sizes) - 0.1, max(sizes) + 0.1
@@ -161,8 +161,8 @@ def _context(each: TopToken, alphabet: list[str], pixels: float) -> str:
     around = pixels - text_width(f"{gaps[0]}{word}{gaps[1]}", SMALL) * 1.1  # bold letters are wider
     half = around / 2
     free = half - min(half, text_width(after, SMALL))
-    left = _cut(before[::-1], half + free)[::-1]
-    right = _cut(after, around - text_width(left, SMALL))
+    left = fitted(before[::-1], half + free)[::-1]
+    right = fitted(after, around - text_width(left, SMALL))
     context = f'<span style="color:{MUTED}">'
     return f"{context}{escaped(left)}</span>{gaps[0]}<b>{escaped(word)}</b>{gaps[1]}{context}{escaped(right)}</span>"
 
@@ -174,15 +174,3 @@ def _sentence(before: str, after: str) -> tuple[str, str]:
         begins = 0
     ends = [at for end in _ENDS if (at := after.find(end)) >= 0]
     return before[begins:].lstrip(), after[: min(ends) + 1] if ends else after
-
-
-def _cut(text: str, pixels: float) -> str:
-    """The beginning of a text that fits a width, with an ellipsis if it is cut."""
-    if text_width(text, SMALL) <= pixels:
-        return text
-    kept = ""
-    for letter in text:
-        if text_width(f"{kept}{letter}…", SMALL) > pixels:
-            break
-        kept += letter
-    return kept.rstrip() + "…"

@@ -144,7 +144,9 @@ def _bars(name: str, values: Float[Tensor, " row"], placed: list[PlacedToken], s
         offset=widths * side,
         width=widths,
         marker={"color": color, "line": {"width": 0}},
-        hoverinfo="skip",
+        hovertext=[escaped(token.text) for token in placed],
+        customdata=values.float().numpy(),
+        hovertemplate=f"%{{hovertext}}<br>{escaped(name)} %{{customdata:.3g}}<extra></extra>",
     )
 
 
@@ -187,7 +189,7 @@ def _axes(figure: go.Figure, lines: int, scale: _Scale) -> None:
         tickvals=[scale.zero(line) + mark for line in range(lines) for mark in marks],
         ticktext=[f"{mark:g}" for mark in marks] * lines,
         gridcolor=GRID,
-        title_text="coefficient (activation units)",
+        title_text="coefficient (activation units)" if lines > 1 else "coefficient",
         title_font_size=SMALL,
     )
     text_axes(figure, _PIXELS / scale.pitch)

@@ -11,6 +11,8 @@ _HEX: Final = re.compile(r"#[0-9a-fA-F]{6}")
 _IN_MARKUP: Final = re.compile(r'(<span style="color:)(#[0-9a-fA-F]{6})')
 _CONTRAST: Final = 3.0
 """Least contrast with the page of colours that the table does not have."""
+ON_BOTH: Final = "#757a80"
+"""Letters of buttons: Plotly draws the one that is pressed almost white, and the others have the page's colour; 4:1 on both."""
 
 Rgb = tuple[float, ...]
 

@@ -24,6 +24,7 @@ _PLOT: Final = 280
 _LEAST: Final = 1e-4
 """Magnitudes below this share of the largest are drawn at the lower edge."""
 _LEGEND_LINE: Final = 20
+_TICKS: Final = 16
 
 
 @draws
@@ -82,8 +83,13 @@ def magnitude_profile(statistics: CapturedStatistics, **look: Unpack[Look]) -> g
     ticks = log_ticks(bottom, top)
     figure.update_yaxes(title_text="magnitude ‖Δ‖", range=[bottom, top], tickvals=ticks, ticktext=list(map(real_units, ticks)))
     all_layers = sorted({layer for some in drawn.values() for layer in some})
+    beside = 0.3 + 0.02 * (all_layers[-1] - all_layers[0])
     figure.update_xaxes(
-        title_text="layer", dtick=math.ceil(len(all_layers) / 16), tick0=all_layers[0], showgrid=False, showline=True
+        title_text="layer",
+        tickvals=all_layers[:: math.ceil(len(all_layers) / _TICKS)],
+        range=[all_layers[0] - beside, all_layers[-1] + beside],
+        showgrid=False,
+        showline=True,
     )
     tokens = next(iter(statistics.overall.values())).tokens
     notes = [f"Median of {tokens:,} tokens; the band spans the 1st to the 99th percentile."]

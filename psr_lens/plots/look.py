@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from psr_lens._utils.arguments import check, checks_arguments
 from psr_lens._utils.numbers import is_real
 from psr_lens.errors import InputError
-from psr_lens.plots.dark import darkened
+from psr_lens.plots.dark import ON_BOTH, darkened
 
 Theme = Literal["light", "dark"]
 """Dark letters on white, or light ones on dark grey. A figure cannot follow the reader's system; those of `psr.report` do."""
@@ -105,7 +105,11 @@ def _finished(figure: go.Figure, width: int | None, factor: float, theme: str) -
     plain = figure.to_plotly_json()
     if factor != 1:
         plain = _scaled(plain, factor, "", "")
-    return go.Figure(darkened(plain) if theme == "dark" else plain, skip_invalid=False)
+    if theme == "dark":
+        plain = darkened(plain)
+        for menu in plain["layout"].get("updatemenus", ()):
+            menu["font"] = {**menu.get("font", {}), "color": ON_BOTH}
+    return go.Figure(plain)
 
 
 _IN_PIXELS: Final = frozenset(

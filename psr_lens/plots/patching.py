@@ -7,7 +7,7 @@ from typing import Final, Unpack
 
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from psr_lens.errors import InputError
@@ -23,13 +23,13 @@ from psr_lens.plots.token_rows import rows_of, signed
 _TOP: Final = 46 + BAR
 
 WHAT: Final = {
-    "resid_pre": "Residual stream before a layer",
+    "resid_pre": "Residual, pre",
     "resid_post": "Residual stream",
     "attn_out": "Attention",
     "mlp_out": "MLP",
     "z": "Heads",
 }
-"""What is patched, in titles."""
+"""What is patched, in titles, which fit one line of a window of 390 pixels."""
 
 
 @draws
@@ -68,13 +68,7 @@ def patch_map(
     panel.customdata = [[label] * shown.shape[1] for label in labels]
     figure = go.Figure(panel)
     token_axis(figure, labels)
-    rows = (
-        "head"
-        if grid.cells == "all" and heads > 1
-        else "position in the response"
-        if grid.cells == "token" and triplet is None
-        else ""
-    )
+    rows = "head" if grid.cells == "all" and heads > 1 else "position" if grid.cells == "token" and triplet is None else ""
     left = rows_title(figure, rows, labels)
     plot = max(LEAST, len(labels) * (ROW if grid.cells == "token" else ROW + 5))
     figure.update_layout(coloraxis=share_axis(shown, plot, f"{grid.reference}’s effect {grid.measured}"))
@@ -90,7 +84,7 @@ def _title(grid: PatchGrid) -> str:
     if grid.what == "replacement":
         return "Replacement with one site left out" if grid.measured == "lost" else "One site of a replacement alone"
     what = WHAT.get(grid.what, escaped(grid.what))
-    return f"{what} patched into the {'base' if grid.measured == 'recovered' else 'prompted'} run"
+    return f"{what} patched into {'the base' if grid.measured == 'recovered' else 'prompted'} run"
 
 
 def _by_head(grid: PatchGrid, triplet: int | None) -> tuple[Float[Tensor, "head layer"], list[str], str]:
@@ -100,15 +94,24 @@ def _by_head(grid: PatchGrid, triplet: int | None) -> tuple[Float[Tensor, "head 
     return values, grouped(len(values), math.ceil(len(values) / MAX_HEADS)), "heads"
 
 
+def _measured(values: Float[Tensor, "row layer head"]) -> Bool[Tensor, " row"]:
+    """Rows with a number; all rows if none has one. The last token has none, since what it decides is not in the response."""
+    known: Tensor = ~values.isnan().flatten(1).all(1)
+    return known if bool(known.any()) else torch.ones_like(known)
+
+
 def _by_token(
     grid: PatchGrid, triplet: int | None, head: int | None, max_tokens: int
 ) -> tuple[Float[Tensor, "row layer"], list[str], str]:
     if triplet is None:
         positions, values = grid.by_position()
+        kept = _measured(values)
+        positions, values = positions[kept], values[kept]
         tall = math.ceil(len(positions) / max_tokens)
         labels = [signed(int(position)) for position in positions[::tall]]
     else:
         rows = rows_of(grid, triplet)
+        rows = rows[_measured(grid.values[rows])]
         values = grid.values[rows]
         labels = token_labels(grid, rows, math.ceil(len(rows) / max_tokens))
     if head is not None:

@@ -193,7 +193,7 @@ def titled(
     lines = in_lines_of(title, room() - 2 * _EDGE, _TITLE)
     top += _TITLE_LINE * (len(lines) - 1)
     told = in_lines_of(note, room() - 2 * _EDGE, SMALL) if note else []
-    below = len(told) * _NOTE_LINE + 4 if told else 0
+    below = len(told) * _NOTE_LINE + 10 if told else 0
     figure.update_layout(
         template=TEMPLATE,
         title={
@@ -214,7 +214,7 @@ def titled(
             xshift=_EDGE - left,
             y=0,
             yref="paper",
-            yshift=4 - bottom,
+            yshift=-2 - bottom,
             xanchor="left",
             yanchor="top",
             align="left",
@@ -232,7 +232,7 @@ def _letter(letter: str) -> float:
     """Width of a letter, in sizes of the font."""
     if ord(letter) >= 0x2E80:  # Chinese, Japanese, Korean; emoji
         return 1.0 if ord(letter) < 0x1F000 else 1.3
-    for letters, width in (("iljtfrI.,:;'’|!()[]/ ", 0.35), ("mwMW@%—…→", 0.95)):
+    for letters, width in (("iljtfrI.,:;'’|!()[]/ ", 0.35), ("mwMW@%—…→■", 0.95)):
         if letter in letters:
             return width
     return 0.7 if letter.isupper() else 0.61
@@ -251,6 +251,18 @@ def in_lines_of(text: str, pixels: float, size: float) -> list[str]:
         else:
             lines.append(word)
     return [line for line in lines if line] or [text]
+
+
+def fitted(text: str, pixels: float, size: float = SMALL) -> str:
+    """The beginning of a text without markup that fits a width, with an ellipsis if it is cut."""
+    if text_width(text, size) <= pixels:
+        return text
+    kept = ""
+    for letter in text:
+        if text_width(f"{kept}{letter}…", size) > pixels:
+            break
+        kept += letter
+    return kept.rstrip() + "…"
 
 
 def label_room(labels: Iterable[str], size: int = SMALL, *, mono: bool = False) -> int:

@@ -142,7 +142,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None, 
         raise InputError("layer", layer, f"one of the layers with a gate ({', '.join(map(str, gates.gate_layers))})")
     at = int(gates.gate.abs().sum(0).argmax()) if layer is None else gates.gate_layers.index(layer)
     names = [str(each.get("model_name")) for each in (result.source_model, result.target_model)]
-    names = names if names[0] != names[1] else [f"{names[0]} (source)", f"{names[1]} (target)"]
+    names = names if names[0] != names[1] else ["source", "target"]
     values = gates.gate[:, at], gates.read[:, at]
     strips: dict[str, tuple[TokenTable, Tensor, Tensor]] = {}
     for name, table, rows, each in zip(names, (result.source_tokens, result.target_tokens), result.pairs[:2], values, strict=True):

@@ -18,6 +18,8 @@ from psr_lens.results.table import ResultTable
 _ROW: Final = 26
 _LEFT: Final = 168
 _LONGEST: Final = 26
+_LABEL_LINE: Final = 16
+"""Height of a line above the bars; floor and ceiling have one each, since they may be close together."""
 
 
 @draws
@@ -96,13 +98,13 @@ def rungs(
             text=[escaped(point[2]) for point in points],
             hovertemplate="%{y}, %{text}: %{x:.1f}<extra></extra>",
         )
-    for name, role, value, side in ((floor, "floor", low, "left"), (ceiling, "ceiling", high, "right")):
+    for line, (name, role, value, side) in enumerate(((floor, "floor", low, "left"), (ceiling, "ceiling", high, "right"))):
         figure.add_vline(x=value, line={"color": INK, "width": 1.5, "dash": "dash" if role == "floor" else "solid"})
         figure.add_annotation(
             x=value,
             y=1,
             yref="paper",
-            yshift=2,
+            yshift=2 + _LABEL_LINE * line,
             yanchor="bottom",
             xanchor=side,
             text=f"{role}: {escaped(shortened(name, 20))}",
@@ -114,7 +116,7 @@ def rungs(
     interval = " Bars have 95 % intervals." if any(math.isfinite(end) for each in found for end in each.interval) else ""
     title = "What is kept of the trait" if metric == "trait" else f"What is kept of: {metric}"
     of = f", {traits[0]}" if len(traits) == 1 and traits[0] else ""
-    titled(figure, f"{title}{of}", plot=_ROW * len(bars) + 10, top=66, bottom=50, left=_LEFT, note=f"{over}{interval}")
+    titled(figure, f"{title}{of}", plot=_ROW * len(bars) + 10, top=82, bottom=50, left=_LEFT, note=f"{over}{interval}")
     figure.update_layout(showlegend=False, bargap=0.3)
     return figure
 
