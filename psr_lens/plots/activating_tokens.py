@@ -111,7 +111,7 @@ def _dots(figure: go.Figure, rows: list[list[TopToken]], alphabet: list[str], lo
         marker={
             "color": [PALETTE["A-PSR" if each.coefficient > 0 else "prompt"] for _, each in at],
             "size": 8,
-            "opacity": 0.6,
+            "opacity": 0.85,
             "line": {"width": 0},
         },
         customdata=[[each.coefficient, each.triplet, signed(each.position)] for _, each in at],

@@ -8,7 +8,7 @@ from typing import Any, Final
 from psr_lens.plots.palette import DARK, PAPER
 
 _HEX: Final = re.compile(r"#[0-9a-fA-F]{6}")
-_IN_MARKUP: Final = re.compile(r'(<span style="color:)(#[0-9a-fA-F]{6})')
+_IN_MARKUP: Final = re.compile(r'(<\w+ style="color:)(#[0-9a-fA-F]{6})')
 _CONTRAST: Final = 3.0
 """Least contrast with the page of colours that the table does not have."""
 ON_BOTH: Final = "#757a80"
@@ -44,7 +44,7 @@ def darkened(value: Any, name: str = "") -> Any:
     if isinstance(value, str):
         if "color" in name.lower():
             return on_dark(value)
-        return _IN_MARKUP.sub(lambda found: found[1] + on_dark(found[2]), value) if "<span" in value else value
+        return _IN_MARKUP.sub(lambda found: found[1] + on_dark(found[2]), value) if "style=" in value else value
     if isinstance(value, dict):
         return {key: darkened(each, key) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -6,6 +6,7 @@ lengths and translates all colours of the finished figure.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -63,12 +64,16 @@ def draws(function: Callable[_P, go.Figure]) -> Callable[_P, go.Figure]:
         InputError: an argument that does not fit its hint, when the function is called.
     """
     plain = checks_arguments(function)
+    taken = inspect.signature(function).parameters
+    named = set(taken) - {"look"} if "look" in taken else None  # else it passes on what it does not take
 
     @wraps(function)
     def with_look(*args: _P.args, **kwargs: _P.kwargs) -> go.Figure:
         look: dict[str, Any] = {name: kwargs.pop(name) for name in _HINTS if name in kwargs}
         for name, value in look.items():
             check(value, _HINTS[name], name)
+        if named is not None and (unknown := set(kwargs) - named):
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {min(unknown)!r}")
         if _ROOM.get() is not None:
             return plain(*args, **kwargs)
         width, size = look.get("width"), float(look.get("font_size", FONT_SIZE))
@@ -102,7 +107,7 @@ def _finished(figure: go.Figure, width: int | None, factor: float, theme: str) -
         figure.update_layout(width=width, autosize=False)
     if factor == 1 and theme == "light":
         return figure
-    plain = figure.to_plotly_json()
+    plain = {"data": [trace.to_plotly_json() for trace in figure.data], "layout": figure.layout.to_plotly_json()}
     if factor != 1:
         plain = _scaled(plain, factor, "", "")
     if theme == "dark":
@@ -163,7 +168,7 @@ def _scaled(value: Any, factor: float, owner: str, name: str) -> Any:
     if isinstance(value, list | tuple) and value and isinstance(value[0], dict | str | list | tuple):
         return [_scaled(each, factor, owner, name) for each in value]
     if is_real(value) and (name in _IN_PIXELS or f"{owner}.{name}" in _IN_PIXELS):
-        return value * factor
+        return round(value * factor) if name == "ticklabelstandoff" else value * factor  # Plotly takes whole pixels there
     return value
 
 

@@ -23,7 +23,7 @@ from psr_lens.plots.token_rows import rows_of, signed
 _TOP: Final = 46 + BAR
 
 WHAT: Final = {
-    "resid_pre": "Residual, pre",
+    "resid_pre": "resid_pre",
     "resid_post": "Residual stream",
     "attn_out": "Attention",
     "mlp_out": "MLP",
@@ -84,7 +84,7 @@ def _title(grid: PatchGrid) -> str:
     if grid.what == "replacement":
         return "Replacement with one site left out" if grid.measured == "lost" else "One site of a replacement alone"
     what = WHAT.get(grid.what, escaped(grid.what))
-    return f"{what} patched into {'the base' if grid.measured == 'recovered' else 'prompted'} run"
+    return f"{what} patched into the {'base' if grid.measured == 'recovered' else 'prompted'} run"
 
 
 def _by_head(grid: PatchGrid, triplet: int | None) -> tuple[Float[Tensor, "head layer"], list[str], str]:
