@@ -43,6 +43,7 @@ NOT_RUN = {
     "docs/artifacts.md": "needs the Hugging Face Hub",
     "docs/chat-models.md": "takes a model that thinks",
     "docs/playground.md": "needs a notebook",
+    "docs/reports.md": "needs a browser",
     "docs/serving.md": "needs vLLM",
 }
 """Page and reason of every block that says that it is not run."""
