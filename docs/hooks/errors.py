@@ -206,9 +206,9 @@ def _texts(node: ast.expr, known: Mapping[str, str]) -> list[str]:
         case ast.Constant(value):
             return [str(value)]
         case ast.Name(name):
-            return [known.get(name, f"{{{name.lower().lstrip('_') if name.startswith('_') else name}}}")]
+            return [known.get(name, _in_braces(name))]
         case ast.Attribute(_, name):
-            return ["{type}" if name == "__name__" else f"{{{name.lstrip('_')}}}"]
+            return ["{type}" if name == "__name__" else _in_braces(name)]
         case ast.FormattedValue(value):
             return _texts(value, known)
         case ast.JoinedStr(values):
@@ -220,5 +220,10 @@ def _texts(node: ast.expr, known: Mapping[str, str]) -> list[str]:
         case ast.Call(ast.Name("repr" | "str" | "shown"), [value]):
             return _texts(value, known)
         case ast.Call(ast.Attribute(ast.Constant(), "join"), [ast.Name(name)]):
-            return [f"{{{name.lower()}}}"]
+            return [_in_braces(name.lower())]
     return [UNKNOWN]
+
+
+def _in_braces(name: str) -> str:
+    """A name as a page shows it: a private one without its mark."""
+    return f"{{{name.lstrip('_').lower() if name.startswith('_') else name}}}"
