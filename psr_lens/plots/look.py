@@ -34,7 +34,16 @@ SIZES: Final = (6.0, 48.0)
 
 
 class Look(TypedDict, total=False):
-    """Arguments that every figure takes, as in `psr.plots.relative_rmse(result, width=600, font_size=14, theme="dark")`."""
+    """Arguments that every figure takes.
+
+    Raises:
+        InputError: a width that is too narrow for the letters, letters smaller than 6 or larger than 48 pixels, or an unknown theme.
+
+    Example:
+        >>> slide = psr.plots.Look(width=900, font_size=20, theme="dark")
+        >>> psr.plots.relative_rmse(comparison, **slide).layout.width
+        900
+    """
 
     width: int | None
     """Width in pixels, for which titles, notes and texts are broken into lines; None (the default) for a figure that follows its window
