@@ -144,9 +144,8 @@ def _bars(name: str, values: Float[Tensor, " row"], placed: list[PlacedToken], s
         offset=widths * side,
         width=widths,
         marker={"color": color, "line": {"width": 0}},
-        hovertext=[escaped(token.text) for token in placed],
-        customdata=values.float().numpy(),
-        hovertemplate=f"%{{hovertext}}<br>{escaped(name)} %{{customdata:.3g}}<extra></extra>",
+        customdata=values.float().numpy(),  # a bar with a base says where it ends
+        hovertemplate=f"{escaped(name)} %{{customdata:.3g}}<extra></extra>",
     )
 
 

@@ -118,7 +118,7 @@ def _table(lens: LogitLens, some: Sequence[LensRow], columns: int) -> go.Figure:
     figure.add_vline(x=columns - 0.5, line={"color": MUTED, "width": 1})
     what = "Directions" if lens.part == "directions" else "Probes"
     note = f"The first {len(rows)} of {len(some)} directions." if len(rows) < len(some) else ""
-    top = 46 + BAR + _HEADER
+    top = 54 + BAR + _HEADER  # a slider over layers stands right above it
     return titled(figure, f"{what} through the logit lens", plot=plot, top=top, bottom=12, left=left, note=note)
 
 
