@@ -140,7 +140,7 @@ def _bars(name: str, values: Float[Tensor, " row"], placed: list[PlacedToken], s
         name=escaped(name),
         x=np.array([token.center for token in placed], dtype=np.float32),
         y=values.numpy(),
-        base=np.array([scale.zero(token.line) for token in placed]),
+        base=np.array([scale.zero(token.line) for token in placed], dtype=np.float32),
         offset=widths * side,
         width=widths,
         marker={"color": color, "line": {"width": 0}},
@@ -166,7 +166,7 @@ def _words(
     ]
     return go.Scatter(
         x=np.array([token.center for token in placed], dtype=np.float32),
-        y=np.array([scale.text(token.line) for token in placed]),
+        y=np.array([scale.text(token.line) for token in placed], dtype=np.float32),
         mode="text",
         text=written,
         textfont={"family": MONO, "size": FONT_SIZE, "color": INK},
