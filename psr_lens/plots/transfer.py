@@ -133,7 +133,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None, 
     Example:
         >>> figure = psr.plots.gates_by_family(psr.transfer.agreement(model, model, triplets[:4], pirate), layer=2)
         >>> figure.layout.title.text
-        'Gate of layer 2, and as it is read from<br>layer ... of the other model'
+        'Gate of layer 2, and as it is read from ...other model'
     """
     gates = _gates(result, "gates")
     if not 0 <= text < result.texts:
