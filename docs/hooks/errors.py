@@ -61,6 +61,13 @@ class Message:
         """The heading that it belongs under."""
         return next((room for room, modules in ROOMS.items() if self.module.split(".")[0] in modules), OTHERS)
 
+    @property
+    def raised_by(self) -> str:
+        """The function that raises it if it is public, else its module: names that begin with `_` say nothing to a reader."""
+        parts = f"{self.module}.{self.function}".split(".")
+        public = list(itertools.takewhile(lambda part: not part.startswith("_") or part.startswith("__"), parts))
+        return ".".join(public) or parts[0].lstrip("_")
+
 
 def messages(package: Path = PACKAGE) -> list[Message]:
     """Every message of the package's own errors, each once a module."""
@@ -129,7 +136,7 @@ def listing(found: list[Message], known: Iterable[Remedy]) -> str:
         if room in rooms:
             lines += [f"### {room}", ""]
         for (text, kind), alike in rooms[room].items():
-            raised = ", ".join(f"`{each.module}.{each.function}`" for each in alike)
+            raised = ", ".join(f"`{name}`" for name in dict.fromkeys(each.raised_by for each in alike))
             lines += [f"- `` {text} ``{{ .message }}<br>`{kind}` from {raised}", ""]
             lines += [f"    {remedy.do}\n" for remedy in known if any(remedy.fits(each) for each in alike)]
     return "\n".join(lines)
@@ -199,9 +206,9 @@ def _texts(node: ast.expr, known: Mapping[str, str]) -> list[str]:
         case ast.Constant(value):
             return [str(value)]
         case ast.Name(name):
-            return [known.get(name, f"{{{name}}}")]
+            return [known.get(name, _in_braces(name))]
         case ast.Attribute(_, name):
-            return ["{type}" if name == "__name__" else f"{{{name}}}"]
+            return ["{type}" if name == "__name__" else _in_braces(name)]
         case ast.FormattedValue(value):
             return _texts(value, known)
         case ast.JoinedStr(values):
@@ -213,5 +220,10 @@ def _texts(node: ast.expr, known: Mapping[str, str]) -> list[str]:
         case ast.Call(ast.Name("repr" | "str" | "shown"), [value]):
             return _texts(value, known)
         case ast.Call(ast.Attribute(ast.Constant(), "join"), [ast.Name(name)]):
-            return [f"{{{name.lower()}}}"]
+            return [_in_braces(name.lower())]
     return [UNKNOWN]
+
+
+def _in_braces(name: str) -> str:
+    """A name as a page shows it: a private one without its mark."""
+    return f"{{{name.lstrip('_').lower() if name.startswith('_') else name}}}"

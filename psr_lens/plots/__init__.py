@@ -17,6 +17,7 @@ from psr_lens.plots.images import write_images as write_images
 from psr_lens.plots.layer_profile import magnitude_profile as magnitude_profile
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
+from psr_lens.plots.look import Look as Look
 from psr_lens.plots.outlook_by_layer import outlook as outlook
 from psr_lens.plots.pareto_front import pareto as pareto
 from psr_lens.plots.patching import patch_map as patch_map
@@ -30,6 +31,7 @@ from psr_lens.plots.transfer import gates_by_family as gates_by_family
 from psr_lens.plots.transfer_rungs import rungs as rungs
 
 __all__ = [
+    "Look",
     "agreement",
     "by_response",
     "coefficient_correlation",

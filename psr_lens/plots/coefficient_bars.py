@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
 from psr_lens.plots.argument_checks import check_most
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.sliders_and_buttons import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import GRID, INK, MONO, MUTED, SMALL, escaped, method_styles, round_below, titled
 from psr_lens.plots.text_layout import FONT_SIZE, PlacedToken, placed_tokens, text_axes
@@ -61,7 +61,7 @@ class _Scale:
         return line * self.pitch + self.longest * _TEXT + self.above
 
 
-@checks_arguments
+@draws
 def coefficient_text(
     result: Comparison,
     method: str,
@@ -70,6 +70,7 @@ def coefficient_text(
     *,
     word: Word = "read",
     max_layers: int = MAX_STEPS,
+    **look: Unpack[Look],
 ) -> go.Figure:
     """One response as text, with two bars under each token: what the replacement adds and what the prompt calls for.
 
@@ -84,6 +85,7 @@ def coefficient_text(
         layer: The only layer to show; by default a slider selects among all, and begins at the one where the replacement adds most.
         word: What stands above the bars: the token that was `read`, or the next one, which is `predicted` from the activation.
         max_layers: Most layers of the slider; of more, evenly spaced ones are offered, with the one where most is added.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with two bar traces (for each layer) whose lengths `y` are in the activation's units.
@@ -138,11 +140,12 @@ def _bars(name: str, values: Float[Tensor, " row"], placed: list[PlacedToken], s
         name=escaped(name),
         x=np.array([token.center for token in placed], dtype=np.float32),
         y=values.numpy(),
-        base=np.array([scale.zero(token.line) for token in placed]),
+        base=np.array([scale.zero(token.line) for token in placed], dtype=np.float32),
         offset=widths * side,
         width=widths,
         marker={"color": color, "line": {"width": 0}},
-        hoverinfo="skip",
+        customdata=values.float().numpy(),  # a bar with a base says where it ends
+        hovertemplate=f"{escaped(name)} %{{customdata:.3g}}<extra></extra>",
     )
 
 
@@ -163,7 +166,7 @@ def _words(
     ]
     return go.Scatter(
         x=np.array([token.center for token in placed], dtype=np.float32),
-        y=np.array([scale.text(token.line) for token in placed]),
+        y=np.array([scale.text(token.line) for token in placed], dtype=np.float32),
         mode="text",
         text=written,
         textfont={"family": MONO, "size": FONT_SIZE, "color": INK},
@@ -185,7 +188,7 @@ def _axes(figure: go.Figure, lines: int, scale: _Scale) -> None:
         tickvals=[scale.zero(line) + mark for line in range(lines) for mark in marks],
         ticktext=[f"{mark:g}" for mark in marks] * lines,
         gridcolor=GRID,
-        title_text="coefficient (activation units)",
+        title_text="coefficient (activation units)" if lines > 1 else "coefficient",
         title_font_size=SMALL,
     )
     text_axes(figure, _PIXELS / scale.pitch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 import torch
@@ -11,10 +11,10 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
+from psr_lens.plots.look import Look, draws, room
 from psr_lens.plots.style import (
     MUTED,
     PAPER,
@@ -49,8 +49,8 @@ _BANDS: Final = ((0.01, 0.99, 0.14), (0.25, 0.75, 0.28))
 """Quantiles of tokens that bands span, and the bands' opacity."""
 
 
-@checks_arguments
-def magnitude_distribution(result: Comparison) -> go.Figure:
+@draws
+def magnitude_distribution(result: Comparison, **look: Unpack[Look]) -> go.Figure:
     """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt's, and a replacement's.
 
     Up to 6 layers, violins are drawn, the prompt's left and the replacement's right, with dots at medians. Of more layers, lines are
@@ -59,6 +59,7 @@ def magnitude_distribution(result: Comparison) -> go.Figure:
 
     Args:
         result: Result of `psr.compare`.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one panel per replacement; `y` holds log10 of the magnitudes or of their quantiles.
@@ -237,7 +238,7 @@ def _heading(name: str, style: MethodStyle, prompt: MethodStyle, note: str, viol
         f'<span style="color:{each.color}">■</span> {escaped(shortened(label, 24))}' + (f" ({side})" if violins else "")
         for label, each, side in ((PROMPT, prompt, "left"), (name, style, "right"))
     )
-    return swatches + (f'<br><span style="color:{MUTED};font-size:{SMALL}px">{wrapped(note, 46)}</span>' if note else "")
+    return swatches + (f'<br><span style="color:{MUTED};font-size:{SMALL}px">{wrapped(note, room() - 66)}</span>' if note else "")
 
 
 def _zeros_note(magnitude: Float[Tensor, "token layer"], layers: list[int]) -> str:

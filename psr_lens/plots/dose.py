@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.collateral import Collateral
 from psr_lens.evaluation.relative_dose import PERCENTILE
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, named_styles, titled
 
 _PLOT: Final = 240
@@ -20,12 +20,13 @@ _TICKS: Final = 9
 _LEGEND_LINE: Final = 20
 
 
-@checks_arguments
-def relative_dose(result: Collateral) -> go.Figure:
+@draws
+def relative_dose(result: Collateral, **look: Unpack[Look]) -> go.Figure:
     """Relative dose `‖(α + b)·λ(A)·z‖ / ‖A‖` of each method on its own answers, by layer: 99th percentile and mean over tokens.
 
     Args:
         result: Result of `psr.collateral`.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with two lines for each method, the 99th percentile and (dotted) the mean; a line marks the limit, if one was set.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Closeness, Faithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import (
     MUTED,
     PAPER,
@@ -42,8 +42,8 @@ _LOWEST: Final = -0.25
 """Explained energy below this is drawn at the lower edge."""
 
 
-@checks_arguments
-def next_token(result: Faithfulness, block: str = "") -> go.Figure:
+@draws
+def next_token(result: Faithfulness, block: str = "", **look: Unpack[Look]) -> go.Figure:
     """KL divergence and top-1 agreement of the next token with the prompted model, one row per method, with 95 % intervals.
 
     The paraphrase baseline is the same instruction in other words. Open markers compare with the paraphrases, which nothing was fitted on.
@@ -51,6 +51,7 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
     Args:
         result: Result of `psr.faithfulness`.
         block: Kind of questions; by default the triplets themselves.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with two panels, KL above and agreement below; `customdata` holds values and intervals.
@@ -105,13 +106,14 @@ def next_token(result: Faithfulness, block: str = "") -> go.Figure:
     return figure
 
 
-@checks_arguments
-def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
+@draws
+def coefficient_correlation(result: Faithfulness, block: str = "", **look: Unpack[Look]) -> go.Figure:
     """Correlation over tokens between the coefficient that a site applies and the one that the prompt calls for, by layer.
 
     Args:
         result: Result of `psr.faithfulness`.
         block: Kind of questions; by default the triplets themselves.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with two panels, Pearson above and Spearman below, and one line per method whose coefficient varies.
@@ -145,8 +147,8 @@ def coefficient_correlation(result: Faithfulness, block: str = "") -> go.Figure:
     return _with_legend(figure, plot)
 
 
-@checks_arguments
-def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
+@draws
+def explained_energy(result: Faithfulness, block: str = "", **look: Unpack[Look]) -> go.Figure:
     """Share of the prompt's effect that methods reproduce after each layer, and the most that each site could reproduce.
 
     Above: 1 − relative RMSE², of all of Δ_acc. Below, site by site, of what is still missing when an activation arrives: the share that the
@@ -155,6 +157,7 @@ def explained_energy(result: Faithfulness, block: str = "") -> go.Figure:
     Args:
         result: Result of `psr.faithfulness`.
         block: Kind of questions; by default the triplets themselves.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with two panels and one line per method, with 95 % intervals as bands.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import is_whole
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import PARTS, Attribution
 from psr_lens.interpretation.attribution.result import Measure, Part
 from psr_lens.plots.argument_checks import check_most
-from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis
+from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, rows_title, token_axis
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
-from psr_lens.plots.style import INK, PALETTE, escaped, titled
+from psr_lens.plots.style import INK, PALETTE, escaped, label_room, titled
 from psr_lens.prompts.token_text import readable
 
 MAX_HEADS: Final = 64
@@ -47,8 +47,10 @@ _PLOT: Final = 280
 _LEGEND_LINE: Final = 20
 
 
-@checks_arguments
-def head_map(result: Attribution, part: Part = "instruction", measure: Measure = "share", token: int | None = None) -> go.Figure:
+@draws
+def head_map(
+    result: Attribution, part: Part = "instruction", measure: Measure = "share", token: int | None = None, **look: Unpack[Look]
+) -> go.Figure:
     """One part of every head, by layer and head; by default, what each head reads from the instruction.
 
     Args:
@@ -56,6 +58,7 @@ def head_map(result: Attribution, part: Part = "instruction", measure: Measure =
         part: `"instruction"`, `"removed"`, `"dilution"`, `"inputs"` or `"norm"`; see `Attribution`.
         measure: `"share"` of Δ, or `"norm"`.
         token: A row of `result.tokens`; None for the mean over all tokens.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one heatmap.
@@ -77,17 +80,17 @@ def head_map(result: Attribution, part: Part = "instruction", measure: Measure =
     )
     figure = go.Figure(panel)
     token_axis(figure, rows)
-    figure.update_yaxes(title_text="head", title_standoff=4)
+    left = rows_title(figure, "head", rows)
     plot, bottom = max(LEAST, len(rows) * (ROW + 5)), BOTTOM + TURNED * (wide > 1)
     unit = _share_of(result) if measure == "share" else "length (activation units)"
     figure.update_layout(coloraxis=share_axis(shown, plot, unit, signed=measure == "share"))
     where = "" if token is None else f", on “{escaped(_token(result, token))}”"
     note = strongest_note({"heads": (len(values), tall), "layers": (len(result.layers), wide)})
-    return titled(figure, f"{_sentence(part)}, by head{where}", plot=plot, top=_TOP, bottom=bottom, left=44, note=note)
+    return titled(figure, f"{_sentence(part)}, by head{where}", plot=plot, top=_TOP, bottom=bottom, left=left, note=note)
 
 
-@checks_arguments
-def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
+@draws
+def parts_by_layer(result: Attribution, token: int | None = None, **look: Unpack[Look]) -> go.Figure:
     """The parts of Δ after each layer as stacked shares; parts that work against Δ are below 0.
 
     Without a target, each layer's bar sums to 1 and the layers below are one of its parts. With a target, all bars together sum to 1.
@@ -95,6 +98,7 @@ def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
     Args:
         result: Result of `psr.attribute`.
         token: A row of `result.tokens`; None for the mean over all tokens.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one bar per layer and part; parts that are 0 everywhere are left out.
@@ -131,8 +135,10 @@ def parts_by_layer(result: Attribution, token: int | None = None) -> go.Figure:
     return figure
 
 
-@checks_arguments
-def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share", max_tokens: int = 400) -> go.Figure:
+@draws
+def source_map(
+    result: Attribution, triplet: int = 0, *, measure: str = "share", max_tokens: int = 400, **look: Unpack[Look]
+) -> go.Figure:
     """Which tokens of the instruction are read at which layer, over all heads, on one response.
 
     Args:
@@ -140,6 +146,7 @@ def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share",
         triplet: Index of the response.
         measure: `"share"` of Δ, summed over heads, or `"attention"`, averaged over heads.
         max_tokens: Most rows. Beyond it, neighbouring tokens share a cell.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one heatmap; rows are source tokens in reading order.
@@ -177,7 +184,9 @@ def source_map(result: Attribution, triplet: int = 0, *, measure: str = "share",
     unit = _share_of(result) if measure == "share" else "attention, mean over heads"
     figure.update_layout(coloraxis=share_axis(shown, plot, unit, signed=measure == "share"))
     note = strongest_note({"tokens": (len(words), tall), "layers": (len(result.layers), wide)})
-    return titled(figure, "Instruction tokens read, by layer", plot=plot, top=_TOP, bottom=bottom, note=note)
+    return titled(
+        figure, "Instruction tokens read, by layer", plot=plot, top=_TOP, bottom=bottom, left=label_room(labels), note=note
+    )
 
 
 def _share_of(result: Attribution) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 import torch
@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.sequences import ranges
 from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.scales import Scale, View, chosen_scale, hover_of, of_comparison, views_of
 from psr_lens.plots.sliders_and_buttons import add_buttons
-from psr_lens.plots.style import SMALL, colour_bar, escaped, titled
+from psr_lens.plots.style import SMALL, colour_bar, escaped, label_room, titled
 from psr_lens.plots.token_rows import Tokened, Word, row_labels, rows_and_words, signed, word_note
 
 MAX_LAYERS: Final = 64
@@ -32,8 +32,6 @@ LEAST: Final = 72
 """Smallest height of a panel in pixels."""
 TOP: Final = 128
 """Pixels for the title and the colour bar."""
-NOTE: Final = 34
-"""Characters per line of the note, which begins at the right of the tokens and has to fit a window of 390 pixels."""
 _TITLE_LINE: Final = 15
 BOTTOM: Final = 52
 """Pixels for the layer numbers and the axis title."""
@@ -42,9 +40,11 @@ _NARROW: Final = 12
 _LABELS: Final = 100
 """Most rows that are all labelled; of more rows, every n-th is."""
 _PANELS: Final = 5
+_ROWS_TITLE: Final = 24
+"""Width of the vertical title of rows, in pixels."""
 
 
-@checks_arguments
+@draws
 def magnitude_heatmap(
     result: Comparison,
     triplet: int = 0,
@@ -53,6 +53,7 @@ def magnitude_heatmap(
     scale: Scale | None = None,
     word: Word = "read",
     max_tokens: int = 400,
+    **look: Unpack[Look],
 ) -> go.Figure:
     """How hard each token is pushed after each layer of one response, by the prompt and by each replacement: one panel each.
 
@@ -76,6 +77,7 @@ def magnitude_heatmap(
         scale: The scale shown first; by default `absolute` up to 12 layers, `layer` beyond.
         word: What labels a row: the token that was `read`, or the next one, which is `predicted` from the activation.
         max_tokens: Most rows.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one heatmap per panel. Its `z` is what is drawn, log10 on a logarithmic scale; `customdata` holds the numbers of all
@@ -123,8 +125,8 @@ def magnitude_heatmap(
         plot=plot,
         top=TOP + above - _TITLE_LINE,
         bottom=BOTTOM,
+        left=label_room(labels),
         note=note,
-        wide=NOTE,
     )
     push_colours(figure, cells, views, shown, (above + 64) / plot)
     return figure
@@ -188,6 +190,14 @@ def token_axis(figure: go.Figure, labels: list[str]) -> None:
         automargin=True,
     )
     figure.update_annotations(yshift=2, font_size=12)
+
+
+def rows_title(figure: go.Figure, title: str, labels: list[str]) -> int:
+    """Say beside the labels of the rows what they are, if it is said, and return the margin that both need, in pixels."""
+    if not title:
+        return label_room(labels)
+    figure.update_yaxes(title_text=title, title_standoff=6)
+    return label_room(labels) + _ROWS_TITLE
 
 
 def _panel_title(name: str) -> str:

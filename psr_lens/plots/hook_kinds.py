@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.capture import Captured
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
@@ -19,7 +18,6 @@ from psr_lens.plots.heatmap import (
     BOTTOM,
     LEAST,
     MAX_LAYERS,
-    NOTE,
     ROW,
     TOP,
     grouping_note,
@@ -29,8 +27,9 @@ from psr_lens.plots.heatmap import (
     token_axis,
     token_labels,
 )
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.scales import Push, Scale, chosen_scale, views_of
-from psr_lens.plots.style import escaped, titled
+from psr_lens.plots.style import escaped, label_room, titled
 from psr_lens.plots.token_rows import Word, rows_and_words, word_note
 
 NAMES: Final = {
@@ -43,7 +42,7 @@ NAMES: Final = {
 """Names of kinds of hook points in figures; other kinds keep TransformerLens's name."""
 
 
-@checks_arguments
+@draws
 def magnitude_by_kind(
     captured: Captured,
     triplet: int = 0,
@@ -52,6 +51,7 @@ def magnitude_by_kind(
     scale: Scale | None = None,
     word: Word = "read",
     max_tokens: int = 400,
+    **look: Unpack[Look],
 ) -> go.Figure:
     """How hard the prompt pushes each token of one response at several kinds of hook points, one panel each, with common colours.
 
@@ -65,6 +65,7 @@ def magnitude_by_kind(
         scale: The scale shown first; by default `absolute` up to 12 layers, `layer` beyond.
         word: What labels a row: the token that was `read`, or the next one, which is `predicted` from the activation.
         max_tokens: Most rows. Beyond it, neighbouring tokens share a cell, which shows the value furthest from 0.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one heatmap per panel. Its `z` is what is drawn, log10 on a logarithmic scale; `customdata` holds the numbers of all
@@ -99,7 +100,7 @@ def magnitude_by_kind(
     plot = max(LEAST, len(labels) * ROW)
     note = " ".join(part for part in (word_note(word), grouping_note(len(rows), depth, tall, wide)) if part)
     what = "What each layer adds" if captured.difference == "local" else "Magnitude of the prompt’s effect"
-    titled(figure, f"{what}, by part of a block", plot=plot, top=TOP, bottom=BOTTOM, note=note, wide=NOTE)
+    titled(figure, f"{what}, by part of a block", plot=plot, top=TOP, bottom=BOTTOM, left=label_room(labels), note=note)
     push_colours(figure, cells, views, shown, 79 / plot)
     return figure
 

@@ -19,7 +19,7 @@ from psr_lens.errors import InputError
 FORMATS: Final = ("png", "svg", "pdf", "webp", "jpeg")
 """Supported formats."""
 WIDTH: Final = 860
-"""Width in pixels, about that of a text column; figures keep their own heights."""
+"""Width in pixels of a figure without a width of its own, about that of a text column; figures keep their own heights."""
 HEIGHT: Final = 450
 """Height in pixels of a figure without a height of its own."""
 
@@ -32,7 +32,7 @@ def write_images(
     folder: str | os.PathLike[str],
     formats: Sequence[str] = ("png", "svg"),
     *,
-    width: int = WIDTH,
+    width: int | None = None,
     scale: float = 2,
 ) -> list[Path]:
     """Write figures as image files, each in every format; the browser that draws them starts once.
@@ -41,7 +41,7 @@ def write_images(
         figures: Figures by file name, without extension.
         folder: Folder of the files; created if missing. Existing files of the same names are replaced once every image is drawn.
         formats: Formats, from `FORMATS`.
-        width: Width in pixels.
+        width: Width in pixels of all images; None for the width that each figure was drawn for (`width=` of its function), or 860.
         scale: Pixels of a bitmap per pixel of the figure.
 
     Returns:
@@ -52,9 +52,9 @@ def write_images(
         MissingPackageError: kaleido is not installed; `psr-lens[static]` installs it.
 
     Example:
-        >>> figure = psr.plots.relative_rmse(comparison)
-        >>> paths = psr.plots.write_images({"rmse": figure}, "figures", ["png"])  # doctest: +SKIP
-        >>> "png" in psr.plots.images.FORMATS
+        >>> figure = psr.plots.relative_rmse(comparison, width=600, font_size=14)
+        >>> paths = psr.plots.write_images({"rmse": figure}, "figures", ["pdf"])  # doctest: +SKIP
+        >>> "pdf" in psr.plots.images.FORMATS
         True
     """
     if not formats or (unknown := [each for each in formats if each not in FORMATS]):
@@ -75,8 +75,9 @@ def write_images(
         drawn = [Path(unfinished) / file for _, file in wanted]
         try:
             chosen = [figure for figure, _ in wanted]
+            widths = [width or int(figure.layout.width or WIDTH) for figure in chosen]
             heights = [int(figure.layout.height or HEIGHT) for figure in chosen]  # Plotly would give all of them the same height
-            plotly.io.write_images(chosen, list(map(str, drawn)), width=width, height=heights, scale=scale, validate=False)
+            plotly.io.write_images(chosen, list(map(str, drawn)), width=widths, height=heights, scale=scale, validate=False)
         except failed as error:
             raise InputError(
                 "static", f"a browser that does not start ({error.args[0]})", "a working Chrome or Chromium", _REMEDY

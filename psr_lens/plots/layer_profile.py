@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import KINDS, layer_of
 from psr_lens.plots.hook_kinds import NAMES
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import PALETTE, escaped, log_ticks, real_units, titled, translucent
 
 MAX_LINES: Final = 6
@@ -24,14 +24,16 @@ _PLOT: Final = 280
 _LEAST: Final = 1e-4
 """Magnitudes below this share of the largest are drawn at the lower edge."""
 _LEGEND_LINE: Final = 20
+_TICKS: Final = 16
 
 
-@checks_arguments
-def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
+@draws
+def magnitude_profile(statistics: CapturedStatistics, **look: Unpack[Look]) -> go.Figure:
     """‖Δ‖ by layer, one line per kind of hook point: the median token, in a band from the 1st to the 99th percentile.
 
     Args:
         statistics: Result of `psr.capture(…, to=psr.Statistics())`.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one line and one band per kind; `customdata` holds quantiles in the activation's units, `y` their log10.
@@ -81,8 +83,13 @@ def magnitude_profile(statistics: CapturedStatistics) -> go.Figure:
     ticks = log_ticks(bottom, top)
     figure.update_yaxes(title_text="magnitude ‖Δ‖", range=[bottom, top], tickvals=ticks, ticktext=list(map(real_units, ticks)))
     all_layers = sorted({layer for some in drawn.values() for layer in some})
+    beside = 0.3 + 0.02 * (all_layers[-1] - all_layers[0])
     figure.update_xaxes(
-        title_text="layer", dtick=math.ceil(len(all_layers) / 16), tick0=all_layers[0], showgrid=False, showline=True
+        title_text="layer",
+        tickvals=all_layers[:: math.ceil(len(all_layers) / _TICKS)],
+        range=[all_layers[0] - beside, all_layers[-1] + beside],
+        showgrid=False,
+        showline=True,
     )
     tokens = next(iter(statistics.overall.values())).tokens
     notes = [f"Median of {tokens:,} tokens; the band spans the 1st to the 99th percentile."]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments, described
+from psr_lens._utils.arguments import described
 from psr_lens.errors import InputError
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import MUTED, PALETTE, PAPER, SMALL, log_ticks, real_units, titled
 from psr_lens.replacement import LearningCurve
 
 _PLOT: Final = 240
 
 
-@checks_arguments
-def learning_curve(curve: LearningCurve | None) -> go.Figure:
+@draws
+def learning_curve(curve: LearningCurve | None, **look: Unpack[Look]) -> go.Figure:
     """Training and validation loss by epoch, on a log scale, with the epoch whose state was kept.
 
     Args:
         curve: `replacement.curve`, of a replacement that was fitted by gradient descent; it is None for other solvers.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one line for training and one for validation, if there was any.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.numbers import is_whole
-from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LensRow, LogitLens
+from psr_lens.plots.look import Look, draws, room
+from psr_lens.plots.share_heatmap import BAR
 from psr_lens.plots.sliders_and_buttons import steps_of, switched
-from psr_lens.plots.style import DIVERGING, MUTED, SMALL, escaped, titled
+from psr_lens.plots.style import DIVERGING, MUTED, SMALL, colour_bar, escaped, fitted, label_room, titled
 from psr_lens.prompts.token_text import readable
 
 MAX_ROWS: Final = 48
@@ -23,11 +23,15 @@ MAX_COLUMNS: Final = 6
 """Most promoted, and most suppressed, tokens per row."""
 
 _ROW: Final = 24
-_LONGEST: Final = 10
+_HEADER: Final = 18
+"""Height of the words above the columns, in pixels."""
+_BESIDE: Final = 12
+_GAP: Final = 6
+"""Pixels beside the table, and between words of neighbouring cells."""
 
 
-@checks_arguments
-def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
+@draws
+def logit_lens(lens: LogitLens, *, columns: int = 3, **look: Unpack[Look]) -> go.Figure:
     """Tokens that each direction promotes, left, and suppresses, right, coloured by their logits.
 
     Up to 48 directions are rows of one table; for more, a slider selects among the layers.
@@ -35,6 +39,7 @@ def logit_lens(lens: LogitLens, *, columns: int = 3) -> go.Figure:
     Args:
         lens: Result of `psr.logit_lens`.
         columns: Number of promoted, and of suppressed, tokens, at most 6; the most promoted is leftmost, the most suppressed rightmost.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one heatmap (for each layer), a row per direction; `customdata` holds the tokens as the vocabulary spells them, `z`
@@ -68,12 +73,15 @@ def _table(lens: LogitLens, some: Sequence[LensRow], columns: int) -> go.Figure:
     rows = some[:MAX_ROWS]
     spelled = [[*row.promoted[:columns], *reversed(row.suppressed[:columns])] for row in rows]
     alphabet = [token for row in lens.rows for token in (*row.promoted, *row.suppressed)]
-    shown = [[escaped(shortened(text, _LONGEST)) for text in readable(line, alphabet)] for line in spelled]
+    labels = [_label(row, lens) for row in rows]
+    left = label_room(labels)
+    cell = (room() - left - _BESIDE) / (2 * columns) - _GAP
+    shown = [[escaped(fitted(text, cell)) for text in readable(line, alphabet)] for line in spelled]
     values = np.array(
         [[*row.promoted_logits[:columns].tolist(), *reversed(row.suppressed_logits[:columns].tolist())] for row in rows]
     )
     limit = max(float(part.abs().max()) for row in lens.rows for part in (row.promoted_logits, row.suppressed_logits)) or 1.0
-    labels = [_label(row, lens) for row in rows]
+    plot = len(rows) * _ROW
     figure = go.Figure(
         go.Heatmap(
             z=values,
@@ -89,7 +97,7 @@ def _table(lens: LogitLens, some: Sequence[LensRow], columns: int) -> go.Figure:
             xgap=2,
             ygap=2,
             hovertemplate="%{y}<br>%{customdata}<br>%{z:+.2f} logits<extra></extra>",
-            colorbar={"title": {"text": "logit", "side": "top"}, "thickness": 10, "tickfont": {"size": SMALL}},
+            colorbar=colour_bar("logit", (BAR + _HEADER) / plot, nticks=5),
         )
     )
     figure.update_yaxes(
@@ -110,7 +118,8 @@ def _table(lens: LogitLens, some: Sequence[LensRow], columns: int) -> go.Figure:
     figure.add_vline(x=columns - 0.5, line={"color": MUTED, "width": 1})
     what = "Directions" if lens.part == "directions" else "Probes"
     note = f"The first {len(rows)} of {len(some)} directions." if len(rows) < len(some) else ""
-    return titled(figure, f"{what} through the logit lens", plot=len(rows) * _ROW, top=72, bottom=12, note=note)
+    top = 54 + BAR + _HEADER  # a slider over layers stands right above it
+    return titled(figure, f"{what} through the logit lens", plot=plot, top=top, bottom=12, left=left, note=note)
 
 
 def _label(row: LensRow, lens: LogitLens) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens.evaluation.methods import PARAPHRASE
 from psr_lens.evaluation.outlook import Outlook
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import PALETTE, shown_name, titled
 from psr_lens.results.bootstrap import Estimate
 
@@ -19,8 +19,8 @@ _LEGEND_LINE: Final = 20
 _TICKS: Final = 9
 
 
-@checks_arguments
-def outlook(result: Outlook, rank: int | None = None) -> go.Figure:
+@draws
+def outlook(result: Outlook, rank: int | None = None, **look: Unpack[Look]) -> go.Figure:
     """Share of the prompt's effect that a token-wise replacement can be expected to reach after each layer.
 
     Two lines: for a replacement that acts at all layers, and for one that acts at that layer alone. Dotted are their ceilings, which
@@ -30,6 +30,7 @@ def outlook(result: Outlook, rank: int | None = None) -> go.Figure:
     Args:
         result: Result of `psr.outlook`.
         rank: One of its ranks; the suggested one if left out.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with a line for each.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.evaluation.evaluation_result import Evaluation
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import MUTED, PAPER, SMALL, MethodStyle, escaped, named_styles, titled
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
@@ -22,8 +22,8 @@ _LEGEND_COLUMNS: Final = 2
 _MOST_TICKS: Final = 8
 
 
-@checks_arguments
-def pareto(result: Evaluation | ResultTable) -> go.Figure:
+@draws
+def pareto(result: Evaluation | ResultTable, **look: Unpack[Look]) -> go.Figure:
     """Mean trait against mean coherence of every method, one point per strength α; up and to the right is better.
 
     A method's line goes from its smallest strength to its largest; the hover text has strength, scores and 95 % intervals. The star is the
@@ -32,6 +32,7 @@ def pareto(result: Evaluation | ResultTable) -> go.Figure:
     Args:
         result: Result of `psr.evaluate`, or its table. Of a table with several traits or kinds of questions, `select` one or take their
             mean with `mean_over`.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one line per method.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens.errors import InputError
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.heads import MAX_HEADS
-from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, token_axis, token_labels
+from psr_lens.plots.heatmap import BOTTOM, LEAST, MAX_LAYERS, ROW, layer_labels, rows_title, token_axis, token_labels
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.share_heatmap import BAR, TURNED, grouped, share_axis, share_panel, strongest, strongest_note
 from psr_lens.plots.style import escaped, titled
 from psr_lens.plots.token_rows import rows_of, signed
@@ -23,17 +23,19 @@ from psr_lens.plots.token_rows import rows_of, signed
 _TOP: Final = 46 + BAR
 
 WHAT: Final = {
-    "resid_pre": "Residual stream before a layer",
+    "resid_pre": "resid_pre",
     "resid_post": "Residual stream",
     "attn_out": "Attention",
     "mlp_out": "MLP",
     "z": "Heads",
 }
-"""What is patched, in titles."""
+"""What is patched, in titles, which fit one line of a window of 390 pixels."""
 
 
-@checks_arguments
-def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = None, max_tokens: int = 400) -> go.Figure:
+@draws
+def patch_map(
+    grid: PatchGrid, triplet: int | None = 0, *, head: int | None = None, max_tokens: int = 400, **look: Unpack[Look]
+) -> go.Figure:
     """Share of the effect by layer and token, or by layer and head if all tokens were patched at once.
 
     Args:
@@ -41,6 +43,7 @@ def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = No
         triplet: Index of the response; None for the mean over all responses, by position in the response.
         head: The head to show, if heads were patched token by token; None for the head furthest from 0 in each cell.
         max_tokens: Most rows. Beyond it, neighbouring tokens share a cell.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one heatmap.
@@ -65,10 +68,8 @@ def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = No
     panel.customdata = [[label] * shown.shape[1] for label in labels]
     figure = go.Figure(panel)
     token_axis(figure, labels)
-    if grid.cells == "all" and heads > 1:
-        figure.update_yaxes(title_text="head", title_standoff=4)
-    elif grid.cells == "token" and triplet is None:
-        figure.update_yaxes(title_text="position in the response", title_standoff=4)
+    rows = "head" if grid.cells == "all" and heads > 1 else "position" if grid.cells == "token" and triplet is None else ""
+    left = rows_title(figure, rows, labels)
     plot = max(LEAST, len(labels) * (ROW if grid.cells == "token" else ROW + 5))
     figure.update_layout(coloraxis=share_axis(shown, plot, f"{grid.reference}’s effect {grid.measured}"))
     sizes = {group: (len(values), tall), "layers": (len(grid.layers), wide)}
@@ -76,7 +77,7 @@ def patch_map(grid: PatchGrid, triplet: int | None = 0, *, head: int | None = No
     if grid.cells == "token" and heads > 1 and head is None:
         notes.append(f"Of {heads} heads, each cell shows the one furthest from 0.")
     bottom = BOTTOM + TURNED * (wide > 1)
-    return titled(figure, _title(grid), plot=plot, top=_TOP, bottom=bottom, left=44, note=" ".join(filter(None, notes)))
+    return titled(figure, _title(grid), plot=plot, top=_TOP, bottom=bottom, left=left, note=" ".join(filter(None, notes)))
 
 
 def _title(grid: PatchGrid) -> str:
@@ -93,15 +94,24 @@ def _by_head(grid: PatchGrid, triplet: int | None) -> tuple[Float[Tensor, "head 
     return values, grouped(len(values), math.ceil(len(values) / MAX_HEADS)), "heads"
 
 
+def _measured(values: Float[Tensor, "row layer head"]) -> Bool[Tensor, " row"]:
+    """Rows with a number; all rows if none has one. The last token has none, since what it decides is not in the response."""
+    known: Tensor = ~values.isnan().flatten(1).all(1)
+    return known if bool(known.any()) else torch.ones_like(known)
+
+
 def _by_token(
     grid: PatchGrid, triplet: int | None, head: int | None, max_tokens: int
 ) -> tuple[Float[Tensor, "row layer"], list[str], str]:
     if triplet is None:
         positions, values = grid.by_position()
+        kept = _measured(values)
+        positions, values = positions[kept], values[kept]
         tall = math.ceil(len(positions) / max_tokens)
         labels = [signed(int(position)) for position in positions[::tall]]
     else:
         rows = rows_of(grid, triplet)
+        rows = rows[_measured(grid.values[rows])]
         values = grid.values[rows]
         labels = token_labels(grid, rows, math.ceil(len(rows) / max_tokens))
     if head is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.models.hook_points import layer_of
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import escaped, layer_colors, titled
 
 MAX_LINES: Final = 12
@@ -20,13 +20,14 @@ MAX_LINES: Final = 12
 _PLOT: Final = 280
 
 
-@checks_arguments
-def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = None) -> go.Figure:
+@draws
+def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = None, **look: Unpack[Look]) -> go.Figure:
     """Share of Δ's energy in its first k singular directions, one line per hook point (assumption 3.1 of Heyman & Vandeputte 2026).
 
     Args:
         statistics: Result of `psr.capture(…, to=psr.Statistics(rank=…))`.
         hooks: Hook points to draw; all by default.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure whose lines end at the rank that was kept.

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments, described
+from psr_lens._utils.arguments import described
 from psr_lens.errors import InputError
+from psr_lens.plots.look import draws
 from psr_lens.plots.sliders_and_buttons import switched, without_slider
 from psr_lens.plots.token_rows import Tokened
 
@@ -17,7 +18,7 @@ FIRST: Final = 8
 """Number of responses shown by default."""
 
 
-@checks_arguments
+@draws
 def by_response(
     figure: Callable[..., go.Figure], result: Tokened, triplets: Sequence[int] | None = None, **options: Any
 ) -> go.Figure:
@@ -28,7 +29,7 @@ def by_response(
             `magnitude_by_kind`, `patch_map` or `source_map`.
         result: The result.
         triplets: Indices of the responses; the first eight by default.
-        options: Further arguments of `figure`.
+        options: Further arguments of `figure`; `width`, `font_size` and `theme` as well (see `Look`).
 
     Returns:
         A figure with the traces of all responses, with only one response visible at a time; image files show the first. A figure that has a

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PARAPHRASE
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import MUTED, PAPER, SMALL, escaped, method_styles, shown_name, titled, translucent
 
 _PLOT: Final = 260
@@ -31,8 +31,8 @@ _LABEL_LINES: Final = 4
 """Lines over which labels of cut peaks are spread, and their height in pixels."""
 
 
-@checks_arguments
-def relative_rmse(result: Comparison) -> go.Figure:
+@draws
+def relative_rmse(result: Comparison, **look: Unpack[Look]) -> go.Figure:
     """Relative RMSE `‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖` after each layer (figure 3 of Heyman & Vandeputte 2026).
 
     0 is the prompt's own effect, 1 is no steering. The dashed line is the paraphrase baseline: the same instruction in other words.
@@ -41,6 +41,7 @@ def relative_rmse(result: Comparison) -> go.Figure:
 
     Args:
         result: Result of `psr.compare`.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one line per replacement, and one for the paraphrase baseline if there is one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.sliders_and_buttons import MAX_STEPS, steps_of, switched
 from psr_lens.plots.style import INK, MUTED, SMALL, escaped, method_styles, round_below, titled, translucent
 from psr_lens.plots.token_rows import trace_with_sites
@@ -72,8 +72,10 @@ class SymLog:
         return sorted(kept)
 
 
-@checks_arguments
-def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MAX_POINTS, max_layers: int = MAX_STEPS) -> go.Figure:
+@draws
+def coefficient_scatter(
+    result: Comparison, method: str, *, max_points: int = MAX_POINTS, max_layers: int = MAX_STEPS, **look: Unpack[Look]
+) -> go.Figure:
     """One panel per layer, one point per token: what the prompt calls for along the directions, and what the replacement adds.
 
     Points on the diagonal have the right coefficient (assumption 3.2a of Heyman & Vandeputte 2026: the coefficient can be read from the
@@ -86,6 +88,7 @@ def coefficient_scatter(result: Comparison, method: str, *, max_points: int = MA
         method: Name of the replacement.
         max_points: Most points per panel.
         max_layers: Most layers of the slider; of more, evenly spaced ones are offered.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one panel per site, or, beyond 12 sites, one panel with a slider over layers. Correlations are over all tokens;

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import math
-import textwrap
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,31 +17,19 @@ from plotly.colors import sample_colorscale
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.faithfulness_result import SiteFaithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
+from psr_lens.plots.look import room
+from psr_lens.plots.palette import DARK as DARK
+from psr_lens.plots.palette import DIVERGING as DIVERGING
+from psr_lens.plots.palette import GRID as GRID
+from psr_lens.plots.palette import INK as INK
+from psr_lens.plots.palette import LETTERED as LETTERED
+from psr_lens.plots.palette import MUTED as MUTED
+from psr_lens.plots.palette import PALETTE as PALETTE
+from psr_lens.plots.palette import PAPER as PAPER
+from psr_lens.plots.palette import SEQUENTIAL as SEQUENTIAL
+from psr_lens.plots.palette import SPARE as SPARE
+from psr_lens.plots.palette import Role as Role
 
-Role = Literal["prompt", "A-PSR", "S-PSR", "constant", "paraphrase", "none"]
-"""What a line or bar shows; it determines the colour in every figure."""
-
-PALETTE: Final[dict[Role, str]] = {
-    "prompt": "#D55E00",
-    "A-PSR": "#0072B2",
-    "S-PSR": "#56B4E9",
-    "constant": "#CC79A7",
-    "paraphrase": "#009E73",
-    "none": "#767676",
-}
-"""Okabe and Ito's colours, distinguishable with any colour vision, and a grey for the unsteered model."""
-
-_SPARE: Final = ("#E69F00", "#000000", "#8C6D00")
-"""For the third and further methods of a role: the rest of Okabe and Ito's colours, with ochre in place of their pale yellow."""
-
-INK: Final = "#1c1c1c"
-"""Text and axis lines."""
-MUTED: Final = "#5f5f5f"
-"""Secondary text; its contrast with the background is 6:1."""
-GRID: Final = "#e4e4e0"
-"""Grid lines."""
-PAPER: Final = "#ffffff"
-"""Background. It is always set, or a dark notebook would show dark text on a dark background."""
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 MONO: Final = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 SMALL: Final = 11
@@ -49,25 +37,10 @@ SMALL: Final = 11
 _NOTE_LINE: Final = 15
 _RIGHT: Final = 10
 _TITLE_LINE: Final = 20
-_TITLE_WIDTH: Final = 42
-"""Characters per line of a title, which then fits a window of 390 pixels."""
-
-SEQUENTIAL: Final = ["#fbfaf3", "#e3ecc5", "#aad8b5", "#5fbcbb", "#2a93b8", "#2b62a5", "#2a3784", "#1a1547"]
-"""Light to dark in even steps, close to ColorBrewer's YlGnBu: readable in greyscale, and almost white at the light end."""
-DIVERGING: Final = ["#a6450c", "#e08a4f", "#f6d3b5", "#fbfaf3", "#b9d7ea", "#5a9fce", "#0a5d9c"]
-"""Orange below zero, almost white at zero, blue above; avoids red and green."""
-
-DARK: Final[dict[str, str]] = {
-    INK: "#e9e7e2",
-    MUTED: "#a9a69f",
-    GRID: "#3b3c3f",
-    PAPER: "#17181a",
-    "#000000": "#f2f0ea",
-    **dict(zip(SEQUENTIAL, ["#1d1e22", "#1f2a4a", "#2a3f7c", "#2b62a5", "#2a93b8", "#5fbcbb", "#aad8b5", "#f3f6d8"], strict=True)),
-    **dict(zip(DIVERGING, ["#f5a468", "#c8703a", "#6b4027", "#1d1e22", "#284a63", "#3f86b8", "#86c3ee"], strict=True)),
-}
-"""Colours on a dark page for those on a white one; scales go from the background to their lightest shade, so that strong cells stand out.
-Colours that are not here stay as they are, or are lightened until they are legible on the dark background."""
+_TITLE: Final = 15
+"""Size of titles, in pixels."""
+_EDGE: Final = 10
+"""Pixels between the edge of a figure and its title and note."""
 
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x")
 _CONSTANT: Final = 1e-3
@@ -144,7 +117,7 @@ def _variant(role: Role, index: int) -> str:
     """The role's colour for its first method, a darker shade for the second, then the spare colours."""
     color = PALETTE[role]
     if index > 1:
-        return _SPARE[(index - 2) % len(_SPARE)]
+        return SPARE[(index - 2) % len(SPARE)]
     return color if index == 0 else "#" + "".join(f"{round(part * 0.55):02X}" for part in _channels(color))
 
 
@@ -201,26 +174,26 @@ def titled(
     plot: int,
     top: int,
     bottom: int,
-    left: int = 10,
+    left: int = _EDGE,
     note: str = "",
-    wide: int = 46,
 ) -> go.Figure:
     """Give a figure the template, a title above its plot area and a note below; the width follows the window.
 
+    Title and note are broken into lines of the width that there is, and begin at the left edge of the figure.
+
     Args:
         figure: The figure, which is changed in place.
-        title: Its title, which is wrapped.
+        title: Its title.
         plot: Height of the plot area in pixels.
         top: Margin above the plot area, in pixels; it grows with the title.
         bottom: Margin below the plot area, in pixels; it grows with the note.
-        left: Margin left of the plot area, in pixels.
-        note: A note, which is wrapped.
-        wide: Characters per line of the note.
+        left: Margin left of the plot area, in pixels; `label_room` of the labels, if they stand there.
+        note: A note.
     """
-    lines = textwrap.wrap(title, _TITLE_WIDTH)
+    lines = in_lines_of(title, room() - 2 * _EDGE, _TITLE)
     top += _TITLE_LINE * (len(lines) - 1)
-    text = wrapped(note, wide)
-    room = (text.count("<br>") + 1) * _NOTE_LINE + 4 if note else 0
+    told = in_lines_of(note, room() - 2 * _EDGE, SMALL) if note else []
+    below = len(told) * _NOTE_LINE + 10 if told else 0
     figure.update_layout(
         template=TEMPLATE,
         title={
@@ -230,17 +203,18 @@ def titled(
             "yanchor": "top",
             "pad": {"t": 12 + (_TITLE_LINE - 4) * (len(lines) - 1)},
         },
-        height=plot + top + bottom + room,
-        margin={"t": top, "b": bottom + room, "l": left, "r": _RIGHT, "pad": 0},
+        height=plot + top + bottom + below,
+        margin={"t": top, "b": bottom + below, "l": left, "r": _RIGHT, "pad": 0},
     )
-    if note:
+    if told:
         figure.add_annotation(
-            text=text,
+            text="<br>".join(map(escaped, told)),
             x=0,
             xref="paper",
+            xshift=_EDGE - left,
             y=0,
             yref="paper",
-            yshift=4 - bottom,
+            yshift=-2 - bottom,
             xanchor="left",
             yanchor="top",
             align="left",
@@ -249,9 +223,61 @@ def titled(
     return figure
 
 
-def wrapped(text: str, width: int) -> str:
-    """Text broken into lines, which Plotly does not do by itself; markup in it is escaped."""
-    return "<br>".join(escaped(line) for line in textwrap.wrap(text, width)) or escaped(text)
+def text_width(text: str, size: float) -> float:
+    """Width of a text without markup in pixels, in a wide sans-serif font (DejaVu Sans); others are at most that."""
+    return sum(map(_letter, text)) * size
+
+
+def _letter(letter: str) -> float:
+    """Width of a letter, in sizes of the font."""
+    if ord(letter) >= 0x2E80:  # Chinese, Japanese, Korean; emoji
+        return 1.0 if ord(letter) < 0x1F000 else 1.3
+    for letters, width in (("iljtfrI.,:;'’|!()[]/ ", 0.35), ("mwMW@%#~+=<>—…→■", 0.95)):
+        if letter in letters:
+            return width
+    return 0.7 if letter.isupper() else 0.61
+
+
+def in_lines_of(text: str, pixels: float, size: float) -> list[str]:
+    """A text without markup as lines that fit a width; a word that does not fit alone is broken."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        while len(word) > 1 and text_width(word, size) > pixels:
+            most = max(1, sum(text_width(word[: end + 1], size) <= pixels for end in range(len(word))))
+            lines.append(word[:most])
+            word = word[most:]
+        if lines and text_width(f"{lines[-1]} {word}", size) <= pixels:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [line for line in lines if line] or [text]
+
+
+def fitted(text: str, pixels: float, size: float = SMALL) -> str:
+    """The beginning of a text without markup that fits a width, with an ellipsis if it is cut."""
+    if text_width(text, size) <= pixels:
+        return text
+    kept = ""
+    for letter in text:
+        if text_width(f"{kept}{letter}…", size) > pixels:
+            break
+        kept += letter
+    return kept.rstrip() + "…"
+
+
+def label_room(labels: Iterable[str], size: int = SMALL, *, mono: bool = False) -> int:
+    """Margin for labels beside a plot, in pixels; their markup takes no room."""
+    plain = [html.unescape(_MARKUP.sub("", label)) for label in labels]
+    widest = max((len(each) * 0.61 * size if mono else text_width(each, size) for each in plain), default=0.0)
+    return math.ceil(widest) + _EDGE
+
+
+_MARKUP: Final = re.compile(r"<[^>]*>")
+
+
+def wrapped(text: str, pixels: float, size: float = SMALL) -> str:
+    """Text broken into lines of a width, which Plotly does not do by itself; markup in it is escaped."""
+    return "<br>".join(map(escaped, in_lines_of(text, pixels, size)))
 
 
 def escaped(text: str) -> str:

@@ -11,11 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from psr_lens._utils.short_text import shortened
+from psr_lens.plots.look import room
 from psr_lens.plots.token_rows import Tokened
 from psr_lens.prompts.token_text import readable_text, word_starts
 
-LINE: Final = 40
-"""Characters per line, which fit a window of 390 pixels."""
 LONGEST: Final = 16
 """Most characters shown of one token."""
 FONT_SIZE: Final = 11
@@ -28,6 +27,8 @@ _GAP: Final = 0.55
 """Space between lines of text, in strip heights."""
 _CHARACTER: Final = 6.7
 """Width of a character in pixels; in monospaced fonts of size 11 it is at most that."""
+_BESIDE: Final = 122
+"""Pixels beside the text, for labels and edges."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class PlacedToken:
         return self.left + self.width / 2
 
 
+def line_length() -> int:
+    """Characters per line of a figure's text: 40 in a window of 390 pixels."""
+    return max(LONGEST, int((room() - _BESIDE) / _CHARACTER))
+
+
 def placed_tokens(result: Tokened, words: Int[Tensor, " row"]) -> list[PlacedToken]:
     """Some tokens of a result as lines of text."""
     strings = [result.tokens.strings[row] for row in words.tolist()]
@@ -58,7 +64,7 @@ def placed_tokens(result: Tokened, words: Int[Tensor, " row"]) -> list[PlacedTok
 
 
 def in_lines(texts: Sequence[str], starts: Sequence[bool], breaks: Sequence[bool]) -> list[PlacedToken]:
-    """Tokens in lines of at most `LINE` characters, with a space before a word and none inside.
+    """Tokens in lines of at most `line_length()` characters, with a space before a word and none inside.
 
     A word that does not fit on a line goes to the next one, and is broken only if it is longer than a line.
 
@@ -75,16 +81,17 @@ def in_lines(texts: Sequence[str], starts: Sequence[bool], breaks: Sequence[bool
             words.append([])
         words[-1].append(index)
     placed: list[PlacedToken] = []
+    longest = line_length()
     line, at = 0, 0
     for word in words:
         length = sum(len(shown[index]) for index in word)
-        if at and at + 1 + length > LINE:
+        if at and at + 1 + length > longest:
             line, at = line + 1, 0
         elif at:
             at += 1
         for index in word:
             width = len(shown[index])
-            if at and at + width > LINE:
+            if at and at + width > longest:
                 line, at = line + 1, 0
             placed.append(PlacedToken(shown[index], line, at, width))
             at += width
@@ -101,7 +108,7 @@ def text_axes(figure: go.Figure, pixels: float) -> None:
         pixels: Height of a unit of the vertical axis.
     """
     figure.update_xaxes(
-        range=[0, LINE],
+        range=[0, line_length()],
         visible=False,
         scaleanchor="y",
         scaleratio=_CHARACTER / pixels,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,25 +11,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots.argument_checks import check_most
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.scales import Scale, View, chosen_scale, hover_of, of_comparison, views_of
 from psr_lens.plots.sliders_and_buttons import MAX_STEPS, add_buttons, steps_of, switched
-from psr_lens.plots.style import DIVERGING, INK, MONO, SEQUENTIAL, colour_bar, escaped, method_styles, titled
+from psr_lens.plots.style import INK, LETTERED, MONO, colour_bar, escaped, label_room, method_styles, titled
 from psr_lens.plots.text_layout import EDGE, FONT_SIZE, STRIP, PlacedToken, placed_tokens, strip_axes, strip_pitch
 from psr_lens.plots.token_rows import Word, rows_and_words, signed, word_note
 
 MAX_TOKENS: Final = 300
 """Most tokens drawn; of a longer response, the first ones."""
 
-_COLOURS: Final = (SEQUENTIAL[:5], DIVERGING[1:-1])
-"""The figures' common colours without the darkest, on which dark letters would have a contrast below 4.5:1."""
 
-
-@checks_arguments
+@draws
 def magnitude_strips(
     result: Comparison,
     triplet: int = 0,
@@ -39,6 +36,7 @@ def magnitude_strips(
     scale: Scale | None = None,
     word: Word = "read",
     max_layers: int = MAX_STEPS,
+    **look: Unpack[Look],
 ) -> go.Figure:
     """One response as text, in one strip for the prompt and one for each replacement, coloured by how hard each token is pushed.
 
@@ -53,6 +51,7 @@ def magnitude_strips(
         scale: The scale shown first; by default `absolute` up to 12 layers, `layer` beyond.
         word: What is coloured: the token that was `read`, or the next one, which is `predicted` from the activation.
         max_layers: Most layers of the slider; of more, evenly spaced ones are offered.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one bar trace per method (for each layer) and one bar per token; `customdata` holds the numbers of all scales,
@@ -85,16 +84,24 @@ def magnitude_strips(
     figures = []
     for column in columns:
         values = {scale: {name: panel[rows, column] for name, panel in view.panels.items()} for scale, view in views.items()}
-        figure = _strips(result, values, views, shown, placed, hover)
+        figure, names = _strips(result, values, views, shown, placed, hover)
         number = result.layers[column]
         figure.update_traces(
             hovertemplate=f"%{{text}} (%{{hovertext}})<br>layer {number}<br>{hover_of(views)}", selector={"type": "bar"}
         )
         plot = round((placed[-1].line + 1) * strip_pitch(len(values[shown])) * STRIP)
-        titled(figure, f"Magnitude after layer {number}, token by token", plot=plot, top=112, bottom=10, note=" ".join(notes))
+        titled(
+            figure,
+            f"Magnitude after layer {number}, token by token",
+            plot=plot,
+            top=112,
+            bottom=10,
+            left=label_room(names),
+            note=" ".join(notes),
+        )
         figure.update_layout(coloraxis={"colorbar": colour_bar("", 66 / plot)})
         figure.update_layout(coloraxis_colorbar={"lenmode": "pixels", "len": 280, "x": 0, "xanchor": "left"})
-        axes = {scale: view.axis(_COLOURS) for scale, view in views.items()}
+        axes = {scale: view.axis(LETTERED) for scale, view in views.items()}
         figure.update_layout(axes[shown])
         drawn = {scale: {"marker.color": [_drawn(view, each) for each in values[scale].values()]} for scale, view in views.items()}
         add_buttons(figure, drawn, axes, shown)
@@ -115,8 +122,8 @@ def _strips(
     shown: Scale,
     placed: Sequence[PlacedToken],
     hover: Sequence[str],
-) -> go.Figure:
-    """The strips of one layer, without titles and colours."""
+) -> tuple[go.Figure, list[str]]:
+    """The strips of one layer, without titles and colours, and the labels beside them."""
     names, pitch = list(values[shown]), strip_pitch(len(values[shown]))
     figure = go.Figure()
     for order, name in enumerate(names):
@@ -141,4 +148,4 @@ def _strips(
     styles = method_styles(result)
     labels = [f'<span style="color:{styles[name].color}">■</span> {escaped(shortened(name, 12))}' for name in names]
     strip_axes(figure, labels, lines)
-    return figure
+    return figure, labels

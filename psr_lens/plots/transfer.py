@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,11 +11,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.share_heatmap import BAR
-from psr_lens.plots.style import DIVERGING, GRID, INK, MONO, MUTED, PALETTE, SEQUENTIAL, SMALL, colour_bar, escaped, titled
+from psr_lens.plots.style import (
+    DIVERGING,
+    GRID,
+    INK,
+    LETTERED,
+    MONO,
+    MUTED,
+    PALETTE,
+    SEQUENTIAL,
+    SMALL,
+    colour_bar,
+    escaped,
+    label_room,
+    titled,
+)
 from psr_lens.plots.text_layout import EDGE, FONT_SIZE, STRIP, PlacedToken, in_lines, strip_axes, strip_pitch
 from psr_lens.plots.token_rows import signed
 from psr_lens.prompts import TokenTable
@@ -37,14 +51,15 @@ _PROMPT: Final = "prompt"
 """What stands for the last prompt token, which templates spell differently."""
 
 
-@checks_arguments
-def agreement(result: Agreement, show: Shown = "magnitude") -> go.Figure:
+@draws
+def agreement(result: Agreement, show: Shown = "magnitude", **look: Unpack[Look]) -> go.Figure:
     """How far two models agree, for every pair of layers, with the best monotone matching outlined.
 
     Args:
         result: Result of `psr.transfer.agreement`.
         show: `"magnitude"`, the correlation of log ‖Δ‖ over tokens; `"gates"`, R² of the source's gates as read from the target's
             activations on texts held out; `"back"`, R² of the target's gates as read from the source's.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one heatmap, the target's layers across, and one line around the matched pairs.
@@ -96,8 +111,8 @@ def agreement(result: Agreement, show: Shown = "magnitude") -> go.Figure:
     return titled(figure, title, plot=plot, top=118, bottom=52, left=56, note=f"{size} {note}")
 
 
-@checks_arguments
-def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) -> go.Figure:
+@draws
+def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None, **look: Unpack[Look]) -> go.Figure:
     """A gate of the source on one text, token by token, and below it what the target reads of it, on the target's own tokens.
 
     The target's reading comes from texts that did not include this one. Tokens that do not end where one of the other model does have no
@@ -107,6 +122,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) 
         result: Result of `psr.transfer.agreement`, measured with a replacement.
         text: Index of the text.
         layer: Layer of the gate; by default, the one that adds most.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with two bar traces, one bar per token; `customdata` holds the numbers, in the source's units, NaN at grey tokens.
@@ -117,7 +133,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) 
     Example:
         >>> figure = psr.plots.gates_by_family(psr.transfer.agreement(model, model, triplets[:4], pirate), layer=2)
         >>> figure.layout.title.text
-        'Gate of layer 2, and as it is read from<br>layer ... of the other model'
+        'Gate of layer 2, and as it is read from ...other model'
     """
     gates = _gates(result, "gates")
     if not 0 <= text < result.texts:
@@ -126,7 +142,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) 
         raise InputError("layer", layer, f"one of the layers with a gate ({', '.join(map(str, gates.gate_layers))})")
     at = int(gates.gate.abs().sum(0).argmax()) if layer is None else gates.gate_layers.index(layer)
     names = [str(each.get("model_name")) for each in (result.source_model, result.target_model)]
-    names = names if names[0] != names[1] else [f"{names[0]} (source)", f"{names[1]} (target)"]
+    names = names if names[0] != names[1] else ["source", "target"]
     values = gates.gate[:, at], gates.read[:, at]
     strips: dict[str, tuple[TokenTable, Tensor, Tensor]] = {}
     for name, table, rows, each in zip(names, (result.source_tokens, result.target_tokens), result.pairs[:2], values, strict=True):
@@ -134,11 +150,11 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) 
         full[rows] = each.float()
         own = table.rows(text)[:MAX_TOKENS]
         strips[name] = (table, own, full[own])
-    figure, lines = _strips(strips)
+    figure, lines, names = _strips(strips)
     largest = float(torch.cat(values).abs().max()) or 1.0
     signs = float(values[0].min()) < 0
     plot = round(lines * strip_pitch(2) * STRIP)
-    axis = {"cmin": -largest if signs else 0, "cmax": largest, "colorscale": DIVERGING[1:-1] if signs else SEQUENTIAL[:5]}
+    axis = {"cmin": -largest if signs else 0, "cmax": largest, "colorscale": LETTERED[signs]}
     bar = colour_bar("what is added, in the source’s units", 66 / plot)
     figure.update_layout(coloraxis={**axis, "colorbar": bar})
     figure.update_layout(coloraxis_colorbar={"lenmode": "pixels", "len": 280, "x": 0, "xanchor": "left"})
@@ -146,7 +162,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None) 
     r2 = float(gates.at(gate, reader).value)
     title = f"Gate of layer {gate}, and as it is read from layer {reader} of the other model"
     note = f"R² {r2:.2f} over all texts, on texts held out. Grey tokens end where no token of the other model does."
-    return titled(figure, title, plot=plot, top=112, bottom=10, note=note, wide=40)
+    return titled(figure, title, plot=plot, top=112, bottom=10, left=label_room(names), note=note)
 
 
 def _outline(column: int, row: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -186,8 +202,8 @@ def _heatmap(values: Float[Tensor, "source target"], down: Sequence[int], across
     )
 
 
-def _strips(strips: Mapping[str, tuple[TokenTable, Tensor, Tensor]]) -> tuple[go.Figure, int]:
-    """The strips of both models without title and colours, and how many lines of text there are."""
+def _strips(strips: Mapping[str, tuple[TokenTable, Tensor, Tensor]]) -> tuple[go.Figure, int, list[str]]:
+    """The strips of both models without title and colours, how many lines of text there are, and the names beside them."""
     placed = {name: _placed(table, rows) for name, (table, rows, _) in strips.items()}
     lines = max(each[-1].line for each in placed.values()) + 1
     figure = go.Figure()
@@ -223,8 +239,9 @@ def _strips(strips: Mapping[str, tuple[TokenTable, Tensor, Tensor]]) -> tuple[go
                 hovertext=[f"{escaped(string)} ({signed(position)})" for string, position in zip(strings, positions, strict=True)],
                 hovertemplate=f"{template}<extra>{escaped(name)}</extra>",
             )
-    strip_axes(figure, [escaped(shortened(name, 14)) for name in strips], lines)
-    return figure, lines
+    labels = [escaped(shortened(name, 14)) for name in strips]
+    strip_axes(figure, labels, lines)
+    return figure, lines, labels
 
 
 def _placed(table: TokenTable, rows: Int[Tensor, " row"]) -> list[PlacedToken]:

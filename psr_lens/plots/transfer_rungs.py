@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Unpack
 
 import plotly.graph_objects as go
 
-from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
+from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import GRID, INK, MUTED, PALETTE, PAPER, SMALL, escaped, titled
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
@@ -18,10 +18,14 @@ from psr_lens.results.table import ResultTable
 _ROW: Final = 26
 _LEFT: Final = 168
 _LONGEST: Final = 26
+_LABEL_LINE: Final = 16
+"""Height of a line above the bars; floor and ceiling have one each, since they may be close together."""
 
 
-@checks_arguments
-def rungs(table: ResultTable, ceiling: str, floor: str, *, trait: str | None = None, metric: str = "trait") -> go.Figure:
+@draws
+def rungs(
+    table: ResultTable, ceiling: str, floor: str, *, trait: str | None = None, metric: str = "trait", **look: Unpack[Look]
+) -> go.Figure:
     """A bar for each method with its 95 % interval, between those of a floor and a ceiling.
 
     Over several traits a bar is the mean, and a point is one of them.
@@ -32,6 +36,7 @@ def rungs(table: ResultTable, ceiling: str, floor: str, *, trait: str | None = N
         floor: The method that is the least, such as a map of random numbers.
         trait: Only this trait; None for all that are in the table.
         metric: What is shown, from 0 to 100.
+        look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
         A figure with one trace of bars and, over several traits, one of points; `customdata` of the bars holds value and interval.
@@ -93,13 +98,13 @@ def rungs(table: ResultTable, ceiling: str, floor: str, *, trait: str | None = N
             text=[escaped(point[2]) for point in points],
             hovertemplate="%{y}, %{text}: %{x:.1f}<extra></extra>",
         )
-    for name, role, value, side in ((floor, "floor", low, "left"), (ceiling, "ceiling", high, "right")):
+    for line, (name, role, value, side) in enumerate(((floor, "floor", low, "left"), (ceiling, "ceiling", high, "right"))):
         figure.add_vline(x=value, line={"color": INK, "width": 1.5, "dash": "dash" if role == "floor" else "solid"})
         figure.add_annotation(
             x=value,
             y=1,
             yref="paper",
-            yshift=2,
+            yshift=2 + _LABEL_LINE * line,
             yanchor="bottom",
             xanchor=side,
             text=f"{role}: {escaped(shortened(name, 20))}",
@@ -111,7 +116,7 @@ def rungs(table: ResultTable, ceiling: str, floor: str, *, trait: str | None = N
     interval = " Bars have 95 % intervals." if any(math.isfinite(end) for each in found for end in each.interval) else ""
     title = "What is kept of the trait" if metric == "trait" else f"What is kept of: {metric}"
     of = f", {traits[0]}" if len(traits) == 1 and traits[0] else ""
-    titled(figure, f"{title}{of}", plot=_ROW * len(bars) + 10, top=66, bottom=50, left=_LEFT, note=f"{over}{interval}", wide=28)
+    titled(figure, f"{title}{of}", plot=_ROW * len(bars) + 10, top=82, bottom=50, left=_LEFT, note=f"{over}{interval}")
     figure.update_layout(showlegend=False, bargap=0.3)
     return figure
 

@@ -44,6 +44,7 @@ NOT_RUN = {
     "docs/chat-models.md": "takes a model that thinks",
     "docs/lm-evaluation-harness.md": "needs lm_eval",
     "docs/playground.md": "needs a notebook",
+    "docs/reports.md": "needs a browser",
     "docs/serving.md": "needs vLLM",
 }
 """Page and reason of every block that says that it is not run."""

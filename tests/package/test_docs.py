@@ -96,6 +96,74 @@ def test_the_message_that_troubleshooting_begins_with_exists(found):
     assert re.search(r"```text\n(.*?)\n```", page, re.DOTALL)[1] in {each.text for each in found}
 
 
+def test_the_messages_that_people_meet_exist_and_are_enough(found):
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    part = page.partition("## The messages that people meet")[2].partition("\n## ")[0]
+    shown = re.findall(r"^- `` (.+) ``\{ \.message \}\n\n    \S", part, re.MULTILINE)
+    assert len(shown) == len(set(shown)) == part.count("{ .message }") >= 25
+    assert [text for text in shown if text not in {each.text for each in found}] == []
+
+
+def test_no_private_name_is_on_the_page(found):
+    page = errors.listing(found, errors.remedies())
+    assert re.findall(r"from `[^\n]*(?<![\w_])_(?!_)\w", page) == []
+    assert re.findall(r"\{_\w+\}", page) == []
+
+
+GALLERY = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+
+
+def test_every_figure_is_in_the_gallery_with_its_picture_code_question_and_trap():
+    _, *parts = re.split(r"^### (\w+)$", GALLERY, flags=re.MULTILINE)
+    entries = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert set(entries) == set(psr_lens.plots.__all__) - {"Look", "write_images"}
+    for name, text in entries.items():
+        assert f"](gallery/{name}.webp)" in text, name
+        assert (ROOT / "docs" / "gallery" / f"{name}.webp").read_bytes()[8:12] == b"WEBP", name
+        assert re.search(rf"```python\n[^`]*psr\.plots\.{name}\([^`]*\.show\(\)\n```", text), f"{name}: no code that draws it"
+        assert re.search(r"^\*\*Question:\*\* .+", text, re.MULTILINE), name
+        assert re.search(r"^\*\*Misread:\*\* .+", text, re.MULTILINE), name
+
+
+def test_the_pictures_of_the_gallery_are_small_and_all_are_shown():
+    pictures = list((ROOT / "docs" / "gallery").iterdir())
+    assert {f"gallery/{path.name}" for path in pictures} == set(re.findall(r"\]\((gallery/[^)]+)\)", GALLERY))
+    assert sum(path.stat().st_size for path in pictures) < 1.5 * 2**20
+
+
+def search_words(text):
+    """Words that the search of the docs finds a text by; JavaScript splits as Python does."""
+    separator = re.search(r"^      separator: '(.+)'$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    return [word.lower() for word in re.split(separator.replace("''", "'"), text) if word]
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("caa", 'psr.plots.cosine_matrix(psr.cosines({"CAA": caa}))'),
+        ("caa", "(CAA), “CAA”, none|CAA; steered/CAA"),
+        ("heatmap", "psr_lens.plots.magnitude_heatmap"),
+        ("heatmap", "strength-heatmap: a go.Heatmap"),
+        ("heatmaps", "Heatmaps, strips"),
+        ("lens", "a `LogitLens` of psr.logit_lens(model)"),
+        ("psr", "A-PSR's"),
+        ("3.9", "transformer-lens 3.9"),
+    ],
+)
+def test_the_search_finds_a_word_in_names_and_beside_signs(word, text):
+    assert word in search_words(text)
+
+
+@pytest.mark.parametrize("word", ["CAA", "heatmap"])
+def test_the_search_finds_every_page_with_a_word(word):
+    pages = [
+        path for path in (ROOT / "docs").rglob("*.md") if re.search(rf"(?<![a-z]){word}(?![a-z])", path.read_text("utf-8"), re.I)
+    ]
+    assert len(pages) > 3
+    for path in pages:
+        assert word.lower() in search_words(path.read_text("utf-8")), path.name
+
+
 def test_messages_of_a_package(tmp_path):
     (tmp_path / "errors.py").write_text(
         "class PsrLensError(Exception): ...\nclass InputError(PsrLensError): ...\nADVICE = 'Do it anew.'\n"

@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from helpers import pairs_of, random_replacement, random_triplets
-from made_up_results import METHODS, TABLE, agreement, attribution, captured, comparison, grid, lens
+from drawn_figures import NOT_FIGURES, calls_of
+from made_up_results import METHODS, captured, comparison, lens
 
 import psr_lens as psr
 from psr_lens import plots
@@ -21,7 +21,6 @@ from psr_lens.interpretation.directions import LensRow, LogitLens, TopToken, Top
 from psr_lens.plots import cosines as cosine_plot
 from psr_lens.plots import rank, scatter, sliders_and_buttons, text_strips
 from psr_lens.plots.scatter import SymLog
-from psr_lens.replacement import LearningCurve
 
 
 def test_the_lens_shows_both_ends_with_the_strongest_outside():
@@ -193,18 +192,58 @@ def test_a_large_capture_is_pooled_and_small_to_send():
     assert len(figure.to_json()) < 4_000_000
 
 
-def test_top_tokens_are_bars_with_their_context():
+def test_top_tokens_are_rows_of_distinct_tokens_with_a_dot_for_each_place():
     one = TopToken(3.5, "aye", ("<assistant>", "<b>"), (",", "the"), 4, 0)
-    found = TopTokens("blocks.2.hook_resid_post", 2, None, (one, replace(one, coefficient=2.0, position=-1)), 1_200, 35)
+    arr = TopToken(3.0, "arr", ("<assistant>",), (",",), 1, 0)
+    found = TopTokens("blocks.2.hook_resid_post", 2, None, (one, arr, replace(one, coefficient=2.0, position=-1)), 1_200, 35)
     figure = plots.top_tokens(found)
-    (bar,) = figure.data
-    assert list(bar.x) == [3.5, 2.0]
-    assert "<b>aye</b>" in figure.layout.yaxis.ticktext[0]
-    assert "&lt;b&gt;" in figure.layout.yaxis.ticktext[0]
-    assert bar.customdata[1][1] == "−1"
-    assert "35 of 1,200 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
+    dots, lines = figure.data
+    assert list(dots.x) == [3.5, 2.0, 3.0]
+    assert dots.y[0] == dots.y[1] != dots.y[2]
+    assert (lines.x, lines.y[0]) == ((2.0, 3.5, None, 3.0, 3.0, None), dots.y[0])
+    assert [re.sub("<[^>]*>", "", label) for label in figure.layout.yaxis.ticktext] == ["aye ×2", "arr"]
+    assert list(dots.customdata[1]) == [2.0, 4, "−1"]
+    assert all("<b>aye</b>" in text and "&lt;b&gt;" in text for text in (dots.hovertext[0], figure.layout.annotations[0].text))
+    told = figure.layout.annotations[-1].text.replace("<br>", " ")
+    assert "35 of 1,200 tokens" in told
+    assert "The 3 pushed hardest, one row for each distinct token" in told
     with pytest.raises(InputError, match="no token with a coefficient other than 0 among 1,200"):
         plots.top_tokens(replace(found, tokens=()))
+
+
+def test_the_same_token_of_twenty_answers_is_one_row():
+    one = TopToken(9.0, "<end>", ("a",), (), 0, 3)
+    found = TopTokens("blocks.0.hook_resid_post", 0, None, tuple(replace(one, triplet=at) for at in range(20)), 100, 20)
+    figure = plots.top_tokens(found)
+    assert len(figure.layout.yaxis.ticktext) == 1
+    assert len(figure.data[0].x) == 20
+    assert figure.layout.height < 200
+
+
+def test_the_context_of_a_token_is_its_sentence_as_far_as_there_is_room():
+    words = ("one .", *(f"w{at}" for at in range(20)))
+    one = TopToken(1.0, "aye", words, ("x", ".", "next"), 0, 0)
+    found = TopTokens("blocks.0.hook_resid_post", 0, None, (one,), 9, 9)
+
+    def context(**look):
+        return re.sub("<[^>]*>", "", plots.top_tokens(found, **look).layout.annotations[0].text)
+
+    assert context(width=1200) == " ".join(words[1:]) + " aye x ."
+    assert context().startswith("…")
+    assert context().endswith("aye x .")
+    whole = re.sub("<[^>]*>", "", plots.top_tokens(found).data[0].hovertext[0])
+    assert len(whole) > len(context())
+
+
+def test_pushes_of_very_different_sizes_are_on_a_log_axis():
+    tokens = tuple(TopToken(value, text, (), (), 0, 0) for text, value in {"a": 100.0, "b": 1.0}.items())
+    figure = plots.top_tokens(TopTokens("blocks.0.hook_resid_post", 0, None, tokens, 9, 9))
+    assert list(figure.data[0].x) == [2.0, 0.0]
+    assert list(figure.layout.xaxis.ticktext) == ["1", "10", "100"]
+    backwards = tuple(replace(each, coefficient=-each.coefficient) for each in tokens)
+    figure = plots.top_tokens(TopTokens("blocks.0.hook_resid_post", 0, None, backwards, 9, 9))
+    assert list(figure.layout.xaxis.ticktext) == ["−1", "−10", "−100"]
+    assert "Orange: pushed backwards" in figure.layout.annotations[-1].text.replace("<br>", " ")
 
 
 def test_a_row_of_a_lens_and_a_token_are_shown_on_one_line():
@@ -215,50 +254,12 @@ def test_a_row_of_a_lens_and_a_token_are_shown_on_one_line():
 
 @pytest.fixture(scope="module")
 def every_figure(tiny_llama):
-    """One figure of each public function."""
-    model, result, parts, found = tiny_llama.model, comparison(), attribution(), captured()
-    statistics = psr.capture(model, random_triplets(model, 3), "resid_post", to=psr.Statistics(rank=2))
-    replacement = random_replacement(model, size=0.1)
-    close = psr.faithfulness(model, random_triplets(model, 3), {"A-PSR": replacement})
-    values = {"random map": 9.0, "gates": 92.0, "native": 99.0}
-    one_row_each = psr.ResultTable(tuple(psr.Result(name, "trait", each, 40, (each, each)) for name, each in values.items()))
-    token = TopToken(3.5, "aye", ("<assistant>",), (",",), 0, 0)
-    return {
-        plots.agreement: plots.agreement(agreement()),
-        plots.gates_by_family: plots.gates_by_family(agreement()),
-        plots.by_response: plots.by_response(plots.magnitude_strips, result),
-        plots.coefficient_correlation: plots.coefficient_correlation(close),
-        plots.coefficient_scatter: plots.coefficient_scatter(result, "A-PSR"),
-        plots.coefficient_text: plots.coefficient_text(result, "A-PSR"),
-        plots.cosine_matrix: plots.cosine_matrix(cosines({"A-PSR": replacement})),
-        plots.explained_energy: plots.explained_energy(close),
-        plots.head_map: plots.head_map(parts),
-        plots.learning_curve: plots.learning_curve(LearningCurve((1.0, 0.0), (), (1.0, 1.0), 1)),
-        plots.logit_lens: plots.logit_lens(lens()),
-        plots.magnitude_by_kind: plots.magnitude_by_kind(found, kinds=["resid_post"]),
-        plots.magnitude_distribution: plots.magnitude_distribution(result),
-        plots.magnitude_heatmap: plots.magnitude_heatmap(result),
-        plots.magnitude_profile: plots.magnitude_profile(statistics),
-        plots.magnitude_strips: plots.magnitude_strips(result),
-        plots.next_token: plots.next_token(close),
-        plots.outlook: plots.outlook(psr.outlook(model, random_triplets(model, 4), ranks=[1])),
-        plots.pareto: plots.pareto(TABLE),
-        plots.parts_by_layer: plots.parts_by_layer(parts),
-        plots.patch_map: plots.patch_map(grid()),
-        plots.rank_energy: plots.rank_energy(statistics),
-        plots.relative_dose: plots.relative_dose(
-            psr.collateral(model, pairs_of(model, 2), {"A-PSR": replacement}, sampling=psr.SamplingConfig(max_new_tokens=4))
-        ),
-        plots.relative_rmse: plots.relative_rmse(result),
-        plots.rungs: plots.rungs(one_row_each, "native", "random map"),
-        plots.source_map: plots.source_map(parts),
-        plots.top_tokens: plots.top_tokens(TopTokens("blocks.2.hook_resid_post", 2, None, (token,), 9, 1)),
-    }
+    return {function: call() for function, call in calls_of(tiny_llama.model).items()}
 
 
 def test_every_figure_is_plain_json(every_figure):
     """Strict JSON without NaN or infinity, which browsers refuse, and nothing is lost on the way through it."""
-    assert {figure.__name__ for figure in every_figure} == set(plots.__all__) - {"write_images"}
+    assert {figure.__name__ for figure in every_figure} == set(plots.__all__) - NOT_FIGURES
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -278,7 +279,7 @@ FIRST_ARGUMENTS = {"curve", "grid", "captured", "lens", "result", "statistics", 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("wrong", [[1], None, "pirate", 3], ids=str)
 def test_a_wrong_type_of_result_is_refused_by_every_figure(wrong):
-    for name in sorted(set(plots.__all__) - {"write_images", "by_response"}):
+    for name in sorted(set(plots.__all__) - {*NOT_FIGURES, "by_response"}):
         figure = getattr(plots, name)
         argument = next(iter(inspect.signature(figure).parameters))
         assert argument in FIRST_ARGUMENTS

@@ -12,7 +12,7 @@ from psr_lens import plots
 from psr_lens.errors import InputError
 from psr_lens.plots.scales import MANY_LAYERS
 from psr_lens.plots.sliders_and_buttons import steps_of
-from psr_lens.plots.text_layout import LINE, in_lines
+from psr_lens.plots.text_layout import in_lines, line_length
 from psr_lens.prompts.token_text import joined, readable, word_starts
 
 NAMES = ["absolute", "layer", "relative", "projection", "cosine"]
@@ -169,7 +169,7 @@ def test_lines_keep_words_whole_and_letters_in_their_places():
     placed = in_lines(texts, word_starts(tokens), ["↵" in text for text in texts])
     lines: dict[int, list[str]] = {}
     for token in placed:
-        line = lines.setdefault(token.line, [" "] * (LINE + 1))
+        line = lines.setdefault(token.line, [" "] * (line_length() + 1))
         assert line[int(token.left) : int(token.left + token.width)] == [" "] * len(token.text)
         line[int(token.left) : int(token.left + token.width)] = token.text
     written = ["".join(line).rstrip() for line in lines.values()]

@@ -26,8 +26,10 @@ from psr_lens.prompts import Span, Triplet, check_triplets
 from psr_lens.prompts.token_text import token_strings
 from psr_lens.replacement import Replacement, check_compatible
 
-CONTEXT: Final = 8
-"""Tokens of context that are kept on either side."""
+CONTEXT: Final = 24
+"""Tokens of context that are kept on either side: about a sentence."""
+_NEAR: Final = 8
+"""Tokens of context in a notebook's table."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,7 +78,9 @@ class TopTokens:
         return f"TopTokens({self.hook}{which}: top {len(self.tokens)} of {counted(self.searched, 'token')}, {self.active:,} active)"
 
     def _repr_html_(self) -> str:
-        rows = [(each.coefficient, " ".join(each.before), each.token, " ".join(each.after)) for each in self.tokens]
+        rows = [
+            (each.coefficient, " ".join(each.before[-_NEAR:]), each.token, " ".join(each.after[:_NEAR])) for each in self.tokens
+        ]
         return table(("coefficient", "before", "token", "after"), rows, repr(self))
 
 
