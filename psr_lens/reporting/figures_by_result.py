@@ -236,7 +236,7 @@ def _lens(lens: LogitLens, cells: int) -> Blocks:
 
 
 def _top_tokens(found: TopTokens, cells: int) -> Blocks:
-    caption = "The tokens that are pushed hardest, in context; a bar shows the coefficient."
+    caption = "The tokens that are pushed hardest, a row for each distinct token: a dot is the coefficient at one place, with the sentence of the strongest."
     return (Panel("top_tokens", plots.top_tokens(found), caption),)
 
 
