@@ -237,7 +237,7 @@ def _lens(lens: LogitLens, cells: int) -> Blocks:
 
 def _top_tokens(found: TopTokens, cells: int) -> Blocks:
     caption = (
-        "The tokens that are pushed hardest, one row for each distinct token. A dot is the coefficient at one place; the sentence is that of "
+        "The tokens that are pushed hardest, a row for each distinct token. A dot is the coefficient at one place; the sentence is that of "
         "the largest."
     )
     return (Panel("top_tokens", plots.top_tokens(found), caption),)
