@@ -27,7 +27,8 @@ def pareto(result: Evaluation | ResultTable, **look: Unpack[Look]) -> go.Figure:
     """Mean trait against mean coherence of every method, one point per strength α; up and to the right is better.
 
     A method's line goes from its smallest strength to its largest; the hover text has strength, scores and 95 % intervals. The star is the
-    prompt, the grey circle the unsteered model. A dotted line is a target coherence at which methods are compared.
+    prompt, the grey circle the unsteered model; both are hollow, so that a method's point inside them can be seen. A dotted line is a
+    target coherence at which methods are compared.
 
     Args:
         result: Result of `psr.evaluate`, or its table. Of a table with several traits or kinds of questions, `select` one or take their
@@ -100,9 +101,9 @@ def _add(figure: go.Figure, name: str, curve: list[tuple[Result, Result]], style
         line={"color": style.color, "width": 2, "dash": dash},
         marker={
             "color": style.color,
-            "size": 17 if name == "prompt" else 10 if alone else 8,
-            "symbol": "star" if name == "prompt" else style.symbol,
-            "line": {"color": PAPER, "width": 1},
+            "size": 17 if name == "prompt" else 14 if alone else 8,
+            "symbol": "star-open" if name == "prompt" else "circle-open" if alone else style.symbol,
+            "line": {"width": 2} if alone else {"color": PAPER, "width": 1},
         },
     )
 

@@ -16,7 +16,9 @@ def test_a_line_a_method_by_ascending_strength_and_a_star_for_the_prompt():
     assert list(traces["A-PSR"].y) == [0.0, 96.0, 97.0]
     assert list(traces["A-PSR"].x) == [99.0, 97.0, 70.0]
     assert list(traces["S-Const &lt;b&gt;"].x) == [90.0]  # a strength without scores is not drawn at 0
-    assert traces["prompt"].marker.symbol == "star"
+    assert traces["prompt"].marker.symbol == "star-open"  # with the circle of none, hollow: a method's point may be inside
+    assert traces["none"].marker.symbol == "circle-open"
+    assert max(trace.marker.size for name, trace in traces.items() if "-" in name) < traces["none"].marker.size
     assert traces["A-PSR"].line.color == PALETTE["A-PSR"]
     assert figure.data[-1].name == "prompt"  # above the lines
 
