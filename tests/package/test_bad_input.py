@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, is_typeddict
 
 import made_up_results as made
 import numpy as np
@@ -103,12 +103,12 @@ def takes_arguments(method: Callable[..., Any]) -> bool:
 
 
 def public_classes() -> dict[type, str]:
-    """All public classes with methods that take arguments, and their names; protocols are for users to fulfil."""
+    """All public classes with methods that take arguments, and their names; no protocols, which users fulfil, nor typed dictionaries."""
     classes = {
         each: f"{room}{name}"
         for room, module in ROOMS.items()
         for name in module.__all__
-        if inspect.isclass(each := getattr(module, name)) and not getattr(each, "_is_protocol", False)
+        if inspect.isclass(each := getattr(module, name)) and not getattr(each, "_is_protocol", False) and not is_typeddict(each)
     }
     return {each: name for each, name in classes.items() if any(map(takes_arguments, methods_of(each).values()))}
 
