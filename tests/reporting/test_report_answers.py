@@ -137,6 +137,16 @@ def test_only_as_many_answers_as_there_are_at_a_strength_can_be_turned_to(found)
     assert second.answers[2].method == "A-PSR (α = 1.25)"
 
 
+def test_each_result_of_a_section_is_turned_by_itself(found, tmp_path):
+    """What is turned together has one `data-of`: a method's answers to all questions of one result, at the same strengths."""
+    two = replace(side_by_side(2), at_strengths={"A-PSR": (AnswersAtStrength(0.5, ("a", "b")),)})
+    page = psr.report(comparison(), tmp_path / "report.html", also=[found, two]).read_text(encoding="utf-8")
+    keys = re.findall(r'class="turned" data-of="([^"]+)"', page)
+    strengths = [[each["alpha"] for each in steps] for steps in Cells(page).steps]
+    assert strengths == [["−0.5", "1.25", "2"], ["0.5", "1.25"], ["0.5", "1.25"]]
+    assert keys[1] == keys[2] != keys[0]
+
+
 def luminance(color):
     linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in color]
     return sum(weight * each for weight, each in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
