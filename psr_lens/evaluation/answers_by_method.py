@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from numbers import Real
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, Plan, plans_for, strengths
 from psr_lens.evaluation.pushed_answers import PushedAnswer, is_silent, pushed_answers
@@ -153,8 +155,7 @@ def answers_by_method(
     """
     plans = plans_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
-    if odd := [each for each in also_at if not math.isfinite(each)]:
-        raise InputError("also_at", repr(odd[0]), "finite numbers")
+    check_also_at(also_at)
     if judge is not None:
         checked_judge(judge)
     responses = answer_all(model, pairs, plans, alphas, sampling)
@@ -162,6 +163,24 @@ def answers_by_method(
     verdicts = {} if judge is None else judged_by_name(judge, texts, [pair.asked for pair in pairs])
     found = judged_answers(pairs, texts, alphas, verdicts)
     return looked_at(found, model, pairs, plans, responses, FurtherStrengths(also_at, checked_sampling(sampling), judge))
+
+
+def check_also_at(also_at: Any) -> None:
+    """Check the further strengths of a report.
+
+    Raises:
+        InputError: something else than a list of finite numbers.
+    """
+    if not isinstance(also_at, Sequence) or isinstance(also_at, str) or not all(map(_is_finite, also_at)):
+        given = shortened(repr(also_at), 80)
+        raise InputError("also_at", given, "a list of strengths, such as [0, 0.5, 1.5]; an empty one leaves them out")
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+    except OverflowError:  # a whole number that no float can be
+        return False
 
 
 def judged_answers(

@@ -98,6 +98,12 @@ def test_colours_are_multiples_of_the_median_and_the_number_is_said(cells):
     assert [title for _, title, _ in own] == [f"{each:.2f} × the median" for each in pushes]
 
 
+def test_how_hard_a_special_token_was_pushed_is_not_shown_on_the_next_token(found):
+    own = replace(pushed(("a", "", " b", "", "漢"), (1.0, 50.0, 1.0, 7.0, 1.0)), special=(False, True, False, False, False))
+    (block,) = answer_blocks(replace(found, pushed={"A-PSR": (own,)}, at_strengths={}))
+    assert [(each.text, each.push) for each in block.answers[2].pieces] == [("a", 1.0), (" b", 1.0), ("漢", 7.0)]
+
+
 def test_the_scale_is_stated(page):
     words = " ".join(re.sub("<[^>]+>", " ", page).split())
     assert "0 median 2× A token’s colour is how hard it was pushed where it was predicted, at the token before it" in words
