@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny_tokenizers
 import torch
@@ -13,6 +14,7 @@ from psr_lens.evaluation.answers_by_method import SHOWN
 from psr_lens.evaluation.pushed_answers import PushedAnswer, answer_pieces, layer_relative, pushed_answers
 from psr_lens.generation.sampling import Response
 from psr_lens.prompts.token_text import is_special
+from psr_lens.results.judgement import Judgement
 
 FEW = psr.SamplingConfig(max_new_tokens=9, seed=3)
 ALPHAS = {"PSR": 0.5, "QR": 1.0, "heads": 1.5, "last": 1.0}
@@ -93,6 +95,19 @@ def test_only_the_first_questions_are_looked_at_and_the_judge_scores_them(model,
     assert len(found.answers["PSR"]) == len(found.trait["PSR"]) == SHOWN + 2
     assert len(found.pushed["PSR"]) == len(found.pushed["prompt"]) == len(at_2.texts) == len(at_2.pushed) == SHOWN
     assert at_2.trait == tuple(judge(at_2.texts, [pair.asked for pair in many[:SHOWN]]).trait.tolist())
+
+
+def test_at_strength_0_the_score_is_that_of_no_steering_and_nothing_is_judged_again(model, methods):
+    many, asked = pairs_of(model, SHOWN + 1), []
+
+    def judge(texts, questions):
+        asked.append(len(texts))
+        return Judgement(np.array([len(text) % 100.0 for text in texts]), np.full(len(texts), 100.0), ("",) * len(texts))
+
+    found = psr.answers_by_method(model, many, {"PSR": methods["PSR"]}, judge, also_at=[0], sampling=FEW)
+    (at_0,) = found.at_strengths["PSR"]
+    assert at_0.trait == found.trait["none"][:SHOWN]
+    assert sum(asked) == 3 * len(many)
 
 
 def test_a_strength_must_be_finite(model, pairs, methods):
