@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from numbers import Real
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.html_table import table
+from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, Plan, plans_for, strengths
 from psr_lens.evaluation.pushed_answers import PushedAnswer, is_silent, pushed_answers
@@ -140,7 +142,8 @@ def answers_by_method(
         judge: Scores the trait of each answer; None leaves scores out.
         alpha: Strength: one for all replacements, or one for each by name.
         also_at: Further strengths at which each method answers the first 8 questions, for a report in which a reader can turn the
-            strength. Each costs one answer for each of these questions and methods, and its score if there is a judge.
+            strength. Each costs one answer for each of these questions and methods, and its score if there is a judge; strength 0, at
+            which a method without an offset does nothing, costs neither.
         sampling: How answers are drawn.
 
     Raises:
@@ -153,8 +156,7 @@ def answers_by_method(
     """
     plans = plans_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
-    if odd := [each for each in also_at if not math.isfinite(each)]:
-        raise InputError("also_at", repr(odd[0]), "finite numbers")
+    check_also_at(also_at)
     if judge is not None:
         checked_judge(judge)
     responses = answer_all(model, pairs, plans, alphas, sampling)
@@ -162,6 +164,24 @@ def answers_by_method(
     verdicts = {} if judge is None else judged_by_name(judge, texts, [pair.asked for pair in pairs])
     found = judged_answers(pairs, texts, alphas, verdicts)
     return looked_at(found, model, pairs, plans, responses, FurtherStrengths(also_at, checked_sampling(sampling), judge))
+
+
+def check_also_at(also_at: Any) -> None:
+    """Check the further strengths of a report.
+
+    Raises:
+        InputError: something else than a list of finite numbers.
+    """
+    if not isinstance(also_at, Sequence) or isinstance(also_at, str) or not all(map(_is_finite, also_at)):
+        given = shortened(repr(also_at), 80)
+        raise InputError("also_at", given, "a list of strengths, such as [0, 0.5, 1.5]; an empty one leaves them out")
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return not isinstance(number, bool) and isinstance(number, Real) and math.isfinite(number)
+    except OverflowError:  # a whole number that no float can be
+        return False
 
 
 def judged_answers(
@@ -189,8 +209,9 @@ class FurtherStrengths:
     """How answers are drawn."""
     judge: Judge | None = None
     """Scores the trait of these answers; None leaves scores out."""
-    answer: Callable[[str, float], Sequence[Response]] | None = None
-    """Gives a method's answers to the first questions at a strength; None draws those of all strengths together."""
+    answer: Callable[[str, float], Sequence[Response] | None] | None = None
+    """Gives a method's answers to the first questions at a strength at which it steers, or None to leave that strength out; without it,
+    those of all strengths are drawn together."""
 
 
 def looked_at(
@@ -202,6 +223,8 @@ def looked_at(
     further: FurtherStrengths,
 ) -> AnswersByMethod:
     """Answers by method with the first of them token by token, and at further strengths.
+
+    Where a strength is the same as no steering, the answers and their scores are those of `none`.
 
     Args:
         found: The answers as text.
@@ -221,22 +244,18 @@ def looked_at(
     for name, plan in plans.items():
         pushed[name] = read(plan, found.alphas[name], responses[name][:SHOWN])
         others = sorted({float(alpha) for alpha in further.alphas} - {found.alphas[name]})
-        written = (
-            _at_strengths(model, first, plan, others, further.sampling, responses[NONE][:SHOWN])
-            if further.answer is None
-            else {alpha: further.answer(name, alpha) for alpha in others}
-        )
+        silent = [alpha for alpha in others if is_silent(plan, alpha)]
+        written = _written(model, first, name, plan, [alpha for alpha in others if alpha not in silent], further)
         texts = {str(alpha): tuple(each.text for each in some) for alpha, some in written.items()}
         judge = further.judge
-        scored = {} if judge is None or not texts else judged_by_name(judge, texts, [pair.asked for pair in first])
+        verdicts = {} if judge is None or not texts else judged_by_name(judge, texts, [pair.asked for pair in first])
+        scored = {alpha: tuple(map(float, verdict.trait)) for alpha, verdict in verdicts.items()}
+        written |= dict.fromkeys(silent, responses[NONE][:SHOWN])
+        texts |= {str(alpha): found.answers[NONE][:SHOWN] for alpha in silent}
+        scored |= {str(alpha): found.trait.get(NONE, ())[:SHOWN] for alpha in silent}
         at_strengths[name] = tuple(
-            AnswersAtStrength(
-                alpha,
-                texts[str(alpha)],
-                read(plan, alpha, some),
-                tuple(map(float, scored[str(alpha)].trait)) if scored else (),
-            )
-            for alpha, some in written.items()
+            AnswersAtStrength(alpha, texts[str(alpha)], read(plan, alpha, written[alpha]), scored.get(str(alpha), ()))
+            for alpha in sorted(written)
         )
     return replace(
         found,
@@ -245,29 +264,24 @@ def looked_at(
     )
 
 
-def _at_strengths(
-    model: HookedModel,
-    pairs: Sequence[PromptPair],
-    plan: Plan,
-    alphas: Sequence[float],
-    sampling: SamplingConfig,
-    unsteered: Sequence[Response],
+def _written(
+    model: HookedModel, pairs: Sequence[PromptPair], name: str, plan: Plan, alphas: Sequence[float], further: FurtherStrengths
 ) -> dict[float, Sequence[Response]]:
-    """One method's answers at several strengths, all drawn together; at strength 0 they are those without steering."""
-    new = [alpha for alpha in alphas if not is_silent(plan, alpha)]
-    found: dict[float, Sequence[Response]] = {alpha: unsteered for alpha in alphas if alpha not in new}
-    together = [(alpha, pair) for alpha in new for pair in pairs]
-    if together:
-        answers = generate(
-            model,
-            [pair for _, pair in together],
-            plan,
-            alpha=[alpha for alpha, _ in together],
-            sampling=sampling,
-            streams=[*range(len(pairs))] * len(new),
-        )
-        found |= {alpha: answers[at * len(pairs) : (at + 1) * len(pairs)] for at, alpha in enumerate(new)}
-    return {alpha: found[alpha] for alpha in alphas}
+    """One method's answers at several strengths, all drawn together, or as `further.answer` gives them."""
+    if further.answer is not None:
+        given = {alpha: further.answer(name, alpha) for alpha in alphas}
+        return {alpha: some for alpha, some in given.items() if some is not None}
+    if not alphas:
+        return {}
+    answers = generate(
+        model,
+        [*pairs] * len(alphas),
+        plan,
+        alpha=[alpha for alpha in alphas for _ in pairs],
+        sampling=further.sampling,
+        streams=[*range(len(pairs))] * len(alphas),
+    )
+    return {alpha: answers[at * len(pairs) : (at + 1) * len(pairs)] for at, alpha in enumerate(alphas)}
 
 
 def answer_all(

@@ -18,7 +18,7 @@ from psr_lens.evaluation.methods import Plan, parts_of
 from psr_lens.generation.sampling import Response
 from psr_lens.models import HookedModel, device_of, tokenizer_of
 from psr_lens.prompts import PromptPair, Triplet
-from psr_lens.prompts.token_text import decoded
+from psr_lens.prompts.token_text import decoded, is_special
 
 _INCOMPLETE: Final = "\ufffd"
 """What a tokenizer writes for bytes that are no character yet."""
@@ -41,6 +41,8 @@ class PushedAnswer:
     """‖Δ‖ at the token before each, from which it was predicted, in the activation's units. Of a replacement: what it added at each hook
     point where it acts, its strength included. Of the prompt: the difference that the instruction makes to the residual stream after each
     layer, on the same tokens."""
+    special: tuple[bool, ...] = ()
+    """Whether each token is special and so has no text, unlike one that ends within a character; empty if none is."""
 
 
 def pushed_answers(
@@ -76,7 +78,8 @@ def pushed_answers(
         lengths = [each.pair.span_length("R") + len(each.response_ids) for each in chosen]
         for index, triplet, own in zip(indices, chosen, rows.split(lengths), strict=True):
             before = own[len(own) - len(triplet.response_ids) - 1 : len(own) - 1]
-            found[index] = PushedAnswer(answer_pieces(tokenizer, triplet.response_ids), before)
+            special = tuple(is_special(tokenizer, token) for token in triplet.response_ids)
+            found[index] = PushedAnswer(answer_pieces(tokenizer, triplet.response_ids), before, special)
     return tuple(found[index] for index in range(len(triplets)))
 
 
@@ -133,8 +136,11 @@ def layer_relative(
         units: The answers that the medians are taken over; None for the same ones.
 
     Returns:
-        For each answer one number a token: 1 is the median, 0 is not pushed, NaN if `units` are pushed nowhere.
+        For each answer one number a token: 1 is the median, 0 is not pushed, NaN if `units` are pushed nowhere or have no tokens.
     """
-    over = torch.cat([each.magnitudes for each in (answers if units is None else units)])
+    rows = [each.magnitudes for each in (answers if units is None else units)]
+    if not any(each.numel() for each in rows):
+        return tuple(torch.full((len(each.magnitudes),), torch.nan, dtype=torch.float64) for each in answers)
+    over = torch.cat(rows)
     medians = torch.where(over > 0, over, torch.nan).double().nanquantile(0.5, dim=0)
     return tuple((each.magnitudes.double() / medians).nanmean(dim=1) for each in answers)

@@ -48,6 +48,10 @@ class Response:
         return f"Response({quoted(self.text)}, {counted(len(self.ids), 'token')})"
 
 
+class NotFiniteLogitsError(ModelError):
+    """The logits for a token of a response are NaN or infinite: damaged weights, too small a type, or steering that is too strong."""
+
+
 @checks_arguments
 def generate(
     model: HookedModel,
@@ -170,12 +174,12 @@ def steered_rows(
     return BatchSteering(steering, strengths if isinstance(strengths, float) else strengths[list(rows)], starts)
 
 
-def not_finite(pair: str, error: NotFiniteError, point: str | None) -> ModelError:
+def not_finite(pair: str, error: NotFiniteError, point: str | None) -> NotFiniteLogitsError:
     """The error for the logits of a response, which names the first hook point that is not finite."""
     where = (
         "although the residual stream is finite at every layer" if point is None else f"and so is `{point}`, before any later layer"
     )
-    return ModelError(
+    return NotFiniteLogitsError(
         f"model: the logits for token {len(error.ids)} of the response to {pair} are NaN or infinite, {where}. "
         "Check the weights, load the model with dtype='bfloat16' or 'float32' if it is in float16, or steer at a smaller alpha."
     )

@@ -39,7 +39,8 @@ def top_tokens(result: TopTokens, **look: Unpack[Look]) -> go.Figure:
         look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
-        A figure whose first trace has a dot for each token of the result; `customdata` holds coefficients in the activation's units.
+        A figure whose first trace has a dot for each place of the tokens that have a row, the 24 pushed hardest; `customdata` holds
+        coefficients in the activation's units.
 
     Raises:
         InputError: not a `TopTokens`, or one without tokens.

@@ -27,6 +27,13 @@ def decoded(tokenizer: Any, ids: Iterable[int]) -> str:
     return str(tokenizer.decode(known, skip_special_tokens=True))
 
 
+def is_special(tokenizer: Any, index: int) -> bool:
+    """Whether a token is left out of text: a special token, or an id without a token. A piece of a character is not."""
+    if _string(tokenizer, index) is None:
+        return True
+    return not decoded(tokenizer, [index]) and bool(tokenizer.decode([index], skip_special_tokens=False))
+
+
 def _string(tokenizer: Any, index: int) -> str | None:
     """A token as the vocabulary spells it; None if there is no such token."""
     try:

@@ -64,15 +64,20 @@ def _score(trait: float) -> str:
 
 
 def _pieces(tokens: Sequence[PushedAnswer], units: Sequence[PushedAnswer]) -> list[tuple[Piece, ...]]:
-    """The text of each answer in pieces: a token, or the tokens of one character, with the largest of their magnitudes."""
+    """The text of each answer in pieces: a token, or the tokens of one character, with the largest of their magnitudes.
+
+    A special token has no text, and what it was pushed by is not shown.
+    """
     if not tokens or not units:
         return []
     found = []
     for answer, pushes in zip(tokens, layer_relative(tokens, units), strict=True):
         pieces: list[Piece] = []
         silent: list[float] = []  # of tokens that end within the character
-        for text, push in zip(answer.pieces, pushes.tolist(), strict=True):
-            silent.append(push)
+        special = answer.special or (False,) * len(answer.pieces)
+        for text, push, is_special in zip(answer.pieces, pushes.tolist(), special, strict=True):
+            if not is_special:
+                silent.append(push)
             if text:
                 known = [each for each in silent if not math.isnan(each)]
                 pieces.append(Piece(text, max(known) if known else None))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
+
+import numpy as np
 
 from psr_lens import plots
 from psr_lens._utils.arguments import described
@@ -14,8 +17,9 @@ from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import AnswersByMethod
 from psr_lens.evaluation.collateral import Collateral
+from psr_lens.evaluation.comparison import MethodTrace
 from psr_lens.evaluation.evaluation_result import Evaluation
-from psr_lens.evaluation.faithfulness_result import Faithfulness
+from psr_lens.evaluation.faithfulness_result import Faithfulness, SiteFaithfulness
 from psr_lens.interpretation.attribution import Attribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
@@ -30,15 +34,18 @@ Blocks = tuple[Panel | Choice | Answers, ...]
 
 ANSWERS: Final = "Answers side by side"
 """Heading of the part that comes first."""
+_SAME: Final = 0.01
+"""Relative difference up to which coefficients are the same, measured twice: those of a model in bfloat16 depend on the batch."""
 
 
-def further_parts(results: Iterable[object], cells: int, with_correlations: Collection[str] = ()) -> list[Part]:
+def further_parts(results: Iterable[object], cells: int, with_correlations: Mapping[str, MethodTrace] | None = None) -> list[Part]:
     """The parts of the page for further results, in the order of the page; results of the same type are in one part.
 
     Args:
         results: Results of the types in `RESULTS`.
         cells: Most heatmap cells in all.
-        with_correlations: Methods whose coefficients' correlations stand elsewhere in the section: a figure of theirs alone is left out.
+        with_correlations: Methods whose coefficients' correlations stand elsewhere in the section: a figure of the same coefficients
+            alone is left out.
 
     Raises:
         InputError: a result of a type that has no figures.
@@ -54,22 +61,37 @@ def further_parts(results: Iterable[object], cells: int, with_correlations: Coll
         found.append((kinds.index(kind), result))
     share = cells // max(1, len(results))
     made = []
-    for kind_at, result in sorted(found, key=lambda each: each[0]):
+    for number, (kind_at, result) in enumerate(sorted(found, key=lambda each: each[0])):
         title, blocks = _FURTHER[kinds[kind_at]]
-        figures = blocks(result, share)
-        if isinstance(result, Faithfulness) and _repeats(result, with_correlations):
+        figures = tuple(replace(each, result=number) if isinstance(each, Answers) else each for each in blocks(result, share))
+        if isinstance(result, Faithfulness) and _repeats(result, with_correlations or {}):
             figures = tuple(each for each in figures if not (isinstance(each, Panel) and each.name == "coefficient_correlation"))
         made.append(Part(title, figures))
     return merged(made)
 
 
-def _repeats(result: Faithfulness, with_correlations: Collection[str]) -> bool:
-    """Whether the correlations of a result's only block are those of methods that have them elsewhere."""
+def _repeats(result: Faithfulness, with_correlations: Mapping[str, MethodTrace]) -> bool:
+    """Whether the correlations of a result's only block stand elsewhere: of the same coefficients, not just of methods of the same name."""
     if len(result.blocks) != 1:
         return False
     (found,) = result.blocks.values()
     varying = [name for name, sites in found.sites.items() if any(math.isfinite(site.pearson.value) for site in sites)]
-    return set(varying) <= {*with_correlations}
+    return all(name in with_correlations and _are_of(found.sites[name], with_correlations[name]) for name in varying)
+
+
+def _are_of(sites: Sequence[SiteFaithfulness], trace: MethodTrace) -> bool:
+    """Whether the coefficients at some hook points, applied and called for, are those of a comparison's method, token by token."""
+    if tuple(site.layer for site in sites) != trace.site_layers:
+        return False
+    pairs = [
+        (measured, compared[:, column].double().numpy())
+        for column, site in enumerate(sites)
+        for measured, compared in ((site.coefficient, trace.coefficient), (site.projection, trace.projection))
+    ]
+    return all(
+        one.shape == other.shape and float(np.linalg.norm(one - other)) <= _SAME * float(np.linalg.norm(other))
+        for one, other in pairs
+    )
 
 
 def _answers(result: AnswersByMethod, cells: int) -> Blocks:

@@ -111,6 +111,8 @@ class Answers:
     """The answers, in the order of the methods."""
     note: str = ""
     """What is left out after it, if anything is."""
+    result: int = 0
+    """Number of the result that it is of: − and + turn a method's answers to all questions of one result."""
 
     @property
     def is_colored(self) -> bool:

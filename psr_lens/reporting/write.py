@@ -81,7 +81,7 @@ def report(
 
 def _parts(comparison: Comparison, further: Sequence[object], cells: int) -> list[Part]:
     """The parts of a section: answers, the comparison, further results."""
-    others = further_parts(further, cells, with_correlations(comparison))
+    others = further_parts(further, cells, {name: comparison.methods[name] for name in with_correlations(comparison)})
     answers = [part for part in others if part.title == ANSWERS]
     return [*answers, *comparison_parts(comparison, cells), *(part for part in others if part.title != ANSWERS)]
 

@@ -19,6 +19,7 @@ from psr_lens.apps import pipeline
 from psr_lens.apps.pipeline import read_config
 from psr_lens.apps.pipeline import steps as runs
 from psr_lens.evaluation import answer_cache as answers
+from psr_lens.evaluation.answers_by_method import SHOWN
 
 FILES = ["answers.jsonl", "artifacts", "kept", "report.html", "results.json", "run.yaml"]
 
@@ -141,6 +142,51 @@ def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monk
     assert contents(tmp_path / "out", ()) == before
 
 
+def test_answers_that_are_known_are_not_sampled_again_for_the_report(tmp_path, monkeypatch, no_report):
+    """More held-out questions than the report shows: those at strength 0 and at strengths that were evaluated are known."""
+    (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(21)))
+    given = {
+        "model": "organism",
+        "questions": str(tmp_path / "q.txt"),
+        "instruction": psr.organism.instruction("pirate"),
+        "out": str(tmp_path / "out"),
+        "held_out": SHOWN + 1,
+        "judge": "organism:pirate",
+        "alphas": [0.5, 1],
+        "calibration": {"targets": [], "at_prompt": False},
+        "sampling": {"max_new_tokens": 16},
+        "methods": {"S-Const DiM": {"solver": "dim", "layers": 3}},
+    }
+    sampled, generate = [], answers.generate
+
+    def recorded(model, pairs, *others, alpha=1.0, **settings):
+        sampled.append((len(pairs), alpha))
+        return generate(model, pairs, *others, alpha=alpha, **settings)
+
+    monkeypatch.setattr(answers, "generate", recorded)
+    code, output = run("--config", written(tmp_path, given))
+    assert code == 0, output
+    assert [each for each in sampled if each[0] % (SHOWN + 1) and each[0] != 21 - SHOWN - 1] == [(SHOWN, 1.5)]
+    (side_by_side,) = no_report
+    judge, asked = psr.judges.organism("pirate"), side_by_side.questions[:SHOWN]
+    at_0, at_half, new = side_by_side.at_strengths["S-Const DiM"]
+    assert [each.alpha for each in (at_0, at_half, new)] == [0, 0.5, 1.5]
+    assert at_0.texts == side_by_side.answers["none"][:SHOWN]
+    for each in (at_0, at_half):
+        assert each.trait == tuple(judge(each.texts, asked).trait.tolist())
+    assert new.trait == ()
+
+
+def test_a_strength_that_is_too_strong_is_left_out_of_the_report(tmp_path, settings, no_report):
+    """The fit is done and everything else is known by then."""
+    given = {**settings, "methods": {"A-PSR": QUICK["A-PSR"]}, "also_at": [0.5, 3e38]}
+    code, output = run("--config", written(tmp_path, given))
+    assert code == 0, output
+    assert "the report leaves out the answers of A-PSR at α = 3e+38: model: the logits for token" in output
+    (side_by_side,) = no_report
+    assert [each.alpha for each in side_by_side.at_strengths["A-PSR"]] == [0.5]
+
+
 def test_a_dry_run_loads_no_weights_and_writes_nothing(folders, tmp_path, settings, monkeypatch):
     monkeypatch.setattr(runs, "load_model", None)
     monkeypatch.chdir(tmp_path)
@@ -157,6 +203,7 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(folders, tmp_path, settin
         "3 epochs forward and backward",
         "dim, rank 1, span R, at blocks.1.hook_resid_post",
         "3 × 5 (none, prompt, A-PSR, joint, S-Const DiM) at α = 1: at most 90 tokens",
+        "the first 3 of each method at α = 0.5, 1.5 too, for the report: at most 108 tokens",
         "6 forward passes over the held-out responses",
         "a search over at most",
         "artifacts/S-Const-DiM/",

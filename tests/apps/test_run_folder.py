@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 import psr_lens as psr
 from psr_lens._utils.optional import versions
+from psr_lens.apps.demo.chat_demo import ChatDemoConfig
+from psr_lens.apps.demo.organism_demo import DemoConfig
 from psr_lens.apps.pipeline import RunConfig, read_config, run, run_folder
 from psr_lens.apps.pipeline.run_folder import claim, folder_names
 from psr_lens.errors import ArtifactError, InputError
@@ -269,10 +272,26 @@ def test_a_run_whose_template_asks_for_no_time_records_none(tiny_llama):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("given", ["0.5", 1.5, [0.5, "1"], [True], [float("nan")]])
-def test_further_strengths_of_the_report_are_numbers(given):
+@pytest.mark.parametrize(
+    "given", ["0.5", 1.5, ("a",), [0.5, "1"], [True], [float("nan")], [10**400]], ids=lambda each: str(each)[:9]
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        partial(RunConfig, model="m", questions="q.txt", out="out"),
+        DemoConfig,
+        partial(ChatDemoConfig, "folder"),
+    ],
+    ids=["run", "demo", "chat demo"],
+)
+def test_further_strengths_of_the_report_are_numbers(settings, given):
     with pytest.raises(
         InputError, match=r"also_at: got .*, expected a list of strengths, such as \[0, 0.5, 1.5\]; an empty one leaves them out"
     ):
-        RunConfig(model="m", questions="q.txt", out="out", also_at=given)
+        settings(also_at=given)
+    assert list(settings(also_at=[0, 1.5]).also_at) == [0, 1.5]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_run_may_show_no_further_strengths():
     assert RunConfig(model="m", questions="q.txt", out="out", also_at=[]).resolved(3).also_at == []

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny_tokenizers
 import torch
@@ -10,7 +11,10 @@ from helpers import pairs_of, random_replacement, replacement_at
 import psr_lens as psr
 from psr_lens.errors import InputError
 from psr_lens.evaluation.answers_by_method import SHOWN
-from psr_lens.evaluation.pushed_answers import PushedAnswer, answer_pieces, layer_relative
+from psr_lens.evaluation.pushed_answers import PushedAnswer, answer_pieces, layer_relative, pushed_answers
+from psr_lens.generation.sampling import Response
+from psr_lens.prompts.token_text import is_special
+from psr_lens.results.judgement import Judgement
 
 FEW = psr.SamplingConfig(max_new_tokens=9, seed=3)
 ALPHAS = {"PSR": 0.5, "QR": 1.0, "heads": 1.5, "last": 1.0}
@@ -93,8 +97,21 @@ def test_only_the_first_questions_are_looked_at_and_the_judge_scores_them(model,
     assert at_2.trait == tuple(judge(at_2.texts, [pair.asked for pair in many[:SHOWN]]).trait.tolist())
 
 
+def test_at_strength_0_the_score_is_that_of_no_steering_and_nothing_is_judged_again(model, methods):
+    many, asked = pairs_of(model, SHOWN + 1), []
+
+    def judge(texts, questions):
+        asked.append(len(texts))
+        return Judgement(np.array([len(text) % 100.0 for text in texts]), np.full(len(texts), 100.0), ("",) * len(texts))
+
+    found = psr.answers_by_method(model, many, {"PSR": methods["PSR"]}, judge, also_at=[0], sampling=FEW)
+    (at_0,) = found.at_strengths["PSR"]
+    assert at_0.trait == found.trait["none"][:SHOWN]
+    assert sum(asked) == 3 * len(many)
+
+
 def test_a_strength_must_be_finite(model, pairs, methods):
-    with pytest.raises(InputError, match="also_at: got nan, expected finite numbers"):
+    with pytest.raises(InputError, match=r"also_at: got \[1, nan\], expected a list of strengths"):
         psr.answers_by_method(model, pairs, methods, also_at=[1, float("nan")], sampling=FEW)
 
 
@@ -134,6 +151,26 @@ def test_a_special_token_has_no_text():
     assert answer_pieces(tokenizer, ids)[-1] == ""
 
 
+@pytest.mark.parametrize("kind", tiny_tokenizers.LOSSLESS)
+def test_a_special_token_is_told_from_a_piece_of_a_character(kind):
+    tokenizer = tiny_tokenizers.tokenizer(kind)
+    ids = tokenizer("the 🦜 bear", add_special_tokens=False)["input_ids"]
+    # One of them knows no parrot, and its token for what it does not know is special.
+    assert [is_special(tokenizer, each) for each in ids] == [each == tokenizer.unk_token_id for each in ids]
+    assert len(ids) > 3
+    assert is_special(tokenizer, tokenizer.eos_token_id)
+    assert is_special(tokenizer, len(tokenizer) + 1000)
+
+
+def test_an_answer_says_which_of_its_tokens_are_special(model, pairs, methods):
+    tokenizer = model.tokenizer
+    word, eos = tokenizer(" bear", add_special_tokens=False)["input_ids"][-1], tokenizer.eos_token_id
+    response = Response((word, eos, word, eos), "")
+    (found,) = pushed_answers(model, pairs[:1], [response], psr.SteeringPlan.of(methods["PSR"]), 1.0, 256)
+    assert found.special == (False, True, False, True)
+    assert [bool(piece) for piece in found.pieces] == [True, False, True, False]
+
+
 # Relative magnitudes
 
 
@@ -153,3 +190,16 @@ def test_medians_may_be_those_of_other_answers():
     torch.testing.assert_close(found, torch.tensor([(1 / 3 + 2) / 2], dtype=torch.float64))
     (nowhere,) = layer_relative([pushed([1.0, 6.0])], [pushed([0.0, 0.0])])
     assert nowhere.isnan().all()
+
+
+def test_without_answers_or_tokens_there_is_no_median():
+    assert layer_relative(()) == ()
+    empty = PushedAnswer((), torch.zeros(0, 2))
+    (alone,) = layer_relative([empty])
+    assert alone.shape == (0,)
+    beside, one = layer_relative([empty, pushed([2.0, 4.0])])
+    assert (beside.tolist(), one.tolist()) == ([], [1.0])
+    for units in ((), (empty,)):
+        (unknown,) = layer_relative([pushed([1.0, 6.0], [2.0, 3.0])], units)
+        assert unknown.shape == (2,)
+        assert unknown.isnan().all()

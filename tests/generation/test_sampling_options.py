@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, StopStringCriteria
 
 import psr_lens as psr
 from psr_lens.errors import InputError, ModelError
-from psr_lens.generation.sampling import SamplingConfig
+from psr_lens.generation.sampling import NotFiniteLogitsError, SamplingConfig
 from psr_lens.generation.token_choice import Ending
 from psr_lens.models import is_bridge
 
@@ -166,5 +166,5 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_first_layer(fres
 
 def test_a_strength_that_overflows_is_an_error_that_names_pair_and_layer(tiny_llama):
     pairs, steering = pairs_of(tiny_llama.model, 2), random_replacement(tiny_llama.model, layers=[1], size=3.0)
-    with pytest.raises(ModelError, match=r"response to pairs\[1\] are NaN or infinite.*blocks\.[12]\.hook_resid_post"):
+    with pytest.raises(NotFiniteLogitsError, match=r"response to pairs\[1\] are NaN or infinite.*blocks\.[12]\.hook_resid_post"):
         psr.generate(tiny_llama.model, pairs, steering, alpha=torch.tensor([0.0, 1e38]), sampling=SamplingConfig(max_new_tokens=3))

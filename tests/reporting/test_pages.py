@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import browser
@@ -172,6 +173,22 @@ def test_the_keyboard_turns_the_strength_of_a_method_in_one_section(tab, answere
     assert columns(tab, "s1") == [["α = 0.5", "", "plain", 1], ["α = 0.5", "", "words", 1]]
     assert tab.js("document.querySelectorAll('#s1 dd')[0].textContent") == "a"
     assert tab.js("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.errors == []
+
+
+def test_each_result_of_a_section_is_turned_by_itself(tab, tmp_path):
+    """Two results with the same method, the first at four strengths, the second at two."""
+    answers = {"none": ("a",), "A-PSR": ("own",)}
+    plain = psr.AnswersByMethod("be", ("q ?",), answers, {"A-PSR": 1.25}, {})
+    also = [
+        replace(plain, at_strengths={"A-PSR": tuple(psr.AnswersAtStrength(alpha, (f"at {alpha:g}",)) for alpha in alphas)})
+        for alphas in ((0.0, 2.0, 3.0), (0.5,))
+    ]
+    tab.open(psr.report(comparison(), tmp_path / "report.html", also=also), 1440)
+    tab.js("document.querySelectorAll('.stronger')[0].click()")
+    tab.js("document.querySelectorAll('.stronger')[0].click()")
+    tab.js("document.querySelectorAll('.weaker')[1].click()")
+    assert [each[:3] for each in columns(tab, "s1")] == [["α = 3", "", "at 3"], ["α = 0.5", "", "at 0.5"]]
     assert tab.errors == []
 
 

@@ -98,6 +98,12 @@ def test_colours_are_multiples_of_the_median_and_the_number_is_said(cells):
     assert [title for _, title, _ in own] == [f"{each:.2f} × the median" for each in pushes]
 
 
+def test_how_hard_a_special_token_was_pushed_is_not_shown_on_the_next_token(found):
+    own = replace(pushed(("a", "", " b", "", "漢"), (1.0, 50.0, 1.0, 7.0, 1.0)), special=(False, True, False, False, False))
+    (block,) = answer_blocks(replace(found, pushed={"A-PSR": (own,)}, at_strengths={}))
+    assert [(each.text, each.push) for each in block.answers[2].pieces] == [("a", 1.0), (" b", 1.0), ("漢", 7.0)]
+
+
 def test_the_scale_is_stated(page):
     words = " ".join(re.sub("<[^>]+>", " ", page).split())
     assert "0 median 2× A token’s colour is how hard it was pushed where it was predicted, at the token before it" in words
@@ -135,6 +141,16 @@ def test_only_as_many_answers_as_there_are_at_a_strength_can_be_turned_to(found)
     assert [each.alpha for each in first.answers[2].steps] == ["−0.5", "1.25", "2"]
     assert second.answers[2].steps == ()
     assert second.answers[2].method == "A-PSR (α = 1.25)"
+
+
+def test_each_result_of_a_section_is_turned_by_itself(found, tmp_path):
+    """What is turned together has one `data-of`: a method's answers to all questions of one result, at the same strengths."""
+    two = replace(side_by_side(2), at_strengths={"A-PSR": (AnswersAtStrength(0.5, ("a", "b")),)})
+    page = psr.report(comparison(), tmp_path / "report.html", also=[found, two]).read_text(encoding="utf-8")
+    keys = re.findall(r'class="turned" data-of="([^"]+)"', page)
+    strengths = [[each["alpha"] for each in steps] for steps in Cells(page).steps]
+    assert strengths == [["−0.5", "1.25", "2"], ["0.5", "1.25"], ["0.5", "1.25"]]
+    assert keys[1] == keys[2] != keys[0]
 
 
 def luminance(color):

@@ -19,7 +19,7 @@ from psr_lens.reporting.write import _files
 
 PARTS = {
     "Trait against coherence": ["pareto"],
-    "Faithfulness: next tokens and sites": ["next_token", "explained_energy"],
+    "Faithfulness: next tokens and sites": ["next_token", "coefficient_correlation", "explained_energy"],
     "Relative dose: how hard methods push": ["relative_dose"],
     "Where in a block the prompt acts": ["magnitude_profile", "rank_energy", "magnitude_by_kind"],
     "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
@@ -64,23 +64,34 @@ def figures_of(path):
 
 
 def test_correlations_stand_in_the_headings_of_scatters_or_else_in_a_figure(tiny_llama, tmp_path):
-    """One panel a layer for every method that varies; where there are too many layers for that, or other methods, a figure over layers."""
+    """One panel a layer for every method that varies; where other tokens, strengths or replacements were measured, a figure over layers."""
     model = tiny_llama.model
     triplets = random_triplets(model, 4)
     known = {"A-PSR": random_replacement(model, size=0.1), "S-PSR": random_replacement(model, layers=[1], size=0.1)}
-    other = {**known, "new": random_replacement(model, size=0.1, seed=1)}
-    close = psr.faithfulness(model, triplets, known)
-    found = figures_of(psr.report(comparison(), tmp_path / "r.html", also=[close]))
+    new = random_replacement(model, size=0.1, seed=1)
+    compared = psr.compare(model, triplets, known)
+    same = psr.faithfulness(model, triplets, known, token_budget=64)  # in other batches
+    page = psr.report(compared, tmp_path / "r.html", also=[same])
+    found = figures_of(page)
     assert found.count("coefficient_scatter") == 2
     assert "coefficient_correlation" not in found
-    for result, also in (
-        (comparison(), psr.faithfulness(model, triplets, other)),
-        (comparison(), psr.faithfulness(model, {"one": triplets[:2], "two": triplets[2:]}, known)),
-        (comparison(layers=13), close),
+    for name, sites in same.blocks[""].sites.items():
+        assert all(f"r = {site.pearson.value:.2f}".replace("-", "\N{MINUS SIGN}") in page.read_text("utf-8") for site in sites), (
+            name
+        )
+    for also in (
+        psr.faithfulness(model, triplets, {**known, "new": new}),
+        psr.faithfulness(model, triplets, {**known, "A-PSR": new}),
+        psr.faithfulness(model, triplets, known, alpha=1.5),
+        psr.faithfulness(model, triplets[:3], known),
+        psr.faithfulness(model, [*triplets[:3], *random_triplets(model, 1, seed=1)], known),
+        psr.faithfulness(model, {"one": triplets[:2], "two": triplets[2:]}, known),
     ):
-        found = figures_of(psr.report(result, tmp_path / "r.html", also=[also]))
+        found = figures_of(psr.report(compared, tmp_path / "r.html", also=[also]))
         assert found.count("coefficient_correlation") == len(also.blocks)
-    assert found.count("coefficient_scatter") == 2  # A-PSR acts at 13 layers: one panel with a slider
+    many = psr.report(comparison(layers=13), tmp_path / "r.html", also=[same])
+    assert figures_of(many).count("coefficient_scatter") == 2  # A-PSR acts at 13 layers: one panel with a slider
+    assert "coefficient_correlation" in figures_of(many)
 
 
 def test_answers_come_first_as_text_with_their_scores(rich):

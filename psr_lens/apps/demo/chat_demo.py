@@ -15,6 +15,7 @@ from psr_lens.activations.statistics import Statistics
 from psr_lens.apps.demo.held_out import ALSO_AT, DemoResult, HeldOut, Say
 from psr_lens.datasets import everyday_questions
 from psr_lens.errors import InputError, ModelError
+from psr_lens.evaluation.answers_by_method import check_also_at
 from psr_lens.evaluation.calibration import best_alpha
 from psr_lens.evaluation.faithfulness import faithfulness
 from psr_lens.fitting.fit import fit
@@ -111,6 +112,7 @@ class ChatDemoConfig(KnownSettings):
                 f"at most {left}, since there are {len(everyday_questions())} questions, of which others are fitted and chosen on"
             )
             raise InputError("held_out_questions", self.held_out_questions, expected)
+        check_also_at(self.also_at)
 
     def sampling(self, stream: int) -> SamplingConfig:
         """How responses are sampled; each stream has a seed of its own."""

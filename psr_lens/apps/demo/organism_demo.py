@@ -13,6 +13,7 @@ from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
 from psr_lens.apps.demo.held_out import ALSO_AT, DemoResult, HeldOut, Say
 from psr_lens.errors import InputError
+from psr_lens.evaluation.answers_by_method import check_also_at
 from psr_lens.evaluation.calibration import best_alpha, best_layer
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.faithfulness import faithfulness
@@ -75,6 +76,7 @@ class DemoConfig(KnownSettings):
             )
         if self.held_out_questions < 100:
             raise InputError("held_out_questions", self.held_out_questions, "100 or more, for meaningful scores")
+        check_also_at(self.also_at)
 
     def single_layer_fit(self) -> Sequential:
         """Settings of S-PSR's fit; its layer is chosen on the validation questions."""

@@ -13,6 +13,7 @@ from psr_lens._utils.server_settings import check_address
 from psr_lens._utils.yaml_config import KnownSettings, by_text, check_keys, yaml_mapping
 from psr_lens.engines.vllm_requests import check_sampling
 from psr_lens.errors import InputError
+from psr_lens.evaluation.answers_by_method import check_also_at
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.judge_settings import check_judge
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
@@ -110,10 +111,7 @@ class RunConfig(KnownSettings):
             raise InputError("alpha", repr(self.alpha), "a number, 0 or more")
         if not isinstance(self.alphas, list | tuple):
             raise InputError("alphas", repr(self.alphas), "a list of strengths")
-        if not isinstance(self.also_at, list | tuple) or not all(map(_is_number, self.also_at)):
-            raise InputError(
-                "also_at", repr(self.also_at), "a list of strengths, such as [0, 0.5, 1.5]; an empty one leaves them out"
-            )
+        check_also_at(self.also_at)
         if not _is_whole(self.seed) or self.seed < 0:
             raise InputError("seed", repr(self.seed), "a whole number, 0 or more")
         if self.judge is not None:

@@ -13,6 +13,7 @@ from psr_lens.apps.pipeline import run_folder
 from psr_lens.apps.pipeline.config import NO_JUDGE, RunConfig
 from psr_lens.apps.pipeline.questions import QuestionSplit, make_prompts, read_split
 from psr_lens.errors import InputError
+from psr_lens.evaluation.answers_by_method import SHOWN
 from psr_lens.evaluation.judge_settings import JudgeServer, check_settings
 from psr_lens.fitting.layerwise.rank import MOST_RANK
 from psr_lens.fitting.settings.gradient_descent import GradientDescent
@@ -135,6 +136,15 @@ def _answer_lines(config: RunConfig, split: QuestionSplit, pairs: PromptPairs) -
         lines.append(("engine", f"vLLM at {config.engine_address}, which has to serve the methods once they are fitted"))
     told = f"{held} × {methods + 2} (none, prompt, {', '.join(config.methods)}) at α = {config.alpha:g}"
     lines.append(("answers", f"{told}: at most {held * (methods + 2) * longest:,} tokens"))
+    further = sorted({float(alpha) for alpha in config.also_at} - {float(config.alpha)})
+    # At strength 0 they are those of none, without an offset.
+    drawn = [
+        alpha for settings in config.fits().values() for alpha in further if alpha or getattr(settings, "learned_offset", False)
+    ]
+    if drawn:
+        shown, told = min(SHOWN, held), ", ".join(f"{alpha:g}" for alpha in sorted({*drawn}))
+        tokens = shown * len(drawn) * longest
+        lines.append(("", f"the first {shown} of each method at α = {told} too, for the report: at most {tokens:,} tokens"))
     if config.judge is not None:
         calibration = config.calibrated_by()
         targets = len(calibration.targets) + calibration.at_prompt

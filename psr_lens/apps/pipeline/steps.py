@@ -42,7 +42,7 @@ from psr_lens.evaluation.scores import Scores, summed
 from psr_lens.fitting.fit import fit
 from psr_lens.fitting.settings.solvers import FitConfig
 from psr_lens.generation.sampled_triplets import Triplets, judged_triplets
-from psr_lens.generation.sampling import Response, check_engine_can
+from psr_lens.generation.sampling import NotFiniteLogitsError, Response, check_engine_can
 from psr_lens.models import HookedModel, load_model, tokenizer_of
 from psr_lens.models.config_without_weights import has_outline
 from psr_lens.prompts import PromptPairs, Triplet, instruction_label
@@ -298,12 +298,18 @@ class _Run:
         alphas = dict.fromkeys(result.methods, float(self.config.alpha))
         found = judged_answers(self.held_out, result.answers, alphas, verdicts)
         self.say("answering the first questions at further strengths")
-        answers = self._answers(self.held_out[:SHOWN], 1)
-        further = FurtherStrengths(
-            self.config.also_at,
-            self.config.sampled_by(1),
-            answer=lambda name, alpha: answers.responses(result.methods[name], alpha),
-        )
+        curves = {} if result.evaluation is None else result.evaluation.curves
+        to_all, to_first = self._answers(self.held_out, 1), self._answers(self.held_out[:SHOWN], 1)
+
+        def answer(name: str, alpha: float) -> Sequence[Response] | None:
+            is_evaluated = any(point.alpha == alpha for point in curves.get(name, ()))
+            try:
+                return (to_all if is_evaluated else to_first).responses(result.methods[name], alpha)[:SHOWN]
+            except NotFiniteLogitsError as error:
+                self.say(f"the report leaves out the answers of {name} at α = {alpha:g}: {error}")
+                return None
+
+        further = FurtherStrengths(self.config.also_at, self.config.sampled_by(1), answer=answer)
         plans = plans_for(self.model, result.methods)
         return with_known_scores(looked_at(found, self.model, self.held_out, plans, responses, further), result.evaluation)
 
