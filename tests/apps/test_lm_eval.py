@@ -194,6 +194,29 @@ def test_all_tokens_of_a_whole_text_are_steered_in_each_window(steered, batch_si
     assert found == pytest.approx(wanted, abs=5e-3)
 
 
+def test_windows_that_are_divided_at_two_tokens_are_scored_as_if_alone(steered):
+    """The last window of the shorter text is the second one of the longer text, which scores more of its tokens."""
+    long = steered.ids("hey , explain what a tower is . what do you know about a bear ?")[:12]
+    short = [long[0], *long[5:11], long[3]]
+    texts = [steered.model_tokenizer.decode(each, skip_special_tokens=True) for each in (long, short)]
+    assert [steered.ids(text) for text in texts] == [long, short]
+    requests = asked("loglikelihood_rolling", *((text,) for text in texts))
+    found = steered.model(max_length=6, batch_size=4).loglikelihood_rolling(requests, disable_tqdm=True)
+    assert found == pytest.approx(
+        steered.model(max_length=6, batch_size=1).loglikelihood_rolling(requests, disable_tqdm=True), abs=1e-3
+    )
+
+
+def test_whole_texts_are_refused_where_the_prompts_last_token_alone_is_steered(load, tmp_path, steered):
+    from dataclasses import replace
+
+    last = replace(random_replacement(load("organism", "bridge").model, size=0.3, seed=3), tokens="last")
+    for steering in (last, steered.steering + last):
+        model = steered.model(artifact=str(steering.save(tmp_path / type(steering).__name__)))
+        with pytest.raises(InputError, match=r"artifact: got one that steers the prompt's last token alone .* on `max_length`\."):
+            model.loglikelihood_rolling(asked("loglikelihood_rolling", ("a bear is an animal .",)), disable_tqdm=True)
+
+
 def test_steering_the_last_token_of_the_prompt_alone(load, folders, tmp_path):
     from dataclasses import replace
 
@@ -255,9 +278,9 @@ def test_the_question_is_steered_where_it_begins(load, folders, tmp_path):
         new = oracles.greedy(made.hf, ids, 6, oracles.layer_edits(made.steering.sites, ALPHA, min(begin, len(ids) - 1)))
         assert text == made.model_tokenizer.decode(new[: new.index(3)] if 3 in new else new, skip_special_tokens=True)
     cut = made.model(question_start=begin, max_length=8)
-    with pytest.raises(InputError, match="question_start: got a context that is cut to the 8 tokens"):
+    with pytest.raises(InputError, match=r"question_start: got a context that is cut to 8 tokens, .* Give fewer examples\.$"):
         cut.loglikelihood(asked("loglikelihood", (question, " arr , a tower")), disable_tqdm=True)
-    with pytest.raises(InputError, match="question_start: got a context that is cut"):
+    with pytest.raises(InputError, match=r"a context that is cut to 2 tokens, .* Give fewer examples, or fewer `max_gen_toks`\."):
         cut.generate_until(asked("generate_until", (question, settings)), disable_tqdm=True)
 
 
@@ -335,11 +358,72 @@ def test_a_cache_of_answers_serves_one_model_at_one_strength(steered, tmp_path):
         CachingLM(steered.model(), plain)
 
 
+def test_a_cache_tells_models_and_settings_apart_by_their_content(steered, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def loaded() -> Any:
+        return AutoModelForCausalLM.from_pretrained(steered.folder, dtype=torch.float32)
+
+    def trained() -> Any:
+        model = loaded()
+        with torch.no_grad():
+            model.lm_head.weight[5, 7] += 1
+        return model
+
+    def ours(pretrained: Any, **settings: Any) -> Any:
+        tokenizer = AutoTokenizer.from_pretrained(steered.folder)
+        return get_model("psr")(
+            pretrained=pretrained, tokenizer=tokenizer, artifact=steered.artifact, device="cpu", **{"dtype": "float32", **settings}
+        )
+
+    folder = tmp_path / "model"
+    loaded().save_pretrained(folder)
+    file = str(tmp_path / "answers.db")
+    request = asked("loglikelihood", (QUESTIONS[0], " arr"))
+    first = CachingLM(ours(loaded()), file).loglikelihood(request)
+    assert CachingLM(ours(loaded()), file).loglikelihood(request) == first
+    repeats = loaded()
+    repeats.generation_config.repetition_penalty = 1.3
+    others = [ours(trained()), ours(repeats), *(ours(loaded(), **each) for each in ({"max_length": 12}, {"add_bos_token": False}))]
+    for other in (*others, ours(loaded(), prefix_token_id=2), ours(steered.folder, dtype="bfloat16")):
+        with pytest.raises(
+            InputError, match="use_cache: got a file with answers of another model, or with other steering or settings"
+        ):
+            CachingLM(other, file)
+    for name, change in (("folder.db", trained), ("same.db", loaded)):
+        CachingLM(ours(str(folder)), str(tmp_path / name)).loglikelihood(request)
+        change().save_pretrained(folder)
+        if change is trained:
+            with pytest.raises(InputError, match="use_cache: got a file with answers"):
+                CachingLM(ours(str(folder)), str(tmp_path / name))
+        loaded().save_pretrained(folder)
+    CachingLM(ours(str(folder)), str(tmp_path / "same.db"))
+
+
+def test_a_cache_is_refused_for_a_model_that_cannot_be_told_from_others(steered, tmp_path):
+    model = steered.model()
+    hook = model.model.model.layers[0].register_forward_hook(lambda module, args, output: None)
+    with pytest.raises(
+        InputError, match=r"use_cache: got hooks on the model \(a hook on model\.layers\.0\), expected a model that can be"
+    ):
+        CachingLM(model, str(tmp_path / "answers.db"))
+    hook.remove()
+    CachingLM(model, str(tmp_path / "answers.db"))
+
+
+def test_several_processes_are_refused(steered, monkeypatch):
+    monkeypatch.setattr(get_model("psr"), "world_size", property(lambda self: 2))
+    with pytest.raises(InputError, match="model: got requests shared out to 2 processes, expected one process"):
+        steered.model()
+
+
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_evaluated(steered, folders, tmp_path):
     with pytest.raises(InputError, match="alpha: got nan, expected a finite number"):
         steered.model(alpha=float("nan"))
     with pytest.raises(InputError, match="artifact: got 12, expected the folder of a replacement or a plan"):
         steered.model(artifact=12)
+    with pytest.raises(InputError, match="artifact: got None, expected the folder of a replacement or a plan"):
+        get_model("psr")(pretrained=steered.folder, device="cpu")
     with pytest.raises(ArtifactError):
         steered.model(artifact=str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="tp_plan: got 'auto', expected none"):
@@ -354,7 +438,7 @@ def test_a_batch_whose_contexts_are_unknown_is_refused(steered):
         model._model_call(torch.tensor([[1, 2, 3]]))
     rows = psr_lens.apps.lm_eval_model._looked_up
     with pytest.raises(ModelError, match="a batch has a row that is the text of no request"):
-        rows(torch.tensor([[1, 2, 3]]), {(1, 2): (0, 0)})
+        rows(torch.tensor([[1, 2, 3]]), {(1, 2): (0, 0, 0)})
 
 
 def test_nothing_stays_on_the_model(steered):
