@@ -2,78 +2,33 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import oracles
 import pytest
 import torch
 from helpers import random_replacement
+from steered_lm import ALPHA, QUESTIONS, Steered, asked, steered_by
 from typer.testing import CliRunner
 
 import psr_lens as psr
 from psr_lens.apps.cli import app
-from psr_lens.errors import ArtifactError, InputError, ModelError
+from psr_lens.errors import InputError
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm_eval is not installed; `make test-lm-eval` runs this in an environment of its own"
 )
 
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.api.model import CachingLM  # noqa: E402
-from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 import psr_lens.apps.lm_eval_model  # noqa: E402 (registers the model type)
 
-ALPHA = 0.8
 TASKS = Path(__file__).parents[1] / "data" / "lm_eval"
-QUESTIONS = ("what is a bear ?", "hey , explain what a tower is .", "what do you know about a beaver ?")
-
-
-class Steered(NamedTuple):
-    """A model's folder, what steers it, the artifact's folder, and transformers' own reading."""
-
-    folder: str
-    steering: Any
-    artifact: str
-    hf: Any
-
-    def model(self, name: str = "psr", **settings: Any) -> Any:
-        ours = {"artifact": self.artifact, "alpha": ALPHA} if name == "psr" else {}
-        return get_model(name)(pretrained=self.folder, device="cpu", dtype="float32", **{**ours, "batch_size": 3, **settings})
-
-    def ids(self, text: str) -> list[int]:
-        return self.model_tokenizer(text)["input_ids"]
-
-    @property
-    def model_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder)
-
-    def likelihood(self, context: list[int], continuation: list[int], start: int | None = None) -> tuple[float, bool]:
-        """Alone, unpadded, without a cache, steered from the last token of the context on."""
-        first = len(context) - 1
-        ids = [*context, *continuation][:-1]
-        sites = self.steering.sites
-        logits = oracles.steered_logits(self.hf, ids, sites, ALPHA, first if start is None else start)[first:].log_softmax(-1)
-        wanted = torch.tensor(continuation)
-        return float(logits.gather(1, wanted[:, None]).sum()), bool((logits.argmax(-1) == wanted).all())
-
-
-def steered_by(case: Any, folder: Path, tmp_path: Path, **settings: Any) -> Steered:
-    steering = random_replacement(case.model, size=0.3, **settings)
-    artifact = steering.save(tmp_path / "artifact")
-    return Steered(str(folder), steering, str(artifact), oracles.transformer(folder))
 
 
 @pytest.fixture(scope="module")
 def steered(load, folders, tmp_path_factory) -> Steered:
     return steered_by(load("organism", "bridge"), folders["organism"], tmp_path_factory.mktemp("psr"))
-
-
-def asked(kind: str, *arguments: Any) -> list[Any]:
-    return [Instance(request_type=kind, doc={}, arguments=each, idx=0) for each in arguments]
 
 
 @pytest.fixture
@@ -340,111 +295,6 @@ def test_a_plan_steers_as_in_attach(steered, load, tmp_path):
     with plan.attach(hf, ALPHA, start=5), torch.no_grad():
         logits = hf(torch.tensor([ids[:-1]])).logits[0, 5:].log_softmax(-1)
     assert found[0] == pytest.approx(float(logits.gather(1, torch.tensor(ids[6:])[:, None]).sum()), abs=2e-3)
-
-
-# --- caches, and what is refused --------------------------------------------------------------------------------------------
-
-
-def test_a_cache_of_answers_serves_one_model_at_one_strength(steered, tmp_path):
-    file = str(tmp_path / "answers.db")
-    request = asked("loglikelihood", (QUESTIONS[0], " arr"))
-    first = CachingLM(steered.model(), file).loglikelihood(request)
-    assert CachingLM(steered.model(), file).loglikelihood(request) == first
-    with pytest.raises(InputError, match="use_cache: got a file with answers of another model, or with other steering"):
-        CachingLM(steered.model(alpha=0.5), file)
-    plain = str(tmp_path / "plain.db")
-    CachingLM(steered.model("hf"), plain).loglikelihood(request)
-    with pytest.raises(InputError, match="use_cache: got a file with answers"):
-        CachingLM(steered.model(), plain)
-
-
-def test_a_cache_tells_models_and_settings_apart_by_their_content(steered, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    def loaded() -> Any:
-        return AutoModelForCausalLM.from_pretrained(steered.folder, dtype=torch.float32)
-
-    def trained() -> Any:
-        model = loaded()
-        with torch.no_grad():
-            model.lm_head.weight[5, 7] += 1
-        return model
-
-    def ours(pretrained: Any, **settings: Any) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(steered.folder)
-        return get_model("psr")(
-            pretrained=pretrained, tokenizer=tokenizer, artifact=steered.artifact, device="cpu", **{"dtype": "float32", **settings}
-        )
-
-    folder = tmp_path / "model"
-    loaded().save_pretrained(folder)
-    file = str(tmp_path / "answers.db")
-    request = asked("loglikelihood", (QUESTIONS[0], " arr"))
-    first = CachingLM(ours(loaded()), file).loglikelihood(request)
-    assert CachingLM(ours(loaded()), file).loglikelihood(request) == first
-    repeats = loaded()
-    repeats.generation_config.repetition_penalty = 1.3
-    others = [ours(trained()), ours(repeats), *(ours(loaded(), **each) for each in ({"max_length": 12}, {"add_bos_token": False}))]
-    for other in (*others, ours(loaded(), prefix_token_id=2), ours(steered.folder, dtype="bfloat16")):
-        with pytest.raises(
-            InputError, match="use_cache: got a file with answers of another model, or with other steering or settings"
-        ):
-            CachingLM(other, file)
-    for name, change in (("folder.db", trained), ("same.db", loaded)):
-        CachingLM(ours(str(folder)), str(tmp_path / name)).loglikelihood(request)
-        change().save_pretrained(folder)
-        if change is trained:
-            with pytest.raises(InputError, match="use_cache: got a file with answers"):
-                CachingLM(ours(str(folder)), str(tmp_path / name))
-        loaded().save_pretrained(folder)
-    CachingLM(ours(str(folder)), str(tmp_path / "same.db"))
-
-
-def test_a_cache_is_refused_for_a_model_that_cannot_be_told_from_others(steered, tmp_path):
-    model = steered.model()
-    hook = model.model.model.layers[0].register_forward_hook(lambda module, args, output: None)
-    with pytest.raises(
-        InputError, match=r"use_cache: got hooks on the model \(a hook on model\.layers\.0\), expected a model that can be"
-    ):
-        CachingLM(model, str(tmp_path / "answers.db"))
-    hook.remove()
-    CachingLM(model, str(tmp_path / "answers.db"))
-
-
-def test_several_processes_are_refused(steered, monkeypatch):
-    monkeypatch.setattr(get_model("psr"), "world_size", property(lambda self: 2))
-    with pytest.raises(InputError, match="model: got requests shared out to 2 processes, expected one process"):
-        steered.model()
-
-
-def test_arguments_that_do_not_fit_are_refused_before_anything_is_evaluated(steered, folders, tmp_path):
-    with pytest.raises(InputError, match="alpha: got nan, expected a finite number"):
-        steered.model(alpha=float("nan"))
-    with pytest.raises(InputError, match="artifact: got 12, expected the folder of a replacement or a plan"):
-        steered.model(artifact=12)
-    with pytest.raises(InputError, match="artifact: got None, expected the folder of a replacement or a plan"):
-        get_model("psr")(pretrained=steered.folder, device="cpu")
-    with pytest.raises(ArtifactError):
-        steered.model(artifact=str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="tp_plan: got 'auto', expected none"):
-        steered.model(tp_plan="auto")
-    with pytest.raises(ArtifactError, match="model"):
-        get_model("psr")(pretrained=str(folders["llama"]), artifact=steered.artifact, device="cpu", batch_size=1)
-
-
-def test_a_batch_whose_contexts_are_unknown_is_refused(steered):
-    model = steered.model()
-    with pytest.raises(InputError, match="inps: got tokens of which it is not known where their context ends"):
-        model._model_call(torch.tensor([[1, 2, 3]]))
-    rows = psr_lens.apps.lm_eval_model._looked_up
-    with pytest.raises(ModelError, match="a batch has a row that is the text of no request"):
-        rows(torch.tensor([[1, 2, 3]]), {(1, 2): (0, 0, 0)})
-
-
-def test_nothing_stays_on_the_model(steered):
-    model = steered.model()
-    model.loglikelihood(asked("loglikelihood", (QUESTIONS[0], " arr")), disable_tqdm=True)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 
 
 # --- the command ------------------------------------------------------------------------------------------------------------
