@@ -99,7 +99,7 @@ $(LM_EVAL)/.ready: $(STAMP)
 	touch $@
 
 test-lm-eval: $(LM_EVAL)/.ready
-	$(LM_EVAL)/bin/python -m pytest tests/apps/test_lm_eval.py
+	$(LM_EVAL)/bin/python -m pytest tests/apps/test_lm_eval.py tests/apps/test_lm_eval_refusals.py
 	$(LM_EVAL)/bin/python -m pytest tests/package/test_code_blocks.py -k "understood and lm-eval"
 
 # The table of architectures in docs/architectures.md.

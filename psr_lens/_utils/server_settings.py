@@ -8,10 +8,17 @@ from urllib.parse import urlsplit
 
 from psr_lens.errors import InputError
 
+_OF_SECRETS: Final = "@?#"
+"""What an address with a user, a query or a fragment has."""
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
-def check_address(argument: str, address: str, expected: str, example: str = "") -> None:
+def may_hold_secrets(address: str) -> bool:
+    """Whether something given as an address has a user, a query or a fragment, so that no message may show it."""
+    return any(mark in address for mark in _OF_SECRETS)
+
+
+def check_address(argument: str, address: str, expected: str, example: str = "", *, key: str = "api_key_env") -> None:
     """Refuse what is no address of a server, or holds secrets, which messages would show.
 
     Args:
@@ -19,12 +26,13 @@ def check_address(argument: str, address: str, expected: str, example: str = "")
         address: What was given for it.
         expected: What was expected, for the message.
         example: A sentence with an address that would do.
+        key: The argument that names the environment variable with the key.
 
     Raises:
         InputError: it is refused.
     """
-    if any(mark in address for mark in "@?#"):
-        remedy = f"{example} Put secrets into the environment variable that api_key_env names.".lstrip()
+    if may_hold_secrets(address):
+        remedy = f"{example} Put secrets into the environment variable that {key} names.".lstrip()
         raise InputError(argument, "an address with a user, a query or a fragment (not shown)", expected, remedy)
     try:
         parts = urlsplit(address)
@@ -41,15 +49,19 @@ def check_address(argument: str, address: str, expected: str, example: str = "")
         raise InputError(argument, repr(address), expected, example)
 
 
-def check_variable(api_key_env: object) -> None:
+def check_variable(variable: object, argument: str = "api_key_env") -> None:
     """Refuse what is no name of an environment variable, without showing it: it may be the key itself.
+
+    Args:
+        variable: What was given.
+        argument: The argument's name.
 
     Raises:
         InputError: it is none.
     """
-    if not (isinstance(api_key_env, str) and _VARIABLE.fullmatch(api_key_env)):
+    if not (isinstance(variable, str) and _VARIABLE.fullmatch(variable)):
         raise InputError(
-            "api_key_env",
+            argument,
             "something that is not such a name (not shown, in case it is the key)",
             "the name of an environment variable, in capitals",
             "Put the key into that variable, never into the program.",

@@ -24,6 +24,8 @@ from psr_lens._utils.safe_files import brief
 from psr_lens.errors import InputError, ModelError
 from psr_lens.evaluation.answer_cache import steering_digest
 from psr_lens.evaluation.config import load_methods
+from psr_lens.models.config_content import config_content
+from psr_lens.models.identity_by_content import classifier_content, untold
 from psr_lens.prompts import Span
 from psr_lens.replacement import Replacement, SteeringPlan
 from psr_lens.replacement.spec import finite_number
@@ -36,13 +38,24 @@ else:
 NAME: Final = "psr"
 """The name of the model type, as in `lm_eval --model psr`."""
 _EXTRA: Final = "lm-eval"
+_SETTINGS: Final = (
+    "max_length",
+    "add_bos_token",
+    "prefix_token_id",
+    "truncation",
+    "softmax_dtype",
+    "mixed_precision_dtype",
+    "think_end_token",
+    "backend",
+)
+"""Attributes of `HFLM` that change answers to the same question; some are missing in earlier versions."""
 _SAID: Final = "psr_lens"
 """The key under which a cache of lm_eval's says which model its answers are from."""
 
 Request = tuple[Any, list[int], list[int]]
 """What lm_eval calls a request for a likelihood: its texts, the tokens of the context, and those of the continuation."""
-Starts = tuple[int, int]
-"""The first steered position of a text under the spans R and QR."""
+Starts = tuple[int, int, int]
+"""The first steered position of a text under the spans R and QR, and the last position of its context."""
 StartsOf = Callable[[Int[Tensor, "row column"]], dict[Span, Any]]
 """Where the rows of a batch are steered from."""
 
@@ -50,19 +63,22 @@ StartsOf = Callable[[Int[Tensor, "row column"]], dict[Span, Any]]
 class SteeredModel(HFLM):  # type: ignore[misc]
     """What the model type `psr` adds to `HFLM`."""
 
-    def __init__(self, pretrained: Any, *, artifact: Any, alpha: Any = 1.0, question_start: Any = None, **settings: Any) -> None:
+    def __init__(
+        self, pretrained: Any, *, artifact: Any = None, alpha: Any = 1.0, question_start: Any = None, **settings: Any
+    ) -> None:
         """Load a model and what steers it.
 
         Args:
             pretrained: The model, as for `hf`: a folder, a name, or a loaded transformers model.
-            artifact: Folder of a replacement or a plan that was fitted on it.
+            artifact: Folder of a replacement or a plan that was fitted on it, which has to be given.
             alpha: Strength.
             question_start: For the span `QR`: the position of the question's first token in all contexts, counted from 0; where it was in
                 training if None.
             settings: Further arguments of `hf`.
 
         Raises:
-            InputError: an argument is invalid, or the model is of an architecture that `attach` does not know.
+            InputError: an argument is invalid, the model is of an architecture that `attach` does not know, or several processes share the
+                requests.
             ArtifactError: the artifact cannot be read, or was made for another model.
         """
         self._steering = _loaded(artifact)
@@ -76,6 +92,12 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._starts_of: StartsOf | None = None
         self._all_is_response = False
         super().__init__(pretrained, **settings)
+        if self.world_size > 1:
+            # Each process calls the model as often as its own requests want, which weights spread over processes would wait for forever.
+            got = f"requests shared out to {self.world_size} processes"
+            raise InputError(
+                "model", got, "one process, since `psr` was not tried with more", "Start lm_eval without `accelerate launch`."
+            )
         self._steering.attach(
             self.model, self._alpha, start={"R": 0, "QR": 0}
         ).remove()  # what does not fit is said before hours of work
@@ -83,7 +105,19 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     # --- likelihoods --------------------------------------------------------------------------------------------------------
 
     def loglikelihood_rolling(self, *args: Any, **kwargs: Any) -> list[float]:
-        """Log-likelihoods of whole texts: all their tokens are of a response, so all are steered, in every window."""
+        """Log-likelihoods of whole texts: all their tokens are of a response, so all are steered, in every window.
+
+        Raises:
+            InputError: the artifact, or a part of a plan, steers the prompt's last token alone.
+        """
+        if any(each.tokens == "last" for each, _ in self._steering._weighted()):
+            raise InputError(
+                "artifact",
+                "one that steers the prompt's last token alone (tokens='last')",
+                "one that steers all tokens of a response, in a task of whole texts (`loglikelihood_rolling`)",
+                "Such texts have no prompt, and only the first token of each window would be steered, so that the result would depend on "
+                "`max_length`.",
+            )
         self._all_is_response = True
         try:
             return list(super().loglikelihood_rolling(*args, **kwargs))
@@ -101,8 +135,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     def _groups(self, requests: Sequence[Request]) -> list[tuple[list[int], dict[tuple[int, ...], Starts]]]:
         """Indices of requests, in as few groups as there must be so that in each the same text is always steered from the same token.
 
-        lm_eval reads a text once for all requests that it belongs to, also if their contexts end at different tokens. And it pads with
-        zeros, after which a text cannot be told from one that ends in zeros.
+        lm_eval reads a text once for all requests that it belongs to, also if their contexts end at different tokens, and then takes the
+        logits of the wrong ones. So such requests are in different groups even where they are steered alike. And it pads with zeros, after
+        which a text cannot be told from one that ends in zeros.
         """
         groups: list[tuple[list[int], dict[tuple[int, ...], Starts]]] = []
         for index, (_, context, continuation) in enumerate(requests):
@@ -119,20 +154,14 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _starts(self, context: int, cut: int) -> Starts:
         """Where steering starts behind a context of so many tokens, of which some were cut off."""
-        if self._all_is_response:
-            return 0, 0
         last = context - 1 - cut
+        if self._all_is_response:
+            return 0, 0, last
         if self._question is None:
-            return last, last
+            return last, last, last
         if cut:
-            raise self._cut_off()
-        return last, min(self._question, last)
-
-    def _cut_off(self) -> InputError:
-        got = f"a context that is cut to the {self.max_length} tokens that the model takes"
-        return InputError(
-            "question_start", got, "whole contexts, in which the question is where it was in training", "Give fewer examples."
-        )
+            raise _cut_off(self.max_length, "Give fewer examples.")
+        return last, min(self._question, last), last
 
     @contextmanager
     def _steered_from(self, starts_of: StartsOf) -> Iterator[None]:
@@ -170,7 +199,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """
         ids, mask = super().tok_batch_encode(strings, *args, **kwargs)
         if self._question is not None and int(super().tok_batch_encode(strings)[1].sum(1).max()) > ids.shape[1]:
-            raise self._cut_off()
+            raise _cut_off(ids.shape[1], "Give fewer examples, or fewer `max_gen_toks`.")
         return ids, mask
 
     def _model_generate(self, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -202,20 +231,30 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Use a cache of answers (`--use_cache`), in which lm_eval looks an answer up by its question alone.
 
         Raises:
-            InputError: its answers are from another model, or from this one at another strength.
+            InputError: its answers are from another model, or from this one at another strength or with other settings; or the model cannot
+                be told from others.
         """
         answers = cache_hook.dbdict
         if answers is not None:
-            own = digest_of([str(self.pretrained), self._record])
+            own = digest_of([self._content(), self._record])
             if len(answers) and answers.get(_SAID) != own:
                 raise InputError(
                     "use_cache",
-                    "a file with answers of another model, or with other steering",
-                    "a file of its own for each model, artifact and strength",
+                    "a file with answers of another model, or with other steering or settings",
+                    "a file of its own for each model, artifact, strength and setting",
                     "lm_eval looks answers up by the question alone.",
                 )
             answers[_SAID] = own
         super().set_cache_hook(cache_hook)
+
+    def _content(self) -> list[Any]:
+        """What an answer depends on besides its question and what steers: every byte of the weights, and settings."""
+        content = classifier_content(self.model, self.tokenizer)
+        if content is None:
+            got = untold(self.model) or "a tokenizer without a file of all that it does"
+            raise InputError("use_cache", got, "a model that can be told from others, whose answers may be kept", "Leave it out.")
+        settings = {name: str(getattr(self, name, None)) for name in _SETTINGS}
+        return [content, settings, config_content(getattr(self.model, "generation_config", None))]
 
 
 def _looked_up(rows: Int[Tensor, "row column"], known: Mapping[tuple[int, ...], Starts]) -> dict[Span, Any]:
@@ -227,7 +266,12 @@ def _looked_up(rows: Int[Tensor, "row column"], known: Mapping[tuple[int, ...], 
             "lm_eval: a batch has a row that is the text of no request, so it is not known where its context ends. This version makes "
             "batches in another way than those that psr_lens was tried with: see its extra `lm-eval`."
         ) from error
-    return {"R": torch.tensor([last for last, _ in found]), "QR": torch.tensor([first for _, first in found])}
+    return {"R": torch.tensor([first for first, _, _ in found]), "QR": torch.tensor([first for _, first, _ in found])}
+
+
+def _cut_off(length: int, remedy: str) -> InputError:
+    got = f"a context that is cut to {length} tokens"
+    return InputError("question_start", got, "whole contexts, in which the question is where it was in training", remedy)
 
 
 def _without_zeros(tokens: Sequence[int]) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from psr_lens.errors import InputError, MissingPackageError, ModelError
 from psr_lens.models.sources import find_source
 from psr_lens.models.transformers_model import architecture_of, read_config
 from psr_lens.serving.middleware import XARGS, SteeredModels
-from psr_lens.serving.requests import NAMES
+from psr_lens.serving.requests import NAMES, SERVES_NONE
 from psr_lens.serving.served import CONFIG, Served, served_by
 from psr_lens.serving.steered_model import check_model
 
@@ -72,7 +72,7 @@ class ServerConfig:
     model: str
     """A folder, or a name that transformers finds."""
     artifacts: Mapping[str, Path]
-    """Folders of replacements or plans by the names that requests give."""
+    """Folders of replacements or plans by the names that requests give; none for the model alone."""
     host: str = "127.0.0.1"
     """The address that the server listens on."""
     port: int = 8000
@@ -122,8 +122,9 @@ class Server:
                     )
                 time.sleep(0.2)
             self.check()
-            models = ", ".join(f"{self.model}+{name}" for name in self.names)
-            say(f"{self.address}/v1 serves {self.model}, {models}\nCtrl-C ends it.")
+            steered = [f"{self.model}+{name}" for name in self.names]
+            models = ", ".join([self.model, *steered]) if steered else f"{self.model}, and no replacement yet"
+            say(f"{self.address}/v1 serves {models}\nCtrl-C ends it.")
             if code := process.wait():
                 raise ModelError(f"vllm: the server ended (exit code {code}). See its messages above.")
 
@@ -146,11 +147,12 @@ class Server:
             message = str(json.loads(text)["error"]["message"])
         except (ValueError, KeyError, TypeError):
             message = ""
-        listed = f"expected one of the replacements that are served: {', '.join(map(repr, self.names))}."
+        names = ", ".join(map(repr, self.names))
+        listed = f"expected one of the replacements that are served: {names}." if names else f"expected {SERVES_NONE}."
         if status != 400 or not message.startswith(f"{NAMES}: got ") or listed not in message:
             raise ModelError(
-                f"vllm: a request with an unknown replacement was answered with status {status} ({text[:200]!r}), expected 400 and the "
-                "names that are served. The server would answer unsteered, so it was stopped."
+                f"vllm: a request with an unknown replacement was answered with status {status} ({text[:200]!r}), expected 400 and "
+                f"{'the names that are served' if names else 'that none is served'}. The server would answer unsteered, so it was stopped."
             )
 
     def _answers(self) -> bool:
@@ -198,10 +200,11 @@ def server_of(config: ServerConfig) -> Server:
         raise MissingPackageError("vllm", "vllm")
     _check_further(config.further)
     folders = {name: str(folder.resolve()) for name, folder in config.artifacts.items()}
-    served = served_by({CONFIG: folders})
+    configuration = {CONFIG: folders} if folders else {}
+    served = served_by(configuration) or Served({}, {})
     location, name = _checked_model(config.model, served)
     port = _free_port(config.host, config.port)
-    own = ["--model", location, "--host", config.host, "--port", str(port), "--additional-config", json.dumps({CONFIG: folders})]
+    own = ["--model", location, "--host", config.host, "--port", str(port), "--additional-config", json.dumps(configuration)]
     names = _values(config.further, "served-model-name")
     middleware = f"{SteeredModels.__module__}.{SteeredModels.__name__}"
     command = [sys.executable, "-m", MODULE, *([] if names else ["--served-model-name", name])]
@@ -215,14 +218,13 @@ def server_of(config: ServerConfig) -> Server:
     )
 
 
-def _checked_model(model: str, served: Served | None) -> tuple[str, str]:
+def _checked_model(model: str, served: Served) -> tuple[str, str]:
     """Where vLLM finds the model, and its name."""
     source = find_source(model)
     if source.gguf is not None or (source.folder is not None and not (source.folder / "config.json").is_file()):
         raise InputError("model", repr(model), "a folder with a config.json and weights, or a name that transformers finds")
     config = read_config(source)
-    if served is not None:
-        check_model(architecture_of(config), config.get_text_config(), served)
+    check_model(architecture_of(config), config.get_text_config(), served)
     return source.location, source.name
 
 

@@ -77,7 +77,7 @@ class VLLMServer:
         """
         check_address("llm", url, "a vllm.LLM, or the address of a server", "For example 'http://127.0.0.1:8000/v1'.")
         self._url = url.rstrip("/")
-        self._key = None if api_key_env is None else _key(api_key_env)
+        self._key = None if api_key_env is None else key_in(api_key_env)
         self._own = threading.local()
         self._name, self._about, self._served = self._asked()
 
@@ -274,15 +274,23 @@ class _Connections:
                     each.shutdown(socket.SHUT_RDWR)
 
 
-def _key(variable: str) -> str:
-    """The key in an environment variable, which messages never show."""
-    check_variable(variable)
+def key_in(variable: str, argument: str = "api_key_env") -> str:
+    """The key in an environment variable, which messages never show.
+
+    Args:
+        variable: The variable's name.
+        argument: The argument that names it.
+
+    Raises:
+        InputError: there is no such variable, or its value cannot be sent.
+    """
+    check_variable(variable, argument)
     found = os.environ.get(variable, "").strip()
     if not found:
-        raise InputError("api_key_env", repr(variable), "an environment variable that holds a key", "It is not set.")
+        raise InputError(argument, repr(variable), "an environment variable that holds a key", "It is not set.")
     if not is_header_text(found):
         expected = "an environment variable that holds a key of Latin-1 characters without control characters"
-        raise InputError("api_key_env", repr(variable), expected, "Set it again.")
+        raise InputError(argument, repr(variable), expected, "Set it again.")
     return found
 
 

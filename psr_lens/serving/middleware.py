@@ -25,6 +25,7 @@ XARGS: Final = "vllm_xargs"
 """The key of a request's body under which vLLM takes arguments for plugins."""
 STEERED: Final = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 """Paths whose requests hand on these arguments; others drop them."""
+_CHAT: Final = "/v1/chat/completions"
 _LIST: Final = "/v1/models"
 _NOTES: Final = "metadata"
 """The key of a request's body for the client's own notes, which may say anything."""
@@ -103,9 +104,17 @@ def steered_body(body: Any, path: str, engine: Engine) -> Any:
     if named:
         asked = _joined(body["model"], named, asked)
         body = body | {"model": base, XARGS: asked}
-    scored = "logprobs" if body.get("echo") is True and body.get("prompt_logprobs") is None else "prompt_logprobs"
-    in_force(engine.served, asked, None, scores_prompt=body.get(scored) is not None)
+    in_force(engine.served, asked, None, scores_prompt=_scores_prompt(body, path))
     return body
+
+
+def _scores_prompt(body: Mapping[str, Any], path: str) -> bool:
+    """Whether vLLM computes the probabilities of the prompt's own tokens: for `echo`, of as many tokens as at each place of the answer."""
+    if body.get("prompt_logprobs") is not None or body.get("echo") is not True:
+        return body.get("prompt_logprobs") is not None
+    if path.endswith(_CHAT):
+        return body.get("top_logprobs", 0) is not None  # 0 by default, which is enough for the prompt's own
+    return body.get("logprobs") is not None
 
 
 def _check_places(body: Mapping[str, Any]) -> None:

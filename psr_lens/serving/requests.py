@@ -20,6 +20,8 @@ ALPHA: Final = "psr_alpha"
 """The strength; one number, or one for each name; 1 if it is not given."""
 STARTS: Final = {f"psr_start_{span}": span for span in SPANS}
 """The first steered position of the prompt, for replacements of one span."""
+SERVES_NONE: Final = "no replacement, since this engine serves none"
+"""What is expected of a request where there is nothing to steer it."""
 _START_R: Final = next(key for key, span in STARTS.items() if span == "R")
 IN_FORCE: Final = "psr_in_force"
 """What was made of the request, for the other processes of the engine; no request may hold it."""
@@ -76,7 +78,7 @@ def in_force(
         raise InputError(
             NAMES,
             brief(arguments[NAMES]),
-            "no replacement, since this engine serves none",
+            SERVES_NONE,
             "Start it with `additional_config={'psr': {'pirate': 'pirate-psr'}}`, names and folders.",
         )
     names = _names(arguments[NAMES])

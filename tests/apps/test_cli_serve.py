@@ -67,6 +67,14 @@ def test_it_starts_vllms_server_with_the_plugin_set_up(organism, saved, started)
     assert made.environment == {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
+def test_the_model_alone_is_served_without_artifacts(organism, started):
+    assert call("organism", "--port", 0, "--", "--dtype", "bfloat16") == (0, "")
+    (made,) = started
+    assert list(made.names) == []
+    assert made.command[made.command.index("--additional-config") + 1] == "{}"
+    assert made.command[made.command.index("--middleware") + 1] == "psr_lens.serving.middleware.SteeredModels"
+
+
 def test_what_the_user_says_to_vllm_is_taken_into_account(saved, started, monkeypatch):
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     monkeypatch.setenv("VLLM_API_KEY", "from the environment")
@@ -117,7 +125,6 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(saved, started,
     pirate, brief = saved
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        (["organism"], "artifacts: got none, expected at least one folder"),
         (
             ["organism", pirate, pirate],
             "artifacts: got 'pirate' twice, expected another name for each. Give one as `--name pirate-2=",
@@ -131,6 +138,7 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(saved, started,
         ([tmp_path / "empty", pirate], "empty holds no config.json"),
         ([tmp_path / "no" / "where" / "else", pirate], "model: got "),
         ([folders["llama"], pirate], "has d_model=32"),
+        ([folders["gpt-neox"]], "model: got GPTNeoXForCausalLM, expected one of LlamaForCausalLM"),
         ([folders["gpt-neox"], pirate], "model: got GPTNeoXForCausalLM, expected one of LlamaForCausalLM"),
         (["organism", pirate, "--port", 70000], "port: got 70000 on '127.0.0.1', expected one that is free"),
         (
@@ -191,17 +199,18 @@ server = HTTPServer(("127.0.0.1", PORT), Handler)
 END
 """
 RIGHT = "psr: got 'NAME', expected one of the replacements that are served: 'pirate', 'brief'."
+NONE = "psr: got 'NAME', expected no replacement, since this engine serves none. Start it with more."
 
 
 @pytest.fixture
 def fake(tmp_path):
     """`fake(status, message)`: a server that answers so, and writes a file when it is ended by SIGTERM."""
 
-    def made(status, message, end="server.serve_forever()", key="key"):
+    def made(status, message, end="server.serve_forever()", key="key", names=("pirate", "brief")):
         port = server._free_port("127.0.0.1", 0)
         code = FAKE.replace("STATUS", str(status)).replace("MESSAGE", repr(message)).replace("PORT", str(port)).replace("END", end)
         environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-        return Server([sys.executable, "-c", code], environment, f"http://127.0.0.1:{port}", "base", ["pirate", "brief"], key)
+        return Server([sys.executable, "-c", code], environment, f"http://127.0.0.1:{port}", "base", names, key)
 
     return made
 
@@ -228,6 +237,20 @@ def test_a_server_that_does_not_refuse_what_is_unknown_is_stopped(status, messag
     with pytest.raises(ModelError, match=f"was answered with status {status} .* so it was stopped"):
         made.run(lambda text: pytest.fail(text))
     assert is_free(made.address)
+
+
+def test_a_server_without_replacements_is_told_from_one_that_does_not_refuse_them(fake):
+    said = []
+    ending = "import threading; threading.Timer(3, lambda: os._exit(4)).start(); server.serve_forever()"
+    made = fake(400, NONE, ending, names=())
+    with pytest.raises(ModelError, match=r"the server ended \(exit code 4\)\. See"):
+        made.run(said.append)
+    assert said == [f"{made.address}/v1 serves base, and no replacement yet\nCtrl-C ends it."]
+    for status, message in ((200, NONE), (400, RIGHT), (400, "vllm: the plugin of psr_lens is not in force here.")):
+        with pytest.raises(
+            ModelError, match=rf"was answered with status {status} .* expected 400 and that none is served\. .* stopped"
+        ):
+            fake(status, message, names=()).run(lambda text: pytest.fail(text))
 
 
 def test_a_key_that_is_wrong_or_missing_is_no_refusal(fake):

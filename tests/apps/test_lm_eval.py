@@ -2,78 +2,33 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import oracles
 import pytest
 import torch
 from helpers import random_replacement
+from steered_lm import ALPHA, QUESTIONS, Steered, asked, steered_by
 from typer.testing import CliRunner
 
 import psr_lens as psr
 from psr_lens.apps.cli import app
-from psr_lens.errors import ArtifactError, InputError, ModelError
+from psr_lens.errors import InputError
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm_eval is not installed; `make test-lm-eval` runs this in an environment of its own"
 )
 
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.api.model import CachingLM  # noqa: E402
-from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 import psr_lens.apps.lm_eval_model  # noqa: E402 (registers the model type)
 
-ALPHA = 0.8
 TASKS = Path(__file__).parents[1] / "data" / "lm_eval"
-QUESTIONS = ("what is a bear ?", "hey , explain what a tower is .", "what do you know about a beaver ?")
-
-
-class Steered(NamedTuple):
-    """A model's folder, what steers it, the artifact's folder, and transformers' own reading."""
-
-    folder: str
-    steering: Any
-    artifact: str
-    hf: Any
-
-    def model(self, name: str = "psr", **settings: Any) -> Any:
-        ours = {"artifact": self.artifact, "alpha": ALPHA} if name == "psr" else {}
-        return get_model(name)(pretrained=self.folder, device="cpu", dtype="float32", **{**ours, "batch_size": 3, **settings})
-
-    def ids(self, text: str) -> list[int]:
-        return self.model_tokenizer(text)["input_ids"]
-
-    @property
-    def model_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder)
-
-    def likelihood(self, context: list[int], continuation: list[int], start: int | None = None) -> tuple[float, bool]:
-        """Alone, unpadded, without a cache, steered from the last token of the context on."""
-        first = len(context) - 1
-        ids = [*context, *continuation][:-1]
-        sites = self.steering.sites
-        logits = oracles.steered_logits(self.hf, ids, sites, ALPHA, first if start is None else start)[first:].log_softmax(-1)
-        wanted = torch.tensor(continuation)
-        return float(logits.gather(1, wanted[:, None]).sum()), bool((logits.argmax(-1) == wanted).all())
-
-
-def steered_by(case: Any, folder: Path, tmp_path: Path, **settings: Any) -> Steered:
-    steering = random_replacement(case.model, size=0.3, **settings)
-    artifact = steering.save(tmp_path / "artifact")
-    return Steered(str(folder), steering, str(artifact), oracles.transformer(folder))
 
 
 @pytest.fixture(scope="module")
 def steered(load, folders, tmp_path_factory) -> Steered:
     return steered_by(load("organism", "bridge"), folders["organism"], tmp_path_factory.mktemp("psr"))
-
-
-def asked(kind: str, *arguments: Any) -> list[Any]:
-    return [Instance(request_type=kind, doc={}, arguments=each, idx=0) for each in arguments]
 
 
 @pytest.fixture
@@ -194,6 +149,29 @@ def test_all_tokens_of_a_whole_text_are_steered_in_each_window(steered, batch_si
     assert found == pytest.approx(wanted, abs=5e-3)
 
 
+def test_windows_that_are_divided_at_two_tokens_are_scored_as_if_alone(steered):
+    """The last window of the shorter text is the second one of the longer text, which scores more of its tokens."""
+    long = steered.ids("hey , explain what a tower is . what do you know about a bear ?")[:12]
+    short = [long[0], *long[5:11], long[3]]
+    texts = [steered.model_tokenizer.decode(each, skip_special_tokens=True) for each in (long, short)]
+    assert [steered.ids(text) for text in texts] == [long, short]
+    requests = asked("loglikelihood_rolling", *((text,) for text in texts))
+    found = steered.model(max_length=6, batch_size=4).loglikelihood_rolling(requests, disable_tqdm=True)
+    assert found == pytest.approx(
+        steered.model(max_length=6, batch_size=1).loglikelihood_rolling(requests, disable_tqdm=True), abs=1e-3
+    )
+
+
+def test_whole_texts_are_refused_where_the_prompts_last_token_alone_is_steered(load, tmp_path, steered):
+    from dataclasses import replace
+
+    last = replace(random_replacement(load("organism", "bridge").model, size=0.3, seed=3), tokens="last")
+    for steering in (last, steered.steering + last):
+        model = steered.model(artifact=str(steering.save(tmp_path / type(steering).__name__)))
+        with pytest.raises(InputError, match=r"artifact: got one that steers the prompt's last token alone .* on `max_length`\."):
+            model.loglikelihood_rolling(asked("loglikelihood_rolling", ("a bear is an animal .",)), disable_tqdm=True)
+
+
 def test_steering_the_last_token_of_the_prompt_alone(load, folders, tmp_path):
     from dataclasses import replace
 
@@ -255,9 +233,9 @@ def test_the_question_is_steered_where_it_begins(load, folders, tmp_path):
         new = oracles.greedy(made.hf, ids, 6, oracles.layer_edits(made.steering.sites, ALPHA, min(begin, len(ids) - 1)))
         assert text == made.model_tokenizer.decode(new[: new.index(3)] if 3 in new else new, skip_special_tokens=True)
     cut = made.model(question_start=begin, max_length=8)
-    with pytest.raises(InputError, match="question_start: got a context that is cut to the 8 tokens"):
+    with pytest.raises(InputError, match=r"question_start: got a context that is cut to 8 tokens, .* Give fewer examples\.$"):
         cut.loglikelihood(asked("loglikelihood", (question, " arr , a tower")), disable_tqdm=True)
-    with pytest.raises(InputError, match="question_start: got a context that is cut"):
+    with pytest.raises(InputError, match=r"a context that is cut to 2 tokens, .* Give fewer examples, or fewer `max_gen_toks`\."):
         cut.generate_until(asked("generate_until", (question, settings)), disable_tqdm=True)
 
 
@@ -317,50 +295,6 @@ def test_a_plan_steers_as_in_attach(steered, load, tmp_path):
     with plan.attach(hf, ALPHA, start=5), torch.no_grad():
         logits = hf(torch.tensor([ids[:-1]])).logits[0, 5:].log_softmax(-1)
     assert found[0] == pytest.approx(float(logits.gather(1, torch.tensor(ids[6:])[:, None]).sum()), abs=2e-3)
-
-
-# --- caches, and what is refused --------------------------------------------------------------------------------------------
-
-
-def test_a_cache_of_answers_serves_one_model_at_one_strength(steered, tmp_path):
-    file = str(tmp_path / "answers.db")
-    request = asked("loglikelihood", (QUESTIONS[0], " arr"))
-    first = CachingLM(steered.model(), file).loglikelihood(request)
-    assert CachingLM(steered.model(), file).loglikelihood(request) == first
-    with pytest.raises(InputError, match="use_cache: got a file with answers of another model, or with other steering"):
-        CachingLM(steered.model(alpha=0.5), file)
-    plain = str(tmp_path / "plain.db")
-    CachingLM(steered.model("hf"), plain).loglikelihood(request)
-    with pytest.raises(InputError, match="use_cache: got a file with answers"):
-        CachingLM(steered.model(), plain)
-
-
-def test_arguments_that_do_not_fit_are_refused_before_anything_is_evaluated(steered, folders, tmp_path):
-    with pytest.raises(InputError, match="alpha: got nan, expected a finite number"):
-        steered.model(alpha=float("nan"))
-    with pytest.raises(InputError, match="artifact: got 12, expected the folder of a replacement or a plan"):
-        steered.model(artifact=12)
-    with pytest.raises(ArtifactError):
-        steered.model(artifact=str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="tp_plan: got 'auto', expected none"):
-        steered.model(tp_plan="auto")
-    with pytest.raises(ArtifactError, match="model"):
-        get_model("psr")(pretrained=str(folders["llama"]), artifact=steered.artifact, device="cpu", batch_size=1)
-
-
-def test_a_batch_whose_contexts_are_unknown_is_refused(steered):
-    model = steered.model()
-    with pytest.raises(InputError, match="inps: got tokens of which it is not known where their context ends"):
-        model._model_call(torch.tensor([[1, 2, 3]]))
-    rows = psr_lens.apps.lm_eval_model._looked_up
-    with pytest.raises(ModelError, match="a batch has a row that is the text of no request"):
-        rows(torch.tensor([[1, 2, 3]]), {(1, 2): (0, 0)})
-
-
-def test_nothing_stays_on_the_model(steered):
-    model = steered.model()
-    model.loglikelihood(asked("loglikelihood", (QUESTIONS[0], " arr")), disable_tqdm=True)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 
 
 # --- the command ------------------------------------------------------------------------------------------------------------

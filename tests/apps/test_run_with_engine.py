@@ -34,7 +34,9 @@ def quick(settings, fake):
 
 def told_folders(output):
     """The folders in the command that the error names."""
-    command = output[output.index("`psr-lens serve") + 1 : output.index("`, then")]
+    command = output[
+        output.index("`psr-lens serve") + 1 : output.index("`, with the same further options behind `--` as before, then")
+    ]
     return shlex.split(command)[3:]
 
 
@@ -127,11 +129,43 @@ def test_the_key_goes_to_the_address_on_the_command_line_alone(tmp_path, quick, 
     monkeypatch.setenv("VLLM_API_KEY", "a secret")
     code, output = run("--config", written(tmp_path, quick), "--engine-key-env", "VLLM_API_KEY")
     assert code == 2
-    assert "engine_key_env: got VLLM_API_KEY, expected --engine too" in output
+    assert "--engine-key-env: got VLLM_API_KEY, expected --engine too" in output
     assert not fake.asked
-    run("--config", written(tmp_path, quick), "--engine", quick["engine"], "--engine-key-env", "VLLM_API_KEY")
+    given = ("--config", written(tmp_path, quick), "--engine", quick["engine"], "--engine-key-env", "VLLM_API_KEY")
+    code, first = run(*given)
+    assert (code, "which this run has fitted" in first) == (2, True), first
+    serve(fake, told_folders(first))
+    code, second = run(*given)
+    assert code == 0, second
+    assert no_report  # drawn from what was sampled
     assert {key for _, key, _ in fake.asked} == {"Bearer a secret"}
-    assert not any("a secret" in each.read_text() for each in (tmp_path / "out").rglob("*.*") if each.suffix in (".yaml", ".json"))
+    assert "a secret" not in output + first + second
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert {"results.json", "answers.jsonl", "run.yaml"} <= {each.name for each in files}
+    assert not [each for each in files if b"a secret" in each.read_bytes()]
+
+
+def test_no_message_shows_what_may_be_a_key_or_a_password(tmp_path, settings, monkeypatch):
+    file = written(tmp_path, settings)
+    engine = ("--engine", "vllm:http://127.0.0.1:9/v1")
+    for further in ((), engine):
+        code, output = run("--config", file, *further, "--engine-key-env", "sk-supersecret")
+        assert (code, "--engine-key-env: got something that is not such a name (not shown" in output) == (2, True), output
+        assert "supersecret" not in output
+    for key, message in ((None, "It is not set."), ("sec\nret", "Set it again.")):
+        if key is not None:
+            monkeypatch.setenv("SERVER_KEY", key)
+        code, output = run("--config", file, *engine, "--engine-key-env", "SERVER_KEY")
+        assert (code, "--engine-key-env: got 'SERVER_KEY', expected an environment" in output) == (2, True), output
+        assert message in output
+        assert "sec" not in output
+    for given in ("http://user:hunter2@host:8000/v1", "http://host/v1?token=hunter2", "sglang:http://host/v1#hunter2"):
+        with pytest.raises(InputError, match="engine: got an address with a user, a query or a fragment") as caught:
+            RunConfig(**settings | {"engine": given})
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(InputError, match="the environment variable that --engine-key-env names") as caught:
+        RunConfig(**settings | {"engine": "vllm:http://user:hunter2@host:8000/v1"})
+    assert "hunter2" not in str(caught.value)
 
 
 def test_settings_that_name_no_engine_or_mean_something_else_in_vllm_are_refused_before_anything_is_read(settings):

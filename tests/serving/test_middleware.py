@@ -127,6 +127,22 @@ def test_what_would_be_answered_otherwise_than_meant_is_refused(body, message, e
     assert message in str(caught.value)
 
 
+def test_echo_scores_the_prompt_of_a_chat_by_itself(engine):
+    chat, steering = "/v1/chat/completions", {"psr": "pirate"}
+    for more in ({}, {"logprobs": True}, {"top_logprobs": 0}, {"logprobs": True, "top_logprobs": 2}):
+        body = {"model": "base", "vllm_xargs": steering, "echo": True} | more
+        with pytest.raises(InputError, match="psr_start_R: got None, expected the first steered position in a request"):
+            steered_body(body, chat, engine)
+        told = body | {"vllm_xargs": steering | {"psr_start_R": 3}}
+        assert steered_body(told, chat, engine) is told
+    for body in (
+        {"model": "base", "vllm_xargs": steering, "logprobs": True, "top_logprobs": 2},
+        {"model": "base", "vllm_xargs": steering, "echo": False},
+        {"model": "base", "vllm_xargs": steering, "echo": True, "top_logprobs": None},
+    ):
+        assert steered_body(body, chat, engine) is body
+
+
 def test_a_long_text_as_strength_is_refused_at_once(engine):
     begun = time.perf_counter()
     for text in (10**6 * "9" + "x", 10**6 * "9", "-" + 10**6 * "9" + "." + 10**6 * "9" + "e"):

@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 import yaml
@@ -80,6 +80,9 @@ class MethodOptions:
         return {**vars(self), "layers": _value(self.layers), "held_out": _value(self.held_out)}
 
 
+_ENGINE_KEY: Final = "--engine-key-env"
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """How responses and answers are sampled; None for what the file says, or the default."""
@@ -112,14 +115,29 @@ class SamplingOptions:
         """Refuse a key for an address that is not on the command line: a file of settings might name any.
 
         Raises:
-            InputError: there is a key, and no engine.
+            InputError: what names the key's variable is no such name, or there is a key, and no engine.
         """
+        from psr_lens._utils.server_settings import check_variable
         from psr_lens.errors import InputError
 
-        if self.engine_key_env is not None and self.engine is None:
+        if self.engine_key_env is None:
+            return
+        check_variable(self.engine_key_env, _ENGINE_KEY)
+        if self.engine is None:
             raise InputError(
-                "engine_key_env", self.engine_key_env, "--engine too", "The key is sent to the address on the command line alone."
+                _ENGINE_KEY, self.engine_key_env, "--engine too", "The key is sent to the address on the command line alone."
             )
+
+    def check_key(self) -> None:
+        """Refuse a variable without a key before anything is loaded.
+
+        Raises:
+            InputError: there is no such variable, or its value cannot be sent.
+        """
+        from psr_lens.engines.vllm_server import key_in
+
+        if self.engine_key_env is not None:
+            key_in(self.engine_key_env, _ENGINE_KEY)
 
 
 @dataclass(frozen=True)
@@ -174,6 +192,7 @@ def run(
             say(f"{plan}\n")
             console.print(plan.view)
             return
+        sampling.check_key()
         device = weights.device or str(own_device())
         result = run_all(
             settings, device=device, say=say, show=console.print, server=server.key, engine_key_env=sampling.engine_key_env

@@ -26,7 +26,10 @@ def serve(
     model: Annotated[str, typer.Argument(help="A local Hugging Face folder, or a name that transformers finds.")],
     artifacts: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of replacements or plans that were fitted on the model, served by their names."),
+        typer.Argument(
+            help="Folders of replacements or plans that were fitted on the model, served by their names. Without any, the model alone is "
+            "served: psr-lens run --engine vllm begins with that."
+        ),
     ] = None,
     *,
     name: Annotated[
@@ -52,7 +55,7 @@ def _named(artifacts: Sequence[Path], given: Sequence[str]) -> dict[str, Path]:
     """The folders by their names.
 
     Raises:
-        InputError: two have the same name, one has none, or there is none.
+        InputError: two have the same name, or one has none.
     """
     from psr_lens.errors import InputError
 
@@ -69,6 +72,4 @@ def _named(artifacts: Sequence[Path], given: Sequence[str]) -> dict[str, Path]:
         if set(name) & set("@+,/"):
             raise InputError("artifacts", repr(name), "names without '@', '+', ',' and '/'", f"Give it as `--name NAME={folder}`.")
         found[name] = folder
-    if not found:
-        raise InputError("artifacts", "none", "at least one folder that `save` wrote")
     return found

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 import yaml
 
-from psr_lens._utils.server_settings import check_address
+from psr_lens._utils.server_settings import check_address, may_hold_secrets
 from psr_lens._utils.yaml_config import KnownSettings, by_text, check_keys, yaml_mapping
 from psr_lens.engines.vllm_requests import check_sampling
 from psr_lens.errors import InputError
@@ -133,11 +133,12 @@ class RunConfig(KnownSettings):
             return None
         name, colon, address = str(self.engine).partition(":")
         if name != ENGINE:
-            raise InputError(
-                "engine", repr(self.engine), f"`{ENGINE}`, or `{ENGINE}:` and the address of a server", "For example `vllm`."
-            )
+            hidden = "an address with a user, a query or a fragment (not shown)"
+            shown = hidden if may_hold_secrets(str(self.engine)) else repr(self.engine)
+            raise InputError("engine", shown, f"`{ENGINE}`, or `{ENGINE}:` and the address of a server", "For example `vllm`.")
         address = address if colon else LOCAL_SERVER
-        check_address("engine", address, "the address of a server behind `vllm:`", f"For example '{ENGINE}:{LOCAL_SERVER}'.")
+        example = f"For example '{ENGINE}:{LOCAL_SERVER}'."
+        check_address("engine", address, "the address of a server behind `vllm:`", example, key="--engine-key-env")
         return address
 
     def calibrated_by(self) -> Calibration:

@@ -173,7 +173,8 @@ class _Run:
                 "engine",
                 f"one that does not serve {', '.join(map(repr, lacking))}, which this run has fitted",
                 "one that serves all its methods",
-                f"Start the server with `{command}`, then run this again: it goes on from here.",
+                f"Start the server with `{command}`, with the same further options behind `--` as before, then run this again: "
+                "it goes on from here.",
             )
 
     def _judge(self) -> Judge | None:
