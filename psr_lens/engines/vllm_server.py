@@ -104,8 +104,7 @@ class VLLMServer:
         if about.identity != self._about.identity:
             raise ModelError(f"vllm: the server at {self._url} was started anew with other settings. Make the engine again.")
         check_sizes(model, about)
-        digests = {digest for parts in self._served.values() for digest in parts}
-        check_served(steering, digests, self._served, _REMEDY)
+        check_served(steering, self._digests, self._served, _REMEDY)
         check_same_model(model, about, self._log_probabilities)
 
     def serves(self, steering: Steering) -> bool:
@@ -115,8 +114,12 @@ class VLLMServer:
             ModelError: the server does not answer.
         """
         *_, self._served = self._asked()
-        digests = {digest for parts in self._served.values() for digest in parts}
-        return all(content_digest(replacement) in digests for replacement, _ in steering._weighted())
+        return all(content_digest(replacement) in self._digests for replacement, _ in steering._weighted())
+
+    @property
+    def _digests(self) -> set[str]:
+        """Digests of all replacements that the server is known to serve."""
+        return {digest for parts in self._served.values() for digest in parts}
 
     def respond(self, jobs: Sequence[Job], config: SamplingConfig, stops: frozenset[int]) -> list[tuple[int, ...]]:
         """Sample all responses; see `Engine`.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from typing import Any, Final
 
 import numpy as np
@@ -20,12 +18,15 @@ from psr_lens.evaluation.pushed_answers import PushedAnswer, is_silent, pushed_a
 from psr_lens.generation.sampling import Response, SamplingConfig, checked_sampling, generate
 from psr_lens.models import HookedModel
 from psr_lens.prompts import PromptPair, instruction_label
+from psr_lens.replacement.spec import finite_number
 from psr_lens.results.bootstrap import mean_interval
 from psr_lens.results.judgement import Judge, Judgement, checked_judge, judged_by_name
 from psr_lens.results.result import Result
 
 SHOWN: Final = 8
 """Most questions whose answers are looked at token by token and at further strengths, and that a report shows."""
+ALSO_AT: Final = (0.0, 0.5, 1.0, 1.5)
+"""Strengths besides a method's own at which runs and demos show its answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +161,7 @@ def answers_by_method(
     if judge is not None:
         checked_judge(judge)
     responses = answer_all(model, pairs, plans, alphas, sampling)
-    texts = {name: tuple(each.text for each in some) for name, some in responses.items()}
+    texts = {name: _texts(some) for name, some in responses.items()}
     verdicts = {} if judge is None else judged_by_name(judge, texts, [pair.asked for pair in pairs])
     found = judged_answers(pairs, texts, alphas, verdicts)
     return looked_at(found, model, pairs, plans, responses, FurtherStrengths(also_at, checked_sampling(sampling), judge))
@@ -172,16 +173,9 @@ def check_also_at(also_at: Any) -> None:
     Raises:
         InputError: something else than a list of finite numbers.
     """
-    if not isinstance(also_at, Sequence) or isinstance(also_at, str) or not all(map(_is_finite, also_at)):
+    if not isinstance(also_at, Sequence) or isinstance(also_at, str) or any(finite_number(alpha) is None for alpha in also_at):
         given = shortened(repr(also_at), 80)
         raise InputError("also_at", given, "a list of strengths, such as [0, 0.5, 1.5]; an empty one leaves them out")
-
-
-def _is_finite(number: Any) -> bool:
-    try:
-        return not isinstance(number, bool) and isinstance(number, Real) and math.isfinite(number)
-    except OverflowError:  # a whole number that no float can be
-        return False
 
 
 def judged_answers(
@@ -246,15 +240,11 @@ def looked_at(
         others = sorted({float(alpha) for alpha in further.alphas} - {found.alphas[name]})
         silent = [alpha for alpha in others if is_silent(plan, alpha)]
         written = _written(model, first, name, plan, [alpha for alpha in others if alpha not in silent], further)
-        texts = {str(alpha): tuple(each.text for each in some) for alpha, some in written.items()}
-        judge = further.judge
-        verdicts = {} if judge is None or not texts else judged_by_name(judge, texts, [pair.asked for pair in first])
-        scored = {alpha: tuple(map(float, verdict.trait)) for alpha, verdict in verdicts.items()}
+        traits = _traits(first, written, further.judge)
         written |= dict.fromkeys(silent, responses[NONE][:SHOWN])
-        texts |= {str(alpha): found.answers[NONE][:SHOWN] for alpha in silent}
-        scored |= {str(alpha): found.trait.get(NONE, ())[:SHOWN] for alpha in silent}
+        traits |= dict.fromkeys(silent, found.trait.get(NONE, ())[:SHOWN])
         at_strengths[name] = tuple(
-            AnswersAtStrength(alpha, texts[str(alpha)], read(plan, alpha, written[alpha]), scored.get(str(alpha), ()))
+            AnswersAtStrength(alpha, _texts(written[alpha]), read(plan, alpha, written[alpha]), traits.get(alpha, ()))
             for alpha in sorted(written)
         )
     return replace(
@@ -282,6 +272,20 @@ def _written(
         streams=[*range(len(pairs))] * len(alphas),
     )
     return {alpha: answers[at * len(pairs) : (at + 1) * len(pairs)] for at, alpha in enumerate(alphas)}
+
+
+def _texts(responses: Sequence[Response]) -> tuple[str, ...]:
+    return tuple(each.text for each in responses)
+
+
+def _traits(
+    pairs: Sequence[PromptPair], written: Mapping[float, Sequence[Response]], judge: Judge | None
+) -> dict[float, tuple[float, ...]]:
+    """The trait scores of answers by strength, all judged together; none without a judge."""
+    if judge is None or not written:
+        return {}
+    verdicts = judged_by_name(judge, {str(alpha): _texts(some) for alpha, some in written.items()}, [pair.asked for pair in pairs])
+    return {alpha: tuple(map(float, verdicts[str(alpha)].trait)) for alpha in written}
 
 
 def answer_all(

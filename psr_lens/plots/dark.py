@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 from psr_lens.plots.palette import DARK, PAPER
 
 _HEX: Final = re.compile(r"#[0-9a-fA-F]{6}")
+_COLORS: Final = re.compile(r"#[0-9a-fA-F]{6}|rgba?\([\d., ]*\)")
 _IN_MARKUP: Final = re.compile(r'(<\w+ style="color:)(#[0-9a-fA-F]{6})')
 _CONTRAST: Final = 3.0
 """Least contrast with the page of colours that the table does not have."""
@@ -20,7 +22,7 @@ Rgb = tuple[float, ...]
 def on_dark(color: str) -> str:
     """The colour on a dark page: that of `DARK`, or itself, lightened until its contrast with the page is 3:1.
 
-    What is neither `#rrggbb` nor `rgb(…)` stays as it is. The page of a report does the same in its script.
+    What is neither `#rrggbb` nor `rgb(…)` stays as it is.
     """
     lower = color.lower()
     if not _HEX.fullmatch(lower) and not lower.startswith("rgb"):
@@ -37,6 +39,12 @@ def on_dark(color: str) -> str:
         light = _hex([each + (255 - each) * share for each in some])
         share += 0.1
     return light
+
+
+def dark_colors(texts: Iterable[str]) -> dict[str, str]:
+    """What `on_dark` makes of each colour in the JSON of some figures, by the colour in small letters, for a script to look up."""
+    found = {color.lower() for text in texts for color in _COLORS.findall(text)}
+    return {color: on_dark(color) for color in sorted(found)}
 
 
 def darkened(value: Any, name: str = "") -> Any:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Final, Literal, ParamSpec, TypedDict
+from typing import Any, Final, Literal, ParamSpec, TypedDict, get_type_hints
 
 import plotly.graph_objects as go
 
@@ -55,7 +55,7 @@ class Look(TypedDict, total=False):
 
 
 _P = ParamSpec("_P")
-_HINTS: Final[dict[str, Any]] = {"width": int | None, "font_size": float, "theme": Theme}
+_HINTS: Final[dict[str, Any]] = get_type_hints(Look)
 _ROOM: ContextVar[float | None] = ContextVar("room", default=None)
 
 

@@ -18,7 +18,6 @@ from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.faithfulness_result import SiteFaithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.plots.look import room
-from psr_lens.plots.palette import DARK as DARK
 from psr_lens.plots.palette import DIVERGING as DIVERGING
 from psr_lens.plots.palette import GRID as GRID
 from psr_lens.plots.palette import INK as INK
@@ -179,7 +178,7 @@ def titled(
 ) -> go.Figure:
     """Give a figure the template, a title above its plot area and a note below; the width follows the window.
 
-    Title and note are broken into lines of the width that there is, and begin at the left edge of the figure.
+    Title and note wrap at the width of the figure and start at its left edge.
 
     Args:
         figure: The figure, which is changed in place.

@@ -53,10 +53,8 @@ def _steps(result: AnswersByMethod, name: str) -> list[list[Step]]:
 
 
 def _answer(result: AnswersByMethod, name: str, index: int, steps: Sequence[Sequence[Step]]) -> Answer:
-    own = [each[index] for each in steps if index < len(each)]
-    chosen = next(each for each in own if each.chosen)
-    several = tuple(own) if len(own) > 1 else ()
-    return Answer(name if several else result.heading(name), chosen.text, chosen.trait, chosen.pieces, several)
+    own = tuple(each[index] for each in steps if index < len(each))
+    return Answer(name if len(own) > 1 else result.heading(name), own)
 
 
 def _score(trait: float) -> str:

@@ -14,7 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from psr_lens._utils.optional import versions
 from psr_lens.evaluation.comparison import Comparison
-from psr_lens.plots.style import DARK, TEMPLATE
+from psr_lens.plots.dark import dark_colors
+from psr_lens.plots.style import TEMPLATE
 from psr_lens.reporting.answer_blocks import FULL
 from psr_lens.reporting.comparison_text import MethodRow, lead_of, method_rows, settings_of, summary
 from psr_lens.reporting.figures_by_result import ANSWERS
@@ -120,14 +121,17 @@ def page_of(comparisons: Mapping[str, Comparison], parts: Mapping[str, Sequence[
     )
     environment.filters["script_safe"] = script_safe
     sections = [_section(f"s{number}", name, each, parts[name]) for number, (name, each) in enumerate(comparisons.items(), start=1)]
+    template = script_safe(TEMPLATE.to_plotly_json())
+    shown = [part for section in sections for part in (*section.first, *section.parts)]
+    figures = [each for part in shown for block in part.blocks for _, group in block.options for each in group]
     return environment.get_template("report.html.j2").render(
         title=title,
         sections=sections,
-        template=script_safe(TEMPLATE.to_plotly_json()),
+        template=template,
         plotly=Markup(get_plotlyjs()),  # Plotly's own source, which contains no user input
         bibtex=BIBTEX,
         full=FULL,
-        dark=script_safe(DARK),
+        dark=script_safe(dark_colors([template, *(each.data for each in figures)])),
         versions=[*versions("plotly"), ("python", platform.python_version())],
     )
 

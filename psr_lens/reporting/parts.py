@@ -71,20 +71,19 @@ class Answer:
     """One method's answer to a question, as text."""
 
     method: str
-    """The method's heading."""
-    text: str
-    """What it wrote."""
-    trait: str
-    """The trait score; empty if there is none."""
-    pieces: tuple[Piece, ...] = ()
-    """The text token by token; empty if it was not read so."""
-    steps: tuple[Step, ...] = ()
-    """The answers at all strengths, from the lowest up, this one among them; empty if there is nothing to choose."""
+    """The method, with its strength where that is not 1 and cannot be chosen."""
+    steps: tuple[Step, ...]
+    """The answers at all strengths, from the lowest up; one is shown first."""
 
     @property
-    def alpha(self) -> str:
-        """The strength of this answer; empty if there is nothing to choose."""
-        return next((each.alpha for each in self.steps if each.chosen), "")
+    def shown(self) -> Step:
+        """The answer that is shown first."""
+        return next(each for each in self.steps if each.chosen)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there are other strengths to choose."""
+        return len(self.steps) > 1
 
     @property
     def data(self) -> list[dict[str, object]]:
@@ -117,12 +116,12 @@ class Answers:
     @property
     def is_colored(self) -> bool:
         """Whether any token has a colour."""
-        return any(each.pieces for each in self.answers)
+        return any(each.shown.pieces for each in self.answers)
 
     @property
     def has_steps(self) -> bool:
         """Whether there are other strengths to choose."""
-        return any(each.steps for each in self.answers)
+        return any(each.has_choice for each in self.answers)
 
 
 @dataclass(frozen=True)

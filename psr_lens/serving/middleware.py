@@ -110,8 +110,10 @@ def steered_body(body: Any, path: str, engine: Engine) -> Any:
 
 def _scores_prompt(body: Mapping[str, Any], path: str) -> bool:
     """Whether vLLM computes the probabilities of the prompt's own tokens: for `echo`, of as many tokens as at each place of the answer."""
-    if body.get("prompt_logprobs") is not None or body.get("echo") is not True:
-        return body.get("prompt_logprobs") is not None
+    if body.get("prompt_logprobs") is not None:
+        return True
+    if body.get("echo") is not True:
+        return False
     if path.endswith(_CHAT):
         return body.get("top_logprobs", 0) is not None  # 0 by default, which is enough for the prompt's own
     return body.get("logprobs") is not None

@@ -101,18 +101,27 @@ def scored_at(table, method):
     return {row.alpha: row.value for row in table if (row.method, row.metric) == (method, "trait")}
 
 
-def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch, no_report):
-    (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(24)))
-    given = {
+def pirate_task(folder, count, **settings):
+    """Settings of a run on the organism, with so many questions in a file."""
+    (folder / "q.txt").write_text("\n".join(psr.organism.questions(count)))
+    return {
         "model": "organism",
-        "questions": str(tmp_path / "q.txt"),
+        "questions": str(folder / "q.txt"),
         "instruction": psr.organism.instruction("pirate"),
-        "out": str(tmp_path / "out"),
-        "judge": {"trait": "organism:pirate", "coherence": "perplexity"},
-        "calibration": {"targets": [80], "steps": 0, "maximum": 1, "at_prompt": False},
-        "sampling": {"max_new_tokens": 24},
-        "methods": {"A-PSR": {"regression_steps": 10}, "S-Const DiM": {"solver": "dim", "layers": 3}},
+        "out": str(folder / "out"),
+        **settings,
     }
+
+
+def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch, no_report):
+    given = pirate_task(
+        tmp_path,
+        24,
+        judge={"trait": "organism:pirate", "coherence": "perplexity"},
+        calibration={"targets": [80], "steps": 0, "maximum": 1, "at_prompt": False},
+        sampling={"max_new_tokens": 24},
+        methods={"A-PSR": {"regression_steps": 10}, "S-Const DiM": {"solver": "dim", "layers": 3}},
+    )
     code, output = run("--config", written(tmp_path, given))
     assert code == 0, output
     found = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -144,19 +153,16 @@ def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monk
 
 def test_answers_that_are_known_are_not_sampled_again_for_the_report(tmp_path, monkeypatch, no_report):
     """More held-out questions than the report shows: those at strength 0 and at strengths that were evaluated are known."""
-    (tmp_path / "q.txt").write_text("\n".join(psr.organism.questions(21)))
-    given = {
-        "model": "organism",
-        "questions": str(tmp_path / "q.txt"),
-        "instruction": psr.organism.instruction("pirate"),
-        "out": str(tmp_path / "out"),
-        "held_out": SHOWN + 1,
-        "judge": "organism:pirate",
-        "alphas": [0.5, 1],
-        "calibration": {"targets": [], "at_prompt": False},
-        "sampling": {"max_new_tokens": 16},
-        "methods": {"S-Const DiM": {"solver": "dim", "layers": 3}},
-    }
+    given = pirate_task(
+        tmp_path,
+        21,
+        held_out=SHOWN + 1,
+        judge="organism:pirate",
+        alphas=[0.5, 1],
+        calibration={"targets": [], "at_prompt": False},
+        sampling={"max_new_tokens": 16},
+        methods={"S-Const DiM": {"solver": "dim", "layers": 3}},
+    )
     sampled, generate = [], answers.generate
 
     def recorded(model, pairs, *others, alpha=1.0, **settings):

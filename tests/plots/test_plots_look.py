@@ -15,7 +15,7 @@ from psr_lens import plots
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import LogitLens
 from psr_lens.plots import images, look
-from psr_lens.plots.dark import on_dark
+from psr_lens.plots.dark import dark_colors, on_dark
 from psr_lens.plots.palette import DARK, INK, LETTERED, MUTED, PAPER
 from psr_lens.plots.style import SMALL, fitted, in_lines_of, text_width
 
@@ -118,6 +118,13 @@ def test_colours_that_the_table_lacks_are_lightened_and_what_is_no_colour_stays(
     assert on_dark("#D55E00") == "#d55e00"
     assert on_dark("rgba(28,28,28,0.5)") == "rgba(233,231,226,0.5)"
     assert on_dark("red") == "red"
+
+
+def test_the_colours_of_a_report_s_figures_are_those_of_figures_that_are_dark_themselves():
+    shown = comparison()
+    light, dark = (plots.relative_rmse(shown, theme=theme).data[0].line.color for theme in ("light", "dark"))
+    found = dark_colors(['{"color":"' + light + '"}', '<i style=\\"color:#5F5F5F\\">', "rgba(28,28,28,0.5)"])
+    assert found == {light.lower(): dark, "#5f5f5f": DARK[MUTED], "rgba(28,28,28,0.5)": "rgba(233,231,226,0.5)"}
 
 
 def test_a_token_that_reads_like_a_colour_is_left_alone():

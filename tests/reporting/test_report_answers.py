@@ -101,7 +101,7 @@ def test_colours_are_multiples_of_the_median_and_the_number_is_said(cells):
 def test_how_hard_a_special_token_was_pushed_is_not_shown_on_the_next_token(found):
     own = replace(pushed(("a", "", " b", "", "漢"), (1.0, 50.0, 1.0, 7.0, 1.0)), special=(False, True, False, False, False))
     (block,) = answer_blocks(replace(found, pushed={"A-PSR": (own,)}, at_strengths={}))
-    assert [(each.text, each.push) for each in block.answers[2].pieces] == [("a", 1.0), (" b", 1.0), ("漢", 7.0)]
+    assert [(each.text, each.push) for each in block.answers[2].shown.pieces] == [("a", 1.0), (" b", 1.0), ("漢", 7.0)]
 
 
 def test_the_scale_is_stated(page):
@@ -139,7 +139,8 @@ def test_only_as_many_answers_as_there_are_at_a_strength_can_be_turned_to(found)
     two = replace(side_by_side(2), at_strengths={"A-PSR": found.at_strengths["A-PSR"]})
     first, second = answer_blocks(two)
     assert [each.alpha for each in first.answers[2].steps] == ["−0.5", "1.25", "2"]
-    assert second.answers[2].steps == ()
+    assert [each.alpha for each in second.answers[2].steps] == ["1.25"]
+    assert not second.answers[2].has_choice
     assert second.answers[2].method == "A-PSR (α = 1.25)"
 
 

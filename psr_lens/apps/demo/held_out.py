@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from psr_lens.apps.rendered_prompts import rendered_prompts
 from psr_lens.evaluation.answers_by_method import AnswersByMethod, FurtherStrengths, judged_answers, looked_at
@@ -20,9 +20,6 @@ from psr_lens.replacement import Replacement
 from psr_lens.results.judgement import Judge, judged_by_name
 
 Say = Callable[[str], None]
-
-ALSO_AT: Final = (0.0, 0.5, 1.0, 1.5)
-"""Strengths besides its own at which a report shows what each method answers."""
 
 
 @dataclass(frozen=True)

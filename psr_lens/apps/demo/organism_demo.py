@@ -11,9 +11,9 @@ from psr_lens import organism
 from psr_lens._utils.yaml_config import KnownSettings
 from psr_lens.activations.capture import capture
 from psr_lens.activations.statistics import Statistics
-from psr_lens.apps.demo.held_out import ALSO_AT, DemoResult, HeldOut, Say
+from psr_lens.apps.demo.held_out import DemoResult, HeldOut, Say
 from psr_lens.errors import InputError
-from psr_lens.evaluation.answers_by_method import check_also_at
+from psr_lens.evaluation.answers_by_method import ALSO_AT, check_also_at
 from psr_lens.evaluation.calibration import best_alpha, best_layer
 from psr_lens.evaluation.evaluate import Calibration, evaluate
 from psr_lens.evaluation.faithfulness import faithfulness

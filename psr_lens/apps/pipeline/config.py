@@ -13,7 +13,7 @@ from psr_lens._utils.server_settings import check_address, may_hold_secrets
 from psr_lens._utils.yaml_config import KnownSettings, by_text, check_keys, yaml_mapping
 from psr_lens.engines.vllm_requests import check_sampling
 from psr_lens.errors import InputError
-from psr_lens.evaluation.answers_by_method import check_also_at
+from psr_lens.evaluation.answers_by_method import ALSO_AT, check_also_at
 from psr_lens.evaluation.evaluate import Calibration
 from psr_lens.evaluation.judge_settings import check_judge
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
@@ -63,7 +63,7 @@ class RunConfig(KnownSettings):
     """Strength at which the methods answer and are compared."""
     alphas: Sequence[float] = (1.0,)
     """Strengths to measure besides those of the calibration (with a judge)."""
-    also_at: Sequence[float] = (0.0, 0.5, 1.0, 1.5)
+    also_at: Sequence[float] = ALSO_AT
     """Strengths at which each method answers the first 8 held-out questions, too, for the reader of the report to choose among; each costs
     8 answers a method."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
