@@ -271,9 +271,7 @@ def test_a_broken_fragment_or_figure_stops_nothing_else(tab, report, tmp_path):
     broken = tmp_path / "report.html"
     first = text.index('<script type="application/json">') + len('<script type="application/json">')
     broken.write_text(text[:first] + "{" + text[first:], encoding="utf-8")
-    tab.open(broken, 1440)
-    tab.js("location.hash = '#100%'; location.reload()")
-    tab.wait_for("document.readyState === 'complete' && document.getElementById('unfold')")
+    tab.show(broken.as_uri() + "#100%", 1440)
     tab.js("document.getElementById('unfold').click()")
     tab.wait_for("document.documentElement.dataset.figures === 'drawn'")
     drawn = tab.js("document.querySelectorAll('.js-plotly-plot').length")
