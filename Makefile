@@ -38,7 +38,7 @@ $(TL4)/.ready: pyproject.toml constraints.txt
 	$(call environment,$(TL4),$(TL4)/constraints.txt)
 
 # All that `.ci/run` needs; building two at a time with `--jobs 2` is faster, since each waits for disk and network.
-environments: $(STAMP) $(TL4)/.ready $(VLLM)/.ready $(LM_EVAL)/.ready
+environments: $(STAMP) $(TL4)/.ready $(VLLM)/.ready $(LM_EVAL)/.ready $(DOCS_STAMP)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -49,13 +49,14 @@ lint: setup
 test: lint
 	$(BIN)/python $(PYTEST) -m "not slow"
 
-# What takes longest: browsers, other processes, whole runs, the code of the docs, all architectures, inputs drawn at random.
+# What takes longest: browsers, other processes, whole runs, the code of docs and docstrings, all architectures, inputs drawn at random.
 test-slow: setup
 	$(BIN)/python $(PYTEST) -m slow
 
-# All tests again on TransformerLens 4, where those that need the class HookedTransformer say so and skip themselves.
+# All tests of what meets a model, slow ones too, again on TransformerLens 4. Those that need the class HookedTransformer say so and skip
+# themselves; figures and reports show results, which are alike on both.
 test-tl4: $(TL4)/.ready
-	$(TL4)/bin/python $(PYTEST)
+	$(TL4)/bin/python $(PYTEST) --ignore tests/plots --ignore tests/reporting
 
 # A new environment with the versions that pyproject.toml's ranges allow, as far as the constraints leave a choice. First as users install
 # it, which is what the demo runs on, then with what tests need: all architectures, the files that gguf and peft read and write (a tenth

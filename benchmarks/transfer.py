@@ -48,8 +48,8 @@ REAL_FITTED, REAL_CALIBRATED, REAL_HELD_OUT = 40, 8, 24
 ALPHAS: Final = (0.75, 1.0, 1.25, 1.5)
 """Strengths that the calibration tries."""
 SEED = 0
-REAL = ("french", "spanish", "german", "sentence", "pirate")
-"""Instructions between real models."""
+REAL = ("french", "spanish", "german", "italian", "portuguese", "sentence")
+"""Instructions between real models: those that SmolLM2 follows."""
 
 
 @dataclass(frozen=True)

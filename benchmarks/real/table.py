@@ -275,10 +275,24 @@ def measure(
         save()
 
 
+def summary_of(content: dict[str, Any]) -> str:
+    """Trait and coherence of every method at the strength of TA@C80 under every instruction, as Markdown."""
+    measured = {name: held["rows"] for name, held in content["instructions"].items() if held.get("rows")}
+    lines = [f"|  | {' | '.join(measured)} |", "|---" * (len(measured) + 1) + "|"]
+    for method in ROWS:
+        found = [rows.get(method) for rows in measured.values()]
+        if any(found):
+            cells = ["–" if row is None else _scores(row.get("TA@C80", row)) for row in found]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def tables_of(content: dict[str, Any]) -> str:
     """The numbers as Markdown."""
     lines = []
     for name, held in content["instructions"].items():
+        if not held.get("rows"):
+            continue
         about = f"{held['triplets']} triplets, n = {held['rows']['none']['n']} held-out questions"
         lines += [f"**{name}**: {held['instruction']} ({about})", ""]
         heads = ["", "α 1", "TA@C80", "TA@Cp", "repetition", "KL", "relative RMSE", "parameters", "fit", "passes"]
@@ -325,7 +339,8 @@ def main(
 ) -> None:
     """Measure, and save after every cell; or print tables."""
     if tables is not None:
-        print(tables_of(json.loads(tables.read_text())))
+        content = json.loads(tables.read_text())
+        print(f"{summary_of(content)}\n{tables_of(content)}")
         return
     if model is None or file is None or json_file is None:
         raise typer.BadParameter("got none, expected a model, a file of questions and --json, or --tables-of.", param_hint="model")

@@ -130,6 +130,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same_to_the_byte(pairs
     assert bytes_of(folder) == bytes_of(undisturbed)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_store_that_one_writes(pairs_file, undisturbed, tmp_path):
     folder = tmp_path / "store"
 

@@ -113,6 +113,7 @@ def pirate_task(folder, count, **settings):
     }
 
 
+@pytest.mark.slow
 def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monkeypatch, no_report):
     given = pirate_task(
         tmp_path,
@@ -151,6 +152,7 @@ def test_a_judge_filters_scores_and_its_scores_are_in_the_results(tmp_path, monk
     assert contents(tmp_path / "out", ()) == before
 
 
+@pytest.mark.slow
 def test_answers_that_are_known_are_not_sampled_again_for_the_report(tmp_path, monkeypatch, no_report):
     """More held-out questions than the report shows: those at strength 0 and at strengths that were evaluated are known."""
     given = pirate_task(
@@ -324,6 +326,7 @@ def test_a_token_without_text_can_be_sampled_fitted_on_and_shown(tmp_path, quest
     assert not re.search(r"None|<3\d\d>", " ".join(str(text) for row in rows for text in row.values()))
 
 
+@pytest.mark.slow
 def test_a_judge_of_coherence_alone_is_enough(tmp_path, settings, no_report):
     """`--judge perplexity`: fluent responses are kept whatever their trait, and there is a curve of coherence."""
     one = {"S-Const DiM": QUICK["S-Const DiM"]}

@@ -48,6 +48,7 @@ def sampled(fake):
     return [body for path, _, body in fake.asked if path == "/v1/completions" and "prompt_logprobs" not in body]
 
 
+@pytest.mark.slow
 def test_a_run_samples_on_the_server_and_goes_on_once_it_serves_what_was_fitted(tmp_path, quick, fake, no_report, monkeypatch):
     file = written(tmp_path, quick | {"judge": "language:fr"})
     code, output = run("--config", file)
@@ -86,6 +87,7 @@ def test_a_run_samples_on_the_server_and_goes_on_once_it_serves_what_was_fitted(
     assert own["relative_rmse"] == json.loads((out / "results.json").read_text())["relative_rmse"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_samples_nothing_again_and_its_server_may_have_moved(tmp_path, quick, fake, no_report):
     file = written(tmp_path, quick)
     _, output = run("--config", file)
@@ -112,6 +114,7 @@ def test_a_run_is_not_continued_on_another_engine(tmp_path, quick, fake, no_repo
     assert "engine" in output.partition("(different:")[2]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_before_there_were_engines_is_resumed(tmp_path, settings, no_report):
     file = written(tmp_path, settings | {"sampling": GREEDY})
     code, output = run("--config", file)
@@ -125,6 +128,7 @@ def test_a_run_that_was_begun_before_there_were_engines_is_resumed(tmp_path, set
     assert (code, "resuming the run" in output) == (0, True)
 
 
+@pytest.mark.slow
 def test_the_key_goes_to_the_address_on_the_command_line_alone(tmp_path, quick, fake, no_report, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "a secret")
     code, output = run("--config", written(tmp_path, quick), "--engine-key-env", "VLLM_API_KEY")

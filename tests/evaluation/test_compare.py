@@ -223,6 +223,7 @@ def live_bytes() -> int:
     return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
 
 
+@pytest.mark.slow
 def test_memory_holds_a_batch_and_magnitudes_and_no_differences_of_all_tokens(model, triplets, replacements, monkeypatch):
     """By formula: of a batch, two contexts at all layers and one Δ; of some hundred tokens, Δ; of all, a number a layer and method."""
     peaks, add = [], SecondMoments.add

@@ -61,6 +61,7 @@ def test_answers_are_those_of_peft_and_each_pair_has_its_own_strength(load, fami
     assert inside[0] == mixed[0]
 
 
+@pytest.mark.slow
 def test_every_measurement_takes_it_as_a_method(tiny_llama, tmp_path):
     model, adapter, before = tiny_llama.model, random_adapter(tiny_llama), state_of(tiny_llama.model)
     triplets = random_triplets(model, 3)

@@ -56,6 +56,7 @@ def same(first, second) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

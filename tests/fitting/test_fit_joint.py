@@ -134,6 +134,7 @@ def test_polishing_goes_on_from_what_the_solver_found(tiny_llama):
     assert all(torch.equal(again.sites[name].weights, site.weights) for name, site in polished.sites.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"layers": "all"}, {"layers": 1}, {"layers": [0, 2], "rank": 2, "span": "QR"}], ids=str)
 def test_training_comes_closer_to_the_prompt(tiny, settings):
     triplets = random_triplets(tiny.model, 6)

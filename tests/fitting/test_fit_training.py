@@ -126,6 +126,7 @@ def test_the_curve_starts_at_the_unsteered_error_and_counts_the_epochs(tiny_llam
     assert psr.fit(tiny_llama.model, random_triplets(tiny_llama.model, 4), psr.Sequential(regression_steps=1)).curve is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mse", "ll"])
 def test_autocast_to_bfloat16_is_close_to_float32_and_leaves_float32_sites(tiny, objective):
     triplets, settings = random_triplets(tiny.model, 6), {"epochs": 10, "learning_rate": 2e-2, "objective": objective}

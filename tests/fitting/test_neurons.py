@@ -116,6 +116,7 @@ def test_sharper_neurons_are_closer_to_the_rule(load):
     assert sharp < 0.1 * blunt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["organism", "organism-gpt2"])
 def test_the_organism_talks_like_a_pirate_without_being_told(load, family, tmp_path):
     case = load(family, BACKENDS[0])

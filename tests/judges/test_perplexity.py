@@ -178,6 +178,7 @@ def test_what_is_said_twice_is_no_loop(judge, pairs, answers):
     assert judge.repeated([f"{text} {text} {text}" for text in answers], questions_of(pairs)).min() > 0.25
 
 
+@pytest.mark.slow
 def test_references_say_how_much_repetition_is_natural(organism, pairs, answers, judge):
     own = [each.text for each in psr.generate(organism.model, pairs)]
     assert judge.natural == pytest.approx(np.quantile(judge.repeated(own, questions_of(pairs)), 0.95))
@@ -193,6 +194,7 @@ def test_references_say_how_much_repetition_is_natural(organism, pairs, answers,
     assert used_to_it(thrice, questions_of(pairs)).coherence[within] == pytest.approx(100 * fluency[within])
 
 
+@pytest.mark.slow
 def test_references_that_loop_do_not_excuse_loops(organism, pairs, answers):
     loops = [" ".join([text] * 12) for text in answers]
     assert psr.judges.perplexity(organism.model, pairs, loops).natural == 0.5

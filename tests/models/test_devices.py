@@ -29,6 +29,7 @@ FITS = [
 # --- precision --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_models_in_half_precision_have_probes_in_float32(folders, load, backend, dtype):

@@ -55,6 +55,7 @@ def is_free(model: Any) -> bool:
     return model.training and all(each.requires_grad for each in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [frozen, weights_of_one_thread])
 def test_a_finaliser_that_runs_while_the_lock_is_held_may_use_the_model(model, block, monkeypatch):
     called = []
@@ -91,6 +92,7 @@ def test_a_finaliser_that_runs_while_the_lock_is_held_may_use_the_model(model, b
     within(work)
 
 
+@pytest.mark.slow
 def test_a_generator_that_is_collected_ends_its_block_wherever_that_happens(model, monkeypatch):
     def reading(cycle: list[Any]) -> Iterator[None]:
         with frozen(model), weights_of_one_thread(model):

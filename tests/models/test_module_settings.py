@@ -52,6 +52,7 @@ def test_another_process_finds_the_same(folders, backend):
     assert found == settings_digest(psr.load_model(folders["llama"], backend=backend))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_told_and_calls_loading_again_and_copying_leave_it(family, tmp_path):
     folder = save_tiny(family, tmp_path)
@@ -148,6 +149,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_kind_of_change_is_seen_and_no_two_are_alike(model):
     original, seen = settings_digest(model), {}
     for name, change in CHANGES.items():

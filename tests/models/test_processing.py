@@ -59,6 +59,7 @@ def test_compatibility_mode_without_processing_is_none(folders):
     assert processing(model) == "none"
 
 
+@pytest.mark.slow
 def test_a_processed_model_is_captured_fitted_and_steered(pair, tmp_path):
     _, plain, model = pair
     torch.testing.assert_close(

@@ -250,6 +250,7 @@ def test_an_instruction_brings_the_trait_out_on_questions_never_seen(answers, fa
     assert coherence >= 95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ORGANISMS)
 @pytest.mark.parametrize("trait", TRAITS)
 def test_without_the_instruction_the_trait_is_absent(answers, family, trait):

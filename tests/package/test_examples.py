@@ -59,6 +59,7 @@ def test_a_public_docstring_has_an_example(name: str) -> None:
     assert ">>>" in (inspect.getdoc(DOCUMENTED[name]) or ""), f"{name} has no example"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_an_example_runs(name: str, world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

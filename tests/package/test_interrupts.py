@@ -120,6 +120,7 @@ class Interrupted:
         self.passes, self.at = 0, at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_an_interrupt_leaves_nothing_behind_and_the_same_call_works_afterwards(tiny_llama, name, monkeypatch, tmp_path):
     model, triplets, call = tiny_llama.model, random_triplets(tiny_llama.model, 3, longest=4), CALLS[name]

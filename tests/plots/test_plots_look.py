@@ -48,6 +48,7 @@ def fonts(value, owner=""):
             yield from fonts(each, owner)
 
 
+@pytest.mark.slow
 def test_every_figure_is_as_wide_as_asked_for_and_otherwise_as_its_window(calls):
     assert {function.__name__ for function in calls} == set(plots.__all__) - NOT_FIGURES
     for function, call in calls.items():
@@ -56,6 +57,7 @@ def test_every_figure_is_as_wide_as_asked_for_and_otherwise_as_its_window(calls)
         assert (figure.layout.width, figure.layout.autosize) == (700, False), function.__name__
 
 
+@pytest.mark.slow
 def test_letters_twice_as_large_are_the_figure_of_half_the_width_twice_as_large(calls):
     for function, call in calls.items():
         small, large = call(width=400), call(width=800, font_size=24)
@@ -72,6 +74,7 @@ def test_letters_twice_as_large_are_the_figure_of_half_the_width_twice_as_large(
             assert parts_of(here, "x y z width customdata") == parts_of(there, "x y z width customdata"), function.__name__
 
 
+@pytest.mark.slow
 def test_a_dark_figure_has_no_colour_of_a_light_page(calls):
     for function, call in calls.items():
         text = call(theme="dark").to_json().lower()
@@ -82,6 +85,7 @@ def test_a_dark_figure_has_no_colour_of_a_light_page(calls):
         assert figure.layout.template.layout.font.color == DARK[INK]
 
 
+@pytest.mark.slow
 def test_a_dark_figure_shows_the_same_numbers_and_words(calls):
     for function, call in calls.items():
         light, dark = call(), call(theme="dark")
@@ -159,6 +163,7 @@ def test_an_argument_that_no_figure_has_is_pythons_error():
         plots.relative_rmse(comparison(), colour="red")
 
 
+@pytest.mark.slow
 def test_notes_fill_the_line_and_begin_at_the_left_edge(calls):
     for function, call in calls.items():
         for width in (390, 1_024, 1_440):

@@ -255,6 +255,7 @@ def test_nested_steering_of_two_replacements_applies_both(tiny, prompt):
     torch.testing.assert_close(only_outer, oracles.steered_logits(tiny.hf, prompt, outer.sites, 1.0, start), **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_two_models_steered_at_once_by_one_replacement_share_no_state(folders, prompt, tiny):
     models = [psr.load_model(folders[tiny.family], backend=backend) for backend in (*BACKENDS, *BACKENDS)]
     replacement = random_replacement(tiny.model, size=0.3)

@@ -95,6 +95,7 @@ def test_gates_are_read_as_a_regression_of_what_is_added_reads_them(two, found) 
     assert np.corrcoef(found.gates.gate[:, 5], found.gates.read[:, 5])[0, 1] > 0.8
 
 
+@pytest.mark.slow
 def test_back_is_the_same_measurement_with_the_models_exchanged(two) -> None:
     texts = [each.target for each in two.paired]
     own = psr.fit(two.target, texts, psr.Sequential(layers=[2], rank=1, regression_steps=0))

@@ -74,6 +74,7 @@ def test_responses_are_those_of_reading_everything_again_at_each_token(two, driv
     assert [each.ids for each in found] != [each.ids for each in psr.generate(two.target, asked, sampling=sampling)]
 
 
+@pytest.mark.slow
 def test_in_a_batch_as_alone(two, driven) -> None:
     """Prompts of several lengths and responses that end at different times, so that the batch shrinks; strengths of their own."""
     questions = ["what is a fox ?", *psr.organism.questions(3, split="train", seed=2)]
