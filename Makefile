@@ -37,7 +37,7 @@ $(TL4)/.ready: pyproject.toml constraints.txt
 	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(TL4)/constraints.txt
 	$(call environment,$(TL4),$(TL4)/constraints.txt)
 
-# All that `.ci/run` needs; building two at a time with `--jobs 2` is faster, since each waits for disk and network.
+# All that `.ci/run` needs; `--jobs 2` builds two at a time.
 environments: $(STAMP) $(TL4)/.ready $(VLLM)/.ready $(LM_EVAL)/.ready $(DOCS_STAMP)
 
 lint: setup

@@ -277,10 +277,10 @@ def measure(
 
 def summary_of(content: dict[str, Any]) -> str:
     """Trait and coherence of every method at the strength of TA@C80 under every instruction, as Markdown."""
-    measured = {name: held["rows"] for name, held in content["instructions"].items() if held.get("rows")}
-    lines = [f"|  | {' | '.join(measured)} |", "|---" * (len(measured) + 1) + "|"]
+    instructions = content["instructions"]
+    lines = [f"|  | {' | '.join(instructions)} |", "|---" * (len(instructions) + 1) + "|"]
     for method in ROWS:
-        found = [rows.get(method) for rows in measured.values()]
+        found = [held["rows"].get(method) for held in instructions.values()]
         if any(found):
             cells = ["–" if row is None else _scores(row.get("TA@C80", row)) for row in found]
             lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -291,8 +291,6 @@ def tables_of(content: dict[str, Any]) -> str:
     """The numbers as Markdown."""
     lines = []
     for name, held in content["instructions"].items():
-        if not held.get("rows"):
-            continue
         about = f"{held['triplets']} triplets, n = {held['rows']['none']['n']} held-out questions"
         lines += [f"**{name}**: {held['instruction']} ({about})", ""]
         heads = ["", "α 1", "TA@C80", "TA@Cp", "repetition", "KL", "relative RMSE", "parameters", "fit", "passes"]

@@ -24,6 +24,21 @@ def test_every_measured_row_is_in_the_page(table):
         assert f"{line}\n" in PAGE
 
 
+def test_the_summary_has_a_column_for_each_instruction_and_the_scores_of_the_chosen_strength(table):
+    french = NUMBERS["instructions"]["french"]
+    rows = french["rows"]
+    few = {"rows": {name: rows[name] for name in ("none", "prompt", "A-PSR")}}
+    head, _, *lines = table.summary_of({"instructions": {"french": french, "few": few}}).splitlines()
+    assert head == "|  | french | few |"
+    cells = {line.split(" | ")[0][2:]: line.strip("| ").split(" | ")[1:] for line in lines}
+    assert cells.keys() == rows.keys()
+    for name, (one, other) in cells.items():
+        chosen = rows[name].get("TA@C80", rows[name])
+        trait, low, high = chosen["trait"]
+        assert one == f"{trait:.0f} [{low:.0f}, {high:.0f}] / {chosen['coherence'][0]:.0f}"
+        assert other == (one if name in few["rows"] else "–")
+
+
 def test_the_instructions_that_are_used_are_those_that_the_model_follows():
     used = {name: row for name, row in NUMBERS["screened"].items() if row["prompt"] >= 50 and row["none"] <= 10}
     assert used == {name: row for name, row in NUMBERS["screened"].items() if row["used"]}
