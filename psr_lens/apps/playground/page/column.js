@@ -42,7 +42,8 @@ class Column {
     const id = `psr-${Math.random().toString(36).slice(2)}`;
     this.node = make("section", { className: "psr-column", data: { "data-column": about.name, "aria-labelledby": id } });
     const heading = make("h3", { id, textContent: about.name });
-    const what = LABELS[about.name] ?? `${about.method}; ‖Δ‖ is what its hooks add`;
+    const method = about.method === about.name ? "" : `${about.method}; `;
+    const what = LABELS[about.name] ?? `${method}‖Δ‖ is what its hooks add`;
     this.node.append(heading, make("p", { className: "psr-what", textContent: what }));
     if (alpha !== undefined) {
       this.slider = make("input", {
