@@ -18,6 +18,7 @@ GROUPS: Final = (
         NATIVE,
         "through text",
         "gates, plain map",
+        "gates, wide plain map",
         "gates, others' map",
         "gates through text, plain map",
         "co-pilot",

@@ -5,8 +5,8 @@ python benchmarks/transfer.py /path/to/one-model /path/to/another --questions qu
 python benchmarks/transfer.py --tables-of benchmarks/transfer.json
 
 The numbers are saved after every cell, and a cell that the file holds is not measured again; `--cell` chooses some. The *plain* map is
-learned on the source's answers without any instruction, so it has seen no text of the trait; the *others'* map on its answers with other
-instructions, and the *own* map on the answers with this one.
+learned on the source's answers without any instruction, so it has seen no text of the trait; the *wide* plain map on such answers to four
+times as many questions; the *others'* map on its answers with other instructions.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ REAL_FITTED, REAL_CALIBRATED, REAL_HELD_OUT = 40, 8, 24
 ALPHAS: Final = (0.75, 1.0, 1.25, 1.5)
 """Strengths that the calibration tries."""
 SEED = 0
+WIDER = 3
+"""How many times as many questions as are fitted on the wide map has seen besides."""
 REAL = ("french", "spanish", "german", "italian", "portuguese", "sentence")
 """Instructions between real models: those that SmolLM2 follows."""
 
@@ -67,6 +69,8 @@ class Setting:
     place: Any
     others: Sequence[str]
     """Other instructions, whose texts may teach a map."""
+    further: Sequence[str]
+    """Questions that only the wide map has seen."""
 
     def pairs(self, model: HookedModel, part: int) -> Sequence[PromptPair]:
         """Prompts of one model."""
@@ -85,7 +89,16 @@ class Setting:
     @cached_property
     def plain(self) -> list[PairedText]:
         """The source's answers without the instruction."""
-        pairs = self.pairs(self.source, 0)
+        return self._without_instruction(self.questions[0])
+
+    @cached_property
+    def wide_map(self) -> ActivationMap:
+        """The map that has seen more texts without the trait."""
+        texts = [*self.plain, *self._without_instruction(self.further)]
+        return psr.transfer.fit_activation_map(self.source, self.model, texts)
+
+    def _without_instruction(self, questions: Sequence[str]) -> list[PairedText]:
+        pairs = psr.prompt_pairs(self.source, list(questions), self.instruction, place=self.place)
         found = psr.generate(self.source, pairs, sampling=self.sampling)
         kept = [
             Triplet(replace(pair, instruction="", prompted_ids=pair.base_ids), each.ids, each.text)
@@ -199,6 +212,7 @@ CELLS: dict[str, Callable[[Setting], Replacement]] = {
     "native": lambda setting: setting.native,
     "through text": lambda setting: psr.transfer.through_text(setting.source, setting.model, setting.triplets),
     "gates, plain map": lambda setting: setting.gates(setting.map),
+    "gates, wide plain map": lambda setting: setting.gates(setting.wide_map),
     "gates, others' map": lambda setting: setting.gates(setting.others_map),
     "gates through text, plain map": lambda setting: setting.gates_through_text(setting.map),
     "gates through text, others' map": lambda setting: setting.gates_through_text(setting.others_map),
@@ -299,8 +313,9 @@ def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save:
         save()
         yield "prompt"
     for name in missing:
-        if "others' map" in name and "gate R², others' map" not in held:
-            held["gate R², others' map"] = gate_r2(setting, setting.others_map)
+        for kind in ("wide plain map", "others' map"):
+            if name.endswith(kind) and f"gate R², {kind}" not in held:
+                held[f"gate R², {kind}"] = gate_r2(setting, setting.wide_map if kind.startswith("wide") else setting.others_map)
         if name.startswith("whole") and "reach" not in held:
             held["reach"] = reach(setting)
         began = time.perf_counter()
@@ -325,20 +340,25 @@ def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence
         source, target = (psr.load_model(name, device=device) for name in names)
         train = psr.organism.questions(FITTED + CALIBRATED, split="train", kind="description", seed=1)
         held_out = psr.organism.questions(HELD_OUT, split="held_out", kind="description")
+        more = psr.organism.questions((WIDER + 1) * FITTED + CALIBRATED, split="train", kind="description", seed=2)
+        further = [question for question in more if question not in train][: WIDER * FITTED]
         for trait in traits or psr.organism.TRAITS:
             parts = (train[:FITTED], train[FITTED:], held_out)
             judge, sampling = psr.judges.organism(trait), psr.SamplingConfig(max_new_tokens=48)
             others = [psr.organism.instruction(name) for name in psr.organism.TRAITS if name != trait]
-            yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before", others)
+            yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before", others, further)
         return
     ends = REAL_FITTED, REAL_FITTED + REAL_CALIBRATED
-    drawn = asked_of_real_models(questions, ends[1] + REAL_HELD_OUT)
+    count = ends[1] + REAL_HELD_OUT
+    drawn = asked_of_real_models(questions, count)
+    more = asked_of_real_models(questions, count + WIDER * REAL_FITTED)
+    further = [question for question in more if question not in drawn][: WIDER * REAL_FITTED]
     source, target = (psr.load_model(name, backend="bridge", device=device) for name in names)
     for trait in traits or REAL:
         given = INSTRUCTIONS[trait]
         parts = (drawn[: ends[0]], drawn[ends[0] : ends[1]], drawn[ends[1] :])
         others = [INSTRUCTIONS[name].text for name in REAL if name != trait]
-        yield Setting(trait, source, target, given.judge, given.text, parts, SAMPLING, "after", others)
+        yield Setting(trait, source, target, given.judge, given.text, parts, SAMPLING, "after", others, further)
 
 
 def main(
