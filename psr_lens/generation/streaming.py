@@ -36,6 +36,7 @@ from psr_lens.replacement import SPANS, Acting, Attached, InWeights, in_force, r
 
 _INCOMPLETE: Final = "\ufffd"
 """What a tokenizer writes for bytes that are no character yet."""
+_TINY: Final = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class StreamedToken:
     magnitudes: Mapping[str, float]
     """‖Δ‖ by hook point, in the activation's units, at the token before this one, from which this one was predicted: what the replacement
     added there; in the column `prompt`, the difference that the instruction makes to the residual stream."""
+    cosines: Mapping[str, float]
+    """Cosine of the same Δ with the mean Δ of the tokens that were read up to it, by hook point: 1 at the first; 0 where Δ is 0."""
     is_last: bool
     """Whether the column ends here."""
 
@@ -142,13 +145,15 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
     steps = decoding.steps(prompt, mask, steered)
     with ExitStack() as stack:
         stack.callback(steps.close)
-        pushes: Callable[[Tensor], Mapping[str, float]]
+        pushes: Callable[[Tensor], Mapping[str, Tensor]]
         added: dict[str, Tensor] = {}
+        points = column.points
         if column.context == "prompted":
-            pushes = stack.enter_context(_differences(model, pair))
+            points = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(int(model.cfg.n_layers)))
+            pushes = stack.enter_context(_differences(model, pair, points))
         else:
             steps.steering.record(added)
-            pushes = _Added(added, column.points)
+            pushes = _Added(added)
         drawn = decoding.drawn(prompt, mask, draws, steps.step, steps.select)
         stack.callback(drawn.close)
 
@@ -166,7 +171,8 @@ def _answer(model: HookedModel, pair: PromptPair, column: Column, config: Sampli
                 point = first_not_finite(model, [*pair.ids(column.context), *error.ids], steered)
             return not_finite("pair", error, point)
 
-        yield _Answer(column.name, tokenizer, drawn, prompt, acting, pushes, explained)
+        measured = _Measured(points)
+        yield _Answer(column.name, tokenizer, drawn, prompt, acting, lambda new: measured(pushes(new)), explained)
 
 
 class _Answer:
@@ -179,7 +185,7 @@ class _Answer:
         drawn: Iterator[tuple[Tensor, bool]],
         prompt: Int[Tensor, "1 position"],
         acting: Callable[[], AbstractContextManager[None]],
-        pushes: Callable[[Tensor], Mapping[str, float]],
+        pushes: Callable[[Tensor], tuple[dict[str, float], dict[str, float]]],
         explained: Callable[[NotFiniteError], Exception],
     ) -> None:
         self._name, self._drawn, self._new = name, drawn, prompt
@@ -193,11 +199,11 @@ class _Answer:
                 chosen, is_last = next(self._drawn)
         except NotFiniteError as error:
             raise self._explained(error) from None
-        magnitudes = self._pushes(self._new)
+        magnitudes, cosines = self._pushes(self._new)
         self._new = chosen[:, None]
         added = self._text.add(int(chosen), is_last)
         self._ids += 1
-        return StreamedToken(self._name, self._ids - 1, int(chosen), added, self._text.answer, magnitudes, is_last)
+        return StreamedToken(self._name, self._ids - 1, int(chosen), added, self._text.answer, magnitudes, cosines, is_last)
 
 
 class AnswerText:
@@ -232,19 +238,37 @@ class AnswerText:
 class _Added:
     """What a replacement's own hooks added to the last token that was read."""
 
-    def __init__(self, added: dict[str, Float[Tensor, "1 width"]], points: Sequence[str]) -> None:
-        self._added, self._points = added, points
+    def __init__(self, added: dict[str, Float[Tensor, "1 width"]]) -> None:
+        self._added = added
 
-    def __call__(self, new: Tensor) -> dict[str, float]:
-        lengths = dict(zip(self._added, _norms(list(self._added.values())), strict=True))
+    def __call__(self, new: Tensor) -> dict[str, Tensor]:
+        found = dict(self._added)
         self._added.clear()
-        return {name: lengths.get(name, 0.0) for name in self._points}
+        return found
+
+
+class _Measured:
+    """‖Δ‖ of each token that is read, and its cosine with the mean Δ up to it, by hook point; 0 where nothing was added."""
+
+    def __init__(self, points: Sequence[str]) -> None:
+        self._points = points
+        self._sums: dict[str, Tensor] = {}
+
+    def __call__(self, vectors: Mapping[str, Float[Tensor, "1 width"]]) -> tuple[dict[str, float], dict[str, float]]:
+        numbers = []
+        for name, vector in vectors.items():
+            total = self._sums[name] = self._sums[name] + vector if name in self._sums else vector
+            length, whole = (torch.linalg.vector_norm(each).clamp(min=_TINY) for each in (vector, total))
+            numbers += [torch.linalg.vector_norm(vector), (vector / length * (total / whole)).sum().clamp(-1, 1)]
+        # In one look at the device.
+        values: list[float] = torch.stack([each.to(numbers[0].device) for each in numbers]).tolist() if numbers else []
+        none = dict.fromkeys(self._points, 0.0)
+        return none | dict(zip(vectors, values[::2], strict=True)), none | dict(zip(vectors, values[1::2], strict=True))
 
 
 @contextmanager
-def _differences(model: HookedModel, pair: PromptPair) -> Iterator[Callable[[Tensor], dict[str, float]]]:
-    """Reads the same tokens after both prompts: the difference of the residual stream at the last token, by hook point."""
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(int(model.cfg.n_layers))]
+def _differences(model: HookedModel, pair: PromptPair, names: Sequence[str]) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+    """Reads the same tokens after both prompts: the difference of the activations at the last token, by hook point."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[Tensor, Any], None]:
@@ -267,14 +291,14 @@ def _differences(model: HookedModel, pair: PromptPair) -> Iterator[Callable[[Ten
         step, block = TransformersDecoder(plain).step, nullcontext
     seen = 0
 
-    def read(new: Tensor) -> dict[str, float]:
+    def read(new: Tensor) -> dict[str, Tensor]:
         nonlocal mask, seen
         if seen:
             mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
         with spans_known(model, starts), block():
             step(new.expand(2, -1) if seen else tokens, mask)
         seen += 1
-        return dict(zip(names, _norms([found[name] for name in names]), strict=True))
+        return {name: found[name] for name in names}
 
     try:
         yield read
@@ -289,12 +313,3 @@ def _reading(plain: nn.Module, hooks: Sequence[tuple[str, Any]]) -> Attached | N
         return read_on_transformers(plain, hooks)
     except InputError:
         return None
-
-
-def _norms(vectors: Sequence[Float[Tensor, "1 width"]]) -> list[float]:
-    """Their lengths, in one look at the device."""
-    if not vectors:
-        return []
-    home = vectors[0].device
-    found: list[float] = torch.stack([torch.linalg.vector_norm(each).to(home) for each in vectors]).tolist()
-    return found

@@ -70,7 +70,7 @@ def test_adapters_and_plans_stream_as_they_generate(tiny_llama):
     assert list(found) == ["adapter", "none", "plan"]
     for name, method in {**methods, "none": None}.items():
         assert_is_response(found[name], psr.generate(model, [pair], method, sampling=SAMPLED)[0])
-    assert found["adapter"][0].magnitudes == {}
+    assert found["adapter"][0].magnitudes == found["adapter"][0].cosines == {}
     assert_unchanged(model, before)
 
 
@@ -79,7 +79,7 @@ def test_strength_0_is_no_steering_and_pushes_nothing(tiny_llama):
     method = random_replacement(model)
     found = columns_of(psr.stream(model, pair, {"A": method}, alpha=0, columns=["none", "A"], sampling=SAMPLED))
     assert [token.id for token in found["A"]] == [token.id for token in found["none"]]
-    assert all(token.magnitudes == dict.fromkeys(method.sites, 0.0) for token in found["A"])
+    assert all(token.magnitudes == token.cosines == dict.fromkeys(method.sites, 0.0) for token in found["A"])
     assert all(token.magnitudes == {} for token in found["none"])
 
 
@@ -96,12 +96,22 @@ def test_models_with_hooks_of_others_stream_on_their_own_class(tiny_llama):
         assert found["A"][0].magnitudes["blocks.0.hook_resid_post"] > 0
 
 
-def expected_pushes(case, pair, ids, edits, sizes) -> list[dict[str, float]]:
-    """‖Δ‖ at the last prompt token and each token of a response but its last, read by plain transformers in one pass."""
+def expected_pushes(case, pair, ids, edits, sizes) -> list[dict[str, torch.Tensor]]:
+    """Δ at the last prompt token and each token of a response but its last, read by plain transformers in one pass."""
     first, whole = len(pair.base_ids) - 1, [*pair.base_ids, *ids[:-1]]
     sizes.clear()
     oracles.edited_logits(case.hf, whole, edits)
-    return [{name: float(rows[position].norm()) for name, rows in sizes.items()} for position in range(first, len(whole))]
+    return [{name: rows[position] for name, rows in sizes.items()} for position in range(first, len(whole))]
+
+
+def assert_measures(tokens, pushes: list[dict[str, torch.Tensor]]) -> None:
+    """‖Δ‖ of every token, and its cosine with the mean Δ of the tokens up to it."""
+    assert len(pushes) == len(tokens)
+    for index, (token, push) in enumerate(zip(tokens, pushes, strict=True)):
+        assert token.magnitudes == pytest.approx({name: float(vector.norm()) for name, vector in push.items()}, rel=1e-3, abs=1e-4)
+        mean = {name: torch.stack([each[name] for each in pushes[: index + 1]]).mean(0) for name in push}
+        cosines = {name: float(torch.cosine_similarity(vector, mean[name], dim=0)) for name, vector in push.items()}
+        assert token.cosines == pytest.approx(cosines, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +132,7 @@ def test_a_replacements_magnitudes_are_the_lengths_of_what_it_adds(tiny_llama, k
 
         edits[name] = edit
     expected = expected_pushes(tiny_llama, pair, [token.id for token in tokens], edits, sizes)
-    assert len(expected) == len(tokens)
-    for token, wanted in zip(tokens, expected, strict=True):
-        assert token.magnitudes == pytest.approx(wanted, rel=1e-3)
+    assert_measures(tokens, expected)
 
 
 def test_what_acts_on_the_last_prompt_token_alone_pushes_no_other(tiny_llama):
@@ -154,13 +162,12 @@ def test_the_prompts_magnitudes_are_the_differences_of_two_passes(load, family):
     ids = [token.id for token in tokens]
     with torch.no_grad():
         base, prompted = (oracles.read(case.hf, [*prompt, *ids[:-1]]).residuals for prompt in (pair.base_ids, pair.prompted_ids))
-    for index, token in enumerate(tokens):
-        at = index - len(tokens)
-        wanted = {
-            f"blocks.{layer}.hook_resid_post": float((after[at] - before[at]).norm())
-            for layer, (before, after) in enumerate(zip(base, prompted, strict=True))
-        }
-        assert token.magnitudes == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(len(base))]
+    pushes = [
+        {name: after[at] - before[at] for name, before, after in zip(names, base, prompted, strict=True)}
+        for at in range(-len(tokens), 0)
+    ]
+    assert_measures(tokens, pushes)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

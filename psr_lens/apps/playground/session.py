@@ -209,6 +209,7 @@ class Session:
                     "answer": token.answer,
                     "token": self._spelled([token.id])[0],
                     "magnitudes": [token.magnitudes[name] for name in self._points[token.column]],
+                    "cosines": [token.cosines[name] for name in self._points[token.column]],
                     "last": token.is_last,
                 }
                 answer.messages.append({"type": "token", **content})

@@ -173,7 +173,7 @@ def test_what_a_model_writes_stays_text(opened, served, monkeypatch, tmp_path):
 
 def _evil(columns):
     for name in columns:
-        yield StreamedToken(name, 0, 10, EVIL, EVIL, _Every(), True)
+        yield StreamedToken(name, 0, 10, EVIL, EVIL, _Every(), _Every(), True)
 
 
 def test_a_frozen_page_of_one_column_shows_its_run_and_nothing_moves(page, session, tmp_path):
@@ -198,14 +198,21 @@ def test_colours_compare_with_the_tokens_that_are_pushed_at_all(page, session, t
     texts = (("do", "do"), (" n", "do n"), ("n't", "don't"), (" x", "don't x"), (" y", "don't x y"))  # changes its mind once
     for index, (text, answer) in enumerate(texts):
         push = [4.0 if index == 1 else 1.0 if index == 3 else 0.0] * 6
-        content = {"index": index, "text": text, "answer": answer, "token": text, "magnitudes": push, "last": index == 4}
-        shown["messages"].append({"type": "token", "column": "A", **content})
+        turn = [-0.5 if index == 3 else 1.0] * 6
+        content = {"index": index, "text": text, "answer": answer, "token": text, "magnitudes": push, "cosines": turn}
+        shown["messages"].append({"type": "token", "column": "A", "last": index == 4, **content})
     open_frozen(page, {**shown, "messages": [*shown["messages"], {"type": "end", "stopped": False}]}, tmp_path)
     assert page.js(TEXTS)["A"] == "don't x y"
     tokens = "[...document.querySelectorAll('[data-column=\"A\"] .psr-token')]"
     shares = page.js(f"{tokens}.map((each) => Number(each.style.getPropertyValue('--psr-push')))")
     assert shares == [0.5, 0.0, 0.125, 0.0, 0.0]  # twice the median of 1 and 4, the higher of the two, is the full colour
     assert page.js(f"{tokens}[0].title") == "do  ‖Δ‖ / median 1.00"
+    page.js("const list = document.querySelector('[name=scale]'); list.value = 'cosine'; list.dispatchEvent(new Event('change'))")
+    shares = page.js(f"{tokens}.map((each) => Number(each.style.getPropertyValue('--psr-push')))")
+    assert shares == [1.0, 1.0, 0.5, 1.0, 0.0]  # the last token is not read
+    assert page.js(f"{tokens}.map((each) => each.classList.contains('psr-against'))") == [False, False, True, False, False]
+    assert page.js(f"{tokens}[2].title") == "n't  cosine -0.500"
+    page.wait_for(f"new Set({tokens}.map((each) => getComputedStyle(each).backgroundColor)).size === 3")  # colours fade in
 
 
 def open_frozen(page: Page, shown: dict[str, Any], folder: Path) -> None:

@@ -94,7 +94,9 @@ class Board {
     };
     const layers = [...new Set(this.hello.columns.flatMap((column) => column.points.map(layerOf)))];
     return make("div", { className: "psr-row psr-looking", data: { role: "group", "aria-label": "colours" } },
-      choose("Colour", "scale", [["layer", "‖Δ‖ / the layer's median where it is not 0"], ["absolute", "‖Δ‖, absolute"]]),
+      choose("Colour", "scale", [
+        ["layer", "‖Δ‖ / the layer's median where it is not 0"], ["absolute", "‖Δ‖, absolute"], ["cosine", "cosine of Δ with its mean so far"],
+      ]),
       choose("Word", "word", [["read", "that is read"], ["predicted", "that is predicted"]]),
       choose("Layer", "layer", [["all", "mean of all"], ...layers.map((each) => [each, each])]));
   }
@@ -250,7 +252,7 @@ class Board {
       const { alpha, seed, temperature, max_new_tokens } = column.asked ?? {};
       columns[name] = {
         alpha: alpha ?? null, seed, temperature, max_new_tokens, hook_points: column.about.points, answer: column.tokens.at(-1)?.answer ?? "",
-        tokens: column.tokens.map(({ token, text, magnitudes }) => ({ token, text, magnitudes })),
+        tokens: column.tokens.map(({ token, text, magnitudes, cosines }) => ({ token, text, magnitudes, cosines })),
       };
     }
     const asked = [...this.columns.values()].find((column) => column.asked)?.asked;

@@ -19,6 +19,7 @@ const median = (values) => {
   return sorted.length ? sorted[sorted.length >> 1] : 0;
 };
 const mean = (values) => (values.length ? values.reduce((sum, each) => sum + each, 0) / values.length : 0);
+const shareOf = (value, top) => (top > 0 ? Math.max(-1, Math.min(1, value / top)) : 0);
 const figure = (value) => (value === 0 ? "0" : Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3));
 const signed = (value) => {
   const short = value.toFixed(2);
@@ -132,24 +133,26 @@ class Column {
   // that of the tokens which are pushed there at all: most replacements are silent on most tokens.
   numbers() {
     const { scale, word } = this.board.view;
-    const rows = this.tokens.map((_, index) => this.tokens[word === "read" ? index + 1 : index]?.magnitudes);
+    const read = this.tokens.map((_, index) => this.tokens[word === "read" ? index + 1 : index]);
+    if (scale === "cosine") return { each: read.map((token) => token?.cosines), top: 1, what: "cosine" };
+    const rows = read.map((token) => token?.magnitudes);
+    if (scale === "absolute") return { each: rows, top: Math.max(0, ...rows.filter(Boolean).flat()), what: "‖Δ‖" };
     const medians = this.about.points.map((_, layer) => median(rows.filter(Boolean).map((row) => row[layer]).filter((value) => value > 0)));
-    const each = rows.map((row) => row?.map((value, layer) => (scale === "absolute" ? value : medians[layer] > 0 ? value / medians[layer] : 0)));
-    const top = scale === "absolute" ? Math.max(0, ...each.filter(Boolean).flat()) : 2;
-    return { each, top };
+    const each = rows.map((row) => row?.map((value, layer) => (medians[layer] > 0 ? value / medians[layer] : 0)));
+    return { each, top: 2, what: "‖Δ‖ / median" };
   }
 
   paint() {
     if (!this.about.points.length) return;
-    const { each, top } = this.numbers();
+    const { each, top, what } = this.numbers();
     const layer = this.board.view.layer;
     const chosen = layer === "all" ? -1 : this.about.points.findIndex((point) => layerOf(point) === layer);
     const drawn = each.map((row) => (row === undefined ? 0 : layer === "all" ? mean(row) : chosen < 0 ? 0 : row[chosen]));
     const highest = this.board.view.scale === "absolute" ? Math.max(0, ...drawn) : top;
-    const what = this.board.view.scale === "absolute" ? "‖Δ‖" : "‖Δ‖ / median";
     this.tokens.forEach((token, index) => {
-      const share = highest > 0 ? Math.min(1, drawn[index] / highest) : 0;
-      token.node.style.setProperty("--psr-push", share.toFixed(3));
+      const share = shareOf(drawn[index], highest);
+      token.node.style.setProperty("--psr-push", Math.abs(share).toFixed(3));
+      token.node.classList.toggle("psr-against", share < 0);
       token.node.title = each[index] === undefined ? token.token : `${token.token}  ${what} ${figure(drawn[index])}`;
     });
     this.drawMap(each, top);
@@ -164,12 +167,13 @@ class Column {
     this.map.height = layers;
     this.map.style.height = `${tall * layers}px`;
     const style = getComputedStyle(this.node);
-    const [low, high] = ["--psr-low", "--psr-high"].map((name) => style.getPropertyValue(name).trim().split(" ").map(Number));
+    const [low, high, against] = ["--psr-low", "--psr-high", "--psr-cold"].map((name) => style.getPropertyValue(name).trim().split(" ").map(Number));
     const pen = this.map.getContext("2d");
     each.forEach((row, column) => {
       (row ?? []).forEach((value, layer) => {
-        const share = top > 0 ? Math.min(1, value / top) : 0;
-        pen.fillStyle = `rgb(${low.map((from, index) => Math.round(from + share * (high[index] - from))).join(" ")})`;
+        const share = shareOf(value, top);
+        const end = share < 0 ? against : high;
+        pen.fillStyle = `rgb(${low.map((from, index) => Math.round(from + Math.abs(share) * (end[index] - from))).join(" ")})`;
         pen.fillRect(column, layers - 1 - layer, 1, 1);
       });
     });
