@@ -120,10 +120,10 @@ def _statistics(statistics: CapturedStatistics, cells: int) -> Blocks:
     stream = [name for name in statistics.overall if name.endswith("hook_resid_post")]
     return (
         Panel(
-            "magnitude_profile",
-            plots.magnitude_profile(statistics),
-            "A line is the median token at one kind of hook point; its band spans the 1st to the 99th percentile. A wide band means that "
-            "the prompt pushes a few tokens much harder than the rest.",
+            "magnitude_distribution",
+            plots.magnitude_distribution(statistics),
+            "How hard the prompt pushes tokens at each kind of hook point: the median token, and the middle 50 % and 98 % of tokens. A "
+            "wide band means that it pushes a few tokens much harder than the rest.",
         ),
         Panel(
             "rank_energy",

@@ -21,7 +21,7 @@ PARTS = {
     "Trait against coherence": ["pareto"],
     "Faithfulness: next tokens and sites": ["next_token", "coefficient_correlation", "explained_energy"],
     "Relative dose: how hard methods push": ["relative_dose"],
-    "Where in a block the prompt acts": ["magnitude_profile", "rank_energy", "magnitude_by_kind"],
+    "Where in a block the prompt acts": ["magnitude_distribution", "rank_energy", "magnitude_by_kind"],
     "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
     "Patching: which cells carry the effect": ["patch_map"] * 3 + ["patch_map"],
     "What the directions mean": ["logit_lens", "top_tokens", "cosine_matrix"],
@@ -48,7 +48,7 @@ def test_each_type_of_result_has_its_figures_in_a_named_part_with_a_way_to_read_
     titles = [title for title in PARTS if title in page.words]
     assert titles == list(PARTS)
     figures = [attrs["class"] for tag, attrs in page.tags if tag == "figure"]
-    assert figures[13:] == list(itertools.chain(*PARTS.values()))
+    assert figures[10:] == list(itertools.chain(*PARTS.values()))
     captions = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("class") == "figure"]
     assert len(captions) == len(figures)
     assert all(len(caption) > 40 for caption in captions)
