@@ -108,8 +108,9 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
                 Panel(
                     "magnitude_distribution",
                     magnitude_distribution(comparison),
-                    "How hard tokens are pushed, on a log scale: the median token, and the middle 50 % and 98 % of tokens. A wide band "
-                    "means that a few tokens are pushed much harder than the rest, a narrow one, that all are pushed almost equally.",
+                    "How hard tokens are pushed, on a log scale: the median token, and bands of the middle half and of the middle "
+                    "98\N{NO-BREAK SPACE}% of tokens. A wide band means that a few tokens are pushed much harder than the rest, a narrow "
+                    "one, that all are pushed almost equally.",
                 ),
             ),
         ),

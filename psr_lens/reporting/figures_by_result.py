@@ -122,8 +122,8 @@ def _statistics(statistics: CapturedStatistics, cells: int) -> Blocks:
         Panel(
             "magnitude_distribution",
             plots.magnitude_distribution(statistics),
-            "How hard the prompt pushes tokens at each kind of hook point: the median token, and the middle 50 % and 98 % of tokens. A "
-            "wide band means that it pushes a few tokens much harder than the rest.",
+            "How hard the prompt pushes tokens at each kind of hook point: the median token, and bands of the middle half and of "
+            "the middle 98\N{NO-BREAK SPACE}% of tokens. A wide band means that it pushes a few tokens much harder than the rest.",
         ),
         Panel(
             "rank_energy",
@@ -224,7 +224,8 @@ def _patching(grid: PatchGrid, cells: int) -> Blocks:
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
         return (Panel("patch_map", plots.patch_map(grid, triplet, max_tokens=max_tokens), caption),)
 
-    return (mean, choice(grid.tokens, 1, len(grid.layers), cells, of_response))
+    by_response = choice(grid.tokens, 1, len(grid.layers), cells, of_response)
+    return (mean, by_response) if len(grid.tokens.triplet.unique()) > 1 else (by_response,)
 
 
 def _agreement(result: Agreement, cells: int) -> Blocks:

@@ -2,12 +2,14 @@
 
 import itertools
 import sys
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
+import torch
 from helpers import random_replacement, random_triplets
 from html_page import Page
-from made_up_results import attribution, comparison, further_results, lens, side_by_side
+from made_up_results import attribution, comparison, further_results, grid, lens, side_by_side, token_rows
 
 import psr_lens as psr
 from psr_lens.errors import InputError, MissingPackageError
@@ -92,6 +94,13 @@ def test_correlations_stand_in_the_headings_of_scatters_or_else_in_a_figure(tiny
     many = psr.report(comparison(layers=13), tmp_path / "r.html", also=[same])
     assert figures_of(many).count("coefficient_scatter") == 2  # A-PSR acts at 13 layers: one panel with a slider
     assert "coefficient_correlation" in figures_of(many)
+
+
+def test_the_mean_over_a_single_response_is_not_shown_beside_it(tmp_path):
+    one = replace(grid(), tokens=token_rows(1), values=grid().values[:5], effect=torch.ones(1))
+    for patched, panels in ((grid(), 3), (one, 1)):
+        found = figures_of(psr.report(comparison(), tmp_path / "r.html", also=[patched]))
+        assert found.count("patch_map") == panels
 
 
 def test_answers_come_first_as_text_with_their_scores(rich):
