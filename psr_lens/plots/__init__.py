@@ -1,7 +1,6 @@
 """Figures: each function takes a typed result, most a `Comparison`, and returns a Plotly figure without showing it."""
 
 from psr_lens.plots.activating_tokens import top_tokens as top_tokens
-from psr_lens.plots.coefficient_bars import coefficient_text as coefficient_text
 from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
 from psr_lens.plots.distribution import magnitude_distribution as magnitude_distribution
 from psr_lens.plots.dose import relative_dose as relative_dose
@@ -14,7 +13,6 @@ from psr_lens.plots.heads import source_map as source_map
 from psr_lens.plots.heatmap import magnitude_heatmap as magnitude_heatmap
 from psr_lens.plots.hook_kinds import magnitude_by_kind as magnitude_by_kind
 from psr_lens.plots.images import write_images as write_images
-from psr_lens.plots.layer_profile import magnitude_profile as magnitude_profile
 from psr_lens.plots.learning import learning_curve as learning_curve
 from psr_lens.plots.lens import logit_lens as logit_lens
 from psr_lens.plots.look import Look as Look
@@ -36,7 +34,6 @@ __all__ = [
     "by_response",
     "coefficient_correlation",
     "coefficient_scatter",
-    "coefficient_text",
     "cosine_matrix",
     "explained_energy",
     "gates_by_family",
@@ -46,7 +43,6 @@ __all__ = [
     "magnitude_by_kind",
     "magnitude_distribution",
     "magnitude_heatmap",
-    "magnitude_profile",
     "magnitude_strips",
     "next_token",
     "outlook",

@@ -1,10 +1,13 @@
-"""The distribution of ‖Δ‖ over tokens: a prompt pushes a few tokens much harder than the rest, a constant pushes all alike."""
+"""How ‖Δ‖ is distributed over tokens, by layer: a prompt pushes a few tokens much harder than the rest, a constant pushes all alike."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Unpack
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
@@ -12,257 +15,202 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from psr_lens._utils.short_text import shortened
+from psr_lens.activations.statistics import CapturedStatistics
+from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.evaluation.methods import PROMPT
-from psr_lens.plots.look import Look, draws, room
-from psr_lens.plots.style import (
-    MUTED,
-    PAPER,
-    SMALL,
-    MethodStyle,
-    escaped,
-    log_ticks,
-    method_styles,
-    real_units,
-    titled,
-    translucent,
-    wrapped,
-)
+from psr_lens.models.hook_points import KINDS, layer_of
+from psr_lens.plots.hook_kinds import NAMES
+from psr_lens.plots.look import Look, draws
+from psr_lens.plots.style import PALETTE, MethodStyle, escaped, log_ticks, method_styles, real_units, titled, translucent
 
-MAX_VIOLINS: Final = 6
-"""Most layers with violins; of more, which would be too narrow to compare, quantile bands are drawn."""
-MAX_POINTS: Final = 20_000
-"""Most points of all violins together. Of more tokens, evenly spaced ones in order of magnitude are drawn, ends included."""
+MAX_KINDS: Final = 6
+"""Most kinds of hook points; of more, the first are drawn."""
 
-_PANEL: Final = 190
-_BETWEEN: Final = 80
-_TOP: Final = 92
-_BOTTOM: Final = 48
-_DECADES: Final = 5.0
-_BANDWIDTH: Final = 0.05
-"""Bandwidth of the violins, in powers of ten. It is fixed, or a constant's violin would be as wide as the prompt's."""
-_TIED: Final = "\N{NO-BREAK SPACE}"
-_HALF_WIDTH: Final = 0.46
+_QUANTILES: Final = (0.01, 0.25, 0.5, 0.75, 0.99)
+_BANDS: Final = ((0, 4, 0.14), (1, 3, 0.28))
+"""Which of these quantiles a band spans, and its opacity."""
+_DECADES: Final = 4.0
+"""Largest range of the vertical axis, in powers of ten."""
+_FIRST: Final = ("resid_post", "attn_out", "mlp_out")
+_PANEL: Final = 170
+_ALONE: Final = 280
+"""Height of the only panel, in pixels."""
+_BETWEEN: Final = 40
 _TICKS: Final = 16
 """Most labelled layers."""
-_BANDS: Final = ((0.01, 0.99, 0.14), (0.25, 0.75, 0.28))
-"""Quantiles of tokens that bands span, and the bands' opacity."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What one line and its bands show."""
+
+    name: str
+    """Whose magnitudes."""
+    style: MethodStyle
+    """How it is drawn."""
+    quantiles: Mapping[int, Sequence[float]]
+    """The quantiles of ‖Δ‖ over tokens at each layer at which it is not 0 throughout."""
 
 
 @draws
-def magnitude_distribution(result: Comparison, **look: Unpack[Look]) -> go.Figure:
-    """Distribution of ‖Δ‖ over all compared tokens after each layer, on a log scale: the prompt's, and a replacement's.
+def magnitude_distribution(result: Comparison | CapturedStatistics, **look: Unpack[Look]) -> go.Figure:
+    """Distribution of ‖Δ‖ over tokens by layer, on a log scale: a line at the median token, and bands of the middle 50 % and 98 %.
 
-    Up to 6 layers, violins are drawn, the prompt's left and the replacement's right, with dots at medians. Of more layers, lines are
-    medians, and bands span the 1st to 99th and the 25th to 75th percentile of tokens. Exact zeros (layers before the replacement's first,
-    or a ReLU at 0) cannot be drawn on a log scale; they are left out, and their share is given above the panel.
+    Of a comparison there is one panel per replacement, which is drawn over the prompt; of a capture's statistics, one per kind of hook
+    point. Layers at which no token is pushed are left out.
 
     Args:
-        result: Result of `psr.compare`.
+        result: Result of `psr.compare`, or of `psr.capture(…, to=psr.Statistics())`.
         look: `width`, `font_size` and `theme`; see `Look`.
 
     Returns:
-        A figure with one panel per replacement; `y` holds log10 of the magnitudes or of their quantiles.
+        A figure with two bands and a line per distribution; the line's `customdata` holds the 1st, 25th, 50th, 75th and 99th percentile in
+        the activation's units, `y` is the log10 of the median. What is more than four powers of ten below the largest, zeros included, is
+        drawn at the lower edge.
 
     Raises:
-        InputError: not a `Comparison`.
+        InputError: another type of result, or statistics without a hook point of a layer.
 
     Example:
-        >>> psr.plots.magnitude_distribution(comparison).layout.title.text
-        'Spread of magnitude over tokens'
+        >>> [line.name for line in psr.plots.magnitude_distribution(comparison).data if line.name]
+        ['prompt', 'A-PSR', 'prompt', 'CAA']
+        >>> statistics = psr.capture(model, triplets[:4], "resid_post", to=psr.Statistics(rank=1))
+        >>> [line.name for line in psr.plots.magnitude_distribution(statistics).data if line.name]
+        ['residual']
     """
-    styles = method_styles(result)
-    layers = list(result.layers)
-    violins = len(layers) <= MAX_VIOLINS
-    magnitudes = {name: trace.magnitude for name, trace in result.methods.items()}
-    points = min(401, max(101, MAX_POINTS // (2 * len(magnitudes) * len(layers))))
-    plot = len(magnitudes) * _PANEL + (len(magnitudes) - 1) * _BETWEEN
+    if isinstance(result, Comparison):
+        panels, tokens, left_out = _by_method(result), len(result.tokens), ""
+    else:
+        kinds = _by_kind(result)
+        panels, tokens = kinds[:MAX_KINDS], next(iter(result.overall.values())).tokens
+        left_out = f" {MAX_KINDS} of {len(kinds)} kinds of hook points." if len(kinds) > MAX_KINDS else ""
+    low, high = _ends([value for lines in panels for line in lines for values in line.quantiles.values() for value in values])
+    plot = _ALONE if len(panels) == 1 else len(panels) * _PANEL + (len(panels) - 1) * _BETWEEN
     figure = make_subplots(
-        rows=len(magnitudes),
-        cols=1,
-        vertical_spacing=_BETWEEN / plot if len(magnitudes) > 1 else 0,
+        len(panels),
+        1,
+        shared_xaxes=True,
+        vertical_spacing=_BETWEEN / plot if len(panels) > 1 else 0,
         subplot_titles=[
-            _heading(name, styles[name], styles[PROMPT], _zeros_note(magnitude, layers), violins)
-            for name, magnitude in magnitudes.items()
+            "    ".join(f'<span style="color:{line.style.color}">■</span> {escaped(shortened(line.name, 24))}' for line in lines)
+            for lines in panels
         ],
     )
-    for row, (name, magnitude) in enumerate(magnitudes.items(), start=1):
-        for label, each in ((PROMPT, result.magnitude), (name, magnitude)):
-            if violins:
-                _half(figure, row, label, each, styles[label], points)
-            else:
-                _band(figure, row, label, each, layers, styles[label])
-    _axes(figure, layers, violins, *_ends(result.magnitude, *magnitudes.values()))
-    note = "Lines are medians; bands span 25 to 75 % and 1 to 99 % of tokens."
-    if violins:
-        tokens = len(result.tokens)
-        note = f"Violins show {points} of {tokens:,} tokens, evenly spaced in order of magnitude." if tokens > points else ""
-    titled(figure, "Spread of magnitude over tokens", plot=plot, top=_TOP, bottom=_BOTTOM, left=56, note=note)
-    figure.update_layout(violinmode="overlay", showlegend=False)
-    return figure
+    for row, lines in enumerate(panels, start=1):
+        for line in lines:
+            _bands(figure, row, line, low)
+        for line in lines:
+            _median(figure, row, line, low)
+    _axes(figure, sorted({layer for lines in panels for line in lines for layer in line.quantiles}), low, high)
+    note = f"Lines are medians; bands span 25 to 75 % and 1 to 99 % of {tokens:,} tokens.{left_out}"
+    titled(figure, "Distribution of magnitude over tokens", plot=plot, top=66, bottom=48, left=64, note=note)
+    return figure.update_layout(showlegend=False)
 
 
-def _axes(figure: go.Figure, layers: list[int], violins: bool, low: float, high: float) -> None:
-    ticks = log_ticks(low, high)
-    figure.update_yaxes(
-        range=[low - 0.15, high + 0.15],
-        tickvals=ticks,
-        ticktext=[real_units(tick) for tick in ticks],
-        title_text="magnitude ‖Δ‖",
-        title_standoff=2,
-    )
-    every = math.ceil(len(layers) / _TICKS)
-    edge = 0.6 if violins else 0.2
-    figure.update_xaxes(
-        tickvals=list(range(len(layers)))[::every],
-        ticktext=[str(layer) for layer in layers][::every],
-        range=[-edge, len(layers) - 1 + edge],
-        showgrid=False,
-    )
-    figure.update_xaxes(title_text="layer", title_standoff=4, row=len(list(figure.select_xaxes())), col=1)
-    figure.update_annotations(x=0, xanchor="left", align="left", font_size=12)
+def _by_method(result: Comparison) -> list[list[_Line]]:
+    """The prompt and a replacement in each panel."""
+    styles = method_styles(result)
+    magnitudes = {PROMPT: result.magnitude, **{name: trace.magnitude for name, trace in result.methods.items()}}
+    lines = {
+        name: _Line(name, styles[name], _pushed(dict(zip(result.layers, map(_quantiles, magnitude.T), strict=True))))
+        for name, magnitude in magnitudes.items()
+    }
+    return [[lines[PROMPT], lines[name]] for name in result.methods]
 
 
-def _half(figure: go.Figure, row: int, name: str, magnitude: Float[Tensor, "token layer"], style: MethodStyle, points: int) -> None:
-    """One half of every layer's violin, with its median: left for the prompt, right for a replacement."""
-    side = "negative" if style.role == "prompt" else "positive"
-    medians: list[tuple[int, float, str]] = []
-    for index, column in enumerate(magnitude.T):
-        pushed = column[column > 0].sort().values
-        if not len(pushed):
-            continue
-        figure.add_violin(
-            name=name,
-            x0=index,
-            y=_spaced(pushed, points).log10().numpy(),
-            side=side,
-            width=2 * _HALF_WIDTH,
-            scalemode="width",
-            bandwidth=_BANDWIDTH,
-            points=False,
-            fillcolor=translucent(style.color, 0.55),
-            line={"color": style.color, "width": 1.2},
+def _by_kind(statistics: CapturedStatistics) -> list[list[_Line]]:
+    """A kind of hook point in each panel, the most common ones first.
+
+    Raises:
+        InputError: no hook point of a layer.
+    """
+    endings = {pattern.removeprefix("blocks.*."): kind for kind, pattern in KINDS.items()}
+    found: dict[str, dict[int, list[float]]] = {kind: {} for kind in _FIRST}
+    for name, each in statistics.overall.items():
+        layer = layer_of(name)
+        if layer is not None:
+            ending = name.removeprefix(f"blocks.{layer}.")
+            found.setdefault(endings.get(ending, ending), {})[layer] = [each.quantile(q) for q in _QUANTILES]
+    style = MethodStyle("prompt", PALETTE["prompt"], "circle")
+    lines = [
+        [_Line(NAMES.get(kind, kind), style, _pushed(dict(sorted(layers.items()))))] for kind, layers in found.items() if layers
+    ]
+    if not lines:
+        raise InputError("result", ", ".join(statistics.overall) or "no hook points", "at least one hook point of a layer")
+    return lines
+
+
+def _quantiles(column: Float[Tensor, " token"]) -> list[float]:
+    found: list[float] = column[column.isfinite()].double().quantile(torch.tensor(_QUANTILES, dtype=torch.float64)).tolist()
+    return found
+
+
+def _pushed(quantiles: Mapping[int, Sequence[float]]) -> dict[int, Sequence[float]]:
+    return {layer: values for layer, values in quantiles.items() if values[-1] > 0}
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of the vertical axis in log10."""
+    sizes = [math.log10(value) for value in values if value > 0] or [0.0]
+    high = max(sizes)
+    low = max(min(sizes), high - _DECADES)
+    return (low, high) if high - low >= 0.5 else (low - 0.5, high + 0.5)
+
+
+def _bands(figure: go.Figure, row: int, line: _Line, low: float) -> None:
+    layers = list(line.quantiles)
+    for below, above, opacity in _BANDS:
+        lower, upper = ([_drawn(values[at], low) for values in line.quantiles.values()] for at in (below, above))
+        figure.add_scatter(
+            x=[*layers, *reversed(layers)],
+            y=np.array([*upper, *reversed(lower)], dtype=np.float32),
+            mode="lines",
+            line={"width": 0},
+            fill="toself",
+            fillcolor=translucent(line.style.color, opacity),
             hoverinfo="skip",
             row=row,
             col=1,
         )
-        medians.append((index, float(pushed[len(pushed) // 2]), _numbers(pushed, len(column))))
-    shift = 0.07 if side == "positive" else -0.07
-    figure.add_scatter(
-        name=f"{name}, median",
-        x=[index + shift for index, _, _ in medians],
-        y=[math.log10(median) for _, median, _ in medians],
-        mode="markers",
-        marker={"color": style.color, "size": 7, "line": {"color": PAPER, "width": 1.5}},
-        hovertext=[numbers for _, _, numbers in medians],
-        hovertemplate=f"{escaped(name)}<br>%{{hovertext}}<extra></extra>",
-        row=row,
-        col=1,
-    )
 
 
-def _band(
-    figure: go.Figure, row: int, name: str, magnitude: Float[Tensor, "token layer"], layers: list[int], style: MethodStyle
-) -> None:
-    """Quantile bands over layers with a line at the median; layers at which no token is pushed are gaps."""
-    found = {
-        index: pushed
-        for index, column in enumerate(magnitude.T)
-        if len(pushed := column[column.isfinite() & (column > 0)].sort().values)
-    }
-    stretches: list[list[int]] = []
-    for index in found:
-        if not stretches or stretches[-1][-1] != index - 1:
-            stretches.append([])
-        stretches[-1].append(index)
-    for stretch in stretches:
-        for low, high, opacity in _BANDS:
-            lower, upper = ([math.log10(_quantile(found[index], q)) for index in stretch] for q in (low, high))
-            figure.add_scatter(
-                name=name,
-                x=[*stretch, *reversed(stretch)],
-                y=[*upper, *reversed(lower)],
-                mode="lines",
-                line={"width": 0},
-                fill="toself",
-                fillcolor=translucent(style.color, opacity),
-                hoverinfo="skip",
-                row=row,
-                col=1,
-            )
-    at = list(range(len(layers)))
+def _median(figure: go.Figure, row: int, line: _Line, low: float) -> None:
     figure.add_scatter(
-        name=f"{name}, median",
-        x=at,
-        y=[math.log10(_quantile(found[index], 0.5)) if index in found else None for index in at],
+        name=escaped(line.name),
+        x=list(line.quantiles),
+        y=np.array([_drawn(values[2], low) for values in line.quantiles.values()], dtype=np.float32),
+        customdata=np.array(list(line.quantiles.values()), dtype=np.float32),
         mode="lines+markers",
-        line={"color": style.color, "width": 2},
-        marker={"color": style.color, "size": 5, "symbol": style.symbol},
-        hovertext=[f"layer {layers[index]}<br>{_numbers(found[index], len(magnitude))}" if index in found else "" for index in at],
-        hovertemplate=f"{escaped(name)}<br>%{{hovertext}}<extra></extra>",
+        line={"color": line.style.color, "width": 2},
+        marker={"color": line.style.color, "size": 5, "symbol": line.style.symbol},
+        hovertemplate="layer %{x}: median %{customdata[2]:.3g}<br>25 % to 75 %: %{customdata[1]:.3g} to %{customdata[3]:.3g}<br>"
+        "1 % to 99 %: %{customdata[0]:.3g} to %{customdata[4]:.3g}",
         row=row,
         col=1,
     )
 
 
-def _quantile(ordered: Float[Tensor, " token"], q: float) -> float:
-    return float(ordered[round(q * (len(ordered) - 1))])
+def _drawn(value: float, low: float) -> float:
+    return math.log10(max(value, 10**low))
 
 
-def _numbers(pushed: Float[Tensor, " token"], total: int) -> str:
-    weak, median, strong = (_quantile(pushed, q) for q in (0.01, 0.5, 0.99))
-    return (
-        f"median {median:.3g}<br>1 % to 99 %: {weak:.3g} to {strong:.3g}"
-        f"<br>largest {float(pushed[-1]):.3g}<br>{len(pushed):,} of {total:,} tokens above 0"
+def _axes(figure: go.Figure, layers: Sequence[int], low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    figure.update_yaxes(
+        range=[low - 0.1, high + 0.1],
+        tickvals=ticks,
+        ticktext=[real_units(tick) for tick in ticks],
+        title_text="magnitude ‖Δ‖",
+        title_standoff=4,
     )
-
-
-def _spaced(ordered: Float[Tensor, " token"], points: int) -> Float[Tensor, " drawn"]:
-    if len(ordered) <= points:
-        return ordered
-    return ordered[torch.linspace(0, len(ordered) - 1, points, dtype=torch.float64).round().long()]
-
-
-def _ends(*magnitudes: Float[Tensor, "token layer"]) -> tuple[float, float]:
-    every = torch.cat([magnitude.flatten() for magnitude in magnitudes])
-    every = every[every.isfinite() & (every > 0)]
-    if not len(every):
-        return 0.0, 1.0
-    high = math.log10(float(every.max()))
-    low = max(math.log10(float(every.min())), high - _DECADES)
-    return (low, high) if high - low >= 0.5 else (low - 0.5, high + 0.5)
-
-
-def _heading(name: str, style: MethodStyle, prompt: MethodStyle, note: str, violins: bool) -> str:
-    swatches = "    ".join(
-        f'<span style="color:{each.color}">■</span> {escaped(shortened(label, 24))}' + (f" ({side})" if violins else "")
-        for label, each, side in ((PROMPT, prompt, "left"), (name, style, "right"))
+    first, last = (layers[0], layers[-1]) if layers else (0, 0)
+    beside = 0.3 + 0.02 * (last - first)
+    figure.update_xaxes(
+        tickvals=layers[:: math.ceil(len(layers) / _TICKS) or 1],
+        range=[first - beside, last + beside],
+        showgrid=False,
+        showline=True,
     )
-    return swatches + (f'<br><span style="color:{MUTED};font-size:{SMALL}px">{wrapped(note, room() - 66)}</span>' if note else "")
-
-
-def _zeros_note(magnitude: Float[Tensor, "token layer"], layers: list[int]) -> str:
-    """A note on the tokens that are left out of the violins because they are exactly 0."""
-    shares = dict(zip(layers, (magnitude == 0).float().mean(dim=0).tolist(), strict=True))
-    silent = [layer for layer, share in shares.items() if share == 1]
-    partly = [layer for layer, share in shares.items() if 0 < share < 1]
-    notes = []
-    if silent:
-        notes.append(f"all tokens at {_listed(silent, layers)}")
-    if partly:
-        most = max(shares[layer] for layer in partly)
-        share = f"{'up to ' if len(partly) > 1 else ''}{100 * most:.0f}{_TIED}%" if most >= 0.01 else f"under 1{_TIED}%"
-        notes.append(f"{share}{'' if silent else ' of tokens'} at {_listed(partly, layers)}")
-    return f"zeros left out: {', '.join(notes)}" if notes else ""
-
-
-def _listed(some: list[int], layers: list[int]) -> str:
-    """Layers in a few words: "layers 0, 1 and 5", or "layers 0 to 7" if all drawn layers in between are among them."""
-    if len(some) == 1:
-        return f"layer{_TIED}{some[0]}"
-    if len(some) <= 3:
-        return f"layers {', '.join(map(str, some[:-1]))} and {some[-1]}"
-    start = layers.index(some[0])
-    if layers[start : start + len(some)] == some:
-        return f"layers {some[0]} to {some[-1]}"
-    return f"{len(some)} of the layers"
+    figure.update_xaxes(title_text="layer", title_standoff=4, row=len(list(figure.select_xaxes())), col=1)
+    figure.update_annotations(x=0, xanchor="left", font_size=12)

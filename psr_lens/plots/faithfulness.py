@@ -191,7 +191,7 @@ def explained_energy(result: Faithfulness, block: str = "", **look: Unpack[Look]
         _line(figure, 2, f"{name}, ceiling", at, ceilings, styles[name], "ceiling", legend=False)
     _layer_axes(figure, result.layers)
     figure.update_yaxes(range=[lowest - 0.04, 1.04], tickformat=".0%", title_text="share of the energy")
-    note = f"Values below {_LOWEST:.0%} are drawn at the edge." if lowest <= _LOWEST else ""
+    note = f"Values below {_LOWEST:.0%} are drawn at the edge.".replace("-", "−") if lowest <= _LOWEST else ""
     title = f"Share of the prompt’s effect reproduced{_of(block)}"
     titled(figure, title, plot=plot, top=72, bottom=_legend_room(len(found.methods) - 1), left=66, note=note)
     return _with_legend(figure, plot)

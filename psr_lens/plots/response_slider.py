@@ -25,8 +25,8 @@ def by_response(
     """The figure of one response, with a slider to switch between several.
 
     Args:
-        figure: A function that takes a result and `triplet=`: `magnitude_heatmap`, `magnitude_strips`, `coefficient_text`,
-            `magnitude_by_kind`, `patch_map` or `source_map`.
+        figure: A function that takes a result and `triplet=`: `magnitude_heatmap`, `magnitude_strips`, `magnitude_by_kind`,
+            `patch_map` or `source_map`.
         result: The result.
         triplets: Indices of the responses; the first eight by default.
         options: Further arguments of `figure`; `width`, `font_size` and `theme` as well (see `Look`).

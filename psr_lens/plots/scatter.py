@@ -187,7 +187,7 @@ def _points(
         y=up[shown].astype(np.float32),
         customdata=numbers[shown].astype(np.float32),
         mode="markers",
-        marker={"color": translucent(color, 0.45), "size": 5, "line": {"width": 0}},
+        marker={"color": translucent(color, 0.6), "size": 5, "line": {"width": 0}},
         hovertext=[escaped(shortened(text, 24)) for text in texts],
         hovertemplate=f"%{{hovertext}}<br>layer {layer}<br>"
         "prompt calls for %{customdata[0]:.3g}<br>replacement adds %{customdata[1]:.3g}<extra></extra>",

@@ -22,6 +22,7 @@ MAX_STEPS: Final = 32
 _TITLE: Final = (26, 20)
 """Pixels above the controls, and per line of the figure's title."""
 _SLIDER: Final = 80
+_UNDER_SLIDER: Final = 8
 _BUTTONS: Final = 36
 _SHARED: Final = ("template", "coloraxis", "updatemenus", "sliders")
 """Parts of a layout that are the same in all figures of a slider, or that buttons change."""
@@ -69,7 +70,7 @@ def switched(figures: Sequence[go.Figure], labels: Sequence[str], what: str, act
         "borderwidth": 0,
         "tickcolor": MUTED,
         "ticklen": 4,
-        **_below_title(shown),
+        **_below_title(shown, extra=_UNDER_SLIDER),
     }
     shown.update_layout(
         height=shown.layout.height + _SLIDER, margin_t=shown.layout.margin.t + _SLIDER, sliders=[*shown.layout.sliders, slider]
@@ -140,10 +141,10 @@ def steps_of(count: int, shown: int, most: int = MAX_STEPS) -> list[int]:
     return sorted(set(steps.tolist()))
 
 
-def _below_title(figure: go.Figure, least: int = 0) -> dict[str, object]:
+def _below_title(figure: go.Figure, least: int = 0, extra: int = 0) -> dict[str, object]:
     """The place between the title and what is above the plot, before room is made for a control."""
     above = _TITLE[0] + _TITLE[1] * (1 + (figure.layout.title.text or "").count("<br>"))
-    return {"y": 1, "yanchor": "bottom", "pad": {"b": max(least, figure.layout.margin.t - above), "t": 0, "l": 0, "r": 0}}
+    return {"y": 1, "yanchor": "bottom", "pad": {"b": max(least, figure.layout.margin.t - above) + extra, "t": 0, "l": 0, "r": 0}}
 
 
 def _as_json(layout: go.Layout) -> dict[str, Any]:

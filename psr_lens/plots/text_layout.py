@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -118,25 +118,32 @@ def text_axes(figure: go.Figure, pixels: float) -> None:
     figure.update_yaxes(constrain="domain", constraintoward="top")
 
 
-def strip_pitch(strips: int) -> float:
-    """Distance from one line of text to the next, in strip heights, where each line is drawn as some strips above each other."""
-    return strips + _GAP
+def strip_tops(below: Sequence[float]) -> list[float]:
+    """Vertical places in a line of text that is drawn as strips above each other, with some space below each strip, in strip heights.
+
+    Returns:
+        The upper edge of each strip, then the distance from one line of text to the next.
+    """
+    tops = [0.0]
+    for each in below:
+        tops.append(tops[-1] + 1 + each)
+    return [*tops[:-1], tops[-1] + _GAP]
 
 
-def strip_axes(figure: go.Figure, labels: Sequence[str], lines: int) -> None:
+def strip_axes(figure: go.Figure, labels: Mapping[float, str], lines: int, pitch: float) -> None:
     """Axes of lines of text that are drawn as strips above each other, and the colour bar that bars do not have of their own.
 
     Args:
-        figure: The figure, with a strip of bars for each label, which is changed in place.
-        labels: What stands beside the strips of each line.
+        figure: The figure, with bars for the tokens of each strip, which is changed in place.
+        labels: What stands beside each line, by its vertical place in the line, in strip heights.
         lines: Number of lines.
+        pitch: Distance from one line to the next, in strip heights.
     """
-    pitch = strip_pitch(len(labels))
     figure.update_yaxes(
         range=[lines * pitch - _GAP + 0.1, -0.1],
         tickmode="array",
-        tickvals=[line * pitch + order + 0.5 for line in range(lines) for order in range(len(labels))],
-        ticktext=[*labels] * lines,
+        tickvals=[line * pitch + at for line in range(lines) for at in labels],
+        ticktext=[*labels.values()] * lines,
         ticklabelstandoff=4,
         showgrid=False,
         automargin=True,

@@ -106,25 +106,6 @@ def traces_of(result: Comparison, methods: Sequence[str] | None) -> dict[str, Me
     return {name: trace_of(result, name, "methods") for name in names}
 
 
-def site_of(trace: MethodTrace, method: str, layer: int | None) -> int:
-    """The column of a replacement's coefficients for one layer; by default, the column with the largest total.
-
-    Raises:
-        InputError: the replacement does not act at that layer.
-    """
-    totals = trace.coefficient.abs().sum(dim=0)
-    columns = [column for column, at in enumerate(trace.site_layers) if layer is None or at == layer]
-    if not columns:
-        acts = ", ".join(str(at) for at in sorted(set(trace.site_layers)))
-        raise InputError(
-            "layer",
-            repr(layer),
-            f"a layer at which {method!r} acts ({acts})",
-            "Leave it out for the layer where it adds most.",
-        )
-    return max(columns, key=lambda column: float(totals[column]))
-
-
 def row_labels(result: Tokened, rows: Int[Tensor, " row"], width: int = 14) -> list[str]:
     """One label per token with its position in the response; tokens of the prompt are marked."""
     texts = readable_text([result.tokens.strings[row] for row in rows.tolist()], result.tokens.strings)

@@ -30,7 +30,7 @@ from psr_lens.plots.style import (
     label_room,
     titled,
 )
-from psr_lens.plots.text_layout import EDGE, FONT_SIZE, STRIP, PlacedToken, in_lines, strip_axes, strip_pitch
+from psr_lens.plots.text_layout import EDGE, FONT_SIZE, STRIP, PlacedToken, in_lines, strip_axes, strip_tops
 from psr_lens.plots.token_rows import signed
 from psr_lens.prompts import TokenTable
 from psr_lens.prompts.token_text import readable, word_starts
@@ -49,6 +49,8 @@ _TEXT_UP_TO: Final = 9
 """Most columns of a heatmap with its numbers in it, in a window of 390 pixels."""
 _PROMPT: Final = "prompt"
 """What stands for the last prompt token, which templates spell differently."""
+_TOPS: Final = strip_tops([0, 0])
+"""Places of both models' strips."""
 
 
 @draws
@@ -153,7 +155,7 @@ def gates_by_family(result: Agreement, text: int = 0, layer: int | None = None, 
     figure, lines, names = _strips(strips)
     largest = float(torch.cat(values).abs().max()) or 1.0
     signs = float(values[0].min()) < 0
-    plot = round(lines * strip_pitch(2) * STRIP)
+    plot = round(lines * _TOPS[-1] * STRIP)
     axis = {"cmin": -largest if signs else 0, "cmax": largest, "colorscale": LETTERED[signs]}
     bar = colour_bar("what is added, in the source’s units", 66 / plot)
     figure.update_layout(coloraxis={**axis, "colorbar": bar})
@@ -226,7 +228,7 @@ def _strips(strips: Mapping[str, tuple[TokenTable, Tensor, Tensor]]) -> tuple[go
                 orientation="h",
                 base=[token.left + EDGE / 2 for token in tokens],
                 x=[token.width - EDGE for token in tokens],
-                y=[token.line * strip_pitch(2) + order + 0.5 for token in tokens],
+                y=[token.line * _TOPS[-1] + _TOPS[order] + 0.5 for token in tokens],
                 width=0.94,
                 marker=marker,
                 customdata=numbers.numpy(),
@@ -240,7 +242,7 @@ def _strips(strips: Mapping[str, tuple[TokenTable, Tensor, Tensor]]) -> tuple[go
                 hovertemplate=f"{template}<extra>{escaped(name)}</extra>",
             )
     labels = [escaped(shortened(name, 14)) for name in strips]
-    strip_axes(figure, labels, lines)
+    strip_axes(figure, dict(zip((top + 0.5 for top in _TOPS), labels, strict=False)), lines, _TOPS[-1])
     return figure, lines, labels
 
 

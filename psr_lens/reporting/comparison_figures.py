@@ -5,27 +5,16 @@ from __future__ import annotations
 from psr_lens.evaluation.comparison import Comparison
 from psr_lens.plots import (
     coefficient_scatter,
-    coefficient_text,
     magnitude_distribution,
     magnitude_heatmap,
     magnitude_strips,
     relative_rmse,
 )
-from psr_lens.plots.distribution import MAX_VIOLINS
 from psr_lens.plots.scatter import MAX_PANELS, MAX_POINTS
 from psr_lens.plots.sliders_and_buttons import MAX_STEPS
 from psr_lens.plots.style import method_styles
 from psr_lens.reporting.comparison_text import lead_of
 from psr_lens.reporting.parts import EXAMPLES, Panel, Part, choice
-
-
-def _coefficients(comparison: Comparison, lead: str, triplet: int, max_layers: int) -> Panel:
-    return Panel(
-        "coefficient_text",
-        coefficient_text(comparison, lead, triplet, max_layers=max_layers),
-        f"Under each token, the left bar is the coefficient that {lead} applies after reading it; the right bar is the coefficient "
-        "along the same direction that would match the prompt. Bars of equal length mean that the coefficient is right.",
-    )
 
 
 def with_correlations(comparison: Comparison) -> tuple[str, ...]:
@@ -75,12 +64,12 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
         else ""
     )
 
-    shape = (
-        "A shape is wide where there are many tokens; its dot is the median. A tall shape means that a few tokens are pushed much harder "
-        "than the rest; a flat one, that all are pushed almost equally."
-        if len(comparison.layers) <= MAX_VIOLINS
-        else "A line is the median token at each layer; a wide band means that a few tokens are pushed much harder than the rest, a narrow "
-        "one, that all are pushed almost equally."
+    bars = (
+        ""
+        if lead is None
+        else " Bars stand under a replacement that acts at that layer: the left one is the coefficient that it applies after reading the "
+        "token, the right one the coefficient along the same directions that would match the prompt. Bars of equal length mean that the "
+        "coefficient is right."
     )
     panels = 1 + len(comparison.methods)
 
@@ -102,9 +91,8 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
                 magnitude_strips(comparison, triplet, max_layers=offered),
                 "The response as text, once for the prompt and once for each replacement, coloured by how far each token is pushed "
                 "after the layer that the slider chooses. A token’s colour is that of the activation after it was read, which decides the "
-                "next token. If two strips show the same pattern, the replacement pushes the same tokens as the prompt.",
+                f"next token. If two strips show the same pattern, the replacement pushes the same tokens as the prompt.{bars}",
             ),
-            *(() if lead is None else (_coefficients(comparison, lead, triplet, offered),)),
         )
 
     return [
@@ -120,7 +108,9 @@ def comparison_parts(comparison: Comparison, cells: int) -> list[Part]:
                 Panel(
                     "magnitude_distribution",
                     magnitude_distribution(comparison),
-                    f"How hard tokens are pushed, on a log scale. {shape}",
+                    "How hard tokens are pushed, on a log scale: the median token, and bands of the middle half and of the middle "
+                    "98\N{NO-BREAK SPACE}% of tokens. A wide band means that a few tokens are pushed much harder than the rest, a narrow "
+                    "one, that all are pushed almost equally.",
                 ),
             ),
         ),

@@ -120,10 +120,10 @@ def _statistics(statistics: CapturedStatistics, cells: int) -> Blocks:
     stream = [name for name in statistics.overall if name.endswith("hook_resid_post")]
     return (
         Panel(
-            "magnitude_profile",
-            plots.magnitude_profile(statistics),
-            "A line is the median token at one kind of hook point; its band spans the 1st to the 99th percentile. A wide band means that "
-            "the prompt pushes a few tokens much harder than the rest.",
+            "magnitude_distribution",
+            plots.magnitude_distribution(statistics),
+            "How hard the prompt pushes tokens at each kind of hook point: the median token, and bands of the middle half and of "
+            "the middle 98\N{NO-BREAK SPACE}% of tokens. A wide band means that it pushes a few tokens much harder than the rest.",
         ),
         Panel(
             "rank_energy",
@@ -224,7 +224,8 @@ def _patching(grid: PatchGrid, cells: int) -> Blocks:
     def of_response(triplet: int, max_tokens: int) -> tuple[Panel, ...]:
         return (Panel("patch_map", plots.patch_map(grid, triplet, max_tokens=max_tokens), caption),)
 
-    return (mean, choice(grid.tokens, 1, len(grid.layers), cells, of_response))
+    by_response = choice(grid.tokens, 1, len(grid.layers), cells, of_response)
+    return (mean, by_response) if len(grid.tokens.triplet.unique()) > 1 else (by_response,)
 
 
 def _agreement(result: Agreement, cells: int) -> Blocks:

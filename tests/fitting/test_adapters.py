@@ -124,7 +124,7 @@ def test_every_measurement_takes_it_as_a_method(tiny_llama, tmp_path):
     assert "changes weights" in repr(compared.methods["LoRA"])
     assert "Coefficients applied" not in page
     with pytest.raises(InputError, match=r"method: got 'LoRA', expected a replacement or a plan\. An adapter changes weights"):
-        psr.plots.coefficient_text(compared, "LoRA")
+        psr.plots.coefficient_scatter(compared, "LoRA")
     assert_untouched(model, before)
 
 

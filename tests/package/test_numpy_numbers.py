@@ -87,7 +87,6 @@ def test_figures_and_patches(tiny_llama):
     for figure, arguments in (
         (plots.magnitude_heatmap, {"result": result, "triplet": 1, "max_tokens": 20}),
         (plots.magnitude_strips, {"result": result, "triplet": 1, "layer": 1}),
-        (plots.coefficient_text, {"result": result, "method": "A-PSR", "triplet": 1, "layer": 1}),
         (plots.coefficient_scatter, {"result": result, "method": "A-PSR", "max_points": 20}),
         (plots.head_map, {"result": heads, "token": 1}),
         (plots.parts_by_layer, {"result": heads, "token": 1}),

@@ -1,6 +1,7 @@
 """The figures show the result's own numbers, at the right places, on one scale."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,68 +13,91 @@ from made_up_results import METHODS, WORDS, comparison
 from psr_lens import plots
 from psr_lens.activations.massive_activations import MassiveActivations, MassiveToken
 from psr_lens.errors import InputError
-from psr_lens.plots import distribution, style
+from psr_lens.plots import style, text_strips
 from psr_lens.prompts.token_text import readable, readable_text
 
-# Coefficients under the text
+# Coefficients under the strips
+
+
+def bars_of(figure, name):
+    """The bars of what a method adds, and those of what the prompt calls for beside them."""
+    at = [trace.name for trace in figure.data].index(f"{name} adds")
+    return figure.data[at : at + 2]
 
 
 def test_bars_are_the_coefficients_and_what_the_prompt_calls_for(result):
-    figure = plots.coefficient_text(result, "S-PSR", triplet=2, layer=2)
+    figure = plots.magnitude_strips(result, 2, 2)
     rows = slice(2 * len(WORDS), None)
-    trace = result.methods["S-PSR"]
-    np.testing.assert_array_equal(named(figure, "S-PSR adds").y, trace.coefficient[rows, 0].numpy())
-    np.testing.assert_array_equal(named(figure, "the prompt calls for").y, trace.projection[rows, 0].numpy())
-    np.testing.assert_array_equal(named(figure, "S-PSR adds").base, named(figure, "the prompt calls for").base)
+    strips = dict(zip(["prompt", *METHODS], figure.data, strict=False))
+    assert strips["prompt"].customdata.shape[1] == 5
+    for name, site in (("A-PSR", 2), ("S-PSR", 0), ("S-Const DiM", 0)):
+        trace = result.methods[name]
+        bars = bars_of(figure, name)
+        unit = None
+        for bar, wanted, column in zip(bars, (trace.coefficient, trace.projection), (5, 6), strict=True):
+            numbers = wanted[rows, site].numpy()
+            np.testing.assert_array_equal(bar.customdata, numbers)
+            np.testing.assert_array_equal(strips[name].customdata[:, column], numbers)
+            unit = unit or bar.y[0] / numbers[0]  # both to one scale
+            np.testing.assert_allclose(bar.y, unit * numbers, rtol=1e-5)
+            assert "%{customdata:.3g}" in bar.hovertemplate
+        assert "adds %{customdata[5]:.3g}, prompt calls for %{customdata[6]:.3g}" in strips[name].hovertemplate
+        np.testing.assert_array_equal(bars[0].base, bars[1].base)
+        assert unit > 0
+        assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1]  # so that bars hang
 
 
-def test_bars_hang_and_stand_beside_each_other(result):
-    figure = plots.coefficient_text(result, "A-PSR", layer=1)
-    left, right = named(figure, "A-PSR adds"), named(figure, "the prompt calls for")
-    assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1] == 0
-    assert all(one + width <= other for one, width, other in zip(left.offset, left.width, right.offset, strict=True))
-    words = figure.data[-1]
-    assert all(text < zero for text, zero in zip(words.y, left.base, strict=True))
-
-
-def test_bars_of_one_line_do_not_reach_the_next(result):
-    figure = plots.coefficient_text(result, "S-PSR")
-    ends = np.array([bar.base + bar.y for bar in figure.data[:2]])
-    words, zeros = np.array(figure.data[-1].y), np.array(figure.data[0].base)
-    for line in sorted(set(zeros)):
-        later = words[zeros > line]
-        assert ends[:, zeros == line].max() <= (later.min() if len(later) else figure.layout.yaxis.range[0])
-        assert ends[:, zeros == line].min() > words[zeros == line].max()
-
-
-def test_text_flows_in_lines_that_fit_a_narrow_window():
+def test_bars_stand_beside_each_other_between_their_strip_and_the_next():
     result = comparison(("<a>", *["building"] * 30))
-    words = plots.coefficient_text(result, "A-PSR", layer=0).data[-1]
-    lines = {height: [] for height in words.y}
-    for text, center, height in zip(words.text, words.x, words.y, strict=True):
-        lines[height].append((center, text))
-    assert len(lines) > 4
-    assert all(len(text) <= 42 for line in lines.values() for text in [" ".join(word for _, word in line if "<i" not in word)])
-    assert all(center < 42 for line in lines.values() for center, _ in line)
+    figure = plots.magnitude_strips(result, 0, 2)
+    left, right = bars_of(figure, "S-PSR")
+    np.testing.assert_allclose(left.x + left.width / 2, right.x - right.width / 2, rtol=1e-5)
+    own, after = (next(trace for trace in figure.data if trace.name == name) for name in ("S-PSR", "S-Const DiM"))
+    for bar in (left, right):
+        ends = np.stack([bar.base, bar.base + bar.y])
+        assert (ends.min(axis=0) > np.array(own.y) + own.width / 2).all()
+        assert (ends.max(axis=0) < np.array(after.y) - after.width / 2).all()
 
 
-def test_default_site_is_the_one_where_most_is_added(result):
-    totals = result.methods["A-PSR"].coefficient.sum(dim=0)
-    best = int(totals.argmax())
-    figure = plots.coefficient_text(result, "A-PSR")
-    assert f"layer {best}" in figure.layout.title.text
-    (slider,) = figure.layout.sliders
+def test_round_numbers_label_lines_at_their_lengths(result):
+    figure = plots.magnitude_strips(result, 0, 2)
+    labels = zip(figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext, strict=True)
+    marks = [(at, float(re.sub("<.*?>", "", text).replace("−", "-"))) for at, text in labels if "■" not in text]
+    for name, (at, mark) in zip(METHODS, marks[:3], strict=True):
+        bar = bars_of(figure, name)[1]
+        unit = bar.y[0] / bar.customdata[0]
+        assert at == pytest.approx(bar.base[0] + mark * unit, rel=1e-5)
+
+
+def test_a_layer_where_nothing_acts_has_no_bars_and_the_slider_begins_where_most_do(result):
+    figure = plots.magnitude_strips(result, 0, 0)
+    assert [trace.name for trace in figure.data if trace.type == "bar"] == [
+        "prompt",
+        *METHODS,
+        "A-PSR adds",
+        "the prompt calls for",
+    ]
+    (slider,) = plots.magnitude_strips(result).layout.sliders
     assert [step.label for step in slider.steps] == ["0", "1", "2", "3"]
-    assert slider.active == best
-    assert [trace.visible for trace in figure.data] == [layer == best for layer in range(4) for _ in range(3)]
-    chosen = plots.coefficient_text(result, "A-PSR", layer=1)
-    np.testing.assert_array_equal(chosen.data[0].y, result.methods["A-PSR"].coefficient[: len(WORDS), 1].numpy())
+    assert slider.active == 2
+    (slider,) = plots.magnitude_strips(result, methods=["A-PSR"]).layout.sliders
+    assert slider.active == 3
+    adapter = replace(result.methods["A-PSR"], site_layers=(), coefficient=torch.zeros(24, 0), projection=torch.zeros(24, 0))
+    figure = plots.magnitude_strips(replace(result, methods={"LoRA": adapter}), layer=3)
+    assert [trace.name for trace in figure.data if trace.type == "bar"] == ["prompt", "LoRA"]
+    assert "Bars" not in figure.layout.annotations[-1].text
 
 
-def test_long_text_says_how_much_is_drawn():
-    figure = plots.coefficient_text(comparison(("<a>", *["w"] * 499), responses=1), "A-PSR")
-    assert len(figure.data[0].y) == 400
-    assert "The first 400 of 500 tokens." in figure.layout.annotations[-1].text.replace("<br>", " ")
+def test_two_hook_points_of_a_layer_have_bars_of_their_own(result):
+    twice = replace(result.methods["A-PSR"], site_layers=(1, 1, 2, 3))
+    figure = plots.magnitude_strips(replace(result, methods={"A-PSR": twice}), layer=1)
+    bars = [trace for trace in figure.data if trace.name in ("A-PSR adds", "the prompt calls for")]
+    shown = [twice.coefficient[:8, 0], twice.projection[:8, 0], twice.coefficient[:8, 1], twice.projection[:8, 1]]
+    for bar, wanted in zip(bars, shown, strict=True):
+        np.testing.assert_array_equal(bar.customdata, wanted.numpy())
+    np.testing.assert_allclose(
+        (bars[2].base - bars[0].base).astype(float), text_strips._LANE, rtol=1e-5
+    )  # one lane below the other
 
 
 # Relative RMSE
@@ -148,61 +172,46 @@ def test_only_layers_with_massive_activations_are_cut_off(lifted, top):
 # Distribution
 
 
-def test_violins_are_the_logs_of_the_magnitudes(result):
-    figure = plots.magnitude_distribution(result)
-    violins = [trace for trace in figure.data if trace.type == "violin" and trace.name == "A-PSR"]
-    assert [trace.x0 for trace in violins] == list(result.layers)
-    for trace, column in zip(violins, result.methods["A-PSR"].magnitude.T, strict=True):
-        np.testing.assert_allclose(trace.y, np.log10(np.sort(column.numpy())), rtol=1e-5)
-    prompts = [trace for trace in figure.data if trace.type == "violin" and trace.name == "prompt"]
-    assert len(prompts) == len(METHODS) * len(result.layers)
-    assert {trace.side for trace in prompts} == {"negative"}
+def lines_and_bands(figure):
+    """Each line with its outer and inner band, in the order of the panels."""
+    lines = [trace for trace in figure.data if trace.name]
+    bands = iter([trace for trace in figure.data if trace.fill == "toself"])
+    return [(line, next(bands), next(bands)) for line in lines]
 
 
-def test_zeros_are_left_out_and_said_to_be(result):
-    figure = plots.magnitude_distribution(result)
-    assert [trace.x0 for trace in figure.data if trace.type == "violin" and trace.name == "S-PSR"] == [2, 3]
-    notes = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
-    assert sum("zeros left out: all tokens at layers 0 and 1" in note for note in notes) == 2
+def test_lines_are_medians_and_bands_span_quantiles(result):
+    found = lines_and_bands(plots.magnitude_distribution(result))
+    assert [line.name for line, *_ in found] == [name for method in METHODS for name in ("prompt", method)]
+    for line, outer, inner in found:
+        magnitude = (result.magnitude if line.name == "prompt" else result.methods[line.name].magnitude).double().numpy()
+        layers = [layer for layer in result.layers if line.name in ("prompt", "A-PSR") or layer >= 2]  # the others act from 2 on
+        assert list(line.x) == layers
+        wanted = np.quantile(magnitude, [0.01, 0.25, 0.5, 0.75, 0.99], axis=0)[:, layers]
+        np.testing.assert_allclose(np.transpose(line.customdata), wanted, rtol=1e-6)
+        np.testing.assert_allclose(line.y, np.log10(wanted[2]), rtol=1e-5)
+        for band, low, high in ((outer, 0, 4), (inner, 1, 3)):
+            upper, lower = np.split(np.array(band.y), 2)
+            np.testing.assert_allclose(upper, np.log10(wanted[high]), rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(lower[::-1], np.log10(wanted[low]), rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_not_pushed_at_all_is_drawn_at_the_lower_edge(result):
     magnitude = result.methods["S-PSR"].magnitude.clone()
-    magnitude[:6, 2] = 0
+    magnitude[:16, 2] = 0
     figure = plots.magnitude_distribution(replace(result, methods={"S-PSR": replace(result.methods["S-PSR"], magnitude=magnitude)}))
-    assert "25\N{NO-BREAK SPACE}% at layer\N{NO-BREAK SPACE}2" in figure.layout.annotations[0].text.replace("<br>", " ")
+    *_, (line, outer, _) = lines_and_bands(figure)
+    low = figure.layout.yaxis.range[0] + 0.1
+    assert line.customdata[0][2] == 0
+    assert line.y[0] == pytest.approx(low)
+    assert outer.y[-1] == pytest.approx(low)
+    nothing = {"none": replace(result.methods["S-PSR"], magnitude=torch.zeros_like(magnitude))}
+    figure = plots.magnitude_distribution(replace(result, magnitude=torch.zeros_like(magnitude), methods=nothing))
+    assert [len(trace.x) for trace in figure.data] == [0] * 6
 
 
-def test_many_tokens_are_thinned_the_same_way_each_time():
-    result = comparison(("<a>", *["w"] * 999), responses=3)
-    figure = plots.magnitude_distribution(result)
-    drawn = next(trace for trace in figure.data if trace.type == "violin" and trace.name == "prompt")
-    column = np.log10(result.magnitude[:, 0].numpy())
-    assert len(drawn.y) == 401
-    assert drawn.y.min() == pytest.approx(column.min())
-    assert drawn.y.max() == pytest.approx(column.max())
-    assert np.median(drawn.y) == pytest.approx(np.median(column), abs=0.01)
-    assert "401 of 3,000 tokens" in figure.layout.annotations[-1].text.replace("<br>", " ")
-    assert figure.to_json() == plots.magnitude_distribution(result).to_json()
-
-
-def test_many_layers_have_quantile_bands_in_place_of_violins():
-    result = comparison(layers=distribution.MAX_VIOLINS + 1)
-    figure = plots.magnitude_distribution(result)
-    assert {trace.type for trace in figure.data} == {"scatter"}
-    median = next(trace for trace in figure.data if trace.name == "A-PSR, median")
-    ordered = result.methods["A-PSR"].magnitude.sort(dim=0).values
-    np.testing.assert_allclose(median.y, ordered[round(0.5 * (len(ordered) - 1))].log10().numpy(), rtol=1e-5)
-    wide, narrow = (trace for trace in figure.data if trace.name == "A-PSR")
-    upper, lower = np.split(np.array(narrow.y), 2)
-    np.testing.assert_allclose(upper, ordered[round(0.75 * (len(ordered) - 1))].log10().numpy(), rtol=1e-5)
-    np.testing.assert_allclose(lower[::-1], ordered[round(0.25 * (len(ordered) - 1))].log10().numpy(), rtol=1e-5)
-    assert max(wide.y) == pytest.approx(float(ordered[-1].max().log10()))
-    # S-PSR acts from layer 2 on: nothing is drawn before
-    (start,) = {min(trace.x) for trace in figure.data if trace.name == "S-PSR"}
-    assert start == 2
-    assert next(trace for trace in figure.data if trace.name == "S-PSR, median").y[1] is None
-    assert "violin" in {trace.type for trace in plots.magnitude_distribution(comparison(layers=distribution.MAX_VIOLINS)).data}
-    assert [int(text) for text in plots.magnitude_distribution(comparison(layers=60)).layout.xaxis.ticktext] == list(
-        range(0, 60, 4)
-    )
+def test_many_layers_are_labelled_evenly(result):
+    figure = plots.magnitude_distribution(comparison(layers=60))
+    assert list(figure.layout.xaxis.tickvals) == list(range(0, 60, 4))
 
 
 # Style
@@ -214,9 +223,10 @@ def test_one_colour_a_method_in_every_figure(result):
     spread = plots.magnitude_distribution(result)
     for name in METHODS:
         assert named(rmse, name).line.color == colours[name]
-        assert next(trace for trace in spread.data if trace.type == "violin" and trace.name == name).line.color == colours[name]
-        assert plots.coefficient_text(result, name, layer=2).data[0].marker.color == colours[name]
-    assert plots.coefficient_text(result, "A-PSR").data[1].marker.color == colours["prompt"] == style.PALETTE["prompt"]
+        assert named(spread, name).line.color == colours[name]
+        adds, called_for = bars_of(plots.magnitude_strips(result, layer=2), name)
+        assert adds.marker.color == colours[name]
+        assert called_for.marker.color == colours["prompt"] == style.PALETTE["prompt"]
 
 
 def test_roles_come_from_what_a_method_did(result):
@@ -234,7 +244,7 @@ def test_methods_of_one_role_look_different(result):
 def test_every_figure_brings_its_own_colours_and_no_small_type(result):
     figures = [
         plots.magnitude_heatmap(result),
-        plots.coefficient_text(result, "A-PSR"),
+        plots.magnitude_strips(result),
         plots.relative_rmse(result),
         plots.magnitude_distribution(result),
     ]
@@ -290,15 +300,11 @@ def test_tokens_are_read_as_their_vocabulary_spells_them(spelled, read):
         ),
         (lambda result: plots.magnitude_heatmap(result, max_tokens=0), "max_tokens: got 0, expected 1 or more"),
         (
-            lambda result: plots.coefficient_text(result, "CAA"),
+            lambda result: plots.coefficient_scatter(result, "CAA"),
             "method: got 'CAA', expected one of 'A-PSR', 'S-PSR', 'S-Const DiM'",
         ),
-        (lambda result: plots.coefficient_text(result, "prompt"), "The prompt is always shown"),
-        (lambda result: plots.coefficient_text(result, "A-PSR", 9), "triplet: got 9"),
-        (
-            lambda result: plots.coefficient_text(result, "S-PSR", layer=3),
-            "layer: got 3, expected a layer at which 'S-PSR' acts (2). Leave it out",
-        ),
+        (lambda result: plots.magnitude_strips(result, methods=["prompt"]), "The prompt is always shown"),
+        (lambda result: plots.magnitude_strips(result, 9), "triplet: got 9"),
     ],
 )
 def test_errors_say_what_to_do(result, call, message):

@@ -242,19 +242,9 @@ def test_many_layers_of_several_sources_are_labelled_with_each_source_named_twic
 
 
 def test_axes_of_layers_begin_at_the_first(calls):
-    figure = calls[plots.magnitude_profile]()
+    figure = calls[plots.magnitude_distribution]()
     assert figure.layout.xaxis.range[0] > -1
     assert next(iter(figure.layout.xaxis.tickvals)) == 0
-
-
-def test_bars_of_coefficients_say_what_they_are_on_hover():
-    figure = plots.coefficient_text(comparison(), "A-PSR", layer=0)
-    bars = [trace for trace in figure.data if trace.type == "bar"]
-    assert len(bars) == 2
-    for bar in bars:
-        assert bar.hoverinfo is None
-        assert "%{customdata:.3g}" in bar.hovertemplate
-        np.testing.assert_allclose(bar.customdata, bar.y)
 
 
 def test_floor_and_ceiling_are_named_on_lines_of_their_own(calls):

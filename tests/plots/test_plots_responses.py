@@ -16,7 +16,7 @@ from psr_lens.plots.response_slider import FIRST
     [
         (plots.magnitude_heatmap, {}),
         (plots.magnitude_strips, {"layer": 1}),
-        (plots.coefficient_text, {"method": "A-PSR", "layer": 2}),
+        (plots.magnitude_strips, {"layer": 2, "methods": ["S-PSR"]}),
     ],
 )
 def test_each_step_brings_one_responses_traces_and_layout(figure, options):
@@ -41,8 +41,8 @@ def test_each_step_brings_one_responses_traces_and_layout(figure, options):
 
 def test_buttons_act_on_all_responses_and_a_figure_with_its_own_slider_stays_at_one_layer():
     result = comparison()
-    shown = plots.by_response(plots.magnitude_strips, result)
-    alone = plots.magnitude_strips(result, 1, layer=3)
+    shown = plots.by_response(plots.magnitude_strips, result, methods=["A-PSR"])
+    alone = plots.magnitude_strips(result, 1, layer=3, methods=["A-PSR"])
     count = len(alone.data)
     assert len(shown.data) == 3 * count
     assert len(shown.layout.sliders) == 1
@@ -50,9 +50,9 @@ def test_buttons_act_on_all_responses_and_a_figure_with_its_own_slider_stays_at_
     assert [button.label for button in menu.buttons] == ["absolute", "layer", "relative", "projection", "cosine"]
     for button, own in zip(menu.buttons, alone.layout.updatemenus[0].buttons, strict=True):
         changes, layout, traces = button.args
-        assert list(traces) == [response * count + bar for response in range(3) for bar in range(count - 1)]
+        assert list(traces) == [response * count + bar for response in range(3) for bar in range(2)]
         assert layout == own.args[1]
-        assert changes["marker.color"][count - 1 : 2 * (count - 1)] == own.args[0]["marker.color"]
+        assert changes["marker.color"][2:4] == own.args[0]["marker.color"]
 
 
 def test_the_first_responses_are_shown_and_a_picture_shows_the_first():

@@ -2,12 +2,14 @@
 
 import itertools
 import sys
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
+import torch
 from helpers import random_replacement, random_triplets
 from html_page import Page
-from made_up_results import attribution, comparison, further_results, lens, side_by_side
+from made_up_results import attribution, comparison, further_results, grid, lens, side_by_side, token_rows
 
 import psr_lens as psr
 from psr_lens.errors import InputError, MissingPackageError
@@ -21,7 +23,7 @@ PARTS = {
     "Trait against coherence": ["pareto"],
     "Faithfulness: next tokens and sites": ["next_token", "coefficient_correlation", "explained_energy"],
     "Relative dose: how hard methods push": ["relative_dose"],
-    "Where in a block the prompt acts": ["magnitude_profile", "rank_energy", "magnitude_by_kind"],
+    "Where in a block the prompt acts": ["magnitude_distribution", "rank_energy", "magnitude_by_kind"],
     "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
     "Patching: which cells carry the effect": ["patch_map"] * 3 + ["patch_map"],
     "What the directions mean": ["logit_lens", "top_tokens", "cosine_matrix"],
@@ -48,7 +50,7 @@ def test_each_type_of_result_has_its_figures_in_a_named_part_with_a_way_to_read_
     titles = [title for title in PARTS if title in page.words]
     assert titles == list(PARTS)
     figures = [attrs["class"] for tag, attrs in page.tags if tag == "figure"]
-    assert figures[13:] == list(itertools.chain(*PARTS.values()))
+    assert figures[10:] == list(itertools.chain(*PARTS.values()))
     captions = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("class") == "figure"]
     assert len(captions) == len(figures)
     assert all(len(caption) > 40 for caption in captions)
@@ -92,6 +94,13 @@ def test_correlations_stand_in_the_headings_of_scatters_or_else_in_a_figure(tiny
     many = psr.report(comparison(layers=13), tmp_path / "r.html", also=[same])
     assert figures_of(many).count("coefficient_scatter") == 2  # A-PSR acts at 13 layers: one panel with a slider
     assert "coefficient_correlation" in figures_of(many)
+
+
+def test_the_mean_over_a_single_response_is_not_shown_beside_it(tmp_path):
+    one = replace(grid(), tokens=token_rows(1), values=grid().values[:5], effect=torch.ones(1))
+    for patched, panels in ((grid(), 3), (one, 1)):
+        found = figures_of(psr.report(comparison(), tmp_path / "r.html", also=[patched]))
+        assert found.count("patch_map") == panels
 
 
 def test_answers_come_first_as_text_with_their_scores(rich):
