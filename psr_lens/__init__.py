@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.outlook import Outlook as Outlook
     from psr_lens.evaluation.outlook import outlook as outlook
     from psr_lens.evaluation.pushed_answers import PushedAnswer as PushedAnswer
+    from psr_lens.evaluation.reach import reach as reach
+    from psr_lens.evaluation.reach_result import Reach as Reach
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
@@ -131,6 +133,8 @@ _HOME = {
     "refine": "evaluation.on_policy_refinement",
     "Outlook": "evaluation.outlook",
     "outlook": "evaluation.outlook",
+    "Reach": "evaluation.reach_result",
+    "reach": "evaluation.reach",
     "Robustness": "evaluation.robustness",
     "robustness": "evaluation.robustness",
     "FitConfig": "fitting.settings.solvers",
