@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from psr_lens.interpretation.attribution import Attribution as Attribution
     from psr_lens.interpretation.attribution import attribute as attribute
     from psr_lens.interpretation.directions import cosines as cosines
+    from psr_lens.interpretation.directions import jacobian_lens as jacobian_lens
     from psr_lens.interpretation.directions import logit_lens as logit_lens
     from psr_lens.interpretation.directions import top_tokens as top_tokens
     from psr_lens.models import load_model as load_model
@@ -176,6 +177,7 @@ _HOME = {
     "Comparison": "evaluation.comparison",
     "compare": "evaluation.compare",
     "cosines": "interpretation.directions",
+    "jacobian_lens": "interpretation.directions",
     "logit_lens": "interpretation.directions",
     "top_tokens": "interpretation.directions",
     "Attribution": "interpretation.attribution",

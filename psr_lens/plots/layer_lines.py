@@ -20,7 +20,9 @@ BETWEEN: Final = 74
 LEGEND_LINE: Final = 29
 """Height of a line of the legend, in pixels."""
 _TICKS: Final = 9
-_DASHES: Final = {"method": "solid", "baseline": "dash", "ceiling": "dot"}
+Kind = Literal["method", "baseline", "ceiling"]
+"""What a line stands for; it determines its dashes."""
+_DASHES: Final[dict[Kind, str]] = {"method": "solid", "baseline": "dash", "ceiling": "dot"}
 
 Point = tuple[float, float, float]
 """A value and the ends of its interval; without an interval, three times the value."""
@@ -48,7 +50,7 @@ def line(
     layers: Sequence[int],
     points: Sequence[Point],
     style: MethodStyle,
-    kind: Literal["method", "baseline", "ceiling"] = "method",
+    kind: Kind = "method",
     *,
     legend: bool,
 ) -> None:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from psr_lens.evaluation.methods import NONE, PROMPT
 from psr_lens.evaluation.reach_result import FAR, Reach
-from psr_lens.plots.layer_lines import Point, layer_axes, legend_room, line, numbers, panels, with_legend
+from psr_lens.plots.layer_lines import Kind, Point, layer_axes, legend_room, line, numbers, panels, with_legend
 from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import GRID, log_ticks, named_styles, real_units, titled
 
@@ -48,7 +48,7 @@ def reach(result: Reach, **look: Unpack[Look]) -> go.Figure:
         points = [numbers(near, column) for column in range(len(layers))]
         logs = [_log(point) for point in points]
         drawn += [end for each in logs for end in each if math.isfinite(end)]
-        kind = "baseline" if name in (PROMPT, NONE) else "method"
+        kind: Kind = "baseline" if name in (PROMPT, NONE) else "method"
         line(figure, 1, name, layers, logs, styles[name], kind, legend=True)
         figure.data[-1].update(customdata=points, hovertemplate=f"layer %{{x}}: {_HOVER}")
         line(figure, 2, name, layers, [numbers(far, column) for column in range(len(layers))], styles[name], kind, legend=False)
