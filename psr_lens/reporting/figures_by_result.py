@@ -262,8 +262,9 @@ def _agreement(result: Agreement, cells: int) -> Blocks:
 
 
 def _lens(lens: LogitLens, cells: int) -> Blocks:
-    what = "direction that is added" if lens.part == "directions" else "probe that sets the coefficient"
-    caption = f"Each {what}, read through the model’s own unembedding: the tokens that it makes more likely, and less likely."
+    what = "direction that is added" if lens.part == "directions" else "probe (key side), which the coefficient is read with"
+    through = "the model’s own unembedding" if lens.lens == "logit" else "the later layers (Jacobian lens) and the unembedding"
+    caption = f"Each {what}, read through {through}: the tokens that it makes more likely, and less likely."
     return (Panel("logit_lens", plots.logit_lens(lens, columns=2), caption),)
 
 
