@@ -24,6 +24,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.progress import progress_bar
 from psr_lens.activations.batches import context_batch, length_batches
 from psr_lens.activations.paired_passes import TOKEN_BUDGET
+from psr_lens.activations.teacher_forced_pass import layers_needed
 from psr_lens.errors import ModelError
 from psr_lens.interpretation.directions.lens import LogitLens, readable, rows_of
 from psr_lens.interpretation.directions.sources import Part, Source
@@ -101,7 +102,7 @@ def transported(
         repeated = (len(vectors), 1)
         try:
             with torch.no_grad(), frozen(model), forward_ad.dual_level(), hooked(model, [(name, move), (last, arrive)]):
-                forward(model, batch.tokens.repeat(repeated), batch.mask.repeat(repeated))
+                forward(model, batch.tokens.repeat(repeated), batch.mask.repeat(repeated), layers_needed([last]))
         except NotImplementedError as error:
             raise ModelError(f"The Jacobian lens does not reach through this model ({error}). Use `logit_lens`.") from error
         total += found[0]
