@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from psr_lens.evaluation.outlook import Outlook as Outlook
     from psr_lens.evaluation.outlook import outlook as outlook
     from psr_lens.evaluation.pushed_answers import PushedAnswer as PushedAnswer
+    from psr_lens.evaluation.reach import reach as reach
+    from psr_lens.evaluation.reach_result import Reach as Reach
     from psr_lens.evaluation.robustness import Robustness as Robustness
     from psr_lens.evaluation.robustness import robustness as robustness
     from psr_lens.evaluation.scores import Scores as Scores
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from psr_lens.interpretation.attribution import Attribution as Attribution
     from psr_lens.interpretation.attribution import attribute as attribute
     from psr_lens.interpretation.directions import cosines as cosines
+    from psr_lens.interpretation.directions import jacobian_lens as jacobian_lens
     from psr_lens.interpretation.directions import logit_lens as logit_lens
     from psr_lens.interpretation.directions import top_tokens as top_tokens
     from psr_lens.models import load_model as load_model
@@ -131,6 +134,8 @@ _HOME = {
     "refine": "evaluation.on_policy_refinement",
     "Outlook": "evaluation.outlook",
     "outlook": "evaluation.outlook",
+    "Reach": "evaluation.reach_result",
+    "reach": "evaluation.reach",
     "Robustness": "evaluation.robustness",
     "robustness": "evaluation.robustness",
     "FitConfig": "fitting.settings.solvers",
@@ -172,6 +177,7 @@ _HOME = {
     "Comparison": "evaluation.comparison",
     "compare": "evaluation.compare",
     "cosines": "interpretation.directions",
+    "jacobian_lens": "interpretation.directions",
     "logit_lens": "interpretation.directions",
     "top_tokens": "interpretation.directions",
     "Attribution": "interpretation.attribution",

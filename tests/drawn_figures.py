@@ -49,6 +49,7 @@ def calls_of(model: Any) -> dict[Callable[..., go.Figure], Callable[..., go.Figu
         plots.parts_by_layer: partial(plots.parts_by_layer, parts),
         plots.patch_map: partial(plots.patch_map, grid()),
         plots.rank_energy: partial(plots.rank_energy, statistics),
+        plots.reach: partial(plots.reach, psr.reach(model, random_triplets(model, 3), {"A-PSR": replacement})),
         plots.relative_dose: partial(
             plots.relative_dose,
             psr.collateral(model, pairs_of(model, 2), {"A-PSR": replacement}, sampling=psr.SamplingConfig(max_new_tokens=4)),

@@ -231,5 +231,6 @@ def further_results(model: Any) -> list[object]:
         psr.capture(model, triplets, ["resid_post", "mlp_out", "attn_out"], to=psr.Statistics(rank=4)),
         psr.collateral(model, pairs_of(model, 2), methods, sampling=psr.SamplingConfig(max_new_tokens=4)),
         psr.faithfulness(model, triplets, methods, paraphrases="be a pirate ."),
+        psr.reach(model, triplets, methods),
         TABLE,
     ]

@@ -43,6 +43,7 @@ _MADE_BY: Final = {
     "Outlook": "`psr.outlook`",
     "PairedText": "`psr.transfer.pair_texts`",
     "PatchGrid": "`psr.patching.patch` or `psr.patching.ablate`",
+    "Reach": "`psr.reach`",
     "Replacement": "`psr.fit`",
     "ResultTable": "the `table` method of a result",
     "TopTokens": "`psr.top_tokens`",

@@ -20,6 +20,7 @@ from psr_lens.plots.outlook_by_layer import outlook as outlook
 from psr_lens.plots.pareto_front import pareto as pareto
 from psr_lens.plots.patching import patch_map as patch_map
 from psr_lens.plots.rank import rank_energy as rank_energy
+from psr_lens.plots.reach_by_layer import reach as reach
 from psr_lens.plots.response_slider import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
@@ -50,6 +51,7 @@ __all__ = [
     "parts_by_layer",
     "patch_map",
     "rank_energy",
+    "reach",
     "relative_dose",
     "relative_rmse",
     "rungs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal, Unpack
+from typing import Final, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,6 +14,7 @@ from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.faithfulness_result import BlockFaithfulness, Closeness, Faithfulness
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
+from psr_lens.plots.layer_lines import BETWEEN, LEGEND_LINE, Point, layer_axes, legend_room, line, numbers, panels, with_legend
 from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import (
     MUTED,
@@ -26,16 +27,10 @@ from psr_lens.plots.style import (
     shown_name,
     styles_of,
     titled,
-    translucent,
 )
 from psr_lens.results.bootstrap import Estimate
 
 _ROW: Final = 24
-_PANEL: Final = 190
-_BETWEEN: Final = 74
-_LEGEND_LINE: Final = 29
-_TICKS: Final = 9
-_DASHES: Final = {"method": "solid", "baseline": "dash", "ceiling": "dot"}
 _LEAST_KL: Final = 1e-7
 """In nats; smaller values are rounding errors and are drawn here."""
 _LOWEST: Final = -0.25
@@ -69,8 +64,8 @@ def next_token(result: Faithfulness, block: str = "", **look: Unpack[Look]) -> g
     names = [name for name in found.methods if name != PARAPHRASE] + ([PARAPHRASE] if PARAPHRASE in found.methods else [])
     labels = [escaped(shortened(shown_name(name), 20)) for name in names]
     height = _ROW * len(names) + 16
-    plot = 2 * height + _BETWEEN
-    figure = make_subplots(2, 1, vertical_spacing=_BETWEEN / plot)
+    plot = 2 * height + BETWEEN
+    figure = make_subplots(2, 1, vertical_spacing=BETWEEN / plot)
     series: list[tuple[str, Mapping[str, Closeness]]] = [("the instruction", found.methods)]
     if found.paraphrased:
         paraphrased = {PARAPHRASE if name == PROMPT else name: each for name, each in found.paraphrased.items()}
@@ -79,7 +74,7 @@ def next_token(result: Faithfulness, block: str = "", **look: Unpack[Look]) -> g
     for number, (title, methods) in enumerate(series):
         heights = [row + (0.18 if number else -0.18) * (len(series) > 1) for row in range(len(names))]
         divergences = [_clipped(methods[name].divergence) for name in names]
-        agreements = [_numbers(methods[name].agreement) for name in names]
+        agreements = [numbers(methods[name].agreement) for name in names]
         drawn += [end for each in divergences for end in each if math.isfinite(end)]
         for row, values in enumerate((divergences, agreements), start=1):
             figure.add_trace(_dots(title, names, heights, values, styles, open_marker=number > 0, legend=row == 1), row=row, col=1)
@@ -97,7 +92,7 @@ def next_token(result: Faithfulness, block: str = "", **look: Unpack[Look]) -> g
         tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - 0.5, -0.5], showgrid=False, showline=True
     )
     note = f"{found.responses} responses, {int(next(iter(found.methods.values())).predicted.sum()):,} tokens."
-    bottom = 50 + 2 * _LEGEND_LINE * (len(series) > 1)
+    bottom = 50 + 2 * LEGEND_LINE * (len(series) > 1)
     titled(figure, f"Next token, against the prompted model{_of(block)}", plot=plot, top=50, bottom=bottom, left=136, note=note)
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -46 / plot, "yanchor": "top", "itemsizing": "constant"},
@@ -128,7 +123,7 @@ def coefficient_correlation(result: Faithfulness, block: str = "", **look: Unpac
     """
     found = _block(result, block)
     styles = _styles(found)
-    figure, plot = _panels("Pearson correlation of coefficients", "Spearman correlation (of ranks)")
+    figure, plot = panels("Pearson correlation of coefficients", "Spearman correlation (of ranks)")
     without = [name for name, sites in found.sites.items() if not any(np.isfinite(site.pearson.value) for site in sites)]
     lowest = 0.0
     for name, sites in found.sites.items():
@@ -136,15 +131,15 @@ def coefficient_correlation(result: Faithfulness, block: str = "", **look: Unpac
             continue
         layers = [site.layer for site in sites]
         for row, values in enumerate(([site.pearson for site in sites], [site.spearman for site in sites]), start=1):
-            points = [_numbers(each) for each in values]
+            points = [numbers(each) for each in values]
             lowest = min([lowest, *(end for each in points for end in each if math.isfinite(end))])
-            _line(figure, row, name, layers, points, styles[name], legend=row == 1)
-    _layer_axes(figure, result.layers)
+            line(figure, row, name, layers, points, styles[name], legend=row == 1)
+    layer_axes(figure, result.layers)
     figure.update_yaxes(range=[lowest - 0.05 * (lowest < 0), 1.03], title_text="correlation")
     note = f"Not shown, with the same coefficient on every token: {', '.join(without)}." if without else ""
-    bottom = _legend_room(len(found.sites) - len(without))
+    bottom = legend_room(len(found.sites) - len(without))
     titled(figure, f"Do coefficients follow the prompt?{_of(block)}", plot=plot, top=72, bottom=bottom, left=58, note=note)
-    return _with_legend(figure, plot)
+    return with_legend(figure, plot)
 
 
 @draws
@@ -172,29 +167,29 @@ def explained_energy(result: Faithfulness, block: str = "", **look: Unpack[Look]
     """
     found = _block(result, block)
     styles = _styles(found)
-    figure, plot = _panels("of the whole effect, after each layer", "of what is missing, at each site (dotted: ceiling)")
+    figure, plot = panels("of the whole effect, after each layer", "of what is missing, at each site (dotted: ceiling)")
     layers, lowest = list(result.layers), 0.0
     for name, close in found.methods.items():
         if name == NONE:
             continue
-        points = [_floored(_numbers(close.explained, at)) for at in range(len(layers))]
+        points = [_floored(numbers(close.explained, at)) for at in range(len(layers))]
         lowest = min([lowest, *(each[0] for each in points if math.isfinite(each[0]))])
-        _line(figure, 1, name, layers, points, styles[name], "baseline" if name == PARAPHRASE else "method", legend=True)
+        line(figure, 1, name, layers, points, styles[name], "baseline" if name == PARAPHRASE else "method", legend=True)
     for name, sites in found.sites.items():
         if not sites:  # an adapter
             continue
         at = [site.layer for site in sites]
-        filled = [_floored(_numbers(site.filled)) for site in sites]
+        filled = [_floored(numbers(site.filled)) for site in sites]
         lowest = min([lowest, *(each[0] for each in filled if math.isfinite(each[0]))])
-        _line(figure, 2, name, at, filled, styles[name], legend=False)
-        ceilings = [_numbers(site.ceiling) for site in sites]
-        _line(figure, 2, f"{name}, ceiling", at, ceilings, styles[name], "ceiling", legend=False)
-    _layer_axes(figure, result.layers)
+        line(figure, 2, name, at, filled, styles[name], legend=False)
+        ceilings = [numbers(site.ceiling) for site in sites]
+        line(figure, 2, f"{name}, ceiling", at, ceilings, styles[name], "ceiling", legend=False)
+    layer_axes(figure, result.layers)
     figure.update_yaxes(range=[lowest - 0.04, 1.04], tickformat=".0%", title_text="share of the energy")
     note = f"Values below {_LOWEST:.0%} are drawn at the edge.".replace("-", "−") if lowest <= _LOWEST else ""
     title = f"Share of the prompt’s effect reproduced{_of(block)}"
-    titled(figure, title, plot=plot, top=72, bottom=_legend_room(len(found.methods) - 1), left=66, note=note)
-    return _with_legend(figure, plot)
+    titled(figure, title, plot=plot, top=72, bottom=legend_room(len(found.methods) - 1), left=66, note=note)
+    return with_legend(figure, plot)
 
 
 def _block(result: Faithfulness, block: str) -> BlockFaithfulness:
@@ -211,18 +206,8 @@ def _styles(block: BlockFaithfulness) -> dict[str, MethodStyle]:
     return styles_of({name: role_of_sites(sites) for name, sites in block.sites.items()})
 
 
-Point = tuple[float, float, float]
-"""A value and the ends of its interval; without an interval, three times the value."""
-
-
-def _numbers(found: Estimate, *at: int) -> Point:
-    value = float(found.value[at])
-    low, high = (end if math.isfinite(end) else value for end in found.interval(*at))
-    return value, low, high
-
-
 def _clipped(found: Estimate) -> Point:
-    value, low, high = (max(number, _LEAST_KL) for number in _numbers(found))
+    value, low, high = (max(number, _LEAST_KL) for number in numbers(found))
     return value, low, high
 
 
@@ -270,74 +255,3 @@ def _dots(
         "[%{customdata[1]:.4g}, %{customdata[2]:.4g}]<extra></extra>",
         showlegend=legend,
     )
-
-
-def _panels(*titles: str) -> tuple[go.Figure, int]:
-    plot = len(titles) * _PANEL + (len(titles) - 1) * _BETWEEN
-    figure = make_subplots(len(titles), 1, vertical_spacing=_BETWEEN / plot, subplot_titles=titles)
-    figure.update_annotations(font={"size": 12, "color": MUTED}, x=0, xanchor="left")
-    return figure, plot
-
-
-def _line(
-    figure: go.Figure,
-    row: int,
-    name: str,
-    layers: Sequence[int],
-    points: Sequence[Point],
-    style: MethodStyle,
-    kind: Literal["method", "baseline", "ceiling"] = "method",
-    *,
-    legend: bool,
-) -> None:
-    """A line over layers, with the intervals as a band."""
-    values, low, high = (list(each) for each in zip(*points, strict=True))
-    if len(layers) > 1:
-        figure.add_scatter(
-            x=[*layers, *reversed(layers)],
-            y=[*high, *reversed(low)],
-            mode="lines",
-            line={"width": 0},
-            fill="toself",
-            fillcolor=translucent(style.color, 0.15),
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=name,
-            row=row,
-            col=1,
-        )
-    figure.add_scatter(
-        name=escaped(shortened(shown_name(name), 24)),
-        x=list(layers),
-        y=values,
-        customdata=np.array([low, high]).T,
-        mode="lines+markers",
-        line={"color": style.color, "width": 1.5 if kind == "ceiling" else 2.5, "dash": _DASHES[kind]},
-        marker={"symbol": "line-ew-open" if kind == "ceiling" else style.symbol, "size": 8, "color": style.color},
-        hovertemplate="layer %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
-        showlegend=legend,
-        legendgroup=name,
-        row=row,
-        col=1,
-    )
-
-
-def _layer_axes(figure: go.Figure, layers: Sequence[int]) -> None:
-    room = 0.3 + 0.02 * (layers[-1] - layers[0])
-    figure.update_xaxes(
-        tickvals=list(layers)[:: math.ceil(len(layers) / _TICKS)],
-        range=[layers[0] - room, layers[-1] + room],
-        title_text="layer",
-        showgrid=False,
-        showline=True,
-    )
-
-
-def _legend_room(entries: int) -> int:
-    # In a narrow window, a line of the legend holds two entries.
-    return 50 + _LEGEND_LINE * math.ceil(entries / 2)
-
-
-def _with_legend(figure: go.Figure, plot: int) -> go.Figure:
-    figure.update_layout(legend={"orientation": "h", "x": 0, "y": -46 / plot, "yanchor": "top"}, showlegend=True)
-    return figure

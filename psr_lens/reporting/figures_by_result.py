@@ -20,6 +20,7 @@ from psr_lens.evaluation.collateral import Collateral
 from psr_lens.evaluation.comparison import MethodTrace
 from psr_lens.evaluation.evaluation_result import Evaluation
 from psr_lens.evaluation.faithfulness_result import Faithfulness, SiteFaithfulness
+from psr_lens.evaluation.reach_result import Reach
 from psr_lens.interpretation.attribution import Attribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
@@ -171,6 +172,15 @@ def _faithfulness(result: Faithfulness, cells: int) -> Blocks:
     return tuple(panels)
 
 
+def _reach(result: Reach, cells: int) -> Blocks:
+    caption = (
+        "How far activations are from the nearest one that a prompt leads to on another question. Above, the median token, where 1 is as "
+        "far as the prompt’s own; below, the share of tokens farther away than 95 % of the prompt’s. Shifts that are small beside the "
+        "distance between references do not show."
+    )
+    return (Panel("reach", plots.reach(result), caption),)
+
+
 def _collateral(result: Collateral, cells: int) -> Blocks:
     over = f" Over the limit of {result.dose_limit:g}: {', '.join(result.overdosed)}." if result.overdosed else ""
     if not result.doses:  # adapters add to none
@@ -253,8 +263,9 @@ def _agreement(result: Agreement, cells: int) -> Blocks:
 
 
 def _lens(lens: LogitLens, cells: int) -> Blocks:
-    what = "direction that is added" if lens.part == "directions" else "probe that sets the coefficient"
-    caption = f"Each {what}, read through the model’s own unembedding: the tokens that it makes more likely, and less likely."
+    what = "direction that is added" if lens.part == "directions" else "probe (key side), which the coefficient is read with"
+    through = "the model’s own unembedding" if lens.lens == "logit" else "the later layers (Jacobian lens) and the unembedding"
+    caption = f"Each {what}, read through {through}: the tokens that it makes more likely, and less likely."
     return (Panel("logit_lens", plots.logit_lens(lens, columns=2), caption),)
 
 
@@ -288,6 +299,7 @@ _FURTHER: Final[dict[type, tuple[str, Callable[[Any, int], Blocks]]]] = {
     Evaluation: ("Trait against coherence", _evaluation),
     ResultTable: ("Trait against coherence", _evaluation),
     Faithfulness: ("Faithfulness: next tokens and sites", _faithfulness),
+    Reach: ("Distance from what prompts lead to", _reach),
     Collateral: ("Relative dose: how hard methods push", _collateral),
     CapturedStatistics: (_BLOCK, _statistics),
     Captured: (_BLOCK, _captured),

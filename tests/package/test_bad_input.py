@@ -142,6 +142,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "cosine_matrix": psr.cosines({"A": method}),
         "outlook": psr.outlook(model, random_triplets(model, 4), ranks=[1]),
         "pareto": made.TABLE,
+        "reach": psr.reach(model, random_triplets(model, 4), method),
         "top_tokens": psr.top_tokens(model, triplets, method, layer=1),
     }
     here = torch.arange(len(triplets[0].response_ids))
@@ -329,6 +330,7 @@ def objects(valid, tiny_llama, tmp_path_factory) -> list[Any]:
         valid["report.result"],
         valid["plots.next_token.result"],
         valid["plots.outlook.result"],
+        valid["plots.reach.result"],
         valid["captured"],
         valid["grid"],
         made.agreement(),

@@ -51,6 +51,35 @@ def test_several_directions_of_a_site_are_numbered_and_those_of_many_layers_have
     assert "The first 48 of 60" in plots.logit_lens(LogitLens("directions", one_layer)).layout.annotations[-1].text
 
 
+def test_several_lenses_stand_side_by_side_matched_by_hook_point_and_direction():
+    first, second = lens(3), lens(3, k=6)
+    second = replace(second, rows=(second.rows[2], second.rows[0]), lens="jacobian", part="weights")
+    figure = plots.logit_lens({"prompt": first, "A <b>": second}, columns=2)
+    values, tokens = np.array(figure.data[0].z), np.array(figure.data[0].customdata)
+    assert values.shape == (3, 4)
+    for layer, row in enumerate(first.rows):
+        np.testing.assert_allclose(values[layer, :2], row.promoted_logits[:2])
+    np.testing.assert_allclose(values[0, 2:], second.rows[1].promoted_logits[:2])
+    np.testing.assert_allclose(values[2, 2:], second.rows[0].promoted_logits[:2])
+    assert np.isnan(values[1, 2:]).all()  # which the second lacks
+    assert tokens[1].tolist() == ["&lt;b&gt;arr&lt;/b&gt;", "w1", "", ""]
+    assert figure.layout.xaxis.ticktext == ("prompt", "A &lt;b&gt;")
+    assert figure.layout.title.text == "Directions and probes through two lenses"
+    assert len(figure.layout.shapes) == 1
+
+
+def test_several_lenses_of_many_layers_have_one_slider_and_one_scale():
+    many = replace(lens(), rows=tuple(replace(row, direction=at) for row in lens(30).rows for at in range(4)))
+    figure = plots.logit_lens({"one": many, "other": replace(many, rows=many.rows[8:])})
+    assert len(figure.layout.sliders[0].steps) == 30
+    assert len({(trace.zmin, trace.zmax) for trace in figure.data}) == 1
+    assert all(np.array(trace.z).shape == (4, 6) for trace in figure.data)
+    with pytest.raises(InputError, match="lens: got no directions"):
+        plots.logit_lens({"one": many, "none": replace(many, rows=())})
+    with pytest.raises(InputError, match="lens: got no directions"):
+        plots.logit_lens({})
+
+
 def test_the_cosine_matrix_is_the_results_and_parts_its_sources():
     generator = torch.Generator().manual_seed(0)
     source = {f"blocks.{layer}.hook_resid_post": torch.randn(1, 8, generator=generator) for layer in range(3)}

@@ -22,6 +22,7 @@ from psr_lens.reporting.write import _files
 PARTS = {
     "Trait against coherence": ["pareto"],
     "Faithfulness: next tokens and sites": ["next_token", "coefficient_correlation", "explained_energy"],
+    "Distance from what prompts lead to": ["reach"],
     "Relative dose: how hard methods push": ["relative_dose"],
     "Where in a block the prompt acts": ["magnitude_distribution", "rank_energy", "magnitude_by_kind"],
     "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
@@ -151,7 +152,7 @@ def test_a_fit_by_gradient_descent_is_named(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("also", "message"),
     [
-        ([3], r"also\[0\]: got 3, expected one of AnswersByMethod, Evaluation, ResultTable, Faithfulness, Collateral, Capt"),
+        ([3], r"also\[0\]: got 3, expected one of AnswersByMethod, Evaluation, ResultTable, Faithfulness, Reach, Collateral, Capt"),
         ([lens(), comparison()], r"also\[1\]: got a Comparison, expected one of AnswersByMethod"),
     ],
 )

@@ -7,8 +7,9 @@ final norm and unembedding, as if no layer came in between.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,9 @@ from psr_lens.models import HookedModel, frozen, tokenizer_of
 from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts.token_text import token_strings
 from psr_lens.replacement import Replacement, check_compatible
+
+Lens = Literal["logit", "jacobian"]
+"""`logit`: as if no layer came in between; `jacobian`: transported to the last layer by the average Jacobian first."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,16 +56,19 @@ class LensRow:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LogitLens:
-    """Directions read through the model's final norm and unembedding."""
+    """Directions read through the model's final norm and unembedding, as `logit_lens` and `jacobian_lens` return them."""
 
     part: Part
     """Whether these are directions that are added or probes that are read."""
     rows: tuple[LensRow, ...]
     """One row per direction, in the order of the layers."""
+    lens: Lens = "logit"
+    """Whether directions were read as they are, or as what later layers make of them."""
 
     def __repr__(self) -> str:
         """Number of directions and of their hook points."""
-        return f"LogitLens({self.part}: {len(self.rows)} at {len({row.hook for row in self.rows})} hook points)"
+        through = " through the Jacobian lens" if self.lens == "jacobian" else ""
+        return f"LogitLens({self.part}{through}: {len(self.rows)} at {len({row.hook for row in self.rows})} hook points)"
 
     def _repr_html_(self) -> str:
         rows = [(row.hook, row.direction, ", ".join(row.promoted), ", ".join(row.suppressed)) for row in self.rows]
@@ -92,6 +99,11 @@ def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = 
         >>> sorted(lens.rows[20].promoted)
         ['ahoy', 'arr', 'aye', 'yoho']
     """
+    return LogitLens(part, rows_of(model, readable(model, source, k, part), k))
+
+
+def readable(model: HookedModel, source: Source, k: int, part: Part) -> dict[str, Float[Tensor, "rank d_model"]]:
+    """The directions of a source by hook name, checked against the model; arguments and errors are those of `logit_lens`."""
     found = directions_of(source, part)
     if isinstance(source, Replacement):
         check_compatible(source, model)
@@ -103,6 +115,11 @@ def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = 
             raise InputError(
                 "source", f"directions at {name} {vectors.shape[1]} wide", f"the model's d_model of {model.cfg.d_model}"
             )
+    return found
+
+
+def rows_of(model: HookedModel, found: Mapping[str, Float[Tensor, "rank d_model"]], k: int) -> tuple[LensRow, ...]:
+    """A row for each direction, with the `k` tokens at either end."""
     rows = []
     for name, vectors in found.items():
         logits = residual_logits(model, vectors)
@@ -112,7 +129,7 @@ def logit_lens(model: HookedModel, source: Source, k: int = 10, *, part: Part = 
             rows.append(
                 LensRow(name, layer_of(name), index, promoted, most.values[index], suppressed, -least.values[index]),
             )
-    return LogitLens(part, tuple(rows))
+    return tuple(rows)
 
 
 def residual_logits(model: HookedModel, vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "vector vocabulary"]:
