@@ -45,6 +45,7 @@ _MADE_BY: Final = {
     "PatchGrid": "`psr.patching.patch` or `psr.patching.ablate`",
     "Replacement": "`psr.fit`",
     "ResultTable": "the `table` method of a result",
+    "ScoreAttribution": "`psr.score_attribution`",
     "TopTokens": "`psr.top_tokens`",
 }
 """Where results come from, by the names of their classes."""
