@@ -47,7 +47,7 @@ class ScoreAttribution:
     Example:
         >>> result = psr.score_attribution(model, triplets[:4], {"A-PSR": pirate}, [(2, 3)])
         >>> result
-        ScoreAttribution('talk like a pirate', 1 head × ... tokens × 11 sources; contexts: prompt, none, A-PSR)
+        ScoreAttribution('talk like a pirate', 1 head × ... tokens × 8 sources; contexts: prompt, none, A-PSR)
         >>> bool(torch.allclose(result.parts.sum(-1), result.score, atol=1e-3))
         True
     """
