@@ -79,7 +79,9 @@ if TYPE_CHECKING:
     from psr_lens.generation.thoughts import think as think
     from psr_lens.interpretation import patching as patching
     from psr_lens.interpretation.attribution import Attribution as Attribution
+    from psr_lens.interpretation.attribution import ScoreAttribution as ScoreAttribution
     from psr_lens.interpretation.attribution import attribute as attribute
+    from psr_lens.interpretation.attribution import score_attribution as score_attribution
     from psr_lens.interpretation.directions import cosines as cosines
     from psr_lens.interpretation.directions import jacobian_lens as jacobian_lens
     from psr_lens.interpretation.directions import logit_lens as logit_lens
@@ -181,7 +183,9 @@ _HOME = {
     "logit_lens": "interpretation.directions",
     "top_tokens": "interpretation.directions",
     "Attribution": "interpretation.attribution",
+    "ScoreAttribution": "interpretation.attribution",
     "attribute": "interpretation.attribution",
+    "score_attribution": "interpretation.attribution",
     "play": "apps.playground.play",
     "report": "reporting",
     "progress_bars": "_utils.progress",

@@ -13,7 +13,7 @@ from psr_lens.activations.capture import Captured
 from psr_lens.evaluation.answers_by_method import AnswersByMethod
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.scores import Scores
-from psr_lens.interpretation.attribution import PARTS, Attribution, Sources, Split
+from psr_lens.interpretation.attribution import PARTS, Attribution, ScoreAttribution, Source, Sources, Split
 from psr_lens.interpretation.directions import LensRow, LogitLens, TopToken, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.prompts import TokenTable
@@ -126,6 +126,23 @@ def attribution(layers: int = 3, heads: int = 4, target: int | None = None) -> A
     )
 
 
+def score_attribution(layers: int = 3) -> ScoreAttribution:
+    """Two heads, the first of which has nothing below it; the last token of each response sees nothing of the instruction."""
+    generator = torch.Generator().manual_seed(0)
+    table = token_rows()
+    kinds = ("attention", "mlp", "replacement")
+    sources = (Source("embedding"), *(Source(kind, layer) for layer in range(layers) for kind in kinds), Source("bias"))
+    parts = torch.randn(3, 2, len(table), len(sources), generator=generator)
+    parts[:, 0, :, 1:-1] = 0
+    parts[:2, ..., [place for place, source in enumerate(sources) if source.kind == "replacement"]] = 0
+    parts[:, :, table.position == 3] = torch.nan
+    attention = torch.rand(parts.shape[:3], generator=generator)
+    names = ("prompt", "none", "A-<b>PSR")
+    return ScoreAttribution(
+        "be brief", {}, ((0, 1), (layers, 2)), names, {names[2]: 1.0}, table, sources, parts, parts.sum(-1), attention
+    )
+
+
 def grid(cells: str = "token", heads: int = 1, layers: int = 3) -> PatchGrid:
     generator = torch.Generator().manual_seed(0)
     table = token_rows()
@@ -227,6 +244,7 @@ def further_results(model: Any) -> list[object]:
         grid("token"),
         grid("all", heads=4),
         attribution(),
+        score_attribution(),
         captured(),
         psr.capture(model, triplets, ["resid_post", "mlp_out", "attn_out"], to=psr.Statistics(rank=4)),
         psr.collateral(model, pairs_of(model, 2), methods, sampling=psr.SamplingConfig(max_new_tokens=4)),

@@ -46,6 +46,7 @@ _MADE_BY: Final = {
     "Reach": "`psr.reach`",
     "Replacement": "`psr.fit`",
     "ResultTable": "the `table` method of a result",
+    "ScoreAttribution": "`psr.score_attribution`",
     "TopTokens": "`psr.top_tokens`",
 }
 """Where results come from, by the names of their classes."""

@@ -24,6 +24,7 @@ from psr_lens.plots.reach_by_layer import reach as reach
 from psr_lens.plots.response_slider import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
+from psr_lens.plots.score_parts import score_parts as score_parts
 from psr_lens.plots.text_strips import magnitude_strips as magnitude_strips
 from psr_lens.plots.transfer import agreement as agreement
 from psr_lens.plots.transfer import gates_by_family as gates_by_family
@@ -55,6 +56,7 @@ __all__ = [
     "relative_dose",
     "relative_rmse",
     "rungs",
+    "score_parts",
     "source_map",
     "top_tokens",
     "write_images",

@@ -21,7 +21,7 @@ from psr_lens.evaluation.comparison import MethodTrace
 from psr_lens.evaluation.evaluation_result import Evaluation
 from psr_lens.evaluation.faithfulness_result import Faithfulness, SiteFaithfulness
 from psr_lens.evaluation.reach_result import Reach
-from psr_lens.interpretation.attribution import Attribution
+from psr_lens.interpretation.attribution import Attribution, ScoreAttribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
 from psr_lens.interpretation.patching import PatchGrid
 from psr_lens.models.hook_points import layer_of
@@ -221,6 +221,14 @@ def _attribution(result: Attribution, cells: int) -> Blocks:
     return tuple(blocks)
 
 
+def _scores(result: ScoreAttribution, cells: int) -> Blocks:
+    caption = (
+        "Attention scores with the instruction’s tokens, less those with other tokens, by what the queries are made of: in the prompted "
+        "run, in the base run, and in the base run steered with each method. The keys are those of the prompted run throughout."
+    )
+    return (Panel("score_parts", plots.score_parts(result), caption),)
+
+
 def _patching(grid: PatchGrid, cells: int) -> Blocks:
     whose = "prompt’s" if grid.reference == "prompt" else "replacement’s"
     does = "each cell alone brings into the base run" if grid.measured == "recovered" else "is lost without each cell"
@@ -304,6 +312,7 @@ _FURTHER: Final[dict[type, tuple[str, Callable[[Any, int], Blocks]]]] = {
     CapturedStatistics: (_BLOCK, _statistics),
     Captured: (_BLOCK, _captured),
     Attribution: ("Which heads read the instruction", _attribution),
+    ScoreAttribution: ("Why heads attend to the instruction", _scores),
     PatchGrid: ("Patching: which cells carry the effect", _patching),
     Agreement: ("Two models on the same texts", _agreement),
     LogitLens: (_MEANING, _lens),

@@ -137,6 +137,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
     results |= dict.fromkeys(("head_map", "parts_by_layer", "source_map"), made.attribution())
     results |= dict.fromkeys(("coefficient_correlation", "explained_energy", "next_token"), faithfulness)
     results |= {
+        "score_parts": made.score_attribution(),
         "agreement": made.agreement(),
         "gates_by_family": made.agreement(),
         "cosine_matrix": psr.cosines({"A": method}),
@@ -204,6 +205,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "source": method,
         "datasets.read_axbench.source": "none.parquet",
         "patching.knock_out.heads": [(0, 0)],
+        "score_attribution.heads": [(0, 0)],
         "path": "none.json",
         "folder": "none",
         "name_or_path": "none",
@@ -341,6 +343,7 @@ def objects(valid, tiny_llama, tmp_path_factory) -> list[Any]:
         valid["forward"],
         transfer.CoPilot(model, model, method, {0: torch.zeros(1, width)}, ((0, 0),)),
         made.attribution(),
+        made.score_attribution(),
         made.side_by_side(),
         made.TABLE,
         method,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_up_results import attribution, grid
+from made_up_results import attribution, grid, score_attribution
 
 from psr_lens import plots
 from psr_lens.errors import InputError
@@ -142,3 +142,32 @@ def test_bad_requests_are_refused_by_name():
     ):
         with pytest.raises(InputError, match=f"^{name}: "):
             call()
+
+
+def test_blocks_of_scores_hide_nothing_and_sum_up():
+    result = score_attribution()
+    figure = plots.score_parts(result, 3)
+    labels, cells = list(figure.layout.yaxis.ticktext), np.array(figure.data[0].z)
+    assert labels[:6] == ["<b>L0H1</b>", "embedding", "bias", "sum", "attention to it", "<b>L3H2</b>"]
+    assert [label for label in labels if label.endswith("others")] == ["8 others"]
+    means = result.score.nanmean(2)
+    for head, begin in enumerate((0, 5)):
+        end = labels.index("sum", begin)
+        np.testing.assert_allclose(cells[begin + 1 : end].sum(0), cells[end], atol=1e-5)
+        np.testing.assert_allclose(cells[end], means[:, head].numpy(), atol=1e-5)
+        for row in range(begin + 1, end):
+            if (
+                source := [str(each) for each in result.sources].index(labels[row]) if "others" not in labels[row] else None
+            ) is not None:
+                np.testing.assert_allclose(cells[row], result.by_source()[:, head, source].numpy(), atol=1e-6)
+    assert "A-&lt;b&gt;PSR" in text_of(figure)
+    assert f"{float(result.attention[0, 1].mean()):.1%}" in text_of(figure)
+    single = plots.score_parts(result, token=1)
+    np.testing.assert_allclose(np.array(single.data[0].z)[1], result.parts[:, 0, 1, 0].numpy())
+    assert "aye" in single.layout.title.text
+
+
+@pytest.mark.parametrize("settings", [{"most": 0}, {"token": 99}])
+def test_blocks_of_scores_refuse_wrong_arguments(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        plots.score_parts(score_attribution(), **settings)

@@ -20,6 +20,7 @@ from psr_lens._utils.arguments import checks_arguments
 from psr_lens.activations.attention_patterns import align_keys
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import HeadReading
+from psr_lens.interpretation.attribution.chosen_heads import heads_by_layer
 from psr_lens.interpretation.patching.prompt_of_each_row import PromptRows
 from psr_lens.models import HookedModel, TemporaryHooks, hooked
 from psr_lens.prompts import PromptPair, Span, Triplet
@@ -54,7 +55,7 @@ def knock_out(
         >>> len(answers)
         2
     """
-    by_layer = _by_layer(model, heads)
+    by_layer = heads_by_layer(model, heads)
     if not pairs:
         raise InputError("pairs", "an empty list", "at least one prompt pair")
     unique = list(dict.fromkeys(each.pair if isinstance(each, Triplet) else each for each in pairs))
@@ -108,13 +109,3 @@ def _first_reader(pair: PromptPair, instruction: Sequence[int], span: Span | Non
     if span is not None:
         return len(pair.prompted_ids) - pair.span_length(span)
     return instruction[-1] + 1 if instruction else 0
-
-
-def _by_layer(model: HookedModel, heads: Sequence[tuple[int, int] | HeadReading]) -> dict[int, list[int]]:
-    depth, width = int(model.cfg.n_layers), int(model.cfg.n_heads)
-    found: dict[int, list[int]] = {}
-    for each in heads:
-        if not isinstance(each, tuple | list) or len(each) < 2 or not (0 <= each[0] < depth and 0 <= each[1] < width):
-            raise InputError("heads", repr(each), f"a layer from 0 to {depth - 1} and a head from 0 to {width - 1}")
-        found.setdefault(int(each[0]), []).append(int(each[1]))
-    return found
