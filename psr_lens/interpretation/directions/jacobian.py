@@ -41,6 +41,7 @@ def jacobian_lens(
 
     Each direction is transported to the last layer by the average Jacobian over the responses, after their base prompts: from the tokens
     that predict a response token to themselves and to all later ones of these. It is then read as `logit_lens` reads it.
+    Each direction costs two to three forward passes over the texts; on a CPU, begin with a few of both.
 
     Args:
         model: The model that the directions belong to; it is not changed.
