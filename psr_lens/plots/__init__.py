@@ -18,13 +18,13 @@ from psr_lens.plots.lens import logit_lens as logit_lens
 from psr_lens.plots.look import Look as Look
 from psr_lens.plots.outlook_by_layer import outlook as outlook
 from psr_lens.plots.pareto_front import pareto as pareto
+from psr_lens.plots.parts_of_scores import score_parts as score_parts
 from psr_lens.plots.patching import patch_map as patch_map
 from psr_lens.plots.rank import rank_energy as rank_energy
 from psr_lens.plots.reach_by_layer import reach as reach
 from psr_lens.plots.response_slider import by_response as by_response
 from psr_lens.plots.rmse import relative_rmse as relative_rmse
 from psr_lens.plots.scatter import coefficient_scatter as coefficient_scatter
-from psr_lens.plots.score_parts import score_parts as score_parts
 from psr_lens.plots.text_strips import magnitude_strips as magnitude_strips
 from psr_lens.plots.transfer import agreement as agreement
 from psr_lens.plots.transfer import gates_by_family as gates_by_family

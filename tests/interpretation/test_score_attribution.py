@@ -26,10 +26,14 @@ SUM = 1e-5
 HEADS = [(2, 3), (0, 1), (1, 2)]
 
 
+QUICK = ("llama-gqa", "gpt2", "qwen3", "olmo2", "gemma2")
+"""Families that are tested each time; the others take long to make."""
+
+
 @pytest.mark.parametrize(
     ("family", "backend"),
     [
-        (family, backend)
+        pytest.param(family, backend, marks=() if family in QUICK else pytest.mark.slow)
         for family in TAKEN
         for backend in BACKENDS
         if family not in ("mamba", "qwen3-next") and (backend == "bridge" or FAMILIES[family].in_hooked_transformer)
@@ -270,6 +274,7 @@ def test_refusals(tiny, load):
         psr.score_attribution(load("organism", "bridge").model, triplets, method, HEADS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["parallel", "ALiBi"])
 def test_queries_with_a_layer_norm_and_scores_with_an_addend_are_refused(tmp_path, variant):
     from architectures import save_tiny
