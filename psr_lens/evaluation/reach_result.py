@@ -105,7 +105,13 @@ class Reach:
         return estimate(ratio(*counts), self.responses)
 
     def table(self) -> ResultTable:
-        """Both numbers of every method and layer, with their intervals."""
+        """Both numbers of every method and layer, with their intervals.
+
+        Example:
+            >>> found = psr.reach(model, triplets, pirate, layers=[2])
+            >>> [(each.method, each.metric) for each in found.table().results][:2]
+            [('prompt', 'relative distance'), ('prompt', 'far tokens')]
+        """
         rows = [
             Result(
                 method,
