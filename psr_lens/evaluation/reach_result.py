@@ -109,7 +109,7 @@ class Reach:
 
         Example:
             >>> found = psr.reach(model, triplets, pirate, layers=[2])
-            >>> [(each.method, each.metric) for each in found.table().results][:2]
+            >>> [(each.method, each.metric) for each in found.table().rows][:2]
             [('prompt', 'relative distance'), ('prompt', 'far tokens')]
         """
         rows = [

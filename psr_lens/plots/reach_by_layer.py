@@ -37,7 +37,7 @@ def reach(result: Reach, **look: Unpack[Look]) -> go.Figure:
 
     Example:
         >>> figure = psr.plots.reach(psr.reach(model, triplets, {"A-PSR": pirate, "CAA": caa}))
-        >>> [trace.name for trace in figure.data if trace.name][:4]
+        >>> [trace.name for trace in figure.data if trace.showlegend]
         ['prompt', 'none', 'A-PSR', 'CAA']
     """
     styles, layers = named_styles(list(result.distance)), list(result.layers)
