@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from helpers import pairs_of, random_replacement, random_triplets
-from made_up_results import TABLE, agreement, attribution, captured, comparison, grid, lens, score_attribution
+from made_up_results import TABLE, agreement, attribution, captured, comparison, frozen_attention, grid, lens, score_attribution
 
 import psr_lens as psr
 from psr_lens import plots
@@ -56,6 +56,7 @@ def calls_of(model: Any) -> dict[Callable[..., go.Figure], Callable[..., go.Figu
         ),
         plots.relative_rmse: partial(plots.relative_rmse, result),
         plots.rungs: partial(plots.rungs, one_row_each, "native", "random map"),
+        plots.frozen_attention: partial(plots.frozen_attention, frozen_attention()),
         plots.score_parts: partial(plots.score_parts, score_attribution()),
         plots.source_map: partial(plots.source_map, parts),
         plots.top_tokens: partial(plots.top_tokens, TopTokens("blocks.2.hook_resid_post", 2, None, (token,), 9, 1)),

@@ -15,7 +15,7 @@ from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.scores import Scores
 from psr_lens.interpretation.attribution import PARTS, Attribution, ScoreAttribution, Source, Sources, Split
 from psr_lens.interpretation.directions import LensRow, LogitLens, TopToken, TopTokens
-from psr_lens.interpretation.patching import PatchGrid
+from psr_lens.interpretation.patching import FrozenAttention, PatchGrid
 from psr_lens.prompts import TokenTable
 from psr_lens.replacement import LearningCurve
 from psr_lens.results.result import Result
@@ -143,6 +143,16 @@ def score_attribution(layers: int = 3) -> ScoreAttribution:
     )
 
 
+def frozen_attention(far: float = 1.0) -> FrozenAttention:
+    """A method that needs attention to move, and one that is farther from the prompt than nothing."""
+    table = token_rows()
+    last = np.append(table.position.numpy()[1:] < 0, True)  # the token before the next response begins
+    none = np.where(last, np.nan, 1.0)
+    names = {"none": (1.0, 1.0), "prompt": (0.0, 0.1), "A-<b>PSR": (0.1, 0.4), "constant": (1.0 + far, 1.0 + 2 * far)}
+    free, frozen = ({name: none * each[at] for name, each in names.items()} for at in (0, 1))
+    return FrozenAttention("be brief", {}, {"A-<b>PSR": 1.0, "constant": 2.0}, table, free, frozen)
+
+
 def grid(cells: str = "token", heads: int = 1, layers: int = 3) -> PatchGrid:
     generator = torch.Generator().manual_seed(0)
     table = token_rows()
@@ -245,6 +255,7 @@ def further_results(model: Any) -> list[object]:
         grid("all", heads=4),
         attribution(),
         score_attribution(),
+        frozen_attention(),
         captured(),
         psr.capture(model, triplets, ["resid_post", "mlp_out", "attn_out"], to=psr.Statistics(rank=4)),
         psr.collateral(model, pairs_of(model, 2), methods, sampling=psr.SamplingConfig(max_new_tokens=4)),

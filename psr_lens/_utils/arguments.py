@@ -38,6 +38,7 @@ _MADE_BY: Final = {
     "Cosines": "`psr.cosines`",
     "Evaluation": "`psr.evaluate`",
     "Faithfulness": "`psr.faithfulness`",
+    "FrozenAttention": "`psr.patching.freeze_attention`",
     "LearningCurve": "a fit by gradient descent",
     "LogitLens": "`psr.logit_lens`",
     "Outlook": "`psr.outlook`",

@@ -1,6 +1,7 @@
 """Figures: each function takes a typed result, most a `Comparison`, and returns a Plotly figure without showing it."""
 
 from psr_lens.plots.activating_tokens import top_tokens as top_tokens
+from psr_lens.plots.attention_held import frozen_attention as frozen_attention
 from psr_lens.plots.cosines import cosine_matrix as cosine_matrix
 from psr_lens.plots.distribution import magnitude_distribution as magnitude_distribution
 from psr_lens.plots.dose import relative_dose as relative_dose
@@ -38,6 +39,7 @@ __all__ = [
     "coefficient_scatter",
     "cosine_matrix",
     "explained_energy",
+    "frozen_attention",
     "gates_by_family",
     "head_map",
     "learning_curve",

@@ -23,7 +23,7 @@ from psr_lens.evaluation.faithfulness_result import Faithfulness, SiteFaithfulne
 from psr_lens.evaluation.reach_result import Reach
 from psr_lens.interpretation.attribution import Attribution, ScoreAttribution
 from psr_lens.interpretation.directions import Cosines, LogitLens, TopTokens
-from psr_lens.interpretation.patching import PatchGrid
+from psr_lens.interpretation.patching import FrozenAttention, PatchGrid
 from psr_lens.models.hook_points import layer_of
 from psr_lens.replacement import LearningCurve, Replacement
 from psr_lens.reporting.answer_blocks import answer_blocks
@@ -229,6 +229,14 @@ def _scores(result: ScoreAttribution, cells: int) -> Blocks:
     return (Panel("score_parts", plots.score_parts(result), caption),)
 
 
+def _frozen(result: FrozenAttention, cells: int) -> Blocks:
+    caption = (
+        "How much of the prompt’s effect on the next tokens is left when attention looks only where it looks without instruction and "
+        "steering. What is lost comes of looking elsewhere, what is left of what is read there."
+    )
+    return (Panel("frozen_attention", plots.frozen_attention(result), caption),)
+
+
 def _patching(grid: PatchGrid, cells: int) -> Blocks:
     whose = "prompt’s" if grid.reference == "prompt" else "replacement’s"
     does = "each cell alone brings into the base run" if grid.measured == "recovered" else "is lost without each cell"
@@ -313,6 +321,7 @@ _FURTHER: Final[dict[type, tuple[str, Callable[[Any, int], Blocks]]]] = {
     Captured: (_BLOCK, _captured),
     Attribution: ("Which heads read the instruction", _attribution),
     ScoreAttribution: ("Why heads attend to the instruction", _scores),
+    FrozenAttention: ("What is left with attention frozen", _frozen),
     PatchGrid: ("Patching: which cells carry the effect", _patching),
     Agreement: ("Two models on the same texts", _agreement),
     LogitLens: (_MEANING, _lens),

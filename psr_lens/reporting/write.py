@@ -41,6 +41,7 @@ def report(
         path: The file to write; missing folders are created.
         also: Further results to show: those of `answers_by_method`, which come first, `evaluate` (or its table), `faithfulness`,
             `collateral`, `capture` (in memory or statistics), `attribute`, `score_attribution`, `patching.patch`, `patching.ablate`,
+            `patching.freeze_attention`,
             `logit_lens`, `top_tokens` and `cosines`, and replacements fitted by gradient descent or their learning curves. With several
             comparisons, a mapping of their names to lists.
         static: A folder for all figures as PNG and SVG files, which needs kaleido and a browser (`psr-lens[static]`).

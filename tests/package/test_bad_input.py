@@ -138,6 +138,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
     results |= dict.fromkeys(("coefficient_correlation", "explained_energy", "next_token"), faithfulness)
     results |= {
         "score_parts": made.score_attribution(),
+        "frozen_attention": made.frozen_attention(),
         "agreement": made.agreement(),
         "gates_by_family": made.agreement(),
         "cosine_matrix": psr.cosines({"A": method}),
@@ -344,6 +345,7 @@ def objects(valid, tiny_llama, tmp_path_factory) -> list[Any]:
         transfer.CoPilot(model, model, method, {0: torch.zeros(1, width)}, ((0, 0),)),
         made.attribution(),
         made.score_attribution(),
+        made.frozen_attention(),
         made.side_by_side(),
         made.TABLE,
         method,

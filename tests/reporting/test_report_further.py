@@ -27,6 +27,7 @@ PARTS = {
     "Where in a block the prompt acts": ["magnitude_distribution", "rank_energy", "magnitude_by_kind"],
     "Which heads read the instruction": ["head_map", "parts_by_layer", "source_map"],
     "Why heads attend to the instruction": ["score_parts"],
+    "What is left with attention frozen": ["frozen_attention"],
     "Patching: which cells carry the effect": ["patch_map"] * 3 + ["patch_map"],
     "What the directions mean": ["logit_lens", "top_tokens", "cosine_matrix"],
     "Learning curves": ["learning_curve"],
