@@ -142,4 +142,4 @@ class FrozenAttention:
         chosen = {"all tokens": index >= 0, "first token": index == 0, "next three": (index > 0) & (index < 4), "later": index >= 4}
         if where not in chosen:
             raise InputError("where", repr(where), f"one of {', '.join(map(repr, chosen))}")
-        return chosen[where] & np.isfinite(self.free[NONE])
+        return np.asarray(chosen[where] & np.isfinite(self.free[NONE]))
