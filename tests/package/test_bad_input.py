@@ -155,7 +155,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
     curve = LearningCurve((1.0, 0.5), (), (1.0, 1.0), 1)
     return {
         **{f"plots.{name}.result": result for name, result in results.items()},
-        **{f"plots.coefficient_{name}.method": "A-PSR" for name in ("text", "scatter")},
+        "plots.coefficient_scatter.method": "A-PSR",
         **{f"transfer.{name}.{role}": model for name in between for role in ("source", "target")},
         "transfer.fit_activation_map.layers": [(0, 0)],
         "transfer.fit_activation_map.ridge": 1.0,
@@ -247,6 +247,7 @@ def valid(tiny_llama, tmp_path_factory) -> dict[str, Any]:
         "Evaluation.difference.first": "none",
         "Evaluation.difference.second": "prompt",
         "Calibration.of.given": {},
+        **{f"FrozenAttention.{name}.method": "prompt" for name in ("kept", "reached")},
         **{f"Agreement.at.{role}_layer": 0 for role in ("source", "target")},
         **{f"GateReading.at.{role}_layer": 0 for role in ("gate", "reader")},
         **{f"ActivationMap.{name}.{role}": model for name in ("check", "load") for role in ("source", "target")},
