@@ -217,6 +217,6 @@ def _look_into(
     return [
         faithfulness(model, responses, methods, paraphrases=paraphrase, alpha=alphas),
         capture(model, responses, _KINDS, to=Statistics(rank=16)),
-        top_tokens(model, responses, methods["A-PSR"]),
+        top_tokens(model, responses, methods["A-PSR"], 200, per_response=None),
         cosines(methods),
     ]

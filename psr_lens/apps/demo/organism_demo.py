@@ -152,7 +152,7 @@ def look_into(
         attribute(model, responses, by_source=True),
         patch(model, responses[:_EXAMPLES]),
         logit_lens(model, lead),
-        top_tokens(model, responses, lead),
+        top_tokens(model, responses, lead, 200, per_response=None),
         cosines(replacements),
         *(each for each in replacements.values() if each.curve is not None),
     ]
