@@ -46,7 +46,7 @@ class Film:
         shown, now = self._file.read_bytes(), time.monotonic()
         before, since = self._last
         if shown != before:
-            if self.frames:
+            if len(self.seconds) < len(self.frames):
                 self.seconds.append(min(max(now - since, SHORTEST), LONGEST))
             self.frames.append(Image.open(io.BytesIO(shown)).convert("RGB"))
             self._last = (shown, now)

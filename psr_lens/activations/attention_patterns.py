@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psr_lens._utils.sequences import common_prefix, common_suffix
+from psr_lens.errors import InputError
 from psr_lens.prompts import Span, Triplet
 
 INSTRUCTION: Final = ":instruction"
@@ -45,6 +46,17 @@ def align_keys(triplet: Triplet) -> KeyAlignment:
     shift = len(prompted) - len(base)
     counterpart = [at if at < start else at + shift if at >= len(base) - end else None for at in range(len(base))]
     return KeyAlignment(tuple(counterpart), tuple(range(start, len(prompted) - end)))
+
+
+def check_instructions(triplets: Sequence[Triplet]) -> None:
+    """Refuse prompts to which the instruction adds no token.
+
+    Raises:
+        InputError: there is such a prompt.
+    """
+    for index, triplet in enumerate(triplets):
+        if not align_keys(triplet).instruction:
+            raise InputError(f"triplets[{index}]", "the same prompt with and without the instruction", "an instruction", "Drop it.")
 
 
 def key_counts(triplets: Sequence[Triplet]) -> tuple[int, int]:

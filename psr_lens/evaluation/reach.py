@@ -5,7 +5,7 @@ arXiv 2604.09839); what can be measured is how far away it is. As a nearest-neig
 activation of unsteered runs is compared with that of prompted runs, held out in the same way.
 
 Distances are Euclidean, each dimension in standard deviations of the references. A few dimensions of a residual stream vary many times as
-much as the others (8 to 10 times the median in SmolLM2-135M) and would be all that is seen. The Mahalanobis distance, also with a shrunken
+much as the others (several times the median in SmolLM2-135M) and would be all that is seen. The Mahalanobis distance, also with a shrunken
 covariance, treats the activations as one ellipsoid, which they are not: in the organism it puts activations moved by four times a
 difference in means at 1.1 times the distance of prompted ones, where the nearest neighbour puts them at 4.6 times.
 """
@@ -82,8 +82,9 @@ def reach(
     """
     plans = plans_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(plans))
-    for each in (triplets, *references):
-        check_triplets(model, each)
+    check_triplets(model, triplets)
+    for index, each in enumerate(references):
+        check_triplets(model, each, f"references[{index}]")
     wanted = check_layers(model, layers)
     others = list(_others(triplets, references))
     same = _same(triplets, [triplets, triplets, *(run for run, _ in others)], span)
@@ -134,7 +135,7 @@ def _same(triplets: Sequence[Triplet], runs: Sequence[Sequence[Triplet]], span: 
     """Which tokens of the runs belong to the same question as each response, or to the same response."""
     every = [triplet for run in runs for triplet in run]
     same = [
-        [one.pair.base_ids == each.pair.base_ids or one.response_ids == each.response_ids for each in every] for one in triplets
+        [one.pair.question == each.pair.question or one.response_ids == each.response_ids for each in every] for one in triplets
     ]
     return torch.tensor(same).repeat_interleave(torch.tensor(row_counts(every, span)), dim=1)
 

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from psr_lens._utils.numbers import counted
 from psr_lens._utils.short_text import shortened
+from psr_lens.errors import InputError
 from psr_lens.evaluation.methods import NONE, PROMPT
 from psr_lens.interpretation.patching import FrozenAttention
 from psr_lens.interpretation.patching.frozen_result import Attention, Where
@@ -40,16 +41,18 @@ def frozen_attention(result: FrozenAttention, **look: Unpack[Look]) -> go.Figure
         A figure with two bars per run in each panel; `customdata` has the shares and their intervals.
 
     Raises:
-        InputError: not a `FrozenAttention`.
+        InputError: not a `FrozenAttention`, or one whose prompt has no effect.
 
     Example:
         >>> found = psr.patching.freeze_attention(model, triplets[:4], {"A-PSR": pirate, "CAA": caa})
         >>> figure = psr.plots.frozen_attention(found)
-        >>> figure.data[0].y
+        >>> figure.data[0].text
         ('prompt', 'A-PSR', 'CAA')
     """
     runs = [name for name in result.free if name != NONE]
     places = [where for where in get_args(Where) if np.isfinite(result.reached(PROMPT, where=where).value)]
+    if not places:
+        raise InputError("result", "one whose prompt has no effect on the next tokens", "one with an effect")
     labels = [escaped(shortened(name, 18)) for name in runs]
     plot = len(places) * len(runs) * _ROW + (len(places) - 1) * _BETWEEN
     figure = make_subplots(len(places), 1, shared_xaxes=True, vertical_spacing=_BETWEEN / plot, subplot_titles=places)
@@ -61,7 +64,9 @@ def frozen_attention(result: FrozenAttention, **look: Unpack[Look]) -> go.Figure
                 name=f"attention {attention}",
                 orientation="h",
                 x=[max(value, _LOWEST) for value, _, _ in points],
-                y=labels,
+                y=list(range(len(runs))),
+                text=labels,
+                textposition="none",
                 marker={"color": colour},
                 error_x={
                     "array": [max(0.0, high - max(value, _LOWEST)) for value, _, high in points],
@@ -71,7 +76,7 @@ def frozen_attention(result: FrozenAttention, **look: Unpack[Look]) -> go.Figure
                     "width": 3,
                 },
                 customdata=points,
-                hovertemplate="%{y}: %{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}]",
+                hovertemplate="%{text}: %{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}]",
                 legendgroup=attention,
                 showlegend=row == 1,
                 row=row,
@@ -80,7 +85,7 @@ def frozen_attention(result: FrozenAttention, **look: Unpack[Look]) -> go.Figure
     lowest = min(min(bar.x) - low for bar in figure.data for low in bar.error_x.arrayminus)
     figure.update_xaxes(range=[min(-0.02, lowest - 0.02), 1.05], tickformat=".0%", zeroline=True, showgrid=True)
     figure.update_xaxes(title_text="share of the prompt's effect", row=len(places))
-    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_yaxes(tickvals=list(range(len(runs))), ticktext=labels, range=[len(runs) - 0.5, -0.5], showgrid=False)
     figure.update_layout(
         bargap=0.22, bargroupgap=0.06, legend={"orientation": "h", "x": 0, "y": 1 + 26 / plot, "yanchor": "bottom"}
     )

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psr_lens._utils.numbers import counted
 from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.attribution import ScoreAttribution
@@ -53,10 +54,11 @@ def score_parts(result: ScoreAttribution, most: int = 6, token: int | None = Non
         'Why heads attend to the instruction'
     """
     check_most(most, "most")
-    if token is not None and not -len(result.tokens) <= token < len(result.tokens):
+    if token is not None and not 0 <= token < len(result.tokens):
         raise InputError("token", token, f"a row from 0 to {len(result.tokens) - 1}")
     parts = result.by_source() if token is None else result.parts[:, :, token]
-    attention = result.attention.mean(2) if token is None else result.attention[..., token]
+    attention = result.attention.where(~result.score.isnan(), torch.nan)  # as the parts: of tokens that see the instruction
+    attention = attention.nanmean(2) if token is None else attention[..., token]
     labels: list[str] = []
     cells: list[list[float]] = []
     headings: list[int] = []
@@ -101,8 +103,12 @@ def score_parts(result: ScoreAttribution, most: int = 6, token: int | None = Non
     plot = max(LEAST, _ROW * len(labels))
     figure.update_layout(coloraxis=share_axis(shown, plot, "score with the instruction − with other tokens"))
     where = "" if token is None else f", on “{escaped(_token(result, token))}”"
-    responses = int(result.tokens.triplet.max()) + 1
-    note = f"{responses:,} responses, {len(result.tokens):,} tokens. Columns differ by their queries; keys are those of the prompted run."
+    size = (
+        f"{counted(int(result.tokens.triplet.max()) + 1, 'response')}, {counted(len(result.tokens), 'token')}. "
+        if token is None
+        else ""
+    )
+    note = f"{size}Columns differ by their queries; keys are those of the prompted run."
     return titled(figure, f"Why heads attend to the instruction{where}", plot=plot, top=_TOP, bottom=_BOTTOM, left=left, note=note)
 
 
@@ -115,7 +121,7 @@ def _rows(result: ScoreAttribution, parts: Float[Tensor, "context source"], most
     names = [str(result.sources[source]) for source in chosen]
     values = [parts[:, source] for source in chosen]
     if rest:
-        names.append(f"{len(rest)} others")
+        names.append(counted(len(rest), "other"))
         values.append(parts[:, rest].sum(1))
     return [*names, "sum"], [each.tolist() for each in (*values, parts.sum(1))]
 

@@ -100,12 +100,12 @@ def magnitude_strips(
     rows, words = rows_and_words(result, triplet, word)
     notes = [word_note(word)]
     acting = [sum(number in trace.site_layers for trace in traces.values()) for number in result.layers]
-    if any(acting):
-        notes.append("Bars: left, the coefficient that the replacement adds; right, the one that the prompt calls for.")
     if len(rows) > MAX_TOKENS:
         notes.append(f"The first {MAX_TOKENS:,} of {len(rows):,} tokens.")
     first = max(range(len(acting)), key=lambda column: (acting[column], column)) if layer is None else result.layers.index(layer)
     columns = steps_of(len(acting), first, max_layers) if layer is None else [first]
+    if any(acting[column] for column in columns):
+        notes.append("Bars: left, the coefficient that the replacement adds; right, the one that the prompt calls for.")
     if layer is None and len(columns) < len(acting):
         notes.append(f"{len(columns)} of {len(acting)} layers, evenly spaced.")
     rows, words = rows[:MAX_TOKENS], words[:MAX_TOKENS]
@@ -126,7 +126,8 @@ def magnitude_strips(
         for (name, found), top in zip(coefficients.items(), tops, strict=False):
             for site in range(found.shape[1]):
                 places = [token.line * tops[-1] + top + 1 + site * _LANE for token in placed]
-                mark = _add_bars(figure, found[:, site], placed, places, (escaped(shortened(name, 18)), colors[name]))
+                method = f"{_which(site, found)}{escaped(shortened(name, 18))}"
+                mark = _add_bars(figure, found[:, site], placed, places, (method, colors[name]))
                 beside |= {top + 1 + site * _LANE + at: text for at, text in mark.items()}
         strip_axes(figure, beside, placed[-1].line + 1, tops[-1])
         plot = round((placed[-1].line + 1) * tops[-1] * STRIP)
@@ -150,6 +151,11 @@ def _coefficients(trace: MethodTrace | None, layer: int, rows: Int[Tensor, " row
     return torch.stack([trace.coefficient, trace.projection], dim=2)[rows][:, sites]
 
 
+def _which(site: int, coefficients: Float[Tensor, "row site 2"]) -> str:
+    """Which of several hook points of a layer, counted from above."""
+    return f"hook point {site + 1} of {coefficients.shape[1]}: " if coefficients.shape[1] > 1 else ""
+
+
 def _drawn(view: View, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
     """What colours the bars: an undefined number has the colour of no push, since Plotly would draw its bar in dark grey."""
     found: Tensor = view.drawn(torch.where(values.isnan(), 0.0, values))
@@ -169,8 +175,8 @@ def _strips(
     for (name, found), top in zip(coefficients.items(), tops, strict=False):
         numbers = [*(each[name] for each in values.values()), *found.flatten(1).T]
         lines = [
-            f"adds %{{customdata[{at}]:.3g}}, prompt calls for %{{customdata[{at + 1}]:.3g}}"
-            for at in range(len(values), len(numbers), 2)
+            f"{_which(site, found)}adds %{{customdata[{at}]:.3g}}, prompt calls for %{{customdata[{at + 1}]:.3g}}"
+            for site, at in enumerate(range(len(values), len(numbers), 2))
         ]
         figure.add_bar(
             name=escaped(name),

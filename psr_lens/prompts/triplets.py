@@ -163,33 +163,33 @@ def are_triplets(given: object, argument: str = "triplets") -> None:
 CHECKS[Sequence[Triplet]] = are_triplets
 
 
-def check_triplets(model: HookedModel, triplets: Sequence[Triplet]) -> None:
+def check_triplets(model: HookedModel, triplets: Sequence[Triplet], argument: str = "triplets") -> None:
     """Refuse what a teacher-forced pass cannot read.
 
     Raises:
         InputError: `triplets` is not a list of triplets, or an empty one; or a triplet has an empty response, a score that is not from 0 to
             100, an id that the model does not have, or more tokens than the model's context.
     """
-    are_triplets(triplets)
+    are_triplets(triplets, argument)
     if not triplets:
         raise InputError(
-            "triplets", "an empty list", "at least one triplet", "`sample_responses` makes them; see what its judge dropped."
+            argument, "an empty list", "at least one triplet", "`sample_responses` makes them; see what its judge dropped."
         )
     limit = context_length(model)
     for index, triplet in enumerate(triplets):
         if not triplet.response_ids:
-            raise InputError(f"triplets[{index}]", "an empty response", "at least one response token", "Drop it.")
+            raise InputError(f"{argument}[{index}]", "an empty response", "at least one response token", "Drop it.")
         for name in ("trait", "coherence"):
             score = getattr(triplet, name)
             if not isinstance(score, Real) or not 0 <= float(score) <= 100:
                 raise InputError(
-                    f"triplets[{index}].{name}", score, "a score from 0 to 100", "Drop the triplet, or score it again."
+                    f"{argument}[{index}].{name}", score, "a score from 0 to 100", "Drop the triplet, or score it again."
                 )
-        check_ids(model, (*triplet.pair.base_ids, *triplet.pair.prompted_ids, *triplet.response_ids), f"triplets[{index}]")
+        check_ids(model, (*triplet.pair.base_ids, *triplet.pair.prompted_ids, *triplet.response_ids), f"{argument}[{index}]")
         length = max(len(triplet.pair.base_ids), len(triplet.pair.prompted_ids)) + len(triplet.response_ids)
         if length > limit:
             raise InputError(
-                f"triplets[{index}]",
+                f"{argument}[{index}]",
                 f"prompt and response of {length} tokens",
                 f"at most the model's context of {limit}",
                 "Shorten the response (`max_new_tokens`) or drop it.",

@@ -232,7 +232,7 @@ def _scores(result: ScoreAttribution, cells: int) -> Blocks:
 def _frozen(result: FrozenAttention, cells: int) -> Blocks:
     caption = (
         "How much of the prompt’s effect on the next tokens is left when attention looks only where it looks without instruction and "
-        "steering. What is lost comes of looking elsewhere, what is left of what is read there."
+        "steering. What is lost came from looking elsewhere; what is left comes from what is read where attention looks anyway."
     )
     return (Panel("frozen_attention", plots.frozen_attention(result), caption),)
 
@@ -279,7 +279,7 @@ def _agreement(result: Agreement, cells: int) -> Blocks:
 
 
 def _lens(lens: LogitLens, cells: int) -> Blocks:
-    what = "direction that is added" if lens.part == "directions" else "probe (key side), which the coefficient is read with"
+    what = "direction that is added" if lens.part == "directions" else "probe (key side), with which the coefficient is read"
     through = "the model’s own unembedding" if lens.lens == "logit" else "the later layers (Jacobian lens) and the unembedding"
     caption = f"Each {what}, read through {through}: the tokens that it makes more likely, and less likely."
     return (Panel("logit_lens", plots.logit_lens(lens, columns=2), caption),)

@@ -39,11 +39,10 @@ def report(
     Args:
         result: Result of `psr.compare`, or several by name, with one section each.
         path: The file to write; missing folders are created.
-        also: Further results to show: those of `answers_by_method`, which come first, `evaluate` (or its table), `faithfulness`,
-            `collateral`, `capture` (in memory or statistics), `attribute`, `score_attribution`, `patching.patch`, `patching.ablate`,
-            `patching.freeze_attention`,
-            `logit_lens`, `top_tokens` and `cosines`, and replacements fitted by gradient descent or their learning curves. With several
-            comparisons, a mapping of their names to lists.
+        also: Further results to show: those of `answers_by_method`, which come first, `evaluate` (or its table), `faithfulness`, `reach`,
+            `collateral`, `capture` (in memory or statistics), `attribute`, `score_attribution`, `patching.freeze_attention`,
+            `patching.patch`, `patching.ablate`, `logit_lens`, `jacobian_lens`, `top_tokens` and `cosines`, and replacements fitted by
+            gradient descent or their learning curves. With several comparisons, a mapping of their names to lists.
         static: A folder for all figures as PNG and SVG files, which needs kaleido and a browser (`psr-lens[static]`).
         title: Heading of the page.
 

@@ -163,6 +163,8 @@ def test_bad_input_is_said(tiny_llama, triplets, found):
         InputError, match="triplets: got responses with no others to compare them with, expected responses to at least"
     ):
         psr.reach(model, triplets[:1] * 2, method)
+    with pytest.raises(InputError, match=r"references\[1\]: got an empty list"):
+        psr.reach(model, triplets, method, references=[triplets, []])
     with pytest.raises(InputError, match="methods: got the name 'prompt'"):
         psr.reach(model, triplets, {"prompt": method})
     with pytest.raises(InputError, match="method: got 'CAA', expected one of 'prompt', 'none', 'A-PSR', 'nothing'"):

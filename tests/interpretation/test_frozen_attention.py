@@ -2,6 +2,8 @@
 
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from transformers import AttentionInterface
 
 import psr_lens as psr
 from psr_lens.activations.attention_patterns import align_keys
-from psr_lens.errors import InputError
+from psr_lens.errors import InputError, ModelError
 from psr_lens.interpretation.patching import freeze_attention
 
 
@@ -148,3 +150,32 @@ def test_shares_are_of_sums_over_the_tokens_that_are_asked_for():
         found.kept("prompt", "last")
     with pytest.raises(InputError, match="attention: got 'held'"):
         found.reached("prompt", "held")
+
+
+def test_what_cannot_be_frozen_is_said(tiny_llama, load):
+    model, (triplet,) = tiny_llama.model, random_triplets(tiny_llama.model, 1)
+    alike = replace(triplet, pair=replace(triplet.pair, prompted_ids=triplet.pair.base_ids))
+    for function in (freeze_attention, partial(psr.score_attribution, heads=[(1, 0)])):
+        with pytest.raises(InputError, match=r"triplets\[1\]: got the same prompt with and without the instruction"):
+            function(model, [triplet, alike], random_replacement(model))
+    hybrid = load("qwen3-next", "bridge").model
+    with pytest.raises(ModelError, match=r"without the hook point 'blocks\.\d\.attn\.hook_pattern'"):
+        freeze_attention(hybrid, random_triplets(hybrid, 1), random_replacement(hybrid))
+
+
+def test_the_figure_tells_long_names_apart_and_leaves_out_what_no_response_reaches():
+    found = frozen_attention()
+    names = [f"A-PSR, rank 4, layers 0 to {layer}" for layer in (5, 6)]
+    found = replace(
+        found,
+        alphas=dict.fromkeys(names, 1.0),
+        free={**found.free, **dict.fromkeys(names, found.free["constant"])},
+        frozen={**found.frozen, **dict.fromkeys(names, found.frozen["constant"])},
+    )
+    figure = psr.plots.frozen_attention(found)
+    assert all(list(bar.y) == [0, 1, 2, 3, 4] for bar in figure.data)
+    assert [bar.name for bar in figure.data] == ["attention free", "attention frozen"] * 3  # nothing is as late as `later`
+    assert figure.data[0].customdata[0] == pytest.approx([1, 1, 1])
+    nothing = {name: 0 * each for name, each in found.free.items()}
+    with pytest.raises(InputError, match="result: got one whose prompt has no effect"):
+        psr.plots.frozen_attention(replace(found, free=nothing))

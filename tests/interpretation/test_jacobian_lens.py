@@ -58,6 +58,27 @@ def test_what_is_transported_is_the_whole_jacobian_times_the_direction(tiny, mon
     torch.testing.assert_close(found, vectors @ wanted.T, atol=2e-4, rtol=2e-4)
 
 
+def test_long_directions_many_directions_and_inference_mode_change_nothing(tiny_llama, monkeypatch):
+    triplets = several(tiny_llama.model)
+    vectors = torch.randn(5, tiny_llama.model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    wanted = transported(tiny_llama.model, triplets, NAME, vectors)
+    monkeypatch.setattr(jacobian, "_AT_ONCE", 2)
+    with torch.inference_mode():
+        found = transported(tiny_llama.model, triplets, NAME, vectors * 1e6)
+    torch.testing.assert_close(found / 1e6, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_derivatives_that_are_not_finite_are_refused(tiny_llama):
+    def spoiled(activation, hook):
+        return activation * torch.inf
+
+    with (
+        tiny_llama.model.hooks(fwd_hooks=[(f"blocks.{LAYER + 1}.hook_resid_pre", spoiled)]),
+        pytest.raises(ModelError, match=f"{NAME}: derivatives are not all finite"),
+    ):
+        transported(tiny_llama.model, several(tiny_llama.model), NAME, torch.ones(1, tiny_llama.model.cfg.d_model))
+
+
 def test_it_is_transformer_lens_own_lens(tiny, monkeypatch):
     own = pytest.importorskip("transformer_lens.tools.analysis.jacobian_lens", reason="newer versions have one")
     if tiny.backend != "bridge":

@@ -221,6 +221,20 @@ def test_what_a_method_adds_before_a_head_is_a_part_wherever_it_acts(tiny):
         assert float((result.score[2] - result.score[1]).abs().max()) > 1e-3
 
 
+def test_what_a_method_adds_counts_to_the_block_where_it_adds_and_to_no_other(tiny):
+    model = tiny.model
+    for kind, layer, block in (("hook_resid_post", 1, 1), ("hook_resid_pre", 1, 0)):
+        with torch.inference_mode():
+            result = psr.score_attribution(model, random_triplets(model, 2), replacement_at(model, kind, [layer]), [(2, 0)])
+        sizes = {
+            source.layer: float(result.parts[2, 0, :, at].abs().max())
+            for at, source in enumerate(result.sources)
+            if source.kind == "replacement"
+        }
+        assert sizes.pop(block) > 1e-4
+        assert set(sizes.values()) == {0.0}
+
+
 def test_attention_is_that_of_the_prompted_run(tiny):
     model, triplets = tiny.model, random_triplets(tiny.model, 2)
     result = psr.score_attribution(model, triplets, random_replacement(model), HEADS)
@@ -254,6 +268,14 @@ def test_means_are_those_of_all_tokens_and_the_model_is_left_as_it_was(tiny):
         assert float(result.mean_attention(context, 1).value) == pytest.approx(float(result.attention[at, 1].mean()), abs=1e-5)
     assert str(result.sources[2]) == str(Source("mlp", 0)) == "MLP 0"
     assert "L0H1" in result._repr_html_()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("head", [("1", 0), (0.5, 1), (0, 1, 2, 3), (True, 0), (0,), "01", 3])
+def test_what_is_no_head_is_refused(tiny_llama, head):
+    model = tiny_llama.model
+    with pytest.raises(InputError, match=r"heads(\[0\])?: got"):
+        psr.score_attribution(model, random_triplets(model, 1), random_replacement(model), [head])
 
 
 def test_refusals(tiny, load):

@@ -161,13 +161,16 @@ def test_blocks_of_scores_hide_nothing_and_sum_up():
             ) is not None:
                 np.testing.assert_allclose(cells[row], result.by_source()[:, head, source].numpy(), atol=1e-6)
     assert "A-&lt;b&gt;PSR" in text_of(figure)
-    assert f"{float(result.attention[0, 1].mean()):.1%}" in text_of(figure)
+    seeing = ~result.score[0, 1].isnan()
+    assert f"{float(result.attention[0, 1][seeing].mean()):.1%}" in text_of(figure)
+    assert "responses" in text_of(figure)
     single = plots.score_parts(result, token=1)
     np.testing.assert_allclose(np.array(single.data[0].z)[1], result.parts[:, 0, 1, 0].numpy())
     assert "aye" in single.layout.title.text
+    assert "responses" not in text_of(single)
 
 
-@pytest.mark.parametrize("settings", [{"most": 0}, {"token": 99}])
+@pytest.mark.parametrize("settings", [{"most": 0}, {"token": 99}, {"token": -1}])
 def test_blocks_of_scores_refuse_wrong_arguments(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         plots.score_parts(score_attribution(), **settings)

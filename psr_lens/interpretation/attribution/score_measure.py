@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.progress import progress_bar
+from psr_lens.activations.attention_patterns import check_instructions
 from psr_lens.activations.batches import length_batches
 from psr_lens.activations.paired_passes import Rows
 from psr_lens.activations.teacher_forced_pass import PassSteering, read_batch
@@ -36,6 +37,7 @@ from psr_lens.interpretation.attribution.result import HeadReading
 from psr_lens.interpretation.attribution.score_result import ScoreAttribution, Source, SourceKind
 from psr_lens.interpretation.attribution.scores_by_source import AskedHead, ask
 from psr_lens.models import HookedModel, dtype_of, fingerprint
+from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Context, Triplet, check_triplets, instruction_label, token_table
 from psr_lens.replacement import SteeringPlan
 
@@ -99,13 +101,14 @@ def score_attribution(
         raise InputError("heads", "an empty list", "at least one head", "`psr.attribute(…).top_heads(4)` finds some.")
     triplets = list(triplets)
     check_triplets(model, triplets)
+    check_instructions(triplets)
     plans = _checked(plans_for(model, methods, (NONE, PROMPT)))
     alphas = strengths(alpha, list(plans))
     passes: list[tuple[Context, PassSteering | None]] = [("prompted", None), ("base", None)]
     passes += [("base", PassSteering(plan, alphas[name])) for name, plan in plans.items()]
     order = list(dict.fromkeys((int(each[0]), int(each[1])) for each in heads))
     rows = Rows(triplets, "R")
-    with progress_bar(total=len(triplets), desc="score attribution", unit="triplet") as bar:
+    with torch.inference_mode(mode=False), progress_bar(total=len(triplets), desc="score attribution", unit="triplet") as bar:
         for indices in length_batches(triplets, TOKEN_BUDGET):
             chosen, take = [triplets[index] for index in indices], rows.of(indices)
             asked, parts = _batch(model, chosen, passes, by_layer)
@@ -170,13 +173,16 @@ def _batch(
     def rows(kind: str, layer: int) -> Float[Tensor, "context token d_model"]:
         return torch.stack([each[f"blocks.{layer}.{kind}"] for each in read]).float()
 
+    acting = [_acting(steered) for _, steered in passes]
     streams = [rows("hook_resid_pre", layer) for layer in range(deepest + 1)]
     sources = [streams[0]]
     for layer in range(deepest):
         outputs = [rows(kind, layer) for kind in ("hook_attn_out", "hook_mlp_out")]
         added = streams[layer + 1] - streams[layer] - sum(outputs)
         _check_sum(added[:_UNSTEERED], streams[layer + 1][:_UNSTEERED], layer, model)
-        added[:_UNSTEERED] = 0
+        for each, acts in zip(added, acting, strict=True):
+            if layer not in acts:
+                each.zero_()  # rounding errors
         sources += [*outputs, added]
     asked = ask(model, triplets, {layer: streams[layer] for layer in heads}, heads)
     parts = {}
@@ -187,6 +193,14 @@ def _batch(
             split[..., column] += (found.gradient * source).sum(-1)
         parts[layer, head] = split
     return asked, parts
+
+
+def _acting(steered: PassSteering | None) -> set[int]:
+    """The blocks in which something is added; what is added to the stream that enters a block counts to the one below."""
+    if steered is None:
+        return set()
+    names = [name for part in SteeringPlan.of(cast(SteeringPlan, steered.steering)).parts for name in part.replacement.sites]
+    return {layer - name.endswith("hook_resid_pre") for name in names if (layer := layer_of(name)) is not None}
 
 
 def _check_sum(

@@ -27,7 +27,8 @@ class Source(NamedTuple):
 
     kind: SourceKind
     """`embedding`: what enters the first block, with position embeddings and what a method adds there; `attention`, `mlp`: the output of
-    a block; `replacement`: what a method adds to the residual stream in a block; `bias`: the query of an empty residual stream."""
+    a block; `replacement`: what a method adds to the residual stream in a block, or at `hook_resid_pre` of the one above it; `bias`: the
+    query of an empty residual stream."""
     layer: int | None = None
     """The block; None for `embedding` and `bias`."""
 

@@ -13,7 +13,7 @@ differentiation gives it exactly in one pass, so that the d_model × d_model mat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,9 @@ from psr_lens.interpretation.directions.sources import Part, Source
 from psr_lens.models import HookedModel, device_of, forward, frozen, hooked
 from psr_lens.models.hook_names import edit_fault
 from psr_lens.prompts import Triplet, check_triplets
+
+_AT_ONCE: Final = 16
+"""Most directions of one pass."""
 
 
 @checks_arguments
@@ -79,11 +82,21 @@ def transported(
     """`J z` of directions at a hook point, averaged over triplets.
 
     Raises:
-        ModelError: forward-mode differentiation does not reach through the model.
+        ModelError: forward-mode differentiation does not reach through the model, or derivatives are not finite.
     """
     last = f"blocks.{int(model.cfg.n_layers) - 1}.hook_resid_post"
+    lengths = torch.linalg.vector_norm(vectors.double(), dim=1, keepdim=True)
+    # Half precision has no room for long ones.
+    units = (vectors.double() / lengths.clamp(min=torch.finfo(torch.float32).tiny)).float()
+    parts = [_transported(model, triplets, (name, last), some) for some in units.split(_AT_ONCE)]
+    return torch.as_tensor(torch.cat(parts) * lengths).float()
+
+
+def _transported(
+    model: HookedModel, triplets: Sequence[Triplet], names: tuple[str, str], vectors: Float[Tensor, "vector d_model"]
+) -> Float[Tensor, "vector d_model"]:
     total = torch.zeros(vectors.shape, dtype=torch.double)
-    for indices in length_batches(triplets, max(1, TOKEN_BUDGET // max(1, len(vectors)))):
+    for indices in length_batches(triplets, TOKEN_BUDGET // len(vectors)):
         batch = context_batch([triplets[index] for index in indices], "base", "R", device_of(model))
         ends = batch.mask.sum(1, keepdim=True) - 1  # the last token of a response predicts none of it
         predicting = batch.span & (torch.arange(batch.mask.shape[1], device=ends.device) < ends)
@@ -101,10 +114,21 @@ def transported(
             found.append(torch.einsum("vbpd,bp->vd", effects, share).cpu())
 
         repeated = (len(vectors), 1)
+        hooks = list(zip(names, (move, arrive), strict=True))
         try:
-            with torch.no_grad(), frozen(model), forward_ad.dual_level(), hooked(model, [(name, move), (last, arrive)]):
-                forward(model, batch.tokens.repeat(repeated), batch.mask.repeat(repeated), layers_needed([last]))
+            with (
+                torch.inference_mode(mode=False),
+                torch.no_grad(),
+                frozen(model),
+                forward_ad.dual_level(),
+                hooked(model, hooks),
+            ):
+                forward(model, batch.tokens.repeat(repeated), batch.mask.repeat(repeated), layers_needed([names[1]]))
         except NotImplementedError as error:
             raise ModelError(f"The Jacobian lens does not reach through this model ({error}). Use `logit_lens`.") from error
         total += found[0]
-    return (total / len(triplets)).float()
+    if not bool(total.isfinite().all()):
+        raise ModelError(
+            f'{names[0]}: derivatives are not all finite. Load the model with dtype="float32" or "bfloat16", or use `logit_lens`.'
+        )
+    return total / len(triplets)

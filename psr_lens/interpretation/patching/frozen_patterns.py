@@ -18,7 +18,7 @@ from torch import Tensor
 
 from psr_lens._utils.arguments import checks_arguments
 from psr_lens._utils.progress import progress_bar
-from psr_lens.activations.attention_patterns import KeyAlignment, align_keys
+from psr_lens.activations.attention_patterns import KeyAlignment, align_keys, check_instructions
 from psr_lens.activations.next_token import divergence
 from psr_lens.errors import ModelError
 from psr_lens.evaluation.methods import NONE, PROMPT, Methods, methods_for, strengths
@@ -51,7 +51,7 @@ def freeze_attention(
         KL(prompted ‖ run) at each response token, with attention free and frozen; `psr.plots.frozen_attention` draws it.
 
     Raises:
-        InputError: no triplets, no methods, or a reserved name.
+        InputError: no triplets, a prompt without an instruction, no methods, or a reserved name.
         ArtifactError: a replacement was made for another model.
         ModelError: a layer has no attention pattern, or logits are not finite.
 
@@ -63,7 +63,10 @@ def freeze_attention(
     named = methods_for(model, methods, (NONE, PROMPT))
     alphas = strengths(alpha, list(named))
     check_triplets(model, triplets)
+    check_instructions(triplets)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(int(model.cfg.n_layers))]
+    if missing := [name for name in names if name not in model.hook_dict]:
+        raise ModelError(f"model: got one without the hook point {missing[0]!r}, expected an attention pattern in every layer.")
     free: dict[str, list[Tensor]] = {name: [] for name in (NONE, PROMPT, *named)}
     held: dict[str, list[Tensor]] = {name: [] for name in free}
     with torch.no_grad(), frozen(model):
@@ -73,8 +76,6 @@ def freeze_attention(
             patterns: dict[str, Tensor] = {}
             with hooked(model, [(name, _keep(patterns, name)) for name in names]):
                 base = log_probabilities(model, here)[0]
-            if missing := [name for name in names if name not in patterns]:
-                raise ModelError(f"model: got no attention pattern at {missing[0]}, expected one in every layer.")
             prompted = log_probabilities(model, there)[0]
             shared = _Shared(align_keys(triplet))
             with hooked(model, [(name, shared.holds(patterns[name])) for name in names]):

@@ -73,8 +73,7 @@ class FrozenAttention:
         """
         if attention not in get_args(Attention):
             raise InputError("attention", repr(attention), "'free' or 'frozen'")
-        if method not in self.free:
-            raise InputError("method", repr(method), f"one of {', '.join(map(repr, self.free))}")
+        self._check(method)
         effect = self._by_response(self.free[NONE], where)
         return estimate(ratio(effect - self._by_response(getattr(self, attention)[method], where), effect), len(effect))
 
@@ -89,11 +88,15 @@ class FrozenAttention:
             >>> float(found.kept("prompt").value) == float(found.reached("prompt", "frozen").value)
             True
         """
-        self.reached(method, where=where)  # checks the arguments
+        self._check(method)
         effect, free, frozen = (
             self._by_response(each, where) for each in (self.free[NONE], self.free[method], self.frozen[method])
         )
         return estimate(ratio(effect - frozen, effect - free), len(effect))
+
+    def _check(self, method: str) -> None:
+        if method not in self.free:
+            raise InputError("method", repr(method), f"one of {', '.join(map(repr, self.free))}")
 
     def table(self) -> ResultTable:
         """The shares reached, by run, tokens and kind of attention, with their intervals.
