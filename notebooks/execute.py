@@ -40,11 +40,19 @@ WIDTH: Final = 860
 
 
 _OFFLINE: Final = """{% extends 'index.html.j2' %}
+{% block notebook_css %}{{ super() }}<style>
+@media (max-width: 600px) {
+  body.jp-Notebook { padding: 0; margin: 0; }
+  .jp-Cell { padding: 4px; }
+  .jp-RenderedHTMLCommon, .jp-OutputArea-output { padding-left: 0 !important; padding-right: 0 !important; }
+}
+</style>{% endblock %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 """
-"""nbconvert's page without the scripts that it would fetch; the notebooks use none of them."""
+"""nbconvert's page without the scripts that it would fetch, none of which the notebooks use, and with narrow margins on a phone, since
+figures are laid out for 390 pixels."""
 
 
 def run(path: Path) -> tuple[Any, float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Unpack
 
+import numpy as np
 import plotly.graph_objects as go
 
 from psr_lens._utils.numbers import is_whole
@@ -130,7 +131,7 @@ class _Table:
         plot = len(keys) * _ROW
         figure = go.Figure(
             go.Heatmap(
-                z=values,
+                z=np.array(values),
                 x=list(range(count)),
                 y=list(range(len(keys))),
                 text=shown,

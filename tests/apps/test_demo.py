@@ -122,7 +122,7 @@ def test_the_report_opens_in_a_phones_browser(demo):
         tab.js("document.getElementById('unfold').click()")
         tab.wait_for("document.documentElement.dataset.figures === 'drawn'")
         figures = [each for each in tab.figures() if each["visible"]]
-        assert len(figures) == 23 * len(TRAITS)
+        assert len(figures) == 22 * len(TRAITS)
         assert all(each["marks"] and not each["overflow"] for each in figures), figures
         assert tab.js("document.documentElement.scrollWidth") <= width
         assert tab.errors == []
