@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -106,12 +106,13 @@ def score_attribution(
     alphas = strengths(alpha, list(plans))
     passes: list[tuple[Context, PassSteering | None]] = [("prompted", None), ("base", None)]
     passes += [("base", PassSteering(plan, alphas[name])) for name, plan in plans.items()]
+    acting = [set(), set(), *map(_acting, plans.values())]
     order = list(dict.fromkeys((int(each[0]), int(each[1])) for each in heads))
     rows = Rows(triplets, "R")
     with torch.inference_mode(mode=False), progress_bar(total=len(triplets), desc="score attribution", unit="triplet") as bar:
         for indices in length_batches(triplets, TOKEN_BUDGET):
             chosen, take = [triplets[index] for index in indices], rows.of(indices)
-            asked, parts = _batch(model, chosen, passes, by_layer)
+            asked, parts = _batch(model, chosen, passes, acting, by_layer)
             for head, found in asked.items():
                 values = {"score": found.score, "attention": found.attention, "parts": parts[head]}
                 for name, each in values.items():
@@ -160,9 +161,10 @@ def _batch(
     model: HookedModel,
     triplets: Sequence[Triplet],
     passes: Sequence[tuple[Context, PassSteering | None]],
+    acting: Sequence[set[int]],
     heads: Mapping[int, Sequence[int]],
 ) -> tuple[dict[tuple[int, int], AskedHead], dict[tuple[int, int], Float[Tensor, "context token source"]]]:
-    """Scores and parts of each head."""
+    """Scores and parts of each head; `acting` has the blocks in which something is added in each pass."""
     deepest = max(heads)
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(deepest + 1)]
     names += [f"blocks.{layer}.{kind}" for layer in range(deepest) for kind in ("hook_attn_out", "hook_mlp_out")]
@@ -173,7 +175,6 @@ def _batch(
     def rows(kind: str, layer: int) -> Float[Tensor, "context token d_model"]:
         return torch.stack([each[f"blocks.{layer}.{kind}"] for each in read]).float()
 
-    acting = [_acting(steered) for _, steered in passes]
     streams = [rows("hook_resid_pre", layer) for layer in range(deepest + 1)]
     sources = [streams[0]]
     for layer in range(deepest):
@@ -195,11 +196,9 @@ def _batch(
     return asked, parts
 
 
-def _acting(steered: PassSteering | None) -> set[int]:
+def _acting(plan: SteeringPlan) -> set[int]:
     """The blocks in which something is added; what is added to the stream that enters a block counts to the one below."""
-    if steered is None:
-        return set()
-    names = [name for part in SteeringPlan.of(cast(SteeringPlan, steered.steering)).parts for name in part.replacement.sites]
+    names = [name for part in plan.parts for name in part.replacement.sites]
     return {layer - name.endswith("hook_resid_pre") for name in names if (layer := layer_of(name)) is not None}
 
 

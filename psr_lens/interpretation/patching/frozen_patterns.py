@@ -80,9 +80,10 @@ def freeze_attention(
             shared = _Shared(align_keys(triplet))
             with hooked(model, [(name, shared.holds(patterns[name])) for name in names]):
                 still = log_probabilities(model, there)[0]
-            for label, (loose, stiff) in {NONE: (base, base), PROMPT: (prompted, still)}.items():
-                free[label].append(_row(prompted, loose))
-                held[label].append(_row(prompted, stiff))
+            none = _row(prompted, base)
+            for found, of_prompt in ((free, prompted), (held, still)):
+                found[NONE].append(none)
+                found[PROMPT].append(_row(prompted, of_prompt))
             holding = [(name, _holds(patterns[name])) for name in names]
             for label, method in named.items():
                 nothing: Hooks = []
