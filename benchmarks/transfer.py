@@ -43,9 +43,9 @@ from psr_lens.transfer.rungs import pulled_back
 
 FITTED, CALIBRATED, HELD_OUT = 60, 12, 40
 """Numbers of questions."""
-REAL_FITTED, REAL_CALIBRATED, REAL_HELD_OUT = 40, 8, 24
-"""The same for real models."""
-ALPHAS: Final = (0.75, 1.0, 1.25, 1.5)
+REAL_FITTED, REAL_CALIBRATED, REAL_HELD_OUT, REAL_CALIBRATED_TOO = 40, 8, 24, 16
+"""The same for real models; further ones to calibrate on are drawn last, so that the others stay as they were without them."""
+ALPHAS, REAL_ALPHAS = (0.75, 1.0, 1.25, 1.5), (0.75, 1.0, 1.25, 1.5, 2.0)
 """Strengths that the calibration tries."""
 SEED = 0
 WIDER = 3
@@ -71,6 +71,8 @@ class Setting:
     """Other instructions, whose texts may teach a map."""
     further: Sequence[str]
     """Questions that only the wide map has seen."""
+    alphas: Sequence[float] = ALPHAS
+    """To calibrate with."""
 
     def pairs(self, model: HookedModel, part: int) -> Sequence[PromptPair]:
         """Prompts of one model."""
@@ -245,12 +247,13 @@ def co_pilot(setting: Setting, calibrated: Sequence[PromptPair], held_out: Seque
 
     row["alpha 1"] = at(1.0, held_out)
     prompt, short = answers(setting, calibrated, context="prompted"), {}
-    for alpha in ALPHAS:
+    for alpha in setting.alphas:
         found = at(alpha, calibrated)
         short[alpha] = max(prompt[side] - found[side] for side in ("trait", "coherence") if side in prompt)
         if short[alpha] <= MARGIN:
             break
     alpha = row["recommended"] = min(short, key=lambda alpha: short[alpha])
+    row["calibrated on"] = len(calibrated)
     row["calibrated"] = row["alpha 1"] if alpha == 1 else at(alpha, held_out)
     few, native = list(held_out)[:TIMED], setting.native
     drawn: dict[str, Callable[[], object]] = {
@@ -322,9 +325,12 @@ def measured(setting: Setting, cells: Sequence[str], held: dict[str, Any], save:
         replacement = CELLS[name](setting)
         row: dict[str, Any] = {"seconds": time.perf_counter() - began, "kl": closeness.of(replacement)}
         row["alpha 1"] = answers(setting, held_out, replacement, alpha=1.0)
-        found = psr.calibrate(setting.model, calibrated, replacement, setting.judge, alphas=ALPHAS, sampling=setting.sampling)
+        found = psr.calibrate(
+            setting.model, calibrated, replacement, setting.judge, alphas=setting.alphas, sampling=setting.sampling
+        )
         alpha = row["recommended"] = found.recommended_alpha or 1.0
         row["calibrated"] = row["alpha 1"] if alpha == 1 else answers(setting, held_out, replacement, alpha=alpha)
+        row["calibrated on"] = len(calibrated)
         held[name] = row
         save()
         yield name
@@ -349,16 +355,16 @@ def settings_of(names: tuple[str, str], questions: Path | None, traits: Sequence
             yield Setting(trait, source, target, judge, psr.organism.instruction(trait), parts, sampling, "before", others, further)
         return
     ends = REAL_FITTED, REAL_FITTED + REAL_CALIBRATED
-    count = ends[1] + REAL_HELD_OUT
+    count, wide = ends[1] + REAL_HELD_OUT, WIDER * REAL_FITTED
     drawn = asked_of_real_models(questions, count)
-    more = asked_of_real_models(questions, count + WIDER * REAL_FITTED)
-    further = [question for question in more if question not in drawn][: WIDER * REAL_FITTED]
+    asked = asked_of_real_models(questions, count + wide + REAL_CALIBRATED_TOO)
+    more = [question for question in asked if question not in drawn][: wide + REAL_CALIBRATED_TOO]
     source, target = (psr.load_model(name, backend="bridge", device=device) for name in names)
     for trait in traits or REAL:
         given = INSTRUCTIONS[trait]
-        parts = (drawn[: ends[0]], drawn[ends[0] : ends[1]], drawn[ends[1] :])
+        parts = (drawn[: ends[0]], [*drawn[ends[0] : ends[1]], *more[wide:]], drawn[ends[1] :])
         others = [INSTRUCTIONS[name].text for name in REAL if name != trait]
-        yield Setting(trait, source, target, given.judge, given.text, parts, SAMPLING, "after", others, further)
+        yield Setting(trait, source, target, given.judge, given.text, parts, SAMPLING, "after", others, more[:wide], REAL_ALPHAS)
 
 
 def main(
