@@ -1,6 +1,7 @@
 """Made-up results of every type, which tests of figures and reports share."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,14 @@ WORDS = ("<assistant>", "aye", ",", "the", "barn", ",", "<script>alert(1)</scrip
 METHODS = ("A-PSR", "S-PSR", "S-Const DiM")
 
 
+FIT = {"solver": "sequential", "rank": 4, "polish": None}
+"""Settings of the fit of A-PSR."""
+
+
+def _after(layers: Iterable[int]) -> tuple[str, ...]:
+    return tuple(f"blocks.{layer}.hook_resid_post" for layer in layers)
+
+
 def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int = 4) -> Comparison:
     """A result with made-up numbers: A-PSR everywhere, S-PSR and a constant from layer 2 on."""
     generator = torch.Generator().manual_seed(0)
@@ -44,10 +53,12 @@ def comparison(words: tuple[str, ...] = WORDS, responses: int = 3, layers: int =
     wanted = torch.randn(count, 1, generator=generator) * 20
     spread = strength * torch.empty(count, layers).uniform_(0.8, 1.2, generator=generator)
     methods = {
-        "A-PSR": MethodTrace(spread, torch.linspace(0.4, 0.1, layers), tuple(range(layers)), strength.clone(), strength * 0.9),
-        "S-PSR": MethodTrace(spread * late, torch.linspace(1, 0.3, layers), (2,), wanted.clamp(min=0), wanted),
+        "A-PSR": MethodTrace(
+            spread, torch.linspace(0.4, 0.1, layers), _after(range(layers)), strength.clone(), strength * 0.9, fits=(FIT,)
+        ),
+        "S-PSR": MethodTrace(spread * late, torch.linspace(1, 0.3, layers), _after([2]), wanted.clamp(min=0), wanted),
         "S-Const DiM": MethodTrace(
-            torch.full((count, layers), 5.0) * late, torch.full((layers,), 1.2), (2,), torch.full((count, 1), 5.0), wanted
+            torch.full((count, layers), 5.0) * late, torch.full((layers,), 1.2), _after([2]), torch.full((count, 1), 5.0), wanted
         ),
     }
     more = torch.Generator().manual_seed(1)

@@ -16,7 +16,7 @@ from psr_lens.activations.teacher_forced_pass import BatchReading
 from psr_lens.evaluation.acting_sites import relative_rmse, squares
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.mean_difference import lengths_of, mean_directions
-from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, plans_for, strengths
+from psr_lens.evaluation.methods import PARAPHRASE, PROMPT, Methods, fits_of, plans_for, strengths
 from psr_lens.evaluation.rank1_share import Rank1Shares
 from psr_lens.evaluation.side_by_side import SideBySide, squared_distances
 from psr_lens.models import HookedModel, fingerprint
@@ -117,13 +117,14 @@ def compare(
         label: MethodTrace(
             rows.tensors[f"{label}/magnitude"],
             relative_rmse(errors[label], energy).float(),
-            tuple(site.layer for site in reading.sites[label]),
+            tuple(site.name for site in reading.sites[label]),
             rows.tensors[f"{label}/coefficient"],
             rows.tensors[f"{label}/projection"],
             error=rows.tensors[f"{label}/error"],
             component=rows.tensors[f"{label}/component"],
+            fits=fits_of(plan),
         )
-        for label in plans
+        for label, plan in plans.items()
     }
     return Comparison(
         instruction_label(each.pair for each in triplets),

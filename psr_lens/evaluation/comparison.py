@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.distance import Distance, distance
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
+from psr_lens.models.hook_points import layer_of
 from psr_lens.prompts import Span, TokenTable
 from psr_lens.results.table import ResultTable
 
@@ -41,8 +42,8 @@ class MethodTrace:
     """‖Δ_AS‖ after each layer: how far the replacement has moved the residual stream from the unsteered run."""
     relative_rmse: Float[Tensor, " layer"]
     """‖Δ_AS − Δ_acc‖ / ‖Δ_acc‖ after each layer; 0 is perfect, 1 is no steering."""
-    site_layers: tuple[int, ...]
-    """The layer of each hook point at which it acts; a layer appears twice if it acts at two points of it. Empty for an adapter."""
+    hooks: tuple[str, ...]
+    """Names of the hook points at which it acts, in the order of the layers; none for an adapter."""
     coefficient: Float[Tensor, "token site"]
     """The length of what is added at each hook point, (α + b_m)·λ(A)·z, over all heads, in the activation's units; 0 on tokens that are not
     steered. It has a sign if there is a single direction."""
@@ -53,6 +54,19 @@ class MethodTrace:
     """‖Δ_AS − Δ_acc‖ after each layer: how far each token is from the prompt's effect; None if it is not known."""
     component: Float[Tensor, "token layer"] | None = None
     """Signed length of Δ_AS along the direction of the prompt's mean difference, after each layer, in the activation's units."""
+    fits: tuple[Mapping[str, Any], ...] = ()
+    """Settings of the fit of each replacement in it, or of the adapter, as they are recorded."""
+
+    @property
+    def site_layers(self) -> tuple[int, ...]:
+        """The layer of each hook point at which it acts; a layer appears twice if it acts at two points of it."""
+        return tuple(layer_of(name) or 0 for name in self.hooks)
+
+    def site_name(self, site: int) -> str:
+        """A hook point by its layer, and by its own name too if it is not the only one of the layer."""
+        layer = self.site_layers[site]
+        alone = self.site_layers.count(layer) == 1
+        return f"layer {layer}" if alone else f"layer {layer}, {self.hooks[site].split('.', 2)[2]}"
 
     def __repr__(self) -> str:
         """Tokens, layers and hook points in one line."""

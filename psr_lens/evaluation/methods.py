@@ -116,6 +116,13 @@ def parts_of(method: Method) -> tuple[Part, ...]:
     return () if isinstance(method, InWeights) else SteeringPlan.of(method).parts
 
 
+def fits_of(method: Method) -> tuple[Mapping[str, Any], ...]:
+    """Settings of the fits that a method consists of: one for each part of a plan."""
+    if isinstance(method, InWeights):
+        return (dict(method.settings),)
+    return tuple(dict(part.replacement.settings) for part in parts_of(method))
+
+
 def strengths(alpha: Any, names: Sequence[str]) -> dict[str, float]:
     """The strength of each method, from one number for all or a mapping with one for each.
 

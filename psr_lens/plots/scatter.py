@@ -112,7 +112,7 @@ def coefficient_scatter(
     sites = steps_of(len(every), middle, max_layers)
     note = f"{len(sites)} of {len(every)} layers, evenly spaced." if len(sites) < len(every) else ""
     figures = [_panels(result, method, [site], max_points, note) for site in sites]
-    return switched(figures, [str(trace.site_layers[site]) for site in sites], "layer", sites.index(middle))
+    return switched(figures, [trace.site_name(site).removeprefix("layer ") for site in sites], "layer", sites.index(middle))
 
 
 def _panels(result: Comparison, method: str, sites: Sequence[int], max_points: int, note: str) -> go.Figure:
@@ -125,7 +125,7 @@ def _panels(result: Comparison, method: str, sites: Sequence[int], max_points: i
         columns,
         horizontal_spacing=0.1,
         vertical_spacing=_BETWEEN / plot if lines > 1 else 0,
-        subplot_titles=[_heading(trace.site_layers[site], trace.coefficient[:, site], trace.projection[:, site]) for site in sites],
+        subplot_titles=[_heading(trace.site_name(site), trace.coefficient[:, site], trace.projection[:, site]) for site in sites],
     )
     color = method_styles(result)[method].color
     for index, site in enumerate(sites):
@@ -134,7 +134,7 @@ def _panels(result: Comparison, method: str, sites: Sequence[int], max_points: i
             figure,
             result,
             (trace.projection[:, site], trace.coefficient[:, site]),
-            trace.site_layers[site],
+            trace.site_name(site),
             max_points,
             color,
             (row + 1, column + 1),
@@ -164,7 +164,7 @@ def _points(
     figure: go.Figure,
     result: Comparison,
     pair: tuple[Float[Tensor, " token"], Float[Tensor, " token"]],
-    layer: int,
+    site: str,
     max_points: int,
     color: str,
     cell: tuple[int, int],
@@ -189,7 +189,7 @@ def _points(
         mode="markers",
         marker={"color": translucent(color, 0.6), "size": 5, "line": {"width": 0}},
         hovertext=[escaped(shortened(text, 24)) for text in texts],
-        hovertemplate=f"%{{hovertext}}<br>layer {layer}<br>"
+        hovertemplate=f"%{{hovertext}}<br>{site}<br>"
         "prompt calls for %{customdata[0]:.3g}<br>replacement adds %{customdata[1]:.3g}<extra></extra>",
         row=row,
         col=col,
@@ -200,13 +200,13 @@ def _points(
         update(tickvals=scale(np.array(ticks)).tolist(), ticktext=names, row=row, col=col)
 
 
-def _heading(layer: int, added: Float[Tensor, " token"], wanted: Float[Tensor, " token"]) -> str:
+def _heading(site: str, added: Float[Tensor, " token"], wanted: Float[Tensor, " token"]) -> str:
     pair = np.stack([added.double().numpy(), wanted.double().numpy()])
     # The coefficients of a constant differ by rounding.
     if len(added) < 2 or bool((pair.std(axis=1) <= 1e-5 * np.abs(pair).max(axis=1)).any()):
-        return f"layer {layer}<br>no spread"
+        return f"{site}<br>no spread"
     ranks = np.stack([mean_ranks(each) for each in pair])
-    return f"layer {layer}<br>" + "<br>".join(
+    return f"{site}<br>" + "<br>".join(
         f"{sign} = {np.corrcoef(each)[0, 1]:.2f}".replace("-", "−") for sign, each in (("r", pair), ("ρ", ranks))
     )
 

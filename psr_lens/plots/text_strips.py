@@ -119,15 +119,15 @@ def magnitude_strips(
         number = result.layers[column]
         values = {scale: {name: panel[rows, column] for name, panel in view.panels.items()} for scale, view in views.items()}
         coefficients = {name: _coefficients(traces.get(name), number, rows) for name in labels}
-        tops = strip_tops([_LANE * each.shape[1] for each in coefficients.values()])
+        tops = strip_tops([_LANE * len(each) for each in coefficients.values()])
         beside = {top + 0.5: label for top, label in zip(tops, labels.values(), strict=False)}
         figure = _strips(values, views, shown, coefficients, tops, placed)
         figure.update_traces(meta=number, hovertext=hover)
         for (name, found), top in zip(coefficients.items(), tops, strict=False):
-            for site in range(found.shape[1]):
+            for site, (which, pair) in enumerate(found.items()):
                 places = [token.line * tops[-1] + top + 1 + site * _LANE for token in placed]
-                method = f"{_which(site, found)}{escaped(shortened(name, 18))}"
-                mark = _add_bars(figure, found[:, site], placed, places, (method, colors[name]))
+                method = f"{which}{escaped(shortened(name, 18))}"
+                mark = _add_bars(figure, pair, placed, places, (method, colors[name]))
                 beside |= {top + 1 + site * _LANE + at: text for at, text in mark.items()}
         strip_axes(figure, beside, placed[-1].line + 1, tops[-1])
         plot = round((placed[-1].line + 1) * tops[-1] * STRIP)
@@ -143,17 +143,16 @@ def magnitude_strips(
     return switched(figures, [str(result.layers[column]) for column in columns], "layer", columns.index(first))
 
 
-def _coefficients(trace: MethodTrace | None, layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "row site 2"]:
-    """What a replacement adds at its hook points of a layer, and what the prompt calls for; the prompt itself has none."""
+def _coefficients(trace: MethodTrace | None, layer: int, rows: Int[Tensor, " row"]) -> dict[str, Float[Tensor, "row 2"]]:
+    """What a replacement adds at its hook points of a layer, and what the prompt calls for; the prompt itself has none.
+
+    Hook points go by what stands before a method's name: their own, where a layer has several.
+    """
     if trace is None:
-        return torch.zeros(len(rows), 0, 2)
+        return {}
     sites = [site for site, at in enumerate(trace.site_layers) if at == layer]
-    return torch.stack([trace.coefficient, trace.projection], dim=2)[rows][:, sites]
-
-
-def _which(site: int, coefficients: Float[Tensor, "row site 2"]) -> str:
-    """Which of several hook points of a layer, counted from above."""
-    return f"hook point {site + 1} of {coefficients.shape[1]}: " if coefficients.shape[1] > 1 else ""
+    pairs = torch.stack([trace.coefficient, trace.projection], dim=2)[rows]
+    return {f"{trace.hooks[site].split('.', 2)[2]}: " if len(sites) > 1 else "": pairs[:, site] for site in sites}
 
 
 def _drawn(view: View, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
@@ -166,17 +165,17 @@ def _strips(
     values: Mapping[Scale, Mapping[str, Float[Tensor, " row"]]],
     views: Mapping[Scale, View],
     shown: Scale,
-    coefficients: Mapping[str, Float[Tensor, "row site 2"]],
+    coefficients: Mapping[str, Mapping[str, Float[Tensor, "row 2"]]],
     tops: Sequence[float],
     placed: Sequence[PlacedToken],
 ) -> go.Figure:
     """The strips of one layer."""
     figure = go.Figure()
     for (name, found), top in zip(coefficients.items(), tops, strict=False):
-        numbers = [*(each[name] for each in values.values()), *found.flatten(1).T]
+        numbers = [*(each[name] for each in values.values()), *(column for pair in found.values() for column in pair.T)]
         lines = [
-            f"{_which(site, found)}adds %{{customdata[{at}]:.3g}}, prompt calls for %{{customdata[{at + 1}]:.3g}}"
-            for site, at in enumerate(range(len(values), len(numbers), 2))
+            f"{which}adds %{{customdata[{at}]:.3g}}, prompt calls for %{{customdata[{at + 1}]:.3g}}"
+            for which, at in zip(found, range(len(values), len(numbers), 2), strict=True)
         ]
         figure.add_bar(
             name=escaped(name),

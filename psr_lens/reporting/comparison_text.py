@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psr_lens._utils.sequences import ranges
-from psr_lens.evaluation.comparison import Comparison
+from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.distance import Distance
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
@@ -183,6 +183,18 @@ def _row(name: str, color: str, scores: Scores | None, last: tuple[float, float,
     )
 
 
+def _method_lines(name: str, trace: MethodTrace) -> list[tuple[str, str]]:
+    """Where a method acts, and how each fit in it was made."""
+    kinds = list(dict.fromkeys(hook.split(".", 2)[2] for hook in trace.hooks))
+    where = f"{ranges(sorted(set(trace.site_layers)))}, at {' and '.join(kinds)}" if kinds else "none (weights)"
+    fits = [", ".join(f"{key} {_setting(value)}" for key, value in fit.items()) for fit in trace.fits if fit]
+    return [(f"{name} acts at layers", where), *((f"{name} was fitted with", fit) for fit in fits)]
+
+
+def _setting(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
 def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
     """The settings that reproduce a comparison, by name."""
     span = {"R": "the last prompt token and the response", "QR": "the question, the last prompt token and the response"}
@@ -194,9 +206,7 @@ def settings_of(comparison: Comparison) -> list[tuple[str, str]]:
         ("layers", ranges(comparison.layers)),
         ("α in the figures", comparison.strengths),
         ("massive activations", "not looked for" if comparison.massive is None else comparison.massive.summary),
-        *((f"{name} acts at layers", ranges(trace.site_layers) or "none (weights)") for name, trace in comparison.methods.items()),
+        *(line for name, trace in comparison.methods.items() for line in _method_lines(name, trace)),
         *comparison.settings.items(),
     ]
-    return [
-        (str(key), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)) for key, value in lines
-    ]
+    return [(str(key), _setting(value)) for key, value in lines]

@@ -74,9 +74,15 @@ def test_a_constant_moves_every_token_alike_at_its_own_layer(result, replacement
     torch.testing.assert_close(caa.coefficient[:, 0], length.expand(len(result.tokens)), rtol=1e-4, atol=1e-4)
 
 
+def test_traces_say_how_their_methods_were_fitted(result, replacements):
+    for name, replacement in replacements.items():
+        assert result.methods[name].fits == (replacement.settings,)
+        assert "solver" in replacement.settings
+
+
 def test_coefficients_follow_what_the_prompt_calls_for(result):
     trace = result.methods["A-PSR"]
-    assert trace.site_layers == (0, 1, 2, 3, 4, 5)
+    assert trace.hooks == tuple(f"blocks.{layer}.hook_resid_post" for layer in range(6))
     correlation = torch.corrcoef(torch.stack([trace.coefficient[:, 0], trace.projection[:, 0]]))[0, 1]
     assert correlation > 0.9
 
@@ -314,6 +320,7 @@ def test_a_plan_is_compared_as_its_sum(model, few):
     plan = first - 0.5 * replace(second, span="QR")
     trace = psr.compare(model, few, {"plan": plan}, span="QR", alpha=0.8).methods["plan"]
     assert trace.site_layers == (1, 2, 4)
+    assert trace.fits == (first.settings, second.settings)
     point = "blocks.2.hook_resid_post"
     without = replace(first, sites={"blocks.1.hook_resid_post": first.sites["blocks.1.hook_resid_post"]})
     before, after = (collect(model, few, [point], "base", "QR", steered=PassSteering(each, 0.8))[point] for each in (without, plan))

@@ -83,6 +83,7 @@ def test_every_measurement_takes_it_as_a_method(tiny_llama, tmp_path):
         torch.testing.assert_close(found, one, atol=1e-4, rtol=1e-4)
 
     compared = psr.compare(model, triplets, {"LoRA": adapter}, layers=[0])
+    assert compared.methods["LoRA"].fits == (adapter.settings,)
     errors = []
     for each in triplets:
         start = len(each.pair.base_ids) - 1

@@ -82,7 +82,7 @@ def test_a_layer_where_nothing_acts_has_no_bars_and_the_slider_begins_where_most
     assert slider.active == 2
     (slider,) = plots.magnitude_strips(result, methods=["A-PSR"]).layout.sliders
     assert slider.active == 3
-    adapter = replace(result.methods["A-PSR"], site_layers=(), coefficient=torch.zeros(24, 0), projection=torch.zeros(24, 0))
+    adapter = replace(result.methods["A-PSR"], hooks=(), coefficient=torch.zeros(24, 0), projection=torch.zeros(24, 0))
     figure = plots.magnitude_strips(replace(result, methods={"LoRA": adapter}), layer=3)
     assert [trace.name for trace in figure.data if trace.type == "bar"] == ["prompt", "LoRA"]
     assert "Bars" not in figure.layout.annotations[-1].text
@@ -91,11 +91,12 @@ def test_a_layer_where_nothing_acts_has_no_bars_and_the_slider_begins_where_most
 
 
 def test_two_hook_points_of_a_layer_have_bars_of_their_own(result):
-    twice = replace(result.methods["A-PSR"], site_layers=(1, 1, 2, 3))
+    names = ("blocks.1.hook_attn_out", "blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out", "blocks.3.hook_mlp_out")
+    twice = replace(result.methods["A-PSR"], hooks=names)
     figure = plots.magnitude_strips(replace(result, methods={"A-PSR": twice}), layer=1)
     bars = [trace for trace in figure.data if str(trace.name).endswith(("A-PSR adds", "the prompt calls for"))]
-    assert [bar.name for bar in bars[::2]] == ["hook point 1 of 2: A-PSR adds", "hook point 2 of 2: A-PSR adds"]
-    assert "hook point 2 of 2: adds" in figure.data[1].hovertemplate
+    assert [bar.name for bar in bars[::2]] == ["hook_attn_out: A-PSR adds", "hook_mlp_out: A-PSR adds"]
+    assert "hook_mlp_out: adds" in figure.data[1].hovertemplate
     shown = [twice.coefficient[:8, 0], twice.projection[:8, 0], twice.coefficient[:8, 1], twice.projection[:8, 1]]
     for bar, wanted in zip(bars, shown, strict=True):
         np.testing.assert_array_equal(bar.customdata, wanted.numpy())

@@ -138,7 +138,9 @@ def test_settings_and_versions_to_run_it_again(page):
         "24 tokens of 3 responses",
         "seed 0",
         '{"solver": "sequential"}',
-        "S-PSR acts at layers 2",
+        "A-PSR acts at layers 0–3, at hook_resid_post",
+        "A-PSR was fitted with solver sequential, rank 4, polish null",
+        "S-PSR acts at layers 2, at hook_resid_post",
     ):
         assert expected in page.words
     for package in ("psr-lens", "torch", "transformer-lens", "transformers", "plotly", "python"):
