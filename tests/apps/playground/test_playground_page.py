@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Page, browser, missing
+from browser import WIDTHS, Page, browser, missing
 from helpers import pairs_of
 from playground_runs import EVIL, SAMPLED, answers, asked, generated, run
 
@@ -67,6 +67,43 @@ def test_the_page_shows_what_generate_writes_at_each_strength(opened, served, or
     assert opened.errors == []
     hosts = opened.js("performance.getEntriesByType('resource').map((each) => new URL(each.name).host)")
     assert set(hosts) == {served.host}
+
+
+def reach(page: Page, what: str) -> None:
+    """Go from control to control with the Tab key."""
+    for _ in range(80):
+        press(page, "Tab", 9)
+        if page.js(f"document.activeElement.matches({json.dumps(what)})"):
+            return
+    raise AssertionError(f"the Tab key does not lead to {what}")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_keyboard_is_enough_and_the_page_is_dark_and_as_wide_as_the_screen(page, served, organism, methods, width):
+    pair = pairs_of(organism.model, 2)[0]
+    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    try:
+        page.show(served.address, width)
+        page.wait_for("document.querySelector('.psr-run')")
+        reach(page, ".psr-run")
+        press(page, "Enter", 13, "\r")
+        page.wait_for(f"{STATUS} === 'Done.'")
+        reach(page, "[data-column=A] input[type=range]")
+        press(page, "ArrowRight", 39)
+        page.wait_for(f"{STATUS} === 'Done.' && document.querySelector('[data-column=A] output').textContent === '1.05'")
+        page.wait_for("!document.querySelector('.psr-going')")
+        assert page.js(TEXTS) == generated(organism.model, pair, methods, {"A": 1.05, "B <i>": 1.0})
+        reach(page, "[data-column=A] .psr-token")
+        press(page, "Enter", 13, "\r")
+        page.wait_for("document.querySelectorAll('.psr-next li').length === 16")
+        style = "getComputedStyle(document.querySelector('.psr-play'))"
+        paper, ink = (page.js(f"{style}.{which}.match(/[\\d.]+/g).map(Number)") for which in ("backgroundColor", "color"))
+        assert max(paper[:3]) < 80 < 200 < min(ink[:3])
+        assert len(paper) == 3  # and not transparent
+        assert page.js("document.documentElement.scrollWidth") <= width
+        assert page.errors == []
+    finally:
+        page.send("Emulation.setEmulatedMedia", features=[])
 
 
 def test_a_slider_after_other_settings_answers_anew_in_every_column(opened):
