@@ -11,7 +11,20 @@ from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.interpretation.directions import TopToken, TopTokens
 from psr_lens.plots.look import Look, draws, room
-from psr_lens.plots.style import INK, MUTED, PALETTE, SMALL, escaped, fitted, label_room, log_ticks, real_units, text_width, titled
+from psr_lens.plots.style import (
+    INK,
+    MUTED,
+    PALETTE,
+    SMALL,
+    escaped,
+    fitted,
+    label_room,
+    labelled_rows,
+    log_ticks,
+    real_units,
+    text_width,
+    titled,
+)
 from psr_lens.plots.token_rows import signed
 from psr_lens.prompts.token_text import joined, readable, word_starts
 
@@ -65,14 +78,7 @@ def top_tokens(result: TopTokens, **look: Unpack[Look]) -> go.Figure:
     log = one_way and max(sizes) > _LOG_FROM * min(sizes)
     _dots(figure, rows, alphabet, log)
     _axis(figure, rows, log)
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=list(range(len(rows))),
-        ticktext=labels,
-        range=[len(rows) - 0.5, -0.5],
-        showgrid=False,
-        automargin=True,
-    )
+    figure.update_yaxes(labelled_rows(labels, automargin=True))
     for row, group in enumerate(rows):
         figure.add_annotation(
             text=_context(group[0], alphabet, room() - left - 20),

@@ -16,7 +16,7 @@ from psr_lens.interpretation.patching import FrozenAttention
 from psr_lens.interpretation.patching.frozen_result import Attention, Where
 from psr_lens.plots.layer_lines import numbers
 from psr_lens.plots.look import Look, draws
-from psr_lens.plots.style import INK, MUTED, PALETTE, SMALL, escaped, label_room, titled
+from psr_lens.plots.style import INK, MUTED, PALETTE, SMALL, escaped, label_room, labelled_rows, titled
 
 _ROW: Final = 36
 _BETWEEN: Final = 34
@@ -85,7 +85,7 @@ def frozen_attention(result: FrozenAttention, **look: Unpack[Look]) -> go.Figure
     lowest = min(min(bar.x) - low for bar in figure.data for low in bar.error_x.arrayminus)
     figure.update_xaxes(range=[min(-0.02, lowest - 0.02), 1.05], tickformat=".0%", zeroline=True, showgrid=True)
     figure.update_xaxes(title_text="share of the prompt's effect", row=len(places))
-    figure.update_yaxes(tickvals=list(range(len(runs))), ticktext=labels, range=[len(runs) - 0.5, -0.5], showgrid=False)
+    figure.update_yaxes(labelled_rows(labels))
     figure.update_layout(
         bargap=0.22, bargroupgap=0.06, legend={"orientation": "h", "x": 0, "y": 1 + 26 / plot, "yanchor": "bottom"}
     )

@@ -21,6 +21,7 @@ from psr_lens.plots.style import (
     PAPER,
     MethodStyle,
     escaped,
+    labelled_rows,
     log_ticks,
     real_units,
     role_of_sites,
@@ -88,9 +89,7 @@ def next_token(result: Faithfulness, block: str = "", **look: Unpack[Look]) -> g
         row=1,
     )
     figure.update_xaxes(title_text="same top-1 token", tickformat=".0%", row=2)
-    figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - 0.5, -0.5], showgrid=False, showline=True
-    )
+    figure.update_yaxes(labelled_rows(labels, showline=True))
     note = f"{found.responses} responses, {int(next(iter(found.methods.values())).predicted.sum()):,} tokens."
     bottom = 50 + 2 * LEGEND_LINE * (len(series) > 1)
     titled(figure, f"Next token, against the prompted model{_of(block)}", plot=plot, top=50, bottom=bottom, left=136, note=note)

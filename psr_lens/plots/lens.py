@@ -17,7 +17,7 @@ from psr_lens.models.hook_points import layer_of
 from psr_lens.plots.look import Look, draws, room
 from psr_lens.plots.share_heatmap import BAR
 from psr_lens.plots.sliders_and_buttons import steps_of, switched
-from psr_lens.plots.style import DIVERGING, MUTED, SMALL, colour_bar, escaped, fitted, label_room, titled
+from psr_lens.plots.style import DIVERGING, MUTED, SMALL, colour_bar, escaped, fitted, label_room, labelled_rows, titled
 from psr_lens.prompts.token_text import readable
 
 MAX_ROWS: Final = 48
@@ -148,14 +148,7 @@ class _Table:
                 colorbar=colour_bar("logit", (BAR + _HEADER) / plot, nticks=5),
             )
         )
-        figure.update_yaxes(
-            tickmode="array",
-            tickvals=list(range(len(keys))),
-            ticktext=labels,
-            range=[len(keys) - 0.5, -0.5],
-            showgrid=False,
-            automargin=True,
-        )
+        figure.update_yaxes(labelled_rows(labels, automargin=True))
         group_room = columns * (cell + _GAP)
         names = [escaped(fitted(shortened(name, 32), group_room)) for name in groups]
         figure.update_xaxes(

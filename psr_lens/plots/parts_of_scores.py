@@ -19,7 +19,7 @@ from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.heatmap import LEAST
 from psr_lens.plots.look import Look, draws, room
 from psr_lens.plots.share_heatmap import BAR, share_axis
-from psr_lens.plots.style import SMALL, escaped, fitted, label_room, titled
+from psr_lens.plots.style import SMALL, escaped, fitted, label_room, labelled_rows, titled
 from psr_lens.prompts.token_text import readable
 
 _ROW: Final = 20
@@ -97,9 +97,7 @@ def score_parts(result: ScoreAttribution, most: int = 6, token: int | None = Non
         for x, value in enumerate(attention[:, at].tolist()):
             _write(figure, x, row, "–" if math.isnan(value) else f"{value:.1%}")
     figure.update_xaxes(visible=False, range=[-0.5, len(columns) - 0.5])
-    figure.update_yaxes(
-        tickvals=list(range(len(labels))), ticktext=labels, range=[len(labels) - 0.5, -0.5], showgrid=False, zeroline=False
-    )
+    figure.update_yaxes(labelled_rows(labels, zeroline=False))
     plot = max(LEAST, _ROW * len(labels))
     figure.update_layout(coloraxis=share_axis(shown, plot, "score with the instruction − with other tokens"))
     where = "" if token is None else f", on “{escaped(_token(result, token))}”"

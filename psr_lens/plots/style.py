@@ -284,6 +284,18 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False)
 
 
+def labelled_rows(labels: Sequence[str], **axis: object) -> dict[str, object]:
+    """The y axis of rows 0, 1, … from above, each with its label."""
+    return {
+        "tickmode": "array",
+        "tickvals": list(range(len(labels))),
+        "ticktext": list(labels),
+        "range": [len(labels) - 0.5, -0.5],
+        "showgrid": False,
+        **axis,
+    }
+
+
 def colour_bar(title: str, above: float, **ticks: object) -> dict[str, object]:
     """A horizontal colour bar whose title begins `above` the plot, in shares of the plot's height."""
     return {
