@@ -37,6 +37,8 @@ BOTTOM: Final = 52
 """Pixels for the layer numbers and the axis title."""
 _NARROW: Final = 12
 """Most layers with gaps between their cells; in a narrow window, more gaps would hide the cells."""
+_LAYER_LABELS: Final = 12
+"""Most layers that are labelled, in all panels together, where there are more than `_NARROW`; in each panel up to three are."""
 _LABELS: Final = 100
 """Most rows that are all labelled; of more rows, every n-th is."""
 _PANELS: Final = 5
@@ -173,6 +175,11 @@ def token_axis(figure: go.Figure, labels: list[str]) -> None:
     figure.update_xaxes(
         type="category", title_text="layer", title_standoff=4, showgrid=False, autotickangles=[0, 90], tickfont_size=SMALL
     )
+    layers = list(dict.fromkeys(layer for panel in figure.data for layer in panel.x))
+    if len(layers) > _NARROW:  # whose labels would stand upright in narrow panels if there were as many as fit
+        labelled = max(3, _LAYER_LABELS // len({panel.xaxis for panel in figure.data}))
+        step = next(step for step in (2, 5, 10, 20, 50) if len(layers) <= step * labelled)
+        figure.update_xaxes(tickmode="array", tickvals=layers[::step])
     # Rows are numbers, since a repeated token would otherwise share its row.
     every = math.ceil(len(labels) / _LABELS)
     rows: list[int] | list[str] = list(range(len(labels)))

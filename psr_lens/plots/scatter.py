@@ -34,6 +34,8 @@ _PANEL: Final = 190
 _ALONE: Final = 300
 """Height of the only panel, in pixels."""
 _BETWEEN: Final = 90
+_LINE: Final = 16
+"""Height of a further line in the headings, in pixels."""
 _ACROSS: Final = 0.22
 _UP: Final = 0.12
 """Least space between labels, as a share of an axis; those across are wider."""
@@ -119,13 +121,18 @@ def _panels(result: Comparison, method: str, sites: Sequence[int], max_points: i
     trace = trace_with_sites(result, method)
     columns = min(_COLUMNS, len(sites))
     lines = math.ceil(len(sites) / columns)
-    plot = _ALONE if len(sites) == 1 else lines * _PANEL + (lines - 1) * _BETWEEN
+    names = [trace.site_name(site).replace(", ", "<br>") for site in sites]
+    more = _LINE * any("<br>" in name for name in names)
+    between = _BETWEEN + more
+    plot = _ALONE if len(sites) == 1 else lines * _PANEL + (lines - 1) * between
     figure = make_subplots(
         lines,
         columns,
         horizontal_spacing=0.1,
-        vertical_spacing=_BETWEEN / plot if lines > 1 else 0,
-        subplot_titles=[_heading(trace.site_name(site), trace.coefficient[:, site], trace.projection[:, site]) for site in sites],
+        vertical_spacing=between / plot if lines > 1 else 0,
+        subplot_titles=[
+            _heading(name, trace.coefficient[:, site], trace.projection[:, site]) for name, site in zip(names, sites, strict=True)
+        ],
     )
     color = method_styles(result)[method].color
     for index, site in enumerate(sites):
@@ -151,7 +158,7 @@ def _panels(result: Comparison, method: str, sites: Sequence[int], max_points: i
         figure,
         f"{escaped(shortened(method, 24))}: coefficient applied vs. called for",
         plot=plot,
-        top=104,
+        top=104 + more,
         bottom=48,
         left=58,
         note=" ".join(notes),

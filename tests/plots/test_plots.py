@@ -90,9 +90,27 @@ def test_a_layer_where_nothing_acts_has_no_bars_and_the_slider_begins_where_most
     assert "Bars" not in figure.layout.annotations[-1].text
 
 
+@pytest.mark.parametrize(("methods", "labels"), [(["A-PSR"], [0, 5, 10, 15, 20, 25]), (None, [0, 10, 20])])
+def test_of_many_layers_so_many_are_labelled_as_stand_side_by_side_in_a_narrow_window(methods, labels):
+    deep = comparison(layers=30)
+    figure = plots.magnitude_heatmap(deep, methods=methods)
+    assert [int(label) for label in figure.layout.xaxis.tickvals] == labels
+    assert plots.magnitude_heatmap(comparison(layers=12)).layout.xaxis.tickvals is None
+
+
+TWICE = ("blocks.1.hook_attn_out", "blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out", "blocks.3.hook_mlp_out")
+
+
+def test_panels_of_two_hook_points_of_a_layer_name_them(result):
+    twice = replace(result.methods["A-PSR"], hooks=TWICE)
+    figure = plots.coefficient_scatter(replace(result, methods={"A-PSR": twice}), "A-PSR")
+    named = [each.text.partition("<br>r =")[0] for each in figure.layout.annotations if "<br>r =" in each.text]
+    assert named == ["layer 1<br>hook_attn_out", "layer 1<br>hook_mlp_out", "layer 2", "layer 3"]
+    assert "layer 1, hook_mlp_out" in figure.data[3].hovertemplate
+
+
 def test_two_hook_points_of_a_layer_have_bars_of_their_own(result):
-    names = ("blocks.1.hook_attn_out", "blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out", "blocks.3.hook_mlp_out")
-    twice = replace(result.methods["A-PSR"], hooks=names)
+    twice = replace(result.methods["A-PSR"], hooks=TWICE)
     figure = plots.magnitude_strips(replace(result, methods={"A-PSR": twice}), layer=1)
     bars = [trace for trace in figure.data if str(trace.name).endswith(("A-PSR adds", "the prompt calls for"))]
     assert [bar.name for bar in bars[::2]] == ["hook_attn_out: A-PSR adds", "hook_mlp_out: A-PSR adds"]
