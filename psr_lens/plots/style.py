@@ -231,7 +231,7 @@ def _letter(letter: str) -> float:
     """Width of a letter, in sizes of the font."""
     if ord(letter) >= 0x2E80:  # Chinese, Japanese, Korean; emoji
         return 1.0 if ord(letter) < 0x1F000 else 1.3
-    for letters, width in (("iljtfrI.,:;'’|!()[]/ ", 0.35), ("mwMW@%#~+=<>—…→■", 0.95)):
+    for letters, width in (("iljtfrI.,:;'’|!()[]/ ", 0.35), ("mwMW@%#~+=<>—…→↵■", 0.95)):
         if letter in letters:
             return width
     return 0.7 if letter.isupper() else 0.61
