@@ -145,7 +145,9 @@ def put_gates(model: nn.Module, name: str, served: Served, strengths: Tensor) ->
     """
     found, expected = type(model).__name__, ARCHITECTURES[name]
     if found != expected:
-        raise ModelError(f"vllm: {name} is run by {found}, where replacements were tried with {expected} alone.")
+        raise ModelError(
+            f"vllm: {name} is run by {found}, where replacements were tried with {expected} alone. Install a version that was tried."
+        )
     layout = LAYOUTS[name]
     layers = model.get_submodule("model.layers" if found == _BY_TRANSFORMERS else layout.layers)
     for hook, sites in served.sites().items():
