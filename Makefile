@@ -99,11 +99,11 @@ test-vllm: $(VLLM)/.ready
 $(LM_EVAL)/.ready: $(STAMP)
 	$(PYTHON) -m venv $(LM_EVAL)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" > $$($(LM_EVAL)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
-	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt lm_eval
+	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "lm_eval[api]"
 	touch $@
 
 test-lm-eval: $(LM_EVAL)/.ready
-	$(LM_EVAL)/bin/python -m pytest tests/apps/test_lm_eval.py tests/apps/test_lm_eval_refusals.py
+	$(LM_EVAL)/bin/python -m pytest tests/apps/test_lm_eval.py tests/apps/test_lm_eval_refusals.py tests/apps/test_lm_eval_completions.py
 	$(LM_EVAL)/bin/python -m pytest tests/package/test_code_blocks.py -k "understood and lm-eval"
 
 # The table of architectures in docs/architectures.md.

@@ -19,12 +19,15 @@ SETTINGS = {
     "mistral": {},
     "qwen2": {},
     "qwen3": HEADS,
+    "gemma2": HEADS | {"query_pre_attn_scalar": 32, "attn_logit_softcapping": 1.0},
     "gemma3": HEADS | {"query_pre_attn_scalar": 32},
     "phi3": {},
     "gpt2": {},
+    "gpt-neox": {},
+    "olmo2": {},
     "stablelm": {},
 }
-"""Families, with what makes their heads 32 wide."""
+"""Families, with what makes their heads 32 wide, and the cap on Gemma-2's attention scores smaller than most of them."""
 
 
 SERVED = [family for family in SETTINGS if family != "stablelm"]
@@ -91,7 +94,7 @@ def replacement_at(config: Any, kind: str, **said: Any) -> Replacement:
 def tiny_model(family: str, root: Path) -> Tiny:
     """A random model of a family of `SETTINGS`, and what steers it, saved in the folder."""
     folder = save_tiny(family, root / "model", width=WIDTH, settings=SETTINGS[family])
-    hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     steering = _steering(hf.config)
     return Tiny(folder, hf, steering, {name: str(each.save(root / name)) for name, each in steering.items()})
 

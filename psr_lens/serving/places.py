@@ -166,7 +166,7 @@ def _load_model(original: Any, worker: Any, *args: Any, **kwargs: Any) -> Any:
     if served is not None:
         runner = worker.model_runner
         runner._psr_strengths = TokenStrengths(served, runner.max_num_tokens, runner.device)
-        put_gates(runner.get_model(), runner.model_config.hf_text_config, served, runner._psr_strengths.on_device)
+        put_gates(runner.get_model(), runner.model_config.architecture, served, runner._psr_strengths.on_device)
     return loaded
 
 

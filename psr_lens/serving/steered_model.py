@@ -16,16 +16,26 @@ from psr_lens.serving.gates import Gate
 from psr_lens.serving.requests import IN_FORCE, asks_to_be_steered
 from psr_lens.serving.served import Served
 
-ARCHITECTURES: Final = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Phi3ForCausalLM",
-    "GPT2LMHeadModel",
-)
-"""Classes of vLLM's models whose modules have the names that transformers gives them, and that were compared with it token by token."""
+_BY_TRANSFORMERS: Final = "TransformersForCausalLM"
+"""vLLM's class for architectures that it has no code for: `model` is the transformers model, with vLLM's attention."""
+ARCHITECTURES: Final = {
+    **{
+        name: name
+        for name in (
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+            "Gemma2ForCausalLM",
+            "Gemma3ForCausalLM",
+            "Phi3ForCausalLM",
+            "GPT2LMHeadModel",
+        )
+    },
+    **dict.fromkeys(("GPTNeoXForCausalLM", "Olmo2ForCausalLM"), _BY_TRANSFORMERS),
+}
+"""Architectures that were compared with transformers token by token, and the class of vLLM's that runs each. Modules in a layer have the
+names that transformers gives them."""
 _NEVER: Final = np.iinfo(np.int64).max
 
 
@@ -105,7 +115,7 @@ def check_model(name: str, config: Any, served: Served) -> None:
     """Refuse a model that cannot be steered as the replacements want.
 
     Args:
-        name: Name of the model's class.
+        name: Name of the model's class in transformers.
         config: Its transformers config.
         served: What steers.
 
@@ -121,23 +131,25 @@ def check_model(name: str, config: Any, served: Served) -> None:
         check_attachable(replacement, config, name)
 
 
-def put_gates(model: nn.Module, config: Any, served: Served, strengths: Tensor) -> None:
+def put_gates(model: nn.Module, name: str, served: Served, strengths: Tensor) -> None:
     """Put a gate on each module that corresponds to a hook point where a replacement acts, before the model is compiled.
 
     Args:
         model: The loaded model.
-        config: Its transformers config.
+        name: Name of its class in transformers; `check_model` has passed.
         served: What steers.
         strengths: The buffer of `TokenStrengths`.
 
     Raises:
-        InputError: the model is of another architecture.
-        ArtifactError: a replacement was made for a model of other sizes, or acts where no gate can be put.
+        ModelError: vLLM runs this architecture with another class than the one that was tried.
     """
-    name = type(model).__name__
-    check_model(name, config, served)
+    found, expected = type(model).__name__, ARCHITECTURES[name]
+    if found != expected:
+        raise ModelError(
+            f"vllm: {name} is run by {found}, where replacements were tried with {expected} alone. Install a version that was tried."
+        )
     layout = LAYOUTS[name]
-    layers = model.get_submodule(layout.layers)
+    layers = model.get_submodule("model.layers" if found == _BY_TRANSFORMERS else layout.layers)
     for hook, sites in served.sites().items():
         index, point = layer_and_point(hook)
         layer: nn.Module = layers[index]  # type: ignore[index]
@@ -162,18 +174,20 @@ def _put(module: nn.Module, gate: Gate, *, before: bool = False) -> None:
 
 def _on_output(module: Any, arguments: tuple[Any, ...], output: Any) -> Any:
     if not isinstance(output, tuple):
-        return _steered(output, output, module.psr_gate)
-    hidden, residual, *others = output  # a layer's two summands, which the next layer adds up
-    return (_steered(hidden, hidden + residual, module.psr_gate), residual, *others)
+        return _steered(output, output.flatten(0, -2), module.psr_gate)
+    hidden, residual, *others = output  # a layer's two summands, which the next layer adds up; None beside an attention's output
+    arriving = hidden if residual is None else hidden + residual
+    return (_steered(hidden, arriving.flatten(0, -2), module.psr_gate), residual, *others)
 
 
 def _on_input(module: Any, arguments: tuple[Any, ...]) -> Any:
     given, *others = arguments
     gate = module.psr_gate_before
-    heads = given.unflatten(-1, (gate.directions.shape[0], gate.directions.shape[-1]))
-    return (_steered(heads, heads, gate).flatten(-2), *others)
+    heads = given.flatten(0, -2).unflatten(-1, (gate.directions.shape[0], gate.directions.shape[-1]))
+    return (_steered(given, heads, gate), *others)
 
 
-def _steered(hidden: Tensor, arriving: Tensor, gate: Gate) -> Tensor:
-    total: Tensor = hidden.to(torch.float32) + gate(arriving)
-    return total.to(hidden.dtype)
+def _steered(given: Tensor, arriving: Tensor, gate: Gate) -> Tensor:
+    """`arriving` begins with the tokens; what is given may have all tokens in a batch of one, as transformers' modules take them."""
+    total: Tensor = given.to(torch.float32) + gate(arriving).reshape(given.shape)
+    return total.to(given.dtype)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from psr_lens.errors import ArtifactError, InputError
+from psr_lens.errors import ArtifactError, InputError, ModelError
 from psr_lens.replacement import Replacement, Site
 from psr_lens.serving.gates import Gate
 from psr_lens.serving.requests import IN_FORCE, cache_key, in_force
 from psr_lens.serving.served import served_by
-from psr_lens.serving.steered_model import TokenStrengths
+from psr_lens.serving.steered_model import TokenStrengths, put_gates
 
 WIDTH = 8
 CPU = torch.device("cpu")
@@ -261,3 +261,9 @@ def test_the_digest_of_the_graph_is_that_of_shapes_and_not_of_numbers(tmp_path):
     elsewhere = Replacement({"blocks.0.hook_resid_post": site("relu", 2)}, "R", "random", {})
     found = [digest(a=each) for each in (replacement(0), other, elsewhere)] + [digest(a=replacement(0), b=replacement(1))]
     assert len(set(found)) == 4
+
+
+def test_no_gate_is_put_on_a_class_that_was_not_tried(served):
+    for name, expected in (("LlamaForCausalLM", "LlamaForCausalLM"), ("GPTNeoXForCausalLM", "TransformersForCausalLM")):
+        with pytest.raises(ModelError, match=f"vllm: {name} is run by Linear, where replacements were tried with {expected} alone"):
+            put_gates(torch.nn.Linear(1, 1), name, served, torch.zeros(1, 1))

@@ -21,7 +21,7 @@ class _AllHandedOn(TyperCommand):
 
 @app.command("lm-eval", cls=_AllHandedOn)
 def lm_eval(*, given: Annotated[list[str] | None, typer.Option(hidden=True)] = None) -> None:
-    """Run lm-evaluation-harness with the model type psr; all arguments are those of its own command, lm_eval.
+    """Run lm-evaluation-harness with the model types psr and psr-completions; all arguments are those of its own command, lm_eval.
 
     psr-lens lm-eval --model psr --model_args pretrained=FOLDER,artifact=FOLDER,alpha=1.0 --tasks TASK
     """
@@ -29,7 +29,7 @@ def lm_eval(*, given: Annotated[list[str] | None, typer.Option(hidden=True)] = N
         from psr_lens._utils.optional import package
 
         command = package("lm_eval.__main__", "lm-eval")
-        from psr_lens.apps import lm_eval_model  # noqa: F401 (registers the model type)
+        from psr_lens.apps import lm_eval_completions, lm_eval_model  # noqa: F401 (register the model types)
 
         sys.argv[:] = ["psr-lens lm-eval", *(given or ())]
         command.cli_evaluate()
