@@ -43,6 +43,8 @@ def test_kv_memory_is_that_of_transformers_cache(script, family, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_each_kind_of_request_answers_as_transformers_does(script, family, tmp_path):
+    from _deployed import ALPHA
+
     folder = save_tiny(family, tmp_path / "model")
     random_replacement(psr.load_model(folder, backend="bridge"), size=1.0).save(tmp_path / "psr")
     by = script.ByTransformers(folder, tmp_path / "psr", torch.float32, device="cpu", compiled=False)
@@ -54,7 +56,7 @@ def test_each_kind_of_request_answers_as_transformers_does(script, family, tmp_p
         settings = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         return plain.generate(ids, attention_mask=torch.ones_like(ids), **settings)[:, ids.shape[1] :].tolist()
 
-    with psr.Replacement.load(tmp_path / "psr").attach(plain, script.ALPHA):
+    with psr.Replacement.load(tmp_path / "psr").attach(plain, ALPHA):
         steered = greedy([])
     wanted = {"none": greedy([]), "PSR": steered, "prompt": greedy(instruction)}
     assert len({json.dumps(each) for each in wanted.values()}) == 3
