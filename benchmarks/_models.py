@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import typer
@@ -49,17 +49,20 @@ def random_gpt2(sizes: dict[str, int], *, device: str = "cpu", dtype: torch.dtyp
 
 def a_psr(model: HookedModel, rank: int) -> Replacement:
     """Random probes and directions after every layer (seed 0), small enough to leave the numbers finite."""
+    return random_psr(model.cfg.n_layers, model.cfg.d_model, rank, fingerprint(model))
+
+
+def random_psr(layers: int, width: int, rank: int, made_for: dict[str, Any]) -> Replacement:
+    """The same for a model that is not loaded."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * 0.02
 
-    width = model.cfg.d_model
     sites = {
-        f"blocks.{layer}.hook_resid_post": Site(draw(rank, width), draw(rank, width), draw(rank), "relu")
-        for layer in range(model.cfg.n_layers)
+        f"blocks.{layer}.hook_resid_post": Site(draw(rank, width), draw(rank, width), draw(rank), "relu") for layer in range(layers)
     }
-    return Replacement(sites, "R", "A-PSR", fingerprint(model))
+    return Replacement(sites, "R", "A-PSR", made_for)
 
 
 def random_triplets(vocabulary: int, count: int, seed: int = 0) -> list[Triplet]:

@@ -184,7 +184,7 @@ def benchmark_script(name: str) -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module(name)
-    for each in (name, "_models", "_divergence", "_instructions", "_numbers", "gap", "screening"):
+    for each in (name, "_models", "_divergence", "_instructions", "_numbers", "_deployed", "_deploy_tables", "gap", "screening"):
         sys.modules.pop(each, None)
 
 
