@@ -228,8 +228,6 @@ CELLS: dict[str, Callable[[Setting], Replacement]] = {
 }
 """What is measured, by name; beside them the co-pilot, which is no replacement."""
 CO_PILOT: Final = "co-pilot"
-
-
 TIMED: Final = 16
 """Number of answers by which the co-pilot's cost is measured."""
 MARGIN: Final = 2.0
