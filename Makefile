@@ -38,7 +38,7 @@ $(TL4)/.ready: pyproject.toml constraints.txt
 	$(call environment,$(TL4),$(TL4)/constraints.txt)
 
 # All that `.ci/run` needs; `--jobs 2` builds two at a time.
-environments: $(STAMP) $(TL4)/.ready $(VLLM)/.ready $(LM_EVAL)/.ready $(DOCS_STAMP)
+environments: $(STAMP) $(TL4)/.ready $(VLLM)/.ready $(LM_EVAL)/.ready-api $(DOCS_STAMP)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -96,13 +96,13 @@ test-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python $(PYTEST) tests/serving
 
 # lm_eval with what it brings, scipy and scikit-learn among it (335 MB), on top of the packages of $(VENV), which are left as they are.
-$(LM_EVAL)/.ready: $(STAMP)
+$(LM_EVAL)/.ready-api: $(STAMP)
 	$(PYTHON) -m venv $(LM_EVAL)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" > $$($(LM_EVAL)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
 	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "lm_eval[api]"
 	touch $@
 
-test-lm-eval: $(LM_EVAL)/.ready
+test-lm-eval: $(LM_EVAL)/.ready-api
 	$(LM_EVAL)/bin/python -m pytest tests/apps/test_lm_eval.py tests/apps/test_lm_eval_refusals.py tests/apps/test_lm_eval_completions.py
 	$(LM_EVAL)/bin/python -m pytest tests/package/test_code_blocks.py -k "understood and lm-eval"
 

@@ -52,7 +52,7 @@ class Run(NamedTuple):
     whole: float
     """Seconds to the last token of the last request."""
     first_cpu: float
-    """CPU seconds until the first request has its first token."""
+    """CPU seconds until all requests have their first token."""
     whole_cpu: float
     blocks: float | None
     """Most blocks of the KV cache in use at a time, per request; None without blocks."""
@@ -103,10 +103,13 @@ class ByVLLM:
         )
         engine = self.llms[kind.gated].llm_engine
         blocks = engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+        warm = False
 
         def run(questions: Sequence[Sequence[int]]) -> Run:
+            nonlocal warm
             prompts = [{"prompt_token_ids": [*(instruction if kind.instructed else ()), *ids]} for ids in questions]
             first: dict[str, float] = {}
+            found: dict[str, int] = {}
             answers: dict[str, Sequence[int]] = {}
             free = least = blocks.get_num_free_blocks()
             first_cpu = 0.0
@@ -115,11 +118,17 @@ class ByVLLM:
                 engine.add_request(str(index), prompt, params)
             while engine.has_unfinished_requests():
                 for answer in engine.step():
-                    first_cpu = first_cpu or time.process_time() - began_cpu
                     first.setdefault(answer.request_id, time.perf_counter() - began)
+                    found[answer.request_id] = answer.num_cached_tokens
                     answers[answer.request_id] = answer.outputs[0].token_ids
                 least = min(least, blocks.get_num_free_blocks())
+                if not first_cpu and len(first) == len(prompts):
+                    first_cpu = time.process_time() - began_cpu
             ended, ended_cpu = time.perf_counter(), time.process_time()
+            wanted = len(instruction) // BLOCK * BLOCK if kind.cached else 0
+            if set(found.values()) != {wanted} and (warm or not kind.cached):
+                raise RuntimeError(f"{kind}: found {found} tokens in the prefix cache, expected {wanted}")
+            warm = True
             mean, used = sum(first.values()) / len(first), (free - least) / len(prompts)
             said = [answers[str(index)] for index in range(len(prompts))]
             return Run(mean, ended - began, first_cpu, ended_cpu - began_cpu, used, said)

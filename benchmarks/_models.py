@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import psr_lens as psr
+from psr_lens._utils.numbers import counted
 from psr_lens.models import HookedModel, fingerprint
 from psr_lens.prompts import PromptPair, Triplet
 from psr_lens.replacement import Replacement, Site
@@ -126,5 +127,5 @@ def machine(device: str = "cpu") -> str:
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
-        name = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        name = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {counted(torch.get_num_threads(), 'thread')}"
     return f"{name}, torch {torch.__version__}"

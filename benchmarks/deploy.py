@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final
 import torch
 import typer
 from _deploy_tables import put_into, tables_of
-from _deployed import BLOCK, KINDS, ByTransformers, ByVLLM, Run, kv_bytes_per_token
+from _deployed import ALPHA, BLOCK, KINDS, ByTransformers, ByVLLM, Run, kv_bytes_per_token
 from _models import machine, random_psr
 from _numbers import opened
 from tqdm import tqdm
@@ -54,9 +54,9 @@ def instruction_ids(tokenizer: Any, length: int) -> list[int]:
     return list(tokenizer(TEXT * length, add_special_tokens=False)["input_ids"][:length])
 
 
-def random_questions(vocabulary: int, count: int, turn: int) -> list[list[int]]:
-    """Questions of random tokens, others in every turn, so that no prefix cache has them."""
-    draw = random.Random(f"{SEED} {turn}")
+def random_questions(vocabulary: int, count: int, asked_by: str) -> list[list[int]]:
+    """Questions of random tokens, others for every kind of request in every turn of a cell, so that no prefix cache has them."""
+    draw = random.Random(f"{SEED} {asked_by}")
     return [[draw.randrange(10, vocabulary) for _ in range(QUESTION)] for _ in range(count)]
 
 
@@ -64,9 +64,8 @@ def cell(jobs: dict[str, Callable[..., Run]], vocabulary: int, requests: int, la
     """Runs of every kind of request; the kinds take turns, and the first turn, which fills caches, does not count."""
     runs: dict[str, list[Run]] = {name: [] for name in jobs}
     for turn in tqdm(range(TURNS + 1), desc=label, leave=False):
-        questions = random_questions(vocabulary, requests, turn)
         for name in list(jobs)[:: 1 if turn % 2 else -1]:
-            found = jobs[name](questions)
+            found = jobs[name](random_questions(vocabulary, requests, f"{label}, {turn}, {name}"))
             if turn:
                 runs[name].append(found)
     return runs
@@ -98,7 +97,7 @@ def measure(
     per_token = kv_bytes_per_token(config, DTYPE)
     rank = max(each.rank for each in psr.Replacement.load(artifact).sites.values())
     settings = {"model": folder.name, "dtype": str(DTYPE).removeprefix("torch."), "question": QUESTION, "new": NEW, "block": BLOCK}
-    settings |= {"kv bytes per token": per_token, "rank": rank}
+    settings |= {"kv bytes per token": per_token, "rank": rank, "alpha": ALPHA, "turns": TURNS}
     if content.setdefault("settings", settings) != settings:
         raise typer.BadParameter(f"got {settings}, expected those of the file, {content['settings']}. Give another --json.")
     held = content["ways"].setdefault(f"{way} on {device}", {"cells": {}})
@@ -112,7 +111,9 @@ def measure(
         by = ByVLLM(folder, artifact, DTYPE, tokens=tokens, requests=at_once, kv_bytes=per_token * tokens * (2 * at_once + 1))
     else:
         by = ByTransformers(folder, artifact, DTYPE, device=device, compiled=way.endswith("compiled"))
-    held |= {"machine": machine(device), "versions": versions(way)}
+    for key, value in {"machine": machine(device), "versions": versions(way)}.items():
+        if held.setdefault(key, value) != value:
+            raise typer.BadParameter(f"got {value}, expected that of the file, {held[key]}. Give another --json.")
     for requests, length in lacking:
         ids = instruction_ids(tokenizer, length)
         jobs = {name: by.job(kind, ids, NEW) for name, kind in KINDS.items()}

@@ -1,6 +1,6 @@
 """How long a reader of the playground waits for the first token of each column, and whether columns grow together.
 
-python benchmarks/first_token.py MODEL ARTIFACT... --question TEXT
+python benchmarks/first_token.py MODEL ARTIFACT... --question TEXT --instruction TEXT
 
 Seconds from asking to a column's first token, over HTTP as the page asks: in the first run, and the median and range of five more.
 """

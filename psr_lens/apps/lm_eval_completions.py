@@ -50,7 +50,8 @@ class SteeredCompletions(LocalCompletionsAPI):  # type: ignore[misc]
             remedy = "A request says once where it is steered from; `num_concurrent` has many of them answered together."
             raise InputError("batch_size", brief(self._batch_size), "1", remedy)
         if not self.tokenized_requests:
-            raise InputError("tokenized_requests", False, "True, since the context's length is counted in tokens")
+            remedy = "Give a `tokenizer`, and leave `tokenizer_backend` out."
+            raise InputError("tokenized_requests", False, "True, since the context's length is counted in tokens", remedy)
 
     def batch_loglikelihood_requests(self, chunks: Any) -> tuple[list[list[int]], list[int], list[Any]]:
         """The texts of requests, each of which knows its context's length, those lengths, and the keys of the cache."""

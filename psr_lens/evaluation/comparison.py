@@ -55,7 +55,7 @@ class MethodTrace:
     component: Float[Tensor, "token layer"] | None = None
     """Signed length of Δ_AS along the direction of the prompt's mean difference, after each layer, in the activation's units."""
     fits: tuple[Mapping[str, Any], ...] = ()
-    """Settings of the fit of each replacement in it, or of the adapter, as they are recorded."""
+    """Settings of the fit of each replacement in it, or of the adapter, as they are recorded; in a sum after its name and its factor."""
 
     @property
     def site_layers(self) -> tuple[int, ...]:

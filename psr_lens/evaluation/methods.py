@@ -117,10 +117,13 @@ def parts_of(method: Method) -> tuple[Part, ...]:
 
 
 def fits_of(method: Method) -> tuple[Mapping[str, Any], ...]:
-    """Settings of the fits that a method consists of: one for each part of a plan."""
+    """Settings of the fits that a method consists of; those of a sum begin with the replacement's name and its factor."""
     if isinstance(method, InWeights):
         return (dict(method.settings),)
-    return tuple(dict(part.replacement.settings) for part in parts_of(method))
+    parts = parts_of(method)
+    if len(parts) == 1:
+        return (dict(parts[0].replacement.settings),)
+    return tuple({"method": part.replacement.method, "factor": part.factor, **part.replacement.settings} for part in parts)
 
 
 def strengths(alpha: Any, names: Sequence[str]) -> dict[str, float]:

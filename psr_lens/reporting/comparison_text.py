@@ -188,7 +188,8 @@ def _method_lines(name: str, trace: MethodTrace) -> list[tuple[str, str]]:
     kinds = list(dict.fromkeys(hook.split(".", 2)[2] for hook in trace.hooks))
     where = f"{ranges(sorted(set(trace.site_layers)))}, at {' and '.join(kinds)}" if kinds else "none (weights)"
     fits = [", ".join(f"{key} {_setting(value)}" for key, value in fit.items()) for fit in trace.fits if fit]
-    return [(f"{name} acts at layers", where), *((f"{name} was fitted with", fit) for fit in fits)]
+    parts = [f"{name}, part {number}," for number in range(1, len(fits) + 1)] if len(fits) > 1 else [name]
+    return [(f"{name} acts at layers", where), *((f"{part} was fitted with", fit) for part, fit in zip(parts, fits, strict=False))]
 
 
 def _setting(value: object) -> str:

@@ -320,7 +320,10 @@ def test_a_plan_is_compared_as_its_sum(model, few):
     plan = first - 0.5 * replace(second, span="QR")
     trace = psr.compare(model, few, {"plan": plan}, span="QR", alpha=0.8).methods["plan"]
     assert trace.site_layers == (1, 2, 4)
-    assert trace.fits == (first.settings, second.settings)
+    assert trace.fits == (
+        {"method": first.method, "factor": 1.0, **first.settings},
+        {"method": second.method, "factor": -0.5, **second.settings},
+    )
     point = "blocks.2.hook_resid_post"
     without = replace(first, sites={"blocks.1.hook_resid_post": first.sites["blocks.1.hook_resid_post"]})
     before, after = (collect(model, few, [point], "base", "QR", steered=PassSteering(each, 0.8))[point] for each in (without, plan))

@@ -1,4 +1,4 @@
-"""`benchmarks/deploy.py`: its instructions, KV memory and tables, and that its requests answer as they should."""
+"""`benchmarks/deploy.py`: its instructions, KV memory and tables, and that its requests to transformers answer as they should."""
 
 import json
 
@@ -27,9 +27,17 @@ def test_an_instruction_has_exactly_so_many_tokens_and_begins_as_a_shorter_one_d
     assert script.instruction_ids(tokenizer, length + 5)[:length] == found
 
 
-def test_questions_differ_between_requests_and_turns(script):
-    found = [tuple(ids) for turn in (0, 1) for ids in script.random_questions(1_000, 3, turn)]
-    assert len(set(found)) == 6
+def test_no_question_is_asked_twice(script):
+    found = []
+
+    def job(questions):
+        found.extend(tuple(ids) for ids in questions)
+        return script.Run(0.1, 0.2, 0.1, 0.2, None)
+
+    for label in ("8 × 20", "8 × 60"):
+        runs = script.cell({"prompt": job, "prompt, cached": job}, 1_000, 8, label)
+        assert [len(each) for each in runs.values()] == [script.TURNS] * 2
+    assert len(set(found)) == len(found) == 2 * 2 * 8 * (script.TURNS + 1)
     assert {len(ids) for ids in found} == {script.QUESTION}
 
 
