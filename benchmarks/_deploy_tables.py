@@ -65,7 +65,9 @@ def _cpu_times(held: dict[str, Any]) -> list[str]:
         parts = [[[run.first_cpu, run.whole_cpu] for run in runs[name]] for name in SHOWN]
         medians = [[1_000 * statistics.median(each) / requests for each in zip(*found, strict=True)] for found in parts]
         rows.append([str(requests), f"{length:,}", *(f"{first:,.0f} / {whole:,.0f}" for first, whole in medians)])
-    title = "CPU time in ms, divided by the number of requests: until all have their first token / until all have their last, medians:"
+    title = (
+        "CPU time in ms, divided by the number of requests: until all have their first token / until all have their last, medians:"
+    )
     return [title, "", *_table(("requests at a time", "tokens of the instruction", *SHOWN), rows)]
 
 
@@ -125,7 +127,9 @@ def _memory(content: dict[str, Any]) -> list[str]:
             counted = runs[name][0].blocks
             row.append(cell if counted is None else f"{cell} ({counted:.1f})")
         rows.append(row)
-    title = "KV memory of a request in MB, from the model's config; of a cached instruction only what is behind its last whole block, "
+    title = (
+        "KV memory of a request in MB, from the model's config; of a cached instruction only what is behind its last whole block, "
+    )
     title += "since the rest is held once for all requests. In brackets: the most blocks that the engine counted in use, for "
     title += f"{largest} requests, divided by {largest}; blocks that they share are counted once:"
     return [title, "", *_table(("tokens of the instruction", *SHOWN), rows)]
