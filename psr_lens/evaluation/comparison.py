@@ -26,7 +26,7 @@ from psr_lens.errors import InputError
 from psr_lens.evaluation.distance import Distance, distance
 from psr_lens.evaluation.methods import PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
-from psr_lens.models.hook_points import layer_of
+from psr_lens.models.hook_points import layer_of, point_of
 from psr_lens.prompts import Span, TokenTable
 from psr_lens.results.table import ResultTable
 
@@ -66,7 +66,7 @@ class MethodTrace:
         """A hook point by its layer, and by its own name too if it is not the only one of the layer."""
         layer = self.site_layers[site]
         alone = self.site_layers.count(layer) == 1
-        return f"layer {layer}" if alone else f"layer {layer}, {self.hooks[site].split('.', 2)[2]}"
+        return f"layer {layer}" if alone else f"layer {layer}, {point_of(self.hooks[site])}"
 
     def __repr__(self) -> str:
         """Tokens, layers and hook points in one line."""

@@ -130,6 +130,11 @@ def layer_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def point_of(name: str) -> str:
+    """The point of a layer in a hook name, `blocks.3.hook_resid_post` → `hook_resid_post`; a point outside the blocks as it is."""
+    return re.sub(r"^blocks\.\d+\.", "", name)
+
+
 @checks_arguments
 def hook_points(model: HookedModel) -> HookPointTable:
     """Every distinct hook point that fires in a forward pass of `model`, in the order of firing, as a table.

@@ -178,7 +178,8 @@ def token_axis(figure: go.Figure, labels: list[str]) -> None:
     layers = list(dict.fromkeys(layer for panel in figure.data for layer in panel.x))
     if len(layers) > _NARROW:  # whose labels would stand upright in narrow panels if there were as many as fit
         labelled = max(3, _LAYER_LABELS // len({panel.xaxis for panel in figure.data}))
-        step = next(step for step in (2, 5, 10, 20, 50) if len(layers) <= step * labelled)
+        least = math.ceil(len(layers) / labelled)
+        step = next((step for step in (2, 5, 10, 20, 50) if step >= least), least)
         figure.update_xaxes(tickmode="array", tickvals=layers[::step])
     # Rows are numbers, since a repeated token would otherwise share its row.
     every = math.ceil(len(labels) / _LABELS)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from psr_lens.activations.statistics import CapturedStatistics
 from psr_lens.errors import InputError
-from psr_lens.models.hook_points import layer_of
+from psr_lens.models.hook_points import layer_of, point_of
 from psr_lens.plots.look import Look, draws
 from psr_lens.plots.style import escaped, layer_colors, titled
 
@@ -85,7 +85,7 @@ def rank_energy(statistics: CapturedStatistics, hooks: Sequence[str] | None = No
 
 
 def _label(name: str, drawn: Sequence[str]) -> str:
-    layer, kinds = layer_of(name), {each.split(".", 2)[-1] for each in drawn}
+    layer, kinds = layer_of(name), {point_of(each) for each in drawn}
     if layer is None or len(kinds) > 1:
         return name.replace("blocks.", "").replace("hook_", "")
     return f"layer {layer}"

@@ -15,6 +15,7 @@ from psr_lens._utils.short_text import shortened
 from psr_lens.errors import InputError
 from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.methods import PROMPT
+from psr_lens.models.hook_points import point_of
 from psr_lens.plots.argument_checks import check_most
 from psr_lens.plots.look import Look, draws
 from psr_lens.plots.scales import Scale, View, chosen_scale, hover_of, of_comparison, views_of
@@ -152,7 +153,7 @@ def _coefficients(trace: MethodTrace | None, layer: int, rows: Int[Tensor, " row
         return {}
     sites = [site for site, at in enumerate(trace.site_layers) if at == layer]
     pairs = torch.stack([trace.coefficient, trace.projection], dim=2)[rows]
-    return {f"{trace.hooks[site].split('.', 2)[2]}: " if len(sites) > 1 else "": pairs[:, site] for site in sites}
+    return {f"{point_of(trace.hooks[site])}: " if len(sites) > 1 else "": pairs[:, site] for site in sites}
 
 
 def _drawn(view: View, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from psr_lens._utils.optional import versions
 from psr_lens._utils.safe_files import write_text
 from psr_lens._utils.sequences import ranges
-from psr_lens.models.hook_points import layer_of
+from psr_lens.models.hook_points import layer_of, point_of
 from psr_lens.replacement.spec import ReplacementSpec
 from psr_lens.results.result import Result
 from psr_lens.results.table import ResultTable
@@ -160,7 +160,7 @@ def _hook_points(names: Iterable[str]) -> str:
     kinds: dict[str, list[int]] = {}
     for name in names:
         layer = layer_of(name)
-        kinds.setdefault(re.sub(r"^blocks\.\d+\.", "", name), []).extend([] if layer is None else [layer])
+        kinds.setdefault(point_of(name), []).extend([] if layer is None else [layer])
     return "; ".join(
         f"{kind} in layer{'s' if len(layers) > 1 else ''} {ranges(layers)}" if layers else kind for kind, layers in kinds.items()
     )

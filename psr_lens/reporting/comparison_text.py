@@ -17,6 +17,7 @@ from psr_lens.evaluation.comparison import Comparison, MethodTrace
 from psr_lens.evaluation.distance import Distance
 from psr_lens.evaluation.methods import NONE, PARAPHRASE, PROMPT
 from psr_lens.evaluation.scores import Scores
+from psr_lens.models.hook_points import point_of
 from psr_lens.plots.style import PALETTE, method_styles, shown_name
 from psr_lens.results.bootstrap import Interval
 
@@ -185,7 +186,7 @@ def _row(name: str, color: str, scores: Scores | None, last: tuple[float, float,
 
 def _method_lines(name: str, trace: MethodTrace) -> list[tuple[str, str]]:
     """Where a method acts, and how each fit in it was made."""
-    kinds = list(dict.fromkeys(hook.split(".", 2)[2] for hook in trace.hooks))
+    kinds = list(dict.fromkeys(point_of(hook) for hook in trace.hooks))
     where = f"{ranges(sorted(set(trace.site_layers)))}, at {' and '.join(kinds)}" if kinds else "none (weights)"
     fits = [", ".join(f"{key} {_setting(value)}" for key, value in fit.items()) for fit in trace.fits if fit]
     parts = [f"{name}, part {number}," for number in range(1, len(fits) + 1)] if len(fits) > 1 else [name]

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from helpers import named
@@ -14,6 +15,7 @@ from psr_lens import plots
 from psr_lens.activations.massive_activations import MassiveActivations, MassiveToken
 from psr_lens.errors import InputError
 from psr_lens.plots import style, text_strips
+from psr_lens.plots.heatmap import token_axis
 from psr_lens.prompts.token_text import readable, readable_text
 
 # Coefficients under the strips
@@ -96,6 +98,12 @@ def test_of_many_layers_so_many_are_labelled_as_stand_side_by_side_in_a_narrow_w
     figure = plots.magnitude_heatmap(deep, methods=methods)
     assert [int(label) for label in figure.layout.xaxis.tickvals] == labels
     assert plots.magnitude_heatmap(comparison(layers=12)).layout.xaxis.tickvals is None
+
+
+def test_any_number_of_columns_is_labelled():
+    figure = go.Figure([go.Heatmap(x=list(range(700)), z=[[0] * 700], xaxis=f"x{panel}") for panel in range(1, 6)])
+    token_axis(figure, ["a"])
+    assert len(figure.layout.xaxis.tickvals) == 3
 
 
 TWICE = ("blocks.1.hook_attn_out", "blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out", "blocks.3.hook_mlp_out")
