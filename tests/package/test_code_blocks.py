@@ -27,8 +27,6 @@ from typer.testing import CliRunner
 import psr_lens as psr
 from psr_lens.apps.cli import app
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 STANDALONE = {
@@ -130,6 +128,7 @@ def stand_ins(organism, unchecked, monkeypatch, tmp_path):
     return {"hf_model": organism.hf, "input_ids": ids}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON_PAGES)
 def test_python_runs(page, world, stand_ins):  # noqa: F811
     few = {name: each[:FEW] for name, each in world.items() if name in ("pairs", "triplets")}
@@ -212,8 +211,10 @@ def test_other_lines_of_shell_name_what_exists():
         match words:
             case ["make", *targets]:
                 assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), told
-            case ["pip", "install", package]:
-                assert set(re.findall(r"[\w-]+", package.partition("[")[2])) <= set(extras), told
+            case ["pip", "install", *packages]:
+                for name, _, wanted in (package.partition("[") for package in packages):
+                    known = {"api"} if name == "lm_eval" else set(extras)
+                    assert set(re.findall(r"[\w-]+", wanted)) <= known, told
             case [".venv/bin/python", "-m", "pytest", *rest]:
                 tests = [each.partition("::")[0] for each in rest if each.startswith("tests/")]
                 assert all((ROOT / each).exists() for each in tests), told
@@ -237,6 +238,7 @@ def test_data_can_be_read(block):
         assert all(json.loads(line) for line in block.code.splitlines())
 
 
+@pytest.mark.slow
 def test_cheap_commands_run(tmp_path, monkeypatch):
     """The session of the page on the command line, with the files that it shows."""
     page = "docs/command-line.md"
