@@ -76,7 +76,18 @@ def hardly_any_logits(model: HookedModel) -> Iterator[None]:
 
     With a large vocabulary those of all positions take as long as several layers, and more memory than all activations.
     """
-    with _unembedding(model, lambda residual: residual[:, :1]):
+    with _unembedding(model, lambda residual: residual[:, :1].contiguous()):
+        yield
+
+
+@contextmanager
+def contiguous_unembedding(model: HookedModel | torch.nn.Module) -> Iterator[None]:
+    """What is unembedded is copied together first inside a `with` block.
+
+    Of a slice, such as the last position of each sequence, torch makes one matrix product a sequence, which takes many times as long where
+    the weights have no gradients; in half precision on a CPU it also copies the weights for each of them.
+    """
+    with _unembedding(model, torch.Tensor.contiguous):
         yield
 
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from psr_lens.models.cache_argument import cache_argument, carry_cache
-from psr_lens.models.forward_pass import hardly_any_logits, logits_at, position_ids, stopped
+from psr_lens.models.forward_pass import contiguous_unembedding, hardly_any_logits, logits_at, position_ids, stopped
 from psr_lens.models.hooked_model import HookedModel, device_of, is_bridge
 
 LEAST_COLUMNS: Final = 8
@@ -175,7 +175,9 @@ class TransformersDecoder:
     def step(self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"]) -> Float[Tensor, "batch d_vocab"]:
         """Run the new tokens; see `Decoder.step`."""
         given = self._state.arguments(mask, new.shape[1])
-        return cast(Tensor, self._model(input_ids=self._state.tokens(new), **given, **self._last_only).logits)[:, -1].to(new.device)
+        with contiguous_unembedding(self._model):
+            found = self._model(input_ids=self._state.tokens(new), **given, **self._last_only)
+        return cast(Tensor, found.logits)[:, -1].to(new.device)
 
     def logits(
         self, new: Int[Tensor, "batch new"], mask: Int[Tensor, "batch position"], rows: Int[Tensor, " row"]

@@ -13,6 +13,9 @@ from psr_lens.replacement.site import Rule, Site
 
 _ORDER: Final[tuple[tuple[Rule, ...], ...]] = (("relu",), ("sigmoid",), ("linear", "constant", "projection"))
 """Rules with the same nonlinearity are computed together: ReLU, logistic function, none."""
+_FEW: Final = 8
+"""Up to so many directions are added up one by one: a compiler makes one loop of that and of what comes after it, and calls a matrix
+product by itself."""
 
 
 class Gate(nn.Module):
@@ -47,6 +50,8 @@ class Gate(nn.Module):
         self.register_buffer("directions", torch.cat([site.directions for _, site in ordered], -2), False)
         self.register_buffer("strengths", strengths, False)
         columns = [column for column, site in ordered for _ in range(site.rank)]
+        self.only = columns[0] if len(set(columns)) == 1 else None
+        """The column of all sites, if they share one; else each direction's is in `columns`."""
         self.register_buffer("columns", torch.tensor(columns, device=device), False)
 
     def forward(self, arriving: Float[Tensor, "token *head width"]) -> Float[Tensor, "token *head width"]:
@@ -58,9 +63,21 @@ class Gate(nn.Module):
         relu, sigmoid, plain = read.split(self.ranks, -1)
         parts = [part for part, rank in zip((relu.relu(), sigmoid.sigmoid(), plain), self.ranks, strict=True) if rank]
         coefficients = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        weights = self.strengths.narrow(0, 0, arriving.shape[0]).index_select(1, self.columns)
-        added = (coefficients * weights) @ self.directions
+        strengths = self.strengths.narrow(0, 0, arriving.shape[0])
+        weights = strengths.index_select(1, self.columns) if self.only is None else strengths.narrow(1, self.only, 1)
+        added = _weighted_sum(coefficients * weights, self.directions)
         return added.transpose(0, 1) if rows.ndim == 3 else added
+
+
+def _weighted_sum(
+    coefficients: Float[Tensor, "*head token rank"], directions: Float[Tensor, "*head rank width"]
+) -> Float[Tensor, "*head token width"]:
+    """The directions, each times its coefficient, added up."""
+    rank = directions.shape[-2]
+    if rank > _FEW:
+        return coefficients @ directions
+    first, *others = (coefficients[..., each, None] * directions[..., None, each, :] for each in range(rank))
+    return sum(others, first)
 
 
 def _probes(site: Site) -> Tensor:

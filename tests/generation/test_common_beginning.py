@@ -126,3 +126,21 @@ def test_a_hook_of_the_users_sees_whole_batches(load, calls):
 def test_it_changes_no_response_on_any_architecture(tiny):
     pairs = prompts_after(*ENDS)
     assert responses(tiny.model, pairs, sampling=GREEDY) == one_by_one(tiny.model, pairs, sampling=GREEDY)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_positions_of_all_prompts_are_unembedded_in_one_matrix_product(load, backend, calls, monkeypatch):
+    """Of a slice torch makes one for each prompt, and in half precision copies the weights for each."""
+    model, pairs = load("organism", backend).model, prompts_after(*ENDS)
+    given, real = [], torch.nn.functional.linear
+
+    def linear(activation, weight, bias=None):
+        if weight.shape[0] == model.cfg.d_vocab:
+            given.append(activation)
+        return real(activation, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    responses(model, pairs, sampling=GREEDY)
+    together = [each for each in given if each.shape[0] == len(pairs)]
+    assert calls[1][1] > 1  # several positions of each prompt are run, of which one is unembedded
+    assert together and all(each.is_contiguous() and each.shape[1] == 1 for each in together)
