@@ -143,4 +143,5 @@ def test_the_last_positions_of_all_prompts_are_unembedded_in_one_matrix_product(
     responses(model, pairs, sampling=GREEDY)
     together = [each for each in given if each.shape[0] == len(pairs)]
     assert calls[1][1] > 1  # several positions of each prompt are run, of which one is unembedded
-    assert together and all(each.is_contiguous() and each.shape[1] == 1 for each in together)
+    assert together
+    assert all(each.is_contiguous() and each.shape[1] == 1 for each in together)
