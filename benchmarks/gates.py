@@ -33,7 +33,7 @@ ORDERS: Final = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 """In which the engines are made, one for each process."""
 CONCURRENCY: Final = (1, 8)
 QUESTION: Final = 32
-STEPS, TURNS, RUNS = 16, 8, 3
+STEPS, TURNS, RUNS = 16, 8, 2
 """Steps in a turn, each of which makes a token for each request; turns in a run; runs."""
 NEW: Final = STEPS * TURNS + 1
 """Tokens of an answer: the first comes with the prompt, and is not timed."""

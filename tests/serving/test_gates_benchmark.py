@@ -1,7 +1,9 @@
-"""`benchmarks/gates.py`: ratios of turns that were next to each other, and engines in every order."""
+"""`benchmarks/gates.py`: ratios of turns that were next to each other, engines in every order, and the page's table."""
+
+import json
 
 import pytest
-from helpers import benchmark_script
+from helpers import BENCHMARKS, benchmark_script
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +32,9 @@ def test_ratios_are_to_both_engines_without_gates_turn_by_turn(script):
 def test_each_engine_is_made_first_second_and_last(script):
     assert sorted(map(sorted, script.ORDERS)) == [[0, 1, 2]] * 3
     assert all(sorted(order[place] for order in script.ORDERS) == [0, 1, 2] for place in range(3))
+
+
+def test_the_table_in_the_page_is_that_of_the_numbers(script):
+    content = json.loads((BENCHMARKS / "gates.json").read_text(encoding="utf-8"))
+    assert list(content["processes"]) == [str(order) for order in range(len(script.ORDERS))]
+    assert script.table_of(content) in (BENCHMARKS.parent / "docs" / "serving.md").read_text(encoding="utf-8")
