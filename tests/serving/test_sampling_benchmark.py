@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import typer
 from helpers import BENCHMARKS, benchmark_script
 
 
@@ -32,3 +33,13 @@ def test_a_ratio_is_that_of_tokens_a_second_within_a_turn(script):
 
 def test_questions_are_as_many_as_responses_and_all_different(script):
     assert len(set(script.questions())) == script.COUNT
+
+
+def test_numbers_of_other_settings_are_not_added_to(script, tmp_path):
+    file, settings = tmp_path / "numbers.json", {"new": 32}
+    content, save = script.opened_for(file, settings, {"runs": {}})
+    content["runs"]["tiny"] = 1
+    save()
+    assert script.opened_for(file, settings, {"runs": {}})[0] == {"new": 32, "runs": {"tiny": 1}}
+    with pytest.raises(typer.BadParameter, match=r"got {'new': 8}, expected those of the file, {'new': 32}"):
+        script.opened_for(file, {"new": 8}, {"runs": {}})
